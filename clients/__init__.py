@@ -1,0 +1,1 @@
+"""The silo side: what one institution runs."""

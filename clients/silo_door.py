@@ -1,0 +1,64 @@
+"""From a Flower context to the silo behind it."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context
+
+from fedsynth.config import RunConfig
+from fedsynth.data import Federation, Silo, folder_silo, load_federation
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+
+@lru_cache(maxsize=2)
+def _federation(config: RunConfig) -> Federation:
+    """The simulated silos' dataset, read once a process: one Ray actor serves many clients."""
+    return load_federation(config)
+
+
+def silo_name(context: Context) -> str:
+    """Name of the silo in logs and answers: ``silo-name`` of the node config, or ``silo-<partition-id>``."""
+    node = context.node_config
+    if "silo-name" in node:
+        return str(node["silo-name"])
+    return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
+
+
+def identity(context: Context) -> ConfigRecord:
+    """The ``silo`` record of every answer."""
+    if "partition-id" in context.node_config and "data-path" not in context.node_config:
+        return ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
+    return ConfigRecord({"silo-name": silo_name(context)})
+
+
+def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
+    """Open the silo's own folder (``data-path`` of the node config), or its partition of the named dataset.
+
+    Raises:
+        UserError: neither is given, or the images cannot be used.
+    """
+    node = context.node_config
+    if "data-path" in node:
+        return folder_silo(
+            Path(str(node["data-path"])),
+            silo_name(context),
+            holdout_fraction=config.data.holdout_fraction,
+            seed=config.run.seed,
+            image_size=spec.size,
+            channels=spec.channels,
+            classes=spec.classes,
+            skip_bad_images=config.data.skip_bad_images,
+        )
+    if "partition-id" in node:
+        return _federation(config).silo(int(node["partition-id"]), config)
+    raise UserError("node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'")
+
+
+def state_folder(context: Context, config: RunConfig) -> Path:
+    """Where this silo keeps its models: ``state-path`` of the node config, otherwise ``state-dir`` of the run."""
+    silo = re.sub(r"[^\w.-]", "_", silo_name(context))
+    return Path(str(context.node_config.get("state-path", config.run.state_dir))).absolute() / silo

@@ -1,0 +1,1 @@
+"""fedsynth: several institutions make one synthetic image dataset together, without showing anyone their images."""

@@ -1,0 +1,30 @@
+"""Data: datasets by name, partitions into simulated silos, and what one silo sees."""
+
+from __future__ import annotations
+
+from fedsynth.data.celeba import CELEBA_CLASSES
+from fedsynth.data.datasets import DATASETS, load_dataset
+from fedsynth.data.federation import Federation, load_federation
+from fedsynth.data.image_folder import read_image_folder
+from fedsynth.data.labelled_images import LabelledImages
+from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
+from fedsynth.data.silo import Silo, folder_silo, simulated_silo, split_holdout
+
+__all__ = [
+    "CELEBA_CLASSES",
+    "DATASETS",
+    "PARTITIONS",
+    "Federation",
+    "LabelledImages",
+    "Silo",
+    "folder_silo",
+    "label_counts",
+    "load_dataset",
+    "load_federation",
+    "manifest",
+    "partition",
+    "partition_parameters",
+    "read_image_folder",
+    "simulated_silo",
+    "split_holdout",
+]

@@ -1,0 +1,181 @@
+"""The datasets by name: each gives a train fold for the silos and a test fold that stays with the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.data.celeba import load_celeba
+from fedsynth.data.image_folder import has_folds, load_image_folder
+from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
+from fedsynth.data.pixels import conform
+from fedsynth.errors import UserError, unknown_choice
+
+_DIGITS_SPLIT_SEED = 0
+_TEN_DIGITS = tuple(map(str, range(10)))
+
+
+@dataclass(frozen=True)
+class _Request:
+    name: str
+    root: Path | None
+    image_size: int | None
+    channels: int | None
+    download: bool
+    skip_bad_images: bool
+    seed: int
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    download: bool = False,
+    skip_bad_images: bool = False,
+    seed: int = 0,
+) -> Folds:
+    """Load the train and test folds of a dataset.
+
+    ===============  =======================================================  ==========
+    name             where                                                    default
+    ===============  =======================================================  ==========
+    digits           scikit-learn's, embedded; 1,437 / 360, always the same   8x8x1
+    mnist            ``root/MNIST/raw``, as torchvision keeps it              32x32x1
+    fashion-mnist    ``root/FashionMNIST/raw``, as torchvision keeps it       32x32x1
+    cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
+                     ``root/test`` with class folders
+    celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
+    imagefolder      ``root/train`` and ``root/test`` with class folders, or  see below
+                     class folders in ``root``, then split 80/20 by ``seed``
+    ===============  =======================================================  ==========
+
+    MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
+    defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.image_folder.read_image_folder`.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        root: the folder with the data; digits needs none.
+        image_size: height and width in pixels, at least 1; None: the default above.
+        channels: 1 or 3; None: the default above.
+        download: let torchvision fetch what is missing (mnist, fashion-mnist, cifar10, celeba).
+        skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing (folders and celeba).
+        seed: decides imagefolder's split, nothing else.
+
+    Raises:
+        UserError: unknown name, missing or broken data, or an argument out of range.
+    """
+    if name not in _LOADERS:
+        raise unknown_choice("dataset", name, DATASETS)
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image-size = {image_size} is out of range: give at least 1 pixel")
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
+    folder = None if root in (None, "") else Path(str(root)).expanduser()
+    return _LOADERS[name](_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
+
+
+def _digits(request: _Request) -> Folds:
+    from sklearn.datasets import load_digits  # slow to import
+
+    source = load_digits()
+    images = np.rint(source.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    images = conform(images, request.image_size or 8, request.channels or 1)
+    data = LabelledImages(images, source.target.astype(np.int64), _TEN_DIGITS)
+    train, test = stratified_split(data.labels, 0.2, np.random.default_rng(_DIGITS_SPLIT_SEED))
+    return data.subset(train), data.subset(test)
+
+
+def _mnist(request: _Request) -> Folds:
+    return _mnist_like(request, "MNIST", lambda _: _TEN_DIGITS)
+
+
+def _fashion_mnist(request: _Request) -> Folds:
+    # Class names become folder names, which "T-shirt/top" cannot.
+    return _mnist_like(request, "FashionMNIST", lambda names: tuple(name.replace("/", "-") for name in names))
+
+
+def _mnist_like(request: _Request, source: str, name_classes: Callable[[list[str]], tuple[str, ...]]) -> Folds:
+    layout = f"the four *-ubyte files in '{_root(request) / source / 'raw'}'"
+    train, test = (
+        LabelledImages(
+            _mnist_pixels(fold.data.numpy(), request.image_size or 32, request.channels or 1),
+            fold.targets.numpy().astype(np.int64),
+            name_classes(fold.classes),
+        )
+        for fold in _torchvision_folds(request, source, layout)
+    )
+    return train, test
+
+
+def _mnist_pixels(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
+    if size == 32:
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return conform(images[..., np.newaxis], size, channels)
+
+
+def _cifar10(request: _Request) -> Folds:
+    root, size, channels = _root(request), request.image_size or 32, request.channels or 3
+    if has_folds(root):
+        return load_image_folder(root, size, channels, request.skip_bad_images, request.seed)
+    layout = f"the folder cifar-10-batches-py/, or train/ and test/ with one folder per class, in '{root}'"
+    train, test = (
+        LabelledImages(conform(fold.data, size, channels), np.array(fold.targets, np.int64), tuple(fold.classes))
+        for fold in _torchvision_folds(request, "CIFAR10", layout)
+    )
+    return train, test
+
+
+def _celeba(request: _Request) -> Folds:
+    root = _root(request)
+    if request.download:
+        _torchvision("CelebA", root, f"CelebA's files in '{root / 'celeba'}'", split="test", download=True)
+    return load_celeba(root, request.image_size or 32, request.channels or 3, request.skip_bad_images)
+
+
+def _imagefolder(request: _Request) -> Folds:
+    root = _root(request)
+    return load_image_folder(root, request.image_size, request.channels, request.skip_bad_images, request.seed)
+
+
+def _root(request: _Request) -> Path:
+    if request.root is None:
+        raise UserError(f"dataset '{request.name}' needs data-root: give the folder with its data")
+    return request.root
+
+
+def _torchvision_folds(request: _Request, source: str, layout: str) -> tuple[Any, Any]:
+    train, test = (
+        _torchvision(source, _root(request), layout, train=fold, download=request.download) for fold in (True, False)
+    )
+    return train, test
+
+
+def _torchvision(source: str, root: Path, layout: str, **arguments: Any) -> Any:
+    import torchvision.datasets  # slow to import
+
+    try:
+        return getattr(torchvision.datasets, source)(root, **arguments)
+    except Exception as error:  # missing files, broken files and failed downloads raise a dozen types
+        if arguments["download"]:
+            raise UserError(f"{source} could not be fetched ({error}): put {layout} by hand") from error
+        raise UserError(f"{source} is missing or damaged: put {layout}, or set download=true to fetch it") from error
+
+
+_LOADERS: dict[str, Callable[[_Request], Folds]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "celeba": _celeba,
+    "imagefolder": _imagefolder,
+}
+
+DATASETS = tuple(_LOADERS)
+"""Names that :func:`load_dataset` knows."""

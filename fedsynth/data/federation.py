@@ -1,0 +1,71 @@
+"""A named dataset shared out to simulated silos, as a run's configuration says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.data.datasets import load_dataset
+from fedsynth.data.labelled_images import LabelledImages
+from fedsynth.data.partition import manifest, partition, partition_parameters
+from fedsynth.data.silo import Silo, simulated_silo
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All the images of a simulated run.
+
+    Attributes:
+        train: train fold, which the silos share.
+        test: test fold, which stays with the server.
+        parts: indices into ``train``, one array a silo.
+    """
+
+    train: LabelledImages
+    test: LabelledImages
+    parts: list[NDArray[np.int64]]
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Format and classes of the images."""
+        return ImageSpec(self.train.images.shape[3], self.train.images.shape[1], self.train.classes)
+
+    def silo(self, partition_id: int, config: RunConfig) -> Silo:
+        """Return what silo ``partition_id`` sees."""
+        indices = self.parts[partition_id]
+        return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
+
+    def manifest(self, config: RunConfig) -> dict[str, Any]:
+        """Return indices, label counts and a hash of the partition, ready for JSON."""
+        scheme = config.data.partition
+        return manifest(self.parts, self.train.labels, self.train.classes, scheme, config.run.seed, _parameters(config))
+
+
+def load_federation(config: RunConfig) -> Federation:
+    """Load the configured dataset and share its train fold out.
+
+    Raises:
+        UserError: no such data, unusable images, or more silos than the data can serve.
+    """
+    data = config.data
+    train, test = load_dataset(
+        data.dataset,
+        data.data_root or None,
+        image_size=None if data.image_size == AUTO else data.image_size,
+        download=data.download,
+        skip_bad_images=data.skip_bad_images,
+        seed=config.run.seed,
+    )
+    parts = partition(train.labels, data.partition, config.run.num_clients, config.run.seed, **_parameters(config))
+    return Federation(train, test, parts)
+
+
+def _parameters(config: RunConfig) -> dict[str, Any]:
+    known = config.data.model_dump()
+    names = (*partition_parameters(config.data.partition), "samples_per_client")
+    return {name: known[name] for name in names}

@@ -1,0 +1,177 @@
+"""Folders of class folders, in the layout of ``torchvision.datasets.ImageFolder``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
+from fedsynth.data.pixels import GREY_MODES, decode_files
+from fedsynth.errors import UserError, did_you_mean
+from fedsynth.seeding import derive_seed
+
+_LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
+_FOLD_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
+_LARGEST_NATIVE_SIZE = 64
+_DEFAULT_SIZE = 32
+
+
+def read_image_folder(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad_images: bool = False,
+    classes: Sequence[str] | None = None,
+) -> LabelledImages:
+    """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
+
+    Classes are the folder names, sorted as torchvision sorts them. Files count by torchvision's extensions, in
+    subfolders too; names that start with a dot are ignored.
+
+    Args:
+        path: the folder that holds the class folders.
+        image_size: height and width in pixels. None: the images' own if all are equal squares of at most 64, else 32.
+        channels: 1 or 3. None: 1 if every file is stored as grey, else 3 (palette images count as colour).
+        skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing.
+        classes: names that fix the labels; ``path`` may lack some of them. None: the folders found.
+
+    Raises:
+        UserError: ``path`` or its class folders are missing, a class folder is empty or not among ``classes``,
+            or a file cannot be read and ``skip_bad_images`` is false.
+    """
+    root = Path(path).expanduser()
+    folders = _class_folders(root)
+    names = tuple(folders) if classes is None else tuple(classes)
+    _check_known(root, folders, names)
+    files = _files_by_class(root, folders)
+    paths = [file for name in folders for file in files[name]]
+    labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
+    size, depth = _native_format(paths, image_size, channels)
+    images, good = decode_files(paths, size, depth, skip_bad_images=skip_bad_images)
+    data = LabelledImages(images, labels[good], names)
+    _check_none_lost(root, folders, data)
+    return data
+
+
+def load_image_folder(
+    path: str | Path, image_size: int | None, channels: int | None, skip_bad_images: bool, seed: int
+) -> Folds:
+    """Read the folds ``train/`` and ``test/`` of ``path`` or, without them, split its class folders 80/20.
+
+    The split is stratified and depends on the labels and ``seed`` only. The train fold decides classes, size and
+    channels of the test fold. Arguments and errors are those of :func:`read_image_folder`.
+    """
+    root = Path(path).expanduser()
+    if has_folds(root):
+        return _read_folds(root, image_size, channels, skip_bad_images)
+    data = read_image_folder(root, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images)
+    rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
+    stay, taken = stratified_split(data.labels, 0.2, rng)
+    return data.subset(stay), data.subset(taken)
+
+
+def has_folds(root: Path) -> bool:
+    """Say whether ``root`` holds the folders ``train`` and ``test``."""
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _read_folds(root: Path, image_size: int | None, channels: int | None, skip_bad_images: bool) -> Folds:
+    train = read_image_folder(root / "train", image_size=image_size, channels=channels, skip_bad_images=skip_bad_images)
+    _, size, _, depth = train.images.shape
+    test = read_image_folder(
+        root / "test", image_size=size, channels=depth, skip_bad_images=skip_bad_images, classes=train.classes
+    )
+    return train, test
+
+
+def _class_folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise UserError(f"there is no folder '{root}': point data-root (or data-path) at a folder that holds {_LAYOUT}")
+    try:
+        entries = sorted((entry for entry in root.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
+    except PermissionError as error:
+        raise UserError(f"the folder '{root}' may not be read: change its permissions") from error
+    folders = {entry.name: entry for entry in entries if entry.is_dir()}
+    if not folders:
+        loose = sum(map(_is_image, entries))
+        found = f" ({loose} images lie directly in it)" if loose else ""
+        raise UserError(f"no class folders in '{root}'{found}: it must hold {_LAYOUT}")
+    if folders.keys() <= _FOLD_NAMES:
+        raise UserError(
+            f"'{root}' holds {', '.join(folders)} in place of class folders: a dataset needs both train/ and test/ "
+            "there; otherwise point at the folder that holds the class folders"
+        )
+    return folders
+
+
+def _check_known(root: Path, folders: dict[str, Path], names: tuple[str, ...]) -> None:
+    for name in folders:
+        if name not in names:
+            raise UserError(
+                f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
+                f"(classes: {', '.join(names)}): rename or remove it"
+            )
+
+
+def _is_image(path: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # slow to import, and only folders need it
+
+    return path.name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path]]:
+    files = {name: _visible_images(folder) for name, folder in folders.items()}
+    empty = [name for name, found in files.items() if not found]
+    if empty:
+        raise UserError(
+            f"no images in class folder{'s' if len(empty) > 1 else ''} {', '.join(map(repr, empty))} of '{root}': "
+            "put images there (.png, .jpg, ...) or remove the folder"
+        )
+    return files
+
+
+def _visible_images(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    hidden = 0
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        images = [Path(parent, name) for name in sorted(names) if _is_image(Path(name))]
+        visible = [image for image in images if not image.name.startswith(".")]
+        found += visible
+        hidden += len(images) - len(visible)
+    if hidden:
+        logging.getLogger("fedsynth").info("ignored %d hidden image files (names with a dot) in %s", hidden, folder)
+    return found
+
+
+def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:
+    if image_size is not None and channels is not None:
+        return image_size, channels
+    headers = [header for header in map(_header, paths) if header is not None]
+    sizes = {size for size, _ in headers}
+    side, height = sizes.pop() if len(sizes) == 1 else (0, 0)
+    own = side if side == height and 0 < side <= _LARGEST_NATIVE_SIZE else _DEFAULT_SIZE
+    grey = bool(headers) and all(mode in GREY_MODES for _, mode in headers)
+    return image_size or own, channels or (1 if grey else 3)
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str] | None:
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode
+    except Exception:  # decode_files opens it again and reports it by name
+        return None
+
+
+def _check_none_lost(root: Path, folders: dict[str, Path], data: LabelledImages) -> None:
+    counts: NDArray[np.int64] = data.label_counts()
+    lost = [name for name in folders if counts[data.classes.index(name)] == 0]
+    if lost:
+        raise UserError(f"no readable image in class folder '{lost[0]}' of '{root}': repair it or remove the folder")

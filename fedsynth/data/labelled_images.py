@@ -1,0 +1,113 @@
+"""Labelled images in memory, and stratified splits of their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with one class each.
+
+    Attributes:
+        images: uint8 (N, H, W, C), 0 to 255.
+        labels: int64 (N,), positions in ``classes``.
+        classes: names of all classes of the dataset, also of those without an image here.
+
+    Raises:
+        ValueError: shapes, types or labels do not fit together.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= len(self.classes)):
+            raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: NDArray[np.int64] | Sequence[int]) -> LabelledImages:
+        """Return the images at ``indices``, in that order, with the same classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return LabelledImages(self.images[chosen], self.labels[chosen], self.classes)
+
+    def label_counts(self) -> NDArray[np.int64]:
+        """Return the number of images of every class, int64 (num_classes,)."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of shape, pixels, labels and class names."""
+        head = json.dumps([self.images.shape, self.classes])
+        digest = hashlib.sha256(head.encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        # Little-endian on every machine, so that a fingerprint names the same data everywhere.
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+Folds = tuple[LabelledImages, LabelledImages]
+
+
+def apportion(total: int, weights: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Split ``total`` into integers proportional to ``weights`` by the largest-remainder method.
+
+    Args:
+        total: the sum to hand out, at least 0.
+        weights: any shape, non-negative, with a positive sum.
+
+    Returns:
+        int64 of the same shape; sums to ``total``, each entry less than 1 away from its exact share.
+    """
+    shares = total * (weights / weights.sum())
+    whole: NDArray[np.int64] = np.floor(shares).astype(np.int64)
+    largest = np.argsort(-(shares - whole), axis=None, kind="stable")[: total - int(whole.sum())]
+    whole.flat[largest] += 1
+    return whole
+
+
+def stratified_split(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take ``fraction`` of the samples out, class by class, and leave every class at least one sample.
+
+    Args:
+        labels: (N,) non-negative integers.
+        fraction: share to take, 0 <= fraction < 1; the number of samples is rounded up.
+        rng: decides which samples of a class are taken.
+
+    Returns:
+        Two sorted int64 index arrays that partition 0 to N - 1: what stays and what is taken. Fewer are taken than
+        asked only where a class would otherwise lose its last sample.
+    """
+    if not len(labels):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    counts = np.bincount(labels)
+    # The subtraction keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
+    wanted = apportion(math.ceil(fraction * len(labels) - 1e-9), counts)
+    quota = np.minimum(wanted, np.maximum(counts - 1, 0))
+    taken = np.zeros(len(labels), dtype=bool)
+    for label, number in enumerate(quota):
+        taken[rng.permutation(np.flatnonzero(labels == label))[:number]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def check_fraction(key: str, fraction: float) -> None:
+    """Raise UserError unless 0 <= ``fraction`` < 1; ``key`` is the configuration key to name."""
+    if not 0 <= fraction < 1:
+        raise UserError(f"{key} = {fraction} is out of range: give a share of at least 0 and less than 1")

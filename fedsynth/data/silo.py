@@ -1,0 +1,88 @@
+"""What one client sees: its own images, a part of them held out from training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.data.image_folder import read_image_folder
+from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
+from fedsynth.seeding import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Silo:
+    """One institution's images.
+
+    Attributes:
+        name: ``silo-<partition id>`` in a simulation, otherwise the silo's own name.
+        train: images the local model is trained on.
+        holdout: images never trained on, for early stopping, the copy check and per-silo evaluation.
+    """
+
+    name: str
+    train: LabelledImages
+    holdout: LabelledImages
+
+    def label_counts(self) -> NDArray[np.int64]:
+        """Return the number of the silo's images, held out or not, of every class, int64 (num_classes,)."""
+        return self.train.label_counts() + self.holdout.label_counts()
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the name and of both parts."""
+        parts = [self.name, self.train.fingerprint(), self.holdout.fingerprint()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
+    """Split off a stratified holdout, the same one for every method: only labels and seed matter.
+
+    Args:
+        data: all images of the silo.
+        fraction: share to hold out, 0 <= fraction < 1.
+        seed: the run's seed.
+
+    Returns:
+        (train, holdout). A class never leaves train; one with a single image has none in the holdout.
+
+    Raises:
+        UserError: ``fraction`` is out of range.
+    """
+    check_fraction("holdout-fraction", fraction)
+    rng = np.random.default_rng(derive_seed(seed, "holdout"))
+    train, holdout = stratified_split(data.labels, fraction, rng)
+    return data.subset(train), data.subset(holdout)
+
+
+def simulated_silo(
+    train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
+) -> Silo:
+    """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
+    return Silo(f"silo-{partition_id}", *split_holdout(train.subset(indices), holdout_fraction, seed))
+
+
+def folder_silo(
+    path: str | Path,
+    name: str,
+    holdout_fraction: float,
+    seed: int,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
+    skip_bad_images: bool = False,
+) -> Silo:
+    """Return the silo whose images lie in its own folder, one folder per class.
+
+    Errors are those of :func:`~fedsynth.data.image_folder.read_image_folder`, whose arguments these are, and of
+    :func:`split_holdout`.
+    """
+    data = read_image_folder(
+        path, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
+    )
+    return Silo(name, *split_holdout(data, holdout_fraction, seed))

@@ -1,0 +1,26 @@
+"""Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
+
+from fedsynth.diffusion.images import to_model_range, to_uint8
+from fedsynth.diffusion.initial import initial_unet, pick_device
+from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
+from fedsynth.diffusion.sampling import draw_initial_noise, make_scheduler, noise_predictor, sample
+from fedsynth.diffusion.training import TrainingState, loss_curve, train
+from fedsynth.diffusion.unet import PRESETS, build_unet, preset_for
+
+__all__ = [
+    "PRESETS",
+    "ClassConditionalDDPMPipeline",
+    "TrainingState",
+    "build_unet",
+    "draw_initial_noise",
+    "initial_unet",
+    "loss_curve",
+    "make_scheduler",
+    "noise_predictor",
+    "pick_device",
+    "preset_for",
+    "sample",
+    "to_model_range",
+    "to_uint8",
+    "train",
+]

@@ -1,0 +1,31 @@
+"""What a run's configuration says about networks and devices."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DModel
+
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.diffusion.unet import build_unet, preset_for
+from fedsynth.errors import UserError
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+
+
+def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
+    """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights."""
+    preset = preset_for(config.data.dataset) if config.model.model == AUTO else config.model.model
+    layers = config.model.layers_per_block
+    generator = make_generator(config.run.seed, "initial-weights")
+    return build_unet(preset, spec, generator, config.model.channels(), None if layers == AUTO else layers)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Turn ``device`` of the config into a device; ``auto`` takes CUDA where this process sees it.
+
+    Raises:
+        UserError: CUDA asked for and absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': this process sees no CUDA device; use device = 'cpu', or give it a GPU share")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

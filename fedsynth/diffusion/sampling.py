@@ -1,0 +1,82 @@
+"""Drawing samples: any diffusers scheduler, driven by any function that predicts noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from fedsynth.config import Diffusion
+from fedsynth.seeding import make_generator
+
+PredictNoise = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
+"""(x_t (N, C, H, W), t, labels (N,)) -> ε (N, C, H, W)."""
+
+
+def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None) -> DDPMScheduler:
+    """Return the ancestral scheduler of a noise schedule, visiting ``num_inference_steps`` levels (all: None).
+
+    ``trailing`` spacing starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
+    """
+    scheduler = DDPMScheduler(
+        num_train_timesteps=diffusion.num_train_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(num_inference_steps or diffusion.num_train_timesteps)
+    return scheduler
+
+
+def draw_initial_noise(seed: int, num_samples: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Draw x_T ~ N(0, I) (N, C, H, W); the same for every method of a run seed, so that methods can be paired."""
+    return torch.randn((num_samples, *shape), generator=make_generator(seed, "initial-noise"))
+
+
+@torch.inference_mode()
+def sample(
+    predict_noise: PredictNoise,
+    scheduler: Any,
+    x_T: torch.Tensor,  # noqa: N803
+    labels: torch.Tensor,
+    generator: torch.Generator,
+    on_step: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Denoise ``x_T`` over the scheduler's timesteps.
+
+    Args:
+        predict_noise: noise prediction ε(x_t, t, y).
+        scheduler: a diffusers scheduler whose timesteps are set.
+        x_T: initial noise (N, C, H, W).
+        labels: classes (N,).
+        generator: source of the noise that stochastic schedulers inject.
+        on_step: called with the number of levels done after each one.
+
+    Returns:
+        x_0 (N, C, H, W), nominally in [-1, 1].
+    """
+    x = x_T
+    for done, t in enumerate(scheduler.timesteps.tolist(), start=1):
+        eps = predict_noise(x, t, labels)
+        x = scheduler.step(eps, t, x, generator=generator).prev_sample
+        if on_step is not None:
+            on_step(done)
+    return x
+
+
+def noise_predictor(unet: UNet2DModel, batch_size: int = 256) -> PredictNoise:
+    """Return ε(x_t, t, y) of a network, evaluated in batches on the network's device; inputs and outputs on the CPU."""
+    device = next(unet.parameters()).device
+    unet.eval()
+
+    @torch.inference_mode()
+    def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        eps = torch.empty_like(x)
+        for first in range(0, len(x), batch_size):
+            rows = slice(first, first + batch_size)
+            eps[rows] = unet(x[rows].to(device), t, class_labels=labels[rows].to(device)).sample.cpu()
+        return eps
+
+    return predict

@@ -1,0 +1,105 @@
+"""The noise-prediction network: class-conditional ``diffusers.UNet2DModel`` presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import UNet2DModel
+
+from fedsynth.errors import UserError, unknown_choice
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True)
+class UNetPreset:
+    """Shape of a U-Net.
+
+    Attributes:
+        block_out_channels: channels of each resolution level, finest first.
+        layers_per_block: residual layers a level.
+        attention_level: index of the level with self-attention, or None.
+        middle_attention: whether the bottleneck attends.
+    """
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    attention_level: int | None
+    middle_attention: bool
+
+
+PRESETS = {
+    "digits": UNetPreset((32, 64), 1, None, False),
+    "small": UNetPreset((32, 64, 64), 1, 2, True),
+    "mnist": UNetPreset((128, 128, 128, 128), 2, 2, True),
+    "cifar10": UNetPreset((128, 256, 256, 256), 2, 2, True),
+    "celeba": UNetPreset((128, 256, 256, 256), 2, 2, True),
+}
+"""``mnist``, ``cifar10`` and ``celeba`` have the parameter counts of Hahn & Lee (2025), the other two fit a CPU."""
+
+
+def preset_for(dataset: str) -> str:
+    """Name of the preset that fits a dataset; ``small`` where there is none of its own."""
+    return dataset if dataset in PRESETS else {"fashion-mnist": "mnist"}.get(dataset, "small")
+
+
+def build_unet(
+    preset: str,
+    spec: ImageSpec,
+    generator: torch.Generator,
+    block_out_channels: tuple[int, ...] | None = None,
+    layers_per_block: int | None = None,
+) -> UNet2DModel:
+    """Build a freshly initialised U-Net with one embedding a class (no spare "null" class).
+
+    Args:
+        preset: key of :data:`PRESETS`.
+        spec: images and classes it is for.
+        generator: source of the initial weights.
+        block_out_channels: replaces the preset's, multiples of 4.
+        layers_per_block: replaces the preset's.
+
+    Raises:
+        UserError: unknown preset, or images too small to be halved once a level.
+    """
+    if preset not in PRESETS:
+        raise unknown_choice("model", preset, PRESETS)
+    shape = PRESETS[preset]
+    shape = replace(
+        shape,
+        block_out_channels=block_out_channels or shape.block_out_channels,
+        layers_per_block=layers_per_block or shape.layers_per_block,
+    )
+    _check_size(spec.size, len(shape.block_out_channels))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        return UNet2DModel(**_arguments(shape, spec))
+
+
+def _check_size(size: int, levels: int) -> None:
+    factor = 2 ** (levels - 1)
+    if size % factor:
+        raise UserError(
+            f"image-size = {size}: must be a multiple of {factor} for a U-Net of {levels} levels;"
+            " change image-size, or give fewer block-out-channels"
+        )
+
+
+def _arguments(shape: UNetPreset, spec: ImageSpec) -> dict[str, object]:
+    channels = shape.block_out_channels
+    attends = [level == shape.attention_level for level in range(len(channels))]
+    return {
+        "sample_size": spec.size,
+        "in_channels": spec.channels,
+        "out_channels": spec.channels,
+        "layers_per_block": shape.layers_per_block,
+        "block_out_channels": channels,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "norm_num_groups": math.gcd(32, *channels),
+        "num_class_embeds": len(spec.classes),
+        "add_attention": shape.middle_attention,
+        # Narrow test networks have fewer channels than a default attention head.
+        "attention_head_dim": min(8, *channels),
+    }

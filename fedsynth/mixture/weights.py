@@ -1,0 +1,116 @@
+"""Responsibilities: how much each silo counts for each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fedsynth.mixture.compose import SLICE
+
+
+def responsibilities(log_prior: torch.Tensor, energies: torch.Tensor, lam: float) -> torch.Tensor:
+    """Energy weights w̃_i = w_i exp(-λ f_i) / Σ_j w_j exp(-λ f_j) (Hahn & Lee, NeurIPS 2025, Eq. 9), in log space.
+
+    Args:
+        log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo.
+        energies: energies (K, N) from :func:`~fedsynth.mixture.energy.energy`.
+        lam: energy scale λ ≥ 0; 0 returns the normalised prior.
+
+    Returns:
+        Weights (K, N), each column sums to 1.
+    """
+    prior = _as_columns(log_prior, energies.shape[1])
+    # A silo that was not asked has no energy: whatever stands there must not turn its zero weight into NaN.
+    excluded = torch.isneginf(prior)
+    logits = (prior - lam * energies.to(prior.dtype)).masked_fill(excluded, -torch.inf)
+    return torch.softmax(logits, dim=0)  # Eq. (9)
+
+
+def effective_experts(weights: torch.Tensor) -> torch.Tensor:
+    """Effective number of silos behind each sample, exp(H(w̃)): 1 when one silo decides, K when all count alike.
+
+    Args:
+        weights: responsibilities (K, N).
+
+    Returns:
+        (N,) in [1, K].
+    """
+    return torch.special.entr(weights).sum(0).exp()
+
+
+class PathPosterior:
+    """Posterior weights p(silo | path of the sample) for ancestral sampling.
+
+    By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
+    m_i and v are the mean and the variance of the ancestral step under ε_i alone (after the Itô density
+    estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
+    Valid for ancestral moves (v > 0) on any respaced grid, not for Langevin moves at a fixed noise level.
+
+    Args:
+        log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo for good.
+    """
+
+    def __init__(self, log_prior: torch.Tensor) -> None:
+        self.logits = log_prior.double() if log_prior.ndim == 2 else log_prior.double()[:, None]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Weights for the next step (K, N), or (K, 1) before the first update of a (K,) prior."""
+        return torch.softmax(self.logits, dim=0)
+
+    def update(
+        self,
+        x_t: torch.Tensor,
+        x_prev: torch.Tensor,
+        eps: torch.Tensor,
+        scheduler: Any,
+        t: int,
+        answered: torch.Tensor | None = None,
+    ) -> None:
+        """Account for one ancestral move from ``x_t`` to ``x_prev``.
+
+        The move to clean data has no variance and says nothing: it leaves the weights as they are. Logits are
+        normalised over the silos after every move, since one answer is worth about d/2 nats. A silo that did not
+        answer keeps its weight and the others share the rest.
+
+        Args:
+            x_t: samples before the move (N, C, H, W), at timestep ``t``.
+            x_prev: samples after it (N, C, H, W).
+            eps: noise predictions (K, N, C, H, W) at ``x_t``; entries of excluded silos are ignored.
+            scheduler: the diffusers ``DDPMScheduler`` that moved the samples, with its timesteps set.
+            t: timestep of ``x_t``.
+            answered: whether silo k answered for sample n, (K, N) boolean; None: all did.
+        """
+        s = int(scheduler.previous_timestep(t))
+        if s < 0:
+            return
+        alpha_t, alpha_s = scheduler.alphas_cumprod[t].double(), scheduler.alphas_cumprod[s].double()
+        variance = (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
+        scale = (alpha_s / alpha_t).sqrt()
+        pull = (1 - alpha_s - variance).sqrt() - scale * (1 - alpha_t).sqrt()
+        # x_s - m_i = (x_s - scale·x_t) - pull·ε_i with m_i = scale (x_t - √(1-ᾱ_t) ε_i) + √(1-ᾱ_s-v) ε_i.
+        slices = zip(x_t.split(SLICE), x_prev.split(SLICE), eps.split(SLICE, dim=1), strict=True)
+        distance = torch.cat(
+            [
+                (after.double() - scale * before.double() - pull * answer.double()).flatten(2).square().sum(2)
+                for before, after, answer in slices
+            ],
+            dim=1,
+        )
+        counted = ~torch.isneginf(self.logits) & (True if answered is None else answered)
+        self._gain((-distance / (2 * variance)), counted.expand_as(distance))
+
+    def _gain(self, gain: torch.Tensor, counted: torch.Tensor) -> None:
+        """Add ``gain`` where ``counted``, leaving the total weight of those silos in each column as it was."""
+        before = torch.log_softmax(self.logits, dim=0).expand_as(gain)
+        ours = before.masked_fill(~counted, -torch.inf)
+        mass = torch.logsumexp(ours, dim=0)
+        shifted = (ours + gain).masked_fill(~counted, -torch.inf)
+        after = shifted - torch.logsumexp(shifted, dim=0) + mass
+        self.logits = torch.where(counted, after, before)
+
+
+def _as_columns(log_prior: torch.Tensor, num_samples: int) -> torch.Tensor:
+    columns = log_prior if log_prior.ndim == 2 else log_prior[:, None].expand(-1, num_samples)
+    return columns.to(torch.promote_types(columns.dtype, torch.float32))

@@ -1,0 +1,38 @@
+"""What a run leaves behind: the dataset, the run folder, the pictures and the report."""
+
+from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
+from fedsynth.output.disk import check_free_space, describe_write_error, explained_writing
+from fedsynth.output.figures import (
+    image_grid,
+    label_distribution,
+    loss_curves,
+    png_bytes,
+    real_beside_synthetic,
+    round_curve,
+)
+from fedsynth.output.report import ReportContent, write_report
+from fedsynth.output.run_folder import RunFolder, default_name
+from fedsynth.output.table import results_table
+from fedsynth.output.units import human_bytes, human_seconds
+
+__all__ = [
+    "ReportContent",
+    "RunFolder",
+    "SyntheticDataset",
+    "check_free_space",
+    "default_name",
+    "describe_write_error",
+    "explained_writing",
+    "human_bytes",
+    "human_seconds",
+    "image_grid",
+    "label_distribution",
+    "loss_curves",
+    "png_bytes",
+    "read_dataset",
+    "real_beside_synthetic",
+    "results_table",
+    "round_curve",
+    "write_dataset",
+    "write_report",
+]

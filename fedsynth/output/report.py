@@ -1,0 +1,164 @@
+"""One self-contained page about a run, for somebody who has never seen the project."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fedsynth.files import atomic_file
+from fedsynth.output.card import LIMITS
+from fedsynth.output.disk import explained_writing
+from fedsynth.output.figures import (
+    PIXELS_PER_INCH,
+    image_grid,
+    label_distribution,
+    loss_curves,
+    png_bytes,
+    real_beside_synthetic,
+    round_curve,
+)
+from fedsynth.output.report_template import TEMPLATE
+from fedsynth.output.units import column_names, human_bytes, human_seconds, show, show_setting
+
+_PER_CLASS = 8
+_MOST_CLASSES = 20
+_COST_LABELS = {
+    "bytes-up": "sent by the silos to the server",
+    "bytes-down": "sent by the server to the silos",
+    "client-seconds": "work of all silos, added up",
+    "wall-seconds": "from start to end",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """Everything the page shows. All text is plain text; what is empty or None is left out of the page.
+
+    Attributes:
+        title: Headline, e.g. ``DfD on digits, ten silos``.
+        explanation: One sentence: what the reader sees and how it was made.
+        classes: Class names.
+        synthetic_images: uint8 (N, H, W, C).
+        synthetic_labels: int64 (N,), positions in ``classes``.
+        headline: The few numbers that matter, label to value.
+        results: Measure to columns, e.g. ``{"accuracy": {"synthetic": .93, "real data": .97, "better": "higher",
+            "measured in": "features of ...", "N": 360}}``. Every row should name its feature space and N.
+        real_images: uint8 (M, H, W, C); None where real images may not leave the silos.
+        real_labels: int64 (M,).
+        silos: One mapping a silo, column to value.
+        silo_names: Row names of ``label_counts``.
+        label_counts: int64 (K, C), images of each class in each silo.
+        losses: Silo name to (step, loss).
+        rounds: Lines of ``metrics.jsonl``.
+        round_keys: The metrics of ``rounds`` to draw.
+        cost: ``rounds``, ``bytes-up``, ``bytes-down``, ``client-seconds``, ``wall-seconds`` or other labels, to
+            numbers; shown in human units where the label speaks of bytes or seconds.
+        settings: Every setting of the run, resolved.
+        resolved: The settings whose value the program chose.
+        limits: Limits of this run, added to those of all synthetic images.
+    """
+
+    title: str
+    explanation: str
+    classes: Sequence[str]
+    synthetic_images: NDArray[np.uint8]
+    synthetic_labels: NDArray[np.int64]
+    headline: Mapping[str, Any]
+    results: Mapping[str, Mapping[str, Any]]
+    real_images: NDArray[np.uint8] | None = None
+    real_labels: NDArray[np.int64] | None = None
+    silos: Sequence[Mapping[str, Any]] = ()
+    silo_names: Sequence[str] = ()
+    label_counts: NDArray[np.int64] | None = None
+    losses: Mapping[str, Sequence[tuple[int, float]]] | None = None
+    rounds: Sequence[Mapping[str, Any]] = ()
+    round_keys: Sequence[str] = ()
+    cost: Mapping[str, float] | None = None
+    settings: Mapping[str, Any] | None = None
+    resolved: Collection[str] = ()
+    limits: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Picture:
+    png: bytes
+    width: int
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write the page to ``path`` and its pictures, as PNG, to ``figures/`` beside it.
+
+    The page carries its pictures and style inside, runs no script and asks for nothing over the network.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    pictures = {name: _rendered(figure) for name, figure in _figures(content).items()}
+    page = _render(content, pictures)
+    with explained_writing(path):
+        for name, picture in pictures.items():
+            with atomic_file(path.parent / "figures" / f"{name}.png") as file:
+                file.write_bytes(picture.png)
+        with atomic_file(path) as file:
+            file.write_text(page, encoding="utf-8")
+
+
+def _figures(content: ReportContent) -> dict[str, Figure]:
+    figures = {"images": _image_figure(content)}
+    if content.label_counts is not None:
+        figures["labels"] = label_distribution(content.label_counts, content.classes, content.silo_names)
+    if content.losses:
+        figures["losses"] = loss_curves(content.losses)
+    for number, key in enumerate(content.round_keys, start=1):
+        figures[f"rounds-{number}"] = round_curve(content.rounds, key)
+    return figures
+
+
+def _image_figure(content: ReportContent) -> Figure:
+    classes, images, labels = content.classes[:_MOST_CLASSES], content.synthetic_images, content.synthetic_labels
+    if content.real_images is None or content.real_labels is None:
+        return image_grid(images, labels, classes, 2 * _PER_CLASS)
+    return real_beside_synthetic(content.real_images, content.real_labels, images, labels, classes, _PER_CLASS)
+
+
+def _rendered(figure: Figure) -> _Picture:
+    return _Picture(png_bytes(figure), round(figure.get_figwidth() * PIXELS_PER_INCH))
+
+
+def _render(content: ReportContent, pictures: Mapping[str, _Picture]) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(show=show, setting=show_setting)
+    return environment.from_string(TEMPLATE).render(
+        content=content,
+        pictures=pictures,
+        round_pictures=[picture for name, picture in pictures.items() if name.startswith("rounds-")],
+        result_columns=column_names(list(content.results.values())),
+        silo_columns=column_names(content.silos),
+        cost={_cost_label(label): _cost(label, value) for label, value in (content.cost or {}).items()},
+        hidden_classes=max(0, len(content.classes) - _MOST_CLASSES),
+        limits=(*LIMITS, *content.limits),
+    )
+
+
+def _cost_label(label: str) -> str:
+    return _COST_LABELS.get(label.replace("_", "-"), label.replace("_", " ").replace("-", " "))
+
+
+def _cost(label: str, value: float) -> str:
+    if "bytes" in label:
+        return human_bytes(value)
+    return human_seconds(value) if "seconds" in label else show(value)

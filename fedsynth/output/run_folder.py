@@ -1,0 +1,107 @@
+"""The folder of one run: where everything goes, and the files that grow while it works."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedsynth.errors import UserError
+from fedsynth.files import write_json
+from fedsynth.output.disk import explained_writing
+
+
+def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
+    """Return ``<time>-<strategy>-<dataset>-<seed>``; names sort by time."""
+    return f"{now:%Y%m%d-%H%M%S}-{strategy}-{dataset}-{seed}"
+
+
+class RunFolder:
+    """The paths of a run. Opening one creates nothing: see :meth:`create`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.partition = path / "partition.json"
+        self.log = path / "log.txt"
+        self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.synthetic = path / "synthetic"
+        self.models = path / "models"
+        self.checkpoints = path / "checkpoints"
+        self.report = path / "report.html"
+        self.figures = path / "figures"
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> RunFolder:
+        """Make the folder ``root/name`` and make sure that it can be written.
+
+        Raises:
+            UserError: ``name`` is not a plain folder name, exists and is not empty, or cannot be written.
+        """
+        path = root / name
+        if name in ("", ".", "..") or path.name != name:
+            raise UserError(f"run name '{name}' is not a plain folder name: use letters, digits and hyphens")
+        with explained_writing(path):
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"run folder '{path}' exists and is not empty: choose another name, or resume that run")
+            path.mkdir(parents=True, exist_ok=True)
+            # Permission bits do not tell (root, read-only mounts): only writing does.
+            tempfile.TemporaryFile(dir=path).close()
+        return cls(path)
+
+    def write_config(self, value: Any) -> None:
+        """Write ``config.json``."""
+        self._write(self.config, value)
+
+    def write_partition(self, value: Any) -> None:
+        """Write ``partition.json``."""
+        self._write(self.partition, value)
+
+    def write_results(self, value: Any) -> None:
+        """Write ``results.json``."""
+        self._write(self.results, value)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the process dies next."""
+        line = json.dumps(dict(row)) + "\n"
+        with explained_writing(self.metrics), self.metrics.open("ab") as file:
+            _drop_torn_line(self.metrics)
+            file.write(line.encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl``, without a last line that a crash cut short; none if absent."""
+        if not self.metrics.exists():
+            return []
+        whole_lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in whole_lines]
+
+    @contextmanager
+    def log_to_file(self, logger: logging.Logger) -> Iterator[None]:
+        """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
+        with explained_writing(self.log):
+            handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def _write(self, path: Path, value: Any) -> None:
+        with explained_writing(path):
+            write_json(path, value)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its newline: a row appended to it would be lost with it."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

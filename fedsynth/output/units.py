@@ -1,0 +1,50 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count in decimal units, e.g. ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration with its two largest units, e.g. ``6 min 12 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def show(value: Any) -> str:
+    """Return a measured value for a table: three digits for fractions, thousands separators, ``-`` for nothing."""
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return show_setting(value)
+    if isinstance(value, Integral) or 100 <= abs(float(value)) < 1e12:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
+
+
+def show_setting(value: Any) -> str:
+    """Return a setting exactly: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of all rows in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))

@@ -1,0 +1,53 @@
+"""Progress of long work: one line every few seconds, readable on a terminal and in a log file alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Write ``label 320/900 (36 %), loss 0.081, 1 min 20 s left`` now and then.
+
+    Args:
+        label: what is going on.
+        total: units of work in all.
+        write: receives each line, such as ``logger.info``.
+        interval: least number of seconds between two lines; the last unit is always reported.
+        done: units already done when the work starts, left out of the speed.
+    """
+
+    def __init__(
+        self, label: str, total: int, write: Callable[[str], None], interval: float = 5.0, done: int = 0
+    ) -> None:
+        self.label, self.total, self.write, self.interval = label, total, write, interval
+        self._offset = done
+        self._start = self._last = time.monotonic()
+
+    def update(self, done: int, **values: float) -> None:
+        """Report that ``done`` of ``total`` units are finished, with the latest ``values`` (loss, ...)."""
+        now = time.monotonic()
+        if done < self.total and now - self._last < self.interval:
+            return
+        self._last = now
+        parts = [f"{self.label} {done}/{self.total} ({100 * done // self.total} %)"]
+        parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()]
+        self.write(", ".join([*parts, self._time(done, now)]))
+
+    def _time(self, done: int, now: float) -> str:
+        elapsed, fresh = now - self._start, done - self._offset
+        if done >= self.total:
+            return f"took {duration(elapsed)}"
+        return f"{duration(elapsed / fresh * (self.total - done))} left" if fresh > 0 else "time left unknown"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people: ``850 ms``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,126 @@
+"""What crosses between server and silo: message names, record layout, codecs, byte counting.
+
+| message | server sends | silo answers |
+|---|---|---|
+| ``train`` | ``arrays``: weights | ``arrays``: weights |
+| ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
+| ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
+| ``query.sample`` | ``arrays``: labels and sample numbers | ``arrays``: images |
+
+Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedsynth.spec import ImageSpec
+
+TRAIN = "train"
+PREPARE = "query.prepare"
+EPSILON = "query.epsilon"
+SAMPLE = "query.sample"
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+EPSILON_RECORD = "epsilon"
+SILO = "silo"
+
+SAMPLES = "samples"
+LABELS = "labels"
+NUMBERS = "numbers"
+IMAGES = "images"
+
+ConfigValues = Mapping[str, int | float | str | bool | list[str]]
+
+
+def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
+    """Turn a tensor into a Flower array; floating-point values travel as ``wire_dtype`` (None: as they are)."""
+    if wire_dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(getattr(torch, wire_dtype))
+    return Array(tensor.detach().cpu().numpy())
+
+
+def decode(array: Array) -> torch.Tensor:
+    """Turn a Flower array into a tensor of its own memory; half precision becomes single.
+
+    Raises:
+        ValueError: the bytes are not the array they claim to be.
+    """
+    values = array.numpy()
+    return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+
+
+def encode_tensors(tensors: Mapping[str, torch.Tensor], wire_dtype: str | None = None) -> ArrayRecord:
+    """Turn named tensors, such as a state dict, into an array record."""
+    return ArrayRecord({name: encode(tensor, wire_dtype) for name, tensor in tensors.items()})
+
+
+def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """Inverse of :func:`encode_tensors`."""
+    return {name: decode(array) for name, array in record.items()}
+
+
+def request(node_id: int, message_type: str, config: ConfigValues, arrays: ArrayRecord | None, ttl: float | None) -> Message:
+    """Build a message to one silo; it expires ``ttl`` seconds after now."""
+    content = RecordDict({CONFIG: ConfigRecord(dict(config))})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return Message(content, dst_node_id=node_id, message_type=message_type, ttl=ttl)
+
+
+def answer(
+    message: Message,
+    silo: ConfigRecord,
+    metrics: Mapping[str, int | float | list[int]],
+    **arrays: ArrayRecord,
+) -> Message:
+    """Build the answer to ``message``; ``arrays`` are array records by name."""
+    content = RecordDict({SILO: silo, METRICS: MetricRecord(dict(metrics))})
+    for name, record in arrays.items():
+        content[name] = record
+    return Message(content, reply_to=message)
+
+
+def spec_to_config(spec: ImageSpec) -> dict[str, int | list[str]]:
+    """Write an image spec as config values."""
+    return {"image-channels": spec.channels, "image-size": spec.size, "classes": list(spec.classes)}
+
+
+def spec_from_config(config: ConfigRecord) -> ImageSpec:
+    """Inverse of :func:`spec_to_config`."""
+    classes = config["classes"]
+    assert isinstance(classes, list)
+    return ImageSpec(int(str(config["image-channels"])), int(str(config["image-size"])), tuple(map(str, classes)))
+
+
+def silo_key(message: Message) -> tuple[int, str]:
+    """Sort key and name of the silo behind an answer, the same in every run.
+
+    Simulated silos sort by partition, real ones by name; an answer without a ``silo`` record goes by node id.
+    """
+    if message.has_content() and SILO in message.content.config_records:
+        silo = message.content.config_records[SILO]
+        if "partition-id" in silo:
+            return int(str(silo["partition-id"])), f"silo-{silo['partition-id']}"
+        if "silo-name" in silo:
+            return 0, str(silo["silo-name"])
+    return message.metadata.src_node_id, f"node-{message.metadata.src_node_id}"
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of a message's records as serialised, without the envelope."""
+    if not message.has_content():
+        return 0
+    return sum(_record_bytes(record) for record in message.content.values())
+
+
+def _record_bytes(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    if isinstance(record, ArrayRecord):
+        return sum(len(name) + len(array.data) for name, array in record.items())
+    return len(record.deflate())

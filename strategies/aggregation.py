@@ -1,0 +1,37 @@
+"""Averages of models, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedsynth import wire
+
+
+def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
+    """Weighted mean of models with equal names and shapes, accumulated in float64, in the dtype of the first.
+
+    The result depends on the order of ``records`` only by float64 rounding; callers sort them. Every layer is
+    removed from the records once it is used, so that no second set of models is ever held.
+
+    Args:
+        records: one model each, emptied on return.
+        weights: as many positive numbers; they need not sum to 1.
+
+    Returns:
+        The mean; whole-number buffers are rounded to the nearest whole number.
+    """
+    total = float(sum(weights))
+    return ArrayRecord({name: _mean_layer(name, records, weights, total) for name in list(records[0])})
+
+
+def _mean_layer(name: str, records: Sequence[ArrayRecord], weights: Sequence[float], total: float) -> Array:
+    first = wire.decode(records[0].pop(name))
+    mean = first.double() * (weights[0] / total)
+    for record, weight in zip(records[1:], weights[1:], strict=True):
+        mean.add_(wire.decode(record.pop(name)), alpha=weight / total)
+    if not first.is_floating_point():
+        mean = mean.round()
+    return wire.encode(mean.to(first.dtype))

@@ -1,0 +1,123 @@
+"""The ServerApp: parse the configuration, count the silos, run the rounds, publish the dataset."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.data import Federation, load_federation
+from fedsynth.errors import RunError, UserError
+from fedsynth.output import RunFolder, default_name
+from fedsynth.progress import Progress
+from fedsynth.seeding import make_generator
+from strategies import build_strategy
+from strategies.base import SynthesisStrategy, Task
+from strategies.census import Census, take_census
+from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+from strategies.publish import Costs, publish
+
+logger = logging.getLogger("fedsynth")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one synthesis from configuration to report."""
+    _log_to_stderr()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        _run(grid, RunConfig.from_run_config(context.run_config))
+    except (UserError, RunError) as error:
+        logger.error("error: %s", error)
+        raise
+
+
+def _run(grid: Grid, config: RunConfig) -> None:
+    strategy, config = build_strategy(config)
+    federation = load_federation(config)
+    folder = _create_folder(config)
+    with folder.log_to_file(logger):
+        start = time.monotonic()
+        logger.info("run folder %s", folder.path)
+        strategy.summary()
+        folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
+        folder.write_partition(federation.manifest(config))
+        exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
+        task = _meet_silos(exchange, config, federation)
+        costs = Costs()
+        arrays = strategy.begin(task, exchange)
+        state = RoundsState(
+            arrays,
+            strategy.num_rounds,
+            strategy.train_config(task),
+            [_metrics_writer(folder, exchange, costs), _progress(strategy)],
+        )
+        outcome = strategy.finish(task, run_rounds(strategy, exchange, state))
+        costs.close(exchange.traffic, task.census, time.monotonic() - start)
+        publish(folder, task, outcome, costs)
+
+
+def _create_folder(config: RunConfig) -> RunFolder:
+    name = config.run.run_name
+    if name == AUTO:
+        name = default_name(config.run.strategy, config.data.dataset, config.run.seed, datetime.now())
+    return RunFolder.create(Path(config.run.output_dir).absolute(), name)
+
+
+def _meet_silos(grid: ExchangeGrid, config: RunConfig, federation: Federation) -> Task:
+    exchange = config.exchange
+    logger.info("waiting for %d silos", config.run.num_clients)
+    nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
+    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout)
+    for member in census:
+        logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
+    return Task(config, federation.spec, census, draw_labels(config, census), federation)
+
+
+def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:
+    """Return the class of every synthetic image, int64 (N,): equal shares, or the silos' shares, in mixed order."""
+    num_samples, counts = config.sampling.num_samples, census.label_counts.sum(0)
+    if config.sampling.labels == "balanced":
+        return torch.arange(num_samples) % len(counts)
+    generator = make_generator(config.run.seed, "labels")
+    return torch.multinomial(counts.double(), num_samples, replacement=True, generator=generator)
+
+
+def _metrics_writer(folder: RunFolder, grid: ExchangeGrid, costs: Costs) -> Callable[[Round], None]:
+    def write(done: Round) -> None:
+        costs.add(done)
+        traffic = {"bytes-down": grid.traffic.down, "bytes-up": grid.traffic.up}
+        folder.append_metrics({"round": done.number, **done.metrics, **traffic, "seconds": done.seconds})
+
+    return write
+
+
+def _progress(strategy: SynthesisStrategy) -> Callable[[Round], None]:
+    progress = Progress("round", strategy.num_rounds, logger.info)
+    shown = ("loss", "effective-experts")
+
+    def report(done: Round) -> None:
+        progress.update(done.number, **{k: float(str(v)) for k, v in done.metrics.items() if k in shown})
+
+    return report
+
+
+def _log_to_stderr() -> None:
+    """Send the project's log lines where Flower streams from, once a process."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("fedsynth %(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,115 @@
+"""What every strategy of fedsynth can do."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedsynth import wire
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import Federation
+from fedsynth.spec import ImageSpec
+from strategies.census import Census
+
+logger = logging.getLogger("fedsynth")
+
+
+@dataclass
+class Task:
+    """What the server knows when the rounds begin.
+
+    Attributes:
+        config: the run's configuration, all defaults resolved.
+        spec: image format and classes.
+        census: the silos.
+        labels: class of every synthetic image (N,), the same for every method of a seed.
+        federation: the simulated silos' data; None when the silos are real.
+    """
+
+    config: RunConfig
+    spec: ImageSpec
+    census: Census
+    labels: torch.Tensor
+    federation: Federation | None = None
+
+    @property
+    def min_replies(self) -> int:
+        """Usable answers a round needs."""
+        asked = self.config.exchange.min_replies
+        return len(self.census) if asked == "auto" else asked
+
+
+@dataclass
+class Outcome:
+    """What a strategy leaves behind.
+
+    Attributes:
+        images: uint8 (N, H, W, C).
+        labels: int64 (N,).
+        unet: the model they were drawn from, if there is one on the server.
+        curves: loss curves (step, loss) by name.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    unet: UNet2DModel | None = None
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+class SynthesisStrategy(Strategy):
+    """A way for silos to make one synthetic dataset.
+
+    Hyper-parameters are keyword arguments of the constructor, named like their config keys; their defaults are what
+    ``"auto"`` resolves to. ``configure_train`` and ``aggregate_train`` work on a fresh object, so that a strategy can
+    be driven without a network.
+
+    Attributes:
+        num_rounds: rounds it runs.
+    """
+
+    num_rounds: int
+
+    @classmethod
+    def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
+        """Values of the ``"auto"`` keys this strategy takes, by kebab-case key."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name.replace("_", "-"): p.default for p in parameters}
+
+    @abstractmethod
+    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+        """Prepare the silos and return the arrays the first round starts from."""
+
+    @abstractmethod
+    def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
+        """Turn the arrays after the last round into the synthetic set."""
+
+    def train_config(self, task: Task) -> ConfigRecord:
+        """Return what every round's messages carry besides arrays."""
+        return ConfigRecord(wire.spec_to_config(task.spec))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: the synthetic set is measured once, at the end."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def summary(self) -> None:
+        """Log name and hyper-parameters."""
+        names = inspect.signature(type(self)).parameters
+        settings = ", ".join(f"{name.replace('_', '-')} = {getattr(self, name)}" for name in names)
+        logger.info("strategy %s: %s", type(self).__name__, settings or "no settings")

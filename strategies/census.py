@@ -1,0 +1,140 @@
+"""Who takes part: the silos of a run, in an order that does not depend on node ids or on who answers first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message, MetricRecord
+from flwr.serverapp import Grid
+
+from fedsynth import wire
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError
+from fedsynth.progress import Progress
+from fedsynth.spec import ImageSpec
+from strategies.replies import usable
+
+logger = logging.getLogger("fedsynth")
+
+
+@dataclass
+class Member:
+    """One silo.
+
+    Attributes:
+        node_id: its Flower node, new in every run.
+        name: partition or silo name, the same in every run.
+        num_examples: images it trains on.
+        label_counts: those images per class.
+        curve: loss curve of its own model, as (step, loss); empty before local training.
+        train_seconds: time its own model took to train, now or in an earlier run.
+    """
+
+    node_id: int
+    name: str
+    num_examples: int
+    label_counts: list[int]
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    train_seconds: float = 0.0
+
+
+class Census:
+    """The silos of a run, sorted by partition or name."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members = list(members)
+        self._by_name = {member.name: k for k, member in enumerate(self.members)}
+        self._by_node = {member.node_id: k for k, member in enumerate(self.members)}
+
+    @classmethod
+    def unknown(cls, node_ids: Iterable[int], num_classes: int) -> Census:
+        """Silos that have not been asked what they hold: each counts as one image of every class."""
+        ids = sorted(node_ids)
+        return cls(Member(node, f"node-{node}", num_classes, [1] * num_classes) for node in ids)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    @property
+    def label_counts(self) -> torch.Tensor:
+        """Images per silo and class, int64 (K, num_classes)."""
+        return torch.tensor([member.label_counts for member in self.members])
+
+    def position(self, reply: Message) -> int | None:
+        """Position of the silo that answered, or None for a stranger."""
+        _, name = wire.silo_key(reply)
+        return self._by_name.get(name, self._by_node.get(reply.metadata.src_node_id))
+
+
+def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float) -> Census:
+    """Ask every silo what it holds.
+
+    Raises:
+        RunError: a silo cannot open its images, answers nonsense, or two go by one name.
+    """
+    config = {**wire.spec_to_config(spec), "train-seconds": 0.0}
+    requests = [wire.request(node, wire.PREPARE, config, None, timeout) for node in node_ids]
+    replies = usable(grid.send_and_receive(requests), len(node_ids))
+    members = [_member(reply, len(spec.classes)) for reply in sorted(replies, key=wire.silo_key)]
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
+    return Census(members)
+
+
+def _member(reply: Message, num_classes: int) -> Member:
+    _, name = wire.silo_key(reply)
+    metrics = reply.content.metric_records[wire.METRICS]
+    counts = _list(metrics, "label-counts")
+    if len(counts) != num_classes or min(counts) < 0:
+        raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
+    return Member(reply.metadata.src_node_id, name, sum(map(int, counts)), list(map(int, counts)))
+
+
+def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunConfig) -> None:
+    """Have every silo train its own model, in slices, so that progress shows and a crash loses little.
+
+    A silo that finds its finished model on its disk answers at once.
+    """
+    goal, exchange = config.training.train_steps, config.exchange
+    request = {**wire.spec_to_config(spec), "train-seconds": exchange.slice_seconds}
+    progress = Progress("local training: step", goal * len(census), logger.info, interval=exchange.slice_seconds / 3)
+    steps = dict.fromkeys(range(len(census)), 0)
+    while waiting := [member for k, member in enumerate(census) if steps[k] < goal]:
+        messages = [
+            wire.request(member.node_id, wire.PREPARE, request, None, exchange.reply_timeout) for member in waiting
+        ]
+        for reply in usable(grid.send_and_receive(messages), len(waiting)):
+            k = census.position(reply)
+            if k is None:
+                continue
+            metrics = reply.content.metric_records[wire.METRICS]
+            _note_progress(census.members[k], metrics)
+            steps[k] = goal if metrics["finished"] else _number(metrics, "steps", int)
+            progress.update(sum(steps.values()), loss=_number(metrics, "loss", float))
+
+
+def _note_progress(member: Member, metrics: MetricRecord) -> None:
+    if metrics["finished"]:
+        curve = zip(_list(metrics, "curve-steps"), _list(metrics, "curve-losses"), strict=True)
+        member.curve = [(int(step), float(loss)) for step, loss in curve]
+        member.train_seconds = _number(metrics, "train-seconds", float)
+        logger.info("%s: own model ready, loss %.4g", member.name, member.curve[-1][1])
+
+
+def _number(metrics: MetricRecord, key: str, kind: type) -> int | float:
+    value = metrics[key]
+    assert isinstance(value, int | float)
+    return kind(value)
+
+
+def _list(metrics: MetricRecord, key: str) -> list[int] | list[float]:
+    value = metrics[key]
+    assert isinstance(value, list)
+    return value

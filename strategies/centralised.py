@@ -1,0 +1,94 @@
+"""Centralised training, the reference that no federation has: one model on the union of the silos' images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from fedsynth import wire
+from fedsynth.diffusion import TrainingState, initial_unet, loss_curve, pick_device, to_model_range, train
+from fedsynth.errors import RunError, UserError
+from fedsynth.progress import Progress
+from fedsynth.seeding import make_generator
+from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.global_model import draw_from_model
+
+logger = logging.getLogger("fedsynth")
+
+
+class Centralised(SynthesisStrategy):
+    """Trains on the server, in a simulation only, for as many steps as all silos together.
+
+    Args:
+        num_rounds: slices the training is cut into, for progress.
+        sampler: how the model is sampled.
+        sample_from: ``raw`` or ``ema`` weights.
+    """
+
+    def __init__(self, *, num_rounds: int = 20, sampler: str = "ddpm", sample_from: str = "ema") -> None:
+        self.num_rounds, self.sampler, self.sample_from = num_rounds, sampler, sample_from
+        self._task: Task | None = None
+        self._state: TrainingState | None = None
+
+    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+        """Gather the training images of all silos.
+
+        Raises:
+            UserError: the silos are real.
+        """
+        if task.federation is None:
+            raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
+        self._task, config = task, task.config
+        silos = [task.federation.silo(k, config).train for k in range(len(task.census))]
+        self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
+        self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
+        unet = initial_unet(config, task.spec).to(pick_device(config.run.device))
+        self._state = TrainingState(unet, config.training, make_generator(config.run.seed, "centralised-training"))
+        self._steps = config.training.train_steps * len(task.census)
+        self._progress = Progress("centralised training: step", self._steps, logger.info)
+        return wire.encode_tensors(unet.state_dict())
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing."""
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train one slice."""
+        if self._task is None or self._state is None:
+            raise RunError("centralised training needs the silos' images: call begin first")
+        config = self._task.config
+        goal = self._steps * server_round // self.num_rounds
+        losses = train(
+            self._state,
+            self._images,
+            self._labels,
+            config.training,
+            config.diffusion,
+            goal,
+            on_step=lambda done, loss: self._progress.update(done, loss=loss),
+        )
+        loss = sum(losses) / len(losses)
+        return wire.encode_tensors(self._state.unet.state_dict()), MetricRecord({"loss": loss, "steps": goal})
+
+    def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
+        """Sample the model."""
+        if self._state is None:
+            raise RunError("centralised training has not begun")
+        weights = wire.decode_tensors(arrays)
+        if self.sample_from == "ema":
+            weights = self._state.averaged_unet().state_dict()
+        outcome = draw_from_model(task, weights)
+        curve = loss_curve(self._state.losses)
+        outcome.curves["centralised"] = [
+            (int(step), loss) for step, loss in zip(curve["steps"], curve["losses"], strict=True)
+        ]
+        return outcome

@@ -1,0 +1,193 @@
+"""The conversation with the silos: one loop for every strategy, in simulation and in deployment.
+
+Flower's own ``send_and_receive`` polls at fixed intervals (0.1 s, or 3 s against a SuperLink), returns silently
+short and does not count bytes; its ``start`` can neither resume nor stop early.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.run import Run
+
+from fedsynth.errors import RunError
+from fedsynth.wire import payload_bytes
+
+logger = logging.getLogger("fedsynth")
+
+FIRST_WAIT, LONGEST_WAIT = 0.001, 0.05
+"""Seconds between two looks for answers: doubles from the first to the longest while nothing comes."""
+
+
+@dataclass
+class Traffic:
+    """Bytes of all records that crossed, as serialised.
+
+    Attributes:
+        down: server to silos.
+        up: silos to server.
+        messages: requests sent.
+    """
+
+    down: int = 0
+    up: int = 0
+    messages: int = 0
+
+
+class ExchangeGrid(Grid):
+    """A Flower grid whose ``send_and_receive`` is a fast, counted and time-limited loop.
+
+    Args:
+        grid: the grid Flower gave to the ServerApp.
+        timeout: seconds to wait for the answers to one set of messages.
+
+    Attributes:
+        traffic: what has crossed so far.
+    """
+
+    def __init__(self, grid: Grid, timeout: float) -> None:
+        self._grid, self.timeout, self.traffic = grid, timeout, Traffic()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send at once, then yield every answer as it comes, errors included.
+
+        The iterator keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that
+        have not answered after ``timeout`` seconds are named in the log, and the iterator ends.
+        """
+        return self._receive(self._send(messages), time.monotonic() + (timeout or self.timeout))
+
+    def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
+        """Wait until ``count`` silos are connected and return their node ids, sorted.
+
+        Raises:
+            RunError: fewer than ``count`` after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while len(nodes := sorted(self._grid.get_node_ids())) < count:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{len(nodes)} of num-clients = {count} silos connected within node-timeout = {timeout:g} s:"
+                    " start the missing SuperNodes, or set num-supernodes and num-clients to the same number"
+                )
+            time.sleep(LONGEST_WAIT)
+        return nodes[:count]
+
+    def _send(self, messages: Iterable[Message]) -> dict[str, int]:
+        batch = list(messages)
+        self.traffic.messages += len(batch)
+        self.traffic.down += sum(payload_bytes(message) for message in batch)
+        nodes = [message.metadata.dst_node_id for message in batch]
+        return dict(zip(self._grid.push_messages(batch), nodes, strict=True))
+
+    def _receive(self, pending: dict[str, int], deadline: float) -> Iterator[Message]:
+        wait = FIRST_WAIT
+        while pending and time.monotonic() < deadline:
+            replies = list(self._grid.pull_messages(list(pending)))
+            wait = FIRST_WAIT if replies else min(2 * wait, LONGEST_WAIT)
+            while replies:
+                reply = replies.pop()
+                if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
+                    self.traffic.up += payload_bytes(reply)
+                    yield reply
+                # A loop variable would keep the last answer alive through the next wait.
+                del reply
+            if pending:
+                time.sleep(wait)
+        if pending:
+            logger.warning("no answer in time from node(s) %s", ", ".join(map(str, sorted(pending.values()))))
+
+    def set_run(self, run: Run) -> None:
+        """Delegate to the wrapped grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Run of the wrapped grid."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Delegate to the wrapped grid."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Delegate to the wrapped grid."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Delegate to the wrapped grid."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegate to the wrapped grid, uncounted."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Delegate to the wrapped grid, uncounted."""
+        return self._grid.pull_messages(message_ids)
+
+
+@dataclass
+class Round:
+    """What one round did, for whoever watches.
+
+    Attributes:
+        number: 1 for the first.
+        metrics: what the strategy measured.
+        arrays: state after the round.
+        seconds: wall time.
+    """
+
+    number: int
+    metrics: MetricRecord
+    arrays: ArrayRecord
+    seconds: float
+
+
+@dataclass
+class RoundsState:
+    """Where a sequence of rounds stands.
+
+    Attributes:
+        arrays: what the strategy refines: weights, or the synthetic set itself.
+        num_rounds: number of the last round.
+        train_config: passed to ``configure_train`` every round.
+        observers: called after every round (progress, metrics on disk, ...).
+    """
+
+    arrays: ArrayRecord
+    num_rounds: int
+    train_config: ConfigRecord = field(default_factory=ConfigRecord)
+    observers: Sequence[Callable[[Round], None]] = ()
+
+
+def run_rounds(strategy: Strategy, grid: Grid, state: RoundsState, first_round: int = 1) -> ArrayRecord:
+    """Run rounds ``first_round`` … ``state.num_rounds`` in place of Flower's ``Strategy.start``.
+
+    Returns:
+        The arrays after the last round; ``state.arrays`` follows along.
+
+    Raises:
+        RunError: a round had too few usable answers.
+    """
+    for number in range(first_round, state.num_rounds + 1):
+        start = time.monotonic()
+        messages = strategy.configure_train(number, state.arrays, state.train_config, grid)
+        replies = grid.send_and_receive(messages)
+        del messages
+        arrays, metrics = strategy.aggregate_train(number, replies)
+        if arrays is None:
+            raise RunError(f"round {number}: no usable answer")
+        state.arrays = arrays
+        done = Round(number, metrics or MetricRecord(), arrays, time.monotonic() - start)
+        for observe in state.observers:
+            observe(done)
+    return state.arrays

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+from fedsynth.data.image_folder import load_image_folder, read_image_folder
+from fedsynth.errors import UserError
+
+
+def save(path: Path, value: int = 0, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value,) * 3).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for value in range(5):
+        save(tmp_path / "cat" / f"{value}.png", value)
+        save(tmp_path / "Dog" / f"{value}.png", 100 + value)
+    return tmp_path
+
+
+def test_agrees_with_torchvision(tree: Path) -> None:
+    save(tree / "cat" / "nested" / "deep.PNG", 77)
+    (tree / "cat" / "notes.txt").write_text("not an image")
+    reference = torchvision.datasets.ImageFolder(str(tree))
+    data = read_image_folder(tree)
+    assert list(data.classes) == reference.classes == ["Dog", "cat"]
+    expected = sorted((label, np.asarray(image.convert("L")).tolist()) for image, label in reference)
+    assert sorted(zip(data.labels.tolist(), data.images[..., 0].tolist(), strict=True)) == expected
+
+
+def test_hidden_files_and_folders_are_ignored(tree: Path) -> None:
+    (tree / "cat" / "._0.png").write_bytes(b"resource fork")
+    save(tree / ".cache" / "x.png")
+    save(tree / "cat" / ".thumbnails" / "x.png")
+    assert len(read_image_folder(tree)) == 10
+
+
+def test_native_format_of_equal_grey_squares(tree: Path) -> None:
+    assert read_image_folder(tree).images.shape == (10, 8, 8, 1)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 12), (65, 65)])
+def test_mixed_sizes_become_32(tree: Path, size: tuple[int, int]) -> None:
+    save(tree / "cat" / "odd.png", size=size)
+    assert read_image_folder(tree).images.shape == (11, 32, 32, 1)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((64, 64), 64), ((65, 65), 32), ((8, 12), 32)])
+def test_one_size_for_all(tmp_path: Path, size: tuple[int, int], expected: int) -> None:
+    save(tmp_path / "a" / "0.png", size=size)
+    assert read_image_folder(tmp_path).images.shape == (1, expected, expected, 1)
+
+
+def test_one_colour_image_makes_all_colour(tree: Path) -> None:
+    save(tree / "cat" / "colour.png", 5, mode="RGB")
+    data = read_image_folder(tree)
+    assert data.images.shape == (11, 8, 8, 3)
+    assert (data.images[0] == 100).all()
+
+
+def test_every_kind_of_image_in_one_folder(tmp_path: Path) -> None:
+    kinds = {
+        "grey": Image.new("L", (20, 20), 50),
+        "rgba": Image.new("RGBA", (30, 20), (10, 20, 30, 255)),
+        "palette": Image.new("RGB", (9, 40), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE),
+        "sixteen": Image.fromarray(np.full((12, 12), 40 * 257, np.uint16)),
+    }
+    for name, image in kinds.items():
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.png")
+    data = read_image_folder(tmp_path, image_size=16)
+    assert data.classes == ("grey", "palette", "rgba", "sixteen")
+    assert data.images[:, 8, 8].tolist() == [[50, 50, 50], [1, 2, 3], [10, 20, 30], [40, 40, 40]]
+
+
+def test_size_and_channels_as_asked(tree: Path) -> None:
+    assert read_image_folder(tree, image_size=5, channels=3).images.shape == (10, 5, 5, 3)
+
+
+def test_corrupt_image_is_named_and_refused(tree: Path) -> None:
+    (tree / "cat" / "broken.png").write_bytes(b"\x89PNG but not really")
+    with pytest.raises(UserError, match=r"1 of 11 .*broken\.png \(not an image\).*skip-bad-images=true"):
+        read_image_folder(tree)
+    data = read_image_folder(tree, skip_bad_images=True)
+    assert data.images.shape == (10, 8, 8, 1)
+    assert data.label_counts().tolist() == [5, 5]
+
+
+def test_class_with_bad_images_only(tree: Path) -> None:
+    (tree / "emu").mkdir()
+    (tree / "emu" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no readable image in class folder 'emu'"):
+        read_image_folder(tree, skip_bad_images=True)
+
+
+def test_empty_class_folder_is_named(tree: Path) -> None:
+    (tree / "emu").mkdir()
+    (tree / "emu" / "readme.txt").write_text("soon")
+    with pytest.raises(UserError, match="no images in class folder 'emu'"):
+        read_image_folder(tree)
+
+
+def test_missing_root_and_root_without_class_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder .*nowhere.*one folder per class"):
+        read_image_folder(tmp_path / "nowhere")
+    save(tmp_path / "loose.png")
+    with pytest.raises(UserError, match=r"no class folders .*1 images lie directly"):
+        read_image_folder(tmp_path)
+
+
+def test_classes_fix_the_labels(tree: Path) -> None:
+    data = read_image_folder(tree, classes=("ant", "cat", "cow", "Dog"))
+    assert data.label_counts().tolist() == [0, 5, 0, 5]
+    assert (data.images[data.labels == 3] >= 100).all()
+    with pytest.raises(UserError, match=r"class folder 'cat' .* did you mean 'cats'"):
+        read_image_folder(tree, classes=("cats", "Dog"))
+
+
+def test_folds_are_used_where_they_are(tmp_path: Path) -> None:
+    for value in range(3):
+        save(tmp_path / "train" / "a" / f"{value}.png", value)
+        save(tmp_path / "train" / "b" / f"{value}.png", value)
+    save(tmp_path / "test" / "b" / "0.png", 200, size=(50, 30), mode="RGB")
+    train, test = load_image_folder(tmp_path, None, None, False, 0)
+    assert train.images.shape == (6, 8, 8, 1)
+    assert test.images.shape == (1, 8, 8, 1)
+    assert test.classes == train.classes == ("a", "b")
+    assert test.labels.tolist() == [1]
+
+
+def test_lone_fold_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png")
+    with pytest.raises(UserError, match="needs both train/ and test/"):
+        load_image_folder(tmp_path, None, None, False, 0)
+
+
+def test_split_is_stratified_seeded_and_complete(tree: Path) -> None:
+    train, test = load_image_folder(tree, None, None, False, 1)
+    assert train.label_counts().tolist() == [4, 4]
+    assert test.label_counts().tolist() == [1, 1]
+    values = sorted([*train.images[:, 0, 0, 0].tolist(), *test.images[:, 0, 0, 0].tolist()])
+    assert values == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+    fingerprints = [load_image_folder(tree, None, None, False, seed)[1].fingerprint() for seed in (1, 1, 2, 3, 4)]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) > 1

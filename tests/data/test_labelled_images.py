@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedsynth.data.labelled_images import LabelledImages, apportion, stratified_split
+
+
+def make(count: int = 6) -> LabelledImages:
+    images = np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2, 1)
+    return LabelledImages(images, np.arange(count, dtype=np.int64) % 3, ("a", "b", "c"))
+
+
+def test_subset_keeps_order_and_classes() -> None:
+    part = make().subset([4, 0])
+    assert part.labels.tolist() == [1, 0]
+    assert part.images[0, 0, 0, 0] == 16
+    assert part.classes == ("a", "b", "c")
+
+
+def test_label_counts_name_absent_classes() -> None:
+    assert make().subset([0, 3, 1]).label_counts().tolist() == [2, 1, 0]
+
+
+def test_fingerprint_sees_every_part() -> None:
+    data = make()
+    pixels = data.images.copy()
+    pixels[0, 0, 0, 0] += 1
+    others = [
+        LabelledImages(pixels, data.labels, data.classes),
+        LabelledImages(data.images, data.labels[::-1].copy(), data.classes),
+        LabelledImages(data.images, data.labels, ("a", "b", "d")),
+        LabelledImages(data.images.reshape(6, 1, 4, 1), data.labels, data.classes),
+        data.subset([]),
+    ]
+    assert len({data.fingerprint(), *(other.fingerprint() for other in others)}) == 6
+    assert data.fingerprint() == make().fingerprint()
+
+
+def test_fingerprint_ignores_memory_layout() -> None:
+    data = make()
+    strided = LabelledImages(np.asfortranarray(data.images), data.labels, data.classes)
+    assert strided.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 2, 2), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 2, 2, 1), np.uint8), np.zeros(3, np.int64)),
+        (np.zeros((2, 2, 2, 1), np.uint8), np.array([0, 1], np.int64)),
+    ],
+)
+def test_inconsistent_arrays_are_refused(images: np.ndarray, labels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"images must|labels must"):
+        LabelledImages(images, labels, ("only",))
+
+
+def test_apportion_is_the_largest_remainder_method() -> None:
+    # 10 seats, exact shares 4.7, 3.0, 2.3: the largest remainder gets the last seat.
+    assert apportion(10, np.array([47, 30, 23])).tolist() == [5, 3, 2]
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 100, 9999])
+def test_apportion_sums_up_and_stays_near_its_shares(total: int) -> None:
+    weights = np.random.default_rng(total).lognormal(0, 2, (4, 5))
+    parts = apportion(total, weights)
+    assert parts.sum() == total
+    assert np.abs(parts - total * weights / weights.sum()).max() < 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.07, 0.1, 0.5, 0.99])
+def test_stratified_split_is_a_partition_with_proportional_classes(fraction: float) -> None:
+    labels = np.repeat(np.arange(4), [100, 50, 1, 7])
+    stay, taken = stratified_split(labels, fraction, np.random.default_rng(3))
+    assert sorted([*stay, *taken]) == list(range(158))
+    assert set(labels[stay]) == {0, 1, 2, 3}
+    for label, count in enumerate([100, 50, 1, 7]):
+        assert abs((labels[taken] == label).sum() - fraction * count) < 2
+    assert len(taken) <= np.ceil(fraction * 158)
+
+
+def test_stratified_split_rounds_up() -> None:
+    labels = np.zeros(100, np.int64)
+    assert len(stratified_split(labels, 0.07, np.random.default_rng(0))[1]) == 7
+    assert len(stratified_split(labels, 0.071, np.random.default_rng(0))[1]) == 8
+
+
+def test_stratified_split_follows_its_generator() -> None:
+    labels = np.arange(50) % 5
+    first, again, other = (stratified_split(labels, 0.2, np.random.default_rng(seed))[1] for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from fedsynth.data import PARTITIONS, label_counts, load_dataset, manifest, partition, partition_parameters
+from fedsynth.errors import UserError
+
+LABELS = load_dataset("digits")[0].labels
+SCHEMES = list(PARTITIONS)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_disjoint_covering_and_without_empty_client(scheme: str, seed: int) -> None:
+    parts = partition(LABELS, scheme, 10, seed)
+    assert len(parts) == 10
+    assert all(part.dtype == np.int64 and len(part) and (np.diff(part) > 0).all() for part in parts)
+    assert sorted(np.concatenate(parts)) == list(range(len(LABELS)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_seed_decides_the_split(scheme: str) -> None:
+    first, again, other = (partition(LABELS, scheme, 10, seed) for seed in (5, 5, 6))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert [part.tolist() for part in first] != [part.tolist() for part in other]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_global_generator_is_left_alone(scheme: str) -> None:
+    np.random.seed(0)
+    expected = np.random.random(3).tolist()
+    np.random.seed(0)
+    partition(LABELS, scheme, 5, 0)
+    assert np.random.random(3).tolist() == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_more_clients_than_samples(scheme: str) -> None:
+    with pytest.raises(UserError, match="num-clients = 11 is out of range: 10 samples"):
+        partition(LABELS[:10], scheme, 11, 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("wanted", [100, 50, 13])
+def test_subsampling_keeps_the_mean_and_every_class(scheme: str, wanted: int) -> None:
+    full = label_counts(LABELS, partition(LABELS, scheme, 10, 0), 10)
+    parts = partition(LABELS, scheme, 10, 0, samples_per_client=wanted)
+    kept = label_counts(LABELS, parts, 10)
+    assert kept.sum() == 10 * wanted
+    assert len(np.unique(np.concatenate(parts))) == 10 * wanted
+    assert np.abs(kept - full * kept.sum() / full.sum()).max() <= 1
+    assert (kept <= full).all()
+    assert kept.sum(axis=0).min() >= 1
+    assert kept.sum(axis=1).min() >= 1
+
+
+def test_subsampling_keeps_exact_class_counts() -> None:
+    counts = label_counts(LABELS, partition(LABELS, "pathological", 10, 0, samples_per_client=13), 10)
+    assert (np.count_nonzero(counts, axis=1) == 3).all()
+
+
+def test_subsampling_keeps_a_rare_class_and_a_small_client() -> None:
+    labels = np.repeat([0, 1], [10000, 1])
+    parts = partition(labels, "iid", 2, 0, samples_per_client=5)
+    assert label_counts(labels, parts, 2).sum(axis=0).tolist() == [9, 1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_subsampled_parts_come_from_the_full_parts(scheme: str) -> None:
+    full = partition(LABELS, scheme, 10, 3)
+    thin = partition(LABELS, scheme, 10, 3, samples_per_client=40)
+    assert all(set(few) <= set(many) for few, many in zip(thin, full, strict=True))
+
+
+def test_tight_subsampling_keeps_clients_and_classes() -> None:
+    parts = partition(LABELS, "iid", 10, 0, samples_per_client=3)
+    counts = label_counts(LABELS, parts, 10)
+    assert counts.sum() == 30
+    assert counts.sum(axis=0).min() >= 1
+    assert counts.sum(axis=1).min() >= 1
+
+
+def test_impossible_subsampling_names_the_smallest_possible() -> None:
+    with pytest.raises(UserError, match=r"samples-per-client = 1 is too small .* raise it to 5 or more"):
+        partition(LABELS, "iid", 2, 0, samples_per_client=1)
+    assert sum(map(len, partition(LABELS, "iid", 2, 0, samples_per_client=6))) == 12
+    with pytest.raises(UserError, match="samples-per-client = -1"):
+        partition(LABELS, "iid", 2, 0, samples_per_client=-1)
+
+
+def test_asking_for_more_than_there_is_takes_all() -> None:
+    assert sum(map(len, partition(LABELS, "dirichlet", 10, 0, samples_per_client=300))) == len(LABELS)
+
+
+def test_iid_sizes_differ_by_one_at_most() -> None:
+    sizes = [len(part) for part in partition(LABELS, "iid", 10, 0)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_dirichlet_skew_follows_alpha() -> None:
+    def largest_share(alpha: float) -> float:
+        tables = [label_counts(LABELS, partition(LABELS, "dirichlet", 10, s, alpha=alpha), 10) for s in range(20)]
+        return float(np.mean([table.max(axis=0) / table.sum(axis=0) for table in tables]))
+
+    # The same quantity drawn straight from the definition.
+    expected = np.random.default_rng(0).dirichlet([0.1] * 10, 20000).max(axis=1).mean()
+    assert largest_share(0.1) == pytest.approx(expected, abs=0.06)
+    assert largest_share(1000.0) < 0.13
+
+
+def test_dirichlet_that_leaves_clients_empty_says_what_to_change() -> None:
+    with pytest.raises(UserError, match=r"alpha = 0\.001 .* raise alpha, lower num-clients"):
+        partition(LABELS % 2, "dirichlet", 30, 0, alpha=0.001)
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
+def test_dirichlet_alpha_must_be_positive(alpha: float) -> None:
+    with pytest.raises(UserError, match=r"alpha = .* out of range"):
+        partition(LABELS, "dirichlet", 10, 0, alpha=alpha)
+
+
+def test_power_law_spread_is_log_normal() -> None:
+    labels = np.repeat(np.arange(10), 20000)
+    tables = [label_counts(labels, partition(labels, "power-law", 10, seed), 10) for seed in range(20)]
+    # Shares are draws divided by their class's sum: differences of logarithms within a class have variance 2 * 2^2.
+    logs = np.log(np.maximum(np.stack(tables), 0.5))
+    variance = np.mean((logs[:, 0] - logs[:, 1]) ** 2)
+    assert variance == pytest.approx(8.0, rel=0.25)
+
+
+@pytest.mark.parametrize("num_clients", [4, 5, 10, 23])
+def test_pathological_counts_exactly_and_owns_every_class(num_clients: int) -> None:
+    counts = label_counts(LABELS, partition(LABELS, "pathological", num_clients, 1), 10)
+    assert (np.count_nonzero(counts, axis=1) == 3).all()
+    owners = np.count_nonzero(counts, axis=0)
+    assert owners.min() >= 1
+    assert owners.max() - owners.min() <= 1
+
+
+def test_pathological_spares_rare_classes() -> None:
+    labels = np.repeat(np.arange(8), [500, 500, 500, 500, 500, 500, 500, 2])
+    counts = label_counts(labels, partition(labels, "pathological", 10, 0), 8)
+    assert (np.count_nonzero(counts, axis=1) == 3).all()
+    assert counts[:, 7].sum() == 2
+
+
+def test_pathological_limits_name_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"classes-per-client to 5 or num-clients to 4"):
+        partition(LABELS, "pathological", 2, 0)
+    with pytest.raises(UserError, match=r"classes-per-client = 11 .* 10 classes"):
+        partition(LABELS, "pathological", 10, 0, classes_per_client=11)
+    with pytest.raises(UserError, match="too few samples"):
+        partition(np.arange(12) % 4, "pathological", 10, 0, classes_per_client=3)
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 10, 12])
+def test_pairs_are_neighbouring_classes(num_clients: int) -> None:
+    counts = label_counts(LABELS, partition(LABELS, "pairs", num_clients, 0), 10)
+    for client, row in enumerate(counts):
+        assert set(np.flatnonzero(row)) == {client % 10, (client + 1) % 10}
+
+
+def test_pairs_of_a_single_class() -> None:
+    with pytest.raises(UserError, match="at least 2 classes"):
+        partition(np.zeros(10, np.int64), "pairs", 2, 0)
+    with pytest.raises(UserError, match="fewer samples than owners"):
+        partition(np.arange(20) % 10, "pairs", 20, 0)
+
+
+@pytest.mark.parametrize(("num_clients", "num_classes"), [(8, 15), (10, 10), (11, 10), (2, 10)])
+def test_disjoint_shares_only_the_most_frequent_class(num_clients: int, num_classes: int) -> None:
+    labels = np.repeat(np.arange(num_classes), [20] * (num_classes - 1) + [30])
+    counts = label_counts(labels, partition(labels, "disjoint", num_clients, 0), num_classes)
+    assert np.count_nonzero(counts, axis=0).tolist() == [1] * (num_classes - 1) + [2]
+    per_client = np.count_nonzero(counts, axis=1)
+    assert per_client.max() - per_client.min() <= 1
+
+
+def test_disjoint_limit() -> None:
+    with pytest.raises(UserError, match="room for 11 clients, not 12"):
+        partition(LABELS, "disjoint", 12, 0)
+
+
+def test_disjoint_of_single_samples() -> None:
+    parts = partition(np.arange(4), "disjoint", 4, 0)
+    assert sorted(part.tolist() for part in parts) == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_classes_that_never_occur_do_no_harm(scheme: str) -> None:
+    labels = np.array([2, 5, 9, 11])[np.arange(400) % 4]
+    parts = partition(labels, scheme, 4, 0)
+    assert sorted(np.concatenate(parts)) == list(range(400))
+    assert all(len(part) for part in parts)
+
+
+def test_unknown_scheme_and_parameter() -> None:
+    with pytest.raises(UserError, match=r"unknown partition 'dirichlett': did you mean 'dirichlet'\?"):
+        partition(LABELS, "dirichlett", 10, 0)
+    with pytest.raises(UserError, match=r"'dirichlet' has no parameter 'alfa': did you mean 'alpha'\?"):
+        partition(LABELS, "dirichlet", 10, 0, alfa=0.1)
+    with pytest.raises(UserError, match="'iid' has no parameter 'alpha'"):
+        partition(LABELS, "iid", 10, 0, alpha=0.1)
+
+
+def test_parameters_by_scheme() -> None:
+    assert {scheme: partition_parameters(scheme) for scheme in SCHEMES if partition_parameters(scheme)} == {
+        "dirichlet": ("alpha",),
+        "pathological": ("classes_per_client",),
+    }
+
+
+def test_label_counts_against_a_loop() -> None:
+    parts = partition(LABELS, "dirichlet", 7, 2)
+    table = label_counts(LABELS, parts, 12)
+    for client, part in enumerate(parts):
+        for label in range(12):
+            assert table[client, label] == sum(int(LABELS[index]) == label for index in part)
+
+
+def test_manifest_survives_json_and_hashes_its_content() -> None:
+    classes = tuple("0123456789")
+    parts = partition(LABELS, "dirichlet", 10, 4, alpha=0.5)
+    record = manifest(parts, LABELS, classes, "dirichlet", 4, {"alpha": 0.5})
+    again = json.loads(json.dumps(record))
+    assert again == record
+    assert [client["indices"] for client in again["clients"]] == [part.tolist() for part in parts]
+    assert [client["label-counts"] for client in again["clients"]] == label_counts(LABELS, parts, 10).tolist()
+    digest = again.pop("sha256")
+    assert hashlib.sha256(json.dumps(again, sort_keys=True, separators=(",", ":")).encode()).hexdigest() == digest
+    parts[0], parts[1] = parts[1], parts[0]
+    assert manifest(parts, LABELS, classes, "dirichlet", 4, {"alpha": 0.5})["sha256"] != digest

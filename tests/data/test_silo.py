@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedsynth.data import LabelledImages, folder_silo, load_dataset, partition, simulated_silo, split_holdout
+from fedsynth.errors import UserError
+
+TRAIN, _ = load_dataset("digits")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
+def test_every_class_stays_in_train(fraction: float) -> None:
+    for client, indices in enumerate(partition(TRAIN.labels, "dirichlet", 10, 0)):
+        silo = simulated_silo(TRAIN, indices, client, fraction, 0)
+        own = TRAIN.subset(indices).label_counts()
+        assert ((silo.train.label_counts() > 0) == (own > 0)).all()
+        assert silo.label_counts().tolist() == own.tolist()
+        assert len(silo.holdout) <= np.ceil(fraction * len(indices))
+
+
+def test_holdout_has_the_asked_share_and_no_train_image() -> None:
+    numbered = LabelledImages(np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1), np.arange(100) % 4, tuple("abcd"))
+    train, holdout = split_holdout(numbered, 0.1, 7)
+    assert len(holdout) == 10
+    assert sorted([*train.images.ravel(), *holdout.images.ravel()]) == list(range(100))
+    assert holdout.label_counts().max() <= 3
+
+
+def test_single_image_of_a_class_is_never_held_out() -> None:
+    data = LabelledImages(np.zeros((5, 2, 2, 1), np.uint8), np.arange(5), tuple("abcde"))
+    train, holdout = split_holdout(data, 0.5, 0)
+    assert (len(train), len(holdout)) == (5, 0)
+
+
+def test_same_data_and_seed_same_silo() -> None:
+    indices = partition(TRAIN.labels, "iid", 10, 0)[3]
+    silo, again, other_seed, other_name = (
+        simulated_silo(TRAIN, indices, client, 0.1, seed) for client, seed in ((3, 0), (3, 0), (3, 1), (4, 0))
+    )
+    assert silo.name == "silo-3"
+    assert silo.fingerprint() == again.fingerprint()
+    assert len({silo.fingerprint(), other_seed.fingerprint(), other_name.fingerprint()}) == 3
+    assert silo.holdout.fingerprint() == other_name.holdout.fingerprint()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(UserError, match="holdout-fraction"):
+        split_holdout(TRAIN, fraction, 0)
+
+
+def test_folder_silo_uses_the_federation_s_classes(tmp_path: Path) -> None:
+    for name, count in (("cat", 4), ("dog", 6)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
+    silo = folder_silo(tmp_path, "clinic", 0.3, 0, image_size=16, channels=3, classes=("bird", "cat", "dog"))
+    assert silo.name == "clinic"
+    assert silo.label_counts().tolist() == [0, 4, 6]
+    assert silo.train.images.shape[1:] == (16, 16, 3)
+    assert len(silo.holdout) == 3
+    (tmp_path / "dog" / "bad.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        folder_silo(tmp_path, "clinic", 0.3, 0)
+    assert len(folder_silo(tmp_path, "clinic", 0.0, 0, skip_bad_images=True).train) == 10
