@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 
 from clients.local_model import LocalModel, load_network
 from clients.silo_door import identity, open_silo, silo_name, state_folder
@@ -44,17 +44,17 @@ def handle_prepare(message: Message, context: Context) -> Message:
     request = message.content.config_records[wire.CONFIG]
     spec = wire.spec_from_config(request)
     silo = _open(context, config, spec)
-    metrics: dict[str, int | float | list[int] | list[float]] = {
+    metrics: dict[str, MetricRecordValues] = {
         "num-examples": len(silo.train),
         "label-counts": silo.train.label_counts().tolist(),
     }
-    seconds = float(str(request["train-seconds"]))
+    seconds = wire.number(request, "train-seconds")
     if seconds > 0:
         metrics |= _train_own_model(LocalModel(silo, spec, config, state_folder(context, config)), context, seconds)
     return wire.answer(message, identity(context), metrics)
 
 
-def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dict[str, int | float | list[float]]:
+def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dict[str, MetricRecordValues]:
     if not model.finished:
         training = model.train_slice(seconds)
         if not model.finished:
@@ -76,7 +76,7 @@ def handle_epsilon(message: Message, context: Context) -> Message:
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
     tensors = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
-    timestep = int(str(message.content.config_records[wire.CONFIG]["timestep"]))
+    timestep = int(wire.number(message.content.config_records[wire.CONFIG], "timestep"))
     predict = noise_predictor(_own_network(context, config))
     epsilon = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
     record = wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)
@@ -109,14 +109,14 @@ def handle_train(message: Message, context: Context) -> Message:
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
     request = message.content.config_records[wire.CONFIG]
-    spec, server_round = wire.spec_from_config(request), int(str(request["server-round"]))
+    spec, server_round = wire.spec_from_config(request), int(wire.number(request, "server-round"))
     silo = _open(context, config, spec)
     unet = initial_unet(config, spec)
     unet.load_state_dict(wire.decode_tensors(message.content.array_records[wire.ARRAYS]))
     generator = make_generator(config.run.seed, "federated-training", silo.name, server_round)
     state = TrainingState(unet.to(pick_device(config.run.device)), config.training, generator)
     images, labels = to_model_range(silo.train.images), torch.from_numpy(silo.train.labels)
-    losses = train(state, images, labels, config.training, config.diffusion, int(str(request["steps"])))
+    losses = train(state, images, labels, config.training, config.diffusion, int(wire.number(request, "steps")))
     record = wire.encode_tensors(state.unet.state_dict(), config.exchange.wire_dtype)
     metrics = {
         "num-examples": len(silo.train),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -25,6 +26,7 @@ from fedsynth.diffusion import (
 from fedsynth.files import atomic_directory, write_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
+
 
 class LocalModel:
     """The model of one silo under one configuration.
@@ -50,8 +52,8 @@ class LocalModel:
         """Whether the trained model is on disk."""
         return (self.folder / "model_index.json").is_file()
 
-    def history(self) -> dict[str, list[float] | float]:
-        """Loss curve and seconds of the finished training."""
+    def history(self) -> dict[str, Any]:
+        """Loss curve (``steps``, ``losses``) and ``seconds`` of the finished training."""
         return dict(json.loads((self.folder / "training.json").read_text()))
 
     def train_slice(self, seconds: float) -> TrainingState:
@@ -81,7 +83,7 @@ class LocalModel:
 
     def _finish(self, training: TrainingState) -> None:
         scheduler = make_scheduler(self._config.diffusion)
-        pipeline = ClassConditionalDDPMPipeline(training.averaged_unet(), scheduler, list(self._spec.classes))
+        pipeline = ClassConditionalDDPMPipeline(training.averaged_unet(), scheduler, self._spec.classes)
         with atomic_directory(self.folder) as temporary:
             pipeline.save_pretrained(temporary)
             write_json(temporary / "training.json", {"seconds": training.seconds, **loss_curve(training.losses)})

@@ -55,7 +55,9 @@ def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
         )
     if "partition-id" in node:
         return _federation(config).silo(int(node["partition-id"]), config)
-    raise UserError("node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'")
+    raise UserError(
+        "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
+    )
 
 
 def state_folder(context: Context, config: RunConfig) -> Path:

@@ -7,7 +7,7 @@ Every key of ``[tool.flwr.app.config]`` is a field of one of the sections below,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -158,7 +158,9 @@ class Cooperation(_Section):
     )
     energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
     score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
-    step_scale: PositiveFloat | Auto = Field(AUTO, description="c of the Langevin step size (sampler=ula)")
+    step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
+        AUTO, description="c of the Langevin step size (sampler=ula)"
+    )
     step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
 
 
@@ -271,7 +273,8 @@ def _as_user_error(error: ValidationError) -> UserError:
     choices = _choices(key)
     if choices and isinstance(value, str) and len(messages) == len([d for d in messages if "literal" in d["type"]]):
         return unknown_choice(key, value, choices)
-    allowed = " or ".join(str(d["msg"]).replace("Input should be ", "") for d in messages)
+    said = " or ".join(str(d["msg"]) for d in messages)
+    allowed = said.replace("Input should be ", "").replace("String should have", "text of")
     return UserError(f"{key} = {value!r}: must be {allowed}")
 
 
@@ -288,14 +291,22 @@ def _refuse_contradictions(config: RunConfig) -> None:
     paper = cooperation.dfd_preset == "paper"
     langevin = sampler == "ula" or (sampler == AUTO and paper)
     if cooperation.weights == "posterior" and langevin:
-        raise UserError("weights = 'posterior' needs sampler = 'ddpm': it follows ancestral moves, not Langevin moves")
+        raise UserError(
+            "weights = 'posterior' needs sampler = 'ddpm', whose ancestral moves it follows:"
+            " with sampler = 'ula' set weights = 'energy' or 'constant'"
+        )
     if not langevin and cooperation.score_scale not in (AUTO, 1.0):
-        raise UserError(f"score-scale = {cooperation.score_scale} needs sampler = 'ula': other samplers take 1.0")
+        raise UserError(f"score-scale = {cooperation.score_scale} needs sampler = 'ula': otherwise set it to 1.0")
+    c, temperature = cooperation.step_scale, cooperation.score_scale
+    if c != AUTO and temperature != AUTO and c * temperature >= 2:
+        raise UserError(f"score-scale = {temperature}: must be < {2 / c:g}, 2 / step-scale, or samples diverge")
     if sampler == "ula" and config.run.strategy != "dfd":
         raise UserError(f"sampler = 'ula' needs strategy = 'dfd', not '{config.run.strategy}': use sampler = 'ddpm'")
     _refuse_too_many_levels(config)
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > config.run.num_clients:
-        raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {config.run.num_clients}")
+        raise UserError(
+            f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {config.run.num_clients}"
+        )
 
 
 def _refuse_too_many_levels(config: RunConfig) -> None:

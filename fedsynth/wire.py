@@ -16,7 +16,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    ConfigRecordValues,
+    Message,
+    MetricRecord,
+    MetricRecordValues,
+    RecordDict,
+)
 
 from fedsynth.spec import ImageSpec
 
@@ -35,8 +44,6 @@ SAMPLES = "samples"
 LABELS = "labels"
 NUMBERS = "numbers"
 IMAGES = "images"
-
-ConfigValues = Mapping[str, int | float | str | bool | list[str]]
 
 
 def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
@@ -66,8 +73,14 @@ def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
     return {name: decode(array) for name, array in record.items()}
 
 
-def request(node_id: int, message_type: str, config: ConfigValues, arrays: ArrayRecord | None, ttl: float | None) -> Message:
-    """Build a message to one silo; it expires ``ttl`` seconds after now."""
+def request(
+    node_id: int,
+    message_type: str,
+    config: Mapping[str, ConfigRecordValues],
+    arrays: ArrayRecord | None = None,
+    ttl: float | None = None,
+) -> Message:
+    """Build a message to one silo; it expires ``ttl`` seconds after now (None: Flower's default)."""
     content = RecordDict({CONFIG: ConfigRecord(dict(config))})
     if arrays is not None:
         content[ARRAYS] = arrays
@@ -77,7 +90,7 @@ def request(node_id: int, message_type: str, config: ConfigValues, arrays: Array
 def answer(
     message: Message,
     silo: ConfigRecord,
-    metrics: Mapping[str, int | float | list[int]],
+    metrics: Mapping[str, MetricRecordValues],
     **arrays: ArrayRecord,
 ) -> Message:
     """Build the answer to ``message``; ``arrays`` are array records by name."""
@@ -87,7 +100,7 @@ def answer(
     return Message(content, reply_to=message)
 
 
-def spec_to_config(spec: ImageSpec) -> dict[str, int | list[str]]:
+def spec_to_config(spec: ImageSpec) -> dict[str, ConfigRecordValues]:
     """Write an image spec as config values."""
     return {"image-channels": spec.channels, "image-size": spec.size, "classes": list(spec.classes)}
 
@@ -96,7 +109,31 @@ def spec_from_config(config: ConfigRecord) -> ImageSpec:
     """Inverse of :func:`spec_to_config`."""
     classes = config["classes"]
     assert isinstance(classes, list)
-    return ImageSpec(int(str(config["image-channels"])), int(str(config["image-size"])), tuple(map(str, classes)))
+    return ImageSpec(int(number(config, "image-channels")), int(number(config, "image-size")), tuple(map(str, classes)))
+
+
+def number(record: ConfigRecord | MetricRecord, key: str, default: float | None = None) -> float:
+    """Read one number of a record.
+
+    Raises:
+        ValueError: absent without a default, or no number.
+    """
+    value = record.get(key, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{key} = {value!r}: must be a number")
+    return float(value)
+
+
+def numbers(record: MetricRecord, key: str) -> list[float]:
+    """Read a list of numbers of a record.
+
+    Raises:
+        ValueError: absent, or no list.
+    """
+    value = record.get(key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} = {value!r}: must be a list of numbers")
+    return [float(item) for item in value]
 
 
 def silo_key(message: Message) -> tuple[int, str]:
@@ -107,7 +144,8 @@ def silo_key(message: Message) -> tuple[int, str]:
     if message.has_content() and SILO in message.content.config_records:
         silo = message.content.config_records[SILO]
         if "partition-id" in silo:
-            return int(str(silo["partition-id"])), f"silo-{silo['partition-id']}"
+            partition = int(number(silo, "partition-id"))
+            return partition, f"silo-{partition}"
         if "silo-name" in silo:
             return 0, str(silo["silo-name"])
     return message.metadata.src_node_id, f"node-{message.metadata.src_node_id}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from flwr.app import Array, ArrayRecord
 
 from fedsynth import wire

@@ -20,6 +20,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
+from fedsynth.wire import number
 from strategies import build_strategy
 from strategies.base import SynthesisStrategy, Task
 from strategies.census import Census, take_census
@@ -108,7 +109,7 @@ def _progress(strategy: SynthesisStrategy) -> Callable[[Round], None]:
     shown = ("loss", "effective-experts")
 
     def report(done: Round) -> None:
-        progress.update(done.number, **{k: float(str(v)) for k, v in done.metrics.items() if k in shown})
+        progress.update(done.number, **{key: number(done.metrics, key) for key in shown if key in done.metrics})
 
     return report
 

@@ -79,7 +79,7 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
         RunError: a silo cannot open its images, answers nonsense, or two go by one name.
     """
     config = {**wire.spec_to_config(spec), "train-seconds": 0.0}
-    requests = [wire.request(node, wire.PREPARE, config, None, timeout) for node in node_ids]
+    requests = [wire.request(node, wire.PREPARE, config, ttl=timeout) for node in node_ids]
     replies = usable(grid.send_and_receive(requests), len(node_ids))
     members = [_member(reply, len(spec.classes)) for reply in sorted(replies, key=wire.silo_key)]
     names = [member.name for member in members]
@@ -91,10 +91,10 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
 def _member(reply: Message, num_classes: int) -> Member:
     _, name = wire.silo_key(reply)
     metrics = reply.content.metric_records[wire.METRICS]
-    counts = _list(metrics, "label-counts")
+    counts = [int(count) for count in wire.numbers(metrics, "label-counts")]
     if len(counts) != num_classes or min(counts) < 0:
         raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
-    return Member(reply.metadata.src_node_id, name, sum(map(int, counts)), list(map(int, counts)))
+    return Member(reply.metadata.src_node_id, name, sum(counts), counts)
 
 
 def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunConfig) -> None:
@@ -108,7 +108,7 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
     steps = dict.fromkeys(range(len(census)), 0)
     while waiting := [member for k, member in enumerate(census) if steps[k] < goal]:
         messages = [
-            wire.request(member.node_id, wire.PREPARE, request, None, exchange.reply_timeout) for member in waiting
+            wire.request(member.node_id, wire.PREPARE, request, ttl=exchange.reply_timeout) for member in waiting
         ]
         for reply in usable(grid.send_and_receive(messages), len(waiting)):
             k = census.position(reply)
@@ -116,25 +116,13 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
                 continue
             metrics = reply.content.metric_records[wire.METRICS]
             _note_progress(census.members[k], metrics)
-            steps[k] = goal if metrics["finished"] else _number(metrics, "steps", int)
-            progress.update(sum(steps.values()), loss=_number(metrics, "loss", float))
+            steps[k] = goal if metrics["finished"] else int(wire.number(metrics, "steps"))
+            progress.update(sum(steps.values()), loss=wire.number(metrics, "loss"))
 
 
 def _note_progress(member: Member, metrics: MetricRecord) -> None:
     if metrics["finished"]:
-        curve = zip(_list(metrics, "curve-steps"), _list(metrics, "curve-losses"), strict=True)
-        member.curve = [(int(step), float(loss)) for step, loss in curve]
-        member.train_seconds = _number(metrics, "train-seconds", float)
+        curve = zip(wire.numbers(metrics, "curve-steps"), wire.numbers(metrics, "curve-losses"), strict=True)
+        member.curve = [(int(step), loss) for step, loss in curve]
+        member.train_seconds = wire.number(metrics, "train-seconds")
         logger.info("%s: own model ready, loss %.4g", member.name, member.curve[-1][1])
-
-
-def _number(metrics: MetricRecord, key: str, kind: type) -> int | float:
-    value = metrics[key]
-    assert isinstance(value, int | float)
-    return kind(value)
-
-
-def _list(metrics: MetricRecord, key: str) -> list[int] | list[float]:
-    value = metrics[key]
-    assert isinstance(value, list)
-    return value

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 
 from fedsynth import wire
@@ -154,7 +154,7 @@ class DfD(SynthesisStrategy):
             answered = state.answered
             state.posterior.update(state.samples, moved, state.epsilon, state.scheduler, state.timestep, answered)
         state.samples = moved
-        metrics = {
+        metrics: dict[str, MetricRecordValues] = {
             "timestep": state.timestep,
             "effective-experts": float(effective_experts(weights).mean()),
             "score-norm": float(energy(epsilon).mul(2 / epsilon[0].numel()).sqrt().mean()),
@@ -250,7 +250,7 @@ class _Mixture:
                 logger.warning("answer of an unknown silo left out")
                 continue
             self._place(k, reply)
-            seconds += float(str(reply.content.metric_records[wire.METRICS].get("seconds", 0.0)))
+            seconds += wire.number(reply.content.metric_records[wire.METRICS], "seconds", 0.0)
         return seconds
 
     def _place(self, k: int, reply: Message) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 
 from fedsynth import wire
@@ -81,7 +81,7 @@ class FedAvg(SynthesisStrategy):
         arrays = weighted_mean([reply.content.array_records[wire.ARRAYS] for reply in updates], counts)
         self._follow(arrays)
         if "loss" in metrics:
-            self._losses.append((server_round, float(str(metrics["loss"]))))
+            self._losses.append((server_round, wire.number(metrics, "loss")))
         return arrays, metrics
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
@@ -108,9 +108,9 @@ class FedAvg(SynthesisStrategy):
 
 def _mean_metrics(updates: list[Message], counts: list[int]) -> MetricRecord:
     records = [reply.content.metric_records[wire.METRICS] for reply in updates]
-    losses = [float(str(record["loss"])) for record in records if "loss" in record]
-    mean: dict[str, float | int] = {"num-examples": sum(counts)}
+    losses = [wire.number(record, "loss") for record in records if "loss" in record]
+    mean: dict[str, MetricRecordValues] = {"num-examples": sum(counts)}
     if len(losses) == len(counts):
         mean["loss"] = sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
-    mean["client-seconds"] = sum(float(str(record.get("seconds", 0.0))) for record in records)
+    mean["client-seconds"] = sum(wire.number(record, "seconds", 0.0) for record in records)
     return MetricRecord(mean)

@@ -77,11 +77,11 @@ class Pooled(SynthesisStrategy):
         for reply in usable(replies, shares):
             k = census.position(reply)
             images = wire.decode(reply.content.array_records[wire.ARRAYS][wire.IMAGES])
-            numbers = torch.nonzero(owners == k).squeeze(1)
+            numbers = torch.nonzero(owners.eq(-1 if k is None else k)).squeeze(1)
             if images.shape != (len(numbers), *self._images.shape[1:]) or images.dtype != torch.uint8:
                 raise RunError(f"{wire.silo_key(reply)[1]}: unusable images {tuple(images.shape)} {images.dtype}")
             self._images[numbers] = images
-            seconds += float(str(reply.content.metric_records[wire.METRICS].get("seconds", 0.0)))
+            seconds += wire.number(reply.content.metric_records[wire.METRICS], "seconds", 0.0)
         arrays = wire.encode_tensors({wire.IMAGES: self._images, wire.LABELS: self._labels})
         return arrays, MetricRecord({"silos": shares, "client-seconds": seconds})
 

@@ -11,6 +11,7 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
 from fedsynth.evaluation import Evaluation, evaluate
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, results_table, write_dataset, write_report
+from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import Round, Traffic
@@ -40,7 +41,7 @@ class Costs:
     def add(self, done: Round) -> None:
         """Count one round."""
         self.rounds += 1
-        self.client_seconds += float(str(done.metrics.get("client-seconds", 0.0)))
+        self.client_seconds += number(done.metrics, "client-seconds", 0.0)
 
     def close(self, traffic: Traffic, census: Census, wall_seconds: float) -> None:
         """Add what is known at the end."""
@@ -54,7 +55,9 @@ class Costs:
 
 def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs) -> None:
     """Write dataset and model, measure the dataset, write results and report, and log where they are."""
-    write_dataset(SyntheticDataset(outcome.images, outcome.labels, task.spec.classes, _provenance(task)), folder.synthetic)
+    write_dataset(
+        SyntheticDataset(outcome.images, outcome.labels, task.spec.classes, _provenance(task)), folder.synthetic
+    )
     if outcome.unet is not None:
         _save_model(folder, task, outcome)
     evaluation = _measure(task, outcome)

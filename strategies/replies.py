@@ -31,7 +31,7 @@ def usable(replies: Iterable[Message], needed: int) -> Iterator[Message]:
             count += 1
             yield reply
             continue
-        reasons.append(reply.error.reason)
+        reasons.append(str(reply.error.reason))
         logger.warning("answer left out: %s", reasons[-1])
         if "ActorDied" in reasons[-1]:
             raise RunError(f"a simulation worker died (out of memory?): {reasons[-1]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -14,6 +15,7 @@ from fedsynth.diffusion.sampling import noise_predictor, sample
 from fedsynth.errors import UserError
 
 
+@dataclass
 class LabelledImagePipelineOutput(BaseOutput):
     """Result of a call.
 
@@ -52,7 +54,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
         Args:
             labels: class indices or names (N,).
-            generator: CPU generator, for reproducible images.
+            generator: CPU generator, for reproducible images; None draws other images at every call.
             num_inference_steps: noise levels visited.
             batch_size: images evaluated at a time.
 
@@ -62,7 +64,9 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         indices = torch.tensor([self._index(label) for label in labels])
         config = self.unet.config
         shape = (len(indices), config.in_channels, config.sample_size, config.sample_size)
-        generator = generator or torch.Generator().manual_seed(torch.seed())
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
         noise = torch.randn(shape, generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
         predict = noise_predictor(self.unet, batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def draw_initial_noise(seed: int, num_samples: int, shape: tuple[int, int, int])
 def sample(
     predict_noise: PredictNoise,
     scheduler: Any,
-    x_T: torch.Tensor,  # noqa: N803
+    x_T: torch.Tensor,
     labels: torch.Tensor,
     generator: torch.Generator,
     on_step: Callable[[int], None] | None = None,
@@ -48,7 +49,7 @@ def sample(
 
     Args:
         predict_noise: noise prediction ε(x_t, t, y).
-        scheduler: a diffusers scheduler whose timesteps are set.
+        scheduler: any diffusers scheduler whose timesteps are set; fractional ones are rounded for ``predict_noise``.
         x_T: initial noise (N, C, H, W).
         labels: classes (N,).
         generator: source of the noise that stochastic schedulers inject.
@@ -57,10 +58,12 @@ def sample(
     Returns:
         x_0 (N, C, H, W), nominally in [-1, 1].
     """
-    x = x_T
-    for done, t in enumerate(scheduler.timesteps.tolist(), start=1):
-        eps = predict_noise(x, t, labels)
-        x = scheduler.step(eps, t, x, generator=generator).prev_sample
+    draws_noise = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if draws_noise else {}
+    x = x_T * scheduler.init_noise_sigma
+    for done, t in enumerate(scheduler.timesteps, start=1):
+        eps = predict_noise(scheduler.scale_model_input(x, t), round(t.item()), labels)
+        x = scheduler.step(eps, t, x, **extra).prev_sample
         if on_step is not None:
             on_step(done)
     return x

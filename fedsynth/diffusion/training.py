@@ -16,7 +16,6 @@ from fedsynth.config import Diffusion, Training
 from fedsynth.diffusion.sampling import make_scheduler
 from fedsynth.files import atomic_file
 
-
 CURVE_POINTS = 50
 
 
@@ -36,9 +35,7 @@ class TrainingState:
     def __init__(self, unet: UNet2DModel, config: Training, generator: torch.Generator) -> None:
         self.unet, self.generator = unet, generator
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
-        self.ema = EMAModel(
-            unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-        )
+        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.losses: list[float] = []
         self.seconds = 0.0
 
@@ -68,12 +65,13 @@ class TrainingState:
     def load(self, path: Path) -> None:
         """Continue from a file written by :meth:`save`."""
         device = next(self.unet.parameters()).device
-        state = torch.load(path, map_location=device, weights_only=True)
+        # Every part moves its own tensors, and Adam's step counts belong on the CPU.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.unet.load_state_dict(state["unet"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(device)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])
         self.losses, self.seconds = state["losses"].tolist(), state["seconds"]
 
 

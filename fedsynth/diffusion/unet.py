@@ -73,7 +73,7 @@ def build_unet(
     )
     _check_size(spec.size, len(shape.block_out_channels))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         return UNet2DModel(**_arguments(shape, spec))
 
 

@@ -103,7 +103,7 @@ def train_domain_classifier(
         logits, _ = model(_network_input(images[batch.numpy()]))
         loss = nn.functional.cross_entropy(logits, targets[batch])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     return model.eval()

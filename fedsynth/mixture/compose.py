@@ -16,14 +16,14 @@ def compose(eps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         eps: noise predictions (K, N, C, H, W).
-        weights: responsibilities (K, N), columns summing to 1.
+        weights: responsibilities (K, N), or (K, 1) for all samples alike, columns summing to 1.
 
     Returns:
         (N, C, H, W) in the dtype of ``eps``. Works in slices of samples, so that nothing of the size of ``eps`` is
         allocated.
     """
     composed = torch.empty_like(eps[0])
-    shares = weights.to(eps.dtype)[..., None, None, None]
+    shares = weights.to(eps.dtype).expand(-1, eps.shape[1])[..., None, None, None]
     for rows in torch.arange(eps.shape[1]).split(SLICE):
         first, last = int(rows[0]), int(rows[-1]) + 1
         share = shares[:, first:last]

@@ -14,5 +14,6 @@ def energy(eps: torch.Tensor) -> torch.Tensor:
     Returns:
         Energies (K, N), or (N,), at least float32, non-negative.
     """
-    flat = eps.flatten(-3)
-    return 0.5 * torch.linalg.vector_norm(flat, dim=-1, dtype=torch.promote_types(eps.dtype, torch.float32)).square()
+    dtype = torch.promote_types(eps.dtype, torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(eps.flatten(-3), dim=-1, dtype=dtype)
+    return 0.5 * norm.square()

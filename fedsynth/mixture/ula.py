@@ -40,7 +40,7 @@ class ULAScheduler(SchedulerMixin, ConfigMixin):
         score_scale: λ > 0, a temperature: 2 sharpens by √2 (the paper's Lemma 4.4), 1 targets the mixture itself.
 
     Raises:
-        UserError: c, p or λ out of range, or some η_t above ½.
+        UserError: c, p or λ out of range, some η_t above ½, or λc not below 2.
     """
 
     order = 1
@@ -55,16 +55,18 @@ class ULAScheduler(SchedulerMixin, ConfigMixin):
         step_power: float = 1.0,
         score_scale: float = 1.0,
     ) -> None:
-        for key, value, low in (("step-scale", step_scale, 0), ("score-scale", score_scale, 0)):
-            if not value > low:
-                raise UserError(f"{key} = {value}: must be > {low}")
-        if step_power < 1:
+        for key, value in (("step-scale", step_scale), ("score-scale", score_scale)):
+            if not value > 0:
+                raise UserError(f"{key} = {value}: must be > 0")
+        if not step_power >= 1:
             raise UserError(f"step-power = {step_power}: must be >= 1")
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
         self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
         self.step_sizes = step_scale * (1.0 - self.alphas_cumprod) ** step_power
         if self.step_sizes.max() > 0.5:
             raise UserError(f"step-scale = {step_scale}: the largest step size is {self.step_sizes.max():.3f} > 0.5")
+        if not score_scale * step_scale < 2:
+            raise UserError(f"score-scale = {score_scale}: must be < {2 / step_scale:g}, 2 / step-scale")
         self.init_noise_sigma = 1.0
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
 

@@ -18,13 +18,14 @@ def responsibilities(log_prior: torch.Tensor, energies: torch.Tensor, lam: float
         lam: energy scale λ ≥ 0; 0 returns the normalised prior.
 
     Returns:
-        Weights (K, N), each column sums to 1.
+        Weights (K, N), at least float32, each column sums to 1.
     """
-    prior = _as_columns(log_prior, energies.shape[1])
+    dtype = torch.promote_types(torch.promote_types(log_prior.dtype, energies.dtype), torch.float32)
+    # In float32 an energy of 1e6 would round the prior away.
+    prior = log_prior.double() if log_prior.ndim == 2 else log_prior.double()[:, None]
     # A silo that was not asked has no energy: whatever stands there must not turn its zero weight into NaN.
-    excluded = torch.isneginf(prior)
-    logits = (prior - lam * energies.to(prior.dtype)).masked_fill(excluded, -torch.inf)
-    return torch.softmax(logits, dim=0)  # Eq. (9)
+    logits = (prior - lam * energies.double()).masked_fill(torch.isneginf(prior), -torch.inf)
+    return torch.softmax(logits, dim=0).to(dtype)  # Eq. (9)
 
 
 def effective_experts(weights: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,8 @@ def effective_experts(weights: torch.Tensor) -> torch.Tensor:
     Returns:
         (N,) in [1, K].
     """
-    return torch.special.entr(weights).sum(0).exp()
+    entropy: torch.Tensor = torch.special.entr(weights).sum(0)
+    return entropy.exp()
 
 
 class PathPosterior:
@@ -99,7 +101,7 @@ class PathPosterior:
             dim=1,
         )
         counted = ~torch.isneginf(self.logits) & (True if answered is None else answered)
-        self._gain((-distance / (2 * variance)), counted.expand_as(distance))
+        self._gain(-distance / (2 * variance), counted.expand_as(distance))
 
     def _gain(self, gain: torch.Tensor, counted: torch.Tensor) -> None:
         """Add ``gain`` where ``counted``, leaving the total weight of those silos in each column as it was."""
@@ -109,8 +111,3 @@ class PathPosterior:
         shifted = (ours + gain).masked_fill(~counted, -torch.inf)
         after = shifted - torch.logsumexp(shifted, dim=0) + mass
         self.logits = torch.where(counted, after, before)
-
-
-def _as_columns(log_prior: torch.Tensor, num_samples: int) -> torch.Tensor:
-    columns = log_prior if log_prior.ndim == 2 else log_prior[:, None].expand(-1, num_samples)
-    return columns.to(torch.promote_types(columns.dtype, torch.float32))

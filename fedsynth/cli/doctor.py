@@ -1,0 +1,154 @@
+"""Check this machine: Python, packages, CUDA, memory, disk, data; say what to do about each problem."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from fedsynth.cli.flower import app_folder, flower_home, superlinks
+from fedsynth.config import DatasetName
+from fedsynth.data import load_dataset
+from fedsynth.errors import UserError
+
+GIB = 1024**3
+MEMORY_PER_WORKER = 1.5 * GIB
+"""A Ray worker with torch and diffusers loaded, and a small model."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis.
+
+    Attributes:
+        verdict: ``ok``, ``warn`` (works, with limits) or ``fail``.
+        text: what was found, and what to do about it.
+    """
+
+    verdict: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``doctor`` can look at a dataset too."""
+    parser.add_argument("--dataset", default="digits", help="dataset to open (default: digits)")
+    parser.add_argument("--data-root", default="", help="folder that holds it")
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print every finding; return 1 if one is a failure."""
+    if rest:
+        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth doctor --help' lists all")
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _python,
+        _packages,
+        _torchvision,
+        _cuda,
+        _memory,
+        _disk,
+        _flower,
+        lambda: _data(options.dataset, options.data_root),
+    ]
+    failed = False
+    for check in checks:
+        for finding in check():
+            print(f"{finding.verdict:<5} {finding.text}")
+            failed |= finding.verdict == "fail"
+    return int(failed)
+
+
+def _python() -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 11):
+        yield Finding("ok", f"Python {found}")
+    else:
+        yield Finding("fail", f"Python {found}: fedsynth is tested with 3.11; make a virtual environment with it")
+
+
+def _packages() -> Iterator[Finding]:
+    for line in requires("fedsynth") or []:
+        requirement = line.split(";")[0].strip()
+        if "extra ==" in line or "==" not in requirement:
+            continue
+        name, wanted = requirement.split("==")
+        name = name.split("[")[0]
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Finding("fail", f"{name} is not installed: pip install '{requirement}'")
+            continue
+        if found.split("+")[0] != wanted:
+            yield Finding("warn", f"{name} {found} instead of {wanted}: pip install '{requirement}'")
+    try:
+        importlib.import_module("ray")
+        yield Finding("ok", f"flwr {version('flwr')}, Ray {version('ray')}")
+    except ImportError as error:
+        yield Finding("fail", f"Ray cannot be imported ({error}): pip install 'flwr[simulation]'")
+
+
+def _torchvision() -> Iterator[Finding]:
+    try:
+        import torch
+        import torchvision
+
+        # A torchvision built for another torch imports, and fails at its first operator.
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        yield Finding("ok", f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together")
+    except (ImportError, RuntimeError) as error:
+        yield Finding("fail", f"torch and torchvision do not fit ({error}): install both in one command")
+
+
+def _cuda() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("ok", f"CUDA: {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    else:
+        yield Finding(
+            "warn", "no CUDA device: small settings (digits, 'small' U-Net) run on the CPU, paper sizes do not"
+        )
+
+
+def _memory() -> Iterator[Finding]:
+    free, workers = psutil.virtual_memory().available, psutil.cpu_count() or 1
+    needed = MEMORY_PER_WORKER * (workers + 1)
+    text = f"{free / GIB:.1f} GiB of memory free, {workers} CPU(s)"
+    if free >= needed:
+        yield Finding("ok", text)
+    else:
+        yield Finding("warn", f"{text}: about {needed / GIB:.1f} GiB are wanted; close programs or use fewer CPUs")
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    verdict: Literal["ok", "warn"] = "ok" if free > 2 * GIB else "warn"
+    advice = "" if verdict == "ok" else ": models and runs may not fit; free some space"
+    yield Finding(verdict, f"{free / GIB:.1f} GiB of disk free here{advice}")
+
+
+def _flower() -> Iterator[Finding]:
+    try:
+        yield Finding("ok", f"app folder {app_folder()}")
+    except UserError as error:
+        yield Finding("fail", str(error))
+    running = superlinks(flower_home())
+    if running:
+        yield Finding(
+            "warn", f"{len(running)} local SuperLink(s) still run in {flower_home()}: 'fedsynth stop' ends them"
+        )
+
+
+def _data(dataset: DatasetName, root: str) -> Iterator[Finding]:
+    try:
+        train, test = load_dataset(dataset, root or None)
+        yield Finding("ok", f"dataset {dataset}: {len(train)} + {len(test)} images, {len(train.classes)} classes")
+    except UserError as error:
+        yield Finding("fail", str(error))

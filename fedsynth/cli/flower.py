@@ -1,0 +1,105 @@
+"""Flower's processes: their environment, and how to end them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+import fedsynth
+from fedsynth.errors import UserError
+
+PORT_VARIABLES = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+
+
+def flower_home() -> Path:
+    """Return ``FLWR_HOME``, by default ``.flwr`` in the working directory, so that projects do not share state."""
+    return Path(os.environ.get("FLWR_HOME", ".flwr")).absolute()
+
+
+def app_folder() -> Path:
+    """Return the folder ``flwr run`` builds the app from.
+
+    Raises:
+        UserError: fedsynth was installed without its ``pyproject.toml``.
+    """
+    folder = Path(fedsynth.__file__).parents[1]
+    if not (folder / "pyproject.toml").is_file():
+        raise UserError(f"{folder} holds no pyproject.toml: install fedsynth from a clone with 'pip install -e .'")
+    return folder
+
+
+def flower_environment() -> dict[str, str]:
+    """Return the environment for ``flwr`` and everything it starts.
+
+    Without per-run dependency installation, since the SuperLink's environment has all; on free ports, because a
+    SuperLink of another project on Flower's default ports would run this app in that project's environment.
+    """
+    scripts = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(flower_home()),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+    }
+    environment.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    for variable, port in zip(PORT_VARIABLES, _free_ports(len(PORT_VARIABLES)), strict=True):
+        environment.setdefault(variable, str(port))
+    return environment
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def prepare_home(home: Path) -> None:
+    """Give a new ``FLWR_HOME`` a connection named ``local`` that simulates."""
+    config = home / "config.toml"
+    if not config.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        config.write_text('[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = ":local:"\n')
+
+
+def superlinks(home: Path) -> list[psutil.Process]:
+    """Return the local SuperLinks that belong to ``home``."""
+    mark = str(home / "local-superlink")
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any("flower-superlink" in word for word in words) and any(word.startswith(mark) for word in words):
+            found.append(process)
+    return found
+
+
+def stop_superlinks(home: Path, patience: float = 10.0) -> int:
+    """Stop the SuperLinks of ``home`` with all their descendants; return how many there were."""
+    links = superlinks(home)
+    family = [child for link in links for child in _descendants(link)] + links
+    for process in family:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=patience)
+    for process in alive:
+        _quietly(process.kill)
+    psutil.wait_procs(alive, timeout=patience)
+    return len(links)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _quietly(act: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        act()

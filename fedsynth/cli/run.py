@@ -1,0 +1,137 @@
+"""Run one synthesis in simulation: a named setting, changed by options, through ``flwr run``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks
+from fedsynth.config import AUTO, RunConfig, Scalar, config_keys
+from fedsynth.data import load_federation
+from fedsynth.errors import RunError, UserError, did_you_mean
+from fedsynth.files import atomic_file
+from fedsynth.output import RunFolder, default_name
+
+PATH_KEYS = ("output-dir", "state-dir", "data-root")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option a configuration key."""
+    parser.add_argument("setting", nargs="?", type=Path, help="TOML file of configuration keys")
+    for key, section, info in config_keys():
+        parser.add_argument(
+            f"--{key}", metavar="VALUE", help=f"{info.description} ({section}; default: {info.default})"
+        )
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Check everything that can be checked without a silo, then run, and say where the results are.
+
+    Raises:
+        UserError: bad configuration or data.
+        RunError: the run ended without results.
+    """
+    _refuse_unknown(rest)
+    config = _configuration(options)
+    load_federation(config)
+    folder = RunFolder.create(Path(config.run.output_dir), config.run.run_name)
+    home = flower_home()
+    prepare_home(home)
+    try:
+        _run_flower(_command(config, home), home)
+    finally:
+        if not any(folder.path.iterdir()):
+            folder.path.rmdir()
+    if not folder.results.is_file():
+        raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
+    print(f"\nrun folder {folder.path}\nreport     {folder.report}")
+    return 0
+
+
+def _refuse_unknown(rest: list[str]) -> None:
+    known = [f"--{key}" for key, _, _ in config_keys()]
+    for word in rest:
+        hint = did_you_mean(word.split("=")[0], known)
+        raise UserError(f"unknown option '{word}'{hint}; 'fedsynth run --help' lists all")
+
+
+def _configuration(options: argparse.Namespace) -> RunConfig:
+    """Merge file and options, with absolute paths and a run name."""
+    given: dict[str, Any] = _read_setting(options.setting) if options.setting else {}
+    for key, _, info in config_keys():
+        text = getattr(options, key.replace("-", "_"))
+        if text is not None:
+            given[key] = text if info.annotation is str else _scalar(text)
+    config = RunConfig.from_run_config(given)
+    flat = config.to_run_config()
+    changes: dict[str, Scalar] = {key: os.path.abspath(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    if config.run.run_name == AUTO:
+        run = config.run
+        changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
+    return RunConfig.from_run_config({**flat, **changes})
+
+
+def _read_setting(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"setting '{path}': not TOML: {error}") from None
+
+
+def _scalar(text: str) -> Scalar:
+    """Read an option's value: true, false, a number, or text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _command(config: RunConfig, home: Path) -> list[str]:
+    setting = home / "run-configs" / f"{config.run.run_name}.toml"
+    with atomic_file(setting) as temporary:
+        temporary.write_text(tomli_w.dumps(config.to_run_config()))
+    resources = {
+        "num-supernodes": config.run.num_clients,
+        "client-resources-num-cpus": 1,
+        "client-resources-num-gpus": gpu_share(config),
+    }
+    federation = " ".join(f"{key}={json.dumps(value)}" for key, value in resources.items())
+    flags = ["--stream", "--federation-config", federation, "--run-config", str(setting)]
+    return ["flwr", "run", str(app_folder()), "local", *flags]
+
+
+def gpu_share(config: RunConfig) -> float:
+    """Share of a GPU each simulated silo gets: enough for all at once, 0 without CUDA.
+
+    Ray keeps shares as float32, so that ten times 0.1 does not fit one GPU: the share is rounded down.
+    """
+    import torch
+
+    if config.run.device == "cpu" or not torch.cuda.is_available():
+        return 0.0
+    at_once = min(config.run.num_clients, os.cpu_count() or 1)
+    return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
+
+
+def _run_flower(command: list[str], home: Path) -> None:
+    environment = flower_environment()
+    print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
+    try:
+        subprocess.run(command, env=environment, check=False)
+    finally:
+        stop_superlinks(home)
