@@ -1,0 +1,123 @@
+"""A real Flower installation for one test session: its own FLWR_HOME, its own copy of the app, its own ports."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedsynth.cli.flower import flower_environment, prepare_home, stop_superlinks
+
+ROOT = Path(__file__).parents[2]
+APP_PARTS = ("fedsynth", "clients", "strategies", "pyproject.toml", "README.md", "LICENSE")
+
+TINY = {
+    "train-steps": 12,
+    "block-out-channels": '"8,8"',
+    "num-clients": 3,
+    "partition": '"iid"',
+    "samples-per-client": 60,
+    "num-samples": 40,
+    "dfd-rounds": 4,
+    "sampling-steps": 4,
+    "num-rounds": 2,
+}
+
+FlowerRun = Callable[..., Path]
+
+PERMUTED = '''"""The same ServerApp, with the answers of every exchange in reverse order."""
+from strategies.app import app
+from strategies.exchange import ExchangeGrid
+
+__all__ = ["app"]
+receive = ExchangeGrid.send_and_receive
+
+
+def reversed_order(self, messages, *, timeout=None):
+    return iter(list(receive(self, messages, timeout=timeout))[::-1])
+
+
+ExchangeGrid.send_and_receive = reversed_order
+'''
+
+
+def copy_app(folder: Path) -> Path:
+    """Copy what an app bundle is built from, so that nothing of the checkout can be imported by accident."""
+    folder.mkdir()
+    for part in APP_PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flower_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the session's Flower state, models and runs."""
+    return tmp_path_factory.mktemp("flower")
+
+
+@pytest.fixture(scope="session")
+def bundle_environment(flower_base: Path) -> dict[str, str]:
+    """Environment in which this project cannot be imported from the checkout: only the bundle can provide it."""
+    blocker = flower_base / "blocker"
+    blocker.mkdir()
+    (blocker / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if '__editable__' not in str(finder)]\n"
+    )
+    home = flower_base / "home"
+    prepare_home(home)
+    return {
+        **flower_environment(),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PYTHONPATH": str(blocker),
+    }
+
+
+@pytest.fixture(scope="session")
+def flower_run(flower_base: Path, bundle_environment: dict[str, str]) -> Iterator[FlowerRun]:
+    """A function that runs ``flwr run`` on an app folder, outside the checkout, and returns the run folder."""
+
+    def run(app: Path, name: str, **changes: object) -> Path:
+        base = {"output-dir": f'"{flower_base}/runs"', "state-dir": f'"{flower_base}/state"', "run-name": f'"{name}"'}
+        config = {**TINY, **base, **changes}
+        federation = f"num-supernodes={config['num-clients']} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
+        pairs = " ".join(f"{key}={value}" for key, value in config.items())
+        flwr = str(Path(sys.executable).with_name("flwr"))
+        command = [flwr, "run", str(app), "local", "--stream", "--federation-config", federation, "--run-config", pairs]
+        done = subprocess.run(
+            command, env=bundle_environment, cwd=flower_base, capture_output=True, text=True, timeout=280, check=False
+        )
+        folder = flower_base / "runs" / name
+        assert (folder / "results.json").is_file(), done.stdout[-5000:] + done.stderr[-3000:]
+        return folder
+
+    try:
+        yield run
+    finally:
+        stop_superlinks(flower_base / "home")
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the app."""
+    return copy_app(tmp_path_factory.mktemp("app") / "fedsynth")
+
+
+@pytest.fixture(scope="session")
+def permuted_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the app whose server sees the answers of every exchange in reverse order."""
+    folder = copy_app(tmp_path_factory.mktemp("permuted") / "fedsynth")
+    (folder / "permuted.py").write_text(PERMUTED)
+    project = folder / "pyproject.toml"
+    text = project.read_text().replace('"strategies.app:app"', '"permuted:app"')
+    assert "permuted:app" in text
+    project.write_text(text)
+    return folder

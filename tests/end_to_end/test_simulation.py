@@ -1,0 +1,116 @@
+"""Whole runs through the real engine: ``flwr run``, SuperLink, Ray, silos, dataset on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset as load_hub_dataset
+from diffusers import UNet2DModel
+from torchvision.datasets import ImageFolder
+
+from fedsynth.cli.flower import superlinks
+from fedsynth.diffusion import ClassConditionalDDPMPipeline
+from fedsynth.output import RunFolder
+
+FlowerRun = Callable[..., Path]
+
+
+def images_of(run_folder: Path) -> dict[str, bytes]:
+    """Every synthetic image of a run, by relative path."""
+    return {str(p.relative_to(run_folder)): p.read_bytes() for p in sorted(run_folder.glob("synthetic/**/*.png"))}
+
+
+@pytest.fixture(scope="session")
+def dfd_run(flower_run: FlowerRun, app: Path) -> Path:
+    return flower_run(app, "dfd")
+
+
+def test_only_the_bundle_provides_the_code(bundle_environment: dict[str, str], tmp_path: Path) -> None:
+    code = "import flwr, importlib.util as u; print([u.find_spec(n) for n in ('fedsynth', 'strategies', 'clients')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bundle_environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[None, None, None]"
+
+
+def test_dfd_runs_from_the_bundle_to_a_dataset(dfd_run: Path) -> None:
+    folder = RunFolder(dfd_run)
+    assert [row["round"] for row in folder.read_metrics()] == [1, 2, 3, 4]
+    results = json.loads(folder.results.read_text())
+    assert results["rounds"] == 4
+    assert 0.0 <= results["accuracy-cnn"] <= 1.0
+    assert results["bytes-up"] > 40 * 64 * 4 * 4
+    config = json.loads(folder.config.read_text())
+    assert config["config"]["weights"] == "posterior"
+    assert "weights" in config["resolved"]
+    clients = json.loads(folder.partition.read_text())["clients"]
+    assert [len(client["indices"]) for client in clients] == [60, 60, 60]
+    assert "data:image/png" in folder.report.read_text()
+
+
+def test_dataset_reopens_with_torchvision_and_datasets(dfd_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = ImageFolder(str(dfd_run / "synthetic"))
+    assert len(folder) == 40
+    assert np.bincount(folder.targets).tolist() == [4] * 10
+    hub = load_hub_dataset(
+        "imagefolder", data_dir=str(dfd_run / "synthetic"), split="train", cache_dir=str(dfd_run / "c")
+    )
+    by_folder = sorted(Path(path).parent.name for path, _ in folder.samples)
+    assert sorted(hub["label"]) == by_folder
+
+
+def test_answers_in_another_order_and_models_trained_anew_give_the_same_images(
+    flower_run: FlowerRun, permuted_app: Path, dfd_run: Path, tmp_path: Path
+) -> None:
+    again = flower_run(permuted_app, "permuted", **{"state-dir": f'"{tmp_path}"'})
+    assert images_of(again) == images_of(dfd_run)
+    assert len(images_of(again)) == 40
+
+
+def test_fedavg_leaves_a_model_that_diffusers_opens(flower_run: FlowerRun, app: Path) -> None:
+    run = flower_run(app, "fedavg", strategy='"fedavg"')
+    pipeline = ClassConditionalDDPMPipeline.from_pretrained(run / "models" / "global")
+    assert tuple(pipeline.config.classes) == tuple("0123456789")
+    assert UNet2DModel.from_pretrained(run / "models" / "global" / "unet").config.num_class_embeds == 10
+    losses = [row["loss"] for row in RunFolder(run).read_metrics()]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
+def test_fedsynth_run_pools_and_leaves_no_superlink(tmp_path: Path) -> None:
+    settings = {
+        "strategy": "pooled",
+        "num-clients": "2",
+        "partition": "iid",
+        "samples-per-client": "60",
+        "train-steps": "5",
+        "block-out-channels": "8,8",
+        "num-samples": "20",
+        "sampling-steps": "3",
+        "evaluate": "false",
+    }
+    options = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    home = tmp_path / ".flwr"
+    done = subprocess.run(
+        [sys.executable, "-m", "fedsynth.cli", "run", *options],
+        cwd=tmp_path,
+        env={**os.environ, "FLWR_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len(images_of(run)) == 20
+    assert "local training" in done.stdout
+    assert f"report     {run / 'report.html'}" in done.stdout
+    assert superlinks(home) == []
