@@ -59,8 +59,11 @@ def decode(array: Array) -> torch.Tensor:
     Raises:
         ValueError: the bytes are not the array they claim to be.
     """
-    values = array.numpy()
-    return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+    try:
+        values = array.numpy()
+        return torch.from_numpy(values.astype(np.float32) if values.dtype == np.float16 else values)
+    except Exception as error:  # whatever a stranger's bytes set off in the reader
+        raise ValueError(f"array cannot be read: {error}") from error
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor], wire_dtype: str | None = None) -> ArrayRecord:
@@ -143,8 +146,8 @@ def silo_key(message: Message) -> tuple[int, str]:
     """
     if message.has_content() and SILO in message.content.config_records:
         silo = message.content.config_records[SILO]
-        if "partition-id" in silo:
-            partition = int(number(silo, "partition-id"))
+        partition = silo.get("partition-id")
+        if isinstance(partition, int):
             return partition, f"silo-{partition}"
         if "silo-name" in silo:
             return 0, str(silo["silo-name"])

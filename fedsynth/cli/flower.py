@@ -62,11 +62,19 @@ def _free_ports(count: int) -> list[int]:
 
 
 def prepare_home(home: Path) -> None:
-    """Give a new ``FLWR_HOME`` a connection named ``local`` that simulates."""
+    """Give a new ``FLWR_HOME`` a connection named ``local`` that simulates.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     config = home / "config.toml"
-    if not config.exists():
+    if config.exists():
+        return
+    try:
         home.mkdir(parents=True, exist_ok=True)
         config.write_text('[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = ":local:"\n')
+    except OSError as error:
+        raise UserError(f"FLWR_HOME = '{home}': {error.strerror}; set it to a folder that can be written") from error
 
 
 def superlinks(home: Path) -> list[psutil.Process]:

@@ -45,8 +45,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     load_federation(config)
     folder = RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     home = flower_home()
-    prepare_home(home)
     try:
+        prepare_home(home)
         _run_flower(_command(config, home), home)
     finally:
         if not any(folder.path.iterdir()):
@@ -73,11 +73,15 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
             given[key] = text if info.annotation is str else _scalar(text)
     config = RunConfig.from_run_config(given)
     flat = config.to_run_config()
-    changes: dict[str, Scalar] = {key: os.path.abspath(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
     if config.run.run_name == AUTO:
         run = config.run
         changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
     return RunConfig.from_run_config({**flat, **changes})
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _read_setting(path: Path) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _read_setting(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"setting '{path}': not TOML: {error}") from None
 
 

@@ -60,7 +60,7 @@ def sample(
     """
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if draws_noise else {}
-    x = x_T * scheduler.init_noise_sigma
+    x: torch.Tensor = x_T * scheduler.init_noise_sigma
     for done, t in enumerate(scheduler.timesteps, start=1):
         eps = predict_noise(scheduler.scale_model_input(x, t), round(t.item()), labels)
         x = scheduler.step(eps, t, x, **extra).prev_sample

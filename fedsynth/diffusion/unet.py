@@ -97,7 +97,8 @@ def _arguments(shape: UNetPreset, spec: ImageSpec) -> dict[str, object]:
         "block_out_channels": channels,
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        "norm_num_groups": math.gcd(32, *channels),
+        # The norm after the embeddings are added takes a group's mean away: alone in its group, a channel loses them.
+        "norm_num_groups": math.gcd(32, math.gcd(*channels) // 4),
         "num_class_embeds": len(spec.classes),
         "add_attention": shape.middle_attention,
         # Narrow test networks have fewer channels than a default attention head.

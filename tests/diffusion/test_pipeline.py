@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from fedsynth.config import Diffusion
+from fedsynth.diffusion import (
+    ClassConditionalDDPMPipeline,
+    build_unet,
+    make_scheduler,
+    noise_predictor,
+    sample,
+    to_uint8,
+)
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+CLASSES = ("zero", "one", "two")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipeline(tiny_unet: Callable[..., UNet2DModel]) -> ClassConditionalDDPMPipeline:
+    found = ClassConditionalDDPMPipeline(tiny_unet(), make_scheduler(Diffusion()), CLASSES)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def pixels(pipeline: ClassConditionalDDPMPipeline, labels: list[int | str], seed: int = 5) -> np.ndarray:
+    images = pipeline(labels, generator=generator(seed), num_inference_steps=4).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_reopens_with_the_same_predictions_and_images(pipeline: ClassConditionalDDPMPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = ClassConditionalDDPMPipeline.from_pretrained(tmp_path)
+    x, labels = torch.randn(3, 1, 8, 8, generator=generator()), torch.tensor([0, 1, 2])
+    eps = [noise_predictor(p.unet)(x, 700, labels) for p in (pipeline, loaded)]
+    assert torch.equal(eps[0], eps[1])
+    assert (pixels(pipeline, [0, 1, 2]) == pixels(loaded, [0, 1, 2])).all()
+    assert loaded.config.classes == list(CLASSES)
+    assert loaded.scheduler.config.timestep_spacing == "trailing"
+    assert sorted(path.suffix for path in (tmp_path / "unet").iterdir()) == [".json", ".safetensors"]
+
+
+def test_network_opens_with_diffusers_alone(pipeline: ClassConditionalDDPMPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    unet = UNet2DModel.from_pretrained(tmp_path / "unet")
+    assert all(torch.equal(values, unet.state_dict()[name]) for name, values in pipeline.unet.state_dict().items())
+
+
+def test_images_are_samples_of_the_network(pipeline: ClassConditionalDDPMPipeline) -> None:
+    draw = generator(5)
+    noise, labels = torch.randn(4, 1, 8, 8, generator=draw), torch.tensor([2, 0, 1, 1])
+    expected = sample(noise_predictor(pipeline.unet), make_scheduler(Diffusion(), 4), noise, labels, draw)
+    assert (pixels(pipeline, [2, 0, 1, 1]) == to_uint8(expected)[..., 0]).all()
+
+
+def test_labels_by_name_and_index(pipeline: ClassConditionalDDPMPipeline) -> None:
+    assert (pixels(pipeline, ["two", "zero", 1]) == pixels(pipeline, [2, 0, 1])).all()
+    found = pipeline(torch.tensor([2, 0]), generator=generator(), num_inference_steps=2)
+    assert found.labels.tolist() == [2, 0]
+    assert [image.mode for image in found.images] == ["L", "L"]
+    assert (pixels(pipeline, [0]) != pixels(pipeline, [1])).any()
+
+
+def test_colour_images() -> None:
+    unet = build_unet("digits", ImageSpec(3, 8, CLASSES), generator(), (8, 8), 1)
+    found = ClassConditionalDDPMPipeline(unet, make_scheduler(Diffusion()), CLASSES)([1], generator(), 2)
+    assert (found.images[0].mode, found.images[0].size) == ("RGB", (8, 8))
+
+
+def test_without_a_generator_images_differ_and_the_global_state_stays(pipeline: ClassConditionalDDPMPipeline) -> None:
+    before = torch.get_rng_state()
+    one, two = (np.asarray(pipeline([0], num_inference_steps=2).images[0]) for _ in range(2))
+    assert (one != two).any()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("three", "label 'three': must be one of zero, one, two"),
+        (3, "label 3: must be in 0 … 2"),
+        (-1, "label -1: must be in 0 … 2"),
+    ],
+)
+def test_bad_labels(label: int | str, message: str, pipeline: ClassConditionalDDPMPipeline) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline([0, label])

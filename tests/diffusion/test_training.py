@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import copy
+import errno
+import itertools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from fedsynth.config import Diffusion, Training
+from fedsynth.diffusion import TrainingState, loss_curve, train
+
+CONFIG = Training(batch_size=8, learning_rate=2e-3, ema_decay=0.9)
+DIFFUSION = Diffusion()
+Build = Callable[..., UNet2DModel]
+
+
+def data(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stripes, one direction a class."""
+    labels = torch.arange(n) % 2
+    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(8, 8)
+    return torch.stack([stripes if label else stripes.T for label in labels])[:, None].contiguous(), labels
+
+
+def new_state(build: Build, config: Training = CONFIG, seed: int = 1) -> TrainingState:
+    return TrainingState(build(), config, torch.Generator().manual_seed(seed))
+
+
+def test_loss_goes_down(tiny_unet: Build) -> None:
+    losses = train(new_state(tiny_unet), *data(), CONFIG, DIFFUSION, until_step=120)
+    assert len(losses) == 120
+    assert 0.8 < np.mean(losses[:5]) < 1.6
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+
+
+def test_first_loss_is_the_error_of_the_predicted_noise(tiny_unet: Build) -> None:
+    state, (images, labels) = new_state(tiny_unet), data()
+    draw, unet = torch.Generator().manual_seed(1), copy.deepcopy(state.unet)
+    rows = torch.randint(len(images), (8,), generator=draw)
+    t = torch.randint(1000, (8,), generator=draw)
+    noise = torch.randn(8, 1, 8, 8, generator=draw)
+    alpha = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t].float()[:, None, None, None]
+    with torch.no_grad():
+        predicted = unet(alpha.sqrt() * images[rows] + (1 - alpha).sqrt() * noise, t, class_labels=labels[rows]).sample
+    expected = float((predicted.double() - noise.double()).square().mean())
+    assert train(state, images, labels, CONFIG, DIFFUSION, 1) == [pytest.approx(expected, rel=1e-4)]
+
+
+def assert_same(one: TrainingState, other: TrainingState) -> None:
+    for name, values in one.unet.state_dict().items():
+        assert torch.equal(values, other.unet.state_dict()[name]), name
+    for values, others in zip(one.ema.shadow_params, other.ema.shadow_params, strict=True):
+        assert torch.equal(values, others)
+    assert one.losses == other.losses
+    assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_three_and_five_steps_are_eight(tiny_unet: Build, tmp_path: Path) -> None:
+    whole = new_state(tiny_unet)
+    train(whole, *data(), CONFIG, DIFFUSION, 8)
+    first = new_state(tiny_unet)
+    assert train(first, *data(), CONFIG, DIFFUSION, 3) == whole.losses[:3]
+    first.seconds = 1.5
+    first.save(tmp_path / "new" / "checkpoint.pt")
+    second = TrainingState(tiny_unet(7), CONFIG, torch.Generator().manual_seed(99))
+    second.load(tmp_path / "new" / "checkpoint.pt")
+    assert (second.steps, second.seconds) == (3, 1.5)
+    assert_same(first, second)
+    assert train(second, *data(), CONFIG, DIFFUSION, 8) == whole.losses[3:]
+    assert_same(whole, second)
+
+
+def test_calls_without_a_checkpoint_can_be_cut_anywhere(tiny_unet: Build) -> None:
+    whole, cut = new_state(tiny_unet), new_state(tiny_unet)
+    train(whole, *data(), CONFIG, DIFFUSION, 4)
+    for until in (1, 1, 3, 4):
+        train(cut, *data(), CONFIG, DIFFUSION, until)
+    assert_same(whole, cut)
+
+
+def test_same_seed_same_training(tiny_unet: Build) -> None:
+    states = [new_state(tiny_unet, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (train(state, *data(), CONFIG, DIFFUSION, 2) for state in states)
+    assert one == same
+    assert one != other
+
+
+def test_global_random_state_is_untouched(tiny_unet: Build) -> None:
+    before = torch.get_rng_state()
+    train(new_state(tiny_unet), *data(), CONFIG, DIFFUSION, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_deadline_stops_after_at_least_one_step(tiny_unet: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, ticks = new_state(tiny_unet), itertools.count(1)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    assert len(train(state, *data(), CONFIG, DIFFUSION, 100, deadline=0.0)) == 1
+    ticks = itertools.count(1)
+    assert len(train(state, *data(), CONFIG, DIFFUSION, 100, deadline=3.0)) == 3
+    assert len(train(state, *data(), CONFIG, DIFFUSION, 6, deadline=1e9)) == 2
+    assert train(state, *data(), CONFIG, DIFFUSION, 6, deadline=1e9) == []
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+def test_average_of_weights_warms_up(decay: float, tiny_unet: Build) -> None:
+    config = CONFIG.model_copy(update={"ema_decay": decay})
+    state = new_state(tiny_unet, config)
+    average: list[np.ndarray] = []
+
+    def follow(step: int, loss: float) -> None:
+        nonlocal average
+        keep = min(decay, 1 - step**-0.75)
+        values = [p.detach().double().numpy() for p in state.unet.parameters()]
+        old = average or values
+        average = [keep * a + (1 - keep) * p for a, p in zip(old, values, strict=True)]
+
+    train(state, *data(), config, DIFFUSION, 7, on_step=follow)
+    raw = [p.detach().clone() for p in state.unet.parameters()]
+    for mean, found in zip(average, state.averaged_unet().parameters(), strict=True):
+        np.testing.assert_allclose(found.detach(), mean, rtol=1e-5, atol=1e-6)
+    moved = max(float((p - m.detach()).abs().max()) for p, m in zip(raw, state.unet.parameters(), strict=True))
+    assert moved > 1e-4
+
+
+def test_gradients_are_clipped(tiny_unet: Build) -> None:
+    for limit in (1e-3, 1e3):
+        config = CONFIG.model_copy(update={"max_grad_norm": limit})
+        state = new_state(tiny_unet, config)
+        train(state, *data(), config, DIFFUSION, 1)
+        norm = math.sqrt(
+            sum(float(p.grad.double().square().sum()) for p in state.unet.parameters() if p.grad is not None)
+        )
+        assert norm == pytest.approx(1e-3, rel=1e-3) if limit < 1 else 1e-2 < norm < 1e3
+
+
+def test_batch_larger_than_the_data(tiny_unet: Build) -> None:
+    images, labels = data(1)
+    losses = train(new_state(tiny_unet), images, labels, CONFIG, DIFFUSION, 3)
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+def test_bf16_without_cuda_changes_nothing(tiny_unet: Build) -> None:
+    exact, narrow = new_state(tiny_unet), new_state(tiny_unet)
+    train(exact, *data(), CONFIG, DIFFUSION, 2)
+    train(narrow, *data(), CONFIG.model_copy(update={"mixed_precision": "bf16"}), DIFFUSION, 2)
+    assert_same(exact, narrow)
+
+
+def test_full_disk_leaves_the_last_checkpoint(
+    tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = tmp_path / "checkpoint.pt", new_state(tiny_unet)
+    state.save(path)
+    train(state, *data(), CONFIG, DIFFUSION, 1)
+
+    def full(value: object, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        state.save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    state.load(path)
+    assert state.steps == 0
+
+
+@pytest.mark.parametrize(("n", "points"), [(0, 0), (1, 1), (50, 50), (51, 26), (120, 40), (900, 50)])
+def test_loss_curve_is_thinned(n: int, points: int) -> None:
+    losses = [float(value) for value in np.random.default_rng(0).normal(size=n)]
+    curve = loss_curve(losses)
+    assert len(curve["steps"]) == len(curve["losses"]) == points
+    ends = [0, *map(int, curve["steps"])]
+    assert ends[-1] == n
+    means = [np.mean(losses[first:last]) for first, last in itertools.pairwise(ends)]
+    np.testing.assert_allclose(curve["losses"], means, rtol=1e-12)

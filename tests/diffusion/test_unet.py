@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedsynth.diffusion import PRESETS, build_unet, preset_for
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+TEN = tuple(str(digit) for digit in range(10))
+DIGITS = ImageSpec(1, 8, TEN)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("preset", "spec", "parameters"),
+    [
+        ("digits", DIGITS, 635_553),
+        ("mnist", ImageSpec(1, 32, TEN), 11_736_705),
+        ("cifar10", ImageSpec(3, 32, TEN), 35_751_427),
+        ("celeba", ImageSpec(3, 32, TEN[:8]), 35_750_403),
+    ],
+)
+def test_parameter_counts(preset: str, spec: ImageSpec, parameters: int) -> None:
+    unet = build_unet(preset, spec, generator())
+    assert sum(p.numel() for p in unet.parameters()) == parameters
+    assert all(p.requires_grad for p in unet.parameters())
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predicts_noise_of_the_images_shape(preset: str, channels: int) -> None:
+    levels = len(PRESETS[preset].block_out_channels)
+    unet = build_unet(preset, ImageSpec(channels, 16, TEN[:3]), generator(), (4,) * levels, 1)
+    x = torch.randn(2, channels, 16, 16, generator=generator(1))
+    with torch.inference_mode():
+        eps = unet(x, 5, class_labels=torch.tensor([0, 2])).sample
+    assert eps.shape == x.shape
+    assert eps.isfinite().all()
+
+
+def test_label_changes_the_prediction() -> None:
+    unet = build_unet("digits", DIGITS, generator(), (8, 8), 1)
+    x = torch.randn(1, 1, 8, 8, generator=generator(1)).expand(2, 1, 8, 8)
+    with torch.inference_mode():
+        eps = unet(x, 500, class_labels=torch.tensor([0, 1])).sample
+    assert float((eps[0] - eps[1]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (8, 8), (32, 64), (32, 64, 64), (12, 20), (128, 256, 256, 256)])
+def test_no_normalisation_group_is_so_small_that_embeddings_vanish(channels: tuple[int, ...]) -> None:
+    unet = build_unet("digits", DIGITS, generator(), channels, 1)
+    groups = unet.config.norm_num_groups
+    assert groups <= 32
+    assert all(width % groups == 0 and width // groups >= 4 for width in channels)
+
+
+def test_same_generator_seed_same_weights() -> None:
+    one, same, other = (build_unet("digits", DIGITS, generator(seed)) for seed in (0, 0, 1))
+    for name, values in one.state_dict().items():
+        assert torch.equal(values, same.state_dict()[name])
+    assert any(not torch.equal(values, other.state_dict()[name]) for name, values in one.state_dict().items())
+
+
+def test_global_random_state_is_neither_read_nor_changed() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build_unet("digits", DIGITS, generator())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    two = build_unet("digits", DIGITS, generator())
+    assert torch.equal(one.conv_in.weight, two.conv_in.weight)
+
+
+def test_preset_can_be_changed() -> None:
+    unet = build_unet("mnist", ImageSpec(3, 12, TEN), generator(), (12, 20), 3)
+    assert unet.config.block_out_channels == (12, 20)
+    assert unet.config.layers_per_block == 3
+    assert unet.config.num_class_embeds == 10
+    assert unet.config.norm_num_groups == 1
+
+
+def test_images_too_small_for_the_levels() -> None:
+    with pytest.raises(UserError, match="image-size = 28: must be a multiple of 8 for a U-Net of 4 levels"):
+        build_unet("mnist", ImageSpec(1, 28, TEN), generator())
+    with pytest.raises(UserError, match="image-size = 2: must be a multiple of 4 for a U-Net of 3 levels"):
+        build_unet("digits", ImageSpec(1, 2, TEN), generator(), (8, 8, 8))
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UserError, match="unknown model 'cifar': did you mean 'cifar10'"):
+        build_unet("cifar", DIGITS, generator())
+
+
+def test_preset_of_a_dataset() -> None:
+    found = {
+        name: preset_for(name) for name in ("digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder")
+    }
+    assert found == {
+        "digits": "digits",
+        "mnist": "mnist",
+        "fashion-mnist": "mnist",
+        "cifar10": "cifar10",
+        "celeba": "celeba",
+        "imagefolder": "small",
+    }

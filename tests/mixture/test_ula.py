@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsynth.errors import UserError
+from fedsynth.mixture import ULAScheduler
+
+MEAN, DEVIATION = 0.6, 0.3
+
+
+def alphas(num_levels: int = 1000) -> np.ndarray:
+    return np.cumprod(1 - np.linspace(1e-4, 0.02, num_levels))
+
+
+def recursion(c: float, p: float, lam: float, levels: np.ndarray | None = None) -> tuple[float, float]:
+    """Mean and deviation after Langevin moves with the exact ε of N(0.6, 0.3²), from N(0, 1)."""
+    mean, variance = 0.0, 1.0
+    for alpha in alphas()[np.arange(999, -1, -1) if levels is None else levels]:
+        true_variance = alpha * DEVIATION**2 + 1 - alpha
+        step = c * (1 - alpha) ** p
+        contraction = 1 - lam * step / true_variance
+        mean = contraction * mean + lam * step / true_variance * np.sqrt(alpha) * MEAN
+        variance = contraction**2 * variance + 2 * step
+    return mean, np.sqrt(variance)
+
+
+def exact_eps(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    return (1 - alpha).sqrt() * (x - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha)
+
+
+def run(scheduler: Any, num_samples: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_samples, 1, 1, 1, generator=generator)
+    for t in scheduler.timesteps:
+        x = scheduler.step(exact_eps(x, scheduler.alphas_cumprod[t]), t, x, generator=generator).prev_sample
+    return x
+
+
+@pytest.mark.parametrize(("c", "lam", "deviation"), [(0.144, 2.0, 0.227), (0.5, 1.0, 0.316)])
+def test_gaussian_follows_the_closed_recursion(c: float, lam: float, deviation: float) -> None:
+    mean, expected = recursion(c, 1.0, lam)
+    assert expected == pytest.approx(deviation, abs=5e-4)
+    samples = run(ULAScheduler(step_scale=c, score_scale=lam), 20_000)
+    # Standard errors are at most 0.0022 and 0.0016.
+    assert float(samples.mean()) == pytest.approx(mean, abs=7e-3)
+    assert float(samples.std()) == pytest.approx(expected, abs=5e-3)
+
+
+def test_step_power_and_respacing_follow_the_recursion() -> None:
+    scheduler = ULAScheduler(step_scale=0.2, step_power=1.5)
+    scheduler.set_timesteps(100)
+    mean, deviation = recursion(0.2, 1.5, 1.0, scheduler.timesteps.numpy())
+    samples = run(scheduler, 20_000)
+    assert float(samples.mean()) == pytest.approx(mean, abs=0.01)
+    assert float(samples.std()) == pytest.approx(deviation, rel=0.02)
+
+
+@pytest.mark.parametrize(("c", "lam"), [(0.2, 1.0), (0.5, 1.0), (0.5, 2.0)])
+def test_stationary_variance_at_a_fixed_level(c: float, lam: float) -> None:
+    scheduler = ULAScheduler(step_scale=c, score_scale=lam)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(20_000, 1, 1, 1, generator=generator)
+    one_minus_alpha = 1 - float(alphas()[500])
+    variances = []
+    for move in range(150):
+        x = scheduler.step(x / one_minus_alpha**0.5, 500, x, generator=generator).prev_sample
+        if move >= 50:
+            variances.append(float(x.var()))
+    # a = λη/(1-ᾱ) = λc; the target of temperature λ has variance (1-ᾱ)/λ.
+    assert np.mean(variances) == pytest.approx(2 / (2 - lam * c) * one_minus_alpha / lam, rel=0.01)
+
+
+def test_one_step_by_hand() -> None:
+    scheduler = ULAScheduler(step_scale=0.3, step_power=2.0, score_scale=1.5)
+    x, eps = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(4))
+    noise = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(5))
+    rest = 1 - alphas()[700]
+    step = 0.3 * rest**2
+    expected = x.double() - step * 1.5 * eps.double() / np.sqrt(rest) + np.sqrt(2 * step) * noise.double()
+    found = scheduler.step(eps, 700, x, generator=torch.Generator().manual_seed(5))
+    np.testing.assert_allclose(found.prev_sample, expected, rtol=1e-4, atol=1e-5)
+    (as_tuple,) = scheduler.step(eps, 700, x, generator=torch.Generator().manual_seed(5), return_dict=False)
+    assert torch.equal(as_tuple, found.prev_sample)
+
+
+def test_add_noise_is_the_forward_process() -> None:
+    clean, noise = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(4))
+    t = torch.tensor([0, 500, 999])
+    alpha = alphas()[t][:, None, None, None]
+    expected = np.sqrt(alpha) * clean.numpy() + np.sqrt(1 - alpha) * noise.numpy()
+    np.testing.assert_allclose(ULAScheduler().add_noise(clean, noise, t), expected, atol=1e-5)
+
+
+def test_is_saved_and_loaded_like_any_diffusers_scheduler(tmp_path: Path) -> None:
+    scheduler = ULAScheduler(
+        num_train_timesteps=500, beta_start=2e-4, beta_end=0.03, step_scale=0.1, step_power=1.5, score_scale=2.0
+    )
+    scheduler.save_config(tmp_path)
+    loaded = ULAScheduler.from_pretrained(tmp_path)
+    copied = ULAScheduler.from_config(scheduler.config)
+    names = [name for name in inspect.signature(ULAScheduler.__init__).parameters if name != "self"]
+    for other in (loaded, copied):
+        assert {name: other.config[name] for name in names} == {name: scheduler.config[name] for name in names}
+        assert torch.equal(other.step_sizes, scheduler.step_sizes)
+        assert torch.equal(other.alphas_cumprod, scheduler.alphas_cumprod)
+        assert len(other) == 500
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 10, 25, 999, 1000])
+def test_grid_falls_from_the_noisiest_to_the_cleanest_level(rounds: int) -> None:
+    scheduler = ULAScheduler()
+    scheduler.set_timesteps(rounds)
+    grid = scheduler.timesteps.tolist()
+    assert len(grid) == rounds
+    assert grid[0] == 999
+    assert grid[-1] == (0 if rounds > 1 else 999)
+    gaps = -np.diff(grid)
+    assert rounds == 1 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"step_scale": 0.0}, r"step-scale = 0.0: must be > 0"),
+        ({"step_scale": -0.1}, r"step-scale = -0.1: must be > 0"),
+        ({"step_scale": float("nan")}, r"step-scale = nan: must be > 0"),
+        ({"step_scale": 0.51}, r"step-scale = 0.51: the largest step size is 0.510 > 0.5"),
+        ({"step_power": 0.9}, r"step-power = 0.9: must be >= 1"),
+        ({"step_power": float("nan")}, r"step-power = nan: must be >= 1"),
+        ({"score_scale": 0.0}, r"score-scale = 0.0: must be > 0"),
+        ({"score_scale": 5.0, "step_scale": 0.4}, r"score-scale = 5.0: must be < 5, 2 / step-scale"),
+    ],
+)
+def test_refuses_what_cannot_work(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ULAScheduler(**arguments)
+
+
+@pytest.mark.parametrize("rounds", [0, 1001])
+def test_refuses_more_levels_than_there_are(rounds: int) -> None:
+    with pytest.raises(UserError, match=rf"{rounds} noise levels asked for: must be in 1 … 1000"):
+        ULAScheduler().set_timesteps(rounds)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsynth.files import atomic_directory, atomic_file, write_json
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too, with its text."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupted(path: Path, failure: type[BaseException]) -> None:
+    path.write_text("half")
+    raise failure
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once called, every further text is cut in half by a full disk."""
+    write = Path.write_text
+
+    def cut(self: Path, data: str, *args: Any, **kwargs: Any) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_text", cut)
+
+
+class TestAtomicFile:
+    def test_replaces_the_old_content(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "deep" / "file.txt"
+        for text in ("old", "new"):
+            with atomic_file(path) as temporary:
+                assert temporary.parent == path.parent
+                temporary.write_text(text)
+                assert text == "old" or path.read_text() == "old"
+        assert tree(tmp_path) == {"new/deep/file.txt": "new"}
+
+    @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+    def test_failure_leaves_the_old_content(self, failure: type[BaseException], tmp_path: Path) -> None:
+        path = tmp_path / "file.txt"
+        path.write_text("old")
+        with pytest.raises(failure), atomic_file(path) as temporary:
+            interrupted(temporary, failure)
+        assert tree(tmp_path) == {"file.txt": "old"}
+
+    def test_failure_leaves_nothing_where_nothing_was(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError), atomic_file(tmp_path / "file.txt"):
+            raise RuntimeError
+        assert tree(tmp_path) == {}
+
+    def test_full_disk(self, tmp_path: Path, full_disk: Callable[[], None]) -> None:
+        path = tmp_path / "file.txt"
+        path.write_text("old")
+        full_disk()
+        with pytest.raises(OSError, match="No space left"), atomic_file(path) as temporary:
+            temporary.write_text("half written")
+        assert tree(tmp_path) == {"file.txt": "old"}
+
+    def test_failing_rename(self, tmp_path: Path) -> None:
+        (tmp_path / "file.txt").mkdir()
+        with pytest.raises(OSError, match=r"file\.txt"), atomic_file(tmp_path / "file.txt") as temporary:
+            temporary.write_text("new")
+        assert tree(tmp_path) == {}
+
+    def test_two_writers_do_not_meet(self, tmp_path: Path) -> None:
+        path = tmp_path / "file.txt"
+        with atomic_file(path) as one, atomic_file(path) as two:
+            one.write_text("one")
+            two.write_text("two")
+        assert tree(tmp_path) == {"file.txt": "one"}
+
+
+class TestAtomicDirectory:
+    def write(self, path: Path, text: str) -> None:
+        with atomic_directory(path) as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / text).write_text(text)
+
+    def test_replaces_the_old_folder(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "run" / "model", "old")
+        self.write(tmp_path / "run" / "model", "new")
+        assert tree(tmp_path) == {"run/model/deep/new": "new"}
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+
+    @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+    def test_failure_leaves_the_old_folder(self, failure: type[BaseException], tmp_path: Path) -> None:
+        self.write(tmp_path / "model", "old")
+        with pytest.raises(failure), atomic_directory(tmp_path / "model") as temporary:
+            interrupted(temporary / "half", failure)
+        assert tree(tmp_path) == {"model/deep/old": "old"}
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_full_disk(self, tmp_path: Path, full_disk: Callable[[], None]) -> None:
+        self.write(tmp_path / "model", "old")
+        full_disk()
+        with pytest.raises(OSError, match="No space left"):
+            self.write(tmp_path / "model", "new")
+        assert tree(tmp_path) == {"model/deep/old": "old"}
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_failing_rename_leaves_the_old_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.write(tmp_path / "model", "old")
+        rename = Path.replace
+
+        def refuse_the_new(self: Path, target: Path) -> Path:
+            if (self / "deep" / "new").exists():
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "replace", refuse_the_new)
+        with pytest.raises(OSError, match="Input/output"):
+            self.write(tmp_path / "model", "new")
+        assert tree(tmp_path) == {"model/deep/old": "old"}
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_failing_rename_where_nothing_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(self: Path, target: Path) -> Path:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            self.write(tmp_path / "model", "new")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_permissions_follow_the_users_umask(umask: int, file_mode: int, folder_mode: int, tmp_path: Path) -> None:
+    old = os.umask(umask)
+    try:
+        write_json(tmp_path / "file.json", 1)
+        with atomic_directory(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == file_mode
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == folder_mode
+
+
+class TestWriteJson:
+    VALUE: dict[str, Any] = {"name": "Zürich", "counts": [1, 2], "loss": 0.1, "none": None}  # noqa: RUF012
+
+    def test_is_read_back(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "a" / "file.json", self.VALUE)
+        assert json.loads((tmp_path / "a" / "file.json").read_bytes()) == self.VALUE
+
+    def test_what_cannot_be_written_leaves_the_old_content(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "file.json", self.VALUE)
+        with pytest.raises(TypeError):
+            write_json(tmp_path / "file.json", {"set": {1}})
+        assert json.loads(tree(tmp_path)["file.json"]) == self.VALUE
+
+    def test_full_disk(self, tmp_path: Path, full_disk: Callable[[], None]) -> None:
+        write_json(tmp_path / "file.json", self.VALUE)
+        full_disk()
+        with pytest.raises(OSError, match="No space left"):
+            write_json(tmp_path / "file.json", {})
+        assert json.loads(tree(tmp_path)["file.json"]) == self.VALUE
+        assert len(tree(tmp_path)) == 1
