@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedsynth import __version__
 from fedsynth.config import AUTO, Diffusion, Model, RunConfig, config_keys
 from fedsynth.errors import UserError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-DEFAULTS = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+PROJECT = tomllib.loads(PYPROJECT.read_text())
+DEFAULTS = PROJECT["tool"]["flwr"]["app"]["config"]
 
 
 def parse(**keys: Any) -> RunConfig:
@@ -55,7 +57,7 @@ OTHER_VALUES: dict[str, Any] = {
     "output-dir": "elsewhere",
     "run-name": "first",
     "state-dir": "kept",
-    "device": "cpu",
+    "device": "cuda",
     "dataset": "imagefolder",
     "data-root": "images",
     "download": True,
@@ -288,3 +290,7 @@ def test_frozen() -> None:
     with pytest.raises(ValidationError):
         config.run = config.run  # type: ignore[misc]
     assert config == RunConfig()
+
+
+def test_version_is_the_projects() -> None:
+    assert __version__ == PROJECT["project"]["version"]

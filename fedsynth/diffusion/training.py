@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Diffusion, Training
 from fedsynth.diffusion.sampling import make_scheduler
+from fedsynth.errors import RunError
 from fedsynth.files import atomic_file
 
 CURVE_POINTS = 50
@@ -145,4 +147,7 @@ def _step(state: TrainingState, scheduler: Any, batch: tuple[torch.Tensor, ...],
     torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.max_grad_norm)
     state.optimizer.step()
     state.ema.step(state.unet.parameters())
-    return float(loss.detach())
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise RunError(f"training loss is {value} at step {state.steps + 1}: lower learning-rate or max-grad-norm")
+    return value

@@ -45,7 +45,7 @@ class PathPosterior:
     """Posterior weights p(silo | path of the sample) for ancestral sampling.
 
     By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
-    m_i and v are the mean and the variance of the ancestral step under ε_i alone (after the Itô density
+    m_i and v are the mean and the variance of the ancestral step under ε_i alone, unclipped (after the Itô density
     estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
     Valid for ancestral moves (v > 0) on any respaced grid, not for Langevin moves at a fixed noise level.
 

@@ -1,0 +1,187 @@
+"""The sections of a run's configuration: every key with its type, range, default and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scalar = str | int | float | bool
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+
+StrategyName = Literal["fedavg", "dfd", "pooled", "centralised"]
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
+PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
+PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
+SamplerName = Literal["ddpm", "ula"]
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Frozen and strict; fields are kebab-case keys outside."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )
+
+
+class Run(Section):
+    """What is run, where it writes and how it is repeated."""
+
+    strategy: StrategyName = Field("dfd", description="how the silos cooperate")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    num_clients: Positive = Field(10, description="number of silos")
+    num_rounds: Positive | Auto = Field(AUTO, description="rounds of an averaging strategy")
+    output_dir: str = Field("runs", description="folder that receives one folder a run")
+    run_name: str = Field(AUTO, min_length=1, description="name of the run folder; auto: time-strategy-dataset-seed")
+    state_dir: str = Field(".fedsynth", description="where simulated silos keep their local models")
+    device: Literal["auto", "cpu", "cuda"] = Field(AUTO, description="auto: CUDA when a process sees it")
+
+
+class Data(Section):
+    """The images and how simulated silos share them."""
+
+    dataset: DatasetName = Field("digits", description="images of a simulated run")
+    data_root: str = Field("", description="folder that holds the dataset (not needed for digits)")
+    download: bool = Field(False, description="let torchvision fetch a dataset that data-root lacks")
+    image_size: Positive | Auto = Field(AUTO, description="side in pixels; auto: the dataset's own")
+    skip_bad_images: bool = Field(False, description="leave out unreadable files instead of refusing the folder")
+    partition: PartitionName = Field("dirichlet", description="how labels spread over simulated silos")
+    alpha: PositiveFloat = Field(0.1, description="Dirichlet concentration; smaller is more uneven")
+    classes_per_client: Positive = Field(3, description="distinct classes a silo under partition=pathological")
+    samples_per_client: int = Field(0, ge=0, description="mean images a silo; 0: all")
+    holdout_fraction: float = Field(0.1, ge=0, lt=1, description="share of a silo's images never trained on")
+
+
+class Model(Section):
+    """The U-Net."""
+
+    model: PresetName | Auto = Field(AUTO, description="U-Net preset; auto: the dataset's")
+    block_out_channels: str = Field(AUTO, description="channels a level, such as '32,64,64'; auto: the preset's")
+    layers_per_block: Positive | Auto = Field(AUTO, description="residual layers a level; auto: the preset's")
+
+    @model_validator(mode="after")
+    def _channels_are_numbers(self) -> Model:
+        self.channels()
+        return self
+
+    def channels(self) -> tuple[int, ...] | None:
+        """``block-out-channels`` as numbers, or None for the preset's."""
+        if self.block_out_channels == AUTO:
+            return None
+        try:
+            channels = tuple(int(word) for word in self.block_out_channels.split(","))
+        except ValueError:
+            channels = ()
+        if not channels or any(c < 4 or c % 4 for c in channels):
+            raise ValueError(
+                f"block-out-channels = '{self.block_out_channels}': must be multiples of 4, such as '32,64'"
+            )
+        return channels
+
+
+class Training(Section):
+    """Local training of one silo."""
+
+    train_steps: Positive = Field(900, description="optimiser steps a silo over the whole run, whatever the strategy")
+    batch_size: Positive = Field(32, description="images a step")
+    learning_rate: PositiveFloat = Field(2e-4, description="Adam's")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the weight average, after its warm-up")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
+    mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: autocast, on CUDA only")
+
+
+class Diffusion(Section):
+    """The noise schedule (linear, Ho et al. 2020)."""
+
+    num_train_timesteps: Positive = Field(1000, description="noise levels T")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="last beta")
+
+    @model_validator(mode="after")
+    def _ends_in_noise(self) -> Diffusion:
+        if self.beta_end <= self.beta_start:
+            raise ValueError(f"beta-end = {self.beta_end}: must be > beta-start = {self.beta_start}")
+        last = self.last_alpha_cumprod()
+        if last > 0.01:
+            raise ValueError(
+                f"num-train-timesteps = {self.num_train_timesteps} leaves {last:.2f} of the signal's variance at the"
+                " last level (at most 0.01 is allowed, since sampling starts from pure noise):"
+                " raise num-train-timesteps or beta-end"
+            )
+        return self
+
+    def last_alpha_cumprod(self) -> float:
+        """ᾱ_T, the share of the signal's variance left at the last noise level."""
+        steps = max(self.num_train_timesteps - 1, 1)
+        product = 1.0
+        for t in range(self.num_train_timesteps):
+            product *= 1 - (self.beta_start + (self.beta_end - self.beta_start) * t / steps)
+        return product
+
+
+class Sampling(Section):
+    """The synthetic set and how it is drawn."""
+
+    num_samples: Positive = Field(1000, description="images in the synthetic set")
+    labels: Literal["balanced", "observed"] = Field("balanced", description="label frequencies of the synthetic set")
+    sampler: SamplerName | Auto = Field(AUTO, description="how samples move between noise levels")
+    sampling_steps: Positive = Field(25, description="noise levels visited when one model is sampled")
+    sample_from: Literal["auto", "raw", "ema"] = Field(AUTO, description="weights an averaging strategy samples from")
+    server_ema_decay: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        AUTO, description="weight of the past in the average over rounds (sample-from=ema)"
+    )
+
+
+class Cooperation(Section):
+    """Cooperative inference (strategy dfd)."""
+
+    dfd_preset: Literal["default", "paper"] = Field("default", description="what the auto keys of dfd resolve to")
+    dfd_rounds: Positive | Auto = Field(AUTO, description="noise levels visited, one round each")
+    prior: Literal["auto", "uniform", "size", "class"] = Field(AUTO, description="prior weight of a silo")
+    weights: Literal["auto", "constant", "energy", "posterior"] = Field(
+        AUTO, description="what moves the prior: nothing, the energy (paper) or the path"
+    )
+    energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
+    score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
+    step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
+        AUTO, description="c of the Langevin step size (sampler=ula)"
+    )
+    step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
+
+
+class Exchange(Section):
+    """Messages between server and silos."""
+
+    wire_dtype: Literal["float32", "float16"] = Field("float32", description="precision of tensors on the wire")
+    node_timeout: PositiveFloat = Field(120.0, description="seconds to wait for num-clients silos to connect")
+    reply_timeout: PositiveFloat = Field(3600.0, description="seconds to wait for the answers of a round")
+    min_replies: Positive | Auto = Field(AUTO, description="answers a round needs; auto: every silo's")
+    slice_seconds: PositiveFloat = Field(15.0, description="seconds a silo trains before it reports progress")
+
+
+class Evaluation(Section):
+    """Measurements at the end of a run."""
+
+    evaluate: bool = Field(True, description="measure the synthetic set against real images")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "run": Run,
+    "data": Data,
+    "model": Model,
+    "training": Training,
+    "diffusion": Diffusion,
+    "sampling": Sampling,
+    "cooperation": Cooperation,
+    "exchange": Exchange,
+    "evaluation": Evaluation,
+}
