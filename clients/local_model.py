@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 
+from fedsynth import __version__
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
@@ -23,9 +26,12 @@ from fedsynth.diffusion import (
     to_model_range,
     train,
 )
+from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, write_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
+
+logger = logging.getLogger("fedsynth")
 
 
 class LocalModel:
@@ -77,8 +83,11 @@ class LocalModel:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
         generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
         training = TrainingState(unet, self._config.training, generator)
-        if self._checkpoint.is_file():
+        # A power cut can tear a file after its renaming. The same training from the start ends in the same model.
+        if zipfile.is_zipfile(self._checkpoint):
             training.load(self._checkpoint)
+        elif self._checkpoint.exists():
+            logger.warning("%s: checkpoint '%s' is damaged, training starts again", self._silo.name, self._checkpoint)
         return training
 
     def _finish(self, training: TrainingState) -> None:
@@ -91,13 +100,21 @@ class LocalModel:
 
 
 def load_network(folder: Path, device: torch.device) -> UNet2DModel:
-    """Load the network of a finished model."""
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    """Load the network of a finished model.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    try:
+        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model '{folder}' is damaged: remove the folder to train it again ({error})") from error
     return unet.to(device)
 
 
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
     content = {
+        "fedsynth": __version__,
         "silo": silo.name,
         "data": silo.fingerprint(),
         "spec": [spec.channels, spec.size, *spec.classes],

@@ -54,7 +54,13 @@ def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
             skip_bad_images=config.data.skip_bad_images,
         )
     if "partition-id" in node:
-        return _federation(config).silo(int(node["partition-id"]), config)
+        partition = int(node["partition-id"])
+        if partition >= config.run.num_clients:
+            raise UserError(
+                f"num-clients = {config.run.num_clients}, but there is a partition {partition}:"
+                " set num-supernodes and num-clients to the same number"
+            )
+        return _federation(config).silo(partition, config)
     raise UserError(
         "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
     )

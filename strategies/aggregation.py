@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Array, ArrayRecord
 
 from fedsynth import wire
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of every layer of a model, by name."""
+
+
+def shapes(record: ArrayRecord) -> Shapes:
+    """Return the shape of every layer."""
+    return {name: tuple(array.shape) for name, array in record.items()}
+
+
+def check_model(record: ArrayRecord, expected: Shapes) -> None:
+    """Refuse a model that does not fit or is not finite, one layer at a time.
+
+    Raises:
+        ValueError: says which layer and why.
+    """
+    if record.keys() != expected.keys():
+        raise ValueError(f"layers {sorted(record.keys() ^ expected.keys())} are missing or unknown")
+    for name, array in record.items():
+        layer = wire.decode(array)
+        if layer.shape != expected[name]:
+            raise ValueError(f"layer {name} has shape {tuple(layer.shape)}, not {expected[name]}")
+        if not layer.isfinite().all():
+            raise ValueError(f"layer {name} is not finite")
 
 
 def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:

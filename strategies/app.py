@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -37,18 +38,26 @@ def main(grid: Grid, context: Context) -> None:
     _log_to_stderr()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    with _errors_logged():
+        config = RunConfig.from_run_config(context.run_config)
+    _run(grid, config)
+
+
+@contextmanager
+def _errors_logged() -> Iterator[None]:
     try:
-        _run(grid, RunConfig.from_run_config(context.run_config))
+        yield
     except (UserError, RunError) as error:
         logger.error("error: %s", error)
         raise
 
 
 def _run(grid: Grid, config: RunConfig) -> None:
-    strategy, config = build_strategy(config)
-    federation = load_federation(config)
-    folder = _create_folder(config)
-    with folder.log_to_file(logger):
+    with _errors_logged():
+        strategy, config = build_strategy(config)
+        federation = load_federation(config)
+        folder = _create_folder(config)
+    with folder.log_to_file(logger), _errors_logged():
         start = time.monotonic()
         logger.info("run folder %s", folder.path)
         strategy.summary()

@@ -15,7 +15,7 @@ from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
 from fedsynth.progress import Progress
 from fedsynth.spec import ImageSpec
-from strategies.replies import usable
+from strategies.replies import malformed_named, usable
 
 logger = logging.getLogger("fedsynth")
 
@@ -90,8 +90,8 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
 
 def _member(reply: Message, num_classes: int) -> Member:
     _, name = wire.silo_key(reply)
-    metrics = reply.content.metric_records[wire.METRICS]
-    counts = [int(count) for count in wire.numbers(metrics, "label-counts")]
+    with malformed_named(reply):
+        counts = [int(count) for count in wire.numbers(reply.content.metric_records[wire.METRICS], "label-counts")]
     if len(counts) != num_classes or min(counts) < 0:
         raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
     return Member(reply.metadata.src_node_id, name, sum(counts), counts)
@@ -101,6 +101,9 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
     """Have every silo train its own model, in slices, so that progress shows and a crash loses little.
 
     A silo that finds its finished model on its disk answers at once.
+
+    Raises:
+        RunError: a silo fails, answers nonsense, or is no further after a slice than before.
     """
     goal, exchange = config.training.train_steps, config.exchange
     request = {**wire.spec_to_config(spec), "train-seconds": exchange.slice_seconds}
@@ -110,19 +113,31 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
         messages = [
             wire.request(member.node_id, wire.PREPARE, request, ttl=exchange.reply_timeout) for member in waiting
         ]
+        before = dict(steps)
         for reply in usable(grid.send_and_receive(messages), len(waiting)):
             k = census.position(reply)
             if k is None:
                 continue
-            metrics = reply.content.metric_records[wire.METRICS]
-            _note_progress(census.members[k], metrics)
-            steps[k] = goal if metrics["finished"] else int(wire.number(metrics, "steps"))
-            progress.update(sum(steps.values()), loss=wire.number(metrics, "loss"))
+            with malformed_named(reply):
+                metrics = reply.content.metric_records[wire.METRICS]
+                steps[k] = goal if metrics["finished"] else int(wire.number(metrics, "steps"))
+                loss = wire.number(metrics, "loss")
+                _note_finish(census.members[k], metrics)
+            progress.update(sum(steps.values()), loss=loss)
+        _refuse_standstill(census, before, steps, goal)
 
 
-def _note_progress(member: Member, metrics: MetricRecord) -> None:
+def _note_finish(member: Member, metrics: MetricRecord) -> None:
     if metrics["finished"]:
         curve = zip(wire.numbers(metrics, "curve-steps"), wire.numbers(metrics, "curve-losses"), strict=True)
         member.curve = [(int(step), loss) for step, loss in curve]
         member.train_seconds = wire.number(metrics, "train-seconds")
         logger.info("%s: own model ready, loss %.4g", member.name, member.curve[-1][1])
+
+
+def _refuse_standstill(census: Census, before: dict[int, int], after: dict[int, int], goal: int) -> None:
+    for k, member in enumerate(census):
+        if before[k] < goal and after[k] <= before[k]:
+            raise RunError(
+                f"{member.name} stands at step {after[k]} after another slice of training: is its state folder kept?"
+            )

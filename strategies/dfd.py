@@ -31,7 +31,7 @@ from fedsynth.mixture import (
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census, train_local_models
-from strategies.replies import usable
+from strategies.replies import seconds_worked, usable
 
 logger = logging.getLogger("fedsynth")
 
@@ -101,11 +101,15 @@ class DfD(SynthesisStrategy):
         return {**super().defaults(config), **cls.PRESETS[config.cooperation.dfd_preset]}
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
-        """Train the silos' models and draw x_T."""
-        train_local_models(grid, task.census, task.spec, task.config)
+        """Draw x_T and have the silos train their models.
+
+        Raises:
+            UserError: a class that no silo holds.
+        """
         self._config, self._min_replies = task.config, task.min_replies
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
         self._state = self._mixture(samples, task.labels, task.census)
+        train_local_models(grid, task.census, task.spec, task.config)
         return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: task.labels})
 
     def configure_train(
@@ -153,7 +157,6 @@ class DfD(SynthesisStrategy):
         if state.posterior is not None:
             answered = state.answered
             state.posterior.update(state.samples, moved, state.epsilon, state.scheduler, state.timestep, answered)
-        state.samples = moved
         metrics: dict[str, MetricRecordValues] = {
             "timestep": state.timestep,
             "effective-experts": float(effective_experts(weights).mean()),
@@ -249,18 +252,29 @@ class _Mixture:
             if k is None:
                 logger.warning("answer of an unknown silo left out")
                 continue
-            self._place(k, reply)
-            seconds += wire.number(reply.content.metric_records[wire.METRICS], "seconds", 0.0)
+            rows = self._rows[k]
+            try:
+                seconds += seconds_worked(reply)
+                self.epsilon[k, rows] = _epsilon(reply, (len(rows), *self.samples.shape[1:]))
+                self.answered[k, rows] = True
+            except ValueError as error:
+                logger.warning("%s left out: %s", self.census.members[k].name, error)
+            del reply
         return seconds
 
-    def _place(self, k: int, reply: Message) -> None:
-        rows, name = self._rows[k], self.census.members[k].name
-        answer = wire.decode(next(iter(reply.content.array_records[wire.EPSILON_RECORD].values())))
-        expected = (len(rows), *self.samples.shape[1:])
-        if answer.shape != expected:
-            logger.warning("%s left out: answer has shape %s, not %s", name, tuple(answer.shape), expected)
-        elif not answer.isfinite().all():
-            logger.warning("%s left out: answer is not finite", name)
-        else:
-            self.epsilon[k, rows] = answer.float()
-            self.answered[k, rows] = True
+
+def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read an answer's noise prediction.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    arrays = list(reply.content.array_records.get(wire.EPSILON_RECORD, {}).values())
+    if not arrays:
+        raise ValueError(f"answer holds no '{wire.EPSILON_RECORD}'")
+    epsilon = wire.decode(arrays[0]).float()
+    if epsilon.shape != shape:
+        raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
+    if not epsilon.isfinite().all():
+        raise ValueError("answer is not finite")
+    return epsilon

@@ -61,7 +61,7 @@ class ExchangeGrid(Grid):
         The iterator keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that
         have not answered after ``timeout`` seconds are named in the log, and the iterator ends.
         """
-        return self._receive(self._send(messages), time.monotonic() + (timeout or self.timeout))
+        return self._receive(self._send(messages), time.monotonic() + (self.timeout if timeout is None else timeout))
 
     def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
@@ -84,7 +84,14 @@ class ExchangeGrid(Grid):
         self.traffic.messages += len(batch)
         self.traffic.down += sum(payload_bytes(message) for message in batch)
         nodes = [message.metadata.dst_node_id for message in batch]
-        return dict(zip(self._grid.push_messages(batch), nodes, strict=True))
+        ids = list(self._grid.push_messages(batch))
+        if len(ids) < len(batch):
+            raise RunError(f"{len(ids)} of {len(batch)} messages sent: a silo has left, or they are too large")
+        # Flower puts None in the place of a message that the SuperLink refused.
+        sent = {number: node for number, node in zip(ids, nodes, strict=True) if number is not None}
+        if refused := set(nodes) - set(sent.values()):
+            logger.warning("no message could be sent to node(s) %s", ", ".join(map(str, sorted(refused))))
+        return sent
 
     def _receive(self, pending: dict[str, int], deadline: float) -> Iterator[Message]:
         wait = FIRST_WAIT

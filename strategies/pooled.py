@@ -18,7 +18,7 @@ from fedsynth.mixture import log_prior
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census, train_local_models
-from strategies.replies import usable
+from strategies.replies import malformed_named, seconds_worked, usable
 
 
 class Pooled(SynthesisStrategy):
@@ -38,12 +38,16 @@ class Pooled(SynthesisStrategy):
         self._ttl: float | None = None
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
-        """Train the silos' models and decide who draws which image."""
-        train_local_models(grid, task.census, task.spec, task.config)
+        """Decide who draws which image and have the silos train their models.
+
+        Raises:
+            UserError: a class that no silo holds.
+        """
         self._census, self._ttl = task.census, task.config.exchange.reply_timeout
         weights = log_prior(self.prior, task.census.label_counts, task.labels).exp()
         generator = make_generator(task.config.run.seed, "owners")
         self._owners = torch.multinomial(weights.T, 1, generator=generator).squeeze(1)
+        train_local_models(grid, task.census, task.spec, task.config)
         channels, height, width = task.spec.shape
         blank = torch.zeros((len(task.labels), height, width, channels), dtype=torch.uint8)
         return wire.encode_tensors({wire.IMAGES: blank, wire.LABELS: task.labels})
@@ -70,18 +74,16 @@ class Pooled(SynthesisStrategy):
         """Put every silo's images in their places.
 
         Raises:
-            RunError: a silo's share is missing or has another shape.
+            RunError: a silo's share is missing or unusable.
         """
         census, owners = self._ready()
         shares, seconds = len(torch.unique(owners)), 0.0
         for reply in usable(replies, shares):
             k = census.position(reply)
-            images = wire.decode(reply.content.array_records[wire.ARRAYS][wire.IMAGES])
             numbers = torch.nonzero(owners.eq(-1 if k is None else k)).squeeze(1)
-            if images.shape != (len(numbers), *self._images.shape[1:]) or images.dtype != torch.uint8:
-                raise RunError(f"{wire.silo_key(reply)[1]}: unusable images {tuple(images.shape)} {images.dtype}")
-            self._images[numbers] = images
-            seconds += wire.number(reply.content.metric_records[wire.METRICS], "seconds", 0.0)
+            with malformed_named(reply):
+                self._images[numbers] = _images(reply, (len(numbers), *self._images.shape[1:]))
+                seconds += seconds_worked(reply)
         arrays = wire.encode_tensors({wire.IMAGES: self._images, wire.LABELS: self._labels})
         return arrays, MetricRecord({"silos": shares, "client-seconds": seconds})
 
@@ -94,3 +96,10 @@ class Pooled(SynthesisStrategy):
         if self._census is None or self._owners is None:
             raise RunError("a pooled round needs the silos' label counts: call begin first")
         return self._census, self._owners
+
+
+def _images(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
+    images = wire.decode(reply.content.array_records[wire.ARRAYS][wire.IMAGES])
+    if images.shape != shape or images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 {shape}")
+    return images

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
 from fedsynth.evaluation import Evaluation, evaluate
 from fedsynth.files import atomic_directory
@@ -94,11 +95,10 @@ def _measure(task: Task, outcome: Outcome) -> Evaluation | None:
 
 
 def _provenance(task: Task) -> dict[str, Any]:
-    packages = ("fedsynth", "flwr", "torch", "diffusers")
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
         "silos": [member.name for member in task.census],
         "seed": task.config.run.seed,
-        "software": {name: version(name) for name in packages},
+        "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 
 from fedsynth import wire
 from fedsynth.errors import RunError
@@ -30,6 +31,8 @@ def usable(replies: Iterable[Message], needed: int) -> Iterator[Message]:
         if not reply.has_error():
             count += 1
             yield reply
+            # The loop variable would keep this answer alive through the wait for the next.
+            del reply
             continue
         reasons.append(str(reply.error.reason))
         logger.warning("answer left out: %s", reasons[-1])
@@ -40,13 +43,32 @@ def usable(replies: Iterable[Message], needed: int) -> Iterator[Message]:
         raise RunError(f"{count} usable answers, {needed} needed: {why}")
 
 
+@contextmanager
+def malformed_named(reply: Message) -> Iterator[None]:
+    """Turn what reading a malformed answer raises into a RunError that names its silo."""
+    try:
+        yield
+    except (LookupError, ValueError, OverflowError) as error:
+        raise RunError(f"{wire.silo_key(reply)[1]}: unusable answer: {error}") from error
+
+
+def seconds_worked(reply: Message) -> float:
+    """Time the silo says it worked on an answer; 0 when it says nothing.
+
+    Raises:
+        ValueError: no number.
+    """
+    return wire.number(reply.content.metric_records.get(wire.METRICS, MetricRecord()), "seconds", 0.0)
+
+
 def num_examples(reply: Message) -> int:
     """Number of examples behind an answer.
 
     Raises:
         ValueError: missing, not a whole number, or not positive.
     """
-    value = reply.content.metric_records[wire.METRICS].get("num-examples", math.nan)
+    record = reply.content.metric_records.get(wire.METRICS, MetricRecord())
+    value = record.get("num-examples", math.nan)
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"num-examples = {value}: must be a whole number >= 1")
     return value

@@ -1,0 +1,1 @@
+"""Runs that measure the library; users of it, never imported by it."""

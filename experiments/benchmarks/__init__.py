@@ -1,0 +1,1 @@
+"""What fedsynth costs in time and memory, measured on the machine at hand."""

@@ -1,0 +1,82 @@
+"""What all benchmarks share: fresh processes, facts about the machine, tables and result files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from fedsynth.files import atomic_file, write_json
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PACKAGES = ("flwr", "ray", "torch", "diffusers", "numpy")
+
+
+def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` in a new interpreter, so that no cache, thread setting or freed memory carries over."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what timings on this machine depend on."""
+    return {
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "load average at the start": round(os.getloadavg()[0], 2),
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Summarise repeated timings, in seconds: how many, mean, median and extremes."""
+    return {
+        "count": len(seconds),
+        "mean": statistics.mean(seconds),
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+    }
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Lay out rows with equal keys as a Markdown table whose columns line up as plain text too."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    padded.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def publish(
+    name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, str]], details: Any, folder: Path | None
+) -> None:
+    """Print facts and table, and write them to ``<folder>/<name>.md`` and, with the details, ``<folder>/<name>.json``.
+
+    Args:
+        name: of the benchmark.
+        facts: about the machine.
+        rows: of the table, numbers already formatted.
+        details: every number behind the table, ready for JSON.
+        folder: None: only print.
+    """
+    said = ", ".join(f"{key} {value}" for key, value in facts.items())
+    text = f"# {name}\n\n{said}\n\n{markdown_table(rows)}\n"
+    print(text, flush=True)
+    if folder is None:
+        return
+    with atomic_file(folder / f"{name}.md") as temporary:
+        temporary.write_text(text)
+    write_json(folder / f"{name}.json", {"machine": dict(facts), "table": list(rows), "details": details})

@@ -1,0 +1,173 @@
+"""How much memory the server needs while it aggregates."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import psutil
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsynth import wire
+from fedsynth.diffusion import build_unet
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+from strategies.base import SynthesisStrategy
+from strategies.dfd import DfD
+from strategies.exchange import ExchangeGrid, RoundsState, run_rounds
+from strategies.fedavg import FedAvg
+
+SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
+ROUNDS = 3
+
+
+@dataclass
+class ServerPeak:
+    """Peak of one scenario.
+
+    Attributes:
+        name: key of :data:`SCENARIOS`.
+        copy: bytes of the synthetic set as float32, or of the model.
+        baseline: resident set before the arrays exist, bytes.
+        peak: largest resident set during the rounds, bytes.
+    """
+
+    name: str
+    copy: int
+    baseline: int
+    peak: int
+
+    @property
+    def copies(self) -> float:
+        """Copies held at the peak."""
+        return (self.peak - self.baseline) / self.copy
+
+
+@dataclass
+class Scenario:
+    """What is aggregated, and by whom.
+
+    Attributes:
+        strategy: makes a fresh strategy.
+        arrays: makes the arrays of the first round, from the number of samples.
+        reply: name of the array record of an answer.
+        at_once: whether all answers lie ready when the server looks for the first time.
+    """
+
+    strategy: Callable[[], SynthesisStrategy]
+    arrays: Callable[[int], ArrayRecord]
+    reply: str
+    at_once: bool = False
+
+
+def server_peak(name: str, num_samples: int, num_silos: int) -> ServerPeak:
+    """Run three rounds with answers of the right size; call it in a fresh process.
+
+    Args:
+        name: key of :data:`SCENARIOS`.
+        num_samples: images of 3×32×32 in the synthetic set; without effect on models.
+        num_silos: silos that answer.
+    """
+    # Flower sets these when it starts an app; a message cannot be built without them.
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    scenario = SCENARIOS[name]
+    _run(scenario, _Silos(scenario, 10, num_silos), 10)  # everything is imported and set up
+    silos = _Silos(scenario, num_samples, num_silos)
+    baseline = _reset_peak()
+    _run(scenario, silos, num_samples)
+    return ServerPeak(name, silos.answer_bytes, baseline, _status("VmHWM"))
+
+
+def _run(scenario: Scenario, silos: _Silos, num_samples: int) -> None:
+    exchange = ExchangeGrid(cast(Grid, silos), timeout=60.0)
+    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples), ROUNDS))
+
+
+def _samples(num_samples: int) -> ArrayRecord:
+    samples = torch.randn(num_samples, *SPEC.shape)
+    return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: torch.arange(num_samples) % len(SPEC.classes)})
+
+
+def _weights(_: int) -> ArrayRecord:
+    unet = build_unet("small", SPEC, make_generator(0, "initial-weights"), block_out_channels=(64, 128, 128))
+    return wire.encode_tensors(unet.state_dict())
+
+
+SCENARIOS = {
+    "dfd, posterior weights": Scenario(partial(DfD, prior="size"), _samples, wire.EPSILON_RECORD),
+    "dfd, energy weights and ULA": Scenario(
+        partial(DfD, prior="size", weights="energy", sampler="ula"), _samples, wire.EPSILON_RECORD
+    ),
+    "dfd, all answers at once": Scenario(partial(DfD, prior="size"), _samples, wire.EPSILON_RECORD, at_once=True),
+    "fedavg": Scenario(FedAvg, _weights, wire.ARRAYS, at_once=True),
+    "fedavg, sample-from=ema": Scenario(partial(FedAvg, sample_from="ema"), _weights, wire.ARRAYS, at_once=True),
+}
+"""By name; in the DfD ones every silo is asked about every sample."""
+
+
+class _Silos:
+    """The far side of a grid: answers each question with fresh memory of an answer's size, when it is fetched."""
+
+    def __init__(self, scenario: Scenario, num_samples: int, num_silos: int) -> None:
+        self._nodes, self._at_once = list(range(1, num_silos + 1)), scenario.at_once
+        self._record_name = scenario.reply
+        arrays = scenario.arrays(num_samples)
+        # A noise prediction has the shape of the samples, an update that of the weights.
+        self._template = {name: array for name, array in arrays.items() if name != wire.LABELS}
+        self._questions: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of one answer's arrays."""
+        return sum(len(array.data) for array in self._template.values())
+
+    def get_node_ids(self) -> list[int]:
+        """All silos."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Note who is asked what, without the arrays, which a network would have taken away."""
+        numbers = []
+        for message in messages:
+            numbers.append(str(next(self._numbers)))
+            bare = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type="query")
+            bare.metadata.__dict__["_message_id"] = numbers[-1]
+            self._questions[numbers[-1]] = bare
+        return numbers
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        """Answer all questions, or only the first."""
+        return [self._answer(self._questions.pop(number)) for number in message_ids[: None if self._at_once else 1]]
+
+    def _answer(self, question: Message) -> Message:
+        record = ArrayRecord({name: _copy(array) for name, array in self._template.items()})
+        silo = ConfigRecord({"silo-name": f"node-{question.metadata.dst_node_id}"})
+        return wire.answer(question, silo, {"num-examples": 1, "seconds": 0.0}, **{self._record_name: record})
+
+
+def _copy(array: Array) -> Array:
+    return Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=bytes(memoryview(array.data)))
+
+
+def _reset_peak() -> int:
+    """Give free memory back, forget earlier peaks, and return the resident set in bytes."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(psutil.Process().memory_info().rss)
+
+
+def _status(key: str) -> int:
+    """Read one size of ``/proc/self/status``, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))

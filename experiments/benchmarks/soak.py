@@ -1,0 +1,89 @@
+"""A silo that answers many noise queries in one process."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.app import app
+from fedsynth import wire
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import load_federation
+from fedsynth.spec import ImageSpec
+
+NODE = 7
+
+
+@dataclass
+class Soak:
+    """How a process grew.
+
+    Attributes:
+        messages: answered so far, at each look.
+        resident: resident set at that look, kB.
+        growth: slope of a line through the looks after the first quarter of all messages, kB a message.
+    """
+
+    messages: list[int]
+    resident: list[float]
+    growth: float
+
+
+def client_soak(num_messages: int, every: int = 10) -> Soak:
+    """Answer ``num_messages`` noise queries of 20 digits with the real ClientApp; look at memory ``every`` so often.
+
+    Raises:
+        RuntimeError: the ClientApp answered with an error.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="fedsynth-soak-") as folder:
+        silo = _Silo({"state-dir": folder, "device": "cpu", "train-steps": 1, "block-out-channels": "8,8"})
+        messages, resident = [], []
+        for number in range(1, num_messages + 1):
+            silo.ask_for_noise(number)
+            if number % every == 0:
+                messages.append(number)
+                resident.append(psutil.Process().memory_info().rss / 1e3)
+    return Soak(messages, resident, growth(messages, resident))
+
+
+def growth(messages: list[int], resident: list[float]) -> float:
+    """Least-squares slope of ``resident`` over ``messages``, without the first quarter: the warm-up."""
+    last = [n > messages[-1] / 4 for n in messages]
+    slope, _ = np.polyfit(list(itertools.compress(messages, last)), list(itertools.compress(resident, last)), 1)
+    return float(slope)
+
+
+class _Silo:
+    """The first silo of a federation of ten, with a model of its own, and the server's side of the conversation."""
+
+    def __init__(self, settings: dict[str, Scalar]) -> None:
+        # Flower sets these when it starts an app; a message cannot be built without them.
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self._config = {**RunConfig().to_run_config(), **settings}
+        self._context = Context(1, NODE, {"partition-id": 0, "num-partitions": 10}, RecordDict(), self._config)
+        self._spec: ImageSpec = load_federation(RunConfig.from_run_config(self._config)).spec
+        self._ask(wire.request(NODE, wire.PREPARE, {**wire.spec_to_config(self._spec), "train-seconds": 60.0}))
+
+    def ask_for_noise(self, number: int) -> None:
+        """Send the question of round ``number`` about samples it has not seen before."""
+        samples, labels = torch.randn(20, *self._spec.shape), torch.arange(20) % len(self._spec.classes)
+        record = wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: labels})
+        content = {**wire.spec_to_config(self._spec), "server-round": number, "timestep": 999 - number % 1000}
+        answer = self._ask(wire.request(NODE, wire.EPSILON, content, record))
+        epsilon = wire.decode_tensors(answer.content.array_records[wire.EPSILON_RECORD])
+        assert epsilon[wire.EPSILON_RECORD].shape == samples.shape
+
+    def _ask(self, message: Message) -> Message:
+        message.metadata.__dict__["_message_id"] = "question"
+        answer = app(message, self._context)
+        if answer.has_error():
+            raise RuntimeError(answer.error.reason)
+        return answer

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from fedsynth.cli import doctor, main
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
+    """(verdict, text) of every printed line."""
+    return [(line[:5].strip(), line[6:]) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_this_machine_is_fit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    found = lines_of(capsys)
+    assert {verdict for verdict, _ in found} <= {"ok", "warn"}
+    text = "\n".join(text for _, text in found)
+    for part in ("Python 3.11", "flwr 1.", "torchvision", "CUDA", "GiB of memory", "GiB of disk", "app folder"):
+        assert part in text
+    assert ("ok", "dataset digits: 1437 + 360 images, 10 classes") in found
+    assert list(project.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere"),
+        (["--dataset", "imagefolder", "--data-root", "nowhere"], "there is no folder 'nowhere"),
+        (["--dataset", "mnits"], "did you mean 'mnist'"),
+    ],
+)
+def test_bad_data_fails_and_says_what_to_do(
+    words: list[str], said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *words]) == 1
+    verdict, text = lines_of(capsys)[-1]
+    assert verdict == "fail"
+    assert said in text
+
+
+def test_unknown_options_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--data", "mnist"]) == 2
+    assert "unknown option '--data'" in capsys.readouterr().err
+
+
+def findings(check: object) -> list[tuple[str, str]]:
+    return [(finding.verdict, finding.text) for finding in check()]  # type: ignore[operator]
+
+
+def test_other_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 13, 1))
+    ((verdict, text),) = findings(doctor._python)
+    assert verdict == "fail"
+    assert text.startswith("Python 3.13.1: fedsynth is tested with 3.11")
+
+
+def test_missing_and_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["flwr[simulation]==1.41.0", "torch==9.9", "absent==1.0", 'pytest==1; extra == "dev"', "unpinned>=1"]
+    versions = {"flwr": "1.41.0", "torch": "9.9+cu130", "ray": "2.0"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted)
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: None)
+    assert findings(doctor._packages) == [
+        ("fail", "absent is not installed: pip install 'absent==1.0'"),
+        ("ok", "flwr 1.41.0, Ray 2.0"),
+    ]
+    versions["flwr"] = "1.40.0"
+    assert findings(doctor._packages)[0] == (
+        "warn",
+        "flwr 1.40.0 instead of 1.41.0: pip install 'flwr[simulation]==1.41.0'",
+    )
+
+    def no_ray(name: str) -> None:
+        raise ImportError("no ray")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", no_ray)
+    assert findings(doctor._packages)[-1] == (
+        "fail",
+        "Ray cannot be imported (no ray): pip install 'flwr[simulation]'",
+    )
+
+
+def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("torchvision.ops.nms", broken)
+    ((verdict, text),) = findings(doctor._torchvision)
+    assert verdict == "fail"
+    assert "torchvision::nms does not exist" in text
+
+
+def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert findings(doctor._cuda)[0][0] == "warn"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Large GPU")
+    assert findings(doctor._cuda) == [("ok", "CUDA: 2 x Large GPU")]
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(100, "ok"), (2, "warn")])
+def test_memory_and_disk(free: int, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * doctor.GIB))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free * doctor.GIB))
+    ((memory, said),) = findings(doctor._memory)
+    assert memory == verdict
+    assert f"{free:.1f} GiB of memory free, 2 CPU(s)" in said
+    assert ("about 4.5 GiB are wanted" in said) == (verdict == "warn")
+    assert findings(doctor._disk)[0][0] == verdict
+
+
+def test_superlinks_that_still_run_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "superlinks", lambda home: [object()])
+    verdict, text = findings(doctor._flower)[-1]
+    assert verdict == "warn"
+    assert text.startswith("1 local SuperLink(s) still run")
+    assert "'fedsynth stop' ends them" in text

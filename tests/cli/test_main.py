@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from fedsynth.cli import COMMANDS, main, stop
+from fedsynth.errors import RunError, UserError
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["rnu"], ["ru"]])
+def test_unknown_command_is_an_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "usage: fedsynth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("set seed"), 2, "error: set seed"),
+        (RunError("no silo"), 2, "error: no silo"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(
+    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: argparse.Namespace, rest: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(stop, "execute", fail)
+    assert main(["stop"]) == status
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "execute", lambda options, rest: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["stop"])
+
+
+def test_module_runs_like_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedsynth.cli", "stop", "now"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: fedsynth stop takes no arguments, not 'now'"

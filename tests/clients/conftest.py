@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Tiny networks: threads cost more than they bring, and the tests share one core.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[[str], Path]:
+    """A function that writes a folder of 8x8 grey images in the classes 'even' (6 images) and 'odd' (4)."""
+
+    def write(name: str) -> Path:
+        pixels = np.random.default_rng(len(name))
+        for folder, count in (("even", 6), ("odd", 4)):
+            (tmp_path / name / folder).mkdir(parents=True)
+            for number in range(count):
+                image = pixels.integers(256, size=(8, 8), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / name / folder / f"{number}.png")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def full_disk() -> Callable[..., None]:
+    """A save function to which the disk is full halfway."""
+
+    def save(*arguments: Any) -> None:
+        target = next(argument for argument in arguments if isinstance(argument, Path))
+        (target / "half" if target.is_dir() else target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    return save

@@ -1,0 +1,58 @@
+"""What stands in for ``flwr run`` where only what goes in and what comes out matters."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsynth.cli import main
+from fedsynth.output import RunFolder
+
+
+@dataclass
+class FakeFlower:
+    """Stands in for the ``flwr run`` process.
+
+    Attributes:
+        leave: what the run leaves in its folder: nothing, a log, or results.
+        raises: what happens to the process.
+        commands: command lines it was started with.
+    """
+
+    leave: str = "results"
+    raises: BaseException | None = None
+    commands: list[list[str]] = field(default_factory=list)
+    environments: list[dict[str, str]] = field(default_factory=list)
+
+    def __call__(self, command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        self.environments.append(env)
+        folder = RunFolder(Path(self.settings["output-dir"]) / self.settings["run-name"])
+        assert folder.path.is_dir()
+        if self.leave != "nothing":
+            folder.log.write_text("log")
+        if self.leave == "results":
+            folder.write_results({})
+        if self.raises is not None:
+            raise self.raises
+        return subprocess.CompletedProcess(command, 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run config that Flower would read."""
+        command = self.commands[-1]
+        return tomllib.loads(Path(command[command.index("--run-config") + 1]).read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run, expect exit status 2 and one line that says why; return it."""
+    assert main(["run", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]

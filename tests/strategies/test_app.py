@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from PIL import Image
+from tiny_runs import images_of, run_tiny, tiny_settings
+from torchvision.datasets import ImageFolder
+
+import clients.local_model
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import load_federation
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise, make_scheduler, noise_predictor, sample
+from fedsynth.diffusion import to_uint8 as as_images
+from fedsynth.output import RunFolder
+from fedsynth.seeding import make_generator
+
+METHODS: dict[str, dict[str, Scalar]] = {
+    "dfd": {"strategy": "dfd"},
+    "dfd, paper": {"strategy": "dfd", "dfd_preset": "paper", "dfd_rounds": 5},
+    "fedavg": {"strategy": "fedavg"},
+    "pooled": {"strategy": "pooled"},
+    "centralised": {"strategy": "centralised"},
+}
+ROUNDS = {"dfd": 4, "dfd, paper": 5, "fedavg": 2, "pooled": 1, "centralised": 2}
+RESOLVED = {
+    "dfd": {"weights": "posterior", "sampler": "ddpm", "prior": "class", "score-scale": 1.0},
+    "dfd, paper": {"weights": "energy", "sampler": "ula", "prior": "size", "score-scale": 2.0},
+    "fedavg": {"sampler": "ddpm", "sample-from": "raw"},
+    "pooled": {"prior": "class", "sampler": "ddpm"},
+    "centralised": {"sampler": "ddpm", "sample-from": "ema"},
+}
+Run = tuple[str, dict[str, Scalar], RunFolder]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def done(request: pytest.FixtureRequest, base: Path) -> Run:
+    """One finished run of every method, all with the same silos and the same local models."""
+    settings = tiny_settings(base, run_name=request.param.replace(", ", "-"), **METHODS[request.param])
+    return request.param, settings, run_tiny(settings)
+
+
+def read(path: Path) -> dict[str, object]:
+    return dict(json.loads(path.read_text()))
+
+
+def test_dataset_is_complete(done: Run) -> None:
+    _, _, folder = done
+    dataset = ImageFolder(str(folder.synthetic))
+    assert np.bincount(dataset.targets).tolist() == [3] * 10
+    rows = [json.loads(line) for line in (folder.synthetic / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 30
+    assert all((folder.synthetic / row["file_name"]).parent.name == row["label"] for row in rows)
+    pixels = np.stack([np.asarray(Image.open(path)) for path, _ in dataset.samples])
+    assert pixels.shape == (30, 8, 8)
+    assert pixels.std() > 1
+    assert "README.md" in {path.name for path in folder.synthetic.iterdir()}
+
+
+def test_rounds_traffic_and_seconds_agree_between_metrics_and_results(done: Run) -> None:
+    name, _, folder = done
+    rows, results = folder.read_metrics(), read(folder.results)
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS[name] + 1))
+    assert results["rounds"] == ROUNDS[name]
+    assert results["strategy"] == METHODS[name]["strategy"]
+    for key in ("bytes-down", "bytes-up"):
+        counts = [row[key] for row in rows]
+        assert counts == sorted(counts)
+        assert counts[-1] == results[key] > 0
+    assert all(row["seconds"] > 0 for row in rows)
+    assert sum(row["seconds"] for row in rows) < float(str(results["wall-seconds"]))
+    assert float(str(results["client-seconds"])) > 0 or name == "centralised"
+
+
+def test_traffic_is_what_the_method_must_send(done: Run) -> None:
+    name, _, folder = done
+    rows = folder.read_metrics()
+    image = 8 * 8
+    if name.startswith("dfd"):
+        per_round = np.diff([row["bytes-up"] for row in rows])
+        # Three silos that hold every class answer for 30 images in float32; the rest is names and metrics.
+        assert (per_round >= 3 * 30 * image * 4).all()
+        assert (per_round < 1.1 * 3 * 30 * image * 4).all()
+    elif name == "fedavg":
+        weights = sum(tensor.numel() for tensor in _global_model(folder).unet.state_dict().values())
+        ups, downs = (rows[1][key] - rows[0][key] for key in ("bytes-up", "bytes-down"))
+        assert 3 * 4 * weights < ups < 1.5 * 3 * 4 * weights
+        assert 3 * 4 * weights < downs < 1.5 * 3 * 4 * weights
+    elif name == "pooled":
+        assert 30 * image < rows[0]["bytes-up"] < 30 * image + 6000
+    else:
+        assert rows[0]["bytes-up"] == rows[-1]["bytes-up"] < 1000
+
+
+def test_configuration_is_written_back_resolved(done: Run) -> None:
+    name, settings, folder = done
+    written = read(folder.config)
+    config, resolved = written["config"], written["resolved"]
+    assert isinstance(config, dict)
+    assert isinstance(resolved, list)
+    given = {key: value for key, value in settings.items() if key not in resolved}
+    assert {key: config[key] for key in given} == given
+    assert {key: config[key] for key in RESOLVED[name]} == RESOLVED[name]
+    assert all(config[key] != "auto" and settings[key] == "auto" for key in resolved)
+    assert RunConfig.from_run_config(config).to_run_config() == config
+
+
+def test_partition_is_written_as_the_silos_see_it(done: Run) -> None:
+    _, settings, folder = done
+    written = read(folder.partition)
+    config = RunConfig.from_run_config(settings)
+    federation = load_federation(config)
+    clients_written = written["clients"]
+    assert isinstance(clients_written, list)
+    assert [client["partition-id"] for client in clients_written] == [0, 1, 2]
+    for k, client in enumerate(clients_written):
+        assert client["indices"] == federation.parts[k].tolist()
+        assert client["label-counts"] == federation.silo(k, config).label_counts().tolist()
+        trained_on = federation.silo(k, config).train.label_counts().tolist()
+        assert f"silo-{k}: {sum(trained_on)} images, per class {trained_on}" in folder.log.read_text()
+
+
+def test_report_and_log_tell_of_the_run(done: Run) -> None:
+    name, _, folder = done
+    report = folder.report.read_text()
+    assert f"{METHODS[name]['strategy']} on digits, 3 silos" in report
+    assert report.count("data:image/png") >= 3
+    assert list(folder.figures.glob("*.png"))
+    log = folder.log.read_text()
+    assert f"round {ROUNDS[name]}/{ROUNDS[name]} (100 %)" in log
+    assert str(folder.report) in log
+    left_over = [path for path in folder.path.rglob("*") if path.name.endswith(".part")]
+    assert left_over == []
+
+
+def _global_model(folder: RunFolder) -> ClassConditionalDDPMPipeline:
+    return ClassConditionalDDPMPipeline.from_pretrained(folder.models / "global")
+
+
+def test_saved_global_model_draws_the_same_images_again(done: Run) -> None:
+    name, settings, folder = done
+    if name not in ("fedavg", "centralised"):
+        assert not folder.models.exists()
+        return
+    config, labels = RunConfig.from_run_config(settings), torch.arange(30) % 10
+    scheduler = make_scheduler(config.diffusion, 4)
+    noise, generator = draw_initial_noise(0, 30, (1, 8, 8)), make_generator(0, "sampling")
+    pixels = as_images(sample(noise_predictor(_global_model(folder).unet), scheduler, noise, labels, generator))
+    for number, label in enumerate(labels.tolist()):
+        stored = np.asarray(Image.open(folder.synthetic / str(label) / f"{number:05d}.png"))
+        np.testing.assert_array_equal(stored, pixels[number, :, :, 0])
+
+
+def shuffled(seed: int) -> Callable[[list[Message]], list[Message]]:
+    source = random.Random(seed)
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        return source.sample(replies, len(replies))
+
+    return tamper
+
+
+def test_same_seed_gives_the_same_bytes_when_everything_is_done_again(done: Run, tmp_path: Path) -> None:
+    name, _, folder = done
+    again = run_tiny(tiny_settings(tmp_path, **METHODS[name]), report=False)
+    assert images_of(again) == images_of(folder)
+    assert len(images_of(again)) == 30
+
+
+def test_order_of_answers_does_not_change_a_byte(done: Run, base: Path) -> None:
+    _, settings, folder = done
+    for seed in range(2):
+        changed = {**settings, "run-name": f"{folder.path.name}-{seed}"}
+        assert images_of(run_tiny(changed, tamper=shuffled(seed), report=False)) == images_of(folder)
+
+
+def test_another_seed_gives_other_images(done: Run, tmp_path: Path) -> None:
+    name, _, folder = done
+    other = images_of(run_tiny(tiny_settings(tmp_path, seed=1, **METHODS[name]), report=False))
+    same = sum(other[path] == content for path, content in images_of(folder).items())
+    assert same <= 3
+
+
+def test_a_second_run_and_a_second_method_reuse_the_local_models(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_tiny(tiny_settings(base, run_name="first"), report=False)
+    files = sorted(path for path in (base / "state").rglob("*") if path.is_file())
+    stamps = [path.stat().st_mtime_ns for path in files]
+    assert len([path for path in files if path.name == "model_index.json"]) == 3
+
+    def no_training(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model that is on disk was trained again")
+
+    monkeypatch.setattr(clients.local_model, "train", no_training)
+    seconds = []
+    for strategy in ("dfd", "pooled"):
+        again = run_tiny(tiny_settings(base, run_name=f"again-{strategy}", strategy=strategy), report=False)
+        seconds.append(float(str(read(again.results)["client-seconds"])))
+    assert sorted(path for path in (base / "state").rglob("*") if path.is_file()) == files
+    assert [path.stat().st_mtime_ns for path in files] == stamps
+    trained = sum(read(path)["seconds"] for path in files if path.name == "training.json")  # type: ignore[misc]
+    assert min(seconds) > trained > 0, "the cost of the reused training is charged"
+
+
+def test_small_slices_give_the_models_of_one_slice(base: Path, tmp_path: Path) -> None:
+    whole = run_tiny(tiny_settings(base, run_name="whole"), report=False)
+    sliced = run_tiny(tiny_settings(tmp_path, slice_seconds=1e-9), report=False)
+    assert images_of(sliced) == images_of(whole)
+    weights = "models/*/unet/diffusion_pytorch_model.safetensors"
+    for k in range(3):
+        (one,), (other,) = ((folder / "state" / f"silo-{k}").glob(weights) for folder in (base, tmp_path))
+        assert one.read_bytes() == other.read_bytes()
+        curves = [read(file.parents[1] / "training.json")["losses"] for file in (one, other)]
+        assert curves[0] == curves[1]
+    assert list((tmp_path / "state").rglob("*.pt")) == []

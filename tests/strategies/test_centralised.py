@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from hand_made import StubGrid
+
+from fedsynth import wire
+from fedsynth.config import RunConfig
+from fedsynth.data import load_federation
+from fedsynth.diffusion import TrainingState, initial_unet, to_model_range, train
+from fedsynth.errors import RunError, UserError
+from fedsynth.seeding import make_generator
+from strategies.base import Task
+from strategies.census import Census
+from strategies.centralised import Centralised
+
+CONFIG = RunConfig.from_run_config(
+    {
+        "block-out-channels": "8,8",
+        "device": "cpu",
+        "num-clients": 2,
+        "partition": "iid",
+        "samples-per-client": 40,
+        "sampling-steps": 3,
+        "strategy": "centralised",
+        "train-steps": 4,
+    }
+)
+
+
+def task() -> Task:
+    federation = load_federation(CONFIG)
+    return Task(CONFIG, federation.spec, Census.unknown([1, 2], 10), torch.arange(6), federation)
+
+
+def run(rounds: int, sample_from: str) -> tuple[ArrayRecord, np.ndarray, list[int]]:
+    strategy, todo, goals = Centralised(num_rounds=rounds, sample_from=sample_from), task(), []
+    arrays: ArrayRecord | None = strategy.begin(todo, StubGrid([]))
+    for number in range(1, rounds + 1):
+        assert list(strategy.configure_train(number, ArrayRecord(), ConfigRecord(), StubGrid([]))) == []
+        arrays, metrics = strategy.aggregate_train(number, [])
+        assert metrics is not None
+        goals.append(int(metrics["steps"]))
+    assert arrays is not None
+    return arrays, strategy.finish(todo, arrays).images, goals
+
+
+def by_hand() -> TrainingState:
+    """All the silos' training images, steps = the sum over silos."""
+    federation = load_federation(CONFIG)
+    silos = [federation.silo(k, CONFIG).train for k in range(2)]
+    images = to_model_range(np.concatenate([silo.images for silo in silos]))
+    labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
+    generator = make_generator(0, "centralised-training")
+    state = TrainingState(initial_unet(CONFIG, federation.spec), CONFIG.training, generator)
+    train(state, images, labels, CONFIG.training, CONFIG.diffusion, 2 * 4)
+    return state
+
+
+def test_slices_make_one_training_on_the_union() -> None:
+    arrays, _, goals = run(3, "raw")
+    assert goals == [2, 5, 8]
+    expected = by_hand().unet.state_dict()
+    weights = wire.decode_tensors(arrays)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_averaged_weights_are_sampled_when_asked() -> None:
+    _, raw, _ = run(1, "raw")
+    _, averaged, _ = run(1, "ema")
+    assert raw.shape == averaged.shape == (6, 8, 8, 1)
+    assert (raw != averaged).any()
+
+
+def test_real_silos_do_not_show_their_images() -> None:
+    real = Task(CONFIG, task().spec, Census.unknown([1], 10), torch.arange(2))
+    with pytest.raises(UserError, match="works in simulation only"):
+        Centralised().begin(real, StubGrid([]))
+
+
+def test_nothing_without_begin() -> None:
+    with pytest.raises(RunError, match="call begin first"):
+        Centralised().aggregate_train(1, [])

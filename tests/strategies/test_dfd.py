@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from dfd_by_hand import (
+    COUNTS,
+    LABELS,
+    ROUNDS,
+    SPEC,
+    answer,
+    begin,
+    by_silo,
+    fresh,
+    predict,
+    requests,
+    run,
+    task_of,
+    trained_at_once,
+)
+from diffusers import DDPMScheduler
+from hand_made import StubGrid
+
+from fedsynth import wire
+from fedsynth.errors import RunError, UserError
+from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
+from fedsynth.seeding import make_generator
+from strategies.dfd import DfD
+
+
+def scheduler_of_levels() -> DDPMScheduler:
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, timestep_spacing="trailing")
+    scheduler.set_timesteps(ROUNDS)
+    return scheduler
+
+
+def looped_weights(kind: str, prior: np.ndarray, eps: torch.Tensor, posterior: PathPosterior, lam: float) -> np.ndarray:
+    """Weights (K, N) by double loops in float64."""
+    weights = np.zeros(prior.shape)
+    if kind == "posterior":
+        return posterior.weights.numpy()
+    for n in range(prior.shape[1]):
+        energies = [0.5 * float(eps[k, n].double().square().sum()) for k in range(prior.shape[0])]
+        least = min(energies)
+        for k in range(prior.shape[0]):
+            weights[k, n] = prior[k, n] * (math.exp(-lam * (energies[k] - least)) if kind == "energy" else 1.0)
+        weights[:, n] /= weights[:, n].sum()
+    return weights
+
+
+@pytest.mark.parametrize("prior_kind", ["class", "size", "uniform"])
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
+    lam = 0.3
+    strategy = DfD(dfd_rounds=ROUNDS, weights=kind, prior=prior_kind, energy_scale=lam)
+    got = run(strategy, task_of(seed=3))
+
+    scheduler = scheduler_of_levels()
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(3, "initial-noise"))
+    log_weights = log_prior(prior_kind, torch.tensor(COUNTS), LABELS)
+    prior, posterior = log_weights.exp().numpy(), PathPosterior(log_weights)
+    for number, t in enumerate(scheduler.timesteps.tolist(), start=1):
+        eps = torch.stack([predict(k, x, t, LABELS) for k in range(3)])
+        weights = looped_weights(kind, prior, eps, posterior, lam)
+        composed = np.zeros(x.shape)
+        for k in range(3):
+            for n in range(len(LABELS)):
+                composed[n] += weights[k, n] * eps[k, n].double().numpy()
+        generator = make_generator(3, "cooperative-noise", number)
+        moved = scheduler.step(torch.from_numpy(composed).float(), t, x, generator=generator).prev_sample
+        posterior.update(x, moved, eps, scheduler, t)
+        x = moved
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+def test_langevin_rounds_agree_with_a_plain_loop() -> None:
+    strategy = DfD(
+        dfd_rounds=ROUNDS, sampler="ula", weights="constant", prior="uniform", step_scale=0.1, score_scale=2.0
+    )
+    got = run(strategy, task_of())
+    scheduler = ULAScheduler(step_scale=0.1, score_scale=2.0)
+    scheduler.set_timesteps(ROUNDS)
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
+    for number, t in enumerate(scheduler.timesteps.tolist(), start=1):
+        eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
+        variance = 1 - float(scheduler.alphas_cumprod[t])
+        noise = torch.randn(x.shape, generator=make_generator(0, "cooperative-noise", number))
+        step = 0.1 * variance
+        x = x - step * 2.0 * eps / math.sqrt(variance) + math.sqrt(2 * step) * noise
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+def test_silos_are_asked_only_about_classes_they_hold() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS)
+    arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
+    asked = by_silo(requests(strategy, 1, arrays))
+    assert sorted(asked) == [0, 1, 2]
+    samples = wire.decode(arrays[wire.SAMPLES])
+    for silo, message in asked.items():
+        held = torch.tensor([COUNTS[silo][label] > 0 for label in LABELS.tolist()])
+        sent = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
+        assert torch.equal(sent[wire.LABELS], LABELS[held])
+        assert torch.equal(sent[wire.SAMPLES], samples[held])
+        assert message.metadata.message_type == "query.epsilon"
+        assert message.content.config_records[wire.CONFIG]["timestep"] == 999
+
+
+def test_what_silos_without_a_class_would_say_never_counts() -> None:
+    def nonsense_where_nothing_is_held(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        held = torch.tensor([COUNTS[silo][label] > 0 for label in labels.tolist()])
+        assert held.all()
+        return predict(silo, x, t, labels)
+
+    assert run(DfD(dfd_rounds=ROUNDS), task_of(), nonsense_where_nothing_is_held).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_identical_silos_are_one_silo(kind: str) -> None:
+    def same(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        return predict(1, x, t, labels)
+
+    alone = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]]), same)
+    together = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]] * 5), same)
+    np.testing.assert_allclose(together.numpy(), alone.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
+    straight = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of())
+    shuffled = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
+    assert torch.equal(straight, shuffled)
+
+
+def test_noise_follows_the_seed() -> None:
+    first, other = (run(DfD(dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
+    assert (first - other).abs().max() > 0.1
+
+
+def test_without_a_census_all_connected_silos_count_alike() -> None:
+    x, labels = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1])
+    strategy = DfD(dfd_rounds=ROUNDS, weights="constant")
+    asked = requests(strategy, 1, fresh(x, labels), StubGrid([70, 5, 33]))
+    assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
+    arrays, metrics = strategy.aggregate_train(1, [answer(message, k) for k, message in enumerate(asked)])
+    eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
+    generator = make_generator(0, "cooperative-noise", 1)
+    expected = scheduler_of_levels().step(eps, 999, x, generator=generator).prev_sample
+    assert arrays is not None
+    assert metrics is not None
+    np.testing.assert_allclose(wire.decode(arrays[wire.SAMPLES]).numpy(), expected.numpy(), atol=1e-5)
+    assert torch.equal(wire.decode(arrays[wire.LABELS]), labels)
+    assert metrics["effective-experts"] == pytest.approx(3.0)
+    assert metrics["timestep"] == 999
+    assert metrics["client-seconds"] == pytest.approx(1.5)
+    norm = eps.flatten(1).square().mean(1).sqrt().mean()
+    assert metrics["score-norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_aggregation_cannot_come_first() -> None:
+    with pytest.raises(RunError, match="aggregate_train before configure_train"):
+        DfD().aggregate_train(1, [])
+
+
+def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
+    grid = StubGrid([], trained_at_once)
+    with pytest.raises(UserError, match=r"no silo holds images of class index \[2\]"):
+        DfD().begin(task_of([[5, 1, 0], [2, 1, 0]]), grid)
+    assert grid.requests == []
+
+
+def test_half_precision_on_the_wire() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS)
+    asked = requests(strategy, 1, begin(strategy, task_of(**{"wire-dtype": "float16"})))
+    for message in asked:
+        record = message.content.array_records[wire.ARRAYS]
+        assert (record[wire.SAMPLES].dtype, record[wire.LABELS].dtype) == ("float16", "int64")
+
+
+def test_silos_asked_about_everything_share_one_record() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS, prior="size")
+    asked = requests(strategy, 1, begin(strategy, task_of()))
+    records = [message.content.array_records[wire.ARRAYS][wire.SAMPLES] for message in asked]
+    assert all(record is records[0] for record in records)
+
+
+def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:
+    strategy, task = DfD(dfd_rounds=ROUNDS), task_of()
+    begin(strategy, task)
+    samples = torch.linspace(-2, 2, 7 * 16).reshape(7, 1, 4, 4)
+    outcome = strategy.finish(task, fresh(samples, LABELS))
+    expected = np.clip(np.round((np.clip(samples.numpy(), -1, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(outcome.images, expected.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(outcome.labels, LABELS.numpy())
+    assert outcome.curves == {f"silo-{k}": [(5, 0.25)] for k in range(3)}
+    assert [member.train_seconds for member in task.census] == [1.5] * 3

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import inspect
+import logging
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from fedsynth.config import RunConfig, StrategyName
+from fedsynth.errors import UserError
+from strategies import STRATEGIES, build_strategy
+from strategies.base import SynthesisStrategy
+from strategies.dfd import DfD
+
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+
+
+def config_of(**changes: object) -> RunConfig:
+    return RunConfig.from_run_config({key.replace("_", "-"): value for key, value in changes.items()})
+
+
+def test_names_are_those_of_the_configuration() -> None:
+    assert set(STRATEGIES) == set(get_args(StrategyName))
+
+
+def test_every_entry_builds_with_defaults_and_is_a_class_of_its_own() -> None:
+    built = [chosen() for chosen in STRATEGIES.values()]
+    assert all(isinstance(strategy, SynthesisStrategy) for strategy in built)
+    assert len({type(strategy) for strategy in built}) == len(STRATEGIES)
+    assert all(strategy.num_rounds >= 1 for strategy in built)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_hyper_parameters_are_config_keys_that_default_to_auto(name: str) -> None:
+    parameters = inspect.signature(STRATEGIES[name]).parameters
+    for parameter in parameters.values():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.default not in (parameter.empty, "auto")
+        assert PYPROJECT[parameter.name.replace("_", "-")] == "auto"
+    assert set(STRATEGIES[name].defaults(RunConfig())) == {key.replace("_", "-") for key in parameters}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_autos_resolve_into_the_configuration_and_the_strategy(name: str) -> None:
+    strategy, config = build_strategy(config_of(strategy=name))
+    parameters = inspect.signature(STRATEGIES[name]).parameters
+    assert type(strategy) is STRATEGIES[name]
+    assert set(config.resolved) == {key.replace("_", "-") for key in parameters}
+    flat = config.to_run_config()
+    for parameter in parameters.values():
+        value = flat[parameter.name.replace("_", "-")]
+        assert value == parameter.default == getattr(strategy, parameter.name)
+    untouched = {key for key in PYPROJECT if key not in config.resolved}
+    assert {key: flat[key] for key in untouched} == {**{key: PYPROJECT[key] for key in untouched}, "strategy": name}
+
+
+def test_values_of_the_user_win() -> None:
+    strategy, config = build_strategy(config_of(strategy="fedavg", num_rounds=7, sample_from="ema"))
+    assert (strategy.num_rounds, strategy.sample_from) == (7, "ema")
+    assert set(config.resolved) == {"sampler", "server-ema-decay"}
+
+
+def test_dfd_presets() -> None:
+    default, _ = build_strategy(config_of())
+    assert (default.num_rounds, default.sampler, default.prior, default.weights) == (25, "ddpm", "class", "posterior")
+    paper, config = build_strategy(config_of(dfd_preset="paper"))
+    assert (paper.num_rounds, paper.sampler, paper.prior, paper.weights) == (1000, "ula", "size", "energy")
+    assert (paper.energy_scale, paper.score_scale) == (2.0, 2.0)
+    assert config.to_run_config()["weights"] == "energy"
+    mine, config = build_strategy(config_of(dfd_preset="paper", dfd_rounds=10, prior="class"))
+    assert (mine.num_rounds, mine.prior, mine.weights) == (10, "class", "energy")
+    assert not {"dfd-rounds", "prior"} & set(config.resolved)
+
+
+def test_a_resolved_configuration_resolves_to_itself() -> None:
+    first, config = build_strategy(config_of(dfd_preset="paper"))
+    again, twice = build_strategy(config)
+    assert vars(again)["step_scale"] == vars(first)["step_scale"]
+    assert twice == config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weights": "posteriori"}, r"unknown weights 'posteriori': did you mean 'posterior'\?"),
+        ({"sampler": "ddim"}, "unknown sampler 'ddim'"),
+        ({"sampler": "ula"}, "weights = 'posterior' needs sampler = 'ddpm'"),
+    ],
+)
+def test_wrong_hyper_parameters_are_refused(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DfD(**wrong)
+
+
+def test_contradiction_between_a_value_of_the_user_and_a_default_is_refused() -> None:
+    with pytest.raises(UserError, match="weights = 'energy' or 'constant'"):
+        build_strategy(config_of(sampler="ula"))
+    with pytest.raises(UserError, match=r"num-rounds = 20: must be <= train-steps = 10"):
+        build_strategy(config_of(strategy="fedavg", train_steps=10))
+
+
+def test_unknown_strategy_gets_its_nearest_match() -> None:
+    config = RunConfig()
+    misspelt = config.model_copy(update={"run": config.run.model_copy(update={"strategy": "fedavgg"})})
+    with pytest.raises(UserError, match=r"unknown strategy 'fedavgg': did you mean 'fedavg'\? \(known: "):
+        build_strategy(misspelt)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_summary_names_every_hyper_parameter(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fedsynth")
+    strategy = STRATEGIES[name]()
+    strategy.summary()
+    for parameter in inspect.signature(STRATEGIES[name]).parameters.values():
+        assert f"{parameter.name.replace('_', '-')} = {parameter.default}" in caplog.text
+
+
+def test_strategies_send_no_evaluate_messages() -> None:
+    for chosen in STRATEGIES.values():
+        strategy = chosen()
+        assert list(strategy.configure_evaluate(1, None, None, None)) == []
+        assert strategy.aggregate_evaluate(1, []) is None

@@ -1,0 +1,89 @@
+"""Whole runs in this process, in about a second each: the real apps, tiny settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from flwr.app import Context, Message, RecordDict
+from in_process_grid import InProcessGrid
+
+import clients.app
+import strategies.app
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.output import RunFolder
+
+TINY: dict[str, Scalar] = {
+    "block-out-channels": "8,8",
+    "device": "cpu",
+    "dfd-rounds": 4,
+    "evaluate": False,
+    "num-clients": 3,
+    "num-rounds": 2,
+    "num-samples": 30,
+    "partition": "iid",
+    "run-name": "run",
+    "samples-per-client": 60,
+    "sampling-steps": 4,
+    "train-steps": 6,
+}
+
+
+def tiny_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
+    """A full run config that writes below ``folder``; changes in snake case."""
+    paths = {"output-dir": str(folder / "runs"), "state-dir": str(folder / "state")}
+    given = {key.replace("_", "-"): value for key, value in changes.items()}
+    return {**RunConfig().to_run_config(), **TINY, **paths, **given}
+
+
+def run_tiny(
+    settings: dict[str, Scalar],
+    tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
+    report: bool = True,
+    nodes: slice | None = None,
+) -> RunFolder:
+    """Run the ServerApp against the ClientApp.
+
+    Args:
+        settings: the run config.
+        tamper: changes the answers before the server sees them.
+        report: False leaves out the report, whose pictures take half the time.
+        nodes: partitions that are connected; None: as many as ``num-clients``.
+    """
+    partitions = range(int(settings["num-clients"])) if nodes is None else range(nodes.stop)[nodes]
+    grid = InProcessGrid(clients.app.app, settings, partitions.stop, tamper)
+    grid.get_node_ids = lambda: [100 + k for k in partitions]  # type: ignore[method-assign]
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
+    with _log_for_caplog(), _maybe_without_report(report):
+        strategies.app.app(grid, context)
+    return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))
+
+
+def images_of(folder: RunFolder) -> dict[str, bytes]:
+    """Bytes of every synthetic image by relative path."""
+    return {str(path.relative_to(folder.path)): path.read_bytes() for path in folder.synthetic.glob("*/*.png")}
+
+
+@contextmanager
+def _log_for_caplog() -> Iterator[None]:
+    """Keep the app's log lines away from stderr and open to pytest's caplog."""
+    logger = logging.getLogger("fedsynth")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    with mock.patch.object(strategies.app, "_log_to_stderr"):
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _maybe_without_report(report: bool) -> Iterator[None]:
+    if report:
+        yield
+        return
+    with mock.patch("strategies.publish.write_report"):
+        yield
