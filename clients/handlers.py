@@ -41,7 +41,7 @@ _networks: WarmCache[UNet2DModel] = WarmCache()
 def handle_prepare(message: Message, context: Context) -> Message:
     """``query.prepare``: say what the silo holds and, when asked for ``train-seconds``, train its own model a while."""
     config = RunConfig.from_run_config(context.run_config)
-    request = message.content.config_records[wire.CONFIG]
+    request = wire.config(message)
     spec = wire.spec_from_config(request)
     silo = _open(context, config, spec)
     metrics: dict[str, MetricRecordValues] = {
@@ -75,8 +75,8 @@ def handle_epsilon(message: Message, context: Context) -> Message:
     """``query.epsilon``: the own model's noise prediction for samples at one noise level."""
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
-    tensors = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
-    timestep = int(wire.number(message.content.config_records[wire.CONFIG], "timestep"))
+    tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+    timestep = int(wire.number(wire.config(message), "timestep"))
     predict = noise_predictor(_own_network(context, config))
     epsilon = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
     record = wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)
@@ -91,8 +91,8 @@ def handle_sample(message: Message, context: Context) -> Message:
     """
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
-    request = message.content.config_records[wire.CONFIG]
-    tensors = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
+    request = wire.config(message)
+    tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
     spec, numbers = wire.spec_from_config(request), tensors[wire.NUMBERS]
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, spec.shape)[numbers]
     generator = make_generator(config.run.seed, "sampling", silo_name(context))
@@ -108,11 +108,11 @@ def handle_train(message: Message, context: Context) -> Message:
     """``train``: continue from the received weights on the silo's images, with a fresh optimiser."""
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
-    request = message.content.config_records[wire.CONFIG]
+    request = wire.config(message)
     spec, server_round = wire.spec_from_config(request), int(wire.number(request, "server-round"))
     silo = _open(context, config, spec)
     unet = initial_unet(config, spec)
-    unet.load_state_dict(wire.decode_tensors(message.content.array_records[wire.ARRAYS]))
+    unet.load_state_dict(wire.decode_tensors(wire.array_record(message, wire.ARRAYS)))
     generator = make_generator(config.run.seed, "federated-training", silo.name, server_round)
     state = TrainingState(unet.to(pick_device(config.run.device)), config.training, generator)
     images, labels = to_model_range(silo.train.images), torch.from_numpy(silo.train.labels)

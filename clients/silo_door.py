@@ -21,10 +21,12 @@ def _federation(config: RunConfig) -> Federation:
 
 
 def silo_name(context: Context) -> str:
-    """Name of the silo in logs and answers: ``silo-name`` of the node config, or ``silo-<partition-id>``."""
+    """Name of the silo in logs and answers: ``silo-name``, its folder, or ``silo-<partition-id>``."""
     node = context.node_config
     if "silo-name" in node:
         return str(node["silo-name"])
+    if "data-path" in node:
+        return Path(str(node["data-path"])).name
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
 
 

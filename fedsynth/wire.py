@@ -12,6 +12,7 @@ Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,6 +27,7 @@ from flwr.app import (
     MetricRecordValues,
     RecordDict,
 )
+from flwr.common.constant import SType
 
 from fedsynth.spec import ImageSpec
 
@@ -50,7 +52,39 @@ def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
     """Turn a tensor into a Flower array; floating-point values travel as ``wire_dtype`` (None: as they are)."""
     if wire_dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(getattr(torch, wire_dtype))
-    return Array(tensor.detach().cpu().numpy())
+    values = np.asarray(tensor.detach().cpu().numpy(), order="C")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    # Array(values) would do, but holds two more copies on the way.
+    data = b"".join([header.getvalue(), values.reshape(-1).view(np.uint8).data])
+    return Array(dtype=str(values.dtype), shape=tuple(tensor.shape), stype=SType.NUMPY, data=data)
+
+
+def array_record(message: Message, name: str) -> ArrayRecord:
+    """Return an array record of a message.
+
+    Not through Flower's ``content.array_records``: that view is a reference cycle, which keeps the arrays in memory
+    until the garbage collector comes by.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    record = message.content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"there is no array record '{name}'")
+    return record
+
+
+def metrics(message: Message) -> MetricRecord:
+    """Return the ``metrics`` of an answer, empty if it has none."""
+    record = message.content.get(METRICS)
+    return record if isinstance(record, MetricRecord) else MetricRecord()
+
+
+def config(message: Message) -> ConfigRecord:
+    """Return the ``config`` of a request, empty if it has none."""
+    record = message.content.get(CONFIG)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
 def decode(array: Array) -> torch.Tensor:
@@ -144,8 +178,8 @@ def silo_key(message: Message) -> tuple[int, str]:
 
     Simulated silos sort by partition, real ones by name; an answer without a ``silo`` record goes by node id.
     """
-    if message.has_content() and SILO in message.content.config_records:
-        silo = message.content.config_records[SILO]
+    silo = message.content.get(SILO) if message.has_content() else None
+    if isinstance(silo, ConfigRecord):
         partition = silo.get("partition-id")
         if isinstance(partition, int):
             return partition, f"silo-{partition}"

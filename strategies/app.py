@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, load_federation
+from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
@@ -56,6 +57,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
     with _errors_logged():
         strategy, config = build_strategy(config)
         federation = load_federation(config)
+        initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works
         folder = _create_folder(config)
     with folder.log_to_file(logger), _errors_logged():
         start = time.monotonic()

@@ -69,7 +69,7 @@ class Census:
     def position(self, reply: Message) -> int | None:
         """Position of the silo that answered, or None for a stranger."""
         _, name = wire.silo_key(reply)
-        return self._by_name.get(name, self._by_node.get(reply.metadata.src_node_id))
+        return self._by_node.get(reply.metadata.src_node_id, self._by_name.get(name))
 
 
 def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float) -> Census:
@@ -91,7 +91,7 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
 def _member(reply: Message, num_classes: int) -> Member:
     _, name = wire.silo_key(reply)
     with malformed_named(reply):
-        counts = [int(count) for count in wire.numbers(reply.content.metric_records[wire.METRICS], "label-counts")]
+        counts = [int(count) for count in wire.numbers(wire.metrics(reply), "label-counts")]
     if len(counts) != num_classes or min(counts) < 0:
         raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
     return Member(reply.metadata.src_node_id, name, sum(counts), counts)
@@ -119,7 +119,7 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
             if k is None:
                 continue
             with malformed_named(reply):
-                metrics = reply.content.metric_records[wire.METRICS]
+                metrics = wire.metrics(reply)
                 steps[k] = goal if metrics["finished"] else int(wire.number(metrics, "steps"))
                 loss = wire.number(metrics, "loss")
                 _note_finish(census.members[k], metrics)

@@ -8,7 +8,7 @@ the samples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ from fedsynth.mixture import (
     energy,
     log_prior,
     responsibilities,
+    row_slices,
 )
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
@@ -107,9 +108,9 @@ class DfD(SynthesisStrategy):
             UserError: a class that no silo holds.
         """
         self._config, self._min_replies = task.config, task.min_replies
-        samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
-        self._state = self._mixture(samples, task.labels, task.census)
+        self._state = self._mixture(task.spec.shape, task.labels, task.census)
         train_local_models(grid, task.census, task.spec, task.config)
+        samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
         return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: task.labels})
 
     def configure_train(
@@ -123,12 +124,12 @@ class DfD(SynthesisStrategy):
             config: sent along.
             grid: where the silos are, if no census has been taken.
         """
-        samples, labels = wire.decode(arrays[wire.SAMPLES]), wire.decode(arrays[wire.LABELS])
         if self._state is None:
+            labels = wire.decode(arrays[wire.LABELS])
             census = Census.unknown(grid.get_node_ids(), int(labels.max()) + 1)
-            self._state = self._mixture(samples, labels, census)
+            self._state = self._mixture(arrays[wire.SAMPLES].shape[1:], labels, census)
         state = self._state
-        state.samples = samples
+        state.arrays = arrays
         state.timestep = int(state.scheduler.timesteps[server_round - 1])
         content = {**config, "server-round": server_round, "timestep": state.timestep}
         dtype, ttl = self._config.exchange.wire_dtype, self._config.exchange.reply_timeout
@@ -151,16 +152,10 @@ class DfD(SynthesisStrategy):
             raise RunError("aggregate_train before configure_train")
         seconds = state.collect(usable(replies, min(self._min_replies, state.num_asked)))
         weights = self._weigh(state)
-        epsilon = compose(state.epsilon, weights)
-        generator = make_generator(self._config.run.seed, "cooperative-noise", server_round)
-        moved = state.scheduler.step(epsilon, state.timestep, state.samples, generator=generator).prev_sample
-        if state.posterior is not None:
-            answered = state.answered
-            state.posterior.update(state.samples, moved, state.epsilon, state.scheduler, state.timestep, answered)
+        moved = state.move(weights, make_generator(self._config.run.seed, "cooperative-noise", server_round))
         metrics: dict[str, MetricRecordValues] = {
             "timestep": state.timestep,
             "effective-experts": float(effective_experts(weights).mean()),
-            "score-norm": float(energy(epsilon).mul(2 / epsilon[0].numel()).sqrt().mean()),
             "client-seconds": seconds,
         }
         return wire.encode_tensors({wire.SAMPLES: moved, wire.LABELS: state.labels}), MetricRecord(metrics)
@@ -170,10 +165,10 @@ class DfD(SynthesisStrategy):
         curves = {member.name: member.curve for member in task.census}
         return Outcome(to_uint8(wire.decode(arrays[wire.SAMPLES])), task.labels.numpy(), curves=curves)
 
-    def _mixture(self, samples: torch.Tensor, labels: torch.Tensor, census: Census) -> _Mixture:
+    def _mixture(self, shape: tuple[int, ...], labels: torch.Tensor, census: Census) -> _Mixture:
         prior = log_prior(self.prior, census.label_counts, labels)
         posterior = PathPosterior(prior) if self.weights == "posterior" else None
-        return _Mixture(samples, labels, census, self._scheduler(self._config.diffusion), prior, posterior)
+        return _Mixture(shape, labels, census, self._scheduler(self._config.diffusion), prior, posterior)
 
     def _scheduler(self, diffusion: Diffusion) -> Any:
         if self.sampler == "ddpm":
@@ -206,18 +201,18 @@ class _Mixture:
 
     def __init__(
         self,
-        samples: torch.Tensor,
+        shape: tuple[int, ...],
         labels: torch.Tensor,
         census: Census,
         scheduler: Any,
         prior: torch.Tensor,
         posterior: PathPosterior | None,
     ) -> None:
-        self.samples, self.labels, self.census, self.scheduler = samples, labels, census, scheduler
+        self.labels, self.census, self.scheduler = labels, census, scheduler
         self.log_prior, self.posterior = prior, posterior
-        self.timestep = -1
+        self.arrays, self.timestep = ArrayRecord(), -1
         # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
-        self.epsilon = torch.zeros((len(census), *samples.shape))
+        self.epsilon = torch.zeros((len(census), len(labels), *shape))
         self.answered = torch.zeros((len(census), len(labels)), dtype=torch.bool)
         self._rows = [torch.nonzero(~torch.isneginf(row)).squeeze(1) for row in prior]
 
@@ -231,17 +226,16 @@ class _Mixture:
 
         Silos that are asked about everything share one record, which Flower uploads once.
         """
-        whole = None
+        samples = wire.decode(self.arrays[wire.SAMPLES])
+        whole = self.arrays if wire_dtype == "float32" else self._question(samples, slice(None), wire_dtype)
         for rows in self._rows:
             if len(rows) == len(self.labels):
-                whole = whole or self._question(slice(None), wire_dtype)
                 yield whole
             else:
-                yield self._question(rows, wire_dtype) if len(rows) else None
+                yield self._question(samples, rows, wire_dtype) if len(rows) else None
 
-    def _question(self, rows: torch.Tensor | slice, wire_dtype: str) -> ArrayRecord:
-        tensors: Mapping[str, torch.Tensor] = {wire.SAMPLES: self.samples[rows], wire.LABELS: self.labels[rows]}
-        return wire.encode_tensors(tensors, wire_dtype)
+    def _question(self, samples: torch.Tensor, rows: torch.Tensor | slice, wire_dtype: str) -> ArrayRecord:
+        return wire.encode_tensors({wire.SAMPLES: samples[rows], wire.LABELS: self.labels[rows]}, wire_dtype)
 
     def collect(self, replies: Iterable[Message]) -> float:
         """Put every answer in its silo's place and let it go; return the seconds the silos worked."""
@@ -255,12 +249,26 @@ class _Mixture:
             rows = self._rows[k]
             try:
                 seconds += seconds_worked(reply)
-                self.epsilon[k, rows] = _epsilon(reply, (len(rows), *self.samples.shape[1:]))
+                self.epsilon[k, rows] = _epsilon(reply, (len(rows), *self.epsilon.shape[2:]))
                 self.answered[k, rows] = True
             except ValueError as error:
                 logger.warning("%s left out: %s", self.census.members[k].name, error)
             del reply
         return seconds
+
+    def move(self, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Compose the answers and move the samples one level, in slices; return the moved samples.
+
+        In slices because a scheduler's step holds half a dozen copies of what it moves.
+        """
+        samples, t = wire.decode(self.arrays[wire.SAMPLES]), self.timestep
+        moved = torch.empty_like(samples)
+        for rows in row_slices(self.epsilon):
+            epsilon = compose(self.epsilon[:, rows], weights[:, rows])
+            moved[rows] = self.scheduler.step(epsilon, t, samples[rows], generator=generator).prev_sample
+        if self.posterior is not None:
+            self.posterior.update(samples, moved, self.epsilon, self.scheduler, t, self.answered)
+        return moved
 
 
 def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
@@ -269,12 +277,13 @@ def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
     Raises:
         ValueError: there is none, or it cannot be used.
     """
-    arrays = list(reply.content.array_records.get(wire.EPSILON_RECORD, {}).values())
+    arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
     if not arrays:
-        raise ValueError(f"answer holds no '{wire.EPSILON_RECORD}'")
+        raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
     epsilon = wire.decode(arrays[0]).float()
     if epsilon.shape != shape:
         raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
-    if not epsilon.isfinite().all():
+    # One not finite makes the sum so; isfinite() on all of it would need a copy.
+    if not epsilon.sum(dtype=torch.float64).isfinite():
         raise ValueError("answer is not finite")
     return epsilon

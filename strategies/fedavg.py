@@ -89,7 +89,7 @@ class FedAvg(SynthesisStrategy):
             return None, None
         counts = [num_examples(reply) for reply in updates]
         metrics = _mean_metrics(updates, counts)
-        arrays = weighted_mean([reply.content.array_records[wire.ARRAYS] for reply in updates], counts)
+        arrays = weighted_mean([wire.array_record(reply, wire.ARRAYS) for reply in updates], counts)
         self._follow(arrays)
         if "loss" in metrics:
             self._losses.append((server_round, wire.number(metrics, "loss")))
@@ -103,8 +103,8 @@ class FedAvg(SynthesisStrategy):
         return outcome
 
     def _fits(self, reply: Message) -> bool:
-        record = reply.content.array_records.get(wire.ARRAYS, ArrayRecord())
         try:
+            record = wire.array_record(reply, wire.ARRAYS)
             num_examples(reply)
             seconds_worked(reply)
             _loss(reply)
@@ -139,5 +139,5 @@ def _mean_metrics(updates: list[Message], counts: list[int]) -> MetricRecord:
 
 
 def _loss(reply: Message) -> float | None:
-    record = reply.content.metric_records[wire.METRICS]
+    record = wire.metrics(reply)
     return wire.number(record, "loss") if "loss" in record else None

@@ -99,7 +99,7 @@ class Pooled(SynthesisStrategy):
 
 
 def _images(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
-    images = wire.decode(reply.content.array_records[wire.ARRAYS][wire.IMAGES])
+    images = wire.decode(wire.array_record(reply, wire.ARRAYS)[wire.IMAGES])
     if images.shape != shape or images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 {shape}")
     return images

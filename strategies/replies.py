@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message
 
 from fedsynth import wire
 from fedsynth.errors import RunError
@@ -58,7 +58,7 @@ def seconds_worked(reply: Message) -> float:
     Raises:
         ValueError: no number.
     """
-    return wire.number(reply.content.metric_records.get(wire.METRICS, MetricRecord()), "seconds", 0.0)
+    return wire.number(wire.metrics(reply), "seconds", 0.0)
 
 
 def num_examples(reply: Message) -> int:
@@ -67,7 +67,7 @@ def num_examples(reply: Message) -> int:
     Raises:
         ValueError: missing, not a whole number, or not positive.
     """
-    record = reply.content.metric_records.get(wire.METRICS, MetricRecord())
+    record = wire.metrics(reply)
     value = record.get("num-examples", math.nan)
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"num-examples = {value}: must be a whole number >= 1")

@@ -29,6 +29,8 @@ from strategies.fedavg import FedAvg
 SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
 ROUNDS = 3
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
 
 @dataclass
 class ServerPeak:
@@ -69,14 +71,18 @@ class Scenario:
     at_once: bool = False
 
 
-def server_peak(name: str, num_samples: int, num_silos: int) -> ServerPeak:
+def server_peak(name: str, num_samples: int, num_silos: int, return_freed: bool) -> ServerPeak:
     """Run three rounds with answers of the right size; call it in a fresh process.
 
     Args:
         name: key of :data:`SCENARIOS`.
         num_samples: images of 3×32×32 in the synthetic set; without effect on models.
         num_silos: silos that answer.
+        return_freed: give every freed block above 64 kB back to the system at once, so that the peak is what was
+            held; otherwise as glibc does, whose peak holds free memory too.
     """
+    if return_freed:
+        _libc().mallopt(_M_MMAP_THRESHOLD, 65536)
     # Flower sets these when it starts an app; a message cannot be built without them.
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     scenario = SCENARIOS[name]
@@ -162,9 +168,13 @@ def _copy(array: Array) -> Array:
 def _reset_peak() -> int:
     """Give free memory back, forget earlier peaks, and return the resident set in bytes."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _libc().malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return int(psutil.Process().memory_info().rss)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL("libc.so.6")
 
 
 def _status(key: str) -> int:

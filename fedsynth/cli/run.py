@@ -14,9 +14,10 @@ from typing import Any
 
 import tomli_w
 
-from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks
+from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks, superlinks
 from fedsynth.config import AUTO, RunConfig, Scalar, config_keys
 from fedsynth.data import load_federation
+from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
@@ -42,9 +43,11 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     _refuse_unknown(rest)
     config = _configuration(options)
-    load_federation(config)
-    folder = RunFolder.create(Path(config.run.output_dir), config.run.run_name)
+    initial_unet(config, load_federation(config).spec)
     home = flower_home()
+    if superlinks(home):
+        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+    folder = RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     try:
         prepare_home(home)
         _run_flower(_command(config, home), home)
@@ -58,9 +61,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _refuse_unknown(rest: list[str]) -> None:
-    known = [f"--{key}" for key, _, _ in config_keys()]
+    known = [key for key, _, _ in config_keys()]
     for word in rest:
-        hint = did_you_mean(word.split("=")[0], known)
+        hint = did_you_mean(word.split("=")[0].lstrip("-"), known)
         raise UserError(f"unknown option '{word}'{hint}; 'fedsynth run --help' lists all")
 
 

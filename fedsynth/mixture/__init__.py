@@ -3,7 +3,7 @@
 Notation: ``K`` silos, ``N`` samples of shape ``(C, H, W)``, ``eps`` (K, N, C, H, W) their noise predictions.
 """
 
-from fedsynth.mixture.compose import compose
+from fedsynth.mixture.compose import compose, row_slices
 from fedsynth.mixture.energy import energy
 from fedsynth.mixture.prior import PRIORS, log_prior
 from fedsynth.mixture.ula import ULAScheduler
@@ -18,4 +18,5 @@ __all__ = [
     "energy",
     "log_prior",
     "responsibilities",
+    "row_slices",
 ]

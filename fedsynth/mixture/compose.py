@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-SLICE = 32
-"""Samples worked on at a time, to bound temporary memory."""
+SLICE_NUMBERS = 2**17
+"""Numbers of all silos' answers that are worked on at a time, to bound temporary memory."""
+
+
+def row_slices(eps: torch.Tensor) -> Iterator[slice]:
+    """Cut the samples of ``eps`` (K, N, C, H, W) into slices of about :data:`SLICE_NUMBERS` numbers."""
+    width = max(1, SLICE_NUMBERS // max(1, eps[:, :1].numel()))
+    return (slice(first, first + width) for first in range(0, eps.shape[1], width))
 
 
 def compose(eps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -24,8 +32,7 @@ def compose(eps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
     composed = torch.empty_like(eps[0])
     shares = weights.to(eps.dtype).expand(-1, eps.shape[1])[..., None, None, None]
-    for rows in torch.arange(eps.shape[1]).split(SLICE):
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        share = shares[:, first:last]
-        composed[first:last] = (eps[:, first:last] * share).masked_fill_(share == 0, 0.0).sum(0)
+    for rows in row_slices(eps):
+        share = shares[:, rows]
+        composed[rows] = (eps[:, rows] * share).masked_fill_(share == 0, 0.0).sum(0)
     return composed

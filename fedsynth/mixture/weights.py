@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fedsynth.mixture.compose import SLICE
+from fedsynth.mixture.compose import row_slices
 
 
 def responsibilities(log_prior: torch.Tensor, energies: torch.Tensor, lam: float) -> torch.Tensor:
@@ -92,14 +92,11 @@ class PathPosterior:
         scale = (alpha_s / alpha_t).sqrt()
         pull = (1 - alpha_s - variance).sqrt() - scale * (1 - alpha_t).sqrt()
         # x_s - m_i = (x_s - scale·x_t) - pull·ε_i with m_i = scale (x_t - √(1-ᾱ_t) ε_i) + √(1-ᾱ_s-v) ε_i.
-        slices = zip(x_t.split(SLICE), x_prev.split(SLICE), eps.split(SLICE, dim=1), strict=True)
-        distance = torch.cat(
-            [
-                (after.double() - scale * before.double() - pull * answer.double()).flatten(2).square().sum(2)
-                for before, after, answer in slices
-            ],
-            dim=1,
-        )
+        # One room for all distances: a small result kept from each slice would pin the memory the slice gave back.
+        distance = torch.empty(eps.shape[:2], dtype=torch.float64)
+        for rows in row_slices(eps):
+            target = x_prev[rows].double() - scale * x_t[rows].double()
+            distance[:, rows] = (target - pull * eps[:, rows].double()).flatten(2).square().sum(2)
         counted = ~torch.isneginf(self.logits) & (True if answered is None else answered)
         self._gain(-distance / (2 * variance), counted.expand_as(distance))
 

@@ -28,8 +28,9 @@ def context(**node_config: Any) -> Context:
     [
         ({"partition_id": 3, "num_partitions": 5}, "silo-3", {"partition-id": 3}),
         ({"silo_name": "north", "data_path": "x"}, "north", {"silo-name": "north"}),
-        ({"data_path": "x"}, "node-77", {"silo-name": "node-77"}),
-        ({"data_path": "x", "partition_id": 3}, "silo-3", {"silo-name": "silo-3"}),
+        ({"data_path": "some/x"}, "x", {"silo-name": "x"}),
+        ({}, "node-77", {"silo-name": "node-77"}),
+        ({"data_path": "x", "partition_id": 3}, "x", {"silo-name": "x"}),
     ],
 )
 def test_names_and_identities(node: dict[str, Any], name: str, record: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from fedsynth.mixture import PathPosterior, compose, energy, log_prior, responsibilities
-from fedsynth.mixture.compose import SLICE
+from fedsynth.mixture.compose import SLICE_NUMBERS
 
 K, N, SHAPE = 7, 11, (2, 3, 4)
 
@@ -20,6 +22,9 @@ def composed_by_loops(eps: np.ndarray, weights: np.ndarray) -> np.ndarray:
         for n in range(eps.shape[1]):
             out[n] += weights[k, n] * eps[k, n]
     return out
+
+
+SLICE = SLICE_NUMBERS // (K * math.prod(SHAPE))
 
 
 @pytest.mark.parametrize("num_samples", [1, N, SLICE, SLICE + 1, 2 * SLICE + 5])
@@ -71,8 +76,8 @@ def test_identical_silos_are_one_silo(weights_kind: str, prior: str) -> None:
 
 
 def test_nothing_of_the_size_of_the_answers_is_allocated(largest_allocation: type) -> None:
-    eps = random(5, 512, 3, 8, 8, dtype=torch.float32)
-    weights = torch.softmax(random(5, 512, seed=1), 0)
+    eps = random(5, 1024, 3, 8, 8, dtype=torch.float32)
+    weights = torch.softmax(random(5, 1024, seed=1), 0)
     with largest_allocation(eps) as naive:
         (eps * weights.float()[..., None, None, None]).sum(0)
     with largest_allocation(eps) as ours:

@@ -216,8 +216,8 @@ class TestPathPosterior:
         np.testing.assert_allclose(found.sum(0), 1, rtol=1e-12)
 
     def test_nothing_of_the_size_of_the_answers_is_allocated(self, largest_allocation: type) -> None:
-        x, moved = random(2, 512, 3, 8, 8, dtype=torch.float32)
-        eps = random(5, 512, 3, 8, 8, dtype=torch.float32)
+        x, moved = random(2, 2048, 3, 8, 8, dtype=torch.float32)
+        eps = random(5, 2048, 3, 8, 8, dtype=torch.float32)
         with largest_allocation(x, eps) as ours:
             PathPosterior(torch.zeros(5)).update(x, moved, eps, respaced(10), 499)
         assert 0 < ours.bytes <= eps.nbytes / 4

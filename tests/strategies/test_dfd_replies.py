@@ -43,7 +43,7 @@ def spoiled(epsilon: torch.Tensor, how: str) -> dict[str, torch.Tensor]:
         ("too large for single precision", "answer is not finite"),
         ("shape", "answer has shape (6, 1, 4, 4), not (7, 1, 4, 4)"),
         ("flat", "answer has shape (112,), not (7, 1, 4, 4)"),
-        ("empty", "answer holds no 'epsilon'"),
+        ("empty", "'epsilon' is empty"),
     ],
 )
 def test_unusable_answer_is_left_out_by_name(kind: str, how: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
