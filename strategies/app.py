@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -32,11 +33,15 @@ from strategies.publish import Costs, publish
 logger = logging.getLogger("fedsynth")
 app = ServerApp()
 
+M_MMAP_THRESHOLD = -3
+"""Name of the limit in glibc's ``mallopt``."""
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one synthesis from configuration to report."""
     _log_to_stderr()
+    _return_freed_memory()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     with _errors_logged():
@@ -44,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     _run(grid, config)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _errors_logged() -> Iterator[None]:
     try:
         yield
@@ -133,3 +138,9 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed blocks of 4 MB and more back at once; it would keep up to 32 MB of each for later."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 * 2**20)

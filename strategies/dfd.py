@@ -249,7 +249,7 @@ class _Mixture:
             rows = self._rows[k]
             try:
                 seconds += seconds_worked(reply)
-                self.epsilon[k, rows] = _epsilon(reply, (len(rows), *self.epsilon.shape[2:]))
+                self.epsilon[k].index_copy_(0, rows, _epsilon(reply, (len(rows), *self.epsilon.shape[2:])))
                 self.answered[k, rows] = True
             except ValueError as error:
                 logger.warning("%s left out: %s", self.census.members[k].name, error)
@@ -283,7 +283,7 @@ def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
     epsilon = wire.decode(arrays[0]).float()
     if epsilon.shape != shape:
         raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
-    # One not finite makes the sum so; isfinite() on all of it would need a copy.
-    if not epsilon.sum(dtype=torch.float64).isfinite():
+    # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
+    if not torch.stack(torch.aminmax(epsilon)).isfinite().all():
         raise ValueError("answer is not finite")
     return epsilon

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-SLICE_NUMBERS = 2**17
+SLICE_NUMBERS = 2**16
 """Numbers of all silos' answers that are worked on at a time, to bound temporary memory."""
 
 
