@@ -30,10 +30,6 @@ class Silo:
     train: LabelledImages
     holdout: LabelledImages
 
-    def label_counts(self) -> NDArray[np.int64]:
-        """Return the number of the silo's images, held out or not, of every class, int64 (num_classes,)."""
-        return self.train.label_counts() + self.holdout.label_counts()
-
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the name and of both parts."""
         parts = [self.name, self.train.fingerprint(), self.holdout.fingerprint()]

@@ -13,7 +13,7 @@ from fedsynth.output.figures import (
 from fedsynth.output.report import ReportContent, write_report
 from fedsynth.output.run_folder import RunFolder, default_name
 from fedsynth.output.table import results_table
-from fedsynth.output.units import human_bytes, human_seconds
+from fedsynth.output.units import human_bytes
 
 __all__ = [
     "ReportContent",
@@ -24,7 +24,6 @@ __all__ = [
     "describe_write_error",
     "explained_writing",
     "human_bytes",
-    "human_seconds",
     "image_grid",
     "label_distribution",
     "loss_curves",

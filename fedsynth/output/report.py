@@ -26,7 +26,8 @@ from fedsynth.output.figures import (
     round_curve,
 )
 from fedsynth.output.report_template import TEMPLATE
-from fedsynth.output.units import column_names, human_bytes, human_seconds, show, show_setting
+from fedsynth.output.units import column_names, human_bytes, show, show_setting
+from fedsynth.progress import duration
 
 _PER_CLASS = 8
 _MOST_CLASSES = 20
@@ -161,4 +162,4 @@ def _cost_label(label: str) -> str:
 def _cost(label: str, value: float) -> str:
     if "bytes" in label:
         return human_bytes(value)
-    return human_seconds(value) if "seconds" in label else show(value)
+    return duration(value) if "seconds" in label else show(value)

@@ -18,17 +18,6 @@ def human_bytes(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-def human_seconds(seconds: float) -> str:
-    """Return a duration with its two largest units, e.g. ``6 min 12 s``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def show(value: Any) -> str:
     """Return a measured value for a table: three digits for fractions, thousands separators, ``-`` for nothing."""
     if value is None or (isinstance(value, Real) and math.isnan(value)):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsynth.output.units import column_names, human_bytes, human_seconds, show, show_setting
+from fedsynth.output.units import column_names, human_bytes, show, show_setting
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,6 @@ from fedsynth.output.units import column_names, human_bytes, human_seconds, show
 )
 def test_bytes_use_the_largest_unit_below(count: float, text: str) -> None:
     assert human_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (372, "6 min 12 s"), (3661, "1 h 1 min")],
-)
-def test_seconds_use_two_units(seconds: float, text: str) -> None:
-    assert human_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
