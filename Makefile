@@ -1,4 +1,5 @@
 # make run: install what is missing, then ten simulated silos make one dataset. make test: the tests.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
@@ -8,7 +9,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 run: $(VENV)/.installed
 	$(BIN)/fedsynth run
 
-# The same with more training and more images: about 20 minutes on two CPU cores.
+# More training, more noise levels, more images: see the setting's first line for the time it takes.
 quality: $(VENV)/.installed
 	$(BIN)/fedsynth run experiments/digits-quality.toml
 
@@ -24,10 +25,11 @@ test-unit: $(VENV)/.installed-dev
 install: $(VENV)/.installed
 
 $(VENV)/bin/uv:
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+	@echo "installing fedsynth and its packages into $(VENV) (several GB, a few minutes)"
 	$(UV) --editable .
 	touch $@
 

@@ -27,6 +27,9 @@ EXTRA_COPIES = 3
 
 NUM_SILOS = 10
 
+UNLIMITED = ("dfd, all answers at once",)
+"""Measured without a limit: answers that lie ready together are fetched together, which no strategy can help."""
+
 
 def main() -> int:
     """Measure everything, print it as one table, and return the exit status."""
@@ -41,11 +44,15 @@ def main() -> int:
     rows = [_soak_row(soak), *map(_peak_row, held, resident)]
     details = {"client": asdict(soak), "server": [list(map(asdict, peaks)) for peaks in (held, resident)]}
     publish("memory", facts, rows, details, options.output)
-    return int(soak.growth > GROWTH_LIMIT or any(peak.copies > NUM_SILOS + EXTRA_COPIES for peak in held))
+    return int(soak.growth > GROWTH_LIMIT or any(map(_too_much, held)))
 
 
 def _peaks(num_samples: int, return_freed: bool) -> list[ServerPeak]:
     return [in_fresh_process(server_peak, name, num_samples, NUM_SILOS, return_freed) for name in SCENARIOS]
+
+
+def _too_much(peak: ServerPeak) -> bool:
+    return peak.name not in UNLIMITED and peak.copies > NUM_SILOS + EXTRA_COPIES
 
 
 def _soak_row(soak: Soak) -> dict[str, str]:
@@ -58,7 +65,8 @@ def _peak_row(held: ServerPeak, resident: ServerPeak) -> dict[str, str]:
     measured = f"{held.copies:.2f} copies held, {resident.copies:.2f} resident"
     peaks = f"peak {held.peak / 1e6:.0f} MB, {resident.peak / 1e6:.0f} MB"
     said = f"one copy {held.copy / 1e6:.1f} MB, baseline {held.baseline / 1e6:.0f} MB, {peaks}"
-    return _row(f"server, {held.name}", measured, f"<= {NUM_SILOS + EXTRA_COPIES}", said)
+    limit = "none" if held.name in UNLIMITED else f"<= {NUM_SILOS + EXTRA_COPIES}"
+    return _row(f"server, {held.name}", measured, limit, said)
 
 
 def _row(measure: str, measured: str, limit: str, behind: str) -> dict[str, str]:
