@@ -22,8 +22,10 @@ from fedsynth.wire import payload_bytes
 
 logger = logging.getLogger("fedsynth")
 
-FIRST_WAIT, LONGEST_WAIT = 0.001, 0.05
-"""Seconds between two looks for answers: doubles from the first to the longest while nothing comes."""
+SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.05
+PATIENCE = 0.15
+"""Seconds between two looks for answers: this share of the time waited so far, within these bounds, so that looking
+late costs at most 15 % and a long wait costs few looks."""
 
 
 @dataclass
@@ -94,10 +96,9 @@ class ExchangeGrid(Grid):
         return sent
 
     def _receive(self, pending: dict[str, int], deadline: float) -> Iterator[Message]:
-        wait = FIRST_WAIT
+        since = time.monotonic()
         while pending and time.monotonic() < deadline:
             replies = list(self._grid.pull_messages(list(pending)))
-            wait = FIRST_WAIT if replies else min(2 * wait, LONGEST_WAIT)
             while replies:
                 reply = replies.pop()
                 if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
@@ -106,7 +107,7 @@ class ExchangeGrid(Grid):
                 # A loop variable would keep the last answer alive through the next wait.
                 del reply
             if pending:
-                time.sleep(wait)
+                time.sleep(min(max(PATIENCE * (time.monotonic() - since), SHORTEST_WAIT), LONGEST_WAIT))
         if pending:
             logger.warning("no answer in time from node(s) %s", ", ".join(map(str, sorted(pending.values()))))
 
