@@ -226,7 +226,7 @@ class _Mixture:
 
         Silos that are asked about everything share one record, which Flower uploads once.
         """
-        samples = wire.decode(self.arrays[wire.SAMPLES])
+        samples = wire.peek(self.arrays[wire.SAMPLES])
         whole = self.arrays if wire_dtype == "float32" else self._question(samples, slice(None), wire_dtype)
         for rows in self._rows:
             if len(rows) == len(self.labels):
@@ -261,14 +261,15 @@ class _Mixture:
 
         In slices because a scheduler's step holds half a dozen copies of what it moves.
         """
-        samples, t = wire.decode(self.arrays[wire.SAMPLES]), self.timestep
+        samples, t = wire.peek(self.arrays[wire.SAMPLES]), self.timestep
         moved = torch.empty_like(samples)
         for rows in row_slices(self.epsilon):
             epsilon = compose(self.epsilon[:, rows], weights[:, rows])
             moved[rows] = self.scheduler.step(epsilon, t, samples[rows], generator=generator).prev_sample
         if self.posterior is not None:
             self.posterior.update(samples, moved, self.epsilon, self.scheduler, t, self.answered)
-        return moved
+        # The answers are used up: the result takes the room of one, so that there is place for its encoding.
+        return self.epsilon[0].copy_(moved)
 
 
 def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
@@ -280,10 +281,10 @@ def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
     arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
     if not arrays:
         raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
-    epsilon = wire.decode(arrays[0]).float()
+    epsilon = wire.peek(arrays[0])
     if epsilon.shape != shape:
         raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
     # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
-    if not torch.stack(torch.aminmax(epsilon)).isfinite().all():
+    if not torch.stack(torch.aminmax(epsilon)).float().isfinite().all():
         raise ValueError("answer is not finite")
-    return epsilon
+    return epsilon.float()

@@ -50,7 +50,7 @@ def test_own_folder_goes_before_the_partition(image_folder: Callable[[str], Path
     path = image_folder("clinic")
     silo = open_silo(context(data_path=str(path), silo_name="clinic", partition_id=0), CONFIG, SPEC)
     assert silo.name == "clinic"
-    assert silo.label_counts().tolist() == [6, 4]
+    assert (silo.train.label_counts() + silo.holdout.label_counts()).tolist() == [6, 4]
     assert len(silo.holdout) == 1
 
 
@@ -58,7 +58,7 @@ def test_own_folder_is_brought_into_the_run_s_format(image_folder: Callable[[str
     spec = ImageSpec(3, 16, ("both", "even", "odd"))
     silo = open_silo(context(data_path=str(image_folder("clinic"))), CONFIG, spec)
     assert silo.train.images.shape[1:] == (16, 16, 3)
-    assert silo.label_counts().tolist() == [0, 6, 4]
+    assert (silo.train.label_counts() + silo.holdout.label_counts()).tolist() == [0, 6, 4]
 
 
 def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Callable[[str], Path]) -> None:

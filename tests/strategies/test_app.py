@@ -126,8 +126,9 @@ def test_partition_is_written_as_the_silos_see_it(done: Run) -> None:
     assert [client["partition-id"] for client in clients_written] == [0, 1, 2]
     for k, client in enumerate(clients_written):
         assert client["indices"] == federation.parts[k].tolist()
-        assert client["label-counts"] == federation.silo(k, config).label_counts().tolist()
-        trained_on = federation.silo(k, config).train.label_counts().tolist()
+        silo = federation.silo(k, config)
+        assert client["label-counts"] == (silo.train.label_counts() + silo.holdout.label_counts()).tolist()
+        trained_on = silo.train.label_counts().tolist()
         assert f"silo-{k}: {sum(trained_on)} images, per class {trained_on}" in folder.log.read_text()
 
 
