@@ -6,11 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-# Tiny networks: threads cost more than they bring, and the tests share one core.
-torch.set_num_threads(1)
 
 
 @pytest.fixture
