@@ -10,7 +10,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients.handlers import handle_epsilon, handle_prepare, handle_sample, handle_train
+from clients.handlers import handle_epsilon, handle_prepare, handle_sample, handle_train, handle_upload
 from clients.silo_door import silo_name
 
 Handler = Callable[[Message, Context], Message]
@@ -40,4 +40,5 @@ app = ClientApp()
 app.query("prepare")(guarded(handle_prepare))
 app.query("epsilon")(guarded(handle_epsilon))
 app.query("sample")(guarded(handle_sample))
+app.query("upload")(guarded(handle_upload))
 app.train()(guarded(handle_train))

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 
+from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
 from clients.silo_door import identity, open_silo, silo_name, state_folder
 from clients.warm import WarmCache
@@ -16,6 +17,7 @@ from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
+    PARTS,
     TrainingState,
     draw_initial_noise,
     initial_unet,
@@ -24,6 +26,7 @@ from fedsynth.diffusion import (
     noise_predictor,
     pick_device,
     sample,
+    select_parts,
     to_model_range,
     to_uint8,
     train,
@@ -85,7 +88,7 @@ def handle_epsilon(message: Message, context: Context) -> Message:
 
 
 def handle_sample(message: Message, context: Context) -> Message:
-    """``query.sample``: images of the asked labels, drawn from the own model.
+    """``query.sample``: images of the asked labels, drawn from the own model or, given ``weights``, the federated one.
 
     ``numbers`` says which samples of the whole set these are: each starts from the noise it has in every method.
     """
@@ -97,7 +100,8 @@ def handle_sample(message: Message, context: Context) -> Message:
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, spec.shape)[numbers]
     generator = make_generator(config.run.seed, "sampling", silo_name(context))
     scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps)
-    predict = noise_predictor(_own_network(context, config))
+    federated = wire.WEIGHTS in message.content
+    predict = noise_predictor(_federated_network(message, context) if federated else _own_network(context, config))
     images = torch.from_numpy(to_uint8(sample(predict, scheduler, noise, tensors[wire.LABELS], generator)))
     record = wire.encode_tensors({wire.IMAGES: images, wire.NUMBERS: numbers})
     metrics = {"num-examples": len(images), "seconds": time.monotonic() - start}
@@ -105,25 +109,69 @@ def handle_sample(message: Message, context: Context) -> Message:
 
 
 def handle_train(message: Message, context: Context) -> Message:
-    """``train``: continue from the received weights on the silo's images, with a fresh optimiser."""
+    """``train``: continue from the received weights on the silo's images, with a fresh optimiser.
+
+    Tensors of the network that the request leaves out are the silo's own: they stay on its disk under ``run-token``,
+    from one round it takes part in to the next. ``report-parts`` names the parts of the network to answer (absent:
+    all), ``proximal-mu`` the weight of FedProx's term (absent: 0).
+    """
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
     request = wire.config(message)
-    spec, server_round = wire.spec_from_config(request), int(wire.number(request, "server-round"))
-    silo = _open(context, config, spec)
-    unet = initial_unet(config, spec)
-    unet.load_state_dict(wire.decode_tensors(wire.array_record(message, wire.ARRAYS)))
-    generator = make_generator(config.run.seed, "federated-training", silo.name, server_round)
-    state = TrainingState(unet.to(pick_device(config.run.device)), config.training, generator)
-    images, labels = to_model_range(silo.train.images), torch.from_numpy(silo.train.labels)
-    losses = train(state, images, labels, config.training, config.diffusion, int(wire.number(request, "steps")))
-    record = wire.encode_tensors(state.unet.state_dict(), config.exchange.wire_dtype)
+    server_round = int(wire.number(request, "server-round"))
+    silo = _open(context, config, wire.spec_from_config(request))
+    model = _federated_model(message, context, wire.ARRAYS)
+    unet = model.before(server_round).to(pick_device(config.run.device))
+    losses = _train_federated(unet, silo, config, request)
+    reported = select_parts(unet.state_dict(), _report_parts(request))
+    model.keep(server_round)
     metrics = {
         "num-examples": len(silo.train),
         "loss": sum(losses) / len(losses),
         "seconds": time.monotonic() - start,
     }
+    record = wire.encode_tensors(reported, config.exchange.wire_dtype)
     return wire.answer(message, identity(context), metrics, arrays=record)
+
+
+def handle_upload(message: Message, context: Context) -> Message:
+    """``query.upload``: the weights of the silo's own model."""
+    config = RunConfig.from_run_config(context.run_config)
+    weights = _own_network(context, config).state_dict()
+    silo = _open(context, config, wire.spec_from_config(wire.config(message)))
+    record = wire.encode_tensors(weights, config.exchange.wire_dtype)
+    return wire.answer(message, identity(context), {"num-examples": len(silo.train)}, arrays=record)
+
+
+def _train_federated(unet: UNet2DModel, silo: Silo, config: RunConfig, request: ConfigRecord) -> list[float]:
+    server_round, steps = int(wire.number(request, "server-round")), int(wire.number(request, "steps"))
+    generator = make_generator(config.run.seed, "federated-training", silo.name, server_round)
+    state = TrainingState(unet, config.training, generator)
+    images, labels = to_model_range(silo.train.images), torch.from_numpy(silo.train.labels)
+    mu = wire.number(request, "proximal-mu", 0.0)
+    return train(state, images, labels, config.training, config.diffusion, steps, proximal_mu=mu)
+
+
+def _report_parts(request: ConfigRecord) -> list[str]:
+    parts = request.get("report-parts", list(PARTS))
+    if not isinstance(parts, list):
+        raise UserError(f"report-parts = {parts!r}: must be a list of parts ({', '.join(PARTS)})")
+    return [str(part) for part in parts]
+
+
+def _federated_network(message: Message, context: Context) -> UNet2DModel:
+    config = RunConfig.from_run_config(context.run_config)
+    model = _federated_model(message, context, wire.WEIGHTS)
+    unet = model.after(int(wire.number(wire.config(message), "server-round")))
+    return unet.to(pick_device(config.run.device))
+
+
+def _federated_model(message: Message, context: Context, record: str) -> FederatedModel:
+    config, request = RunConfig.from_run_config(context.run_config), wire.config(message)
+    initial = initial_unet(config, wire.spec_from_config(request))
+    received = wire.decode_tensors(wire.array_record(message, record))
+    token = str(request["run-token"]) if "run-token" in request else None
+    return FederatedModel(initial, received, state_folder(context, config), token)
 
 
 def _open(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:

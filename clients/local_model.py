@@ -70,7 +70,7 @@ class LocalModel:
         start = time.monotonic()
         training = self._resume()
         images, labels = to_model_range(self._silo.train.images), torch.from_numpy(self._silo.train.labels)
-        settings, goal = self._config.training, self._config.training.train_steps
+        settings, goal = self._config.training, self._config.training.own_steps
         train(training, images, labels, settings, self._config.diffusion, goal, deadline=start + seconds)
         training.seconds += time.monotonic() - start
         if training.steps < goal:
@@ -113,6 +113,8 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
 
 
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
+    # The same training is found again, whichever of the two keys says how long it is.
+    training = config.training.model_dump(exclude={"local_steps"}) | {"train_steps": config.training.own_steps}
     content = {
         "fedsynth": __version__,
         "silo": silo.name,
@@ -121,7 +123,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
         "dataset": config.data.dataset,
         "seed": config.run.seed,
         "model": config.model.model_dump(),
-        "training": config.training.model_dump(),
+        "training": training,
         "diffusion": config.diffusion.model_dump(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

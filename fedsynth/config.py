@@ -17,6 +17,7 @@ from fedsynth.sections import (
     AUTO,
     SECTIONS,
     Auto,
+    Averaging,
     Cooperation,
     Data,
     DatasetName,
@@ -66,6 +67,7 @@ class RunConfig(BaseModel):
     training: Training = Training()
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
+    averaging: Averaging = Averaging()
     cooperation: Cooperation = Cooperation()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()

@@ -10,14 +10,35 @@ Scalar = str | int | float | bool
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
 
-StrategyName = Literal["fedavg", "dfd", "pooled", "centralised"]
+StrategyName = Literal[
+    "fedavg",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "fedavgm",
+    "fedadagrad",
+    "fedadam",
+    "fedyogi",
+    "fedprox",
+    "feddiffuse",
+    "fedddpm",
+    "fedddpm-plus",
+    "dfd",
+    "pooled",
+    "local",
+    "centralised",
+]
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ula"]
 
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -43,6 +64,7 @@ class Run(Section):
     output_dir: str = Field("runs", description="folder that receives one folder a run")
     run_name: str = Field(AUTO, min_length=1, description="name of the run folder; auto: time-strategy-dataset-seed")
     state_dir: str = Field(".fedsynth", description="where simulated silos keep their local models")
+    resume: str = Field("", description="run folder to continue; the other keys must be that run's")
     device: Literal["auto", "cpu", "cuda"] = Field(AUTO, description="auto: CUDA when a process sees it")
 
 
@@ -91,12 +113,21 @@ class Model(Section):
 class Training(Section):
     """Local training of one silo."""
 
-    train_steps: Positive = Field(900, description="optimiser steps a silo over the whole run, whatever the strategy")
+    train_steps: Positive = Field(
+        900, description="optimiser steps a silo, over all rounds of an averaging strategy or of its own model"
+    )
+    local_steps: Positive | Auto = Field(AUTO, description="optimiser steps of a silo's own model; auto: train-steps")
     batch_size: Positive = Field(32, description="images a step")
     learning_rate: PositiveFloat = Field(2e-4, description="Adam's")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the weight average, after its warm-up")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
+    oversample: bool = Field(False, description="draw a silo's classes equally often, however rare")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: autocast, on CUDA only")
+
+    @property
+    def own_steps(self) -> int:
+        """Optimiser steps of a silo's own model."""
+        return self.train_steps if self.local_steps == AUTO else self.local_steps
 
 
 class Diffusion(Section):
@@ -136,9 +167,45 @@ class Sampling(Section):
     sampler: SamplerName | Auto = Field(AUTO, description="how samples move between noise levels")
     sampling_steps: Positive = Field(25, description="noise levels visited when one model is sampled")
     sample_from: Literal["auto", "raw", "ema"] = Field(AUTO, description="weights an averaging strategy samples from")
-    server_ema_decay: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+    server_ema_decay: BelowOne | Auto = Field(
         AUTO, description="weight of the past in the average over rounds (sample-from=ema)"
     )
+
+
+class Averaging(Section):
+    """Parameter averaging; words as in Flower."""
+
+    fraction_train: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        AUTO, description="share of the silos that train in a round"
+    )
+    min_train_nodes: Positive | Auto = Field(AUTO, description="least number of silos that train in a round")
+    num_malicious_nodes: Count | Auto = Field(AUTO, description="f, hostile silos to survive (krum, multikrum, bulyan)")
+    num_nodes_to_select: Count | Auto = Field(
+        AUTO, description="models averaged by multikrum; 0: all but num-malicious-nodes"
+    )
+    beta: Annotated[float, Field(ge=0, lt=0.5)] | Auto = Field(
+        AUTO, description="share of the values cut at each end (fedtrimmedavg)"
+    )
+    server_learning_rate: PositiveFloat | Auto = Field(AUTO, description="step along the mean update (fedavgm)")
+    server_momentum: BelowOne | Auto = Field(AUTO, description="weight of past updates (fedavgm)")
+    eta: PositiveFloat | Auto = Field(AUTO, description="server step (fedadam, fedyogi, fedadagrad)")
+    tau: PositiveFloat | Auto = Field(AUTO, description="adaptivity: larger is nearer to plain averaging (the same)")
+    beta_1: BelowOne | Auto = Field(AUTO, description="decay of the first moment (fedadam, fedyogi)")
+    beta_2: BelowOne | Auto = Field(AUTO, description="decay of the second moment (fedadam, fedyogi)")
+    proximal_mu: Annotated[float, Field(ge=0)] | Auto = Field(
+        AUTO, description="pull of local training towards the global weights (fedprox)"
+    )
+    feddiffuse_method: Literal["auto", "full", "usplit", "ulatdec", "udec"] = Field(
+        AUTO, description="which parts of the U-Net travel (feddiffuse)"
+    )
+    aux_samples: Positive | Auto = Field(AUTO, description="images in the auxiliary set (fedddpm, fedddpm-plus)")
+    server_steps: Positive | Auto = Field(AUTO, description="optimiser steps of one correction (the same)")
+    correction_learning_rate: PositiveFloat | Auto = Field(AUTO, description="Adam's in a correction (the same)")
+    slow_window: Positive | Auto = Field(AUTO, description="rounds over which progress is judged (fedddpm-plus)")
+    slow_tolerance: BelowOne | Auto = Field(
+        AUTO, description="a relative drop of the loss below it is slow (fedddpm-plus)"
+    )
+    correct_once: bool | Auto = Field(AUTO, description="correct once a run, not whenever slow (fedddpm-plus)")
 
 
 class Cooperation(Section):
@@ -164,7 +231,10 @@ class Exchange(Section):
     wire_dtype: Literal["float32", "float16"] = Field("float32", description="precision of tensors on the wire")
     node_timeout: PositiveFloat = Field(120.0, description="seconds to wait for num-clients silos to connect")
     reply_timeout: PositiveFloat = Field(3600.0, description="seconds to wait for the answers of a round")
-    min_replies: Positive | Auto = Field(AUTO, description="answers a round needs; auto: every silo's")
+    min_replies: Positive | Auto = Field(
+        AUTO, description="sound answers a round needs; auto: every silo's, in averaging half of those asked"
+    )
+    max_silo_images: Positive = Field(1_000_000, description="an answer that claims more images is left out")
     slice_seconds: PositiveFloat = Field(15.0, description="seconds a silo trains before it reports progress")
 
 
@@ -181,6 +251,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": Training,
     "diffusion": Diffusion,
     "sampling": Sampling,
+    "averaging": Averaging,
     "cooperation": Cooperation,
     "exchange": Exchange,
     "evaluation": Evaluation,

@@ -2,10 +2,11 @@
 
 | message | server sends | silo answers |
 |---|---|---|
-| ``train`` | ``arrays``: weights | ``arrays``: weights |
+| ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
 | ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
-| ``query.sample`` | ``arrays``: labels and sample numbers | ``arrays``: images |
+| ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
+| ``query.upload`` | image spec | ``arrays``: weights of its own model |
 
 Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
 """
@@ -36,11 +37,13 @@ TRAIN = "train"
 PREPARE = "query.prepare"
 EPSILON = "query.epsilon"
 SAMPLE = "query.sample"
+UPLOAD = "query.upload"
 
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 EPSILON_RECORD = "epsilon"
+WEIGHTS = "weights"
 SILO = "silo"
 
 SAMPLES = "samples"

@@ -27,8 +27,10 @@ from fedsynth.wire import number
 from strategies import build_strategy
 from strategies.base import SynthesisStrategy, Task
 from strategies.census import Census, take_census
+from strategies.checkpoint import Checkpoint
 from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
 from strategies.publish import Costs, publish
+from strategies.resume import checkpoint_writer, continue_from, open_run
 
 logger = logging.getLogger("fedsynth")
 app = ServerApp()
@@ -63,26 +65,43 @@ def _run(grid: Grid, config: RunConfig) -> None:
         strategy, config = build_strategy(config)
         federation = load_federation(config)
         initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works
-        folder = _create_folder(config)
+        checkpoint = None
+        if config.run.resume:
+            folder, config, checkpoint = open_run(config)
+        else:
+            folder = _create_folder(config)
     with folder.log_to_file(logger), _errors_logged():
-        start = time.monotonic()
         logger.info("run folder %s", folder.path)
         strategy.summary()
         folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
         folder.write_partition(federation.manifest(config))
-        exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
-        task = _meet_silos(exchange, config, federation)
-        costs = Costs()
-        arrays = strategy.begin(task, exchange)
-        state = RoundsState(
-            arrays,
-            strategy.num_rounds,
-            strategy.train_config(task),
-            [_metrics_writer(folder, exchange, costs), _progress(strategy)],
-        )
-        outcome = strategy.finish(task, run_rounds(strategy, exchange, state))
-        costs.close(exchange.traffic, task.census, time.monotonic() - start)
-        publish(folder, task, outcome, costs)
+        _synthesise(strategy, ExchangeGrid(grid, config.exchange.reply_timeout), config, federation, folder, checkpoint)
+
+
+def _synthesise(
+    strategy: SynthesisStrategy,
+    grid: ExchangeGrid,
+    config: RunConfig,
+    federation: Federation,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+) -> None:
+    start = time.monotonic()
+    task = _meet_silos(grid, config, federation)
+    if checkpoint is None:
+        arrays, costs, first = strategy.begin(task, grid), Costs(), 1
+    else:
+        arrays, costs = continue_from(checkpoint, strategy, task, grid)
+        first, start = checkpoint.round + 1, start - costs.wall_seconds
+    observers = [
+        _metrics_writer(folder, grid, costs),
+        _progress(strategy, first - 1),
+        checkpoint_writer(folder, strategy, task, grid, costs, start),
+    ]
+    state = RoundsState(arrays, strategy.num_rounds, strategy.train_config(task), observers)
+    outcome = strategy.finish(task, run_rounds(strategy, grid, state, first))
+    costs.close(grid.traffic, task.census, time.monotonic() - start)
+    publish(folder, task, outcome, costs)
 
 
 def _create_folder(config: RunConfig) -> RunFolder:
@@ -120,8 +139,8 @@ def _metrics_writer(folder: RunFolder, grid: ExchangeGrid, costs: Costs) -> Call
     return write
 
 
-def _progress(strategy: SynthesisStrategy) -> Callable[[Round], None]:
-    progress = Progress("round", strategy.num_rounds, logger.info)
+def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round], None]:
+    progress = Progress("round", strategy.num_rounds, logger.info, done=rounds_done)
     shown = ("loss", "effective-experts")
 
     def report(done: Round) -> None:

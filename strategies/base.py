@@ -7,6 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,12 +60,14 @@ class Outcome:
         labels: int64 (N,).
         unet: the model they were drawn from, if there is one on the server.
         curves: loss curves (step, loss) by name.
+        owners: position of the silo whose own set an image belongs to, int64 (N,); None: all are one set.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     unet: UNet2DModel | None = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    owners: NDArray[np.int64] | None = None
 
 
 class SynthesisStrategy(Strategy):
@@ -75,9 +78,11 @@ class SynthesisStrategy(Strategy):
     be driven without a network.
 
     Attributes:
+        how: what the silos did, half a sentence for the report.
         num_rounds: rounds it runs.
     """
 
+    how: ClassVar[str]
     num_rounds: int
 
     @classmethod
@@ -86,6 +91,16 @@ class SynthesisStrategy(Strategy):
         parameters = inspect.signature(cls).parameters.values()
         return {p.name.replace("_", "-"): p.default for p in parameters}
 
+    def check(self, config: RunConfig) -> None:
+        """Refuse hyper-parameters that do not fit the rest of the configuration, before a silo is asked.
+
+        Args:
+            config: the run's, all defaults resolved.
+
+        Raises:
+            UserError: names key, value and what is allowed.
+        """
+
     @abstractmethod
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
         """Prepare the silos and return the arrays the first round starts from."""
@@ -93,6 +108,24 @@ class SynthesisStrategy(Strategy):
     @abstractmethod
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the arrays after the last round into the synthetic set."""
+
+    def resume(self, task: Task, grid: Grid, state: dict[str, Any]) -> None:
+        """Prepare the silos in place of :meth:`begin` when a run continues.
+
+        Args:
+            task: as for :meth:`begin`.
+            grid: the silos.
+            state: what :meth:`state_dict` returned after the last finished round.
+        """
+        self.begin(task, grid)
+        self.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what rounds depend on besides the arrays: tensors, numbers, words, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
 
     def train_config(self, task: Task) -> ConfigRecord:
         """Return what every round's messages carry besides arrays."""

@@ -105,7 +105,7 @@ def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunC
     Raises:
         RunError: a silo fails, answers nonsense, or is no further after a slice than before.
     """
-    goal, exchange = config.training.train_steps, config.exchange
+    goal, exchange = config.training.own_steps, config.exchange
     request = {**wire.spec_to_config(spec), "train-seconds": exchange.slice_seconds}
     progress = Progress("local training: step", goal * len(census), logger.info, interval=exchange.slice_seconds / 3)
     steps = dict.fromkeys(range(len(census)), 0)

@@ -30,6 +30,8 @@ class Centralised(SynthesisStrategy):
         sample_from: ``raw`` or ``ema`` weights.
     """
 
+    how = "one diffusion model was trained on the union of the silos' images, a reference no federation has"
+
     def __init__(self, *, num_rounds: int = 20, sampler: str = "ddpm", sample_from: str = "ema") -> None:
         self.num_rounds, self.sampler, self.sample_from = num_rounds, sampler, sample_from
         self._task: Task | None = None
@@ -77,7 +79,8 @@ class Centralised(SynthesisStrategy):
             on_step=lambda done, loss: self._progress.update(done, loss=loss),
         )
         loss = sum(losses) / len(losses)
-        return wire.encode_tensors(self._state.unet.state_dict()), MetricRecord({"loss": loss, "steps": goal})
+        metrics = MetricRecord({"loss": loss, "steps": goal, "server-steps": len(losses)})
+        return wire.encode_tensors(self._state.unet.state_dict()), metrics
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""

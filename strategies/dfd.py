@@ -58,6 +58,7 @@ class DfD(SynthesisStrategy):
         UserError: unknown choice, or posterior weights without ancestral moves.
     """
 
+    how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
     PRESETS: ClassVar[dict[str, dict[str, Scalar]]] = {
         "default": {},
         "paper": {
@@ -164,6 +165,16 @@ class DfD(SynthesisStrategy):
         """Turn the last samples into images."""
         curves = {member.name: member.curve for member in task.census}
         return Outcome(to_uint8(wire.decode(arrays[wire.SAMPLES])), task.labels.numpy(), curves=curves)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the logits of the posterior weights, (K, N)."""
+        posterior = self._state.posterior if self._state else None
+        return {"logits": posterior.logits} if posterior else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; after :meth:`begin`."""
+        if self._state and self._state.posterior:
+            self._state.posterior.logits = state["logits"]
 
     def _mixture(self, shape: tuple[int, ...], labels: torch.Tensor, census: Census) -> _Mixture:
         prior = log_prior(self.prior, census.label_counts, labels)

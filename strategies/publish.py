@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
-from fedsynth.evaluation import Evaluation, evaluate
+from fedsynth.evaluation import FEATURE_SEED, Evaluation, evaluate, train_domain_classifier
 from fedsynth.files import atomic_directory
-from fedsynth.output import RunFolder, SyntheticDataset, results_table, write_dataset, write_report
+from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
 from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import Round, Traffic
-from strategies.summary import report_content, results_rows
+from strategies.summary import report_content, results_rows, summarise
 
 logger = logging.getLogger("fedsynth")
+
+LabelledSet = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass
@@ -31,6 +37,7 @@ class Costs:
         bytes_up: silos to server.
         client_seconds: time the silos worked, including the training of their own models, now or in an earlier run.
         wall_seconds: from start to the finished images.
+        server_steps: optimiser steps on the server.
     """
 
     rounds: int = 0
@@ -38,10 +45,12 @@ class Costs:
     bytes_up: int = 0
     client_seconds: float = 0.0
     wall_seconds: float = 0.0
+    server_steps: int = 0
 
     def add(self, done: Round) -> None:
         """Count one round."""
         self.rounds += 1
+        self.server_steps += int(number(done.metrics, "server-steps", 0))
         self.client_seconds += number(done.metrics, "client-seconds", 0.0)
 
     def close(self, traffic: Traffic, census: Census, wall_seconds: float) -> None:
@@ -55,19 +64,32 @@ class Costs:
 
 
 def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs) -> None:
-    """Write dataset and model, measure the dataset, write results and report, and log where they are."""
-    write_dataset(
-        SyntheticDataset(outcome.images, outcome.labels, task.spec.classes, _provenance(task)), folder.synthetic
-    )
+    """Write datasets and model, measure the datasets, write results and report, and log where they are."""
+    sets = _sets(outcome, task)
+    for name, (images, labels) in sets.items():
+        dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, name))
+        write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
         _save_model(folder, task, outcome)
-    evaluation = _measure(task, outcome)
-    results = {"strategy": task.config.run.strategy, **costs.row(), **(evaluation.row() if evaluation else {})}
+    evaluations = _measure(task, sets)
+    measured = list(evaluations.values())
+    results: dict[str, Any] = {"strategy": task.config.run.strategy, **costs.row(), **summarise(measured)}
+    if outcome.owners is not None:
+        results["silos"] = {name: evaluation.row() for name, evaluation in evaluations.items()}
     folder.write_results(results)
-    write_report(folder.report, report_content(task, outcome, costs.row(), evaluation, folder.read_metrics()))
-    logger.info("results\n%s", results_table(results_rows(evaluation) if evaluation else costs.row()))
+    write_report(folder.report, report_content(task, outcome, costs.row(), measured, folder.read_metrics()))
+    logger.info("results\n%s", results_table(results_rows(measured) if measured else costs.row()))
     logger.info("dataset %s", folder.synthetic)
     logger.info("report  %s", folder.report)
+
+
+def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
+    """Return images and labels of every dataset by folder below ``synthetic/``; "" when there is one dataset."""
+    if outcome.owners is None:
+        return {"": (outcome.images, outcome.labels)}
+    folders = folder_names([member.name for member in task.census])
+    mine = [outcome.owners == k for k in range(len(folders))]
+    return {name: (outcome.images[rows], outcome.labels[rows]) for name, rows in zip(folders, mine, strict=True)}
 
 
 def _save_model(folder: RunFolder, task: Task, outcome: Outcome) -> None:
@@ -77,28 +99,28 @@ def _save_model(folder: RunFolder, task: Task, outcome: Outcome) -> None:
         pipeline.save_pretrained(temporary)
 
 
-def _measure(task: Task, outcome: Outcome) -> Evaluation | None:
-    real = task.federation
+def _measure(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
+    real, seed, num_classes = task.federation, task.config.run.seed, len(task.spec.classes)
     if not task.config.evaluation.evaluate or real is None:
-        return None
-    return evaluate(
-        outcome.images,
-        outcome.labels,
-        real.train.images,
-        real.train.labels,
-        real.test.images,
-        real.test.labels,
-        len(task.spec.classes),
-        task.config.run.seed,
-        progress=logger.info,
-    )
+        return {}
+    train, test = real.train, real.test
+    logger.info("training the feature classifier on the real train fold")
+    classifier = train_domain_classifier(train.images, train.labels, num_classes, FEATURE_SEED)
+    done: dict[str, Evaluation] = {}
+    ceiling: Mapping[str, float] | None = None
+    for name, synthetic in sets.items():
+        real_folds = (train.images, train.labels, test.images, test.labels)
+        report = (lambda phase, name=name: logger.info("%s: %s", name, phase)) if name else logger.info
+        done[name] = evaluate(*synthetic, *real_folds, num_classes, seed, report, classifier, ceiling)
+        ceiling = done[name].real_utility
+    return done
 
 
-def _provenance(task: Task) -> dict[str, Any]:
+def _provenance(task: Task, silo: str) -> dict[str, Any]:
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
-        "silos": [member.name for member in task.census],
+        "silos": [silo] if silo else [member.name for member in task.census],
         "seed": task.config.run.seed,
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from flwr.app import Message
 
@@ -14,33 +15,63 @@ from fedsynth.errors import RunError
 
 logger = logging.getLogger("fedsynth")
 
+T = TypeVar("T")
+
 
 def usable(replies: Iterable[Message], needed: int) -> Iterator[Message]:
-    """Yield the answers that are no errors, one at a time; name the others in the log.
+    """Yield the answers that are no errors, one at a time; otherwise as :func:`sound`."""
+    return sound(replies, needed, lambda reply: reply)
+
+
+def sound(replies: Iterable[Message], needed: int, read: Callable[[Message], T]) -> Iterator[T]:
+    """Yield what ``read`` makes of every answer; leave out the others, with name and reason in the log.
 
     Args:
         replies: answers as they come.
-        needed: least number of usable answers.
+        needed: least number of sound answers.
+        read: raises ValueError for an answer that cannot be used.
 
     Raises:
-        RunError: fewer than ``needed`` usable answers came; says the first reason given. Also as soon as a
-            simulation worker has died, since every later message would fail.
+        RunError: fewer than ``needed`` sound answers came; says the first reason. Also as soon as a simulation
+            worker has died, since every later message would fail.
     """
     count, reasons = 0, []
     for reply in replies:
-        if not reply.has_error():
-            count += 1
-            yield reply
+        try:
+            item = _read(reply, read)
+        except _LeftOutError as error:
+            reasons.append(f"{error.who}: {error}" if error.who else str(error))
+            logger.warning("%s left out: %s", error.who or "answer", error)
+            continue
+        finally:
             # The loop variable would keep this answer alive through the wait for the next.
             del reply
-            continue
-        reasons.append(str(reply.error.reason))
-        logger.warning("answer left out: %s", reasons[-1])
-        if "ActorDied" in reasons[-1]:
-            raise RunError(f"a simulation worker died (out of memory?): {reasons[-1]}")
+        count += 1
+        yield item
+        del item
     if count < needed:
         why = reasons[0] if reasons else "no answer in time; see reply-timeout"
         raise RunError(f"{count} usable answers, {needed} needed: {why}")
+
+
+def _read(reply: Message, read: Callable[[Message], T]) -> T:
+    if reply.has_error():
+        reason = str(reply.error.reason)
+        if "ActorDied" in reason:
+            raise RunError(f"a simulation worker died (out of memory?): {reason}")
+        raise _LeftOutError(reason)
+    try:
+        return read(reply)
+    except ValueError as error:
+        raise _LeftOutError(str(error), wire.silo_key(reply)[1]) from error
+
+
+class _LeftOutError(Exception):
+    """Why an answer cannot be used; ``who`` gave it, unless the reason says so itself."""
+
+    def __init__(self, reason: str, who: str = "") -> None:
+        super().__init__(reason)
+        self.who = who
 
 
 @contextmanager
@@ -61,14 +92,13 @@ def seconds_worked(reply: Message) -> float:
     return wire.number(wire.metrics(reply), "seconds", 0.0)
 
 
-def num_examples(reply: Message) -> int:
+def num_examples(reply: Message, most: int) -> int:
     """Number of examples behind an answer.
 
     Raises:
-        ValueError: missing, not a whole number, or not positive.
+        ValueError: missing, not a whole number, or not within 1 … ``most``: a weight cannot be had for the asking.
     """
-    record = wire.metrics(reply)
-    value = record.get("num-examples", math.nan)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"num-examples = {value}: must be a whole number >= 1")
+    value = wire.metrics(reply).get("num-examples", math.nan)
+    if not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"num-examples = {value}: must be a whole number from 1 to max-silo-images = {most}")
     return value

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from fedsynth.evaluation import CLASSIFIERS, Evaluation
 from fedsynth.output import ReportContent
+from strategies import STRATEGIES
 from strategies.base import Outcome, Task
 
 _FIDELITY = {
@@ -18,38 +20,63 @@ _FIDELITY = {
     "density": "near 1",
     "coverage": "higher",
 }
-_HOW = {
-    "dfd": "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled",
-    "pooled": "each silo trained its own diffusion model and drew its share of the images from it",
-    "fedavg": "the silos trained one diffusion model together; only weights travelled",
-    "centralised": "one diffusion model was trained on the union of the silos' images, a reference no federation has",
-}
 
 
-def results_rows(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Lay out an evaluation as measure -> columns, each number with its N and feature space."""
-    row, fidelity = evaluation.row(), evaluation.fidelity
-    rows: dict[str, dict[str, Any]] = {}
-    for measure, better in _FIDELITY.items():
-        rows[measure] = {"synthetic": row[measure], "better": better, "N": fidelity.n, "in": fidelity.feature_space}
+def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return the columns of one evaluation; of several the means, with ``-lowest`` and ``-highest`` beside them."""
+    rows = [evaluation.row() for evaluation in evaluations]
+    if len(rows) < 2:
+        return rows[0] if rows else {}
+    columns: dict[str, Any] = {}
+    for key in rows[0]:
+        columns |= _column(key, [row[key] for row in rows])
+    return {**columns, "notes": "; ".join(_notes(evaluations))}
+
+
+def _column(key: str, values: Sequence[Any]) -> dict[str, Any]:
+    if isinstance(values[0], str) or len(set(values)) == 1:
+        return {key: values[0]}
+    return {key: fmean(values), f"{key}-lowest": min(values), f"{key}-highest": max(values)}
+
+
+def results_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several."""
+    row, fidelity = summarise(evaluations), evaluations[0].fidelity
+    rows = {
+        measure: {**_spread(row, measure), "better": better, "N": fidelity.n, "in": fidelity.feature_space}
+        for measure, better in _FIDELITY.items()
+    }
     rows["frechet-distance"]["real"] = fidelity.reference_frechet_distance
     for name in CLASSIFIERS:
         measure = f"accuracy-{name}"
         rows[measure] = {
-            "synthetic": row[measure],
+            **_spread(row, measure),
             "real": row[f"real-{measure}"],
             "better": "higher",
-            "N": evaluation.n_train,
+            "N": evaluations[0].n_train,
             "in": "real test images",
         }
     return rows
+
+
+def _spread(row: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    """Return a measure, and its range over the silos if there is one."""
+    columns = {"synthetic": row[measure]}
+    for end in ("lowest", "highest"):
+        if f"{measure}-{end}" in row:
+            columns[end] = row[f"{measure}-{end}"]
+    return columns
+
+
+def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
 
 
 def report_content(
     task: Task,
     outcome: Outcome,
     cost: Mapping[str, float],
-    evaluation: Evaluation | None,
+    evaluations: Sequence[Evaluation],
     rounds: list[dict[str, Any]],
 ) -> ReportContent:
     """Gather everything the report shows."""
@@ -58,12 +85,12 @@ def report_content(
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
         explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
-        f" images to themselves: {_HOW[strategy]}.",
+        f" images to themselves: {STRATEGIES[strategy].how}.",
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
-        headline=_headline(outcome, cost, evaluation),
-        results=results_rows(evaluation) if evaluation else {},
+        headline=_headline(outcome, cost, evaluations),
+        results=results_rows(evaluations) if evaluations else {},
         real_images=real.test.images if real else None,
         real_labels=real.test.labels if real else None,
         silos=[_silo_row(task, k) for k in range(len(census))],
@@ -75,17 +102,18 @@ def report_content(
         cost=cost,
         settings=config.to_run_config(),
         resolved=config.resolved,
-        limits=evaluation.notes if evaluation else (),
+        limits=tuple(_notes(evaluations)),
     )
 
 
-def _headline(outcome: Outcome, cost: Mapping[str, float], evaluation: Evaluation | None) -> dict[str, Any]:
+def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     headline: dict[str, Any] = {"synthetic images": len(outcome.labels), "rounds": cost["rounds"]}
-    if evaluation:
-        row = evaluation.row()
-        headline["accuracy on real test images (CNN trained on synthetic)"] = row["accuracy-cnn"]
+    if evaluations:
+        row = summarise(evaluations)
+        of_silos = ", mean over the silos" if len(evaluations) > 1 else ""
+        headline[f"accuracy on real test images (CNN trained on synthetic{of_silos})"] = row["accuracy-cnn"]
         headline["the same trained on real images"] = row["real-accuracy-cnn"]
-        headline["coverage of real test images"] = row["coverage"]
+        headline[f"coverage of real test images{of_silos}"] = row["coverage"]
     return headline
 
 

@@ -112,6 +112,19 @@ def test_answer_layout() -> None:
     assert answer.metadata.src_node_id == 5
 
 
+def test_second_array_record_of_a_request_arrives_and_is_counted() -> None:
+    message = wire.request(5, wire.SAMPLE, {}, wire.encode_tensors({"labels": torch.arange(3)}))
+    before = wire.payload_bytes(message)
+    message.content[wire.WEIGHTS] = wire.encode_tensors({"w": torch.ones(1000)})
+    assert wire.decode(wire.array_record(message, wire.WEIGHTS)["w"]).sum() == 1000
+    assert 4000 < wire.payload_bytes(message) - before < 4200
+
+
+@pytest.mark.parametrize("kind", [wire.TRAIN, wire.PREPARE, wire.EPSILON, wire.SAMPLE, wire.UPLOAD])
+def test_every_message_is_in_the_table(kind: str) -> None:
+    assert f"| ``{kind}`` |" in (wire.__doc__ or "")
+
+
 @pytest.mark.parametrize("size", [1, 10_000, 300_000])
 def test_payload_is_what_is_serialised_but_for_flower_s_own_heads(size: int) -> None:
     arrays = wire.encode_tensors({"weights": torch.randn(size), "labels": torch.arange(size)})

@@ -47,17 +47,23 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     home = flower_home()
     if superlinks(home):
         raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
-    folder = RunFolder.create(Path(config.run.output_dir), config.run.run_name)
+    resumed = Path(config.run.resume) if config.run.resume else None
+    folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
+    before = _last_change(folder.results)
     try:
         prepare_home(home)
         _run_flower(_command(config, home), home)
     finally:
         if not any(folder.path.iterdir()):
             folder.path.rmdir()
-    if not folder.results.is_file():
+    if _last_change(folder.results) == before:
         raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
+
+
+def _last_change(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _refuse_unknown(rest: list[str]) -> None:
@@ -68,11 +74,15 @@ def _refuse_unknown(rest: list[str]) -> None:
 
 
 def _configuration(options: argparse.Namespace) -> RunConfig:
-    """Merge file and options, with absolute paths and a run name."""
+    """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
+    if options.resume and options.setting:
+        raise UserError(f"--resume takes over the configuration of the run: leave out '{options.setting}'")
     given: dict[str, Any] = _read_setting(options.setting) if options.setting else {}
+    if options.resume:
+        given = _resumed(Path(_absolute(options.resume)), options)
     for key, _, info in config_keys():
         text = getattr(options, key.replace("-", "_"))
-        if text is not None:
+        if text is not None and key != "resume":
             given[key] = text if info.annotation is str else _scalar(text)
     config = RunConfig.from_run_config(given)
     flat = config.to_run_config()
@@ -81,6 +91,24 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
         run = config.run
         changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
     return RunConfig.from_run_config({**flat, **changes})
+
+
+def _resumed(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration of an earlier run; more rounds bring optimiser steps in proportion."""
+    try:
+        given = dict(json.loads(RunFolder.open(path).config.read_text())["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{path / 'config.json'}' is damaged: {error}") from None
+    if options.num_rounds is not None and options.train_steps is None:
+        given["train-steps"] = _more_steps(given, options.num_rounds)
+    return {**given, "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
+
+
+def _more_steps(given: dict[str, Any], num_rounds: str) -> int:
+    """Return ``train-steps`` that leave every round its share."""
+    wanted, had = _scalar(num_rounds), given["num-rounds"]
+    steps = int(given["train-steps"])
+    return steps * wanted // had if isinstance(wanted, int) and isinstance(had, int) else steps
 
 
 def _absolute(path: str) -> str:

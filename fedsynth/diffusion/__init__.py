@@ -2,12 +2,14 @@
 
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import initial_unet, pick_device
+from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
 from fedsynth.diffusion.sampling import draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion.training import TrainingState, loss_curve, train
 from fedsynth.diffusion.unet import PRESETS, build_unet, preset_for
 
 __all__ = [
+    "PARTS",
     "PRESETS",
     "ClassConditionalDDPMPipeline",
     "TrainingState",
@@ -17,9 +19,11 @@ __all__ = [
     "loss_curve",
     "make_scheduler",
     "noise_predictor",
+    "part_of",
     "pick_device",
     "preset_for",
     "sample",
+    "select_parts",
     "to_model_range",
     "to_uint8",
     "train",

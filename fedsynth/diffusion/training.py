@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,30 +87,37 @@ def train(
     until_step: int,
     deadline: float | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    proximal_mu: float = 0.0,
 ) -> list[float]:
     """Minimise ‖ε - ε_θ(x_t, t, y)‖² over uniform t (Ho et al. 2020, Eq. 14) up to step ``until_step``.
 
-    The result does not depend on how a training is cut into calls.
+    The result does not depend on how a training is cut into calls, unless there is a proximal term.
 
     Args:
         state: network and optimiser, advanced in place.
-        images: training images (n, C, H, W) in [-1, 1], drawn with replacement.
+        images: training images (n, C, H, W) in [-1, 1], drawn with replacement: uniformly, or under
+            ``config.oversample`` so that every class among ``labels`` is equally likely.
         labels: their classes (n,).
-        config: batch size, clipping, precision.
+        config: batch size, oversampling, clipping, precision.
         diffusion: noise schedule.
         until_step: total number of steps after this call.
         deadline: ``time.monotonic()`` after which no further step starts; at least one step is made.
         on_step: called with (steps done, loss) after each step.
+        proximal_mu: μ >= 0 of FedProx's term (μ/2)·‖w - w_t‖², w_t the weights at the start of this call (Li et al.
+            2020, arXiv 1812.06127, Eq. 2).
 
     Returns:
-        Losses of the steps made by this call.
+        Losses of the steps made by this call, without the proximal term.
     """
     scheduler = make_scheduler(diffusion)
+    weights = _balancing_weights(labels) if config.oversample else None
+    proximal = _ProximalTerm.around(state.unet, proximal_mu) if proximal_mu else None
     state.unet.train()
     first = state.steps
     while state.steps < until_step:
-        batch = _draw_batch(images, labels, config.batch_size, diffusion.num_train_timesteps, state.generator)
-        state.losses.append(_step(state, scheduler, batch, config))
+        rows = _draw_rows(len(images), weights, config.batch_size, state.generator)
+        batch = _draw_batch(images[rows], labels[rows], diffusion.num_train_timesteps, state.generator)
+        state.losses.append(_step(state, scheduler, batch, config, proximal))
         if on_step is not None:
             on_step(state.steps, state.losses[-1])
         if deadline is not None and time.monotonic() >= deadline:
@@ -125,16 +133,49 @@ def loss_curve(losses: list[float]) -> dict[str, list[float]]:
     return {"steps": ends, "losses": [sum(chunk) / len(chunk) for chunk in chunks]}
 
 
+@dataclass(frozen=True)
+class _ProximalTerm:
+    """(μ/2)·‖w - w_t‖² over all parameters together."""
+
+    mu: float
+    start: list[torch.Tensor]
+
+    @classmethod
+    def around(cls, unet: UNet2DModel, mu: float) -> _ProximalTerm:
+        return cls(mu, [parameter.detach().clone() for parameter in unet.parameters()])
+
+    def add_gradient(self, unet: UNet2DModel) -> None:
+        """Add μ (w - w_t) to the gradients; parameters without one have not moved."""
+        for parameter, start in zip(unet.parameters(), self.start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.mu)
+
+
+def _balancing_weights(labels: torch.Tensor) -> torch.Tensor:
+    """Weight 1/count of its class for every image (n,)."""
+    return 1 / torch.bincount(labels)[labels].double()
+
+
+def _draw_rows(count: int, weights: torch.Tensor | None, size: int, generator: torch.Generator) -> torch.Tensor:
+    if weights is None:
+        return torch.randint(count, (size,), generator=generator)
+    return torch.multinomial(weights, size, replacement=True, generator=generator)
+
+
 def _draw_batch(
-    images: torch.Tensor, labels: torch.Tensor, size: int, num_levels: int, generator: torch.Generator
+    images: torch.Tensor, labels: torch.Tensor, num_levels: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = torch.randint(len(images), (size,), generator=generator)
-    t = torch.randint(num_levels, (size,), generator=generator)
-    noise = torch.randn((size, *images.shape[1:]), generator=generator)
-    return images[rows], labels[rows], t, noise
+    t = torch.randint(num_levels, (len(images),), generator=generator)
+    return images, labels, t, torch.randn(images.shape, generator=generator)
 
 
-def _step(state: TrainingState, scheduler: Any, batch: tuple[torch.Tensor, ...], config: Training) -> float:
+def _step(
+    state: TrainingState,
+    scheduler: Any,
+    batch: tuple[torch.Tensor, ...],
+    config: Training,
+    proximal: _ProximalTerm | None,
+) -> float:
     device = next(state.unet.parameters()).device
     clean, labels, t, noise = (part.to(device) for part in batch)
     noisy = scheduler.add_noise(clean, noise, t)
@@ -144,6 +185,8 @@ def _step(state: TrainingState, scheduler: Any, batch: tuple[torch.Tensor, ...],
     loss = F.mse_loss(predicted.float(), noise)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if proximal is not None:
+        proximal.add_gradient(state.unet)
     torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.max_grad_norm)
     state.optimizer.step()
     state.ema.step(state.unet.parameters())

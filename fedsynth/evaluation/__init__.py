@@ -8,11 +8,12 @@ from fedsynth.evaluation.features import (
 )
 from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
-from fedsynth.evaluation.suite import Evaluation, Fidelity, evaluate
+from fedsynth.evaluation.suite import FEATURE_SEED, Evaluation, Fidelity, evaluate
 from fedsynth.evaluation.utility import CLASSIFIERS, utility
 
 __all__ = [
     "CLASSIFIERS",
+    "FEATURE_SEED",
     "FEATURE_SPACE",
     "DomainClassifier",
     "Evaluation",

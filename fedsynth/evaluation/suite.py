@@ -88,6 +88,7 @@ def evaluate(
     seed: int,
     progress: Progress | None = None,
     classifier: DomainClassifier | None = None,
+    real_utility: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Measure fidelity against the real test fold, and utility beside the real-data ceiling.
 
@@ -104,6 +105,7 @@ def evaluate(
         seed: fixes subsets and utility classifiers, not the feature space.
         progress: called with the name of each phase as it starts.
         classifier: a feature classifier trained on the train fold before; by default one is trained.
+        real_utility: that of an earlier evaluation with equal real images, sizes and seed; by default it is measured.
 
     Raises:
         UserError: images or labels are not as above, differ in size, or a set has fewer than two images.
@@ -122,8 +124,9 @@ def evaluate(
     n_train = min(synthetic.size, train.size)
     report(f"training classifiers on {n_train} synthetic images")
     synthetic_utility = _utility(synthetic.subset(n_train, seed), test, num_classes, seed)
-    report(f"training classifiers on {n_train} real images")
-    real_utility = _utility(train.subset(n_train, seed), test, num_classes, seed)
+    if real_utility is None:
+        report(f"training classifiers on {n_train} real images")
+        real_utility = _utility(train.subset(n_train, seed), test, num_classes, seed)
     return Evaluation(fidelity, n_train, synthetic_utility, real_utility, _notes(fidelity, synthetic, num_classes))
 
 

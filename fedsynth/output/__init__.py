@@ -10,6 +10,7 @@ from fedsynth.output.figures import (
     real_beside_synthetic,
     round_curve,
 )
+from fedsynth.output.names import folder_names
 from fedsynth.output.report import ReportContent, write_report
 from fedsynth.output.run_folder import RunFolder, default_name
 from fedsynth.output.table import results_table
@@ -23,6 +24,7 @@ __all__ = [
     "default_name",
     "describe_write_error",
     "explained_writing",
+    "folder_names",
     "human_bytes",
     "image_grid",
     "label_distribution",

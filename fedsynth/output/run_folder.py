@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.errors import UserError
-from fedsynth.files import write_json
+from fedsynth.files import atomic_file, write_json
 from fedsynth.output.disk import explained_writing
 
 
@@ -56,6 +56,18 @@ class RunFolder:
             tempfile.TemporaryFile(dir=path).close()
         return cls(path)
 
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return the folder of an earlier run.
+
+        Raises:
+            UserError: there is none at ``path``.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(f"'{path}' is no run folder (it holds no config.json): give the folder of a run")
+        return folder
+
     def write_config(self, value: Any) -> None:
         """Write ``config.json``."""
         self._write(self.config, value)
@@ -81,6 +93,13 @@ class RunFolder:
             return []
         whole_lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in whole_lines]
+
+    def keep_metrics(self, rounds: int) -> None:
+        """Drop rows of ``metrics.jsonl`` after round ``rounds``: a run that continues there writes them again."""
+        kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
+        if self.metrics.exists():
+            with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
+                temporary.write_text("".join(kept))
 
     @contextmanager
     def log_to_file(self, logger: logging.Logger) -> Iterator[None]:

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from one_silo import SPEC, Node, settings_of, simulated
 
 import clients.local_model
-from clients.app import app
 from clients.local_model import load_network
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -28,44 +26,6 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.seeding import make_generator
-from fedsynth.spec import ImageSpec
-
-SPEC = ImageSpec(1, 8, ("even", "odd"))
-_nodes = iter(range(1000, 10000))
-
-
-def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        **RunConfig().to_run_config(),
-        "block-out-channels": "8,8",
-        "device": "cpu",
-        "num-clients": 3,
-        "num-samples": 20,
-        "partition": "iid",
-        "samples-per-client": 40,
-        "sampling-steps": 3,
-        "state-dir": str(folder / "state"),
-        "train-steps": 4,
-        **{key.replace("_", "-"): value for key, value in changes.items()},
-    }
-
-
-class Node:
-    """One SuperNode: keeps its context between messages, under a node id of its own."""
-
-    def __init__(self, settings: dict[str, Any], spec: ImageSpec, **node_config: Any) -> None:
-        self.spec, self.config = spec, RunConfig.from_run_config(settings)
-        given = {key.replace("_", "-"): value for key, value in node_config.items()}
-        self.context = Context(1, next(_nodes), given, RecordDict(), settings)
-
-    def ask(self, kind: str, arrays: ArrayRecord | None = None, **config: Any) -> Message:
-        content = {**wire.spec_to_config(self.spec), **{key.replace("_", "-"): v for key, v in config.items()}}
-        return app(wire.request(self.context.node_id, kind, content, arrays), self.context)
-
-    def metrics(self, kind: str, arrays: ArrayRecord | None = None, **config: Any) -> dict[str, Any]:
-        answer = self.ask(kind, arrays, **config)
-        assert not answer.has_error(), answer.error.reason
-        return dict(answer.content.metric_records[wire.METRICS])
 
 
 @pytest.fixture
@@ -75,11 +35,6 @@ def clinic(tmp_path: Path, image_folder: Callable[[str], Path]) -> Node:
     return Node(
         settings_of(tmp_path), SPEC, data_path=str(path), silo_name="clinic", state_path=str(tmp_path / "own-state")
     )
-
-
-def simulated(folder: Path, partition: int = 1, **changes: Any) -> Node:
-    settings = settings_of(folder, **changes)
-    return Node(settings, load_federation(RunConfig.from_run_config(settings)).spec, partition_id=partition)
 
 
 def own_model(node: Node) -> Path:
@@ -129,8 +84,7 @@ def test_slices_report_progress_until_the_model_is_there(clinic: Node) -> None:
 def test_found_model_is_not_trained_again(clinic: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     first = clinic.metrics(wire.PREPARE, train_seconds=100.0)
     monkeypatch.setattr(clients.local_model, "train", None)
-    # A new run: other node id, empty context.
-    again = Node(clinic.context.run_config, SPEC, **dict(clinic.context.node_config))
+    again = clinic.again()
     assert again.metrics(wire.PREPARE, train_seconds=100.0) == first
     assert own_model(again) == own_model(clinic)
 
@@ -197,7 +151,7 @@ def test_train_continues_from_the_received_weights_with_a_fresh_optimiser(tmp_pa
 def test_question_before_the_model_is_there_says_what_must_come_first(clinic: Node) -> None:
     x, labels = questions()
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels, wire.NUMBERS: torch.arange(5)})
-    for kind in (wire.EPSILON, wire.SAMPLE):
+    for kind in (wire.EPSILON, wire.SAMPLE, wire.UPLOAD):
         reason = clinic.ask(kind, record, timestep=1).error.reason
         assert reason == "clinic: UserError: this silo has no trained model yet: 'query.prepare' must come first"
 
@@ -249,3 +203,35 @@ def test_silos_share_a_process_without_sharing_models(tmp_path: Path) -> None:
     assert torch.equal(epsilons[0], epsilons[2])
     assert torch.equal(epsilons[1], epsilons[3])
     assert not torch.equal(epsilons[0], epsilons[1])
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "float16"])
+def test_upload_is_the_averaged_model_on_disk(wire_dtype: str, tmp_path: Path) -> None:
+    node = simulated(tmp_path, wire_dtype=wire_dtype)
+    node.metrics(wire.PREPARE, train_seconds=100.0)
+    answer = node.ask(wire.UPLOAD)
+    sent = wire.array_record(answer, wire.ARRAYS)
+    on_disk = load_network(own_model(node), torch.device("cpu")).state_dict()
+    assert list(sent) == list(on_disk)
+    assert {array.dtype for array in sent.values()} == {wire_dtype}
+    for name, value in on_disk.items():
+        assert torch.equal(wire.peek(sent[name]), value.to(getattr(torch, wire_dtype))), name
+    silo = load_federation(node.config).silo(1, node.config).train
+    assert dict(wire.metrics(answer)) == {"num-examples": len(silo)}
+    state = TrainingState(
+        initial_unet(node.config, node.spec), node.config.training, make_generator(0, "local-training", "silo-1")
+    )
+    pixels, labels = to_model_range(silo.images), torch.from_numpy(silo.labels)
+    train(state, pixels, labels, node.config.training, node.config.diffusion, 4)
+    raw = state.unet.state_dict()["conv_in.weight"].clone()
+    assert torch.equal(on_disk["conv_in.weight"], state.averaged_unet().state_dict()["conv_in.weight"])
+    assert not torch.equal(on_disk["conv_in.weight"], raw)
+
+
+def test_oversampling_silo_trains_another_model(tmp_path: Path) -> None:
+    uploads = []
+    for oversample in (False, True):
+        node = simulated(tmp_path, oversample=oversample)
+        node.metrics(wire.PREPARE, train_seconds=100.0)
+        uploads.append(node.tensors(wire.UPLOAD)["conv_in.weight"])
+    assert not torch.equal(*uploads)

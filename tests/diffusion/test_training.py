@@ -181,3 +181,61 @@ def test_loss_curve_is_thinned(n: int, points: int) -> None:
     assert ends[-1] == n
     means = [np.mean(losses[first:last]) for first, last in itertools.pairwise(ends)]
     np.testing.assert_allclose(curve["losses"], means, rtol=1e-12)
+
+
+def flat(unet: UNet2DModel) -> torch.Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in unet.parameters()])
+
+
+def test_proximal_gradient_is_autograd_s_of_the_explicit_term(tiny_unet: Build) -> None:
+    mu, steps, (images, labels) = 3.0, 3, data()
+    state, unet = new_state(tiny_unet), tiny_unet().train()
+    losses = train(state, images, labels, CONFIG, DIFFUSION, steps, proximal_mu=mu)
+
+    draw, optimizer = torch.Generator().manual_seed(1), torch.optim.Adam(unet.parameters(), lr=2e-3)
+    start = [parameter.detach().clone() for parameter in unet.parameters()]
+    alphas = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    plain, terms = [], []
+    for _ in range(steps):
+        rows = torch.randint(len(images), (8,), generator=draw)
+        t = torch.randint(1000, (8,), generator=draw)
+        noise = torch.randn(8, 1, 8, 8, generator=draw)
+        alpha = alphas[t].float()[:, None, None, None]
+        noisy = alpha.sqrt() * images[rows] + (1 - alpha).sqrt() * noise
+        loss = (unet(noisy, t, class_labels=labels[rows]).sample - noise).square().mean()
+        distance = sum((w - s).square().sum() for w, s in zip(unet.parameters(), start, strict=True))
+        optimizer.zero_grad()
+        (loss + mu / 2 * distance).backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        plain.append(float(loss.detach()))
+        terms.append(mu / 2 * float(distance.detach()))
+    np.testing.assert_allclose(losses, plain, rtol=1e-5)
+    assert terms[0] == 0
+    assert min(terms[1:]) > 0.02, "the term must matter for the test to mean anything"
+    # Another mu by one per cent makes 3e-3 and 7e-3 of these.
+    gradients = [torch.cat([w.grad.flatten() for w in one.parameters()]) for one in (state.unet, unet)]
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+    moved = flat(unet) - torch.cat([s.flatten() for s in start])
+    assert (flat(state.unet) - flat(unet)).norm() < 3e-4 * moved.norm()
+
+
+def test_proximal_term_pulls_to_the_weights_at_the_start_of_the_call(tiny_unet: Build) -> None:
+    distances = []
+    for mu in (0.0, 1.0, 100.0):
+        state = new_state(tiny_unet)
+        train(state, *data(), CONFIG, DIFFUSION, 3)
+        start = flat(state.unet)
+        train(state, *data(), CONFIG, DIFFUSION, 15, proximal_mu=mu)
+        distances.append(float((flat(state.unet) - start).norm()))
+    assert distances[1] < 0.9 * distances[0]
+    assert distances[2] < 0.9 * distances[1]
+
+
+def test_first_step_of_a_call_and_mu_zero_feel_no_proximal_term(tiny_unet: Build) -> None:
+    states = [new_state(tiny_unet) for _ in range(3)]
+    for state, mu in zip(states, (None, 0.0, 7.0), strict=True):
+        train(state, *data(), CONFIG, DIFFUSION, 2)
+        train(state, *data(), CONFIG, DIFFUSION, 3, **({} if mu is None else {"proximal_mu": mu}))
+    assert_same(states[0], states[1])
+    assert_same(states[0], states[2])

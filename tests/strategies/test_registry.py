@@ -59,7 +59,7 @@ def test_autos_resolve_into_the_configuration_and_the_strategy(name: str) -> Non
 def test_values_of_the_user_win() -> None:
     strategy, config = build_strategy(config_of(strategy="fedavg", num_rounds=7, sample_from="ema"))
     assert (strategy.num_rounds, strategy.sample_from) == (7, "ema")
-    assert set(config.resolved) == {"sampler", "server-ema-decay"}
+    assert set(config.resolved) == {"sampler", "server-ema-decay", "fraction-train", "min-train-nodes"}
 
 
 def test_dfd_presets() -> None:

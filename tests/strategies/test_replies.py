@@ -59,10 +59,11 @@ def test_answers_are_passed_on_one_at_a_time() -> None:
 
 
 def test_number_of_examples() -> None:
-    assert num_examples(good(1)) == 1
-    for wrong in ({"num_examples": 0}, {"num_examples": -3}, {"num_examples": 1.5}, {"loss": 2.0}):
-        with pytest.raises(ValueError, match="num-examples = "):
-            num_examples(bare_reply(request_to(1), **wrong))
+    assert num_examples(good(1), 1) == 1
+    for wrong in (0, -3, 1.5, 8, None):
+        metrics = {"loss": 2.0} if wrong is None else {"num_examples": wrong}
+        with pytest.raises(ValueError, match=r"num-examples = .* from 1 to max-silo-images = 7"):
+            num_examples(bare_reply(request_to(1), **metrics), 7)
 
 
 def test_seconds_default_to_none_worked() -> None:

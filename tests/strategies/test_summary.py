@@ -40,7 +40,7 @@ def task(strategy: str) -> Task:
 
 
 def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
-    rows = results_rows(EVALUATION)
+    rows = results_rows([EVALUATION])
     assert rows["frechet-distance"] == {
         "synthetic": 18.4,
         "better": "lower",
@@ -61,7 +61,7 @@ def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_report_says_how_every_method_works(strategy: str) -> None:
-    content = report_content(task(strategy), outcome(), Costs(rounds=2).row(), EVALUATION, [])
+    content = report_content(task(strategy), outcome(), Costs(rounds=2).row(), [EVALUATION], [])
     assert content.title == f"{strategy} on digits, 2 silos"
     assert "4 labelled synthetic images from 2 silos" in content.explanation
     assert content.headline["rounds"] == 2
@@ -74,7 +74,7 @@ def test_report_says_how_every_method_works(strategy: str) -> None:
 
 
 def test_report_without_measurements_or_real_images_says_nothing_about_them() -> None:
-    content = report_content(task("dfd"), outcome(), Costs().row(), None, [{"round": 1, "effective-experts": 2.0}])
+    content = report_content(task("dfd"), outcome(), Costs().row(), [], [{"round": 1, "effective-experts": 2.0}])
     assert content.results == {}
     assert content.real_images is None
     assert set(content.headline) == {"synthetic images", "rounds"}

@@ -1,0 +1,165 @@
+"""A silo's copy of the federated model: what the server sends, and what the silo keeps to itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedsynth.errors import UserError
+from fedsynth.files import atomic_file
+
+Tensors = Mapping[str, torch.Tensor]
+
+FILES_KEPT = 2
+"""The newest, and the one before it for a server that asks for its last round again."""
+
+
+class PersonalTensors:
+    """The tensors of the federated model that stay in the silo, one file a round.
+
+    Args:
+        state: the silo's own state folder.
+        run_token: names the run, the same when it is resumed.
+
+    Raises:
+        UserError: the token is not a plain name.
+    """
+
+    def __init__(self, state: Path, run_token: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", run_token):
+            raise UserError(
+                f"run-token = '{run_token}': must be letters, digits, '-' and '_', and is needed when parts of the"
+                " model stay in the silo: start the run again with an up-to-date server"
+            )
+        self._folder = state / "personal" / run_token
+
+    def before(self, server_round: int) -> dict[str, torch.Tensor]:
+        """Load what was kept after the last round before ``server_round``; empty if the silo took part in none.
+
+        Raises:
+            UserError: the file is damaged, or has made room for those of later rounds.
+        """
+        rounds = self._rounds()
+        # A lone file is of the silo's first round: nothing can have been removed before it.
+        if server_round > 1 and len(rounds) >= FILES_KEPT and rounds[0] >= server_round:
+            raise UserError(
+                f"server-round = {server_round}: '{self._folder}' only holds rounds {rounds}:"
+                f" resume the run at a round > {rounds[0]}, or start a new run"
+            )
+        return self._newest(server_round - 1)
+
+    def after(self, server_round: int) -> dict[str, torch.Tensor]:
+        """Load what was kept after ``server_round``, or after the last round before it that the silo took part in.
+
+        Raises:
+            UserError: it took part in none, or the file is damaged.
+        """
+        kept = self._newest(server_round)
+        if not kept:
+            raise UserError(
+                f"server-round = {server_round}: '{self._folder}' holds nothing of that round or an earlier one:"
+                " the silo must take part in a round before its model is used"
+            )
+        return kept
+
+    def keep(self, server_round: int, tensors: Tensors) -> None:
+        """Write what stays in the silo after ``server_round``, and remove all but the two newest files.
+
+        Later rounds than this one go too: the server has gone back and makes them anew.
+        """
+        with atomic_file(self._file(server_round)) as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            # Renaming may reach the disk before the content does, and no one else has these weights.
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        rounds = self._rounds()
+        newest = [number for number in rounds if number <= server_round][-FILES_KEPT:]
+        for number in set(rounds).difference(newest):
+            self._file(number).unlink()
+
+    def _newest(self, last_round: int) -> dict[str, torch.Tensor]:
+        past = [number for number in self._rounds() if number <= last_round]
+        if not past:
+            return {}
+        path = self._file(past[-1])
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"weights '{path}' are damaged: start a new run ({error})") from error
+
+    def _file(self, server_round: int) -> Path:
+        return self._folder / f"round-{server_round:05d}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
+
+
+class FederatedModel:
+    """Initial weights; over them, what the silo kept; over them, what it received.
+
+    Args:
+        initial: the run's initial network, which takes the weights.
+        received: the exchanged tensors, by state dict name.
+        state: the silo's own state folder.
+        run_token: names the run; may be None when every tensor is received.
+
+    Raises:
+        UserError: received tensors that do not fit the network, or a bad or missing token.
+    """
+
+    def __init__(self, initial: UNet2DModel, received: Tensors, state: Path, run_token: str | None) -> None:
+        self._unet = initial
+        self._load(received)
+        self._at_home = initial.state_dict().keys() - received.keys()
+        named = run_token is not None or self._at_home
+        personal = PersonalTensors(state, run_token or "") if named else None
+        self._personal = personal if self._at_home else None
+
+    def before(self, server_round: int) -> UNet2DModel:
+        """Return the network that ``server_round`` starts from.
+
+        Raises:
+            UserError: as :meth:`PersonalTensors.before`.
+        """
+        if self._personal is not None:
+            self._load_kept(self._personal.before(server_round))
+        return self._unet
+
+    def after(self, server_round: int) -> UNet2DModel:
+        """Return the network that ``server_round`` ended with.
+
+        Raises:
+            UserError: as :meth:`PersonalTensors.after`.
+        """
+        if self._personal is not None:
+            self._load_kept(self._personal.after(server_round))
+        return self._unet
+
+    def keep(self, server_round: int) -> None:
+        """Write the network's tensors that were not received, if there are any."""
+        if self._personal is not None:
+            state_dict = self._unet.state_dict()
+            self._personal.keep(server_round, {name: state_dict[name] for name in self._at_home})
+
+    def _load_kept(self, kept: Tensors) -> None:
+        self._load({name: tensor for name, tensor in kept.items() if name in self._at_home})
+
+    def _load(self, tensors: Tensors) -> None:
+        expected = self._unet.state_dict()
+        for name, tensor in tensors.items():
+            if name not in expected:
+                raise _misfit(f"there is no layer '{name}'")
+            if tensor.shape != expected[name].shape:
+                raise _misfit(f"layer '{name}' has shape {tuple(expected[name].shape)}, not {tuple(tensor.shape)}")
+        self._unet.load_state_dict(tensors, strict=False)
+
+
+def _misfit(why: str) -> UserError:
+    return UserError(f"weights do not fit the silo's network ({why}): give server and silos the same fedsynth")

@@ -1,0 +1,24 @@
+"""Checks of hyper-parameters."""
+
+from __future__ import annotations
+
+import math
+
+from fedsynth.errors import UserError
+
+
+def in_range(
+    key: str, value: float, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = False
+) -> float:
+    """Return ``value`` if it lies between the bounds.
+
+    Raises:
+        UserError: it does not.
+    """
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if above and below:
+        return value
+    left = f"{'>' if low_open else '>='} {low:g}"
+    right = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"
+    raise UserError(f"{key} = {value}: must be {left}{right}")
