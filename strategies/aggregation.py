@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from flwr.app import Array, ArrayRecord
@@ -18,8 +19,19 @@ The kind is ``floating-point`` whatever the precision, otherwise the dtype, such
 Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """From the values of K models, each (n,) and read-only, to the combined values (n,) in float64; n is arbitrary."""
 
-_CHUNK = 2**18  # numbers of all models together that are in work at once: 1 MB, which most caches can hold
-_LONGEST = 2**15  # beyond this length torch would start threads, which wait for each other more than they work
+_CHUNK = 2**19  # numbers of all models together that are in work at once: 4 MB in float64, which caches can hold
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from sharing out what memory bounds: its threads would wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shapes(record: ArrayRecord) -> Shapes:
@@ -31,6 +43,7 @@ def shapes(record: ArrayRecord) -> Shapes:
     return {name: _shape_and_kind(wire.peek(array)) for name, array in record.items()}
 
 
+@one_thread()
 def check_model(record: ArrayRecord, expected: Shapes) -> None:
     """Refuse a model that does not fit or is not finite, one layer at a time and without copies.
 
@@ -64,18 +77,12 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
     Returns:
         The mean, as :func:`combine_layers` returns it.
     """
-    total = float(sum(weights))
-    shares = [weight / total for weight in weights]
-
-    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        summed = values[0].double() * shares[0]
-        for value, share in zip(values[1:], shares[1:], strict=True):
-            summed.add_(value, alpha=share)
-        return summed
-
-    return combine_layers(records, mean)
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    memory = working_memory(len(records))
+    return combine_layers(records, lambda values: shares @ fill(memory, values))
 
 
+@one_thread()
 def combine_layers(records: Sequence[ArrayRecord], rule: Rule) -> ArrayRecord:
     """Combine models with equal names and shapes into one, coordinate by coordinate.
 
@@ -98,8 +105,22 @@ def pop_layer(records: Sequence[ArrayRecord], name: str) -> list[torch.Tensor]:
 
 
 def chunk_length(number: int) -> int:
-    """Coordinates of ``number`` models that are combined at once."""
-    return min(_LONGEST, _CHUNK // (number + 1) + 1)
+    """Coordinates of ``number`` models that are worked on at once."""
+    return max(1, _CHUNK // number)
+
+
+def working_memory(number: int) -> torch.Tensor:
+    """Return memory for :func:`fill` with a chunk of ``number`` models, one-dimensional, float64."""
+    return torch.empty(number * chunk_length(number), dtype=torch.float64)
+
+
+def fill(memory: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Copy values of K models, each (n,), to the start of ``memory`` and return that as (K, n), contiguous."""
+    shape = len(values), len(values[0])
+    rows = memory[: shape[0] * shape[1]].view(shape)
+    for row, value in zip(rows, values, strict=True):
+        row.copy_(value)
+    return rows
 
 
 def _combine_layer(name: str, records: Sequence[ArrayRecord], rule: Rule) -> Array:
@@ -120,5 +141,5 @@ def _shape_and_kind(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:
 
 
 def _is_finite(layer: torch.Tensor) -> bool:
-    # Not isfinite().all(): many times slower, and it makes a mask; aminmax passes NaN on.
-    return layer.numel() == 0 or all(bool(end.float().isfinite()) for end in layer.aminmax())
+    # Not isfinite().all(): many times slower, and it makes a mask. aminmax passes NaN on, which is in no range.
+    return layer.numel() == 0 or all(-_LARGEST <= float(end) <= _LARGEST for end in layer.aminmax())

@@ -65,16 +65,10 @@ def _run(grid: Grid, config: RunConfig) -> None:
         strategy, config = build_strategy(config)
         federation = load_federation(config)
         initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works
-        checkpoint = None
-        if config.run.resume:
-            folder, config, checkpoint = open_run(config)
-        else:
-            folder = _create_folder(config)
+        folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
     with folder.log_to_file(logger), _errors_logged():
         logger.info("run folder %s", folder.path)
         strategy.summary()
-        folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
-        folder.write_partition(federation.manifest(config))
         _synthesise(strategy, ExchangeGrid(grid, config.exchange.reply_timeout), config, federation, folder, checkpoint)
 
 
@@ -87,10 +81,14 @@ def _synthesise(
     checkpoint: Checkpoint | None,
 ) -> None:
     start = time.monotonic()
+    if checkpoint is None:
+        _prepare_folder(folder, config, federation, 0)
     task = _meet_silos(grid, config, federation)
     if checkpoint is None:
         arrays, costs, first = strategy.begin(task, grid), Costs(), 1
     else:
+        checkpoint.check_silos(task.census)
+        _prepare_folder(folder, config, federation, checkpoint.round)
         arrays, costs = continue_from(checkpoint, strategy, task, grid)
         first, start = checkpoint.round + 1, start - costs.wall_seconds
     observers = [
@@ -104,18 +102,26 @@ def _synthesise(
     publish(folder, task, outcome, costs)
 
 
-def _create_folder(config: RunConfig) -> RunFolder:
+def _prepare_folder(folder: RunFolder, config: RunConfig, federation: Federation, rounds: int) -> None:
+    """Write the settings and drop what an interruption left behind after the last saved round."""
+    folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
+    folder.write_partition(federation.manifest(config))
+    folder.keep_metrics(rounds)
+    folder.remove_torn_files()
+
+
+def _new_run(config: RunConfig) -> tuple[RunFolder, RunConfig, None]:
     name = config.run.run_name
     if name == AUTO:
         name = default_name(config.run.strategy, config.data.dataset, config.run.seed, datetime.now())
-    return RunFolder.create(Path(config.run.output_dir).absolute(), name)
+    return RunFolder.create(Path(config.run.output_dir).absolute(), name), config, None
 
 
 def _meet_silos(grid: ExchangeGrid, config: RunConfig, federation: Federation) -> Task:
     exchange = config.exchange
     logger.info("waiting for %d silos", config.run.num_clients)
     nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
-    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout)
+    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout, exchange.max_silo_images)
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
     return Task(config, federation.spec, census, draw_labels(config, census), federation)

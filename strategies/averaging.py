@@ -23,7 +23,7 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census
 from strategies.checks import in_range
 from strategies.global_model import draw_from_model
-from strategies.replies import sound
+from strategies.replies import claimed_name, sound
 from strategies.updates import Update, mean_metrics, read_update
 
 logger = logging.getLogger("fedsynth")
@@ -74,10 +74,11 @@ class AveragingStrategy(SynthesisStrategy):
             raise unknown_choice("sampler", sampler, ("ddpm",))
         if sample_from not in ("raw", "ema"):
             raise unknown_choice("sample-from", sample_from, ("raw", "ema"))
-        self.num_rounds, self.sampler, self.sample_from = num_rounds, sampler, sample_from
+        self.sampler, self.sample_from = sampler, sample_from
+        self.num_rounds = int(in_range("num-rounds", num_rounds, 1))
         self.server_ema_decay = in_range("server-ema-decay", server_ema_decay, 0, 1, high_open=True)
         self.fraction_train = in_range("fraction-train", fraction_train, 0, 1, low_open=True)
-        self.min_train_nodes = min_train_nodes
+        self.min_train_nodes = int(in_range("min-train-nodes", min_train_nodes, 1))
         self._config = RunConfig()
         self._task: Task | None = None
         self._arrays: ArrayRecord | None = None
@@ -200,7 +201,7 @@ class AveragingStrategy(SynthesisStrategy):
         return total * server_round // self.num_rounds - total * (server_round - 1) // self.num_rounds
 
     def _collect(self, replies: Iterable[Message]) -> list[Update]:
-        return sorted(sound(replies, self._needed(), self._read), key=lambda update: update.order)
+        return sorted(sound(replies, self._needed(), self._read, self._name), key=lambda update: update.order)
 
     def _needed(self) -> int:
         """Sound answers a round needs."""
@@ -208,6 +209,11 @@ class AveragingStrategy(SynthesisStrategy):
             return 0
         asked = self._config.exchange.min_replies
         return math.ceil(self._asked / 2) if asked == AUTO else min(asked, self._asked)
+
+    def _name(self, reply: Message) -> str:
+        """Name of the silo that was asked: an answer may claim another."""
+        position = self.census.position(reply) if self.census else None
+        return self.census.members[position].name if self.census and position is not None else claimed_name(reply)
 
     def _read(self, reply: Message) -> Update:
         update = read_update(reply, self.expected_shapes(reply), self._config.exchange.max_silo_images)

@@ -72,8 +72,8 @@ class Census:
         return self._by_node.get(reply.metadata.src_node_id, self._by_name.get(name))
 
 
-def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float) -> Census:
-    """Ask every silo what it holds.
+def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float, max_silo_images: int) -> Census:
+    """Ask every silo what it holds; one that claims more than ``max_silo_images`` images is not believed.
 
     Raises:
         RunError: a silo cannot open its images, answers nonsense, or two go by one name.
@@ -81,19 +81,21 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
     config = {**wire.spec_to_config(spec), "train-seconds": 0.0}
     requests = [wire.request(node, wire.PREPARE, config, ttl=timeout) for node in node_ids]
     replies = usable(grid.send_and_receive(requests), len(node_ids))
-    members = [_member(reply, len(spec.classes)) for reply in sorted(replies, key=wire.silo_key)]
+    members = [_member(reply, len(spec.classes), max_silo_images) for reply in sorted(replies, key=wire.silo_key)]
     names = [member.name for member in members]
     if len(set(names)) < len(names):
         raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
     return Census(members)
 
 
-def _member(reply: Message, num_classes: int) -> Member:
+def _member(reply: Message, num_classes: int, most: int) -> Member:
     _, name = wire.silo_key(reply)
     with malformed_named(reply):
         counts = [int(count) for count in wire.numbers(wire.metrics(reply), "label-counts")]
     if len(counts) != num_classes or min(counts) < 0:
         raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
+    if not 1 <= sum(counts) <= most:
+        raise RunError(f"{name}: claims {sum(counts)} images, must be 1 to max-silo-images = {most}")
     return Member(reply.metadata.src_node_id, name, sum(counts), counts)
 
 

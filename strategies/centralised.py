@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Centralised(SynthesisStrategy):
         unet = initial_unet(config, task.spec).to(pick_device(config.run.device))
         self._state = TrainingState(unet, config.training, make_generator(config.run.seed, "centralised-training"))
         self._steps = config.training.train_steps * len(task.census)
-        self._progress = Progress("centralised training: step", self._steps, logger.info)
+        self._progress = self._new_progress(0)
         return wire.encode_tensors(unet.state_dict())
 
     def configure_train(
@@ -68,7 +69,8 @@ class Centralised(SynthesisStrategy):
         if self._task is None or self._state is None:
             raise RunError("centralised training needs the silos' images: call begin first")
         config = self._task.config
-        goal = self._steps * server_round // self.num_rounds
+        share = self._steps * server_round // self.num_rounds - self._steps * (server_round - 1) // self.num_rounds
+        goal = self._state.steps + share
         losses = train(
             self._state,
             self._images,
@@ -95,3 +97,16 @@ class Centralised(SynthesisStrategy):
             (int(step), loss) for step, loss in zip(curve["steps"], curve["losses"], strict=True)
         ]
         return outcome
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, weight average, optimiser, random state and losses."""
+        return {"training": self._state.state_dict()} if self._state else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; after :meth:`begin`."""
+        if self._state:
+            self._state.load_state_dict(state["training"])
+            self._progress = self._new_progress(self._state.steps)
+
+    def _new_progress(self, done: int) -> Progress:
+        return Progress("centralised training: step", self._steps, logger.info, done=done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
+            _compare_check_sums(path)
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # whatever torch makes of a damaged file
             raise UserError(f"checkpoint '{path}' is damaged: remove it to start at round 1 ({error})") from error
@@ -75,3 +77,14 @@ class Checkpoint:
         for name, counts in now.items():
             if counts != self.silos[name]:
                 logger.warning("%s held %s images per class, now %s", name, self.silos[name], counts)
+
+
+def _compare_check_sums(path: Path) -> None:
+    """Refuse flipped bits, which ``torch.load`` would take for weights.
+
+    Raises:
+        ValueError: a part of the file is not what was written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if changed := archive.testzip():
+            raise ValueError(f"'{changed}' does not match its check sum")

@@ -10,14 +10,14 @@ from fedsynth.errors import UserError
 def in_range(
     key: str, value: float, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = False
 ) -> float:
-    """Return ``value`` if it lies between the bounds.
+    """Return ``value`` if it is finite and lies between the bounds.
 
     Raises:
         UserError: it does not.
     """
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
-    if above and below:
+    if math.isfinite(value) and above and below:
         return value
     left = f"{'>' if low_open else '>='} {low:g}"
     right = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"

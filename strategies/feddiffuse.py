@@ -137,6 +137,8 @@ class FedDiffuse(AveragingStrategy):
         """Every silo that has trained draws its share of the set with its own encoder."""
         assert self._grid is not None, "begin keeps the grid"
         trained = torch.tensor([member.name in self._trained for member in task.census])
+        if absent := [member.name for member in task.census if member.name not in self._trained]:
+            logger.warning("without a model, and left out of the drawing: %s", ", ".join(absent))
         owners = draw_owners(task, "class", trained)
         config = {**self.train_config(task), "run-token": self._run_token, "server-round": self.num_rounds}
         numbers = torch.arange(len(owners))

@@ -57,7 +57,8 @@ class KrumFamily(AveragingStrategy):
         if asked < self.needed():
             raise UserError(
                 f"num-malicious-nodes = {self.num_malicious_nodes}: {self._rule()}, but {asked} silos are asked"
-                f" a round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with num-clients >= 3"
+                f" a round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with 3 silos or more:"
+                " see num-clients, fraction-train and min-train-nodes"
             )
         if self.num_malicious_nodes == 0:
             logger.warning("num-malicious-nodes = 0 promises nothing against hostile silos")
@@ -69,7 +70,9 @@ class KrumFamily(AveragingStrategy):
             RunError: too few sound answers.
         """
         if len(updates) < self.needed():
-            raise RunError(f"{len(updates)} sound answers: {self._rule()}; lower num-malicious-nodes")
+            raise RunError(
+                f"{len(updates)} sound answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
+            )
         chosen = [updates[k] for k in sorted(self.choose(squared_distances([update.record for update in updates])))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
         return chosen

@@ -8,10 +8,10 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedsynth import wire
+from strategies.aggregation import chunk_length, fill, one_thread, working_memory
 
-_CHUNK = 2**18  # numbers of all models together that are in work at once: 2 MB in float64
 
-
+@one_thread()
 def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
     """Squared Euclidean distances between models with equal names and shapes.
 
@@ -25,26 +25,16 @@ def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
         float64 of shape (K, K), symmetric, with a zero diagonal.
     """
     number = len(records)
-    rows, columns = torch.triu_indices(number, number, 1)
-    distances = torch.zeros(number, number, dtype=torch.float64)
+    upper = torch.zeros(number * (number - 1) // 2, dtype=torch.float64)
+    memory = working_memory(number)
     for name in records[0]:
         layers = [wire.peek(record[name]).reshape(-1) for record in records]
         if layers[0].is_floating_point():
-            distances[rows, columns] += _layer_distances(layers)
+            for chunks in zip(*(layer.split(chunk_length(number)) for layer in layers), strict=True):
+                upper += torch.pdist(fill(memory, chunks)).square_()
+    distances = torch.zeros(number, number, dtype=torch.float64)
+    distances[*torch.triu_indices(number, number, 1)] = upper
     return distances + distances.T
-
-
-def _layer_distances(layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    number = len(layers)
-    length = _CHUNK // number + 1
-    total = torch.zeros(number * (number - 1) // 2, dtype=torch.float64)
-    memory = torch.empty(number, length, dtype=torch.float64)
-    for start in range(0, len(layers[0]), length):
-        chunk = memory[:, : len(layers[0]) - start]
-        for row, layer in zip(chunk, layers, strict=True):
-            row.copy_(layer[start : start + length])
-        total += torch.pdist(chunk).square_()
-    return total
 
 
 def krum_scores(distances: torch.Tensor, num_malicious: int) -> torch.Tensor:

@@ -23,13 +23,24 @@ def usable(replies: Iterable[Message], needed: int) -> Iterator[Message]:
     return sound(replies, needed, lambda reply: reply)
 
 
-def sound(replies: Iterable[Message], needed: int, read: Callable[[Message], T]) -> Iterator[T]:
+def claimed_name(reply: Message) -> str:
+    """Name of the silo, as the answer says."""
+    return wire.silo_key(reply)[1]
+
+
+def sound(
+    replies: Iterable[Message],
+    needed: int,
+    read: Callable[[Message], T],
+    name: Callable[[Message], str] = claimed_name,
+) -> Iterator[T]:
     """Yield what ``read`` makes of every answer; leave out the others, with name and reason in the log.
 
     Args:
         replies: answers as they come.
         needed: least number of sound answers.
         read: raises ValueError for an answer that cannot be used.
+        name: who gave an answer.
 
     Raises:
         RunError: fewer than ``needed`` sound answers came; says the first reason. Also as soon as a simulation
@@ -38,7 +49,7 @@ def sound(replies: Iterable[Message], needed: int, read: Callable[[Message], T])
     count, reasons = 0, []
     for reply in replies:
         try:
-            item = _read(reply, read)
+            item = _read(reply, read, name)
         except _LeftOutError as error:
             reasons.append(f"{error.who}: {error}" if error.who else str(error))
             logger.warning("%s left out: %s", error.who or "answer", error)
@@ -54,7 +65,7 @@ def sound(replies: Iterable[Message], needed: int, read: Callable[[Message], T])
         raise RunError(f"{count} usable answers, {needed} needed: {why}")
 
 
-def _read(reply: Message, read: Callable[[Message], T]) -> T:
+def _read(reply: Message, read: Callable[[Message], T], name: Callable[[Message], str]) -> T:
     if reply.has_error():
         reason = str(reply.error.reason)
         if "ActorDied" in reason:
@@ -63,7 +74,7 @@ def _read(reply: Message, read: Callable[[Message], T]) -> T:
     try:
         return read(reply)
     except ValueError as error:
-        raise _LeftOutError(str(error), wire.silo_key(reply)[1]) from error
+        raise _LeftOutError(str(error), name(reply)) from error
 
 
 class _LeftOutError(Exception):
@@ -87,9 +98,12 @@ def seconds_worked(reply: Message) -> float:
     """Time the silo says it worked on an answer; 0 when it says nothing.
 
     Raises:
-        ValueError: no number.
+        ValueError: no number, negative or not finite.
     """
-    return wire.number(wire.metrics(reply), "seconds", 0.0)
+    seconds = wire.number(wire.metrics(reply), "seconds", 0.0)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds = {seconds}: must be >= 0 and finite")
+    return seconds
 
 
 def num_examples(reply: Message, most: int) -> int:

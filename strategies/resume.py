@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,56 +21,41 @@ from strategies.publish import Costs
 
 logger = logging.getLogger("fedsynth")
 
-FREE_KEYS = frozenset(
-    {
-        *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
-        *("num-rounds", "train-steps"),
-        *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate"),
-    }
-)
-"""Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
 
-
-def open_run(config: RunConfig) -> tuple[RunFolder, RunConfig, Checkpoint | None]:
-    """Open the run folder that ``resume`` names.
+def open_run(config: RunConfig, strategy: SynthesisStrategy) -> tuple[RunFolder, RunConfig, Checkpoint | None]:
+    """Open the run folder that ``resume`` names, and change nothing there.
 
     Returns:
-        Folder, configuration with the record of what had been resolved, and the checkpoint; None before round 1 ended.
+        Folder, configuration as the run would have it without an interruption, and the checkpoint; None before round
+        1 ended.
 
     Raises:
         UserError: no run folder, a damaged file, or a configuration that is not the run's.
     """
-    folder = RunFolder.open(Path(config.run.resume))
-    known = json.loads(folder.config.read_text())
-    _refuse_changes(config, known["config"])
+    folder = RunFolder.open(Path(config.run.resume).absolute())
+    # Without rounds to add, the length of the training is that of the silos' own models.
+    fixed = () if "num-rounds" in strategy.defaults(config) else ("num-rounds", "train-steps")
+    folder.refuse_changes(config, fixed)
     checkpoint = Checkpoint.load(folder.checkpoints)
-    last_round = checkpoint.round if checkpoint else 0
-    rounds = config.run.num_rounds
-    if rounds != "auto" and last_round > rounds:
-        raise UserError(f"num-rounds = {rounds}: must be >= {last_round}, the rounds '{folder.path}' has finished")
-    folder.keep_metrics(last_round)
-    logger.info("resuming after round %d", last_round)
-    return folder, config.model_copy(update={"resolved": tuple(known["resolved"])}), checkpoint
+    rounds, finished = strategy.num_rounds, checkpoint.round if checkpoint else 0
+    if finished > rounds:
+        raise UserError(f"num-rounds = {rounds}: must be >= {finished}, the rounds '{folder.path}' has finished")
+    folder.read_metrics()  # if they are damaged, say so before a silo works
+    logger.info("resuming after round %d", finished)
+    return folder, _as_if_uninterrupted(config, folder), checkpoint
 
 
-def _refuse_changes(config: RunConfig, known: dict[str, object]) -> None:
-    for key, value in config.to_run_config().items():
-        if key not in FREE_KEYS and known.get(key) != value:
-            raise UserError(
-                f"{key} = {value!r}: the run to resume has {known.get(key)!r}; give the same, or start another run"
-                " ('fedsynth run --resume' takes over the run's configuration)"
-            )
+def _as_if_uninterrupted(config: RunConfig, folder: RunFolder) -> RunConfig:
+    place = {"resume": "", "run_name": folder.path.name, "output_dir": str(folder.path.parent)}
+    known, flat = folder.read_config(), config.to_run_config()
+    resolved = tuple(key for key in known.resolved if flat[key] == known.to_run_config()[key])
+    return config.model_copy(update={"run": config.run.model_copy(update=place), "resolved": resolved})
 
 
 def continue_from(
     checkpoint: Checkpoint, strategy: SynthesisStrategy, task: Task, grid: ExchangeGrid
 ) -> tuple[ArrayRecord, Costs]:
-    """Put strategy and costs where the checkpoint has them.
-
-    Raises:
-        UserError: other silos than before.
-    """
-    checkpoint.check_silos(task.census)
+    """Put strategy and costs where the checkpoint has them."""
     strategy.resume(task, grid, checkpoint.strategy)
     costs = Costs(**checkpoint.costs)
     # What resuming itself sent comes on top.

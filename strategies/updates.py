@@ -60,9 +60,9 @@ def mean_metrics(updates: Sequence[Update]) -> MetricRecord:
     """Sum up what the silos say: images and seconds in all, their loss weighted by images, how many answered."""
     total = sum(update.num_examples for update in updates)
     metrics: dict[str, MetricRecordValues] = {"num-examples": total, "silos": len(updates)}
-    losses = [update.loss * update.num_examples for update in updates if update.loss is not None]
-    if len(losses) == len(updates):
-        metrics["loss"] = sum(losses) / total
+    saying = [(update.loss, update.num_examples) for update in updates if update.loss is not None]
+    if saying:
+        metrics["loss"] = sum(loss * n for loss, n in saying) / sum(n for _, n in saying)
     metrics["client-seconds"] = sum(update.seconds for update in updates)
     return MetricRecord(metrics)
 

@@ -75,11 +75,8 @@ def _refuse_unknown(rest: list[str]) -> None:
 
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
-    if options.resume and options.setting:
-        raise UserError(f"--resume takes over the configuration of the run: leave out '{options.setting}'")
-    given: dict[str, Any] = _read_setting(options.setting) if options.setting else {}
-    if options.resume:
-        given = _resumed(Path(_absolute(options.resume)), options)
+    earlier = _run_to_resume(options)
+    given = _continued(earlier, options) if earlier else _read_setting(options.setting)
     for key, _, info in config_keys():
         text = getattr(options, key.replace("-", "_"))
         if text is not None and key != "resume":
@@ -90,38 +87,55 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     if config.run.run_name == AUTO:
         run = config.run
         changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
-    return RunConfig.from_run_config({**flat, **changes})
+    config = RunConfig.from_run_config({**flat, **changes})
+    if earlier:
+        earlier.refuse_changes(config)
+    return config
 
 
-def _resumed(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _run_to_resume(options: argparse.Namespace) -> RunFolder | None:
+    """Return the folder that ``--resume`` names.
+
+    Raises:
+        UserError: there is no run, or an option says otherwise.
+    """
+    if options.resume is None:
+        return None
+    if options.setting:
+        raise UserError(f"--resume takes over the configuration of the run: leave out '{options.setting}'")
+    for key, value in (("run-name", options.run_name), ("output-dir", options.output_dir)):
+        if value is not None:
+            raise UserError(f"{key} = {value!r}: a run continues in its own folder; leave out --{key} with --resume")
+    return RunFolder.open(Path(_absolute(options.resume)))
+
+
+def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Scalar]:
     """Return the configuration of an earlier run; more rounds bring optimiser steps in proportion."""
-    try:
-        given = dict(json.loads(RunFolder.open(path).config.read_text())["config"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{path / 'config.json'}' is damaged: {error}") from None
+    config, path = earlier.read_config(), earlier.path
+    given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
     if options.num_rounds is not None and options.train_steps is None:
-        given["train-steps"] = _more_steps(given, options.num_rounds)
-    return {**given, "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
-
-
-def _more_steps(given: dict[str, Any], num_rounds: str) -> int:
-    """Return ``train-steps`` that leave every round its share."""
-    wanted, had = _scalar(num_rounds), given["num-rounds"]
-    steps = int(given["train-steps"])
-    return steps * wanted // had if isinstance(wanted, int) and isinstance(had, int) else steps
+        had, wanted = config.run.num_rounds, _scalar(options.num_rounds)
+        if had != AUTO and isinstance(wanted, int):
+            given["train-steps"] = config.training.train_steps * wanted // had
+    return given
 
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _read_setting(path: Path) -> dict[str, Any]:
+def _read_setting(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        return tomllib.loads(path.read_text())
+        setting = tomllib.loads(path.read_text())
     except OSError as error:
         raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"setting '{path}': not TOML: {error}") from None
+    if setting.get("resume"):
+        raise UserError(f"setting '{path}': resume = {setting['resume']!r}: give --resume and no setting file instead")
+    return setting
 
 
 def _scalar(text: str) -> Scalar:

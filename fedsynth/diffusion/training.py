@@ -52,9 +52,9 @@ class TrainingState:
         self.ema.copy_to(self.unet.parameters())
         return self.unet
 
-    def save(self, path: Path) -> None:
-        """Write everything to one file, atomically."""
-        state = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything; the tensors are those in use."""
+        return {
             "unet": self.unet.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -62,20 +62,25 @@ class TrainingState:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": self.seconds,
         }
-        with atomic_file(path) as temporary:
-            torch.save(state, temporary)
 
-    def load(self, path: Path) -> None:
-        """Continue from a file written by :meth:`save`."""
-        device = next(self.unet.parameters()).device
-        # Every part moves its own tensors, and Adam's step counts belong on the CPU.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned, its tensors on the CPU."""
         self.unet.load_state_dict(state["unet"])
         self.ema.load_state_dict(state["ema"])
-        self.ema.to(device)
+        self.ema.to(next(self.unet.parameters()).device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.losses, self.seconds = state["losses"].tolist(), state["seconds"]
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, atomically."""
+        with atomic_file(path) as temporary:
+            torch.save(self.state_dict(), temporary)
+
+    def load(self, path: Path) -> None:
+        """Continue from a file written by :meth:`save`."""
+        # Every part moves its own tensors, and Adam's step counts belong on the CPU.
+        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def train(

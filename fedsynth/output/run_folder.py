@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
 from fedsynth.output.disk import explained_writing
+
+FREE_KEYS = frozenset(
+    {
+        *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
+        *("num-rounds", "train-steps"),
+        *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate"),
+    }
+)
+"""Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
 
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
@@ -72,6 +83,37 @@ class RunFolder:
         """Write ``config.json``."""
         self._write(self.config, value)
 
+    def read_config(self) -> RunConfig:
+        """Return the run's configuration from ``config.json``, with the record of what had been resolved.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            content = json.loads(self.config.read_text())
+            config = RunConfig.from_run_config(content["config"])
+            return config.model_copy(update={"resolved": tuple(content["resolved"])})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"'{self.config}' is damaged: restore it, or start another run ({error})") from error
+
+    def refuse_changes(self, config: RunConfig, fixed: Collection[str] = ()) -> None:
+        """Compare a configuration to continue with and the run's own.
+
+        Args:
+            config: the former.
+            fixed: keys that may not differ although they are in ``FREE_KEYS``.
+
+        Raises:
+            UserError: a key differs that may not.
+        """
+        known = self.read_config().to_run_config()
+        for key, value in config.to_run_config().items():
+            if value != known[key] and (key in fixed or key not in FREE_KEYS):
+                raise UserError(
+                    f"{key} = {value!r}: the run to resume has {known[key]!r}; give the same, or start another run"
+                    " ('fedsynth run --resume' takes over the run's configuration)"
+                )
+
     def write_partition(self, value: Any) -> None:
         """Write ``partition.json``."""
         self._write(self.partition, value)
@@ -81,18 +123,24 @@ class RunFolder:
         self._write(self.results, value)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the process dies next."""
+        """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""
         line = json.dumps(dict(row)) + "\n"
         with explained_writing(self.metrics), self.metrics.open("ab") as file:
             _drop_torn_line(self.metrics)
             file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of ``metrics.jsonl``, without a last line that a crash cut short; none if absent."""
+        """Return the rows of ``metrics.jsonl``, without a last line that a crash cut short; none if absent.
+
+        Raises:
+            UserError: a line is damaged.
+        """
         if not self.metrics.exists():
             return []
         whole_lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in whole_lines]
+        return [self._read_row(number, line) for number, line in enumerate(whole_lines, 1)]
 
     def keep_metrics(self, rounds: int) -> None:
         """Drop rows of ``metrics.jsonl`` after round ``rounds``: a run that continues there writes them again."""
@@ -100,6 +148,12 @@ class RunFolder:
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(kept))
+
+    def remove_torn_files(self) -> None:
+        """Remove what killed processes had not finished writing."""
+        for pattern in (".*.part", "*/.*.part"):
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
     def log_to_file(self, logger: logging.Logger) -> Iterator[None]:
@@ -113,6 +167,12 @@ class RunFolder:
         finally:
             logger.removeHandler(handler)
             handler.close()
+
+    def _read_row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{self.metrics}' is damaged: remove line {number} ({error})") from error
 
     def _write(self, path: Path, value: Any) -> None:
         with explained_writing(path):

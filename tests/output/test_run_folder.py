@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsynth.config import RunConfig, Scalar, config_keys
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, default_name
+from fedsynth.output.run_folder import FREE_KEYS
 
 
 def test_names_hold_time_strategy_dataset_and_seed() -> None:
@@ -90,6 +92,130 @@ def test_a_row_that_is_no_json_leaves_the_file_alone(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         run.append_metrics({"round": {1, 2}})
     assert run.read_metrics() == [{"round": 1}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\0\0\0", b"[1, 2]", b"\xff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.metrics.write_bytes(b'{"round": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl' is damaged: remove line 2"):
+        run.read_metrics()
+
+
+def test_rows_after_a_round_are_dropped(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.keep_metrics(0)
+    assert not run.metrics.exists()
+    for number in (1, 2, 3):
+        run.append_metrics({"round": number, "loss": 1 / number})
+    with run.metrics.open("a") as file:
+        file.write('{"round": 4, "lo')
+    run.keep_metrics(2)
+    assert run.metrics.read_text() == '{"round": 1, "loss": 1.0}\n{"round": 2, "loss": 0.5}\n'
+    run.append_metrics({"round": 3})
+    assert [row["round"] for row in run.read_metrics()] == [1, 2, 3]
+    run.keep_metrics(0)
+    assert run.read_metrics() == []
+
+
+def test_only_what_was_not_finished_is_removed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    whole = ["config.json", "synthetic/0/00000.png", "checkpoints/last.pt", "mine.part", ".hidden"]
+    torn = [".config.json.1f.part", "checkpoints/.last.pt.2e.part", ".synthetic.3d.part/0/00000.png"]
+    for name in [*whole, *torn]:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text(name)
+    run.remove_torn_files()
+    assert sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()) == sorted(whole)
+    run.remove_torn_files()
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"'{tmp_path}/nothing' is no run folder \(it holds no config.json\)"):
+        RunFolder.open(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    RunFolder(tmp_path).write_config({})
+    assert RunFolder.open(tmp_path).path == tmp_path
+
+
+CONFIG = RunConfig.from_run_config({"strategy": "fedavg", "num-rounds": 4, "seed": 3})
+
+
+def known(tmp_path: Path, config: RunConfig = CONFIG) -> RunFolder:
+    run = RunFolder(tmp_path)
+    run.write_config({"config": config.to_run_config(), "resolved": ["sampler", "beta"]})
+    return run
+
+
+def test_configuration_is_read_with_what_had_been_resolved(tmp_path: Path) -> None:
+    config = known(tmp_path).read_config()
+    assert config.to_run_config() == CONFIG.to_run_config()
+    assert config.resolved == ("sampler", "beta")
+
+
+def test_keys_that_a_configuration_lacks_have_their_default(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_config({"config": {"seed": 3}, "resolved": []})
+    assert RunFolder(tmp_path).read_config() == RunConfig.from_run_config({"seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value"),
+        (b'{"config": {"seed": 1}, "resol', "Unterminated"),
+        (b"\xff\xfe", "decode"),
+        (b"[]", "list indices"),
+        (b"{}", "config"),
+        (b'{"config": {"seed": 1}}', "resolved"),
+        (b'{"config": 5, "resolved": []}', "not iterable"),
+        (b'{"config": [], "resolved": []}', "items"),
+        (b'{"config": {"sede": 1}, "resolved": []}', "unknown config key 'sede'"),
+        (b'{"config": {"seed": "x"}, "resolved": []}', "seed = 'x': must be"),
+        (b'{"config": {}, "resolved": 5}', "not iterable"),
+    ],
+)
+def test_damaged_configuration_is_named(content: bytes, why: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.config.write_bytes(content)
+    with pytest.raises(UserError, match=rf"config.json' is damaged: restore it, or start another run \(.*{why}"):
+        run.read_config()
+    assert run.config.read_bytes() == content
+
+
+def changed(**changes: Scalar) -> RunConfig:
+    given = {key.replace("_", "-"): value for key, value in changes.items()}
+    return RunConfig.from_run_config({**CONFIG.to_run_config(), **given})
+
+
+def test_equal_configurations_and_free_keys_pass(tmp_path: Path) -> None:
+    run = known(tmp_path)
+    run.refuse_changes(CONFIG)
+    run.refuse_changes(changed(num_rounds=8, train_steps=1800, device="cpu", evaluate=False, node_timeout=1.0))
+    assert {key for key, _, _ in config_keys()} >= FREE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "had"),
+    [
+        ("strategy", "fedmedian", "fedavg"),
+        ("seed", 1, 3),
+        ("num-clients", 4, 10),
+        ("dataset", "mnist", "digits"),
+        ("block-out-channels", "8,8", "auto"),
+        ("learning-rate", 0.1, 0.0002),
+        ("num-samples", 9, 1000),
+        ("oversample", True, False),
+        ("wire-dtype", "float16", "float32"),
+    ],
+)
+def test_other_keys_are_refused(key: str, value: Scalar, had: Scalar, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{key} = {value!r}: the run to resume has {had!r}; give the same"):
+        known(tmp_path).refuse_changes(RunConfig.from_run_config({**CONFIG.to_run_config(), key: value}))
+
+
+def test_free_keys_can_be_fixed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train-steps = 1800: the run to resume has 900"):
+        known(tmp_path).refuse_changes(changed(train_steps=1800), fixed=("num-rounds", "train-steps"))
 
 
 def test_the_log_is_copied_while_the_block_runs(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def silos(identities: dict[int, dict[str, Any]], **metrics: Any) -> Callable[[Me
 
 
 def census_by(respond: Callable[[Message], Message], nodes: list[int]) -> Census:
-    return take_census(StubGrid(nodes, respond), nodes, SPEC, 5.0)
+    return take_census(StubGrid(nodes, respond), nodes, SPEC, 5.0, 1000)
 
 
 def test_members_sort_by_partition_not_by_node_or_arrival() -> None:
@@ -51,7 +51,7 @@ def test_real_silos_sort_by_name() -> None:
 
 def test_census_asks_for_counts_in_the_run_s_format_and_not_for_training() -> None:
     grid = StubGrid([4], silos({}))
-    take_census(grid, [4], SPEC, 5.0)
+    take_census(grid, [4], SPEC, 5.0, 1000)
     (message,) = grid.requests
     config = message.content.config_records[wire.CONFIG]
     assert message.metadata.message_type == "query.prepare"
@@ -70,6 +70,8 @@ def test_census_asks_for_counts_in_the_run_s_format_and_not_for_training() -> No
         ({"label_counts": [1.0, float("inf"), 3.0]}, "silo-0: unusable answer"),
         ({"label_counts": 3}, "silo-0: unusable answer: label-counts = 3: must be a list"),
         ({"num_examples": 3}, "silo-0: unusable answer: label-counts = None"),
+        ({"label_counts": [1000, 1, 0]}, "silo-0: claims 1001 images, must be 1 to max-silo-images = 1000"),
+        ({"label_counts": [0, 0, 0]}, "silo-0: claims 0 images"),
     ],
 )
 def test_counts_that_make_no_sense_end_the_run_by_name(metrics: dict[str, Any], said: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,40 @@ def test_slices_make_one_training_on_the_union() -> None:
     expected = by_hand().unet.state_dict()
     weights = wire.decode_tensors(arrays)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("sample_from", ["raw", "ema"])
+def test_training_goes_on_from_what_was_saved(sample_from: str, tmp_path: Path) -> None:
+    expected, images, _ = run(3, sample_from)
+    first = Centralised(num_rounds=3, sample_from=sample_from)
+    first.begin(task(), StubGrid([]))
+    first.aggregate_train(1, [])
+    torch.save(first.state_dict(), tmp_path / "state")
+    second, todo = Centralised(num_rounds=3, sample_from=sample_from), task()
+    second.resume(todo, StubGrid([]), torch.load(tmp_path / "state", weights_only=True))
+    goals = []
+    for number in (2, 3):
+        arrays, metrics = second.aggregate_train(number, [])
+        assert metrics is not None
+        goals.append((metrics["steps"], metrics["server-steps"]))
+    assert goals == [(5, 3), (8, 3)]
+    assert arrays is not None
+    weights, whole = wire.decode_tensors(arrays), wire.decode_tensors(expected)
+    assert all(torch.equal(weights[name], value) for name, value in whole.items())
+    outcome = second.finish(todo, arrays)
+    np.testing.assert_array_equal(outcome.images, images)
+    assert [loss for _, loss in outcome.curves["centralised"]] == by_hand().losses
+
+
+def test_more_rounds_without_more_steps_have_shorter_slices() -> None:
+    finished = Centralised(num_rounds=2)
+    finished.begin(task(), StubGrid([]))
+    for number in (1, 2):
+        finished.aggregate_train(number, [])
+    longer = Centralised(num_rounds=4)
+    longer.resume(task(), StubGrid([]), finished.state_dict())
+    steps = [dict(longer.aggregate_train(number, [])[1] or {})["server-steps"] for number in (3, 4)]
+    assert steps == [2, 2]
 
 
 def test_averaged_weights_are_sampled_when_asked() -> None:

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_flower import FakeFlower, refused
+
+from fedsynth.cli import main
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.output import RunFolder
+from fedsynth.output.run_folder import FREE_KEYS
+
+WORDS = "--strategy fedavg --run-name first --num-rounds 4 --train-steps 40 --seed 3 --alpha 0.5 --data-root data"
+
+
+@pytest.fixture
+def earlier(flower: FakeFlower, project: Path) -> RunFolder:
+    """A run of four rounds, with the configuration that the server leaves behind."""
+    assert main(["run", *WORDS.split()]) == 0
+    folder = RunFolder(project / "runs" / "first")
+    resolved: dict[str, Scalar] = {"sampler": "ddpm", "sample-from": "raw", "fraction-train": 1.0}
+    folder.write_config({"config": {**flower.settings, **resolved}, "resolved": sorted(resolved)})
+    flower.commands.clear()
+    return folder
+
+
+def config_of(folder: RunFolder) -> dict[str, Scalar]:
+    return dict(json.loads(folder.config.read_text())["config"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("form", ["runs/first", "runs/first/", "./runs/../runs/first", "~/project/runs/first", "{}"])
+def test_configuration_of_the_run_is_taken_over(
+    form: str, flower: FakeFlower, earlier: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["run", "--resume", form.format(earlier.path)]) == 0
+    expected = {**RunConfig().to_run_config(), **config_of(earlier), "resume": str(earlier.path)}
+    assert flower.settings == expected
+    assert [path.name for path in earlier.path.parent.iterdir()] == ["first"]
+    command = flower.commands[-1]
+    assert "num-supernodes=10" in command[command.index("--federation-config") + 1]
+
+
+def test_run_is_continued_from_elsewhere_and_where_it_was_moved_to(
+    flower: FakeFlower, earlier: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = config_of(earlier)
+    moved = tmp_path / "archive" / "renamed"
+    shutil.move(earlier.path, moved)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["run", "--resume", "../archive/renamed"]) == 0
+    settings = flower.settings
+    place = {"resume": str(moved), "output-dir": str(moved.parent), "run-name": "renamed"}
+    assert {key: settings[key] for key in place} == place
+    assert {key: settings[key] for key in ("state-dir", "data-root")} == {
+        key: before[key] for key in ("state-dir", "data-root")
+    }
+
+
+CHANGES = {
+    "state-dir": "there",
+    "data-root": "images",
+    "download": "true",
+    "device": "cpu",
+    "num-rounds": "8",
+    "train-steps": "50",
+    "node-timeout": "5",
+    "reply-timeout": "6.5",
+    "min-replies": "2",
+    "slice-seconds": "1",
+    "evaluate": "false",
+}
+
+
+def test_every_free_key_can_be_given(flower: FakeFlower, earlier: RunFolder, project: Path) -> None:
+    assert CHANGES.keys() == FREE_KEYS - {"resume", "run-name", "output-dir"}
+    options = [word for key, value in CHANGES.items() for word in (f"--{key}", value)]
+    assert main(["run", "--resume", "runs/first", *options]) == 0
+    settings = flower.settings
+    assert settings["state-dir"] == str(project / "there")
+    assert [settings[key] for key in ("num-rounds", "train-steps", "min-replies")] == [8, 50, 2]
+    assert {key: value for key, value in settings.items() if key not in FREE_KEYS} == {
+        key: value for key, value in config_of(earlier).items() if key not in FREE_KEYS
+    }
+
+
+@pytest.mark.parametrize(
+    ("had", "options", "steps"),
+    [
+        (4, ["--num-rounds", "8"], 80),
+        (4, ["--num-rounds", "3"], 30),
+        (4, ["--num-rounds", "8", "--train-steps", "60"], 60),
+        (4, [], 40),
+        ("auto", ["--num-rounds", "8"], 40),
+    ],
+)
+def test_more_rounds_bring_steps_in_proportion(
+    had: Scalar, options: list[str], steps: int, flower: FakeFlower, earlier: RunFolder
+) -> None:
+    earlier.write_config({"config": {**config_of(earlier), "num-rounds": had}, "resolved": []})
+    assert main(["run", "--resume", "runs/first", *options]) == 0
+    assert flower.settings["train-steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("mine.toml --resume runs/first", "--resume takes over the configuration of the run: leave out 'mine.toml'"),
+        ("--resume runs/first --seed 1", "seed = 1: the run to resume has 3; give the same, or start another run"),
+        ("--resume runs/first --strategy fedmedian", "strategy = 'fedmedian': the run to resume has 'fedavg'"),
+        ("--resume runs/first --num-clients 3", "num-clients = 3: the run to resume has 10"),
+        ("--resume runs/first --sample-from auto", "sample-from = 'auto': the run to resume has 'raw'"),
+        ("--resume runs/first --num-rounds four", "num-rounds = 'four': must be"),
+        ("--resume runs/first --num-rounds 0", "num-rounds = 0: must be"),
+        ("--resume runs/first --num-rounds true", "num-rounds = True: must be"),
+        ("--resume runs/first --evaluate 1", "evaluate = 1: must be"),
+        ("--resume runs/first --strategy fedavgg", "unknown strategy 'fedavgg': did you mean 'fedavg'?"),
+        ("--resume runs/first --sede 1", "unknown option '--sede': did you mean 'seed'?"),
+        ("--resume runs/first --run-name new", "run-name = 'new': a run continues in its own folder; leave out --run"),
+        ("--resume runs/first --output-dir out", "output-dir = 'out': a run continues in its own folder; leave out"),
+        ("--resume runs/frist", "runs/frist' is no run folder (it holds no config.json): give the folder of a run"),
+        ("--resume runs", "runs' is no run folder"),
+        ("--resume runs/first/config.json", "config.json' is no run folder"),
+        ("--resume=", "is no run folder"),
+        ("resumed.toml", "setting 'resumed.toml': resume = 'runs/first': give --resume and no setting file instead"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_and_left_alone(
+    words: str, said: str, flower: FakeFlower, earlier: RunFolder, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "mine.toml").write_text("seed = 3\n")
+    (project / "resumed.toml").write_text('resume = "runs/first"\n')
+    before = contents(project)
+    capsys.readouterr()
+    assert said in refused(capsys, *words.split())
+    assert flower.commands == []
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("content", ["", '{"config": {"seed": ', "[]", '{"config": {"sede": 1}, "resolved": []}'])
+def test_damaged_configuration_is_refused(
+    content: str, flower: FakeFlower, earlier: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier.config.write_text(content)
+    capsys.readouterr()
+    assert f"'{earlier.config}' is damaged: restore it, or start another run" in refused(
+        capsys, "--resume", "runs/first"
+    )
+    assert flower.commands == []
+    assert earlier.config.read_text() == content
+
+
+def test_results_of_the_first_time_are_no_results_of_the_second(
+    flower: FakeFlower, earlier: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flower.leave = "log"
+    capsys.readouterr()
+    assert "the run ended without results" in refused(capsys, "--resume", "runs/first")
+    assert earlier.results.is_file()
+
+
+def test_interrupt_leaves_the_run_to_be_resumed_again(flower: FakeFlower, earlier: RunFolder) -> None:
+    flower.leave, flower.raises = "nothing", KeyboardInterrupt()
+    before = contents(earlier.path)
+    assert main(["run", "--resume", "runs/first"]) == 130
+    assert contents(earlier.path) == before
+    flower.leave, flower.raises = "results", None
+    assert main(["run", "--resume", "runs/first"]) == 0

@@ -1,0 +1,132 @@
+"""Small models as silos would send them, and rounds of averaging driven by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord
+from hand_made import StubGrid, reply
+from numpy.typing import NDArray
+
+from fedsynth import wire
+from fedsynth.diffusion import select_parts
+from strategies import STRATEGIES
+from strategies.averaging import AveragingStrategy
+
+Model = dict[str, torch.Tensor]
+Exact = dict[str, NDArray[np.float64]]
+
+AVERAGING = [name for name, chosen in STRATEGIES.items() if issubclass(chosen, AveragingStrategy)]
+"""Names of all averaging strategies."""
+
+BUFFER = "class_embedding.count"
+"""The layer of whole numbers."""
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "conv_in.weight": (5, 4),
+    BUFFER: (2,),
+    "down_blocks.bias": (7,),
+    "mid_block.scale": (),
+    "up_blocks.weight": (3, 2, 2),
+    "conv_out.bias": (3,),
+}
+"""Layers with names from every part of a U-Net, so that every strategy can take them."""
+
+
+def model(seed: int, size: float = 0.05) -> Model:
+    """Weights of normal size ``size``, and whole numbers below 1000."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: size * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return {**weights, BUFFER: torch.randint(1000, SHAPES[BUFFER], generator=generator)}
+
+
+def near(weights: Mapping[str, torch.Tensor], seed: int, drift: float = 0.01) -> Model:
+    """The same weights after training: each moved by a normal number of size ``drift``; other whole numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = {
+        name: value + drift * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point()
+        else torch.randint(1000, value.shape, generator=generator)
+        for name, value in weights.items()
+    }
+    return moved
+
+
+def exact(weights: Mapping[str, torch.Tensor]) -> Exact:
+    """The same numbers in float64 numpy."""
+    return {name: value.numpy().astype(np.float64) for name, value in weights.items()}
+
+
+def flat(weights: Mapping[str, torch.Tensor]) -> NDArray[np.float64]:
+    """All floating-point weights as one vector, float64."""
+    floats = [value.numpy().astype(np.float64).ravel() for value in weights.values() if value.is_floating_point()]
+    return np.concatenate(floats)
+
+
+def send(
+    strategy: AveragingStrategy, number: int, weights: Mapping[str, torch.Tensor], nodes: Sequence[int], **config: Any
+) -> list[Message]:
+    """Requests of round ``number``; ``nodes`` are the connected silos of a strategy that has not begun."""
+    record = wire.encode_tensors(weights)
+    return list(strategy.configure_train(number, record, ConfigRecord(config), StubGrid(nodes)))
+
+
+def answer(request: Message, weights: Mapping[str, torch.Tensor], silo: int, count: int = 1, **metrics: Any) -> Message:
+    """What partition ``silo`` answers: the parts it is asked for (all unless told), trained on ``count`` images."""
+    parts = wire.config(request).get("report-parts")
+    asked = select_parts(weights, parts) if isinstance(parts, list) else dict(weights)
+    return reply(request, wire.ARRAYS, asked, partition=silo, num_examples=count, **metrics)
+
+
+def answers(requests: Sequence[Message], models: Sequence[Model], counts: Sequence[int]) -> list[Message]:
+    """One answer each, of partitions 0, 1, ..."""
+    return [
+        answer(request, weights, silo, count, loss=1.0 + silo, seconds=0.5)
+        for silo, (request, weights, count) in enumerate(zip(requests, models, counts, strict=True))
+    ]
+
+
+def gather(strategy: AveragingStrategy, number: int, replies: Sequence[Message]) -> tuple[Model, MetricRecord]:
+    """The combined weights, and the metrics of the round."""
+    arrays, metrics = strategy.aggregate_train(number, replies)
+    assert arrays is not None
+    assert metrics is not None
+    return wire.decode_tensors(arrays), metrics
+
+
+def play(
+    strategy: AveragingStrategy, number: int, weights: Model, models: Sequence[Model], counts: Sequence[int]
+) -> Model:
+    """One whole round."""
+    requests = send(strategy, number, weights, range(len(models)))
+    return gather(strategy, number, answers(requests, models, counts))[0]
+
+
+def mean_of(models: Sequence[Model], counts: Sequence[int]) -> Exact:
+    """Σ n_k w_k / Σ n_k, the whole-number buffers not yet rounded."""
+    total = {name: np.zeros(value.shape) for name, value in exact(models[0]).items()}
+    for weights, count in zip(models, counts, strict=True):
+        for name, value in exact(weights).items():
+            total[name] += count / sum(counts) * value
+    return total
+
+
+def assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Equal names in equal order, equal dtypes, equal bits."""
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype, name
+        assert torch.equal(value, expected[name]), name
+
+
+def assert_near(found: Mapping[str, torch.Tensor], expected: Exact, rtol: float = 1e-6, atol: float = 1e-7) -> None:
+    """Equal up to single precision, in the dtypes of :func:`model`; whole-number buffers to the nearest number."""
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        whole = name == BUFFER
+        assert value.dtype == (torch.int64 if whole else torch.float32), name
+        nearest = np.round(expected[name]) if whole else expected[name]
+        np.testing.assert_allclose(value.numpy(), nearest, rtol=0 if whole else rtol, atol=0 if whole else atol)
