@@ -38,7 +38,7 @@ SETTINGS: dict[str, Scalar] = {
     "num-clients": 10,
     "num-rounds": 8,
     "partition": "iid",
-    "train-steps": 240,
+    "train-steps": 160,
 }
 STRATEGIES: dict[str, dict[str, Scalar]] = {
     "fedavg": {},

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -50,6 +51,13 @@ SAMPLES = "samples"
 LABELS = "labels"
 NUMBERS = "numbers"
 IMAGES = "images"
+
+_MAGIC = np.lib.format.magic(1, 0)
+
+with warnings.catch_warnings():
+    # torch warns once a process of a tensor on read-only memory, which is the point of peek().
+    warnings.simplefilter("ignore", UserWarning)
+    torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 
 def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
@@ -98,11 +106,7 @@ def peek(array: Array) -> torch.Tensor:
         ValueError: the bytes are not the array they claim to be.
     """
     try:
-        values = _view(array)
-        with warnings.catch_warnings():
-            # torch says that the memory is read-only, which is the point.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.from_numpy(values)
+        return torch.from_numpy(_view(array))
     except Exception as error:  # whatever a stranger's bytes set off in the reader
         raise ValueError(f"array cannot be read: {error}") from error
 
@@ -110,11 +114,19 @@ def peek(array: Array) -> torch.Tensor:
 def _view(array: Array) -> np.ndarray:
     if array.stype != SType.NUMPY:
         raise TypeError(f"serialised as '{array.stype}', not as '{SType.NUMPY}'")
-    header = io.BytesIO(array.data)
-    if np.lib.format.read_magic(header) != (1, 0):
+    if array.data[: len(_MAGIC)] != _MAGIC:
         return array.numpy()
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-    return np.frombuffer(array.data, dtype, offset=header.tell()).reshape(shape, order="F" if fortran else "C")
+    # After the magic words two bytes say how long the header is.
+    first = len(_MAGIC)
+    last = first + 2 + int.from_bytes(array.data[first : first + 2], "little")
+    shape, fortran, dtype = _read_header(array.data[first:last])
+    return np.frombuffer(array.data, dtype, offset=last).reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(1024)
+def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Parse a header. It takes longer than all the rest, and the layers of all silos share a few."""
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
 
 
 def decode(array: Array) -> torch.Tensor:

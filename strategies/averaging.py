@@ -155,7 +155,8 @@ class AveragingStrategy(SynthesisStrategy):
         metrics = mean_metrics(updates)
         if "loss" in metrics:
             self._losses.append((server_round, wire.number(metrics, "loss")))
-        arrays = self.refine(server_round, self.combine(server_round, updates), metrics)
+        combined = self._in_precision_sent(self.combine(server_round, updates))
+        arrays = self.refine(server_round, combined, metrics)
         if self.sample_from == "ema":
             self._follow(wire.decode_tensors(arrays))
         return arrays, metrics
@@ -225,6 +226,13 @@ class AveragingStrategy(SynthesisStrategy):
     def expected_shapes(self, reply: Message) -> Shapes | None:
         """Layers an answer must hold, by default all of the global model's."""
         return self._shapes
+
+    def _in_precision_sent(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Undo what answers in double precision would make of the model, and of everybody's traffic."""
+        for name, sent in (self._arrays or {}).items():
+            if arrays[name].dtype != sent.dtype:
+                arrays[name] = wire.encode(wire.peek(arrays[name]), sent.dtype)
+        return arrays
 
     def _follow(self, current: dict[str, torch.Tensor]) -> None:
         """Update the average over rounds."""

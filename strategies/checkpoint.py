@@ -13,6 +13,7 @@ import torch
 
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
+from fedsynth.output import explained_writing
 from strategies.census import Census
 
 logger = logging.getLogger("fedsynth")
@@ -39,8 +40,13 @@ class Checkpoint:
     silos: dict[str, list[int]]
 
     def save(self, folder: Path) -> None:
-        """Replace the checkpoint in ``folder``; whenever the process is killed, the old or the new one is whole."""
-        with atomic_file(folder / NAME) as temporary, temporary.open("wb") as file:
+        """Replace the checkpoint in ``folder``; whenever the process is killed, the old or the new one is whole.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        path = folder / NAME
+        with explained_writing(path), atomic_file(path) as temporary, temporary.open("wb") as file:
             torch.save({field.name: getattr(self, field.name) for field in fields(self)}, file)
             # Renaming may reach the disk before the content does.
             file.flush()
@@ -51,7 +57,7 @@ class Checkpoint:
         """Read the checkpoint of a run folder; None if no round was finished.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged or cannot be read.
         """
         path = folder / NAME
         if not path.exists():
@@ -59,6 +65,8 @@ class Checkpoint:
         try:
             _compare_check_sums(path)
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except OSError as error:
+            raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}; make it readable") from error
         except Exception as error:  # whatever torch makes of a damaged file
             raise UserError(f"checkpoint '{path}' is damaged: remove it to start at round 1 ({error})") from error
 

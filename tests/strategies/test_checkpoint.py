@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -7,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -57,6 +59,22 @@ def test_failed_writing_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     worse.strategy["unpicklable"] = lambda: None
     with pytest.raises(Exception, match="pickle"):
         worse.save(tmp_path)
+    loaded = Checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded.round == 1
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint(1).save(tmp_path)
+
+    def cut(content: object, file: BinaryIO) -> None:
+        file.write(b"PK")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(UserError, match=rf"cannot write '{tmp_path / NAME}': no space left on that disk: free some"):
+        checkpoint(2).save(tmp_path)
     loaded = Checkpoint.load(tmp_path)
     assert loaded is not None
     assert loaded.round == 1
@@ -114,6 +132,12 @@ def test_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], tmp_path:
     path = tmp_path / NAME
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"checkpoint '{path}' is damaged: remove it to start at round 1"):
+        Checkpoint.load(tmp_path)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(UserError, match=r"last.pt' cannot be read: Is a directory"):
         Checkpoint.load(tmp_path)
 
 

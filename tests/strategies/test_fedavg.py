@@ -91,6 +91,15 @@ def test_identical_answers_give_those_weights_and_keep_integer_buffers() -> None
     assert average["count"].dtype == torch.int64
 
 
+def test_answer_in_double_precision_does_not_change_the_model_s() -> None:
+    strategy = FedAvg()
+    wide = {name: tensor.double() if name != "count" else tensor for name, tensor in model(1).items()}
+    average = aggregate(strategy, answers(requests_of(strategy, model(0)), [wide, model(2), model(3)], [1, 1, 2]))
+    assert {name: tensor.dtype for name, tensor in average.items()} == {k: v.dtype for k, v in model(0).items()}
+    exact = (model(1)["layer0"].double() + model(2)["layer0"].double() + 2 * model(3)["layer0"].double()) / 4
+    np.testing.assert_allclose(average["layer0"].numpy(), exact.numpy(), rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fedsynth.errors import UserError
+from fedsynth.evaluation.membership import Membership, epsilon_errors, nearness_scores, roc
+from fedsynth.seeding import make_generator
+
+ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0)
+
+
+def auc_by_pairs(members: np.ndarray, non_members: np.ndarray) -> float:
+    """Share of pairs in which the member scores higher; a tie counts half."""
+    return float(np.mean([(m > n) + 0.5 * (m == n) for m in members for n in non_members]))
+
+
+def tpr_by_thresholds(members: np.ndarray, non_members: np.ndarray) -> float:
+    thresholds = [*members, *non_members, np.inf]
+    allowed = [t for t in thresholds if np.sum(non_members >= t) * 100 <= len(non_members)]
+    return max(float(np.mean(members >= t)) for t in allowed)
+
+
+def test_six_scores_by_hand():
+    # Ranked 9 m, 7 m, 6 n, 5 m, 3 n, 1 n: the member at 5 loses against one non-member of three. Without a false
+    # accusation the threshold lies above 6, which finds two members of three.
+    assert roc(np.array([9.0, 5.0, 7.0]), np.array([1.0, 6.0, 3.0])) == Membership(
+        n_members=3,
+        n_non_members=3,
+        auc=pytest.approx(8 / 9, rel=1e-12),
+        tpr_at_1_percent_fpr=pytest.approx(2 / 3, rel=1e-12),
+    )
+
+
+@pytest.mark.parametrize("non_members", [30, 99, 100, 350])
+def test_agrees_with_pairs_and_thresholds_with_ties(non_members):
+    rng = np.random.default_rng(non_members)
+    scores = rng.integers(0, 40, 60) + 5.0, rng.integers(0, 40, non_members) + 0.0
+    attack = roc(*scores)
+    assert attack.auc == pytest.approx(auc_by_pairs(*scores), rel=1e-12)
+    assert attack.tpr_at_1_percent_fpr == pytest.approx(tpr_by_thresholds(*scores), rel=1e-12)
+
+
+def test_one_false_accusation_in_a_hundred_is_allowed_and_one_in_ninety_nine_is_not():
+    members, non_members = np.arange(10.0), np.full(100, -1.0)
+    non_members[0] = 99.0
+    assert roc(members, non_members).tpr_at_1_percent_fpr == 1.0
+    assert roc(members, non_members[:99]).tpr_at_1_percent_fpr == 0.0
+
+
+def test_points_on_one_line_do_not_hide_the_rate_below_the_limit():
+    # Two members and one non-member at every threshold: the whole curve is straight, in steps of 1 / 400.
+    members, non_members = np.repeat(np.arange(400), 2), np.arange(400)
+    assert roc(members, non_members).tpr_at_1_percent_fpr == pytest.approx(0.01)
+
+
+def test_the_row_is_json_ready():
+    row = roc(np.array([2.0, 3.0]), np.array([1.0])).row()
+    assert json.loads(json.dumps(row)) == {
+        "n-members": 2,
+        "n-non-members": 1,
+        "membership-auc": 1.0,
+        "membership-tpr-at-1-percent-fpr": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (np.array([]), "member scores: expected one score an image"),
+        (np.ones((3, 2)), "member scores: expected one score an image"),
+        (np.array([1.0, np.nan, np.inf]), "member scores: 2 of 3"),
+    ],
+)
+def test_unusable_scores_are_refused(members, message):
+    with pytest.raises(UserError, match=message):
+        roc(members, np.array([0.0]))
+
+
+def draw_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = make_generator(0, "membership-images", count)
+    return 2 * torch.rand((count, 1, 4, 4), generator=generator) - 1, torch.arange(count) % 10
+
+
+class Memoriser:
+    """Knows its training images: the exact noise for them, the noise of a wrong image for all others."""
+
+    def __init__(self, members: torch.Tensor) -> None:
+        self.members = members
+
+    def __call__(self, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        clean, noise = ALPHAS_CUMPROD[t].sqrt(), (1 - ALPHAS_CUMPROD[t]).sqrt()
+        candidates = (x[:, None] - clean * self.members) / noise
+        plausible = candidates.square().mean(dim=(2, 3, 4)).sub(1).abs()
+        return candidates[torch.arange(len(x)), plausible.argmin(dim=1)]
+
+
+def attack_by_errors(predict_noise, images, labels, members: int) -> Membership:
+    generator = make_generator(0, "membership-noise")
+    scores = -epsilon_errors(predict_noise, images, labels, (50, 150), ALPHAS_CUMPROD, generator)
+    return roc(scores[:members], scores[members:])
+
+
+def test_a_model_that_memorised_is_found_out():
+    images, labels = draw_images(60)
+
+    def predict(x: torch.Tensor, t: int, y: torch.Tensor) -> torch.Tensor:
+        exact = (x - ALPHAS_CUMPROD[t].sqrt() * images) / (1 - ALPHAS_CUMPROD[t]).sqrt()
+        return torch.where(torch.arange(60)[:, None, None, None] < 30, exact, exact.roll(1, dims=0) + 1)
+
+    attack = attack_by_errors(predict, images, labels, 30)
+    assert (attack.auc, attack.tpr_at_1_percent_fpr) == (1.0, 1.0)
+
+
+def test_a_model_that_knows_members_by_sight_is_found_out():
+    images, labels = draw_images(60)
+    attack = attack_by_errors(Memoriser(images[:30]), images, labels, 30)
+    assert attack.auc > 0.95
+
+
+@pytest.mark.parametrize("answer", [torch.zeros_like, lambda x: 0.5 * x])
+def test_an_indifferent_model_tells_nothing(answer):
+    images, labels = draw_images(600)
+    attack = attack_by_errors(lambda x, t, y: answer(x), images, labels, 300)
+    # Twice the standard error of guessing with 300 and 300 images.
+    assert attack.auc == pytest.approx(0.5, abs=0.05)
+    assert attack.tpr_at_1_percent_fpr < 0.05
+
+
+def test_errors_agree_with_the_formula_in_float64():
+    images, labels = draw_images(5)
+    predict = lambda x, t, y: 0.3 * x + t / 1000 + 0.1 * y[:, None, None, None]  # noqa: E731
+    measured = epsilon_errors(predict, images, labels, (20, 700), ALPHAS_CUMPROD, make_generator(3, "noise"))
+    generator = make_generator(3, "noise")
+    expected = np.zeros(5)
+    for t in (20, 700):
+        noise = torch.randn((1, 4, 4), generator=generator).double().numpy()
+        alpha = float(ALPHAS_CUMPROD[t])
+        for i in range(5):
+            x_t = math.sqrt(alpha) * images[i].double().numpy() + math.sqrt(1 - alpha) * noise
+            expected[i] += np.mean((0.3 * x_t + t / 1000 + 0.1 * float(labels[i]) - noise) ** 2) / 2
+    assert measured.dtype == np.float64
+    assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_images_of_a_level_meet_the_same_noise():
+    seen: list[torch.Tensor] = []
+
+    def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    images = torch.zeros(4, 1, 8, 8)
+    errors = epsilon_errors(predict, images, torch.zeros(4), (10, 10), ALPHAS_CUMPROD, make_generator(0, "noise"))
+    assert np.ptp(errors) == 0.0
+    assert all(torch.equal(x, x[:1].expand_as(x)) for x in seen)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("timesteps", [(), (0, 1000), (-1,)])
+def test_impossible_timesteps_are_refused(timesteps):
+    images, labels = draw_images(2)
+    with pytest.raises(UserError, match="each from 0 to 999"):
+        epsilon_errors(lambda x, t, y: x, images, labels, timesteps, ALPHAS_CUMPROD, make_generator(0, "noise"))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_nearness_agrees_with_a_double_loop(offset):
+    rng = np.random.default_rng(0)
+    candidates, synthetic = rng.normal(size=(12, 3)) + offset, rng.normal(size=(20, 3)) + offset
+    expected = [-min(np.linalg.norm(c - s) for s in synthetic) for c in candidates]
+    assert nearness_scores(candidates, synthetic) == pytest.approx(expected, rel=1e-12)
+
+
+def test_released_copies_give_members_away_and_fresh_images_do_not(digits):
+    members, others = (images.reshape(len(images), -1) for images in (digits.train_images, digits.test_images))
+    rng = np.random.default_rng(1)
+    copies = members[:360] + rng.normal(0, 5, (360, 64))
+    found = roc(nearness_scores(members[:360], copies), nearness_scores(others, copies))
+    assert found.auc > 0.98
+    assert found.tpr_at_1_percent_fpr > 0.9
+    fresh = members[360:]
+    guessed = roc(nearness_scores(members[:360], fresh), nearness_scores(others, fresh))
+    assert guessed.auc == pytest.approx(0.5, abs=0.05)

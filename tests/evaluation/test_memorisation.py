@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.special import betainc
+
+from fedsynth.errors import UserError
+from fedsynth.evaluation.memorisation import memorisation, nearest_pairs
+
+
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.sqrt(sum((a - b) ** 2 for a, b in zip(x.tolist(), y.tolist(), strict=True))))
+
+
+def oracle(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """The definitions, one pair at a time."""
+
+    def nearest(x: np.ndarray, skip: int | None = None) -> tuple[float, int]:
+        return min((distance(x, y), i) for i, y in enumerate(train) if i != skip)
+
+    def authentic(x: np.ndarray) -> bool:
+        to_train, index = nearest(x)
+        return to_train > nearest(train[index], skip=index)[0]
+
+    of_synthetic, of_test = ([nearest(x)[0] for x in points] for points in (synthetic, test))
+    limit = np.percentile(of_test, 5)
+    return {
+        "nearest-train-distance": np.median(of_synthetic),
+        "test-nearest-train-distance": np.median(of_test),
+        "nearest-neighbour-ratio": np.median(of_synthetic) / np.median(of_test),
+        "copied-share": np.mean([d <= limit for d in of_synthetic]),
+        "authenticity": np.mean([authentic(x) for x in synthetic]),
+        "test-authenticity": np.mean([authentic(x) for x in test]),
+    }
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e7])
+def test_agrees_with_a_double_loop_over_several_blocks(monkeypatch, offset):
+    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_A_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(40, 3)) + offset, rng.normal(size=(25, 3)) + offset
+    copies = train[:10] + 0.05 * rng.normal(size=(10, 3))
+    synthetic = np.concatenate([copies, rng.normal(size=(20, 3)) + offset])
+    expected = oracle(synthetic, train, test)
+    measured = memorisation(synthetic, train, test).row()
+    assert measured == pytest.approx(
+        {**expected, "synthetic-count": 30, "train-count": 40, "test-count": 25}, rel=1e-12
+    )
+    assert 0 < expected["copied-share"] < 1
+    assert 0 < expected["authenticity"] < 1
+    assert 0 < expected["test-authenticity"] < 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_training_set_itself_is_one_big_copy(offset):
+    rng = np.random.default_rng(1)
+    train, test = rng.normal(size=(300, 50)) + offset, rng.normal(size=(50, 50)) + offset
+    copied = memorisation(rng.permutation(train), train, test)
+    assert copied.nearest_train_distance == copied.nearest_neighbour_ratio == copied.authenticity == 0.0
+    assert copied.copied_share == 1.0
+    assert copied.test_authenticity > 0.3
+
+
+def test_a_copy_of_an_image_that_occurs_twice_is_not_authentic():
+    rng = np.random.default_rng(2)
+    train = np.repeat(rng.normal(size=(50, 4)), 2, axis=0)
+    assert memorisation(train[::2], train, rng.normal(size=(30, 4))).authenticity == 0.0
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_fresh_draws_look_like_the_test_set(dimension):
+    rng = np.random.default_rng(3)
+    fresh = memorisation(*rng.random((3, 3000, dimension)))
+    assert fresh.nearest_neighbour_ratio == pytest.approx(1.0, abs=0.06)
+    assert fresh.copied_share == pytest.approx(0.05, abs=0.015)
+    # Not authentic = two uniform points are each other's nearest: the volume of a ball by that of the union of two
+    # whose centres lie one radius apart.
+    mutual = 1 / (2 - betainc((dimension + 1) / 2, 0.5, 0.75))
+    assert fresh.authenticity == pytest.approx(1 - mutual, abs=0.04)
+    assert fresh.test_authenticity == pytest.approx(1 - mutual, abs=0.04)
+
+
+def test_in_many_dimensions_fresh_draws_are_authentic_as_often_as_the_test_set():
+    rng = np.random.default_rng(4)
+    fresh = memorisation(*rng.normal(size=(3, 800, 16)))
+    assert fresh.nearest_neighbour_ratio == pytest.approx(1.0, abs=0.04)
+    assert fresh.authenticity == pytest.approx(fresh.test_authenticity, abs=0.05)
+    assert fresh.authenticity == pytest.approx(0.70, abs=0.05)
+
+
+def test_noisy_copies_of_real_digits_stand_out(digits):
+    rng = np.random.default_rng(5)
+    train, test = (images.reshape(len(images), -1) for images in (digits.train_images, digits.test_images))
+    copies = train[:200] + rng.normal(0, 5, (200, 64))
+    of_copies, of_real = memorisation(copies, train, test), memorisation(test[:180], train, test[180:])
+    assert of_copies.copied_share > 0.95
+    assert of_copies.authenticity < 0.05
+    assert of_copies.nearest_neighbour_ratio < 0.4
+    assert of_real.copied_share < 0.12
+    assert of_real.nearest_neighbour_ratio == pytest.approx(1.0, abs=0.1)
+    assert of_real.authenticity == pytest.approx(of_real.test_authenticity, abs=0.12)
+
+
+def test_the_row_is_json_ready():
+    row = memorisation(*np.random.default_rng(6).normal(size=(3, 10, 2))).row()
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_nearest_pairs_agree_with_a_double_loop():
+    rng = np.random.default_rng(7)
+    synthetic, train = rng.normal(size=(20, 3)), rng.normal(size=(15, 3))
+    best = [min((distance(x, y), i, j) for j, y in enumerate(train)) for i, x in enumerate(synthetic)]
+    expected = [(i, j, pytest.approx(d, rel=1e-12)) for d, i, j in sorted(best)]
+    assert nearest_pairs(synthetic, train, 6) == expected[:6]
+    assert nearest_pairs(synthetic, train, 99) == expected
+
+
+def test_nearest_pairs_find_the_copies_first():
+    rng = np.random.default_rng(8)
+    train = rng.normal(size=(30, 4))
+    synthetic = rng.normal(size=(12, 4))
+    synthetic[[3, 9]] = train[[20, 5]]
+    assert nearest_pairs(synthetic, train, 2) == [(3, 20, 0.0), (9, 5, 0.0)]
+
+
+def test_memory_is_linear_in_the_number_of_samples():
+    sets = np.random.default_rng(9).normal(size=(3, 3000, 4))
+    tracemalloc.start()
+    memorisation(*sets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One 3,000 x 3,000 matrix of float64 takes 72 MB, a block of 256 rows 6 MB.
+    assert peak < 25e6
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "test", "message"),
+    [
+        (np.zeros((5, 2)), np.ones((5, 3)), "unequal numbers of values.*'synthetic': 2"),
+        (np.full((5, 3), np.nan), np.ones((5, 3)), "synthetic: features of 5 of 5"),
+        (np.zeros((5, 3)), np.ones((1, 3)), r"test: 1 sample\(s\)"),
+        (np.zeros((5, 3)), np.eye(3), "more than half of the samples are training samples"),
+    ],
+)
+def test_unusable_sets_are_refused(synthetic, test, message):
+    with pytest.raises(UserError, match=message):
+        memorisation(synthetic, np.eye(3), test)
+
+
+def test_no_pairs_are_refused():
+    with pytest.raises(UserError, match="count = 0"):
+        nearest_pairs(np.eye(3), np.eye(3), 0)
