@@ -122,14 +122,25 @@ class FederatedModel:
         personal = PersonalTensors(state, run_token or "") if named else None
         self._personal = personal if self._at_home else None
 
-    def before(self, server_round: int) -> UNet2DModel:
+    def before(self, server_round: int, has_trained: bool = False) -> UNet2DModel:
         """Return the network that ``server_round`` starts from.
 
+        Args:
+            server_round: 1 for the first.
+            has_trained: whether the server has had an answer of this silo in an earlier round.
+
         Raises:
-            UserError: as :meth:`PersonalTensors.before`.
+            UserError: as :meth:`PersonalTensors.before`, and when a silo that has trained kept nothing.
         """
-        if self._personal is not None:
-            self._load_kept(self._personal.before(server_round))
+        if self._personal is None:
+            return self._unet
+        kept = self._personal.before(server_round)
+        if has_trained and not kept:
+            raise UserError(
+                f"server-round = {server_round}: this silo's own part of the model is not in its state folder"
+                " (state-dir, or state-path of the node config): give the folder of the earlier rounds"
+            )
+        self._load_kept(kept)
         return self._unet
 
     def after(self, server_round: int) -> UNet2DModel:

@@ -121,7 +121,7 @@ def handle_train(message: Message, context: Context) -> Message:
     server_round = int(wire.number(request, "server-round"))
     silo = _open(context, config, wire.spec_from_config(request))
     model = _federated_model(message, context, wire.ARRAYS)
-    unet = model.before(server_round).to(pick_device(config.run.device))
+    unet = model.before(server_round, bool(request.get("has-trained", False))).to(pick_device(config.run.device))
     losses = _train_federated(unet, silo, config, request)
     reported = select_parts(unet.state_dict(), _report_parts(request))
     model.keep(server_round)

@@ -76,12 +76,15 @@ class FedDiffuse(AveragingStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send the exchanged parts, and say which to report."""
+        """Send the exchanged parts, and say which to report and whether the silo must have kept the others."""
         content = ConfigRecord({**config, "run-token": self._run_token})
         messages = list(super().configure_train(server_round, arrays, content, grid))
         self._reported = self._assign(server_round, [message.metadata.dst_node_id for message in messages])
+        names = {member.node_id: member.name for member in self.census or ()}
         for message in messages:
-            wire.config(message)["report-parts"] = list(self._reported[message.metadata.dst_node_id])
+            node = message.metadata.dst_node_id
+            wire.config(message)["report-parts"] = list(self._reported[node])
+            wire.config(message)["has-trained"] = names.get(node) in self._trained
         return messages
 
     def expected_shapes(self, reply: Message) -> Shapes | None:

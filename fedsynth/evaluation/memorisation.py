@@ -57,7 +57,7 @@ class Memorisation:
 def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> Memorisation:
     """Compare distances to the training set between synthetic and unseen real samples.
 
-    Authenticity follows Alaa et al. 2022 (arXiv 2102.08921, section 4): a synthetic sample is authentic if it lies
+    Authenticity follows Alaa et al. 2022 (arXiv 2102.08921): a synthetic sample is authentic if it lies
     farther from its nearest training sample than that one lies from its own nearest other training sample. Ties are not
     authentic, so a copy of a training sample that occurs twice is found. Memory is linear in the numbers of samples.
 

@@ -133,6 +133,14 @@ def test_received_goes_over_kept_goes_over_initial(tmp_path: Path) -> None:
         assert torch.equal(tensor, source[name]), name
 
 
+def test_silo_that_has_trained_does_not_start_afresh_without_its_folder(tmp_path: Path) -> None:
+    decoder = select_parts(network().state_dict(), ["decoder"])
+    FederatedModel(network(), decoder, tmp_path, "run").keep(1)
+    assert FederatedModel(network(), decoder, tmp_path, "run").before(2, has_trained=True) is not None
+    with pytest.raises(UserError, match="server-round = 2: this silo's own part of the model is not in its state"):
+        FederatedModel(network(), decoder, tmp_path / "elsewhere", "run").before(2, has_trained=True)
+
+
 def test_nothing_is_kept_where_all_is_received(tmp_path: Path) -> None:
     received = network(1).state_dict()
     for token in (None, "run"):

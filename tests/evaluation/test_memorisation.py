@@ -126,6 +126,11 @@ def test_nearest_pairs_find_the_copies_first():
     assert nearest_pairs(synthetic, train, 2) == [(3, 20, 0.0), (9, 5, 0.0)]
 
 
+def test_every_copy_is_at_distance_zero_exactly():
+    train = np.random.default_rng(10).normal(size=(300, 50)) + 1e3
+    assert nearest_pairs(train, train, 300) == [(index, index, 0.0) for index in range(300)]
+
+
 def test_memory_is_linear_in_the_number_of_samples():
     sets = np.random.default_rng(9).normal(size=(3, 3000, 4))
     tracemalloc.start()
