@@ -242,6 +242,10 @@ class Evaluation(Section):
     """Measurements at the end of a run."""
 
     evaluate: bool = Field(True, description="measure the synthetic set against real images")
+    evaluate_silos: bool = Field(False, description="have the silos measure it against theirs, which stay at home")
+    min_statistics_samples: Annotated[int, Field(ge=2)] = Field(
+        50, description="a silo with fewer images gives no statistics of them"
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {

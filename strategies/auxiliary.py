@@ -10,18 +10,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.diffusion import (
-    initial_unet,
-    make_scheduler,
-    noise_predictor,
-    pick_device,
-    sample,
-    to_uint8,
-)
+from fedsynth.diffusion import initial_unet
 from fedsynth.seeding import make_generator
 from strategies.aggregation import check_model, shapes
 from strategies.base import Task
 from strategies.census import Member
+from strategies.global_model import draw_images
 from strategies.replies import sound
 
 logger = logging.getLogger("fedsynth")
@@ -97,6 +91,4 @@ def _draw_share(task: Task, reply: Message, member: Member, counts: torch.Tensor
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     generator = make_generator(config.run.seed, "auxiliary-set", member.name)
     noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
-    scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps)
-    predict = noise_predictor(unet.to(pick_device(config.run.device)))
-    return AuxiliarySet(torch.from_numpy(to_uint8(sample(predict, scheduler, noise, labels, generator))), labels)
+    return AuxiliarySet(torch.from_numpy(draw_images(task, unet, noise, labels, generator)), labels)

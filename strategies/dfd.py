@@ -51,8 +51,8 @@ class DfD(SynthesisStrategy):
             with ``ddpm`` only).
         energy_scale: λ in the energy weights.
         score_scale: λ in the score, with ``ula`` only.
-        step_scale: c of the Langevin step size, our choice (the paper gives none).
-        step_power: p of the Langevin step size, our choice.
+        step_scale: c of the Langevin step size; like p our choice, as the paper gives none.
+        step_power: p of the Langevin step size.
 
     Raises:
         UserError: unknown choice, or posterior weights without ancestral moves.
@@ -168,8 +168,7 @@ class DfD(SynthesisStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the logits of the posterior weights, (K, N)."""
-        posterior = self._state.posterior if self._state else None
-        return {"logits": posterior.logits} if posterior else {}
+        return {"logits": self._state.posterior.logits} if self._state and self._state.posterior else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+from diffusers import UNet2DModel
+from numpy.typing import NDArray
 
 from fedsynth.diffusion import (
     draw_initial_noise,
@@ -25,13 +28,24 @@ logger = logging.getLogger("fedsynth")
 
 def draw_from_model(task: Task, weights: Mapping[str, torch.Tensor]) -> Outcome:
     """Draw the synthetic set from one model, from the noise that every method of the seed starts from."""
-    config = task.config
-    unet = initial_unet(config, task.spec)
+    seed = task.config.run.seed
+    unet = initial_unet(task.config, task.spec)
     unet.load_state_dict(dict(weights))
-    unet.to(pick_device(config.run.device))
-    scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps)
-    noise = draw_initial_noise(config.run.seed, len(task.labels), task.spec.shape)
-    progress = Progress("sampling: level", len(scheduler.timesteps), logger.info)
-    generator = make_generator(config.run.seed, "sampling")
-    samples = sample(noise_predictor(unet), scheduler, noise, task.labels, generator, progress.update)
-    return Outcome(to_uint8(samples), task.labels.numpy(), unet)
+    noise = draw_initial_noise(seed, len(task.labels), task.spec.shape)
+    progress = Progress("sampling: level", task.config.sampling.sampling_steps, logger.info)
+    generator = make_generator(seed, "sampling")
+    return Outcome(draw_images(task, unet, noise, task.labels, generator, progress.update), task.labels.numpy(), unet)
+
+
+def draw_images(
+    task: Task,
+    unet: UNet2DModel,
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator,
+    on_step: Callable[[int], None] | None = None,
+) -> NDArray[np.uint8]:
+    """Draw uint8 images (n, H, W, C) as the run's settings say; arguments as of :func:`fedsynth.diffusion.sample`."""
+    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps)
+    predict = noise_predictor(unet.to(pick_device(task.config.run.device)))
+    return to_uint8(sample(predict, scheduler, noise, labels, generator, on_step))

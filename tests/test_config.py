@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from config_values import OTHER_VALUES
 from pydantic import ValidationError
 
 from fedsynth import __version__
@@ -47,83 +48,6 @@ class TestDefaults:
         assert RunConfig.from_run_config({}) == RunConfig()
         assert RunConfig.from_run_config(DEFAULTS) == RunConfig()
         assert RunConfig().resolved == ()
-
-
-OTHER_VALUES: dict[str, Any] = {
-    "strategy": "fedavg",
-    "seed": 7,
-    "num-clients": 3,
-    "num-rounds": 5,
-    "output-dir": "elsewhere",
-    "run-name": "first",
-    "state-dir": "kept",
-    "resume": "runs/first",
-    "device": "cuda",
-    "dataset": "imagefolder",
-    "data-root": "images",
-    "download": True,
-    "image-size": 16,
-    "skip-bad-images": True,
-    "partition": "pathological",
-    "alpha": 0.5,
-    "classes-per-client": 2,
-    "samples-per-client": 100,
-    "holdout-fraction": 0.0,
-    "model": "small",
-    "block-out-channels": "8,16",
-    "layers-per-block": 2,
-    "train-steps": 50,
-    "local-steps": 40,
-    "batch-size": 4,
-    "learning-rate": 1e-3,
-    "ema-decay": 0.0,
-    "max-grad-norm": 2.0,
-    "oversample": True,
-    "mixed-precision": "bf16",
-    "num-train-timesteps": 500,
-    "beta-start": 2e-4,
-    "beta-end": 0.04,
-    "num-samples": 20,
-    "labels": "observed",
-    "sampler": "ddpm",
-    "sampling-steps": 10,
-    "sample-from": "raw",
-    "server-ema-decay": 0.5,
-    "fraction-train": 0.5,
-    "min-train-nodes": 3,
-    "num-malicious-nodes": 2,
-    "num-nodes-to-select": 4,
-    "beta": 0.1,
-    "server-learning-rate": 0.5,
-    "server-momentum": 0.8,
-    "eta": 0.1,
-    "tau": 0.01,
-    "beta-1": 0.5,
-    "beta-2": 0.9,
-    "proximal-mu": 0.1,
-    "feddiffuse-method": "udec",
-    "aux-samples": 30,
-    "server-steps": 7,
-    "correction-learning-rate": 1e-5,
-    "slow-window": 3,
-    "slow-tolerance": 0.02,
-    "correct-once": False,
-    "dfd-preset": "paper",
-    "dfd-rounds": 4,
-    "prior": "uniform",
-    "weights": "energy",
-    "energy-scale": 0.0,
-    "score-scale": 1.0,
-    "step-scale": 0.1,
-    "step-power": 2.0,
-    "wire-dtype": "float16",
-    "node-timeout": 1.5,
-    "reply-timeout": 2.5,
-    "min-replies": 2,
-    "max-silo-images": 5000,
-    "slice-seconds": 0.5,
-    "evaluate": False,
-}
 
 
 class TestRoundTrip:

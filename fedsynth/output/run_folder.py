@@ -22,7 +22,7 @@ FREE_KEYS = frozenset(
     {
         *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
         *("num-rounds", "train-steps"),
-        *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate"),
+        *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate", "evaluate-silos"),
     }
 )
 """Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
