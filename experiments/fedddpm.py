@@ -22,9 +22,9 @@ SETTING = Path(__file__).with_name("mnist-dirichlet.toml")
 HALF = {"train-steps": "450", "local-steps": "450"}
 METHODS = {
     "fedavg": {"strategy": "fedavg"},
-    "fedavg-450": {"strategy": "fedavg", "train-steps": "450"},
     "fedddpm": {"strategy": "fedddpm", **HALF},
     "fedddpm-plus": {"strategy": "fedddpm-plus", **HALF, "slow-tolerance": "0.15"},
+    "fedavg-450": {"strategy": "fedavg", "train-steps": "450"},
 }
 COLUMNS = {
     "frechet-distance": "Fréchet distance ↓",
