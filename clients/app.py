@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.handlers import handle_epsilon, handle_prepare, handle_sample, handle_train, handle_upload
 from clients.silo_door import silo_name
+from clients.statistics import handle_evaluate, handle_statistics
 
 Handler = Callable[[Message, Context], Message]
 
@@ -41,4 +42,6 @@ app.query("prepare")(guarded(handle_prepare))
 app.query("epsilon")(guarded(handle_epsilon))
 app.query("sample")(guarded(handle_sample))
 app.query("upload")(guarded(handle_upload))
+app.query("statistics")(guarded(handle_statistics))
 app.train()(guarded(handle_train))
+app.evaluate()(guarded(handle_evaluate))

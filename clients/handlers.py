@@ -46,7 +46,7 @@ def handle_prepare(message: Message, context: Context) -> Message:
     config = RunConfig.from_run_config(context.run_config)
     request = wire.config(message)
     spec = wire.spec_from_config(request)
-    silo = _open(context, config, spec)
+    silo = silo_of(context, config, spec)
     metrics: dict[str, MetricRecordValues] = {
         "num-examples": len(silo.train),
         "label-counts": silo.train.label_counts().tolist(),
@@ -119,7 +119,7 @@ def handle_train(message: Message, context: Context) -> Message:
     config = RunConfig.from_run_config(context.run_config)
     request = wire.config(message)
     server_round = int(wire.number(request, "server-round"))
-    silo = _open(context, config, wire.spec_from_config(request))
+    silo = silo_of(context, config, wire.spec_from_config(request))
     model = _federated_model(message, context, wire.ARRAYS)
     unet = model.before(server_round, bool(request.get("has-trained", False))).to(pick_device(config.run.device))
     losses = _train_federated(unet, silo, config, request)
@@ -138,7 +138,7 @@ def handle_upload(message: Message, context: Context) -> Message:
     """``query.upload``: the weights of the silo's own model."""
     config = RunConfig.from_run_config(context.run_config)
     weights = _own_network(context, config).state_dict()
-    silo = _open(context, config, wire.spec_from_config(wire.config(message)))
+    silo = silo_of(context, config, wire.spec_from_config(wire.config(message)))
     record = wire.encode_tensors(weights, config.exchange.wire_dtype)
     return wire.answer(message, identity(context), {"num-examples": len(silo.train)}, arrays=record)
 
@@ -174,7 +174,8 @@ def _federated_model(message: Message, context: Context, record: str) -> Federat
     return FederatedModel(initial, received, state_folder(context, config), token)
 
 
-def _open(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
+def silo_of(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
+    """Return the silo behind a message, opened once a process."""
     return _silos.get(context, lambda: open_silo(context, config, spec))
 
 

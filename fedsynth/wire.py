@@ -7,6 +7,8 @@
 | ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
 | ``query.upload`` | image spec | ``arrays``: weights of its own model |
+| ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
+| ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
 Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
 """
@@ -39,6 +41,8 @@ PREPARE = "query.prepare"
 EPSILON = "query.epsilon"
 SAMPLE = "query.sample"
 UPLOAD = "query.upload"
+STATISTICS = "query.statistics"
+EVALUATE = "evaluate"
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -51,6 +55,10 @@ SAMPLES = "samples"
 LABELS = "labels"
 NUMBERS = "numbers"
 IMAGES = "images"
+SHIFT = "shift"
+TOTAL = "total"
+PRODUCTS = "products"
+FEATURES = "features"
 
 _MAGIC = np.lib.format.magic(1, 0)
 

@@ -99,7 +99,7 @@ def _synthesise(
     state = RoundsState(arrays, strategy.num_rounds, strategy.train_config(task), observers)
     outcome = strategy.finish(task, run_rounds(strategy, grid, state, first))
     costs.close(grid.traffic, task.census, time.monotonic() - start)
-    publish(folder, task, outcome, costs)
+    publish(folder, task, outcome, costs, grid)
 
 
 def _prepare_folder(folder: RunFolder, config: RunConfig, federation: Federation, rounds: int) -> None:

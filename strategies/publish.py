@@ -19,8 +19,9 @@ from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_t
 from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
-from strategies.exchange import Round, Traffic
-from strategies.summary import report_content, results_rows, summarise
+from strategies.exchange import ExchangeGrid, Round, Traffic
+from strategies.federated_evaluation import evaluate_at_silos
+from strategies.summary import report_content, summarise
 
 logger = logging.getLogger("fedsynth")
 
@@ -63,8 +64,11 @@ class Costs:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
-def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs) -> None:
-    """Write datasets and model, measure the datasets, write results and report, and log where they are."""
+def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid: ExchangeGrid) -> None:
+    """Write datasets and model, measure the datasets, write results and report, and log where they are.
+
+    ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too.
+    """
     sets = _sets(outcome, task)
     for name, (images, labels) in sets.items():
         dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, name))
@@ -76,9 +80,11 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs) -> No
     results: dict[str, Any] = {"strategy": task.config.run.strategy, **costs.row(), **summarise(measured)}
     if outcome.owners is not None:
         results["silos"] = {name: evaluation.row() for name, evaluation in evaluations.items()}
-    folder.write_results(results)
-    write_report(folder.report, report_content(task, outcome, costs.row(), measured, folder.read_metrics()))
-    logger.info("results\n%s", results_table(results_rows(measured) if measured else costs.row()))
+    at_silos = evaluate_at_silos(grid, task, outcome) if task.config.evaluation.evaluate_silos else None
+    folder.write_results(results | (at_silos.row() if at_silos else {}))
+    content = report_content(task, outcome, costs.row(), measured, folder.read_metrics(), at_silos)
+    write_report(folder.report, content)
+    logger.info("results\n%s", results_table(content.results or costs.row()))
     logger.info("dataset %s", folder.synthetic)
     logger.info("report  %s", folder.report)
 

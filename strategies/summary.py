@@ -12,6 +12,7 @@ from fedsynth.evaluation import CLASSIFIERS, Evaluation
 from fedsynth.output import ReportContent
 from strategies import STRATEGIES
 from strategies.base import Outcome, Task
+from strategies.federated_evaluation import SiloEvaluation
 
 _FIDELITY = {
     "frechet-distance": "lower",
@@ -78,6 +79,7 @@ def report_content(
     cost: Mapping[str, float],
     evaluations: Sequence[Evaluation],
     rounds: list[dict[str, Any]],
+    at_silos: SiloEvaluation | None = None,
 ) -> ReportContent:
     """Gather everything the report shows."""
     config, census, real = task.config, task.census, task.federation
@@ -90,10 +92,10 @@ def report_content(
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
         headline=_headline(outcome, cost, evaluations),
-        results=results_rows(evaluations) if evaluations else {},
+        results=(results_rows(evaluations) if evaluations else {}) | (at_silos.table() if at_silos else {}),
         real_images=real.test.images if real else None,
         real_labels=real.test.labels if real else None,
-        silos=[_silo_row(task, k) for k in range(len(census))],
+        silos=[_silo_row(task, k, at_silos) for k in range(len(census))],
         silo_names=[member.name for member in census],
         label_counts=census.label_counts.numpy(),
         losses=outcome.curves,
@@ -102,7 +104,7 @@ def report_content(
         cost=cost,
         settings=config.to_run_config(),
         resolved=config.resolved,
-        limits=tuple(_notes(evaluations)),
+        limits=(*_notes(evaluations), *(at_silos.notes if at_silos else ())),
     )
 
 
@@ -117,7 +119,7 @@ def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence
     return headline
 
 
-def _silo_row(task: Task, k: int) -> dict[str, Any]:
+def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, Any]:
     member = task.census.members[k]
     row: dict[str, Any] = {
         "silo": member.name,
@@ -126,4 +128,4 @@ def _silo_row(task: Task, k: int) -> dict[str, Any]:
     }
     if member.curve:
         row |= {"final loss": member.curve[-1][1], "training seconds": round(member.train_seconds, 1)}
-    return row
+    return row | (at_silos.report_columns(member.name) if at_silos else {})
