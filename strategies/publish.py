@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
-from fedsynth.evaluation import FEATURE_SEED, Evaluation, evaluate, train_domain_classifier
+from fedsynth.evaluation import FEATURE_SEED, Evaluation, evaluate, summarise, train_domain_classifier
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
 from fedsynth.wire import number
@@ -21,7 +21,7 @@ from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import ExchangeGrid, Round, Traffic
 from strategies.federated_evaluation import evaluate_at_silos
-from strategies.summary import report_content, summarise
+from strategies.summary import report_content
 
 logger = logging.getLogger("fedsynth")
 
@@ -112,12 +112,14 @@ def _measure(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluatio
     train, test = real.train, real.test
     logger.info("training the feature classifier on the real train fold")
     classifier = train_domain_classifier(train.images, train.labels, num_classes, FEATURE_SEED)
+    silos = [real.silo(k, task.config).train.images for k in range(len(real.parts))]
+    trained_on = np.concatenate(silos)
     done: dict[str, Evaluation] = {}
     ceiling: Mapping[str, float] | None = None
     for name, synthetic in sets.items():
         real_folds = (train.images, train.labels, test.images, test.labels)
         report = (lambda phase, name=name: logger.info("%s: %s", name, phase)) if name else logger.info
-        done[name] = evaluate(*synthetic, *real_folds, num_classes, seed, report, classifier, ceiling)
+        done[name] = evaluate(*synthetic, *real_folds, num_classes, seed, report, classifier, ceiling, trained_on)
         ceiling = done[name].real_utility
     return done
 

@@ -3,74 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from fedsynth.evaluation import CLASSIFIERS, Evaluation
+from fedsynth.evaluation import Evaluation, all_notes, results_rows, summarise
 from fedsynth.output import ReportContent
 from strategies import STRATEGIES
 from strategies.base import Outcome, Task
 from strategies.federated_evaluation import SiloEvaluation
-
-_FIDELITY = {
-    "frechet-distance": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "near 1",
-    "coverage": "higher",
-}
-
-
-def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Return the columns of one evaluation; of several the means, with ``-lowest`` and ``-highest`` beside them."""
-    rows = [evaluation.row() for evaluation in evaluations]
-    if len(rows) < 2:
-        return rows[0] if rows else {}
-    columns: dict[str, Any] = {}
-    for key in rows[0]:
-        columns |= _column(key, [row[key] for row in rows])
-    return {**columns, "notes": "; ".join(_notes(evaluations))}
-
-
-def _column(key: str, values: Sequence[Any]) -> dict[str, Any]:
-    if isinstance(values[0], str) or len(set(values)) == 1:
-        return {key: values[0]}
-    return {key: fmean(values), f"{key}-lowest": min(values), f"{key}-highest": max(values)}
-
-
-def results_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several."""
-    row, fidelity = summarise(evaluations), evaluations[0].fidelity
-    rows = {
-        measure: {**_spread(row, measure), "better": better, "N": fidelity.n, "in": fidelity.feature_space}
-        for measure, better in _FIDELITY.items()
-    }
-    rows["frechet-distance"]["real"] = fidelity.reference_frechet_distance
-    for name in CLASSIFIERS:
-        measure = f"accuracy-{name}"
-        rows[measure] = {
-            **_spread(row, measure),
-            "real": row[f"real-{measure}"],
-            "better": "higher",
-            "N": evaluations[0].n_train,
-            "in": "real test images",
-        }
-    return rows
-
-
-def _spread(row: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    """Return a measure, and its range over the silos if there is one."""
-    columns = {"synthetic": row[measure]}
-    for end in ("lowest", "highest"):
-        if f"{measure}-{end}" in row:
-            columns[end] = row[f"{measure}-{end}"]
-    return columns
-
-
-def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
-    return list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
 
 
 def report_content(
@@ -104,7 +45,7 @@ def report_content(
         cost=cost,
         settings=config.to_run_config(),
         resolved=config.resolved,
-        limits=(*_notes(evaluations), *(at_silos.notes if at_silos else ())),
+        limits=(*all_notes(evaluations), *(at_silos.notes if at_silos else ())),
     )
 
 

@@ -9,6 +9,7 @@ from fedsynth.evaluation.features import (
 from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
 from fedsynth.evaluation.suite import FEATURE_SEED, Evaluation, Fidelity, evaluate
+from fedsynth.evaluation.table import all_notes, results_rows, summarise
 from fedsynth.evaluation.utility import CLASSIFIERS, utility
 
 __all__ = [
@@ -18,10 +19,13 @@ __all__ = [
     "DomainClassifier",
     "Evaluation",
     "Fidelity",
+    "all_notes",
     "evaluate",
     "extract_features",
     "frechet_distance",
     "precision_recall_density_coverage",
+    "results_rows",
+    "summarise",
     "train_domain_classifier",
     "utility",
 ]

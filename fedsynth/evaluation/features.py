@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedsynth.errors import UserError
 from fedsynth.evaluation.checks import check_images, check_labelled_images
 
 FEATURE_SPACE = "domain-classifier"
@@ -40,6 +41,7 @@ class DomainClassifier(nn.Module):
 
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
+        self.channels = channels
         strided = max(1, round(math.log2(image_size / 4)))
         widths = [32] + [64] * strided
         self.body = nn.Sequential(
@@ -131,22 +133,37 @@ def extract_features(
     model: DomainClassifier, images: npt.NDArray[np.uint8], batch_size: int = 256
 ) -> npt.NDArray[np.float32]:
     """Return the features (N, 64) of uint8 images (N, H, W, C), computed ``batch_size`` at a time."""
-    return _in_batches(model, images, batch_size)[1].numpy()
+    return classify(model, images, batch_size)[1].numpy()
 
 
 def predict_labels(
     model: DomainClassifier, images: npt.NDArray[np.uint8], batch_size: int = 256
 ) -> npt.NDArray[np.int64]:
     """Return the most probable class (N,) of uint8 images (N, H, W, C), computed ``batch_size`` at a time."""
-    return _in_batches(model, images, batch_size)[0].argmax(dim=1).numpy()
+    return classify(model, images, batch_size)[0].argmax(dim=1).numpy()
 
 
 @torch.inference_mode()
-def _in_batches(
-    model: DomainClassifier, images: npt.NDArray[np.uint8], batch_size: int
+def classify(
+    model: DomainClassifier, images: npt.NDArray[np.uint8], batch_size: int = 256
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (N, classes) and features (N, 64) of uint8 images (N, H, W, C), on the CPU wherever the model is.
+
+    Raises:
+        UserError: the images are not as above or have not the channels of the training images.
+    """
     check_images("images", images)
+    _check_channels(model, images)
+    device = model.head.weight.device
     starts = range(0, len(images), batch_size)
-    answers = [model(_network_input(images[start : start + batch_size])) for start in starts]
+    answers = [model(_network_input(images[start : start + batch_size]).to(device)) for start in starts]
     logits, features = zip(*answers, strict=True)
-    return torch.cat(logits), torch.cat(features)
+    return torch.cat(logits).cpu(), torch.cat(features).cpu()
+
+
+def _check_channels(model: DomainClassifier, images: npt.NDArray[np.uint8]) -> None:
+    if images.shape[3] != model.channels:
+        raise UserError(
+            f"images have {images.shape[3]} channel(s), the feature classifier was trained on {model.channels}; "
+            "bring both sets of images to one channel count"
+        )

@@ -13,6 +13,7 @@ from fedsynth.evaluation.checks import check_labelled_images, check_same_image_s
 from fedsynth.evaluation.features import FEATURE_SPACE, DomainClassifier, extract_features, train_domain_classifier
 from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
+from fedsynth.evaluation.memorisation import Memorisation, memorisation
 from fedsynth.evaluation.utility import utility
 from fedsynth.seeding import derive_seed
 
@@ -25,6 +26,8 @@ NEIGHBOURS = 5
 ENOUGH_FOR_FRECHET = 2048
 # Not the run's seed: runs with different seeds are compared in one and the same feature space.
 FEATURE_SEED = 0
+# The distance of every image to every other takes long beyond.
+MOST_FOR_COPIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Evaluation:
         utility: test accuracy and macro F1 of classifiers trained on synthetic images.
         real_utility: the same classifiers trained on as many real images: the ceiling.
         notes: what a reader must know about these numbers.
+        memorisation: how near the synthetic images come to training images, in pixels; None if it cannot be said.
     """
 
     fidelity: Fidelity
@@ -69,12 +73,15 @@ class Evaluation:
     utility: Mapping[str, float]
     real_utility: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    memorisation: Memorisation | None = None
 
     def row(self) -> dict[str, str | int | float]:
         """Return flat, JSON-ready columns in kebab-case; those of the ceiling begin with ``real-``."""
         fidelity = {name.replace("_", "-"): value for name, value in asdict(self.fidelity).items()}
         ceiling = {f"real-{name}": value for name, value in self.real_utility.items()}
-        return {**fidelity, "n-train": self.n_train, **self.utility, **ceiling, "notes": "; ".join(self.notes)}
+        copies = {**self.memorisation.row(), "memorisation-space": "pixels"} if self.memorisation else {}
+        utility = {"n-train": self.n_train, **self.utility, **ceiling}
+        return {**fidelity, **utility, **copies, "notes": "; ".join(self.notes)}
 
 
 def evaluate(
@@ -89,6 +96,7 @@ def evaluate(
     progress: Progress | None = None,
     classifier: DomainClassifier | None = None,
     real_utility: Mapping[str, float] | None = None,
+    trained_on: Images | None = None,
 ) -> Evaluation:
     """Measure fidelity against the real test fold, and utility beside the real-data ceiling.
 
@@ -106,6 +114,8 @@ def evaluate(
         progress: called with the name of each phase as it starts.
         classifier: a feature classifier trained on the train fold before; by default one is trained.
         real_utility: that of an earlier evaluation with equal real images, sizes and seed; by default it is measured.
+        trained_on: uint8 (M, H, W, C), the images that the generators saw, for the copy check; by default the train
+            fold. More than 10,000 are cut to a random subset, and a note says so.
 
     Raises:
         UserError: images or labels are not as above, differ in size, or a set has fewer than two images.
@@ -127,7 +137,10 @@ def evaluate(
     if real_utility is None:
         report(f"training classifiers on {n_train} real images")
         real_utility = _utility(train.subset(n_train, seed), test, num_classes, seed)
-    return Evaluation(fidelity, n_train, synthetic_utility, real_utility, _notes(fidelity, synthetic, num_classes))
+    report("looking for copies of training images")
+    copies, remark = _memorisation(synthetic, train_images if trained_on is None else trained_on, test, seed)
+    notes = (*_notes(fidelity, synthetic, num_classes), *remark)
+    return Evaluation(fidelity, n_train, synthetic_utility, real_utility, notes, copies)
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,21 @@ def _fidelity(
 
 def _utility(train: _ImageSet, test: _ImageSet, num_classes: int, seed: int) -> dict[str, float]:
     return utility(train.images, train.labels, test.images, test.labels, num_classes, seed)
+
+
+def _memorisation(
+    synthetic: _ImageSet, trained_on: Images, test: _ImageSet, seed: int
+) -> tuple[Memorisation | None, tuple[str, ...]]:
+    remark: tuple[str, ...] = ()
+    if len(trained_on) > MOST_FOR_COPIES:
+        rng = np.random.default_rng(derive_seed(seed, "evaluation-subset", "copies"))
+        remark = (f"copies were looked for among {MOST_FOR_COPIES} of {len(trained_on)} training images",)
+        trained_on = trained_on[np.sort(rng.choice(len(trained_on), MOST_FOR_COPIES, replace=False))]
+    flat = (images.reshape(len(images), -1) for images in (synthetic.images, trained_on, test.images))
+    try:
+        return memorisation(*flat), remark
+    except UserError as error:
+        return None, (*remark, f"no copy check: {error}")
 
 
 def _notes(fidelity: Fidelity, synthetic: _ImageSet, num_classes: int) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ def test_features_do_not_depend_on_the_batch_size_and_feed_the_head(digits, clas
     np.testing.assert_array_equal(logits.argmax(axis=1), predict_labels(classifier, images))
 
 
+def test_images_of_other_channels_than_those_of_the_training_are_refused(digits, classifier):
+    with pytest.raises(UserError, match=r"3 channel\(s\), the feature classifier was trained on 1; bring both"):
+        extract_features(classifier, np.repeat(digits.test_images[:2], 3, axis=3))
+
+
 def test_training_is_fixed_by_its_seed_and_leaves_the_global_state_alone(digits):
     torch.manual_seed(7)
     expected = torch.rand(1)

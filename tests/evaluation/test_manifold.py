@@ -4,6 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from prdc import compute_prdc
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation import extract_features, precision_recall_density_coverage
@@ -44,6 +47,33 @@ def test_agrees_with_a_double_loop_over_several_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     real, synthetic = rng.normal(size=(30, 3)), rng.normal(size=(45, 3)) + 0.5
     assert precision_recall_density_coverage(real, synthetic, 2) == pytest.approx(oracle(real, synthetic, 2), abs=1e-12)
+
+
+@pytest.mark.parametrize(("seed", "k", "sizes"), [(0, 1, (150, 150)), (1, 3, (90, 300)), (2, 5, (400, 130))])
+def test_agrees_with_other_packages_where_no_sample_lies_on_a_border(seed, k, sizes, capsys):
+    rng = np.random.default_rng(seed)
+    real, synthetic = rng.normal(size=(sizes[0], 6)), 0.8 * rng.normal(size=(sizes[1], 6)) + 0.4
+    measured = precision_recall_density_coverage(real, synthetic, k)
+    assert measured == pytest.approx(compute_prdc(real, synthetic, k), abs=1e-12)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(synthetic), torch.from_numpy(real), prc_neighborhood=k, verbose=False
+    )
+    assert [measured["precision"], measured["recall"]] == pytest.approx(
+        [theirs["precision"], theirs["recall"]], abs=1e-6
+    )
+
+
+def test_borders_differ_from_other_packages_as_documented(capsys):
+    """On a line of equal steps every nearest neighbour lies on a border."""
+    line, shifted = np.arange(8.0)[:, None], np.arange(8.0)[:, None] + 1
+    measured = precision_recall_density_coverage(line, shifted, 1)
+    assert measured == {"precision": 1.0, "recall": 1.0, "density": 7 / 8, "coverage": 1.0}
+    outside = compute_prdc(line, shifted, 1)
+    assert outside == pytest.approx({"precision": 7 / 8, "recall": 7 / 8, "density": 7 / 8, "coverage": 7 / 8})
+    inside = prc_features_to_metric(
+        torch.from_numpy(shifted), torch.from_numpy(line), prc_neighborhood=1, verbose=False
+    )
+    assert [inside["precision"], inside["recall"]] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -16,6 +16,8 @@ COLUMNS = [
     "macro-f1-cnn",
     "real-accuracy-logistic-regression", "real-macro-f1-logistic-regression", "real-accuracy-mlp", "real-macro-f1-mlp",
     "real-accuracy-cnn", "real-macro-f1-cnn",
+    "synthetic-count", "train-count", "test-count", "nearest-train-distance", "test-nearest-train-distance",
+    "nearest-neighbour-ratio", "copied-share", "authenticity", "test-authenticity", "memorisation-space",
     "notes",
 ]  # fmt: skip
 
@@ -51,6 +53,7 @@ def test_each_phase_is_announced(on_noisy_digits):
         "measuring fidelity against the real test fold",
         "training classifiers on 500 synthetic images",
         "training classifiers on 500 real images",
+        "looking for copies of training images",
     ]
 
 
@@ -121,3 +124,20 @@ def test_a_subset_is_random_within_a_class():
 def test_unusable_synthetic_sets_are_refused(digits, classifier, images, labels, message):
     with pytest.raises(UserError, match=message):
         run(digits, images, labels, classifier)
+
+
+def test_copies_of_training_images_are_found(digits, classifier):
+    copied = run(digits, digits.train_images[:300], digits.train_labels[:300], classifier).row()
+    assert (copied["copied-share"], copied["nearest-neighbour-ratio"], copied["authenticity"]) == (1.0, 0.0, 0.0)
+    # The test fold was never trained on.
+    fresh = run(digits, digits.test_images[:200], digits.test_labels[:200], classifier).row()
+    assert fresh["copied-share"] == pytest.approx(0.05, abs=0.03)
+    assert fresh["nearest-neighbour-ratio"] == pytest.approx(1.0, abs=0.1)
+    assert fresh["authenticity"] == pytest.approx(fresh["test-authenticity"], abs=0.1)
+
+
+def test_copies_that_cannot_be_judged_are_a_note(digits, classifier):
+    images, labels = digits.train_images[:40], digits.train_labels[:40]
+    evaluation = evaluate(images, labels, images, labels, images, labels, 10, 0, classifier=classifier)
+    assert evaluation.memorisation is None
+    assert any(note.startswith("no copy check: test: more than half") for note in evaluation.notes)

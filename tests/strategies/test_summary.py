@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from fedsynth.config import RunConfig
-from fedsynth.evaluation import CLASSIFIERS, Evaluation
+from fedsynth.evaluation import CLASSIFIERS, Evaluation, results_rows
 from fedsynth.evaluation.suite import Fidelity
 from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
 from strategies.base import Outcome, Task
 from strategies.census import Census, Member
 from strategies.publish import Costs
-from strategies.summary import report_content, results_rows
+from strategies.summary import report_content
 
 FIDELITY = Fidelity(
     n=30,
