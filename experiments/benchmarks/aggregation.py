@@ -29,7 +29,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 
-from experiments.benchmarks import server_memory
+from experiments.benchmarks import resident
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from fedsynth import wire
 from fedsynth.diffusion import build_unet
@@ -147,7 +147,7 @@ def _time(cost: Cost, name: str, ours: bool, weights: ArrayRecord, updates: list
 def extra_memory(network: str, name: str, ours: bool) -> float:
     """Return the peak of the extra memory in percent of the answers; call it in a fresh process."""
     _prepare()
-    server_memory._libc().mallopt(server_memory._M_MMAP_THRESHOLD, 65536)
+    resident.return_freed_memory()
     tiny = wire.encode_tensors({"layer": torch.zeros(NUM_SILOS)})
     # Everything is imported and set up.
     _aggregator(name, ours, tiny).aggregate_train(1, [_reply(silo, _update(tiny, silo)) for silo in range(NUM_SILOS)])
@@ -155,9 +155,9 @@ def extra_memory(network: str, name: str, ours: bool) -> float:
     replies = [_reply(silo, _update(weights, silo)) for silo in range(NUM_SILOS)]
     size = sum(wire.payload_bytes(reply) for reply in replies)
     aggregator = _aggregator(name, ours, weights)
-    baseline = server_memory._reset_peak()
+    baseline = resident.reset_peak()
     aggregator.aggregate_train(1, _handed_over(replies))
-    return 100 * (server_memory._status("VmHWM") - baseline) / size
+    return 100 * (resident.peak() - baseline) / size
 
 
 def _handed_over(replies: list[Message]) -> Iterator[Message]:

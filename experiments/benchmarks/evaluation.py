@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.benchmarks import resident
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from fedsynth.evaluation import precision_recall_density_coverage
 
@@ -75,11 +76,10 @@ def cost(name: str, size: int) -> Cost:
     real, synthetic = rng.normal(size=(size, DIMENSION)), 0.95 * rng.normal(size=(size, DIMENSION)) + 0.1
     measure = MEASURES[name]
     measure(real[:50], synthetic[:50])
-    Path("/proc/self/clear_refs").write_text("5")  # forgets earlier peaks
-    before, started, cpu_started = _status("VmRSS"), time.perf_counter(), time.process_time()
+    before, started, cpu_started = resident.reset_peak(), time.perf_counter(), time.process_time()
     values = measure(real, synthetic)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    return Cost(seconds, cpu_seconds, _status("VmHWM") - before, values)
+    return Cost(seconds, cpu_seconds, resident.peak() - before, values)
 
 
 def _prdc(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float]:
@@ -121,12 +121,6 @@ def _row(name: str, measured: Cost, theirs: Cost) -> dict[str, str]:
         "share of memory": f"{measured.peak / theirs.peak:.3f}",
         **{key: f"{value:.4f}" for key, value in measured.values.items()},
     }
-
-
-def _status(key: str) -> int:
-    """Read one size of ``/proc/self/status``, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import cast
 
-import psutil
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from experiments.benchmarks import resident
 from fedsynth import wire
 from fedsynth.diffusion import build_unet
 from fedsynth.seeding import make_generator
@@ -28,8 +25,6 @@ from strategies.fedavg import FedAvg
 
 SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
 ROUNDS = 3
-
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 @dataclass
@@ -82,15 +77,15 @@ def server_peak(name: str, num_samples: int, num_silos: int, return_freed: bool)
             held; otherwise as glibc does, whose peak holds free memory too.
     """
     if return_freed:
-        _libc().mallopt(_M_MMAP_THRESHOLD, 65536)
+        resident.return_freed_memory()
     # Flower sets these when it starts an app; a message cannot be built without them.
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     scenario = SCENARIOS[name]
     _run(scenario, _Silos(scenario, 10, num_silos), 10)  # everything is imported and set up
     silos = _Silos(scenario, num_samples, num_silos)
-    baseline = _reset_peak()
+    baseline = resident.reset_peak()
     _run(scenario, silos, num_samples)
-    return ServerPeak(name, silos.answer_bytes, baseline, _status("VmHWM"))
+    return ServerPeak(name, silos.answer_bytes, baseline, resident.peak())
 
 
 def _run(scenario: Scenario, silos: _Silos, num_samples: int) -> None:
@@ -163,21 +158,3 @@ class _Silos:
 
 def _copy(array: Array) -> Array:
     return Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=bytes(memoryview(array.data)))
-
-
-def _reset_peak() -> int:
-    """Give free memory back, forget earlier peaks, and return the resident set in bytes."""
-    gc.collect()
-    _libc().malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(psutil.Process().memory_info().rss)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL("libc.so.6")
-
-
-def _status(key: str) -> int:
-    """Read one size of ``/proc/self/status``, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
