@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedsynth.cli import main
+from fedsynth.evaluation import Evaluation, Fidelity
+from fedsynth.output import SyntheticDataset, write_dataset
+
+FIDELITY = Fidelity(4, 3, "domain-classifier", 7.5, 2.0, 0.9, 0.8, 1.1, 0.7)
+SCORES = {f"accuracy-{name}": 0.5 for name in ("logistic-regression", "mlp", "cnn")}
+
+
+def write_images(folder: Path, per_class: dict[str, int], seed: int, side: int = 8) -> Path:
+    rng = np.random.default_rng(seed)
+    for shade, (name, count) in enumerate(per_class.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.normal(60 + 120 * shade, 25, (side, side)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What would have been measured, in place of measuring it."""
+    calls: list[tuple[Any, ...]] = []
+
+    def remember(*arrays: Any, **_: Any) -> Evaluation:
+        calls.append(arrays)
+        return Evaluation(FIDELITY, 4, SCORES, {f"{name}": 1.0 for name in SCORES}, ("few images",))
+
+    monkeypatch.setattr("fedsynth.cli.evaluate.evaluate", remember)
+    return calls
+
+
+def test_any_two_folders_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = tmp_path / "real"
+    write_images(real / "train", {"dark": 20, "light": 20}, 0)
+    write_images(real / "test", {"dark": 10, "light": 10}, 1)
+    output = tmp_path / "numbers.json"
+    assert main(["evaluate", str(real / "train"), "--real", str(real), "--output", str(output)]) == 0
+    numbers = json.loads(output.read_text())
+    assert numbers["copied-share"] == 1.0
+    assert numbers["accuracy-cnn"] == numbers["real-accuracy-cnn"] == 1.0
+    assert (numbers["n"], numbers["n-train"]) == (20, 40)
+    printed = capsys.readouterr().out
+    assert "copied-share" in printed
+    assert "note: n = 20 is below 2048" in printed
+
+
+def test_synthetic_images_take_the_format_of_the_real_ones(tmp_path: Path, measured: list[tuple[Any, ...]]) -> None:
+    real = write_images(tmp_path / "real", {"a": 10, "b": 10, "c": 10}, 0, side=16)
+    synthetic = write_images(tmp_path / "synthetic", {"a": 3, "c": 2}, 1, side=8)
+    assert main(["evaluate", str(synthetic), "--real", str(real), "--seed", "3"]) == 0
+    images, labels, train, train_labels, test, _, classes, seed = measured[0]
+    assert images.shape == (5, 16, 16, 1)
+    assert labels.tolist() == [0, 0, 0, 2, 2]
+    assert (len(train), len(test), classes, seed) == (24, 6, 3, 3)
+    assert np.bincount(train_labels).tolist() == [8, 8, 8]
+
+
+def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measured: list[tuple[Any, ...]]) -> None:
+    names = {str(number): 5 for number in range(11)}
+    real = write_images(tmp_path / "real", names, 0)
+    labels = np.arange(11, dtype=np.int64)
+    images = np.full((11, 8, 8, 1), 7, np.uint8) + labels[:, None, None, None].astype(np.uint8)
+    run = tmp_path / "run"
+    classes = tuple(sorted(names))
+    write_dataset(SyntheticDataset(images, labels, classes, {}), run / "synthetic")
+    assert main(["evaluate", str(run), "--real", str(real)]) == 0
+    # Class "10" sorts between "1" and "2" among real folders, whose order counts.
+    assert {int(label): int(image[0, 0, 0]) for image, label in zip(measured[0][0], measured[0][1], strict=True)} == {
+        int(label): 7 + int(label) for label in labels
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "--real", "REAL"], "there is no folder 'nowhere'"),
+        (["REAL", "--real", "nowhere"], "there is no folder 'nowhere'"),
+        (["OTHER", "--real", "REAL"], "class folder 'z' in"),
+        (["REAL", "--real", "REAL", "--sed", "1"], "unknown option '--sed'"),
+    ],
+)
+def test_bad_input_is_explained(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = write_images(tmp_path / "real", {"a": 5, "b": 5}, 0)
+    other = write_images(tmp_path / "other", {"a": 5, "z": 5}, 0)
+    words = [{"REAL": str(real), "OTHER": str(other)}.get(word, word) for word in words]
+    assert main(["evaluate", *words]) == 2
+    assert said in capsys.readouterr().err
