@@ -9,10 +9,10 @@ from pathlib import Path
 from unittest import mock
 
 from flwr.app import Context, Message, RecordDict
-from in_process_grid import InProcessGrid
 
 import clients.app
 import strategies.app
+from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.output import RunFolder
 

@@ -12,10 +12,10 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, Message
 from hand_made_models import Model, answers, gather, near, send
-from in_process_grid import InProcessGrid
 from tiny_runs import tiny_settings
 
 import clients.app
+from experiments.in_process_grid import InProcessGrid
 from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
