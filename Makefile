@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest
 
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/pytest --ignore tests/end_to_end
+	$(BIN)/pytest --ignore tests/end_to_end --ignore tests/benchmarks
 
 install: $(VENV)/.installed
 

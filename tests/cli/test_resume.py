@@ -76,6 +76,7 @@ CHANGES = {
     "min-replies": "2",
     "slice-seconds": "1",
     "evaluate": "false",
+    "evaluate-silos": "true",
 }
 
 
