@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,8 @@ DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ula"]
+FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
+ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -242,10 +244,33 @@ class Evaluation(Section):
     """Measurements at the end of a run."""
 
     evaluate: bool = Field(True, description="measure the synthetic set against real images")
+    feature_extractor: FeatureExtractorName | Auto = Field(
+        AUTO, description="auto: Inception if its weights are on disk, else domain-classifier"
+    )
+    feature_extractor_weights_path: str = Field("", description="file of its weights; empty: torch hub's, or download")
+    classifiers: str = Field("logistic-regression,mlp,cnn", description="trained on the synthetic images; also: resnet")
+    classifier_seeds: Positive = Field(3, description="trainings of each classifier, for means with intervals")
+    resnet_weights_path: str = Field("", description="file that resnet starts from; empty: torch hub's, or none")
+    membership_inference: bool = Field(True, description="attack the models of a simulation: who was trained on?")
     evaluate_silos: bool = Field(False, description="have the silos measure it against theirs, which stay at home")
     min_statistics_samples: Annotated[int, Field(ge=2)] = Field(
         50, description="a silo with fewer images gives no statistics of them"
     )
+
+    @model_validator(mode="after")
+    def _classifiers_are_known(self) -> Evaluation:
+        self.classifier_names()
+        return self
+
+    def classifier_names(self) -> tuple[str, ...]:
+        """``classifiers`` one by one."""
+        names, known = tuple(word.strip() for word in self.classifiers.split(",")), get_args(ClassifierName)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"classifiers = '{self.classifiers}': '{name}' is none of {', '.join(known)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"classifiers = '{self.classifiers}': name each once")
+        return names
 
 
 SECTIONS: dict[str, type[Section]] = {

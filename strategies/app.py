@@ -20,6 +20,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError
+from fedsynth.evaluation import Settings
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
@@ -65,6 +66,8 @@ def _run(grid: Grid, config: RunConfig) -> None:
         strategy, config = build_strategy(config)
         federation = load_federation(config)
         initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works
+        if config.evaluation.evaluate:
+            Settings.of(config).check(federation.train.images.shape[1:])
         folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
     with folder.log_to_file(logger), _errors_logged():
         logger.info("run folder %s", folder.path)

@@ -32,7 +32,7 @@ from fedsynth.mixture import (
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census, train_local_models
-from strategies.replies import seconds_worked, usable
+from strategies.replies import noise_prediction, seconds_worked, usable
 
 logger = logging.getLogger("fedsynth")
 
@@ -259,7 +259,7 @@ class _Mixture:
             rows = self._rows[k]
             try:
                 seconds += seconds_worked(reply)
-                self.epsilon[k].index_copy_(0, rows, _epsilon(reply, (len(rows), *self.epsilon.shape[2:])))
+                self.epsilon[k].index_copy_(0, rows, noise_prediction(reply, (len(rows), *self.epsilon.shape[2:])))
                 self.answered[k, rows] = True
             except ValueError as error:
                 logger.warning("%s left out: %s", self.census.members[k].name, error)
@@ -280,21 +280,3 @@ class _Mixture:
             self.posterior.update(samples, moved, self.epsilon, self.scheduler, t, self.answered)
         # The answers are used up: the result takes the room of one, so that there is place for its encoding.
         return self.epsilon[0].copy_(moved)
-
-
-def _epsilon(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
-    """Read an answer's noise prediction.
-
-    Raises:
-        ValueError: there is none, or it cannot be used.
-    """
-    arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
-    if not arrays:
-        raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
-    epsilon = wire.peek(arrays[0])
-    if epsilon.shape != shape:
-        raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
-    # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
-    if not torch.stack(torch.aminmax(epsilon)).float().isfinite().all():
-        raise ValueError("answer is not finite")
-    return epsilon.float()

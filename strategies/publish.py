@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
-from fedsynth.evaluation import FEATURE_SEED, Evaluation, evaluate, summarise, train_domain_classifier
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
 from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import ExchangeGrid, Round, Traffic
-from strategies.federated_evaluation import evaluate_at_silos
+from strategies.measure import LabelledSet, measure_run
 from strategies.summary import report_content
 
 logger = logging.getLogger("fedsynth")
-
-LabelledSet = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass
@@ -75,14 +68,9 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid:
         write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
         _save_model(folder, task, outcome)
-    evaluations = _measure(task, sets)
-    measured = list(evaluations.values())
-    results: dict[str, Any] = {"strategy": task.config.run.strategy, **costs.row(), **summarise(measured)}
-    if outcome.owners is not None:
-        results["silos"] = {name: evaluation.row() for name, evaluation in evaluations.items()}
-    at_silos = evaluate_at_silos(grid, task, outcome) if task.config.evaluation.evaluate_silos else None
-    folder.write_results(results | (at_silos.row() if at_silos else {}))
-    content = report_content(task, outcome, costs.row(), measured, folder.read_metrics(), at_silos)
+    measured = measure_run(grid, task, outcome, sets)
+    folder.write_results({"strategy": task.config.run.strategy, **costs.row(), **measured.row()})
+    content = report_content(task, outcome, costs.row(), measured, folder.read_metrics())
     write_report(folder.report, content)
     logger.info("results\n%s", results_table(content.results or costs.row()))
     logger.info("dataset %s", folder.synthetic)
@@ -103,25 +91,6 @@ def _save_model(folder: RunFolder, task: Task, outcome: Outcome) -> None:
     pipeline = ClassConditionalDDPMPipeline(outcome.unet, scheduler, task.spec.classes)
     with atomic_directory(folder.models / "global") as temporary:
         pipeline.save_pretrained(temporary)
-
-
-def _measure(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
-    real, seed, num_classes = task.federation, task.config.run.seed, len(task.spec.classes)
-    if not task.config.evaluation.evaluate or real is None:
-        return {}
-    train, test = real.train, real.test
-    logger.info("training the feature classifier on the real train fold")
-    classifier = train_domain_classifier(train.images, train.labels, num_classes, FEATURE_SEED)
-    silos = [real.silo(k, task.config).train.images for k in range(len(real.parts))]
-    trained_on = np.concatenate(silos)
-    done: dict[str, Evaluation] = {}
-    ceiling: Mapping[str, float] | None = None
-    for name, synthetic in sets.items():
-        real_folds = (train.images, train.labels, test.images, test.labels)
-        report = (lambda phase, name=name: logger.info("%s: %s", name, phase)) if name else logger.info
-        done[name] = evaluate(*synthetic, *real_folds, num_classes, seed, report, classifier, ceiling, trained_on)
-        ceiling = done[name].real_utility
-    return done
 
 
 def _provenance(task: Task, silo: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from flwr.app import Message
 
 from fedsynth import wire
@@ -116,3 +117,21 @@ def num_examples(reply: Message, most: int) -> int:
     if not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(f"num-examples = {value}: must be a whole number from 1 to max-silo-images = {most}")
     return value
+
+
+def noise_prediction(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
+    """Noise prediction of an answer, float32 of ``shape``; may share the answer's memory.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
+    if not arrays:
+        raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
+    epsilon = wire.peek(arrays[0])
+    if epsilon.shape != shape:
+        raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
+    # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
+    if not torch.stack(torch.aminmax(epsilon)).float().isfinite().all():
+        raise ValueError("answer is not finite")
+    return epsilon.float()

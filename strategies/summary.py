@@ -7,22 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from fedsynth.evaluation import Evaluation, all_notes, results_rows, summarise
-from fedsynth.output import ReportContent
+from fedsynth.evaluation import Evaluation, summarise
+from fedsynth.output import ReportContent, explained, measured_parts
 from strategies import STRATEGIES
 from strategies.base import Outcome, Task
 from strategies.federated_evaluation import SiloEvaluation
+from strategies.measure import Measurements
 
 
 def report_content(
     task: Task,
     outcome: Outcome,
     cost: Mapping[str, float],
-    evaluations: Sequence[Evaluation],
+    measured: Measurements,
     rounds: list[dict[str, Any]],
-    at_silos: SiloEvaluation | None = None,
 ) -> ReportContent:
     """Gather everything the report shows."""
+    evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.federation
     strategy, dataset = config.run.strategy, config.data.dataset
     return ReportContent(
@@ -33,10 +34,10 @@ def report_content(
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
         headline=_headline(outcome, cost, evaluations),
-        results=(results_rows(evaluations) if evaluations else {}) | (at_silos.table() if at_silos else {}),
+        results=results,
         real_images=real.test.images if real else None,
         real_labels=real.test.labels if real else None,
-        silos=[_silo_row(task, k, at_silos) for k in range(len(census))],
+        silos=[_silo_row(task, k, measured.at_silos) for k in range(len(census))],
         silo_names=[member.name for member in census],
         label_counts=census.label_counts.numpy(),
         losses=outcome.curves,
@@ -45,7 +46,9 @@ def report_content(
         cost=cost,
         settings=config.to_run_config(),
         resolved=config.resolved,
-        limits=(*all_notes(evaluations), *(at_silos.notes if at_silos else ())),
+        limits=measured.limits(),
+        **explained(results),
+        **(measured_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
 
 
@@ -54,8 +57,10 @@ def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence
     if evaluations:
         row = summarise(evaluations)
         of_silos = ", mean over the silos" if len(evaluations) > 1 else ""
-        headline[f"accuracy on real test images (CNN trained on synthetic{of_silos})"] = row["accuracy-cnn"]
-        headline["the same trained on real images"] = row["real-accuracy-cnn"]
+        name = evaluations[0].main_classifier
+        accuracy = f"accuracy on real test images ({name.upper()} trained on synthetic{of_silos})"
+        headline[accuracy] = row[f"accuracy-{name}"]
+        headline["the same trained on real images"] = row[f"real-accuracy-{name}"]
         headline[f"coverage of real test images{of_silos}"] = row["coverage"]
     return headline
 

@@ -78,6 +78,12 @@ OTHER_VALUES: dict[str, Any] = {
     "max-silo-images": 5000,
     "slice-seconds": 0.5,
     "evaluate": False,
+    "feature-extractor": "pixels",
+    "feature-extractor-weights-path": "weights.pth",
+    "classifiers": "mlp,resnet",
+    "classifier-seeds": 2,
+    "resnet-weights-path": "resnet.pth",
+    "membership-inference": False,
     "evaluate-silos": True,
     "min-statistics-samples": 20,
 }

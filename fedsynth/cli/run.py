@@ -15,23 +15,21 @@ from typing import Any
 import tomli_w
 
 from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks, superlinks
-from fedsynth.config import AUTO, RunConfig, Scalar, config_keys
+from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, scalar
+from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
 
-PATH_KEYS = ("output-dir", "state-dir", "data-root")
+PATH_KEYS = ("output-dir", "state-dir", "data-root", "feature-extractor-weights-path", "resnet-weights-path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One option a configuration key."""
     parser.add_argument("setting", nargs="?", type=Path, help="TOML file of configuration keys")
-    for key, section, info in config_keys():
-        parser.add_argument(
-            f"--{key}", metavar="VALUE", help=f"{info.description} ({section}; default: {info.default})"
-        )
+    add_keys(parser)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -67,9 +65,8 @@ def _last_change(path: Path) -> int | None:
 
 
 def _refuse_unknown(rest: list[str]) -> None:
-    known = [key for key, _, _ in config_keys()]
     for word in rest:
-        hint = did_you_mean(word.split("=")[0].lstrip("-"), known)
+        hint = did_you_mean(word.split("=")[0].lstrip("-"), ALL_KEYS)
         raise UserError(f"unknown option '{word}'{hint}; 'fedsynth run --help' lists all")
 
 
@@ -77,10 +74,7 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
     earlier = _run_to_resume(options)
     given = _continued(earlier, options) if earlier else _read_setting(options.setting)
-    for key, _, info in config_keys():
-        text = getattr(options, key.replace("-", "_"))
-        if text is not None and key != "resume":
-            given[key] = text if info.annotation is str else _scalar(text)
+    given |= given_keys(options, ALL_KEYS - {"resume"})
     config = RunConfig.from_run_config(given)
     flat = config.to_run_config()
     changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
@@ -114,7 +108,7 @@ def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Sca
     config, path = earlier.read_config(), earlier.path
     given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
     if options.num_rounds is not None and options.train_steps is None:
-        had, wanted = config.run.num_rounds, _scalar(options.num_rounds)
+        had, wanted = config.run.num_rounds, scalar(options.num_rounds)
         if had != AUTO and isinstance(wanted, int):
             given["train-steps"] = config.training.train_steps * wanted // had
     return given
@@ -136,18 +130,6 @@ def _read_setting(path: Path | None) -> dict[str, Any]:
     if setting.get("resume"):
         raise UserError(f"setting '{path}': resume = {setting['resume']!r}: give --resume and no setting file instead")
     return setting
-
-
-def _scalar(text: str) -> Scalar:
-    """Read an option's value: true, false, a number, or text."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _command(config: RunConfig, home: Path) -> list[str]:

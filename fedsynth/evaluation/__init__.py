@@ -1,5 +1,7 @@
-"""How good a synthetic dataset is: fidelity, coverage and utility against real images."""
+"""How good a synthetic dataset is: fidelity, coverage, utility and signs of copying, against real images."""
 
+from fedsynth.evaluation.evaluation import Evaluation
+from fedsynth.evaluation.extractors import EXTRACTORS
 from fedsynth.evaluation.features import (
     FEATURE_SPACE,
     DomainClassifier,
@@ -7,20 +9,24 @@ from fedsynth.evaluation.features import (
     train_domain_classifier,
 )
 from fedsynth.evaluation.fidelity import frechet_distance
+from fedsynth.evaluation.image_set import ImageSet
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
-from fedsynth.evaluation.suite import FEATURE_SEED, Evaluation, Fidelity, evaluate
+from fedsynth.evaluation.suite import FEATURE_SEED, Evaluator, Settings
 from fedsynth.evaluation.table import all_notes, results_rows, summarise
-from fedsynth.evaluation.utility import CLASSIFIERS, utility
+from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility
 
 __all__ = [
     "CLASSIFIERS",
+    "DEFAULT_CLASSIFIERS",
+    "EXTRACTORS",
     "FEATURE_SEED",
     "FEATURE_SPACE",
     "DomainClassifier",
     "Evaluation",
-    "Fidelity",
+    "Evaluator",
+    "ImageSet",
+    "Settings",
     "all_notes",
-    "evaluate",
     "extract_features",
     "frechet_distance",
     "precision_recall_density_coverage",

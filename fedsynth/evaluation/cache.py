@@ -1,4 +1,4 @@
-"""Features kept on disk, so that one set of images meets one extractor once."""
+"""Features and feature classifiers kept on disk, so that one set of images is worked on once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from fedsynth.evaluation.extractors import Extracted, Extractor
+from fedsynth.evaluation.features import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    TRAINING_STEPS,
+    DomainClassifier,
+    train_domain_classifier,
+)
 from fedsynth.files import atomic_file
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -40,9 +50,47 @@ def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: 
     return kept
 
 
-def _content_hash(images: npt.NDArray[np.uint8]) -> str:
-    digest = hashlib.sha256(f"{images.dtype} {images.shape}".encode())
-    digest.update(np.ascontiguousarray(images).data)
+def classifier_cached(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer],
+    num_classes: int,
+    seed: int,
+    folder: Path | None,
+) -> DomainClassifier:
+    """Return what :func:`train_domain_classifier` does, from ``folder`` if it was trained before.
+
+    A file is ``<folder>/classifiers/<hash of all arguments and budgets>.safetensors``; a damaged one is made again.
+    """
+    if folder is None:
+        return train_domain_classifier(images, labels, num_classes, seed)
+    told = (num_classes, seed, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE, torch.__version__, _content_hash(images))
+    name = hashlib.sha256(f"{told} {_content_hash(labels.astype(np.int64))}".encode()).hexdigest()
+    path = folder / "classifiers" / f"{name}.safetensors"
+    # Without memory of its own: nothing to initialise, and the global random state stays as it was.
+    with torch.device("meta"):
+        empty = DomainClassifier(images.shape[3], min(images.shape[1:3]), num_classes)
+    model = _read_classifier(path, empty)
+    if model is None:
+        model = train_domain_classifier(images, labels, num_classes, seed)
+        with atomic_file(path) as temporary:
+            save_file(model.state_dict(), temporary)
+    return model
+
+
+def _read_classifier(path: Path, model: DomainClassifier) -> DomainClassifier | None:
+    """``model`` with the weights of the file; None unless it is there and whole."""
+    if not path.is_file():
+        return None
+    try:
+        model.load_state_dict(load_file(path), assign=True)
+    except (SafetensorError, OSError, RuntimeError):
+        return None
+    return model.eval()
+
+
+def _content_hash(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

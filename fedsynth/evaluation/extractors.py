@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedsynth.config import AUTO
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.evaluation.checks import check_images, check_same_image_shape
 from fedsynth.evaluation.features import FEATURE_DIMENSION, FEATURE_SPACE, DomainClassifier, classify, scale_pixels
@@ -181,6 +182,19 @@ class TorchFidelityExtractor(Extractor):
         batch = torch.from_numpy(colour).permute(0, 3, 1, 2).contiguous().to(self._device)
         features, *logits = self._model(batch)
         return features, logits[0] if logits else None
+
+
+def resolve_extractor(name: str, weights_path: Path | None = None) -> str:
+    """Return ``name``, or for ``auto`` Inception if its weights are on disk and otherwise ``domain-classifier``.
+
+    A download is never the choice of ``auto``: institutions run behind firewalls.
+    """
+    if name != AUTO:
+        return name
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(URL_INCEPTION_V3).name
+    return "inception-v3-compat" if weights_path is not None or downloaded.is_file() else FEATURE_SPACE
 
 
 def create_extractor(

@@ -46,7 +46,7 @@ def precision_recall_density_coverage(real: np.ndarray, synthetic: np.ndarray, k
     inside_real = np.zeros(len(synthetic), dtype=bool)
     inside_synthetic, covered = np.zeros((2, len(real)), dtype=bool)
     ball_hits = 0
-    for rows, distances in _squared_distance_blocks(real, synthetic):
+    for rows, distances in squared_distance_blocks(real, synthetic):
         within = distances <= real_outer[rows, None]
         inside_real |= within.any(axis=0)
         covered[rows] = within.any(axis=1)
@@ -70,7 +70,7 @@ def _centred_pair(real: np.ndarray, synthetic: np.ndarray) -> tuple[Array, Array
 def _squared_radii(points: Array, k: int) -> tuple[Array, Array]:
     """Squared k-th-neighbour distance of each point, a round-off below and a round-off above."""
     radii = np.empty(len(points))
-    for rows, distances in _squared_distance_blocks(points, points):
+    for rows, distances in squared_distance_blocks(points, points):
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
         distances.partition(k - 1, axis=1)
         radii[rows] = distances[:, k - 1]
@@ -78,7 +78,7 @@ def _squared_radii(points: Array, k: int) -> tuple[Array, Array]:
     return radii - slack, radii + slack
 
 
-def _squared_distance_blocks(rows_of: Array, columns_of: Array) -> Iterator[tuple[slice, Array]]:
+def squared_distance_blocks(rows_of: Array, columns_of: Array) -> Iterator[tuple[slice, Array]]:
     """Yield (rows, squared distances (rows, M)), which the next block overwrites; round-off may put one below zero."""
     # [x, |x|², 1] · [-2y, 1, |y|²] = |x - y|²: the product alone, with no further pass over the block.
     right = np.column_stack([-2.0 * columns_of, np.ones(len(columns_of)), _squared_norms(columns_of)]).T

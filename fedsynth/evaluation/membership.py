@@ -39,13 +39,13 @@ class Membership:
     auc: float
     tpr_at_1_percent_fpr: float
 
-    def row(self) -> dict[str, int | float]:
-        """Return flat, JSON-ready columns in kebab-case."""
+    def row(self, attack: str) -> dict[str, int | float]:
+        """Return flat, JSON-ready columns in kebab-case; ``attack`` begins each name."""
         return {
-            "n-members": self.n_members,
-            "n-non-members": self.n_non_members,
-            "membership-auc": self.auc,
-            "membership-tpr-at-1-percent-fpr": self.tpr_at_1_percent_fpr,
+            f"{attack}members": self.n_members,
+            f"{attack}non-members": self.n_non_members,
+            f"{attack}membership-auc": self.auc,
+            f"{attack}membership-tpr-at-1-percent-fpr": self.tpr_at_1_percent_fpr,
         }
 
 
@@ -121,12 +121,23 @@ def epsilon_errors(
         raise UserError(f"timesteps = {list(timesteps)}: give at least one, each from 0 to {len(alphas_cumprod) - 1}")
     errors = torch.zeros(len(images), dtype=torch.float64)
     for t in timesteps:
-        noise = torch.randn(images.shape[1:], generator=generator)
-        # x_t = √ᾱ x_0 + √(1 - ᾱ) ε (Ho et al. 2020, Eq. 4)
-        x_t = alphas_cumprod[t].sqrt() * images + (1 - alphas_cumprod[t]).sqrt() * noise
-        errors += (predict_noise(x_t, t, labels) - noise).square().flatten(1).mean(dim=1, dtype=torch.float64)
+        x_t, noise = with_noise(images, float(alphas_cumprod[t]), generator)
+        errors += squared_errors(predict_noise(x_t, t, labels), noise)
     mean: Scores = (errors / len(timesteps)).numpy()
     return mean
+
+
+def with_noise(
+    images: torch.Tensor, alpha_cumprod: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x_t = √ᾱ x_0 + √(1 - ᾱ) ε (N, C, H, W) (Ho et al. 2020, Eq. 4), and the ε (C, H, W) that all share."""
+    noise = torch.randn(images.shape[1:], generator=generator)
+    return alpha_cumprod**0.5 * images + (1 - alpha_cumprod) ** 0.5 * noise, noise
+
+
+def squared_errors(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error of each prediction (N, C, H, W) of one noise (C, H, W), float64 (N,)."""
+    return (predicted - noise).square().flatten(1).mean(dim=1, dtype=torch.float64)
 
 
 def nearness_scores(candidates: np.ndarray, synthetic: np.ndarray) -> Scores:

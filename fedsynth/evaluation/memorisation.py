@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation.checks import as_features
-from fedsynth.evaluation.manifold import _squared_distance_blocks
+from fedsynth.evaluation.manifold import squared_distance_blocks
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -125,7 +125,7 @@ def nearest_neighbours(points: Array, references: Array, own: Indices | None = N
     """
     indices = np.empty(len(points), dtype=np.intp)
     nearest = np.empty(len(points))
-    for rows, squared in _squared_distance_blocks(points, references):
+    for rows, squared in squared_distance_blocks(points, references):
         if own is not None:
             squared[np.arange(len(squared)), own[rows]] = np.inf
         indices[rows] = squared.argmin(axis=1)

@@ -1,24 +1,31 @@
-"""All measures of one synthetic dataset, as one row of a results table."""
+"""All measures of synthetic datasets against one set of real images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.diffusion import pick_device
 from fedsynth.errors import UserError
-from fedsynth.evaluation.checks import check_labelled_images, check_same_image_shape
-from fedsynth.evaluation.features import FEATURE_SPACE, DomainClassifier, extract_features, train_domain_classifier
-from fedsynth.evaluation.fidelity import frechet_distance
-from fedsynth.evaluation.manifold import precision_recall_density_coverage
+from fedsynth.evaluation.cache import classifier_cached, extract_cached
+from fedsynth.evaluation.evaluation import Evaluation, Utility
+from fedsynth.evaluation.extractors import Extracted, Extractor, create_extractor, resolve_extractor
+from fedsynth.evaluation.features import FEATURE_SPACE
+from fedsynth.evaluation.fidelity import fidelity_measures
+from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
+from fedsynth.evaluation.image_set import Images, ImageSet, Labels, flat, matched_by_class
+from fedsynth.evaluation.membership import Membership, nearness_scores, roc
 from fedsynth.evaluation.memorisation import Memorisation, memorisation
-from fedsynth.evaluation.utility import utility
+from fedsynth.evaluation.resnet import resnet_origin
+from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility
 from fedsynth.seeding import derive_seed
 
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.integer]
 Progress = Callable[[str], None]
 
 NEIGHBOURS = 5
@@ -31,197 +38,220 @@ MOST_FOR_COPIES = 10_000
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Synthetic images against the real test fold, in one feature space.
+class Settings:
+    """How to measure; the names are configuration keys.
 
     Attributes:
-        n: images on each side.
-        k: neighbours of precision, recall, density and coverage.
-        feature_space: what the features are.
-        frechet_distance: synthetic images against the test fold.
-        reference_frechet_distance: real training images against the test fold at the same n. The features come from a
-            classifier of the train fold, so this lies a little above what fresh real images would reach.
-        precision, recall, density, coverage: synthetic images against the test fold.
+        feature_extractor: one of ``EXTRACTORS``; ``auto``: Inception if its weights are on disk, otherwise
+            ``domain-classifier``.
+        feature_extractor_weights_path: file of its weights; None: torch hub's folder, or a download.
+        classifiers: those that are trained on the synthetic images.
+        classifier_seeds: trainings of each.
+        resnet_weights_path: file of the weights that ``resnet`` starts from; None: torch hub's, or none.
+        cache: folder for features, feature classifiers and the scores on real images; None: nothing is kept.
+        device: where networks that are not trained here compute.
     """
 
-    n: int
-    k: int
-    feature_space: str
-    frechet_distance: float
-    reference_frechet_distance: float
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    feature_extractor: str = AUTO
+    feature_extractor_weights_path: Path | None = None
+    classifiers: tuple[str, ...] = DEFAULT_CLASSIFIERS
+    classifier_seeds: int = 3
+    resnet_weights_path: Path | None = None
+    cache: Path | None = None
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Settings:
+        """Read the settings of a run; what is kept goes below ``state-dir``."""
+        asked = config.evaluation
+        return cls(
+            feature_extractor=asked.feature_extractor,
+            feature_extractor_weights_path=_path(asked.feature_extractor_weights_path),
+            classifiers=asked.classifier_names(),
+            classifier_seeds=asked.classifier_seeds,
+            resnet_weights_path=_path(asked.resnet_weights_path),
+            cache=Path(config.run.state_dir) / "evaluation",
+            device=str(pick_device(config.run.device)),
+        )
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Load what has to be loaded, before the work whose result it is to measure.
+
+        Raises:
+            UserError: weights cannot be had.
+        """
+        name = resolve_extractor(self.feature_extractor, self.feature_extractor_weights_path)
+        if name != FEATURE_SPACE:
+            create_extractor(name, image_shape, None, self.feature_extractor_weights_path, self.device)
+        if "resnet" in self.classifiers:
+            resnet_origin(self.resnet_weights_path)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The measures of one synthetic dataset.
-
-    Attributes:
-        fidelity: how near the synthetic images come to real ones.
-        n_train: training images of each utility classifier, synthetic or real.
-        utility: test accuracy and macro F1 of classifiers trained on synthetic images.
-        real_utility: the same classifiers trained on as many real images: the ceiling.
-        notes: what a reader must know about these numbers.
-        memorisation: how near the synthetic images come to training images, in pixels; None if it cannot be said.
-    """
-
-    fidelity: Fidelity
-    n_train: int
-    utility: Mapping[str, float]
-    real_utility: Mapping[str, float]
-    notes: tuple[str, ...] = ()
-    memorisation: Memorisation | None = None
-
-    def row(self) -> dict[str, str | int | float]:
-        """Return flat, JSON-ready columns in kebab-case; those of the ceiling begin with ``real-``."""
-        fidelity = {name.replace("_", "-"): value for name, value in asdict(self.fidelity).items()}
-        ceiling = {f"real-{name}": value for name, value in self.real_utility.items()}
-        copies = {**self.memorisation.row(), "memorisation-space": "pixels"} if self.memorisation else {}
-        utility = {"n-train": self.n_train, **self.utility, **ceiling}
-        return {**fidelity, **utility, **copies, "notes": "; ".join(self.notes)}
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
 
 
-def evaluate(
-    synthetic_images: Images,
-    synthetic_labels: Labels,
-    train_images: Images,
-    train_labels: Labels,
-    test_images: Images,
-    test_labels: Labels,
-    num_classes: int,
-    seed: int,
-    progress: Progress | None = None,
-    classifier: DomainClassifier | None = None,
-    real_utility: Mapping[str, float] | None = None,
-    trained_on: Images | None = None,
-) -> Evaluation:
-    """Measure fidelity against the real test fold, and utility beside the real-data ceiling.
+class Evaluator:
+    """Measures synthetic sets against the same real images.
 
-    Both sides of a fidelity measure hold n = min(synthetic, train, test) images, both sides of utility n_train =
-    min(synthetic, train); larger sets are cut to a random subset that keeps their class shares. Utility is tested on
-    the whole test fold. With n <= 5, k is n - 1.
+    What concerns the real images alone, features and classifiers, is computed once for all sets.
 
     Args:
-        synthetic_images: uint8 (N, H, W, C), at least 2.
-        synthetic_labels: integers (N,) from 0 to ``num_classes - 1``; classes may be missing.
-        train_images, train_labels: the real train fold.
-        test_images, test_labels: the real test fold.
-        num_classes: number of classes.
+        train: the real train fold.
+        test: the real test fold.
+        classes: names of the classes.
         seed: fixes subsets and utility classifiers, not the feature space.
+        settings: how to measure.
+        trained_on: the images that the generators saw, for the copy check and the attack; by default the train fold.
         progress: called with the name of each phase as it starts.
-        classifier: a feature classifier trained on the train fold before; by default one is trained.
-        real_utility: that of an earlier evaluation with equal real images, sizes and seed; by default it is measured.
-        trained_on: uint8 (M, H, W, C), the images that the generators saw, for the copy check; by default the train
-            fold. More than 10,000 are cut to a random subset, and a note says so.
 
     Raises:
-        UserError: images or labels are not as above, differ in size, or a set has fewer than two images.
+        UserError: images or labels that do not fit together, or fewer than two images.
     """
-    report = progress or (lambda phase: None)
-    synthetic = _ImageSet("synthetic images", synthetic_images, synthetic_labels)
-    train = _ImageSet("real training images", train_images, train_labels)
-    test = _ImageSet("real test images", test_images, test_labels)
-    for image_set in (train, synthetic, test):
-        image_set.check(num_classes, train.images.shape[1:])
-    if classifier is None:
-        report("training the feature classifier on the real train fold")
-        classifier = train_domain_classifier(train.images, train.labels, num_classes, FEATURE_SEED)
-    report("measuring fidelity against the real test fold")
-    fidelity = _fidelity(classifier, synthetic, train, test, seed)
-    n_train = min(synthetic.size, train.size)
-    report(f"training classifiers on {n_train} synthetic images")
-    synthetic_utility = _utility(synthetic.subset(n_train, seed), test, num_classes, seed)
-    if real_utility is None:
-        report(f"training classifiers on {n_train} real images")
-        real_utility = _utility(train.subset(n_train, seed), test, num_classes, seed)
-    report("looking for copies of training images")
-    copies, remark = _memorisation(synthetic, train_images if trained_on is None else trained_on, test, seed)
-    notes = (*_notes(fidelity, synthetic, num_classes), *remark)
-    return Evaluation(fidelity, n_train, synthetic_utility, real_utility, notes, copies)
 
+    def __init__(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        classes: Sequence[str],
+        seed: int,
+        settings: Settings | None = None,
+        trained_on: ImageSet | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        for image_set in (train, test):
+            image_set.check(len(classes), train.images.shape[1:])
+        self._train, self._test, self._classes, self._seed = train, test, tuple(classes), seed
+        self._settings, self._trained_on = settings or Settings(), trained_on or train
+        self._report = progress or (lambda phase: None)
+        self._ceilings: dict[int, dict[str, Scores]] = {}
 
-@dataclass(frozen=True)
-class _ImageSet:
-    name: str
-    images: Images
-    labels: Labels
+    def evaluate(self, images: Images, labels: Labels, illustrated: bool = False) -> Evaluation:
+        """Measure fidelity against the real test fold, utility beside the real-data ceiling, and signs of copies.
 
-    @property
-    def size(self) -> int:
-        return len(self.images)
+        Both sides of a fidelity measure hold n = min(synthetic, train, test) images, both sides of utility n_train =
+        min(synthetic, train); larger sets are cut to a random subset that keeps their class shares. Utility is tested
+        on the whole test fold. With n <= 5, k is n - 1.
 
-    def check(self, num_classes: int, image_shape: tuple[int, ...]) -> None:
-        check_labelled_images(self.name, self.images, self.labels, num_classes)
-        check_same_image_shape(self.name, self.images, image_shape)
-        if self.size < 2:
-            raise UserError(f"{self.name}: 1 image, at least 2 are needed; give more images")
+        Args:
+            images: uint8 (N, H, W, C), at least 2, in the format of the real ones.
+            labels: integers (N,), indices of the classes; classes may be missing.
+            illustrated: whether to gather what a report's pictures need too.
 
-    def subset(self, size: int, seed: int) -> _ImageSet:
-        rng = np.random.default_rng(derive_seed(seed, "evaluation-subset", self.name))
-        chosen = stratified_subset(self.labels, size, rng)
-        return _ImageSet(self.name, self.images[chosen], self.labels[chosen])
-
-
-def stratified_subset(labels: Labels, size: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Return ``size`` distinct, sorted indices with the class shares of ``labels`` up to rounding."""
-    quantile = np.empty(len(labels))
-    shuffled = rng.permutation(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        quantile[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.sort(np.argsort(quantile)[:size])
-
-
-def _fidelity(
-    classifier: DomainClassifier, synthetic: _ImageSet, train: _ImageSet, test: _ImageSet, seed: int
-) -> Fidelity:
-    n = min(synthetic.size, train.size, test.size)
-    k = min(NEIGHBOURS, n - 1)
-    of_synthetic, of_train, of_test = (
-        extract_features(classifier, image_set.subset(n, seed).images) for image_set in (synthetic, train, test)
-    )
-    return Fidelity(
-        n=n,
-        k=k,
-        feature_space=FEATURE_SPACE,
-        frechet_distance=frechet_distance(of_test, of_synthetic),
-        reference_frechet_distance=frechet_distance(of_test, of_train),
-        **precision_recall_density_coverage(of_test, of_synthetic, k),
-    )
-
-
-def _utility(train: _ImageSet, test: _ImageSet, num_classes: int, seed: int) -> dict[str, float]:
-    return utility(train.images, train.labels, test.images, test.labels, num_classes, seed)
-
-
-def _memorisation(
-    synthetic: _ImageSet, trained_on: Images, test: _ImageSet, seed: int
-) -> tuple[Memorisation | None, tuple[str, ...]]:
-    remark: tuple[str, ...] = ()
-    if len(trained_on) > MOST_FOR_COPIES:
-        rng = np.random.default_rng(derive_seed(seed, "evaluation-subset", "copies"))
-        remark = (f"copies were looked for among {MOST_FOR_COPIES} of {len(trained_on)} training images",)
-        trained_on = trained_on[np.sort(rng.choice(len(trained_on), MOST_FOR_COPIES, replace=False))]
-    flat = (images.reshape(len(images), -1) for images in (synthetic.images, trained_on, test.images))
-    try:
-        return memorisation(*flat), remark
-    except UserError as error:
-        return None, (*remark, f"no copy check: {error}")
-
-
-def _notes(fidelity: Fidelity, synthetic: _ImageSet, num_classes: int) -> tuple[str, ...]:
-    notes = []
-    if fidelity.n < ENOUGH_FOR_FRECHET:
-        notes.append(
-            f"n = {fidelity.n} is below {ENOUGH_FOR_FRECHET}: Fréchet distances are biased upwards, compare them at "
-            "equal n only"
+        Raises:
+            UserError: images or labels are not as above, or measures that no images of this kind can have.
+        """
+        synthetic = ImageSet("synthetic images", images, labels)
+        synthetic.check(len(self._classes), self._train.images.shape[1:])
+        fidelity, reference = self._fidelity(synthetic)
+        n_train = min(len(synthetic), len(self._train))
+        of_synthetic, of_real, of_both = self._utility(synthetic, n_train)
+        self._report("looking for copies of training images")
+        copies, remarks = self._copies(synthetic)
+        return Evaluation(
+            feature_space=self.extractor.name,
+            fidelity=fidelity,
+            reference=reference,
+            n_train=n_train,
+            utility=of_synthetic,
+            real_utility=of_real,
+            joint_utility=of_both,
+            classes=self._classes,
+            notes=(*self._notes(fidelity, synthetic), *remarks),
+            memorisation=copies,
+            membership=self._membership(synthetic),
+            illustration=self._illustration(synthetic) if illustrated else None,
         )
-    if fidelity.k < NEIGHBOURS:
-        notes.append(f"k = {fidelity.k} neighbours in place of {NEIGHBOURS}: too few images")
-    missing = sorted(set(range(num_classes)) - set(synthetic.labels.tolist()))
-    if missing:
-        notes.append(f"no synthetic images of class {', '.join(map(str, missing))}")
-    return tuple(notes)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What makes features of images, trained or loaded when first asked for."""
+        settings = self._settings
+        name = resolve_extractor(settings.feature_extractor, settings.feature_extractor_weights_path)
+        classifier = None
+        if name == FEATURE_SPACE:
+            self._report("training the feature classifier on the real train fold")
+            real = self._train.images, self._train.labels
+            classifier = classifier_cached(*real, len(self._classes), FEATURE_SEED, settings.cache)
+        shape = self._train.images.shape[1:]
+        return create_extractor(name, shape, classifier, settings.feature_extractor_weights_path, settings.device)
+
+    def _extract(self, image_set: ImageSet) -> Extracted:
+        return extract_cached(self.extractor, image_set.images, self._settings.cache)
+
+    def _fidelity(self, synthetic: ImageSet) -> tuple[dict[str, Any], dict[str, Any]]:
+        n = min(len(synthetic), len(self._train), len(self._test))
+        extractor = self.extractor
+        self._report(f"measuring fidelity against the real test fold in {extractor.name}")
+        sides = [image_set.subset(n, self._seed) for image_set in (self._test, synthetic, self._train)]
+        of_test, *others = (self._extract(side) for side in sides)
+        labels = [side.labels for side in sides]
+        k = min(NEIGHBOURS, n - 1)
+        of_synthetic, of_train = (
+            fidelity_measures(of_test, other, labels[0], its_labels, self._classes, self._seed, k)
+            for other, its_labels in zip(others, labels[1:], strict=True)
+        )
+        return of_synthetic, of_train
+
+    def _utility(self, synthetic: ImageSet, n_train: int) -> tuple[Utility, Utility, Utility]:
+        fair, real = (image_set.subset(n_train, self._seed) for image_set in (synthetic, self._train))
+        if n_train not in self._ceilings:
+            self._report(f"training classifiers on {n_train} real images")
+            self._ceilings[n_train] = self._scores(real)
+        self._report(f"training classifiers on {n_train} synthetic images")
+        of_synthetic = self._scores(fair)
+        self._report(f"training classifiers on {n_train} real and {n_train} synthetic images")
+        return of_synthetic, self._ceilings[n_train], self._scores(real.joined(fair))
+
+    def _scores(self, train: ImageSet) -> dict[str, Scores]:
+        settings, folds = self._settings, (train.images, train.labels, self._test.images, self._test.labels)
+        how = settings.classifiers, settings.classifier_seeds, settings.resnet_weights_path, settings.device
+        return utility(*folds, len(self._classes), self._seed, *how)
+
+    def _copies(self, synthetic: ImageSet) -> tuple[Memorisation | None, tuple[str, ...]]:
+        remark: tuple[str, ...] = ()
+        seen = self._trained_on.subset(MOST_FOR_COPIES, self._seed)
+        if len(seen) < len(self._trained_on):
+            remark = (f"copies were looked for among {len(seen)} of {len(self._trained_on)} training images",)
+        try:
+            return memorisation(*(flat(side.images) for side in (synthetic, seen, self._test))), remark
+        except UserError as error:
+            return None, (*remark, f"no copy check: {error}")
+
+    def _membership(self, synthetic: ImageSet) -> Membership | None:
+        """Attack the released images: is a training image nearer to them than a test image of its class?"""
+        rng = np.random.default_rng(derive_seed(self._seed, "membership-of-released"))
+        rows = matched_by_class(self._trained_on.labels, self._test.labels, MOST_FOR_COPIES, rng)
+        if len(rows[0]) < 2:
+            return None
+        sides = self._trained_on.images[rows[0]], self._test.images[rows[1]]
+        return roc(*(nearness_scores(flat(side), flat(synthetic.images)) for side in sides))
+
+    def _illustration(self, synthetic: ImageSet) -> Illustration:
+        self._report("laying out the images for the report")
+        seen = self._trained_on.subset(MOST_FOR_COPIES, self._seed)
+        sides = [side.subset(EMBEDDED, self._seed) for side in (self._test, synthetic)]
+        real, fake = ((self._extract(side).features, side.labels) for side in sides)
+        return Illustration(
+            triples=nearest_triples(synthetic.images, seen.images, self._seed),
+            embedding=embed(real, fake, self.extractor.name, self._seed),
+        )
+
+    def _notes(self, fidelity: Mapping[str, Any], synthetic: ImageSet) -> tuple[str, ...]:
+        n, k = fidelity["overall"]["n"], fidelity["overall"]["k"]
+        notes = []
+        if n < ENOUGH_FOR_FRECHET:
+            notes.append(
+                f"n = {n} is below {ENOUGH_FOR_FRECHET}: Fréchet distances are biased upwards, compare them at equal n"
+                " only; the kernel distance depends on n far less"
+            )
+        if k < NEIGHBOURS:
+            notes.append(f"k = {k} neighbours in place of {NEIGHBOURS}: too few images")
+        present = set(synthetic.labels.tolist())
+        if missing := [name for index, name in enumerate(self._classes) if index not in present]:
+            notes.append(f"no synthetic images of class {', '.join(missing)}")
+        if fidelity["left-out"]:
+            notes.append(f"no fidelity of class {', '.join(fidelity['left-out'])} alone: too few images, or all alike")
+        if "resnet" in self._settings.classifiers:
+            notes.append(resnet_origin(self._settings.resnet_weights_path))
+        return tuple(notes)

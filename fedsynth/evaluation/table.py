@@ -6,18 +6,26 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fedsynth.evaluation.suite import Evaluation
-from fedsynth.evaluation.utility import CLASSIFIERS
+from fedsynth.evaluation.evaluation import PIXEL_SPACE, Evaluation
+from fedsynth.evaluation.suite import ENOUGH_FOR_FRECHET
 
 _FIDELITY = {
     "frechet-distance": "lower",
+    "kernel-distance": "near 0",
+    "inception-score": "higher",
     "precision": "higher",
     "recall": "higher",
     "density": "near 1",
     "coverage": "higher",
 }
-_MEMORISATION = {"nearest-neighbour-ratio": 1.0, "copied-share": 0.05}
-"""Measure -> what fresh real images reach."""
+_MEMORISATION = {
+    "nearest-neighbour-ratio": ("near 1", 1.0),
+    "copied-share": ("lower", 0.05),
+    "released-membership-auc": ("near .5", 0.5),
+    "released-membership-tpr-at-1-percent-fpr": ("near .01", 0.01),
+}
+"""Measure -> where it should be, and what fresh real images reach."""
+SYNTHETIC, REAL, BOTH, SPREAD = "synthetic", "real", "real + synthetic", "±"
 
 
 def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -32,14 +40,16 @@ def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def results_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several."""
-    row, fidelity = summarise(evaluations), evaluations[0].fidelity
-    rows = {
-        measure: {**_spread(row, measure), "better": better, "N": fidelity.n, "in": fidelity.feature_space}
-        for measure, better in _FIDELITY.items()
-    }
-    rows["frechet-distance"]["real"] = fidelity.reference_frechet_distance
-    return rows | _utility_rows(row, evaluations[0].n_train) | _memorisation_rows(row)
+    """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several.
+
+    With too few images for a Fréchet distance to be trusted, the kernel distance comes first. ``±`` is half of the
+    95 % interval over the classifiers' seeds, and for kernel distance and inception score the standard deviation over
+    random subsets.
+    """
+    row, first = summarise(evaluations), evaluations[0]
+    beside = {"N": first.n, "in": first.feature_space}
+    rows = {m: {**_spread(row, m), "better": better, **beside} for m, better in _ordered(first.n).items() if m in row}
+    return rows | _utility_rows(row, first) | _memorisation_rows(row)
 
 
 def all_notes(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -47,33 +57,45 @@ def all_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
 
 
-def _utility_rows(row: Mapping[str, Any], n_train: int) -> dict[str, dict[str, Any]]:
-    beside = {"better": "higher", "N": n_train, "in": "real test images"}
-    measures = [f"accuracy-{name}" for name in CLASSIFIERS]
-    return {m: {**_spread(row, m), "real": row[f"real-{m}"], **beside} for m in measures}
+def _ordered(n: int) -> dict[str, str]:
+    if n >= ENOUGH_FOR_FRECHET:
+        return _FIDELITY
+    return {"kernel-distance": _FIDELITY["kernel-distance"]} | _FIDELITY
+
+
+def _utility_rows(row: Mapping[str, Any], evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    beside = {"better": "higher", "N": evaluation.n_train, "in": "real test images"}
+    measures = [f"accuracy-{name}" for name in evaluation.utility]
+    return {m: {**_spread(row, m), BOTH: row[f"joint-{m}"], **beside} for m in measures}
 
 
 def _memorisation_rows(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if "copied-share" not in row:
-        return {}
-    beside = {"N": row["synthetic-count"], "in": row["memorisation-space"]}
-    rows = {m: {**_spread(row, m), "real": fresh, **beside} for m, fresh in _MEMORISATION.items()}
-    rows["nearest-neighbour-ratio"]["better"] = "near 1"
-    rows["copied-share"]["better"] = "lower"
-    authenticity = {**_spread(row, "authenticity"), "real": row["test-authenticity"], "better": "higher"}
-    return rows | {"authenticity": {**authenticity, **beside}}
+    rows = {}
+    for measure, (better, fresh) in _MEMORISATION.items():
+        if measure in row:
+            n = row["released-members" if measure.startswith("released") else "synthetic-count"]
+            rows[measure] = {**_spread(row, measure), REAL: fresh, "better": better, "N": n, "in": PIXEL_SPACE}
+    if "authenticity" in row:
+        beside = {REAL: row["test-authenticity"], "better": "higher", "N": row["synthetic-count"], "in": PIXEL_SPACE}
+        rows["authenticity"] = {**_spread(row, "authenticity"), **beside}
+    return rows
 
 
 def _column(key: str, values: Sequence[Any]) -> dict[str, Any]:
+    if isinstance(values[0], Mapping):
+        return {}
     if isinstance(values[0], str) or len(set(values)) == 1:
         return {key: values[0]}
     return {key: fmean(values), f"{key}-lowest": min(values), f"{key}-highest": max(values)}
 
 
 def _spread(row: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    """Return a measure, and its range over several sets if there is one."""
-    columns = {"synthetic": row[measure]}
-    for end in ("lowest", "highest"):
-        if f"{measure}-{end}" in row:
-            columns[end] = row[f"{measure}-{end}"]
-    return columns
+    """Return a measure, what real images reach, and its spread over seeds, subsets or several sets if there is one."""
+    sources = {
+        SYNTHETIC: (measure,),
+        SPREAD: (f"{measure}-interval", f"{measure}-std"),
+        "lowest": (f"{measure}-lowest",),
+        "highest": (f"{measure}-highest",),
+        REAL: (f"reference-{measure}", f"real-{measure}"),
+    }
+    return {column: row[key] for column, keys in sources.items() for key in keys if key in row}

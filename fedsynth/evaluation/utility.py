@@ -4,38 +4,90 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from sklearn.neural_network import MLPClassifier
 
+from fedsynth.errors import UserError, unknown_choice
 from fedsynth.evaluation.checks import check_labelled_images, check_same_image_shape
 from fedsynth.evaluation.features import predict_labels, scale_pixels, train_domain_classifier
+from fedsynth.evaluation.intervals import mean_and_interval
+from fedsynth.evaluation.resnet import RESNET_STEPS, Weights, load_weights, predict_resnet_labels, train_resnet
 from fedsynth.seeding import derive_seed
 
-CLASSIFIERS = ("logistic-regression", "mlp", "cnn")
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.integer]
+
+LOGISTIC_REGRESSION, MLP, CNN, RESNET = "logistic-regression", "mlp", "cnn", "resnet"
+CLASSIFIERS = (LOGISTIC_REGRESSION, MLP, CNN, RESNET)
+# A ResNet-18 takes minutes on a CPU.
+DEFAULT_CLASSIFIERS = (LOGISTIC_REGRESSION, MLP, CNN)
 CNN_STEPS = 300
 MLP_STEPS = 1000
 MLP_BATCH_SIZE = 200
 LOGISTIC_REGRESSION_ITERATIONS = 200
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How well one classifier, trained on one set with several seeds, knows the test images; means over the seeds.
+
+    A ratio without a denominator, such as the precision of a class that is never predicted, is 0. Macro averages are
+    over all classes, those without test images too.
+
+    Attributes:
+        accuracy: share of the test images that are told right, 0..1.
+        macro_precision, macro_recall, macro_f1: unweighted means over the classes, 0..1.
+        accuracy_interval: half width of the 95 % interval of the accuracy over the seeds (Student's t); None for a
+            single seed or where the seed changes nothing. It leaves out what another training or test set would change.
+        per_class_recall: recall of each class (num_classes,).
+        per_class_f1: F1 of each class (num_classes,).
+    """
+
+    accuracy: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    accuracy_interval: float | None
+    per_class_recall: tuple[float, ...]
+    per_class_f1: tuple[float, ...]
+
+    def row(self, classifier: str) -> dict[str, float]:
+        """Return columns ``<measure>-<classifier>``; that of the interval is absent when there is none."""
+        interval = {} if self.accuracy_interval is None else {f"accuracy-{classifier}-interval": self.accuracy_interval}
+        return {
+            f"accuracy-{classifier}": self.accuracy,
+            **interval,
+            f"macro-precision-{classifier}": self.macro_precision,
+            f"macro-recall-{classifier}": self.macro_recall,
+            f"macro-f1-{classifier}": self.macro_f1,
+        }
+
+
 def utility(
-    train_images: npt.NDArray[np.uint8],
-    train_labels: npt.NDArray[np.integer],
-    test_images: npt.NDArray[np.uint8],
-    test_labels: npt.NDArray[np.integer],
+    train_images: Images,
+    train_labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
     num_classes: int,
     seed: int,
-) -> dict[str, float]:
-    """Train each of :data:`CLASSIFIERS` with a fixed budget and test it on ``test_images``.
+    classifiers: Sequence[str] = DEFAULT_CLASSIFIERS,
+    num_seeds: int = 3,
+    resnet_weights: Path | None = None,
+    device: str = "cpu",
+) -> dict[str, Scores]:
+    """Train each of ``classifiers`` with a fixed budget, once a seed, and test it on ``test_images``.
 
     A class without training images is not learnt, so its test images count as errors; with a single class every
-    prediction is that class.
+    prediction is that class. What no seed changes, that and logistic regression, is done once.
 
     Args:
         train_images: uint8 (N, H, W, C), usually synthetic.
@@ -44,50 +96,112 @@ def utility(
         test_labels: integers (M,).
         num_classes: number of classes.
         seed: fixes initial weights and batches.
+        classifiers: names from :data:`CLASSIFIERS`.
+        num_seeds: trainings of each classifier, at least 1.
+        resnet_weights: as for :func:`fedsynth.evaluation.resnet.load_weights`; of use to ``resnet`` only.
+        device: where ``resnet`` trains; the others are as fast on the CPU.
 
     Returns:
-        ``accuracy-<classifier>`` and ``macro-f1-<classifier>`` in 0..1 (F1: mean over all ``num_classes``).
+        The scores of each classifier, in the order of ``classifiers``.
 
     Raises:
-        UserError: images or labels are not as above, or differ in size.
+        UserError: images or labels are not as above, or differ in size; a classifier is unknown, ``num_seeds`` is below
+            1, or weights cannot be used.
     """
     check_labelled_images("training images", train_images, train_labels, num_classes)
     check_labelled_images("test images", test_images, test_labels, num_classes)
     check_same_image_shape("test images", test_images, train_images.shape[1:])
-    scores: dict[str, float] = {}
-    for name in CLASSIFIERS:
-        classifier_seed = derive_seed(seed, "utility", name)
-        predicted = _predictions(name, train_images, train_labels, test_images, num_classes, classifier_seed)
-        scores[f"accuracy-{name}"] = float(accuracy_score(test_labels, predicted))
-        scores[f"macro-f1-{name}"] = float(
-            f1_score(test_labels, predicted, labels=range(num_classes), average="macro", zero_division=0)
-        )
+    _check_choices(classifiers, num_seeds)
+    # Read before the other classifiers train: a wrong file is reported at once.
+    weights = load_weights(resnet_weights) if RESNET in classifiers else None
+    trial = _Trial(train_images, train_labels, test_images, num_classes, weights, device)
+    scores = {}
+    for name in classifiers:
+        seeds = [derive_seed(seed, "utility", name, repetition) for repetition in range(trial.repeats(name, num_seeds))]
+        scores[name] = _scores(test_labels, [trial.predictions(name, each) for each in seeds], num_classes)
     return scores
 
 
-def _predictions(
-    name: str,
-    train_images: npt.NDArray[np.uint8],
-    train_labels: npt.NDArray[np.integer],
-    test_images: npt.NDArray[np.uint8],
-    num_classes: int,
-    seed: int,
-) -> np.ndarray:
-    if len(np.unique(train_labels)) == 1:
-        return np.full(len(test_images), train_labels[0])
-    if name == "cnn":
-        model = train_domain_classifier(train_images, train_labels, num_classes, seed, steps=CNN_STEPS)
-        return predict_labels(model, test_images)
-    classifier = _pixel_classifier(name, seed, len(train_images))
-    with warnings.catch_warnings():
-        # The budget is fixed on purpose: stopping before convergence is part of the measure.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit(_pixels(train_images), train_labels)
-    return np.asarray(classifier.predict(_pixels(test_images)))
+def _check_choices(classifiers: Sequence[str], num_seeds: int) -> None:
+    for name in classifiers:
+        if name not in CLASSIFIERS:
+            raise unknown_choice("classifiers", name, CLASSIFIERS)
+    if num_seeds < 1:
+        raise UserError(f"classifier-seeds = {num_seeds}: at least 1 is needed; 2 or more give an interval")
+
+
+def _scores(test_labels: Labels, predictions: Sequence[Labels], num_classes: int) -> Scores:
+    accuracy, interval = mean_and_interval([float(accuracy_score(test_labels, labels)) for labels in predictions])
+    # (seeds, 3, classes) without the column of supports.
+    of_classes = [
+        precision_recall_fscore_support(test_labels, labels, labels=range(num_classes), zero_division=0)[:3]
+        for labels in predictions
+    ]
+    precision, recall, f1 = np.mean(of_classes, axis=0)
+    return Scores(
+        accuracy=accuracy,
+        macro_precision=float(precision.mean()),
+        macro_recall=float(recall.mean()),
+        macro_f1=float(f1.mean()),
+        accuracy_interval=interval,
+        per_class_recall=tuple(recall.tolist()),
+        per_class_f1=tuple(f1.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    num_classes: int
+    resnet_weights: Weights | None
+    device: str
+
+    def repeats(self, name: str, num_seeds: int) -> int:
+        return 1 if name == LOGISTIC_REGRESSION or self._single_class else num_seeds
+
+    @property
+    def _single_class(self) -> bool:
+        return len(np.unique(self.train_labels)) == 1
+
+    def predictions(self, name: str, seed: int) -> Labels:
+        """Train one classifier and return the labels (M,) it gives to the test images."""
+        if self._single_class:
+            return np.full(len(self.test_images), self.train_labels[0])
+        if name == CNN:
+            return self._of_cnn(seed)
+        if name == RESNET:
+            return self._of_resnet(seed)
+        return self._of_pixels(name, seed)
+
+    def _of_cnn(self, seed: int) -> Labels:
+        model = train_domain_classifier(self.train_images, self.train_labels, self.num_classes, seed, steps=CNN_STEPS)
+        return predict_labels(model, self.test_images)
+
+    def _of_resnet(self, seed: int) -> Labels:
+        model = train_resnet(
+            self.train_images,
+            self.train_labels,
+            self.num_classes,
+            seed,
+            weights=self.resnet_weights,
+            device=self.device,
+            steps=RESNET_STEPS,
+        )
+        return predict_resnet_labels(model, self.test_images)
+
+    def _of_pixels(self, name: str, seed: int) -> Labels:
+        classifier = _pixel_classifier(name, seed, len(self.train_images))
+        with warnings.catch_warnings():
+            # The budget is fixed on purpose: stopping before convergence is part of the measure.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(_pixels(self.train_images), self.train_labels)
+        return np.asarray(classifier.predict(_pixels(self.test_images)))
 
 
 def _pixel_classifier(name: str, seed: int, count: int) -> ClassifierMixin:
-    if name == "logistic-regression":
+    if name == LOGISTIC_REGRESSION:
         return LogisticRegression(max_iter=LOGISTIC_REGRESSION_ITERATIONS)
     batch_size = min(MLP_BATCH_SIZE, count)
     epochs = math.ceil(MLP_STEPS / math.ceil(count / batch_size))
@@ -95,5 +209,5 @@ def _pixel_classifier(name: str, seed: int, count: int) -> ClassifierMixin:
     return MLPClassifier((128,), batch_size=batch_size, max_iter=epochs, random_state=seed % 2**32)
 
 
-def _pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _pixels(images: Images) -> npt.NDArray[np.float32]:
     return scale_pixels(images).reshape(len(images), -1)

@@ -2,6 +2,13 @@
 
 from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
 from fedsynth.output.disk import check_free_space, describe_write_error, explained_writing
+from fedsynth.output.evaluation_figures import (
+    Embedding,
+    NearestImages,
+    embedding_scatter,
+    nearest_images,
+    per_class_bars,
+)
 from fedsynth.output.figures import (
     image_grid,
     label_distribution,
@@ -10,6 +17,7 @@ from fedsynth.output.figures import (
     real_beside_synthetic,
     round_curve,
 )
+from fedsynth.output.measured import explained, measured_parts
 from fedsynth.output.names import folder_names
 from fedsynth.output.report import ReportContent, write_report
 from fedsynth.output.run_folder import RunFolder, default_name
@@ -17,18 +25,25 @@ from fedsynth.output.table import results_table
 from fedsynth.output.units import human_bytes
 
 __all__ = [
+    "Embedding",
+    "NearestImages",
     "ReportContent",
     "RunFolder",
     "SyntheticDataset",
     "check_free_space",
     "default_name",
     "describe_write_error",
+    "embedding_scatter",
+    "explained",
     "explained_writing",
     "folder_names",
     "human_bytes",
     "image_grid",
     "label_distribution",
     "loss_curves",
+    "measured_parts",
+    "nearest_images",
+    "per_class_bars",
     "png_bytes",
     "read_dataset",
     "real_beside_synthetic",

@@ -25,15 +25,15 @@ PIXELS_PER_INCH = 100
 _SHARPNESS = 2
 _CELL = 48
 _LARGEST_CELL = 96
-_GAP = 3
-_MARGIN = 0.1
-_LETTER = 0.075
-_TITLE_HEIGHT = 0.35
+GAP = 3
+MARGIN = 0.1
+LETTER = 0.075
+TITLE_HEIGHT = 0.35
 _PANEL_GAP = 0.3
 _MISSING = 235
-_TEXT = "#333333"
+TEXT = "#333333"
 # Okabe and Ito's colours, without the yellow that disappears on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", ":", "-.")
 _MOST_NAMED_CURVES = 16
 _CURVE_POINTS = 60
@@ -90,10 +90,10 @@ def label_distribution(counts: NDArray[np.int64], classes: Sequence[str], names:
     axes.imshow(counts, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1)), aspect="auto")
     if num_classes <= _MOST_COLUMNS_WITH_NUMBERS and num_silos <= _MOST_NAMED:
         _annotate(axes, counts)
-    silos = [f"{_short(name)}  ({total:,})" for name, total in zip(names, counts.sum(1), strict=True)]
+    silos = [f"{short(name)}  ({total:,})" for name, total in zip(names, counts.sum(1), strict=True)]
     _name_ticks(axes, classes, silos)
-    axes.set_xlabel("class", color=_TEXT)
-    axes.set_ylabel("silo (images)", color=_TEXT)
+    axes.set_xlabel("class", color=TEXT)
+    axes.set_ylabel("silo (images)", color=TEXT)
     return figure
 
 
@@ -107,16 +107,16 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     named = len(curves) <= _MOST_NAMED_CURVES
     for number, (name, points) in enumerate(curves.items()):
         steps, losses = _thinned(points)
-        style = _STYLES[number // len(_COLOURS) % len(_STYLES)] if named else "-"
+        style = _STYLES[number // len(COLOURS) % len(_STYLES)] if named else "-"
         # The space keeps names that begin with "_" in the legend.
-        axes.plot(steps, losses, style, color=_COLOURS[number % len(_COLOURS)], lw=1.3, label=f" {_short(name)}")
+        axes.plot(steps, losses, style, color=COLOURS[number % len(COLOURS)], lw=1.3, label=f" {short(name)}")
     if any(loss > 0 for points in curves.values() for _, loss in points):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if curves and named:
-        _legend(axes)
+        legend(axes)
     return figure
 
 
@@ -129,24 +129,24 @@ def round_curve(rows: Sequence[Mapping[str, Any]], key: str) -> Figure:
     """
     points = [(row["round"], row[key]) for row in rows if "round" in row and row.get(key) is not None]
     figure, axes = _line_axes("round", key.replace("-", " ").replace("_", " "))
-    axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=_COLOURS[0], lw=1.3, ms=3)
+    axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[0], lw=1.3, ms=3)
     return figure
 
 
 def _canvas(images: Images, labels: Labels, num_classes: int, per_class: int) -> Images:
     """Lay out the first ``per_class`` images of every class on one RGB picture, (height, width, 3)."""
-    height, width = _cell(images[0]).shape[:2]
-    canvas = np.full((num_classes * (height + _GAP) - _GAP, per_class * (width + _GAP) - _GAP, 3), 255, np.uint8)
+    height, width = cell(images[0]).shape[:2]
+    canvas = np.full((num_classes * (height + GAP) - GAP, per_class * (width + GAP) - GAP, 3), 255, np.uint8)
     for row in range(num_classes):
         chosen = np.flatnonzero(labels == row)[:per_class]
         for column in range(per_class):
-            top, left = row * (height + _GAP), column * (width + _GAP)
-            pixels = _cell(images[chosen[column]]) if column < len(chosen) else _MISSING
+            top, left = row * (height + GAP), column * (width + GAP)
+            pixels = cell(images[chosen[column]]) if column < len(chosen) else _MISSING
             canvas[top : top + height, left : left + width] = pixels
     return canvas
 
 
-def _cell(image: Images) -> Images:
+def cell(image: Images) -> Images:
     """Bring an (H, W, C) image to a readable size in RGB: whole-number enlargement, smooth reduction."""
     rgb = np.broadcast_to(image, (*image.shape[:2], 3))
     largest = max(rgb.shape[:2])
@@ -159,64 +159,74 @@ def _cell(image: Images) -> Images:
 
 def _panels(panels: Sequence[tuple[str, Images]], row_names: Sequence[str]) -> Figure:
     """Place pictures side by side so that each of their pixels becomes the same whole number of pixels."""
-    names = [_short(name) for name in row_names]
-    left = 2 * _MARGIN + _LETTER * max(map(len, names))
-    top = _TITLE_HEIGHT if any(title for title, _ in panels) else _MARGIN
+    names = [short(name) for name in row_names]
+    left = 2 * MARGIN + LETTER * max(map(len, names))
+    top = TITLE_HEIGHT if any(title for title, _ in panels) else MARGIN
     sizes = [(picture.shape[1] / PIXELS_PER_INCH, picture.shape[0] / PIXELS_PER_INCH) for _, picture in panels]
-    width = left + sum(w for w, _ in sizes) + _PANEL_GAP * (len(panels) - 1) + _MARGIN
-    height = top + max(h for _, h in sizes) + _MARGIN
+    width = left + sum(w for w, _ in sizes) + _PANEL_GAP * (len(panels) - 1) + MARGIN
+    height = top + max(h for _, h in sizes) + MARGIN
     figure = Figure(figsize=(width, height))
     for number, ((title, picture), (w, h)) in enumerate(zip(panels, sizes, strict=True)):
         axes = figure.add_axes((left / width, 1 - (top + h) / height, w / width, h / height))
         axes.imshow(picture, interpolation="nearest", aspect="auto")
-        axes.set_title(title, fontsize=11, color=_TEXT)
-        _name_rows(axes, names if number == 0 else (), picture.shape[0] / len(names))
+        axes.set_title(title, fontsize=11, color=TEXT)
+        name_rows(axes, names if number == 0 else (), picture.shape[0] / len(names))
         left += w + _PANEL_GAP
     return figure
 
 
-def _name_rows(axes: Axes, names: Sequence[str], row_height: float) -> None:
+def name_rows(axes: Axes, names: Sequence[str], row_height: float, row_pitch: float | None = None) -> None:
+    """Name the rows of a picture on its left, without ticks, numbers and frame.
+
+    Args:
+        axes: Shows the picture.
+        names: From the top; names of users must have been cut by :func:`short`.
+        row_height: In pixels of the picture.
+        row_pitch: From the top of one row to the top of the next; None: rows touch.
+    """
+    places = [row_height / 2 + row * (row_pitch or row_height) for row in range(len(names))]
     axes.set_xticks([])
-    axes.set_yticks([row_height * (row + 0.5) for row in range(len(names))], names, fontsize=10, parse_math=False)
-    axes.tick_params(length=0, colors=_TEXT)
+    axes.set_yticks(places, names, fontsize=10, parse_math=False)
+    axes.tick_params(length=0, colors=TEXT)
     axes.spines[:].set_visible(False)
 
 
 def _name_ticks(axes: Axes, classes: Sequence[str], silos: Sequence[str]) -> None:
     """Name columns and rows; with too many to read, matplotlib's own sparse numbers stay."""
     if len(classes) <= _MOST_NAMED:
-        names = [_short(name) for name in classes]
+        names = [short(name) for name in classes]
         turn = 45 if max(map(len, names)) > 5 else 0
         axes.set_xticks(range(len(names)), names, rotation=turn, ha="right" if turn else "center", parse_math=False)
     if len(silos) <= _MOST_NAMED:
         axes.set_yticks(range(len(silos)), silos, parse_math=False)
-    axes.tick_params(length=0, labelsize=9, colors=_TEXT)
+    axes.tick_params(length=0, labelsize=9, colors=TEXT)
     axes.spines[:].set_visible(False)
 
 
 def _annotate(axes: Axes, counts: NDArray[np.int64]) -> None:
     dark = counts > counts.max() * 0.4
     for row, column in np.argwhere(counts > 0):
-        colour = "white" if dark[row, column] else _TEXT
+        colour = "white" if dark[row, column] else TEXT
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=colour)
 
 
 def _line_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(x_label, color=_TEXT)
-    axes.set_ylabel(y_label, color=_TEXT, parse_math=False)
+    axes.set_xlabel(x_label, color=TEXT)
+    axes.set_ylabel(y_label, color=TEXT, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(color="#e5e5e5", lw=0.6)
-    axes.tick_params(labelsize=9, colors=_TEXT, length=0)
+    axes.tick_params(labelsize=9, colors=TEXT, length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    for text in legend.get_texts():
+def legend(axes: Axes, **kwargs: Any) -> None:
+    """Add a frameless legend, to the right of the axes unless told, whose names are drawn without mathematics."""
+    placed = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False, "fontsize": 8, **kwargs}
+    for text in axes.legend(**placed).get_texts():
         text.set_parse_math(False)
 
 
@@ -227,7 +237,7 @@ def _thinned(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[flo
     return [float(step) for step, _ in means], [float(loss) for _, loss in means]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Cut long names in the middle: numbered silos differ at the end."""
     text = " ".join(name.split())
     if len(text) <= _LONGEST_NAME:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedsynth.files import atomic_file
 from fedsynth.output.card import LIMITS
-from fedsynth.output.disk import explained_writing
+from fedsynth.output.evaluation_figures import (
+    MOST_BARS,
+    Embedding,
+    NearestImages,
+    embedding_scatter,
+    nearest_images,
+    per_class_bars,
+)
 from fedsynth.output.figures import (
-    PIXELS_PER_INCH,
     image_grid,
     label_distribution,
     loss_curves,
-    png_bytes,
     real_beside_synthetic,
     round_curve,
 )
-from fedsynth.output.report_template import TEMPLATE
-from fedsynth.output.units import column_names, human_bytes, show, show_setting
+from fedsynth.output.page import Picture, document, render, rendered, write_page
+from fedsynth.output.report_template import BODY
+from fedsynth.output.units import column_names, human_bytes, show
 from fedsynth.progress import duration
 
 _PER_CLASS = 8
 _MOST_CLASSES = 20
+_COMPARED = ("synthetic", "real")
 _COST_LABELS = {
     "bytes-up": "sent by the silos to the server",
     "bytes-down": "sent by the server to the silos",
@@ -52,6 +57,12 @@ class ReportContent:
         headline: The few numbers that matter, label to value.
         results: Measure to columns, e.g. ``{"accuracy": {"synthetic": .93, "real data": .97, "better": "higher",
             "measured in": "features of ...", "N": 360}}``. Every row should name its feature space and N.
+        result_groups: A measure of ``results`` -> heading of the rows that start with it.
+        meanings: A measure -> what it says, in a few plain words.
+        per_class: Measure -> class name -> value of the synthetic set; a class may be absent.
+        per_class_reference: The same for real images, where known.
+        nearest: Synthetic images beside training images; None where real images may not leave the silos.
+        embedding: Real and synthetic images in a plane.
         real_images: uint8 (M, H, W, C); None where real images may not leave the silos.
         real_labels: int64 (M,).
         silos: One mapping a silo, column to value.
@@ -74,6 +85,12 @@ class ReportContent:
     synthetic_labels: NDArray[np.int64]
     headline: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]
+    result_groups: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, float]] | None = None
+    per_class_reference: Mapping[str, Mapping[str, float]] | None = None
+    nearest: NearestImages | None = None
+    embedding: Embedding | None = None
     real_images: NDArray[np.uint8] | None = None
     real_labels: NDArray[np.int64] | None = None
     silos: Sequence[Mapping[str, Any]] = ()
@@ -88,16 +105,6 @@ class ReportContent:
     limits: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _Picture:
-    png: bytes
-    width: int
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the page to ``path`` and its pictures, as PNG, to ``figures/`` beside it.
 
@@ -106,24 +113,30 @@ def write_report(path: Path, content: ReportContent) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    pictures = {name: _rendered(figure) for name, figure in _figures(content).items()}
+    pictures = {name: rendered(figure) for name, figure in _figures(content).items()}
     page = _render(content, pictures)
-    with explained_writing(path):
-        for name, picture in pictures.items():
-            with atomic_file(path.parent / "figures" / f"{name}.png") as file:
-                file.write_bytes(picture.png)
-        with atomic_file(path) as file:
-            file.write_text(page, encoding="utf-8")
+    write_page(path, page, pictures, path.parent / "figures")
 
 
 def _figures(content: ReportContent) -> dict[str, Figure]:
-    figures = {"images": _image_figure(content)}
+    figures = {"images": _image_figure(content), **_evaluation_figures(content)}
     if content.label_counts is not None:
         figures["labels"] = label_distribution(content.label_counts, content.classes, content.silo_names)
     if content.losses:
         figures["losses"] = loss_curves(content.losses)
     for number, key in enumerate(content.round_keys, start=1):
         figures[f"rounds-{number}"] = round_curve(content.rounds, key)
+    return figures
+
+
+def _evaluation_figures(content: ReportContent) -> dict[str, Figure]:
+    figures = {}
+    if content.per_class:
+        figures["per-class"] = per_class_bars(content.per_class, content.per_class_reference or {}, content.classes)
+    if content.nearest is not None:
+        figures["nearest"] = nearest_images(content.nearest)
+    if content.embedding is not None:
+        figures["embedding"] = embedding_scatter(content.embedding, content.classes)
     return figures
 
 
@@ -134,25 +147,41 @@ def _image_figure(content: ReportContent) -> Figure:
     return real_beside_synthetic(content.real_images, content.real_labels, images, labels, classes, _PER_CLASS)
 
 
-def _rendered(figure: Figure) -> _Picture:
-    return _Picture(png_bytes(figure), round(figure.get_figwidth() * PIXELS_PER_INCH))
-
-
-def _render(content: ReportContent, pictures: Mapping[str, _Picture]) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(show=show, setting=show_setting)
-    return environment.from_string(TEMPLATE).render(
+def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
+    rows = list(content.results.values())
+    return render(
+        document(BODY),
+        title=content.title,
         content=content,
         pictures=pictures,
         round_pictures=[picture for name, picture in pictures.items() if name.startswith("rounds-")],
-        result_columns=column_names(list(content.results.values())),
+        groups=_grouped(content.results, content.result_groups),
+        result_columns=_result_columns(rows),
+        numeric_columns={name for row in rows for name, value in row.items() if isinstance(value, Real)},
         silo_columns=column_names(content.silos),
         cost={_cost_label(label): _cost(label, value) for label, value in (content.cost or {}).items()},
         hidden_classes=max(0, len(content.classes) - _MOST_CLASSES),
+        hidden_bars=max(0, len(content.classes) - MOST_BARS),
         limits=(*LIMITS, *content.limits),
     )
+
+
+def _result_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns in order of appearance, but those to be compared first, side by side."""
+    columns = column_names(rows)
+    return [name for name in _COMPARED if name in columns] + [name for name in columns if name not in _COMPARED]
+
+
+def _grouped(
+    results: Mapping[str, Mapping[str, Any]], headings: Mapping[str, str]
+) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """Split results into (heading, rows); rows before the first heading have an empty one."""
+    groups: list[tuple[str, dict[str, Mapping[str, Any]]]] = []
+    for measure, row in results.items():
+        if measure in headings or not groups:
+            groups.append((headings.get(measure, ""), {}))
+        groups[-1][1][measure] = row
+    return groups
 
 
 def _cost_label(label: str) -> str:

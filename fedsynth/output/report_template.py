@@ -1,60 +1,8 @@
-"""The page of :mod:`fedsynth.output.report`; in a Python file because Flower's app bundles take no HTML."""
+"""The body of the page of :mod:`fedsynth.output.report`; in Python because Flower's app bundles take no HTML."""
 
 from __future__ import annotations
 
-_STYLE = """
-body { margin: 0 auto; max-width: 980px; padding: 24px 20px 60px; background: #fff; color: #222;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { margin: 0 0 6px; font-size: 27px; line-height: 1.2; }
-h2 { margin: 38px 0 6px; padding-top: 14px; border-top: 1px solid #ddd; font-size: 19px; }
-p { margin: 6px 0 12px; max-width: 75ch; }
-.lead { font-size: 17px; }
-.note { color: #555; font-size: 14px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 4px; padding: 0; list-style: none; }
-.tiles li { flex: 1 1 130px; padding: 10px 14px; border-radius: 8px; background: #eef4fa; }
-.tiles b { display: block; font-size: 23px; line-height: 1.25; }
-.tiles span { color: #444; font-size: 13px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0 12px; font-size: 14px; }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
-.long td { overflow-wrap: anywhere; }
-th { color: #555; font-weight: 600; }
-tbody th { color: #222; font-weight: 400; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; display: block; margin: 8px 0 4px; }
-summary { cursor: pointer; color: #0a5a9c; }
-.chosen { padding: 1px 7px; border-radius: 9px; background: #eef4fa; color: #0a5a9c; font-size: 12px;
-  white-space: nowrap; }
-"""
-
-_MACROS = """
-{% macro picture(image, alt) %}
-<img src="{{ image.uri }}" width="{{ image.width }}" alt="{{ alt }}">
-{% endmacro %}
-{% macro cell(value) %}
-<td{% if value is number and value is not boolean %} class="number"{% endif %}>{{ value | show }}</td>
-{% endmacro %}
-{% macro head(name, rows) %}
-{% set first = rows | map(attribute=name) | select("defined") | first %}
-<th{% if first is number and first is not boolean %} class="number"{% endif %}>{{ name }}</th>
-{% endmacro %}
-"""
-
-TEMPLATE = (
-    _MACROS
-    + """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ content.title }}</title>
-<style>"""
-    + _STYLE
-    + """</style>
-</head>
-<body>
-<h1>{{ content.title }}</h1>
+BODY = """<h1>{{ title }}</h1>
 <p class="lead">{{ content.explanation }}</p>
 <ul class="tiles">
 {% for label, value in content.headline.items() %}
@@ -67,7 +15,7 @@ TEMPLATE = (
 <p>One row a class. Real images stay with the institutions that own them (the silos), so none is shown here.</p>
 {% else %}
 <p>One row a class: real images on the left, synthetic ones on the right. They are the first of each class, not a
-selection.</p>
+selection; a grey square means that the set has no further image of that class.</p>
 {% endif %}
 {{ picture(pictures.images, "Grid of example images, one row a class") }}
 {% if hidden_classes %}
@@ -76,16 +24,67 @@ selection.</p>
 
 {% if content.results %}
 <h2 id="results">How good the images are</h2>
-<p>The measurement with real images in place of the synthetic ones is the ceiling: nothing synthetic is expected
-to beat it.</p>
+{% if "real" in result_columns %}
+<p>Read along a row: what the synthetic images reach and, under “real”, what other real images reach in their place.
+Nothing synthetic is expected to beat that.
+{% if "real + synthetic" in result_columns %}
+Under “real + synthetic”, classifiers learn from as many of both.
+{% endif %}
+{% if "±" in result_columns %}
+“±” is half of the 95 % interval over several trainings of a classifier, and for kernel distance and inception score
+the standard deviation over random subsets.
+{% endif %}
+</p>
+{% endif %}
 <div class="scroll"><table>
 <thead><tr><th>measure</th>
 {% for name in result_columns %}{{ head(name, content.results.values()) }}{% endfor %}</tr></thead>
+{% for heading, rows in groups %}
 <tbody>
-{% for measure, row in content.results.items() %}
-<tr><th scope="row">{{ measure }}</th>{% for name in result_columns %}{{ cell(row.get(name)) }}{% endfor %}</tr>
+{% if heading %}
+<tr class="group"><th scope="rowgroup" colspan="{{ result_columns | length + 1 }}">{{ heading }}</th></tr>
+{% endif %}
+{% for measure, row in rows.items() %}
+<tr><th scope="row">{{ measure }}
+{% if measure in content.meanings %}<span class="meaning">{{ content.meanings[measure] }}</span>{% endif %}</th>
+{% set above = loop.previtem[1] if loop.previtem is defined else {} %}
+{% for name in result_columns %}{{ cell(row.get(name), name in numeric_columns, above.get(name)) }}{% endfor %}</tr>
 {% endfor %}
-</tbody></table></div>
+</tbody>
+{% endfor %}
+</table></div>
+{% endif %}
+
+{% if "per-class" in pictures %}
+<h2 id="classes">Class by class</h2>
+<p>A good average can hide a class that failed: look for a bar much shorter or longer than the others.
+{% if content.per_class_reference %}
+A dark line is what real images reach in the place of the synthetic ones: look for bars far from theirs.
+{% endif %}
+A dash means that the measure could not be taken for that class.</p>
+{{ picture(pictures["per-class"], "Bars of every measure, one bar a class") }}
+{% if hidden_bars %}
+<p class="note">{{ hidden_bars }} more classes are not shown.</p>
+{% endif %}
+{% endif %}
+
+{% if "nearest" in pictures %}
+<h2 id="copies">Are training images repeated?</h2>
+<p>Read each column from the top: a synthetic image, the training image most like it, and the training image most like
+<em>that</em> one. The numbers are the distances between neighbours in a column (in {{ content.nearest.space }}; smaller
+is more alike). Two training images show how alike different real images are anyway. A synthetic image that comes
+nearer to a training image than this is suspicious, and its number is <b class="alarm">red</b>: look whether the top two
+images are the same picture.</p>
+{{ picture(pictures.nearest, "Synthetic images above their nearest training images, with distances") }}
+{% endif %}
+
+{% if "embedding" in pictures %}
+<h2 id="map">Where the synthetic images lie among the real ones</h2>
+<p>Each point is an image; images that are alike (in {{ content.embedding.space }}) lie side by side. Rings are real,
+filled points synthetic. Where rings have no filled points beside them, something is missing from the synthetic set;
+filled points away from all rings resemble no real image. Only neighbours count: how far apart two groups lie, and how
+large they are, means nothing (t-SNE).</p>
+{{ picture(pictures.embedding, "Real and synthetic images as points of a plane") }}
 {% endif %}
 
 {% if content.silos or "labels" in pictures %}
@@ -145,7 +144,4 @@ left to the program</summary>
 {% endfor %}
 </tbody></table></details>
 {% endif %}
-</body>
-</html>
 """
-)

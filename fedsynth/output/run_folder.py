@@ -23,6 +23,8 @@ FREE_KEYS = frozenset(
         *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
         *("num-rounds", "train-steps"),
         *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate", "evaluate-silos"),
+        *("feature-extractor", "feature-extractor-weights-path", "classifiers", "classifier-seeds"),
+        *("resnet-weights-path", "membership-inference"),
     }
 )
 """Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""

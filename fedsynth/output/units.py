@@ -35,5 +35,12 @@ def show_setting(value: Any) -> str:
 
 
 def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys of all rows in the order in which they first appear."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """Return the keys of all rows; a key that earlier rows lack comes after the one it follows in its row, or last."""
+    names: list[str] = []
+    for row in rows:
+        place = len(names)
+        for name in row:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
+    return names

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from fedsynth.cli import main
-from fedsynth.evaluation import Evaluation, Fidelity
+from fedsynth.evaluation import Evaluation
+from fedsynth.evaluation.utility import Scores
 from fedsynth.output import SyntheticDataset, write_dataset
-
-FIDELITY = Fidelity(4, 3, "domain-classifier", 7.5, 2.0, 0.9, 0.8, 1.1, 0.7)
-SCORES = {f"accuracy-{name}": 0.5 for name in ("logistic-regression", "mlp", "cnn")}
 
 
 def write_images(folder: Path, per_class: dict[str, int], seed: int, side: int = 8) -> Path:
@@ -26,25 +24,42 @@ def write_images(folder: Path, per_class: dict[str, int], seed: int, side: int =
     return folder
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+class Measured:
     """What would have been measured, in place of measuring it."""
-    calls: list[tuple[Any, ...]] = []
 
-    def remember(*arrays: Any, **_: Any) -> Evaluation:
-        calls.append(arrays)
-        return Evaluation(FIDELITY, 4, SCORES, {f"{name}": 1.0 for name in SCORES}, ("few images",))
+    def __init__(self) -> None:
+        self.folds: tuple[Any, ...] = ()
+        self.sets: list[tuple[Any, Any]] = []
 
-    monkeypatch.setattr("fedsynth.cli.evaluate.evaluate", remember)
-    return calls
+    def evaluator(self, *folds: Any, **_: Any) -> Measured:
+        self.folds = folds
+        return self
+
+    def evaluate(self, images: Any, labels: Any, illustrated: bool = False) -> Evaluation:
+        self.sets.append((images, labels))
+        row = {"n": 4, "k": 3, "frechet-distance": 7.5, "coverage": 0.7}
+        fidelity = {"overall": row, "per-class": {}, "left-out": {}}
+        scores = {"cnn": Scores(0.5, 0.5, 0.5, 0.5, None, (), ())}
+        return Evaluation("domain-classifier", fidelity, fidelity, 4, scores, scores, scores, (), ("few images",))
 
 
-def test_any_two_folders_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    recorder = Measured()
+    monkeypatch.setattr("fedsynth.cli.evaluate.Evaluator", recorder.evaluator)
+    return recorder
+
+
+def test_any_two_folders_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = tmp_path / "real"
     write_images(real / "train", {"dark": 20, "light": 20}, 0)
     write_images(real / "test", {"dark": 10, "light": 10}, 1)
-    output = tmp_path / "numbers.json"
-    assert main(["evaluate", str(real / "train"), "--real", str(real), "--output", str(output)]) == 0
+    output, report = tmp_path / "numbers.json", tmp_path / "page" / "report.html"
+    monkeypatch.chdir(tmp_path)
+    words = ["--output", str(output), "--report", str(report), "--classifiers", "logistic-regression,cnn"]
+    assert main(["evaluate", str(real / "train"), "--real", str(real), *words]) == 0
     numbers = json.loads(output.read_text())
     assert numbers["copied-share"] == 1.0
     assert numbers["accuracy-cnn"] == numbers["real-accuracy-cnn"] == 1.0
@@ -52,20 +67,30 @@ def test_any_two_folders_are_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "copied-share" in printed
     assert "note: n = 20 is below 2048" in printed
+    assert "accuracy-mlp" not in printed
+    assert "copied-share" in report.read_text()
+    assert {path.name for path in (report.parent / "figures").iterdir()} >= {
+        "images.png",
+        "nearest.png",
+        "embedding.png",
+    }
+    # Kept for the next dataset that is measured against the same images.
+    assert len([*(tmp_path / ".fedsynth" / "evaluation" / "classifiers").iterdir()]) == 1
 
 
-def test_synthetic_images_take_the_format_of_the_real_ones(tmp_path: Path, measured: list[tuple[Any, ...]]) -> None:
+def test_synthetic_images_take_the_format_of_the_real_ones(tmp_path: Path, measured: Measured) -> None:
     real = write_images(tmp_path / "real", {"a": 10, "b": 10, "c": 10}, 0, side=16)
     synthetic = write_images(tmp_path / "synthetic", {"a": 3, "c": 2}, 1, side=8)
     assert main(["evaluate", str(synthetic), "--real", str(real), "--seed", "3"]) == 0
-    images, labels, train, train_labels, test, _, classes, seed = measured[0]
+    ((images, labels),) = measured.sets
+    train, test, classes, seed, _ = measured.folds
     assert images.shape == (5, 16, 16, 1)
     assert labels.tolist() == [0, 0, 0, 2, 2]
-    assert (len(train), len(test), classes, seed) == (24, 6, 3, 3)
-    assert np.bincount(train_labels).tolist() == [8, 8, 8]
+    assert (len(train), len(test), classes, seed) == (24, 6, ("a", "b", "c"), 3)
+    assert np.bincount(train.labels).tolist() == [8, 8, 8]
 
 
-def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measured: list[tuple[Any, ...]]) -> None:
+def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measured: Measured) -> None:
     names = {str(number): 5 for number in range(11)}
     real = write_images(tmp_path / "real", names, 0)
     labels = np.arange(11, dtype=np.int64)
@@ -75,7 +100,7 @@ def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measur
     write_dataset(SyntheticDataset(images, labels, classes, {}), run / "synthetic")
     assert main(["evaluate", str(run), "--real", str(real)]) == 0
     # Class "10" sorts between "1" and "2" among real folders, whose order counts.
-    assert {int(label): int(image[0, 0, 0]) for image, label in zip(measured[0][0], measured[0][1], strict=True)} == {
+    assert {int(label): int(image[0, 0, 0]) for image, label in zip(*measured.sets[0], strict=True)} == {
         int(label): 7 + int(label) for label in labels
     }
 
@@ -87,6 +112,9 @@ def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measur
         (["REAL", "--real", "nowhere"], "there is no folder 'nowhere'"),
         (["OTHER", "--real", "REAL"], "class folder 'z' in"),
         (["REAL", "--real", "REAL", "--sed", "1"], "unknown option '--sed'"),
+        (["REAL", "--real", "REAL", "--classifiers", "cnn,svm"], "classifiers = 'cnn,svm': 'svm' is none of"),
+        (["REAL", "--real", "REAL", "--feature-extractor", "inception"], "did you mean 'inception-v3-compat'"),
+        (["REAL", "--real", "REAL", "--classifier-seeds", "0"], "classifier-seeds = 0"),
     ],
 )
 def test_bad_input_is_explained(

@@ -77,6 +77,12 @@ CHANGES = {
     "slice-seconds": "1",
     "evaluate": "false",
     "evaluate-silos": "true",
+    "feature-extractor": "pixels",
+    "feature-extractor-weights-path": "weights.pth",
+    "classifiers": "mlp",
+    "classifier-seeds": "1",
+    "resnet-weights-path": "resnet.pth",
+    "membership-inference": "false",
 }
 
 

@@ -59,12 +59,12 @@ def test_points_on_one_line_do_not_hide_the_rate_below_the_limit():
 
 
 def test_the_row_is_json_ready():
-    row = roc(np.array([2.0, 3.0]), np.array([1.0])).row()
+    row = roc(np.array([2.0, 3.0]), np.array([1.0])).row("released-")
     assert json.loads(json.dumps(row)) == {
-        "n-members": 2,
-        "n-non-members": 1,
-        "membership-auc": 1.0,
-        "membership-tpr-at-1-percent-fpr": 1.0,
+        "released-members": 2,
+        "released-non-members": 1,
+        "released-membership-auc": 1.0,
+        "released-membership-tpr-at-1-percent-fpr": 1.0,
     }
 
 

@@ -1,25 +1,40 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
-from fedsynth.evaluation import evaluate, extract_features, frechet_distance
-from fedsynth.evaluation.suite import stratified_subset
+from fedsynth.evaluation import (
+    DEFAULT_CLASSIFIERS,
+    Evaluator,
+    ImageSet,
+    Settings,
+    extract_features,
+    frechet_distance,
+)
+from fedsynth.evaluation.image_set import stratified_subset
+from fedsynth.seeding import derive_seed
 
-COLUMNS = [
-    "n", "k", "feature-space", "frechet-distance", "reference-frechet-distance", "precision", "recall", "density",
-    "coverage", "n-train",
-    "accuracy-logistic-regression", "macro-f1-logistic-regression", "accuracy-mlp", "macro-f1-mlp", "accuracy-cnn",
-    "macro-f1-cnn",
-    "real-accuracy-logistic-regression", "real-macro-f1-logistic-regression", "real-accuracy-mlp", "real-macro-f1-mlp",
-    "real-accuracy-cnn", "real-macro-f1-cnn",
-    "synthetic-count", "train-count", "test-count", "nearest-train-distance", "test-nearest-train-distance",
-    "nearest-neighbour-ratio", "copied-share", "authenticity", "test-authenticity", "memorisation-space",
-    "notes",
+FIDELITY = [
+    "frechet-distance", "kernel-distance", "kernel-distance-std", "inception-score", "inception-score-std",
+    "precision", "recall", "density", "coverage",
 ]  # fmt: skip
+KINDS = ("accuracy", "macro-precision", "macro-recall", "macro-f1")
+SCORES = [f"{kind}-{name}" for kind in KINDS for name in DEFAULT_CLASSIFIERS]
+# Logistic regression starts from nothing random.
+SCORES += ["accuracy-mlp-interval", "accuracy-cnn-interval"]
+COLUMNS = {
+    *("n", "k", "feature-space", *FIDELITY, *(f"reference-{name}" for name in FIDELITY), "n-train"),
+    *(prefix + name for prefix in ("", "real-", "joint-") for name in SCORES),
+    *("synthetic-count", "train-count", "test-count", "nearest-train-distance", "test-nearest-train-distance"),
+    *("nearest-neighbour-ratio", "copied-share", "authenticity", "test-authenticity", "memorisation-space"),
+    *("released-members", "released-non-members", "released-membership-auc"),
+    *("released-membership-tpr-at-1-percent-fpr", "per-class", "real-per-class", "notes"),
+}
 
 
 def noisy(images: np.ndarray, deviation: float) -> np.ndarray:
@@ -27,22 +42,32 @@ def noisy(images: np.ndarray, deviation: float) -> np.ndarray:
     return (images + noise).clip(0, 255).astype(np.uint8)
 
 
-def run(digits, images, labels, classifier=None, progress=None, seed=0):
-    real = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
-    return evaluate(images, labels, *real, 10, seed, progress, classifier)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Shared by all evaluations here, so that one feature classifier is trained."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def evaluator(digits, cache, seed=0, progress=None, trained_on=None, **settings):
+    train = ImageSet("real training images", digits.train_images, digits.train_labels)
+    test = ImageSet("real test images", digits.test_images, digits.test_labels)
+    quick = {"classifiers": ("logistic-regression",), "classifier_seeds": 1, "cache": cache, **settings}
+    return Evaluator(train, test, [f"digit {k}" for k in range(10)], seed, Settings(**quick), trained_on, progress)
 
 
 @pytest.fixture(scope="module")
-def on_noisy_digits(digits):
-    """A stand-in for a synthetic set: 500 noisy training digits; trains its own feature classifier."""
+def on_noisy_digits(digits, cache):
+    """A stand-in for a synthetic set: 500 noisy training digits; the first to train the feature classifier."""
     phases: list[str] = []
-    evaluation = run(digits, noisy(digits.train_images[:500], 40), digits.train_labels[:500], None, phases.append)
-    return evaluation, phases
+    all_of_them = {"classifiers": DEFAULT_CLASSIFIERS, "classifier_seeds": 2}
+    measuring = evaluator(digits, cache, progress=phases.append, **all_of_them)
+    images = noisy(digits.train_images[:500], 40)
+    return measuring.evaluate(images, digits.train_labels[:500], illustrated=True), phases
 
 
 def test_a_row_holds_every_column_as_finite_json(on_noisy_digits):
     row = on_noisy_digits[0].row()
-    assert list(row) == COLUMNS
+    assert row.keys() == COLUMNS
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert (row["n"], row["n-train"], row["k"], row["feature-space"]) == (360, 500, 5, "domain-classifier")
 
@@ -50,23 +75,57 @@ def test_a_row_holds_every_column_as_finite_json(on_noisy_digits):
 def test_each_phase_is_announced(on_noisy_digits):
     assert on_noisy_digits[1] == [
         "training the feature classifier on the real train fold",
-        "measuring fidelity against the real test fold",
-        "training classifiers on 500 synthetic images",
+        "measuring fidelity against the real test fold in domain-classifier",
         "training classifiers on 500 real images",
+        "training classifiers on 500 synthetic images",
+        "training classifiers on 500 real and 500 synthetic images",
         "looking for copies of training images",
+        "laying out the images for the report",
     ]
 
 
-def test_fidelity_is_measured_against_the_test_fold_at_equal_n(digits, classifier, on_noisy_digits):
+def test_what_concerns_real_images_alone_is_done_once(digits, cache):
+    phases: list[str] = []
+    measuring = evaluator(digits, cache, progress=phases.append)
+    first = measuring.evaluate(digits.train_images[:100], digits.train_labels[:100])
+    before = len(phases)
+    again = measuring.evaluate(digits.train_images[:100], digits.train_labels[:100])
+    assert again.row() == first.row()
+    assert not [phase for phase in phases[before:] if "feature classifier" in phase or phase.endswith("real images")]
+
+
+def test_fidelity_is_measured_against_the_test_fold_at_equal_n(digits, cache, classifier, on_noisy_digits):
     images, labels = noisy(digits.train_images[:500], 40), digits.train_labels[:500]
-    evaluation = run(digits, images[:360], labels[:360], classifier)
+    evaluation = evaluator(digits, cache).evaluate(images[:360], labels[:360])
     expected = frechet_distance(
         extract_features(classifier, digits.test_images), extract_features(classifier, images[:360])
     )
-    assert evaluation.fidelity.frechet_distance == pytest.approx(expected, rel=1e-6)
-    # The shared classifier was trained with the suite's own seed, and the train subset is the same draw.
-    reference = on_noisy_digits[0].fidelity.reference_frechet_distance
-    assert evaluation.fidelity.reference_frechet_distance == pytest.approx(reference, rel=1e-4)
+    # The shared classifier was trained with the suite's own seed.
+    assert evaluation.row()["frechet-distance"] == pytest.approx(expected, rel=1e-4)
+    # The train subset is the same draw.
+    reference = on_noisy_digits[0].row()["reference-frechet-distance"]
+    assert evaluation.row()["reference-frechet-distance"] == pytest.approx(reference, rel=1e-9)
+
+
+def test_the_feature_space_is_a_setting(digits, cache):
+    row = (
+        evaluator(digits, cache, feature_extractor="pixels")
+        .evaluate(digits.train_images[:90], digits.train_labels[:90])
+        .row()
+    )
+    test = digits.test_images[stratified_rows(digits.test_labels, 90)]
+    flat = [
+        images.reshape(90, -1).astype(np.float32) / np.float32(127.5) - 1 for images in (test, digits.train_images[:90])
+    ]
+    assert row["feature-space"] == "pixels"
+    assert row["frechet-distance"] == pytest.approx(frechet_distance(*flat), rel=1e-6)
+    assert "inception-score" not in row
+
+
+def stratified_rows(labels, size):
+    return stratified_subset(
+        labels, size, np.random.default_rng(derive_seed(0, "evaluation-subset", "real test images"))
+    )
 
 
 def test_noisy_digits_lie_behind_real_ones(on_noisy_digits):
@@ -76,39 +135,46 @@ def test_noisy_digits_lie_behind_real_ones(on_noisy_digits):
     assert 0.8 < row["accuracy-cnn"] <= row["real-accuracy-cnn"]
 
 
-def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, classifier):
+def test_measures_of_each_class(digits, on_noisy_digits):
+    per_class = on_noisy_digits[0].row()["per-class"]
+    assert set(per_class["coverage"]) == {f"digit {k}" for k in range(10)}
+    counts = np.bincount(digits.test_labels)
+    weighted = sum(per_class["accuracy-cnn"][f"digit {k}"] * counts[k] for k in range(10)) / 360
+    assert weighted == pytest.approx(on_noisy_digits[0].row()["accuracy-cnn"], rel=1e-9)
+    real = on_noisy_digits[0].row()["real-per-class"]
+    assert np.mean([*real["f1-cnn"].values()]) == pytest.approx(on_noisy_digits[0].row()["real-macro-f1-cnn"], rel=1e-9)
+
+
+def test_synthetic_and_real_images_together_teach_at_least_as_much(on_noisy_digits):
+    row = on_noisy_digits[0].row()
+    assert row["joint-accuracy-cnn"] >= row["accuracy-cnn"] - 0.01
+
+
+def test_pictures_show_what_was_measured(digits, on_noisy_digits):
+    illustration = on_noisy_digits[0].illustration
+    assert illustration.embedding.synthetic.sum() == 400
+    assert (~illustration.embedding.synthetic).sum() == 360
+    known = {image.tobytes() for image in digits.train_images}
+    assert all(image.tobytes() in known for image in illustration.triples.real)
+    assert (illustration.triples.distances > 0).all()
+
+
+def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, cache):
     sets = digits.train_images[:20], digits.train_labels[:20] % 5
-    row = run(digits, *sets, classifier).row()
+    row = evaluator(digits, cache).evaluate(*sets).row()
     assert (row["n"], row["n-train"], row["k"]) == (20, 20, 5)
     assert "n = 20 is below 2048" in row["notes"]
-    assert "no synthetic images of class 5, 6, 7, 8, 9" in row["notes"]
-    assert run(digits, *sets, classifier).row() == row
-    assert run(digits, *sets, classifier, seed=1).row() != row
+    assert "no synthetic images of class digit 5, digit 6, digit 7, digit 8, digit 9" in row["notes"]
+    assert "no fidelity of class digit 0" in row["notes"]
+    assert evaluator(digits, cache).evaluate(*sets).row() == row
+    assert evaluator(digits, cache, seed=1).evaluate(*sets).row() != row
 
 
-def test_three_images_shrink_k_with_a_note(digits, classifier):
-    row = run(digits, digits.train_images[:3], np.array([1, 1, 1]), classifier).row()
+def test_three_images_shrink_k_with_a_note(digits, cache):
+    row = evaluator(digits, cache).evaluate(digits.train_images[:3], np.array([1, 1, 1])).row()
     assert (row["n"], row["k"]) == (3, 2)
     assert "k = 2 neighbours in place of 5" in row["notes"]
     assert json.dumps(row, allow_nan=False)
-
-
-def test_a_subset_keeps_class_shares():
-    labels = np.repeat([0, 1, 2], [500, 300, 100])
-    rng = np.random.default_rng(0)
-    chosen = stratified_subset(labels, 90, rng)
-    assert len(set(chosen.tolist())) == 90
-    np.testing.assert_allclose(np.bincount(labels[chosen]), [50, 30, 10], atol=2)
-    np.testing.assert_array_equal(stratified_subset(labels, 900, rng), np.arange(900))
-
-
-def test_a_subset_is_random_within_a_class():
-    labels = np.zeros(100, int)
-    rng = np.random.default_rng(0)
-    hits = np.bincount(np.concatenate([stratified_subset(labels, 10, rng) for _ in range(400)]), minlength=100)
-    # Each image is drawn with probability 0.1: 40 of 400 times, standard deviation 6.
-    assert hits.min() > 12
-    assert hits.max() < 72
 
 
 @pytest.mark.parametrize(
@@ -121,23 +187,79 @@ def test_a_subset_is_random_within_a_class():
         (np.zeros((4, 8, 8, 1), np.uint8), np.full(4, 12), "synthetic images: labels run from 12 to 12"),
     ],
 )
-def test_unusable_synthetic_sets_are_refused(digits, classifier, images, labels, message):
+def test_unusable_synthetic_sets_are_refused(digits, cache, images, labels, message):
     with pytest.raises(UserError, match=message):
-        run(digits, images, labels, classifier)
+        evaluator(digits, cache).evaluate(images, labels)
 
 
-def test_copies_of_training_images_are_found(digits, classifier):
-    copied = run(digits, digits.train_images[:300], digits.train_labels[:300], classifier).row()
+def test_constant_synthetic_images_are_measured_and_reach_nothing(digits, cache):
+    row = evaluator(digits, cache).evaluate(np.full((100, 8, 8, 1), 9, np.uint8), np.arange(100) % 10, True).row()
+    assert row["coverage"] < 0.05
+    assert row["recall"] < 0.05
+    assert row["accuracy-logistic-regression"] < 0.2
+    assert json.dumps(row, allow_nan=False)
+
+
+def test_constant_real_images_are_refused(digits, cache):
+    folds = [ImageSet(f"real {name} images", np.full((40, 8, 8, 1), 7, np.uint8), np.arange(40) % 2) for name in "ab"]
+    measuring = Evaluator(*folds, ["x", "y"], 0, Settings(classifiers=("logistic-regression",), cache=cache))
+    with pytest.raises(UserError, match="real images: the features of all are equal"):
+        measuring.evaluate(digits.train_images[:40], np.arange(40) % 2)
+
+
+def test_copies_of_training_images_are_found(digits, cache):
+    measuring = evaluator(digits, cache)
+    copied = measuring.evaluate(digits.train_images[:1000], digits.train_labels[:1000]).row()
     assert (copied["copied-share"], copied["nearest-neighbour-ratio"], copied["authenticity"]) == (1.0, 0.0, 0.0)
+    # Seven of ten training images lie in the released set.
+    assert copied["released-membership-auc"] > 0.8
+    assert copied["released-membership-tpr-at-1-percent-fpr"] > 0.6
     # The test fold was never trained on.
-    fresh = run(digits, digits.test_images[:200], digits.test_labels[:200], classifier).row()
+    fresh = measuring.evaluate(digits.test_images[:200], digits.test_labels[:200]).row()
     assert fresh["copied-share"] == pytest.approx(0.05, abs=0.03)
     assert fresh["nearest-neighbour-ratio"] == pytest.approx(1.0, abs=0.1)
     assert fresh["authenticity"] == pytest.approx(fresh["test-authenticity"], abs=0.1)
 
 
-def test_copies_that_cannot_be_judged_are_a_note(digits, classifier):
-    images, labels = digits.train_images[:40], digits.train_labels[:40]
-    evaluation = evaluate(images, labels, images, labels, images, labels, 10, 0, classifier=classifier)
+def test_the_attack_on_a_set_of_strangers_is_guessing(digits, cache):
+    seen, strangers = slice(0, 700), slice(700, 1400)
+    trained_on = ImageSet("seen", digits.train_images[seen], digits.train_labels[seen])
+    measuring = evaluator(digits, cache, trained_on=trained_on)
+    row = measuring.evaluate(digits.train_images[strangers], digits.train_labels[strangers]).row()
+    # Standard error of the area with 360 images on each side: .022.
+    assert row["released-membership-auc"] == pytest.approx(0.5, abs=0.07)
+    assert row["copied-share"] == pytest.approx(0.05, abs=0.04)
+
+
+def test_copies_that_cannot_be_judged_are_a_note(digits, cache):
+    fold = ImageSet("fold", digits.train_images[:40], digits.train_labels[:40])
+    settings = Settings(classifiers=("logistic-regression",), feature_extractor="pixels")
+    evaluation = Evaluator(fold, fold, "0123456789", 0, settings).evaluate(fold.images, fold.labels)
     assert evaluation.memorisation is None
     assert any(note.startswith("no copy check: test: more than half") for note in evaluation.notes)
+
+
+def test_settings_follow_the_configuration():
+    given = {"feature-extractor": "pixels", "classifiers": "mlp, resnet", "classifier-seeds": 2, "state-dir": "here"}
+    paths = {"feature-extractor-weights-path": "a.pth", "resnet-weights-path": "~/b.pth", "device": "cpu"}
+    settings = Settings.of(RunConfig.from_run_config({**given, **paths}))
+    weights = Path("a.pth"), Path("~/b.pth").expanduser()
+    assert settings == Settings("pixels", weights[0], ("mlp", "resnet"), 2, weights[1], Path("here/evaluation"), "cpu")
+    assert Settings.of(RunConfig()).classifiers == DEFAULT_CLASSIFIERS
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"feature_extractor": "inception-v3-compat"},
+            "feature-extractor = inception-v3-compat: its weights cannot be",
+        ),
+        ({"feature_extractor": "auto"}, "feature-extractor = inception-v3-compat: its weights cannot be read from"),
+        ({"feature_extractor": "pixels", "classifiers": ("resnet",)}, "resnet-weights-path"),
+    ],
+)
+def test_missing_weights_are_noticed_before_any_work(settings, said, tmp_path):
+    missing = {"feature_extractor_weights_path": tmp_path / "none.pth", "resnet_weights_path": tmp_path / "none.pth"}
+    with pytest.raises(UserError, match=said):
+        Settings(**{**missing, **settings}).check((8, 8, 1))

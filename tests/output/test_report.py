@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fedsynth.errors import UserError
-from fedsynth.output import ReportContent, write_report
+from fedsynth.output import Embedding, NearestImages, ReportContent, write_report
 
 ATTACK = '<script>alert("x")</script>'
 
@@ -171,6 +171,51 @@ def test_a_bare_report_leaves_out_what_is_missing(content: ReportContent, tmp_pa
     page = written(bare, tmp_path)
     assert page.headings() == ["images", "limits"]
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["images.png"]
+
+
+def measured(content: ReportContent) -> ReportContent:
+    """Return the report with all pictures of an evaluation."""
+    images = content.synthetic_images[:4]
+    return replace(
+        content,
+        per_class={"recall": {"a": 0.5, "c": 0.75}},
+        per_class_reference={"recall": {"a": 0.9}},
+        nearest=NearestImages(images, images, images, np.ones(4), np.ones(4), "pixels", 2),
+        embedding=Embedding(np.eye(2), np.arange(2), np.array([True, False]), "features of a classifier"),
+    )
+
+
+def test_pictures_of_an_evaluation_have_a_section_each(content: ReportContent, tmp_path: Path) -> None:
+    page = written(measured(content), tmp_path)
+    assert page.headings()[1:6] == ["results", "classes", "copies", "map", "silos"]
+    names = ("images", "per-class", "nearest", "embedding", "labels", "losses", "rounds-1")
+    assert page.pictures() == [(tmp_path / "figures" / f"{name}.png").read_bytes() for name in names]
+    text = " ".join(page.text)
+    assert "distances between neighbours in a column (in pixels;" in text
+    assert "(in features of a classifier)" in text
+    assert "means nothing (t-SNE)" in text
+
+
+@pytest.mark.parametrize(("field", "section"), [("per_class", "classes"), ("nearest", "copies"), ("embedding", "map")])
+def test_each_of_them_can_be_left_out(content: ReportContent, tmp_path: Path, field: str, section: str) -> None:
+    headings = written(replace(measured(content), **{field: None}), tmp_path).headings()
+    assert {"classes", "copies", "map"} - set(headings) == {section}
+
+
+def test_rows_are_grouped_and_explained(content: ReportContent, tmp_path: Path) -> None:
+    grouped = replace(content, result_groups={"coverage": ATTACK}, meanings={"coverage": "seen <b> share"})
+    text = written(grouped, tmp_path).text
+    start = text.index(ATTACK)
+    assert text[start - 1] == "500"
+    assert text[start : start + 4] == [ATTACK, "coverage", "seen <b> share", "0.800"]
+
+
+def test_what_is_compared_stands_side_by_side(content: ReportContent, tmp_path: Path) -> None:
+    late = replace(content, results={"recall": {"N": 5, "synthetic": 0.5, "better": "higher", "real": 0.75}})
+    text = written(late, tmp_path).text
+    start = text.index("measure")
+    assert text[start : start + 5] == ["measure", "synthetic", "real", "N", "better"]
+    assert text[start + 5 : start + 10] == ["recall", "0.500", "0.750", "5", "higher"]
 
 
 def test_many_classes_are_cut_and_counted(content: ReportContent, tmp_path: Path) -> None:

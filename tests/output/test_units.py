@@ -49,3 +49,7 @@ def test_settings_are_exact() -> None:
 
 def test_columns_keep_the_order_of_first_appearance() -> None:
     assert column_names([{"b": 1}, {"a": 1, "b": 2}, {"c": 0}]) == ["b", "a", "c"]
+
+
+def test_a_column_that_earlier_rows_lack_comes_where_its_row_has_it() -> None:
+    assert column_names([{"a": 1, "N": 2}, {"a": 1, "±": 0, "b": 3, "N": 2}, {"x": 1}]) == ["a", "±", "b", "N", "x"]

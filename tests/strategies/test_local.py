@@ -18,13 +18,12 @@ from PIL import Image
 from tiny_runs import images_of, run_tiny, tiny_settings
 from torchvision.datasets import ImageFolder
 
-import strategies.publish
 from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import draw_initial_noise, make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.evaluation import FEATURE_SEED, evaluate, train_domain_classifier
+from fedsynth.evaluation import Evaluator, ImageSet, Settings, train_domain_classifier
 from fedsynth.output import RunFolder
 from fedsynth.seeding import make_generator
 from strategies.census import Member
@@ -98,7 +97,7 @@ def test_sets_of_two_silos_differ(done: Run) -> None:
 def test_nothing_is_shared_and_nothing_is_measured_unless_asked(done: Run) -> None:
     _, folder = done
     results = json.loads(folder.results.read_text())
-    assert results["silos"] == {}
+    assert "silos" not in results
     assert results["strategy"] == "local"
     assert results["rounds"] == 1
     # Census, labels and images: no network is as small.
@@ -163,28 +162,30 @@ def quick_measures(monkeypatch: pytest.MonkeyPatch) -> Any:
     utility = import_module("fedsynth.evaluation.utility")
     monkeypatch.setattr(utility, "CNN_STEPS", 20)
     monkeypatch.setattr(utility, "MLP_STEPS", 20)
-    train = partial(train_domain_classifier, steps=20)
-    monkeypatch.setattr(strategies.publish, "train_domain_classifier", train)
-    return train
+    cache = import_module("fedsynth.evaluation.cache")
+    monkeypatch.setattr(cache, "train_domain_classifier", partial(train_domain_classifier, steps=20))
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_results_are_the_mean_of_the_silos_rows_with_their_range(done: Run, quick_measures: Any) -> None:
-    settings = {**done[0], "run-name": "measured", "evaluate": True, "num-samples": 20}
+    settings = {**done[0], "run-name": "measured", "evaluate": True, "num-samples": 20, "classifier-seeds": 1}
     folder = run_tiny(settings, report=False)
     results = json.loads(folder.results.read_text())
     assert sorted(results["silos"]) == NAMES
     federation = load_federation(RunConfig.from_run_config(settings))
-    train, test = federation.train, federation.test
-    classifier = quick_measures(train.images, train.labels, 10, FEATURE_SEED)
-    real = (train.images, train.labels, test.images, test.labels)
     config = RunConfig.from_run_config(settings)
-    seen = np.concatenate([federation.silo(k, config).train.images for k in range(len(NAMES))])
-    given = {"classifier": classifier, "trained_on": seen}
-    rows = [evaluate(*set_of(folder, name), *real, 10, 0, **given).row() for name in NAMES]
+    silos = [federation.silo(k, config).train for k in range(len(NAMES))]
+    seen = ImageSet("seen", *(np.concatenate([getattr(silo, part) for silo in silos]) for part in ("images", "labels")))
+    folds = (federation.train, "real training images"), (federation.test, "real test images")
+    named = (ImageSet(name, fold.images, fold.labels) for fold, name in folds)
+    measuring = Evaluator(*named, federation.train.classes, 0, Settings(classifier_seeds=1), trained_on=seen)
+    rows = [measuring.evaluate(*set_of(folder, name)).row() for name in NAMES]
     for name, row in zip(NAMES, rows, strict=True):
-        assert results["silos"][name] == pytest.approx(row)
-    for key in rows[0].keys() - {"notes"}:
+        for key in row.keys() - {"per-class", "real-per-class"}:
+            assert results["silos"][name][key] == pytest.approx(row[key]), key
+        for key in ("per-class", "real-per-class"):
+            assert results["silos"][name][key].keys() == row[key].keys()
+    for key in rows[0].keys() - {"notes", "per-class", "real-per-class"}:
         values = [row[key] for row in rows]
         if isinstance(values[0], str):
             assert results[key] == values[0]

@@ -1,0 +1,300 @@
+"""Show runs side by side in one page; those that differ in their seed alone become means with intervals."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedsynth.cli.run_groups import Run, RunGroup, comparability_warnings, differing_settings, group_runs, read_runs
+from fedsynth.errors import UserError
+from fedsynth.evaluation.intervals import mean_and_interval
+from fedsynth.output import SyntheticDataset, human_bytes, results_table
+from fedsynth.output.comparison import (
+    ComparisonCell,
+    ComparisonContent,
+    ComparisonTable,
+    read_samples,
+    write_comparison,
+)
+from fedsynth.output.comparison_figures import Estimate
+from fedsynth.output.units import show
+from fedsynth.progress import duration
+
+_REAL = "real images instead"
+_ARROWS = {"higher": " ↑", "lower": " ↓"}
+_IN_SPACE = ("feature-space", "n")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the comparison.
+
+    Attributes:
+        key: Column of ``results.json``.
+        better: ``higher``, ``lower``, or where it should be, such as ``near 1``; empty: neither.
+        bases: Columns of ``results.json`` in which runs must agree, or their values may not be compared.
+        real: Column that says what real images reach, if there is one.
+        unit: Turns a number into text.
+    """
+
+    key: str
+    better: str = ""
+    bases: tuple[str, ...] = ()
+    real: str = ""
+    unit: Callable[[float], str] = show
+
+    @property
+    def head(self) -> str:
+        """What stands above the column."""
+        return self.key + _ARROWS.get(self.better, f" ({self.better})" if self.better else "")
+
+
+_FIDELITY = [
+    Measure("frechet-distance", "lower", _IN_SPACE, "reference-frechet-distance"),
+    Measure("kernel-distance", "lower", _IN_SPACE, "reference-kernel-distance"),
+    Measure("inception-score", "higher", _IN_SPACE, "reference-inception-score"),
+    Measure("precision", "higher", _IN_SPACE, "reference-precision"),
+    Measure("recall", "higher", _IN_SPACE, "reference-recall"),
+    Measure("density", "near 1", _IN_SPACE, "reference-density"),
+    Measure("coverage", "higher", _IN_SPACE, "reference-coverage"),
+]
+_MEMORISATION = [
+    Measure("copied-share", "lower", ("memorisation-space",)),
+    Measure("nearest-neighbour-ratio", "near 1", ("memorisation-space",)),
+    Measure("authenticity", "higher", ("memorisation-space",), "test-authenticity"),
+    Measure("released-membership-auc", "near .5", ("memorisation-space",)),
+]
+_COST = [
+    Measure("rounds"),
+    Measure("bytes-down", "lower", unit=human_bytes),
+    Measure("bytes-up", "lower", unit=human_bytes),
+    Measure("client-seconds", unit=duration),
+    Measure("wall-seconds", unit=duration),
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run folders, and where the page goes."""
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("comparison.html"),
+        help="the page; its pictures go to <name>-figures/ beside it (default: comparison.html)",
+    )
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print the tables, and write the page.
+
+    Raises:
+        UserError: a folder is given twice or is no run folder, or the page cannot be written.
+    """
+    if rest:
+        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth compare --help' lists all")
+    groups = group_runs(read_runs(options.runs))
+    content = _content(groups)
+    write_comparison(options.output, content)
+    for table in content.tables:
+        rows = {label: dict(zip(table.columns, map(_plain, cells), strict=True)) for label, cells in table.rows.items()}
+        print(f"{table.title}\n{results_table(rows)}\n")
+    if any(cell.best for table in content.tables for cells in table.rows.values() for cell in cells):
+        print("* the best of its column: its 95 % interval touches no other row's")
+    for warning in content.warnings:
+        print(f"note: {warning}")
+    print(f"comparison {options.output}")
+    return 0
+
+
+def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:
+    """Return the place of the best mean if its interval touches no other row's, else None.
+
+    Nothing is best where another row has no interval: the spread of a single run is unknown.
+
+    Args:
+        estimates: mean and half of its interval of every row; None where a row has no value.
+        better: ``higher`` or ``lower``; with anything else nothing is best.
+    """
+    sign = {"higher": 1.0, "lower": -1.0}.get(better)
+    known = [(place, *estimate) for place, estimate in enumerate(estimates) if estimate is not None]
+    if sign is None or len(known) < 2:
+        return None
+    spans = [(sign * mean, half, place) for place, mean, half in known if half is not None]
+    if len(spans) < len(known):
+        return None
+    (mean, half, place), *others = sorted(spans, reverse=True)
+    return place if all(mean - half > other + width for other, width, _ in others) else None
+
+
+def _content(groups: Sequence[RunGroup]) -> ComparisonContent:
+    runs = [run for group in groups for run in group.runs]
+    chosen, filled_in = differing_settings([group.runs for group in groups])
+    # Every label begins with the strategy.
+    chosen = [key for key in chosen if key != "strategy"]
+    samples, missing = _samples(groups)
+    columns = _tables(groups)
+    return ComparisonContent(
+        title=f"{len(runs)} runs side by side" if len(runs) > 1 else "One run",
+        lead=_lead(groups),
+        runs=[_run_row(group, run) for group in groups for run in group.runs],
+        tables=[_table(title, measures, groups) for title, measures in columns.items()],
+        warnings=[*comparability_warnings(groups), *_refused(columns, groups), *_gaps(columns, groups), *missing],
+        dots=_dots(columns, groups),
+        rounds={group.label: [run.folder.read_metrics() for run in group.runs] for group in groups},
+        samples=samples,
+        settings={key: {group.label: group.settings.get(key, "-") for group in groups} for key in chosen},
+        filled_in={key: {group.label: group.settings.get(key, "-") for group in groups} for key in filled_in},
+    )
+
+
+def _tables(groups: Sequence[RunGroup]) -> dict[str, list[Measure]]:
+    """Return the measures that some run has, by the table they stand in."""
+    keys = dict.fromkeys(key for group in groups for run in group.finished for key in run.results or {})
+    ends = ("-interval", "-std", "-lowest", "-highest")
+    accuracies = [key for key in keys if key.startswith("accuracy-") and not key.endswith(ends)]
+    utility = [Measure(key, "higher", ("n-train",), f"real-{key}") for key in accuracies]
+    tables = {
+        "Likeness to real images": _FIDELITY,
+        "Classifiers trained on the synthetic images, tested on real ones": utility,
+        "Copies of training images": _MEMORISATION,
+        "Cost": _COST,
+    }
+    present = {title: [m for m in row if any(g.values(m.key) for g in groups)] for title, row in tables.items()}
+    # Without any result the rows still stand in one table, and say so.
+    return {title: measures for title, measures in present.items() if measures or title == "Cost"}
+
+
+def _table(title: str, measures: Sequence[Measure], groups: Sequence[RunGroup]) -> ComparisonTable:
+    columns = [_cells(measure, groups) for measure in measures]
+    rows = {
+        group.label: [ComparisonCell(_count(group, measures)), *(column[place] for column in columns)]
+        for place, group in enumerate(groups)
+    }
+    real = [_real(measure, groups) for measure in measures]
+    if any(value is not None for value in real):
+        rows[_REAL] = [ComparisonCell(""), *(ComparisonCell("" if v is None else show(v)) for v in real)]
+    return ComparisonTable(title, ["runs", *(measure.head for measure in measures)], rows)
+
+
+def _cells(measure: Measure, groups: Sequence[RunGroup]) -> list[ComparisonCell]:
+    estimates = [_estimate(measure, group) for group in groups]
+    best = best_row(estimates, measure.better) if _agree([r for g in groups for r in g.runs], measure) else None
+    return [ComparisonCell(_text(estimate, measure.unit), place == best) for place, estimate in enumerate(estimates)]
+
+
+def _estimate(measure: Measure, group: RunGroup) -> Estimate | None:
+    """Return mean and half of its interval; None without values, or where they may not be averaged."""
+    values = group.values(measure.key)
+    return mean_and_interval(values) if values and _agree(group.runs, measure) else None
+
+
+def _agree(runs: Sequence[Run], measure: Measure) -> bool:
+    """Whether the values of these runs were measured alike."""
+    having = [run.results or {} for run in runs if run.value(measure.key) is not None]
+    return all(len({str(results.get(basis)) for results in having}) < 2 for basis in measure.bases)
+
+
+def _real(measure: Measure, groups: Sequence[RunGroup]) -> float | None:
+    """Return what real images reach, the mean over runs; None if it is not known or not one number."""
+    runs = [run for group in groups for run in group.runs]
+    values = [value for run in runs if (value := run.value(measure.real)) is not None]
+    return fmean(values) if values and _agree(runs, measure) else None
+
+
+def _text(estimate: Estimate | None, unit: Callable[[float], str]) -> str:
+    if estimate is None:
+        return "-"
+    mean, half = estimate
+    if unit is not show:
+        return unit(mean) + (f" ± {unit(half)}" if half else "")
+    if mean.is_integer() and not half:
+        return show(int(mean))
+    text = show(mean)
+    return text if half is None else f"{text} ± {_as_precise(half, text)}"
+
+
+def _as_precise(half: float, mean: str) -> str:
+    """Write an interval with the decimals of its mean, unless it would vanish."""
+    decimals = len(mean.partition(".")[2])
+    text = f"{half:.{decimals}f}"
+    return text if "e" not in mean and (float(text) or not half) else f"{half:.1g}"
+
+
+def _count(group: RunGroup, measures: Sequence[Measure]) -> str:
+    """Say how many of a row's runs a table counts."""
+    having = sum(any(run.value(measure.key) is not None for measure in measures) for run in group.runs)
+    if not group.finished:
+        return "no results"
+    return f"{having}" if having == len(group.runs) else f"{having} of {len(group.runs)}"
+
+
+def _plain(cell: ComparisonCell) -> str:
+    return f"{cell.text} *" if cell.best else cell.text
+
+
+def _dots(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> dict[str, Any]:
+    """Return what :func:`fedsynth.output.comparison_figures.measure_dots` draws: all but the cost."""
+    measures = [measure for title, row in tables.items() if title != "Cost" for measure in row]
+    return {
+        measure.head: {group.label: (group.values(measure.key), _estimate(measure, group)) for group in groups}
+        for measure in measures
+    }
+
+
+def _refused(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> Iterator[str]:
+    for group in groups:
+        refused = [m.key for row in tables.values() for m in row if not _agree(group.runs, m)]
+        if refused:
+            yield f"{group.label}: its runs were not measured alike, so there is no mean of {', '.join(refused)}"
+
+
+def _gaps(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> Iterator[str]:
+    """Say which measures only a part of a row's measured runs has, or none of them."""
+    for group in groups:
+        measured = [run for run in group.runs if run.measured]
+        counts = {m.key: len(group.values(m.key)) for row in tables.values() for m in row if m.bases}
+        gaps = [f"{key} ({n or 'none'} of {len(measured)})" for key, n in counts.items() if n < len(measured)]
+        if gaps:
+            yield f"{group.label}: not every measured run has {', '.join(gaps)}"
+
+
+def _samples(groups: Sequence[RunGroup]) -> tuple[dict[str, tuple[str, SyntheticDataset]], list[str]]:
+    """Read the images of the first finished run of every group; the second list says which groups have none."""
+    samples, missing = {}, []
+    for group in groups:
+        if not group.finished:
+            continue
+        run = group.finished[0]
+        try:
+            dataset, sets = read_samples(run.folder.synthetic)
+        except UserError as error:
+            missing.append(f"{group.label}: no images ({error})")
+            continue
+        source = f"seed {run.seed}, {len(dataset.images):,} images" + (f" of {sets} silos in turn" if sets > 1 else "")
+        samples[group.label] = (source, dataset)
+    return samples, missing
+
+
+def _run_row(group: RunGroup, run: Run) -> dict[str, Any]:
+    state = "no results.json" if run.results is None else "measured" if run.measured else "not measured"
+    return {"row": group.label, "seed": run.seed, "folder": run.name, "state": state}
+
+
+def _lead(groups: Sequence[RunGroup]) -> str:
+    words = {
+        "dataset": "dataset {}",
+        "num-clients": "{} silos",
+        "partition": "{} partition",
+        "alpha": "alpha {}",
+        "num-samples": "{:,} synthetic images",
+    }
+    values = {key: {group.settings[key] for group in groups} for key in words}
+    if values["partition"] != {"dirichlet"}:
+        del values["alpha"]
+    common = [words[key].format(*found) for key, found in values.items() if len(found) == 1]
+    rows = f"{len(groups)} rows" if len(groups) > 1 else "one row"
+    return f"Runs in {rows}. Common to all: {', '.join(common) or 'nothing'}."

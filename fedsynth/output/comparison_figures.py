@@ -1,0 +1,96 @@
+"""The pictures of a comparison of runs. Labels come from users: they are drawn without mathematics markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from fedsynth.output.figures import COLOURS, TEXT, legend, round_curve
+
+Estimate = tuple[float, float | None]
+"""A mean and the half width of its interval, None for a single run."""
+
+_STYLES = ("-", "--", ":", "-.")
+_PANELS_A_ROW = 3
+_LONGEST_LABEL = 40
+
+
+def measure_dots(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Estimate | None]]]) -> Figure:
+    """Draw every run as a dot and the interval of every row as a bar, one panel a measure.
+
+    Args:
+        panels: Measure -> row label -> values of its runs, and their mean with half of its interval; None where the
+            values may not be averaged. All panels have the same rows.
+    """
+    labels = list(next(iter(panels.values())))
+    columns = min(_PANELS_A_ROW, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(9.4, lines * (0.95 + 0.3 * len(labels))), layout=ConstrainedLayoutEngine(h_pad=0.1))
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for number, (axes, (name, rows)) in enumerate(zip(grid, panels.items(), strict=False)):
+        for place, (values, estimate) in enumerate(rows.values()):
+            _draw_row(axes, place, values, estimate)
+        _dress(axes, name, labels, named=number % columns == 0)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str) -> Figure:
+    """Draw one metric against the round: a line a run, a colour a row.
+
+    Args:
+        runs: Row label -> the lines of ``metrics.jsonl`` of each of its runs.
+        key: The metric.
+    """
+    figure = round_curve((), key)
+    axes = figure.axes[0]
+    for place, (label, tables) in enumerate(runs.items()):
+        for number, rows in enumerate(tables):
+            points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
+            # matplotlib keeps names that begin with "_" out of the legend: a row is named once, and if it has lines.
+            name = _cut(label) if number == 0 and points else "_"
+            x, y = [x for x, _ in points], [y for _, y in points]
+            axes.plot(x, y, "o" + _style(place), color=_colour(place), lw=1.2, ms=2.5, label=name)
+    legend(axes, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if max(map(len, runs)) > 40 else 2)
+    return figure
+
+
+def _draw_row(axes: Axes, place: int, values: Sequence[float], estimate: Estimate | None) -> None:
+    colour = _colour(place)
+    if estimate is not None and estimate[1] is not None:
+        axes.errorbar(estimate[0], place, xerr=estimate[1], color=colour, lw=1.6, capsize=4)
+        axes.plot(estimate[0], place, "|", color=colour, ms=11, mew=2)
+    axes.plot(values, [place] * len(values), "o", color=colour, ms=5, alpha=0.55, mew=0)
+
+
+def _dress(axes: Axes, name: str, labels: Sequence[str], named: bool) -> None:
+    axes.set_title(name, fontsize=10, color=TEXT)
+    shown = [_cut(label) for label in labels] if named else [""] * len(labels)
+    axes.set_yticks(range(len(labels)), shown, parse_math=False)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="x", color="#e5e5e5", lw=0.6)
+    axes.tick_params(labelsize=9, colors=TEXT, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#bbbbbb")
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def _style(place: int) -> str:
+    return _STYLES[place // len(COLOURS) % len(_STYLES)]
+
+
+def _cut(label: str) -> str:
+    """Cut long labels in the middle: settings differ at the end."""
+    half = _LONGEST_LABEL // 2
+    return label if len(label) <= _LONGEST_LABEL else f"{label[:half]}…{label[1 - half :]}"

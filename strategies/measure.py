@@ -1,0 +1,98 @@
+"""Measurements at the end of a run: against the real images of a simulation, at the silos, and against the models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.errors import RunError, UserError
+from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, results_rows, summarise
+from strategies.base import Outcome, Task
+from strategies.exchange import ExchangeGrid
+from strategies.federated_evaluation import SiloEvaluation, evaluate_at_silos
+from strategies.membership_inference import ModelAttack, attack_models
+
+logger = logging.getLogger("fedsynth")
+
+LabelledSet = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """What was measured of a run's datasets and models.
+
+    Attributes:
+        evaluations: by folder of the dataset; "" when there is one dataset.
+        at_silos: what the silos say.
+        attack: membership inference against the models.
+        notes: what could not be measured.
+    """
+
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    at_silos: SiloEvaluation | None = None
+    attack: ModelAttack | None = None
+    notes: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of ``results.json``; ``silos`` holds those of each dataset when there are several."""
+        row: dict[str, Any] = summarise(list(self.evaluations.values()))
+        if len(self.evaluations) > 1:
+            row["silos"] = {name: evaluation.row() for name, evaluation in self.evaluations.items()}
+        row |= self.attack.row() if self.attack else {}
+        row |= self.at_silos.row() if self.at_silos else {}
+        notes = filter(None, [row.pop("notes", ""), *self.notes])
+        return row | ({"notes": "; ".join(notes)} if self.evaluations or self.notes else {})
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Lay out as measure -> columns."""
+        rows = results_rows(list(self.evaluations.values())) if self.evaluations else {}
+        return rows | (self.attack.table() if self.attack else {}) | (self.at_silos.table() if self.at_silos else {})
+
+    def limits(self) -> tuple[str, ...]:
+        """Return what a reader must know about the numbers."""
+        at_silos = self.at_silos.notes if self.at_silos else ()
+        return (*self.notes, *all_notes(list(self.evaluations.values())), *at_silos)
+
+
+def measure_run(grid: ExchangeGrid, task: Task, outcome: Outcome, sets: Mapping[str, LabelledSet]) -> Measurements:
+    """Measure everything that the configuration asks for; what fails is a note, the rest is kept."""
+    asked, notes = task.config.evaluation, []
+    evaluations: dict[str, Evaluation] = {}
+    attack = None
+    try:
+        evaluations = _evaluate(task, sets) if asked.evaluate else {}
+        attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
+    except (UserError, RunError) as error:
+        # The dataset is finished; no measure of it is worth losing it.
+        logger.warning("measurement given up: %s", error)
+        notes.append(f"measurement given up: {error}")
+    at_silos = evaluate_at_silos(grid, task, outcome) if asked.evaluate_silos else None
+    return Measurements(evaluations, at_silos, attack, tuple(notes))
+
+
+def _evaluate(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
+    federation, config = task.federation, task.config
+    if federation is None:
+        return {}
+    silos = [federation.silo(k, config).train for k in range(len(federation.parts))]
+    seen = (np.concatenate([getattr(silo, name) for silo in silos]) for name in ("images", "labels"))
+    evaluator = Evaluator(
+        ImageSet("real training images", federation.train.images, federation.train.labels),
+        ImageSet("real test images", federation.test.images, federation.test.labels),
+        task.spec.classes,
+        config.run.seed,
+        Settings.of(config),
+        trained_on=ImageSet("images that silos trained on", *seen),
+        progress=logger.info,
+    )
+    done = {}
+    for name, synthetic in sets.items():
+        if name:
+            logger.info("measuring the set of %s", name)
+        done[name] = evaluator.evaluate(*synthetic, illustrated=len(sets) == 1)
+    return done

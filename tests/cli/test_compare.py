@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hand_made_runs import make_run, measured
+from PIL import Image
+from scipy import stats
+from tiny_runs import run_tiny, tiny_settings
+
+from fedsynth.cli import compare
+from fedsynth.config import Scalar
+from fedsynth.errors import UserError
+
+
+def run_compare(*words: object) -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    compare.add_arguments(parser)
+    return compare.execute(*parser.parse_known_args([str(word) for word in words]))
+
+
+def table_row(printed: str, head: str, label: str) -> str:
+    """The line of ``label`` in the first table whose head holds ``head``."""
+    lines = printed.splitlines()
+    start = next(place for place, line in enumerate(lines) if head in line)
+    return next(line for line in lines[start:] if line.startswith(label))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "c.html"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three seeds of two methods that are far apart in distance and not in accuracy."""
+    values = {"dfd": [(7.1, 0.90), (7.3, 0.94), (7.9, 0.92)], "fedavg": [(12.0, 0.95), (12.5, 0.91), (11.8, 0.92)]}
+    return [
+        make_run(tmp_path / "runs", f"{strategy}-{seed}", measured(*value), strategy=strategy, seed=seed)
+        for strategy, row in values.items()
+        for seed, value in enumerate(row)
+    ]
+
+
+def test_rows_are_means_with_t_intervals(runs: list[Path], page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_compare(*runs, "--output", page) == 0
+    printed = capsys.readouterr().out
+    for strategy in ("dfd", "fedavg"):
+        folders = [path for path in runs if path.name.startswith(strategy)]
+        for key, decimals in (("frechet-distance", 2 if strategy == "dfd" else 1), ("accuracy-mlp", 3)):
+            values = [json.loads((path / "results.json").read_text())[key] for path in folders]
+            low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+            said = f"{np.mean(values):.{decimals}f} ± {(high - low) / 2:.{decimals}f}"
+            assert said in table_row(printed, key, strategy)
+            assert said in page.read_text()
+        assert re.match(rf"{strategy} +3 ", table_row(printed, "frechet", strategy))
+
+
+def test_only_a_best_value_beyond_doubt_is_bold(
+    runs: list[Path], page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_compare(*runs, "--output", page)
+    printed = capsys.readouterr().out
+    assert re.findall(r"<b>(7\.43 ± [\d.]+)</b>", page.read_text())
+    assert "± 1.03 *" in table_row(printed, "frechet", "dfd")
+    assert "*" not in table_row(printed, "accuracy", "dfd") + table_row(printed, "accuracy", "fedavg")
+    # With a single run among the rows nothing is certain any more.
+    run_compare(*runs[:4], "--output", page)
+    assert "*" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("estimates", "better", "best"),
+    [
+        ([(1.0, 0.2), (2.0, 0.7)], "lower", 0),
+        ([(1.0, 0.2), (2.0, 0.7)], "higher", 1),
+        ([(1.0, 0.2), (2.0, 0.8)], "lower", None),
+        ([(1.0, 0.0), (1.0, 0.0)], "lower", None),
+        ([(1.0, 0.1), (2.0, 0.1), (5.0, 4.0)], "lower", None),
+        ([(1.0, 0.1), None, (2.0, 0.1)], "lower", 0),
+        ([(1.0, None), (2.0, 0.1)], "lower", None),
+        ([(1.0, 0.1), (2.0, None)], "lower", None),
+        ([(1.0, 0.1), None], "lower", None),
+        ([(1.0, 0.1), (2.0, 0.1)], "near 1", None),
+    ],
+)
+def test_best_row(estimates: list[tuple[float, float | None] | None], better: str, best: int | None) -> None:
+    assert compare.best_row(estimates, better) == best
+
+
+def test_unfinished_and_unmeasured_runs_are_named(
+    tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = [make_run(tmp_path / "r", f"w{seed}", measured(7 + seed), seed=seed) for seed in (0, 1)]
+    killed = make_run(tmp_path / "r", "killed", None, seed=2)
+    unmeasured = make_run(tmp_path / "r", "unmeasured", {}, seed=3, evaluate=False)
+    alone = make_run(tmp_path / "r", "alone", None, strategy="pooled")
+    run_compare(*whole, killed, unmeasured, alone, "--output", page)
+    printed = capsys.readouterr().out
+    assert re.match(r"dfd +2 of 4 +7\.50 ± 6\.35", table_row(printed, "frechet", "dfd"))
+    assert re.match(r"dfd +3 of 4 +25 ", table_row(printed, "bytes-up", "dfd"))
+    assert re.match(r"pooled +no results +-", table_row(printed, "frechet", "pooled"))
+    assert f"note: {killed} (dfd, seed 2) has not finished (no results.json)" in printed
+    assert f"note: {alone} (pooled, seed 0) has not finished" in printed
+    assert f"note: {unmeasured} (dfd, seed 3) was not measured" in printed
+    assert str(killed) in page.read_text()
+
+
+def test_no_results_at_all_is_still_a_page(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_compare(make_run(tmp_path, "killed", None), "--output", page) == 0
+    assert "no results" in capsys.readouterr().out
+    assert "no results" in page.read_text()
+
+
+def test_repeated_seeds_are_said(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [make_run(tmp_path / "r", name, measured(value)) for name, value in (("a", 7.0), ("b", 7.1))]
+    run_compare(*paths, "--output", page)
+    assert "note: dfd: seed 0 occurs 2 times; repeated seeds are not independent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("feature-space", ("domain-classifier", "inception"), "only within one feature space"),
+        ("n", (360, 200), "only at equal n"),
+        ("n-train", (1000, 500), "only at equal n-train"),
+    ],
+)
+def test_measures_of_different_kinds_are_not_compared(
+    key: str, values: tuple[Any, Any], said: str, tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [
+        make_run(tmp_path / "r", f"{strategy}{seed}", measured(4 * place + seed, **{key: value}), **changes)
+        for place, (strategy, value) in enumerate(zip(("dfd", "pooled"), values, strict=True))
+        for seed in (0, 1)
+        for changes in [{"strategy": strategy, "seed": seed}]
+    ]
+    run_compare(*paths, "--output", page)
+    printed = capsys.readouterr().out
+    assert f"note: {key} differs ({values[0]}: dfd; {values[1]}: pooled): " in printed
+    assert said in printed
+    assert said in page.read_text()
+
+
+def test_a_row_measured_in_two_spaces_has_no_mean(
+    tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [
+        make_run(tmp_path / "r", space, measured(7.0, feature_space=space), seed=seed)
+        for seed, space in enumerate(("domain-classifier", "inception"))
+    ]
+    run_compare(*paths, "--output", page)
+    printed = capsys.readouterr().out
+    assert re.match(r"dfd +2 +-$", table_row(printed, "frechet", "dfd"))
+    assert "0.900 ± 0.000" in table_row(printed, "accuracy", "dfd")
+    assert "note: dfd: its runs were not measured alike, so there is no mean of frechet-distance" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dataset": "mnist"}, "dataset differs (digits: dfd; mnist: pooled): numbers from different images"),
+        ({"partition": "iid"}, "partition differs (dirichlet: dfd; iid: pooled): the silos do not hold the same"),
+        ({"alpha": 0.5}, "alpha differs (0.1: dfd; 0.5: pooled)"),
+        ({"num_clients": 5}, "num-clients differs (10: dfd; 5: pooled)"),
+        ({"image_size": 16}, "image-size differs (auto: dfd; 16: pooled)"),
+    ],
+)
+def test_unlike_data_is_said(
+    changes: dict[str, Scalar], said: str, tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_run(tmp_path / "r", "a", measured(7.0))
+    run_compare(one, make_run(tmp_path / "r", "b", measured(7.0), strategy="pooled", **changes), "--output", page)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert [said in note for note in notes] == [True]
+
+
+def test_missing_measures_are_said(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = [make_run(tmp_path / "r", "new", measured(7.0, kernel_distance=0.01), seed=0)]
+    old = [make_run(tmp_path / "r", "old", measured(7.2, kernel_distance=float("nan")), seed=1)]
+    older = [make_run(tmp_path / "r", "older", measured(7.2), strategy="pooled")]
+    run_compare(*new, *old, *older, "--output", page)
+    printed = capsys.readouterr().out
+    assert "note: dfd: not every measured run has kernel-distance (1 of 2)" in printed
+    assert "note: pooled: not every measured run has kernel-distance (none of 1)" in printed
+
+
+def test_real_images_stand_below(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"reference-frechet-distance": 2.4, "real-accuracy-mlp": 0.97}
+    run_compare(make_run(tmp_path / "r", "a", {**measured(7.0), **extra}), "--output", page)
+    printed = capsys.readouterr().out
+    assert "2.40" in table_row(printed, "frechet", "real images instead")
+    assert "0.970" in table_row(printed, "accuracy", "real images instead")
+
+
+def test_page_is_sealed_and_escaped(tmp_path: Path, page: Path) -> None:
+    changes: dict[str, Scalar] = {"dataset": "imagefolder"}
+    paths = [
+        make_run(tmp_path / "r", f"run{n}", measured(7.0), classes=("<b>", "x"), data_root=f"/<i>{n}", **changes)
+        for n in (0, 1)
+    ]
+    run_compare(*paths, "--output", page)
+    text = page.read_text()
+    assert "&lt;b&gt;, x" in text
+    assert "dfd, data-root=/&lt;i&gt;0" in text
+    assert "<i>" not in text
+    assert "<script" not in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "default-src 'none'" in text
+    figures = page.parent / "c-figures"
+    assert sorted(path.name for path in figures.iterdir()) == [
+        "images-1.png",
+        "images-2.png",
+        "measures.png",
+        "rounds-loss.png",
+    ]
+    for path in figures.iterdir():
+        with Image.open(path) as image:
+            image.verify()
+
+
+def test_real_runs(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for strategy, seed in (("fedavg", 0), ("fedavg", 1), ("local", 0)):
+        settings = tiny_settings(tmp_path, strategy=strategy, seed=seed, run_name=f"{strategy}{seed}")
+        paths.append(run_tiny(settings, report=False).path)
+    assert run_compare(*paths, "--output", page) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"fedavg +2 +2 ", table_row(printed, "bytes-up", "fedavg"))
+    assert re.match(r"local +1 +1 ", table_row(printed, "bytes-up", "local"))
+    assert printed.count("was not measured") == 3
+    text = page.read_text()
+    assert "Images of one run a row" in text
+    assert "seed 0, 30 images<" in text
+    assert "seed 0, 90 images of 3 silos in turn<" in text
+    assert "rounds-client-seconds against the round" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["RUN", "nowhere"], "there is no folder 'nowhere'"),
+        (["RUN", "."], "'.' is no run folder"),
+        (["RUN", "RUN/."], "is given twice"),
+        (["RUN", "--outptu", "x.html"], "unknown option '--outptu'"),
+        (["RUN", "--output", "RUN"], "it is a folder; give the name of a file"),
+    ],
+)
+def test_bad_input_is_explained(words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "r", "a", measured(7.0))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(said)):
+        run_compare(*(word.replace("RUN", str(run)) for word in words))
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
