@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fedsynth.cli.options import add_keys, given_keys
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import LabelledImages, load_dataset, read_image_folder
+from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, results_rows
 from fedsynth.files import write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
+    describe_write_error,
     explained,
+    explained_writing,
     folder_names,
     measured_parts,
     results_table,
     write_report,
 )
+from fedsynth.output.dataset import PROVENANCE
 
 logger = logging.getLogger("fedsynth")
 
 KEYS = frozenset(
     {
-        *("seed", "image-size", "state-dir", "device", "feature-extractor", "feature-extractor-weights-path"),
+        *("seed", "image-size", "skip-bad-images", "state-dir", "device"),
+        *("feature-extractor", "feature-extractor-weights-path"),
         *("classifiers", "classifier-seeds", "resnet-weights-path"),
     }
 )
@@ -35,31 +41,42 @@ KEYS = frozenset(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
-    parser.add_argument("dataset", type=Path, help="folder with one folder per class, or a run folder of fedsynth")
-    parser.add_argument("--real", type=Path, required=True, help="real images: class folders, or train/ and test/")
-    parser.add_argument("--output", type=Path, help="JSON file for the numbers (default: only print)")
-    parser.add_argument("--report", type=Path, help="HTML page with tables and pictures (shows real images)")
+    parser.add_argument("dataset", type=_path, help="folder with one folder per class, or a run folder of fedsynth")
+    parser.add_argument("--real", type=_path, required=True, help="real images: class folders, or train/ and test/")
+    parser.add_argument("--output", type=_path, help="JSON file for the numbers (default: only print)")
+    parser.add_argument("--report", type=_path, help="HTML page with tables and pictures (shows real images)")
     add_keys(parser, KEYS)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the measures.
 
     Raises:
-        UserError: a folder cannot be read, or the two do not fit each other.
+        UserError: a folder cannot be read, the two do not fit each other, or a file cannot be written.
     """
     if rest:
         raise UserError(f"unknown option '{rest[0]}'; 'fedsynth evaluate --help' lists all")
     config = RunConfig.from_run_config(given_keys(options, KEYS))
-    size = None if config.data.image_size == AUTO else config.data.image_size
-    train, test = load_dataset("imagefolder", options.real, image_size=size, seed=config.run.seed)
-    synthetic = _read(options.dataset, train)
-    evaluation = _measure(synthetic, train, test, config, illustrated=options.report is not None)
+    settings, root = Settings.of(config), _dataset_root(options.dataset)
+    _check_files(options, root)
+    train, test = _read_real(options.real, config)
+    settings.check(train.images.shape[1:])
+    synthetic = _read(root, train, config)
+    conversions = _conversions(root, options.real, train.images.shape[1:])
+    for said in conversions:
+        logger.info(said)
+    evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
+    evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
     print(results_table(results_rows([evaluation])))
     for note in evaluation.notes:
         print(f"note: {note}")
     if options.output:
-        write_json(options.output, evaluation.row())
+        with explained_writing(options.output):
+            write_json(options.output, evaluation.row())
         print(f"numbers {options.output}")
     if options.report:
         write_report(options.report, _report(options.dataset, synthetic, test, evaluation))
@@ -67,26 +84,105 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _read(path: Path, real: LabelledImages) -> LabelledImages:
+def _dataset_root(path: Path) -> Path:
+    """The folder that holds the class folders: ``path``, or inside it if it is a run folder."""
+    run = RunFolder(path)
+    root = run.synthetic if run.synthetic.is_dir() else path
+    _check_folder("dataset", root)
+    if root == path and run.config.is_file():
+        raise UserError(
+            f"the run folder '{path}' has no synthetic/: its run did not finish; resume it, or give another"
+        )
+    sets = sorted(child for child in root.iterdir() if (child / PROVENANCE).is_file())
+    if sets:
+        raise UserError(f"'{root}' holds {len(sets)} datasets: measure one at a time, such as {sets[0]}")
+    return root
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not path.is_dir():
+        found = " (it is a file)" if path.exists() else ""
+        raise UserError(f"{name}: there is no folder '{path}'{found}; give one with one folder of images per class")
+
+
+def _check_files(options: argparse.Namespace, root: Path) -> None:
+    """Refuse what could not be written at the end, when numbers would be lost."""
+    _check_folder("--real", options.real)
+    files = {"--output": options.output, "--report": options.report}
+    for option, path in files.items():
+        if path is not None:
+            _check_writable(option, path)
+    if None not in files.values() and options.output.resolve() == options.report.resolve():
+        raise UserError(f"--output and --report are the same file '{options.report}': give two names")
+    for folder in (root, options.real):
+        if options.report is not None and folder.resolve() in options.report.resolve().parents:
+            raise UserError(
+                f"--report '{options.report}' lies among the images in '{folder}', where its pictures would count as"
+                " images too; choose another folder"
+            )
+
+
+def _check_writable(option: str, path: Path) -> None:
+    if path.is_dir():
+        example = path / ("numbers.json" if option == "--output" else "report.html")
+        raise UserError(f"{option} '{path}' is a folder: give the name of a file, such as {example}")
+    try:
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        # Permission bits do not tell (root, read-only mounts): only writing does.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(f"{option}: {describe_write_error(error, path)}") from error
+
+
+def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
+    asked = config.data
+    size = None if asked.image_size == AUTO else asked.image_size
+    skip = asked.skip_bad_images
+    folds = load_dataset("imagefolder", path, image_size=size, skip_bad_images=skip, seed=config.run.seed)
+    train, test = map(len, folds)
+    if min(train, test) < 2:
+        raise UserError(
+            f"--real '{path}' gives {train} training and {test} test images, at least 2 of each are needed: add images;"
+            " without folders train/ and test/ one image in five of each class is for testing"
+        )
+    return folds
+
+
+def _read(root: Path, real: LabelledImages, config: RunConfig) -> LabelledImages:
     """Read the dataset in the format of the real images, under their class names."""
-    inside = RunFolder(path).synthetic
-    root = inside if inside.is_dir() else path
     _, size, _, channels = real.images.shape
     # Our datasets name their folders so that every reader understands them; real folders may be named otherwise.
-    folders = folder_names(real.classes) if (root / "provenance.json").is_file() else real.classes
-    data = read_image_folder(root, image_size=size, channels=channels, classes=folders)
+    folders = folder_names(real.classes) if (root / PROVENANCE).is_file() else real.classes
+    skip = config.data.skip_bad_images
+    data = read_image_folder(root, image_size=size, channels=channels, skip_bad_images=skip, classes=folders)
+    if len(data) < 2:
+        raise UserError(f"dataset '{root}': 1 image, at least 2 are needed; give more images")
     return LabelledImages(data.images, data.labels, real.classes)
 
 
+def _conversions(root: Path, real: Path, image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    folders = {"real train": real / "train", "real test": real / "test"} if has_folds(real) else {"real": real}
+    said = {name: describe_conversion(folder, image_shape) for name, folder in folders.items()}
+    notes = [f"{name} images were converted: {how}; image-size sets the side" for name, how in said.items() if how]
+    if how := describe_conversion(root, image_shape):
+        notes.append(f"synthetic images were converted to the format of the real ones: {how}")
+    return tuple(notes)
+
+
 def _measure(
-    synthetic: LabelledImages, train: LabelledImages, test: LabelledImages, config: RunConfig, illustrated: bool
+    synthetic: LabelledImages,
+    train: LabelledImages,
+    test: LabelledImages,
+    seed: int,
+    settings: Settings,
+    illustrated: bool,
 ) -> Evaluation:
     evaluator = Evaluator(
         ImageSet("real training images", train.images, train.labels),
         ImageSet("real test images", test.images, test.labels),
         train.classes,
-        config.run.seed,
-        Settings.of(config),
+        seed,
+        settings,
         progress=logger.info,
     )
     return evaluator.evaluate(synthetic.images, synthetic.labels, illustrated)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation
-from fedsynth.data.image_folder import read_image_folder
+from fedsynth.data.image_folder import describe_conversion, has_folds, read_image_folder
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo import Silo, folder_silo, simulated_silo, split_holdout
@@ -17,7 +17,9 @@ __all__ = [
     "Federation",
     "LabelledImages",
     "Silo",
+    "describe_conversion",
     "folder_silo",
+    "has_folds",
     "label_counts",
     "load_dataset",
     "load_federation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_image_folder(
 
     Raises:
         UserError: ``path`` or its class folders are missing, a class folder is empty or not among ``classes``,
-            or a file cannot be read and ``skip_bad_images`` is false.
+            or a file cannot be read and ``skip_bad_images`` is false, or the images do not fit into memory.
     """
     root = Path(path).expanduser()
     folders = _class_folders(root)
@@ -54,7 +55,13 @@ def read_image_folder(
     paths = [file for name in folders for file in files[name]]
     labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
     size, depth = _native_format(paths, image_size, channels)
-    images, good = decode_files(paths, size, depth, skip_bad_images=skip_bad_images)
+    try:
+        images, good = decode_files(paths, size, depth, skip_bad_images=skip_bad_images)
+    except MemoryError as error:
+        raise UserError(
+            f"image-size = {size}: {len(paths)} images of {size} x {size} pixels in '{root}' do not fit into memory; "
+            "give a smaller image-size"
+        ) from error
     data = LabelledImages(images, labels[good], names)
     _check_none_lost(root, folders, data)
     return data
@@ -77,6 +84,30 @@ def load_image_folder(
     return data.subset(stay), data.subset(taken)
 
 
+def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
+    """Say how :func:`read_image_folder` changes the stored images to give them ``image_shape`` (H, W, C).
+
+    Only the files' headers are read. Images of other sizes and grey or colour images are counted: ``"3 of 8 images from
+    16 x 16 to 8 x 8 pixels, 8 of 8 from colour to grey"``; an empty string if nothing is changed.
+
+    Raises:
+        UserError: ``path`` or its class folders are missing.
+    """
+    files = [file for folder in _class_folders(Path(path).expanduser()).values() for file in _image_files(folder)[0]]
+    headers = [header for header in map(_header, files) if header is not None]
+    height, width, channels = image_shape
+    others = Counter(size for size, _ in headers if size != (width, height))
+    recoloured = sum((mode in GREY_MODES) != (channels == 1) for _, mode in headers)
+    said = []
+    if others:
+        (w, h), _ = others.most_common(1)[0]
+        origin = f"{w} x {h}" + (" and other sizes" if len(others) > 1 else "")
+        said.append(f"{others.total()} of {len(headers)} images from {origin} to {width} x {height} pixels")
+    if recoloured:
+        said.append(f"{recoloured} of {len(headers)} from {'colour to grey' if channels == 1 else 'grey to colour'}")
+    return ", ".join(said)
+
+
 def has_folds(root: Path) -> bool:
     """Say whether ``root`` holds the folders ``train`` and ``test``."""
     return (root / "train").is_dir() and (root / "test").is_dir()
@@ -93,7 +124,10 @@ def _read_folds(root: Path, image_size: int | None, channels: int | None, skip_b
 
 def _class_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
-        raise UserError(f"there is no folder '{root}': point data-root (or data-path) at a folder that holds {_LAYOUT}")
+        found = " (it is a file)" if root.exists() else ""
+        raise UserError(
+            f"there is no folder '{root}'{found}: point data-root (or data-path) at a folder that holds {_LAYOUT}"
+        )
     try:
         entries = sorted((entry for entry in root.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
     except PermissionError as error:
@@ -127,7 +161,11 @@ def _is_image(path: Path) -> bool:
 
 
 def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path]]:
-    files = {name: _visible_images(folder) for name, folder in folders.items()}
+    files = {}
+    for name, folder in folders.items():
+        files[name], hidden = _image_files(folder)
+        if hidden:
+            logging.getLogger("fedsynth").info("ignored %d hidden image files (names with a dot) in %s", hidden, folder)
     empty = [name for name, found in files.items() if not found]
     if empty:
         raise UserError(
@@ -137,7 +175,8 @@ def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path
     return files
 
 
-def _visible_images(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> tuple[list[Path], int]:
+    """The images at any depth, and the number of hidden ones."""
     found: list[Path] = []
     hidden = 0
     for parent, subfolders, names in os.walk(folder, followlinks=True):
@@ -146,9 +185,7 @@ def _visible_images(folder: Path) -> list[Path]:
         visible = [image for image in images if not image.name.startswith(".")]
         found += visible
         hidden += len(images) - len(visible)
-    if hidden:
-        logging.getLogger("fedsynth").info("ignored %d hidden image files (names with a dot) in %s", hidden, folder)
-    return found
+    return found, hidden
 
 
 def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:

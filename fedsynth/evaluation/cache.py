@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedsynth.evaluation.extractors import Extracted, Extractor
 from fedsynth.evaluation.features import (
@@ -22,6 +24,8 @@ from fedsynth.evaluation.features import (
 )
 from fedsynth.files import atomic_file
 
+logger = logging.getLogger("fedsynth")
+
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -30,7 +34,7 @@ def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: 
 
     A file is ``<folder>/<extractor>-<its hash>/<hash of the images>.npy``: float32 (N, D + classes), the features and
     then the logits of an extractor that has any. A checksum follows the array (``numpy.load`` ignores it); a damaged
-    file is computed again. Several processes may share the folder.
+    file is computed again. Several processes may share the folder; where it cannot be written, a warning says so.
 
     Args:
         extractor: computes what is not there.
@@ -46,7 +50,7 @@ def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: 
     kept = _read(path, len(images), extractor.dimension)
     if kept is None:
         kept = extractor.extract(images)
-        _write(path, kept)
+        _keep(folder, path, _content(kept))
     return kept
 
 
@@ -59,7 +63,8 @@ def classifier_cached(
 ) -> DomainClassifier:
     """Return what :func:`train_domain_classifier` does, from ``folder`` if it was trained before.
 
-    A file is ``<folder>/classifiers/<hash of all arguments and budgets>.safetensors``; a damaged one is made again.
+    A file is ``<folder>/classifiers/<hash of all arguments and budgets>.safetensors``; a damaged one is made again, and
+    where none can be written, a warning says so.
     """
     if folder is None:
         return train_domain_classifier(images, labels, num_classes, seed)
@@ -72,20 +77,18 @@ def classifier_cached(
     model = _read_classifier(path, empty)
     if model is None:
         model = train_domain_classifier(images, labels, num_classes, seed)
-        with atomic_file(path) as temporary:
-            save_file(model.state_dict(), temporary)
+        _keep(folder, path, save(model.state_dict()))
     return model
 
 
 def _read_classifier(path: Path, model: DomainClassifier) -> DomainClassifier | None:
-    """``model`` with the weights of the file; None unless it is there and whole."""
-    if not path.is_file():
-        return None
+    """``model`` with the weights of the file; None unless it is there, whole and of this network."""
     try:
-        model.load_state_dict(load_file(path), assign=True)
+        weights = load_file(path)
+        model.load_state_dict(weights, assign=True)
     except (SafetensorError, OSError, RuntimeError):
         return None
-    return model.eval()
+    return model.eval() if all(tensor.isfinite().all() for tensor in weights.values()) else None
 
 
 def _content_hash(array: np.ndarray) -> str:
@@ -94,23 +97,38 @@ def _content_hash(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, extracted: Extracted) -> None:
+def _keep(folder: Path, path: Path, content: bytes) -> None:
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        # What was computed is worth more than the time it would have saved.
+        _say_once(f"nothing is kept in {folder} (state-dir): {error.strerror or error}; going on without")
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _content(extracted: Extracted) -> bytes:
     columns = [extracted.features, *([] if extracted.logits is None else [extracted.logits])]
     content = io.BytesIO()
     np.save(content, np.concatenate(columns, axis=1), allow_pickle=False)
-    content.write(hashlib.sha256(content.getbuffer()).digest())
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    return content.getvalue() + hashlib.sha256(content.getbuffer()).digest()
 
 
 def _read(path: Path, count: int, dimension: int) -> Extracted | None:
     """What the file holds; None unless it is there, whole and of ``count`` images."""
-    content = path.read_bytes() if path.is_file() else b""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
     array, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(array).digest() != digest:
         return None
     columns = np.load(io.BytesIO(array), allow_pickle=False)
-    if len(columns) != count or columns.shape[1] < dimension:
+    if columns.ndim != 2 or len(columns) != count or columns.shape[1] < dimension:
         return None
     features, logits = np.ascontiguousarray(columns[:, :dimension]), np.ascontiguousarray(columns[:, dimension:])
     return Extracted(features, logits if logits.size else None)

@@ -17,7 +17,7 @@ def check_images(name: str, images: np.ndarray) -> None:
     if min(images.shape[1:3]) < 8 or images.shape[3] not in (1, 3):
         raise UserError(
             f"{name}: images of {images.shape[1:]} (height, width, channels) cannot be measured; "
-            "resize them to 8 x 8 pixels or more and convert them to 1 or 3 channels"
+            "resize them to 8 x 8 pixels or more (image-size) and convert them to 1 or 3 channels"
         )
 
 

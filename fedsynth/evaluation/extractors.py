@@ -29,6 +29,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor | None]
 
 BATCH_SIZE = 64
 PIXELS = "pixels"
+INCEPTION = "inception-v3-compat"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Network:
 
 _NETWORKS = {
     # Logits without bias: those of the published Inception scores (Salimans et al. 2016), as torch-fidelity has them.
-    "inception-v3-compat": _Network(
+    INCEPTION: _Network(
         "2048", 2048, "logits_unbiased", "set feature-extractor-weights-path to a file with its state dict"
     ),
     "dinov2-vit-s-14": _Network(
@@ -168,7 +169,7 @@ class TorchFidelityExtractor(Extractor):
         device: where it computes.
 
     Raises:
-        UserError: the weights cannot be read or downloaded, or are of another network.
+        UserError: the weights cannot be read or downloaded, are of another network, or hold NaN or infinity.
     """
 
     def __init__(self, name: str, weights_path: Path | None = None, device: str | torch.device = "cpu") -> None:
@@ -191,10 +192,13 @@ def resolve_extractor(name: str, weights_path: Path | None = None) -> str:
     """
     if name != AUTO:
         return name
+    return INCEPTION if weights_path is not None or _downloaded_inception().is_file() else FEATURE_SPACE
+
+
+def _downloaded_inception() -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(URL_INCEPTION_V3).name
-    return "inception-v3-compat" if weights_path is not None or downloaded.is_file() else FEATURE_SPACE
+    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(URL_INCEPTION_V3).name
 
 
 def create_extractor(
@@ -239,7 +243,10 @@ def _load(name: str, weights_path: Path | None) -> nn.Module:
         network: nn.Module = create_feature_extractor(
             name, _NETWORKS[name].layers, cuda=False, feature_extractor_weights_path=path, verbose=False
         )
+        _check_weights(network)
     except Exception as error:  # whatever network, disk, unpickling and layers that do not match raise
+        if weights_path is None and name == INCEPTION and _downloaded_inception().is_file():
+            weights_path = _downloaded_inception()
         raise _without_weights(name, weights_path, error) from error
     return network
 
@@ -254,10 +261,19 @@ def _check_state_dict(name: str, path: Path) -> None:
         raise _without_weights(name, path, TypeError(f"a state dict is expected, not {type(state).__name__}"))
 
 
+def _check_weights(network: nn.Module) -> None:
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise ValueError("some of its weights are NaN or infinite")
+
+
 def _without_weights(name: str, path: Path | None, error: Exception) -> UserError:
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
     if isinstance(error, pickle.UnpicklingError):
         said = "it is not a file of tensors alone"
+    elif isinstance(error, NotImplementedError):
+        said = "this network takes no weights file"
+    elif isinstance(error, OSError) and error.strerror:
+        said = error.strerror
     failed = "its weights could not be downloaded" if path is None else f"its weights cannot be read from {path}"
     return UserError(f"feature-extractor = {name}: {failed} ({said}); {_remedy(name)}")
 

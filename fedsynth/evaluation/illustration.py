@@ -27,6 +27,7 @@ class Triples:
         synthetic, real, next_real: uint8 (n, H, W, C).
         distances, next_distances: Euclidean, from the first to the second and from the second to the third, (n,).
         num_closest: the first so many are the closest pairs of the whole set; the others are drawn at random.
+        copy_distance: fresh real images come so near to a training image once in twenty times; NaN if unknown.
     """
 
     synthetic: Images
@@ -35,6 +36,7 @@ class Triples:
     distances: Distances
     next_distances: Distances
     num_closest: int
+    copy_distance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +69,14 @@ class Illustration:
     embedding: Embedding
 
 
-def nearest_triples(synthetic: Images, train: Images, seed: int) -> Triples:
+def nearest_triples(synthetic: Images, train: Images, seed: int, copy_distance: float) -> Triples:
     """Find the eight synthetic images nearest to training images, and draw as many of the others.
 
     Args:
         synthetic: uint8 (N, H, W, C), N >= 2; fewer than 16 give fewer triples.
         train: uint8 (M, H, W, C), M >= 2, what the generators saw. The picture belongs to the owner of these.
         seed: fixes the draw.
+        copy_distance: see :class:`Triples`.
     """
     points, references = centred_samples(synthetic=flat(synthetic), train=flat(train))
     nearest, distances = nearest_neighbours(points, references)
@@ -83,7 +86,8 @@ def nearest_triples(synthetic: Images, train: Images, seed: int) -> Triples:
     shown = np.concatenate([closest, others[: TRIPLES - TRIPLES // 2]])
     pairs = nearest[shown]
     following, next_distances = nearest_neighbours(references[pairs], references, own=pairs)
-    return Triples(synthetic[shown], train[pairs], train[following], distances[shown], next_distances, len(closest))
+    images = synthetic[shown], train[pairs], train[following]
+    return Triples(*images, distances[shown], next_distances, len(closest), copy_distance)
 
 
 Points = tuple[npt.NDArray[np.float32], Labels]

@@ -30,10 +30,12 @@ class Memorisation:
         synthetic_count, train_count, test_count: samples in each set; distances shrink as the training set grows.
         nearest_train_distance: median distance of a synthetic sample to its nearest training sample.
         test_nearest_train_distance: the same of a test sample.
+        copy_distance: the 5th percentile of the test samples' distances to their nearest training sample: as near as
+            real samples come by chance.
         nearest_neighbour_ratio: the first by the second; below 1 the synthetic samples lie nearer to training samples
             than fresh real ones do.
-        copied_share: share of synthetic samples whose distance to the nearest training sample is at most the 5th
-            percentile of the test samples'; about .05 without copying.
+        copied_share: share of synthetic samples at most ``copy_distance`` from a training sample; about .05 without
+            copying.
         authenticity: share of authentic synthetic samples (:func:`memorisation`).
         test_authenticity: the same of the test samples. Compare with it and not with 1/2: fresh draws reach 1/3 in one
             dimension, .41 in three and .70 for a Gaussian in 16, where few training samples are everyone's neighbour.
@@ -44,6 +46,7 @@ class Memorisation:
     test_count: int
     nearest_train_distance: float
     test_nearest_train_distance: float
+    copy_distance: float
     nearest_neighbour_ratio: float
     copied_share: float
     authenticity: float
@@ -76,14 +79,16 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     of_synthetic, of_test = float(np.median(distances)), float(np.median(test_distances))
     if of_test == 0.0:
         raise UserError("test: more than half of the samples are training samples too; give images never trained on")
+    copy_distance = float(np.percentile(test_distances, COPY_PERCENTILE))
     return Memorisation(
         synthetic_count=len(synthetic),
         train_count=len(train),
         test_count=len(test),
         nearest_train_distance=of_synthetic,
         test_nearest_train_distance=of_test,
+        copy_distance=copy_distance,
         nearest_neighbour_ratio=of_synthetic / of_test,
-        copied_share=float(np.mean(distances <= np.percentile(test_distances, COPY_PERCENTILE))),
+        copied_share=float(np.mean(distances <= copy_distance)),
         authenticity=_authenticity(indices, distances, train),
         test_authenticity=_authenticity(test_indices, test_distances, train),
     )

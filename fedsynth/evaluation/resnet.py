@@ -193,7 +193,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping):
         raise TypeError(f"a state dict is expected, not {type(state).__name__}")
     body = {name: tensor for name, tensor in state.items() if name not in ("fc.weight", "fc.bias")}
-    _resnet18_without_head().load_state_dict(body)
+    with torch.device("meta"):  # nothing to initialise, and the global random state stays as it was
+        empty = _resnet18_without_head()
+    empty.load_state_dict(body, assign=True)
     if not all(tensor.isfinite().all() for tensor in body.values()):
         raise ValueError("some of its weights are NaN or infinite")
     return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,7 +161,7 @@ class Evaluator:
             notes=(*self._notes(fidelity, synthetic), *remarks),
             memorisation=copies,
             membership=self._membership(synthetic),
-            illustration=self._illustration(synthetic) if illustrated else None,
+            illustration=self._illustration(synthetic, copies) if illustrated else None,
         )
 
     @cached_property
@@ -227,13 +228,15 @@ class Evaluator:
         sides = self._trained_on.images[rows[0]], self._test.images[rows[1]]
         return roc(*(nearness_scores(flat(side), flat(synthetic.images)) for side in sides))
 
-    def _illustration(self, synthetic: ImageSet) -> Illustration:
+    def _illustration(self, synthetic: ImageSet, copies: Memorisation | None) -> Illustration:
         self._report("laying out the images for the report")
         seen = self._trained_on.subset(MOST_FOR_COPIES, self._seed)
         sides = [side.subset(EMBEDDED, self._seed) for side in (self._test, synthetic)]
         real, fake = ((self._extract(side).features, side.labels) for side in sides)
         return Illustration(
-            triples=nearest_triples(synthetic.images, seen.images, self._seed),
+            triples=nearest_triples(
+                synthetic.images, seen.images, self._seed, copies.copy_distance if copies else math.nan
+            ),
             embedding=embed(real, fake, self.extractor.name, self._seed),
         )
 

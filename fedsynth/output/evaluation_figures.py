@@ -59,6 +59,7 @@ class NearestImages:
         next_distances: float (n,), from ``real`` to ``next_real``.
         space: Where distances are measured, e.g. ``pixels``.
         num_closest: The first so many are the closest pairs of the whole set, the others are drawn at random.
+        copy_distance: A fresh real image comes so near to a training image once in twenty times; NaN if unknown.
 
     Raises:
         ValueError: The fields do not have the same n >= 1, or ``num_closest`` is outside 0 to n.
@@ -71,6 +72,7 @@ class NearestImages:
     next_distances: NDArray[np.floating]
     space: str
     num_closest: int
+    copy_distance: float
 
     def __post_init__(self) -> None:
         arrays = (self.synthetic, self.real, self.next_real, self.distances, self.next_distances)
@@ -107,8 +109,8 @@ class Embedding:
 def nearest_images(nearest: NearestImages) -> Figure:
     """Draw each synthetic image, under it the training image nearest to it, under that its own nearest neighbour.
 
-    Distances stand between the images; one is red and bold where the synthetic image is nearer to the training image
-    than that is to any other. The closest pairs come first, eight side by side.
+    Distances stand between the images; that of a synthetic image is red and bold up to ``copy_distance``. The closest
+    pairs come first, eight side by side.
     """
     blocks = [(title, chosen, _triples(nearest, chosen)) for title, chosen in _blocks(nearest)]
     left = 2 * MARGIN + LETTER * max(map(len, _ROWS))
@@ -203,7 +205,9 @@ def _caption(axes: Axes, nearest: NearestImages, chosen: range) -> None:
     for column, index in enumerate(chosen):
         x = column * (width + _COLUMN_GAP) + width / 2 - 0.5
         near, usual = nearest.distances[index], nearest.next_distances[index]
-        alarm: dict[str, Any] = {"color": _ALARM, "weight": "bold"} if near < usual else {"color": TEXT}
+        alarm: dict[str, Any] = (
+            {"color": _ALARM, "weight": "bold"} if near <= nearest.copy_distance else {"color": TEXT}
+        )
         for row, (distance, look) in enumerate([(near, alarm), (usual, {"color": TEXT})]):
             y = (row + 1) * (height + _CAPTION) - _CAPTION / 2 - 0.5
             axes.text(x, y, show(float(distance)), ha="center", va="center_baseline", fontsize=9, **look)

@@ -8,7 +8,7 @@ from typing import Any
 from fedsynth.evaluation import Evaluation
 from fedsynth.output.evaluation_figures import Embedding, NearestImages
 
-SHOWN_PER_CLASS = ("precision", "recall", "coverage")
+SHOWN_PER_CLASS = ("precision", "coverage")
 
 GROUPS = {
     "Do they look like real images, and like all of them?": ("kernel-distance", "frechet-distance"),

@@ -72,9 +72,9 @@ A dash means that the measure could not be taken for that class.</p>
 <h2 id="copies">Are training images repeated?</h2>
 <p>Read each column from the top: a synthetic image, the training image most like it, and the training image most like
 <em>that</em> one. The numbers are the distances between neighbours in a column (in {{ content.nearest.space }}; smaller
-is more alike). Two training images show how alike different real images are anyway. A synthetic image that comes
-nearer to a training image than this is suspicious, and its number is <b class="alarm">red</b>: look whether the top two
-images are the same picture.</p>
+is more alike). Two training images show how alike different real images are anyway. A number is
+<b class="alarm">red</b> where a synthetic image comes as near to a training image as only one in twenty fresh real
+images does: look whether the top two images are the same picture.</p>
 {{ picture(pictures.nearest, "Synthetic images above their nearest training images, with distances") }}
 {% endif %}
 

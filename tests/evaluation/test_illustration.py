@@ -24,7 +24,7 @@ def test_triples_are_the_closest_pairs_and_a_draw_of_the_rest(count: int) -> Non
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     synthetic = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
-    triples = nearest_triples(synthetic, train, seed=0)
+    triples = nearest_triples(synthetic, train, 0, 3.5)
     nearest, following, distances, next_distances = by_hand(synthetic, train)
     closest = np.argsort(distances, kind="stable")[: TRIPLES // 2]
     shown = [int(np.flatnonzero((synthetic == image).all((1, 2, 3)))[0]) for image in triples.synthetic]
@@ -39,8 +39,9 @@ def test_triples_are_the_closest_pairs_and_a_draw_of_the_rest(count: int) -> Non
 
 def test_a_copy_lies_at_distance_zero() -> None:
     train = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    triples = nearest_triples(train[:3], train, seed=0)
+    triples = nearest_triples(train[:3], train, 0, 3.5)
     assert triples.distances.tolist() == [0.0, 0.0, 0.0]
+    assert triples.copy_distance == 3.5
     assert (triples.next_distances > 0).all()
 
 

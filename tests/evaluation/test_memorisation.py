@@ -30,6 +30,7 @@ def oracle(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[s
     return {
         "nearest-train-distance": np.median(of_synthetic),
         "test-nearest-train-distance": np.median(of_test),
+        "copy-distance": limit,
         "nearest-neighbour-ratio": np.median(of_synthetic) / np.median(of_test),
         "copied-share": np.mean([d <= limit for d in of_synthetic]),
         "authenticity": np.mean([authentic(x) for x in synthetic]),

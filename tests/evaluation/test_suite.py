@@ -31,7 +31,14 @@ COLUMNS = {
     *("n", "k", "feature-space", *FIDELITY, *(f"reference-{name}" for name in FIDELITY), "n-train"),
     *(prefix + name for prefix in ("", "real-", "joint-") for name in SCORES),
     *("synthetic-count", "train-count", "test-count", "nearest-train-distance", "test-nearest-train-distance"),
-    *("nearest-neighbour-ratio", "copied-share", "authenticity", "test-authenticity", "memorisation-space"),
+    *(
+        "copy-distance",
+        "nearest-neighbour-ratio",
+        "copied-share",
+        "authenticity",
+        "test-authenticity",
+        "memorisation-space",
+    ),
     *("released-members", "released-non-members", "released-membership-auc"),
     *("released-membership-tpr-at-1-percent-fpr", "per-class", "real-per-class", "notes"),
 }

@@ -122,7 +122,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         round_keys=["loss"],
         per_class={"recall": {name: 0.5 for name in train.classes[1:]}},
         nearest=NearestImages(
-            noisy[:16], train.images[:16], train.images[16:32], np.ones(16), np.full(16, 2.0), "pixels", 8
+            noisy[:16], train.images[:16], train.images[16:32], np.ones(16), np.full(16, 2.0), "pixels", 8, 0.5
         ),
         embedding=Embedding(rng.normal(size=(200, 2)), train.labels[:200], np.arange(200) < 100, "pixels"),
     )

@@ -28,7 +28,7 @@ def nearest() -> NearestImages:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 11, 8, 8, 1), dtype=np.uint8)
     far = np.arange(11) + 1.5
-    return NearestImages(*images, distances=far - (far < 4), next_distances=far, space="pixels", num_closest=9)
+    return NearestImages(*images, far - (far < 4), far, space="pixels", num_closest=9, copy_distance=2.5)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_closest_pairs_come_first_eight_a_line(nearest: NearestImages) -> No
     assert tops == sorted(tops, reverse=True)
 
 
-def test_only_distances_below_those_between_real_images_are_red(nearest: NearestImages) -> None:
+def test_only_distances_up_to_that_of_a_copy_are_red(nearest: NearestImages) -> None:
     texts = nearest_images(nearest).axes[0].texts
     assert [text.get_text() for text in texts[:4]] == ["0.500", "1.50", "1.50", "2.50"]
     above, below = texts[::2], texts[1::2]
@@ -70,13 +70,15 @@ def test_only_distances_below_those_between_real_images_are_red(nearest: Nearest
 
 @pytest.mark.parametrize("num_closest", [0, 1])
 def test_a_single_triple_can_be_drawn(nearest: NearestImages, num_closest: int) -> None:
-    one = NearestImages(*(getattr(nearest, name)[:1] for name in list(vars(nearest))[:5]), "pixels", num_closest)
+    one = NearestImages(
+        *(getattr(nearest, name)[:1] for name in list(vars(nearest))[:5]), "pixels", num_closest, np.nan
+    )
     assert pixels(nearest_images(one)).std() > 0
 
 
 def test_wide_colour_images_are_reduced() -> None:
     image = np.full((2, 100, 200, 3), 77, np.uint8)
-    figure = nearest_images(NearestImages(image, image, image, np.ones(2), np.ones(2), "pixels", 1))
+    figure = nearest_images(NearestImages(image, image, image, np.ones(2), np.ones(2), "pixels", 1, 0.5))
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (3 * 48 + 2 * 20, 96, 3)
 
 

@@ -180,7 +180,7 @@ def measured(content: ReportContent) -> ReportContent:
         content,
         per_class={"recall": {"a": 0.5, "c": 0.75}},
         per_class_reference={"recall": {"a": 0.9}},
-        nearest=NearestImages(images, images, images, np.ones(4), np.ones(4), "pixels", 2),
+        nearest=NearestImages(images, images, images, np.ones(4), np.ones(4), "pixels", 2, 0.5),
         embedding=Embedding(np.eye(2), np.arange(2), np.array([True, False]), "features of a classifier"),
     )
 
