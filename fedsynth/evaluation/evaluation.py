@@ -23,8 +23,8 @@ class Evaluation:
         feature_space: what the features of ``fidelity`` are.
         fidelity: synthetic images against the test fold, as :func:`fedsynth.evaluation.fidelity.fidelity_measures`
             gives them: overall and by class.
-        reference: the same of real training images. Features of a classifier of these very images put them a little
-            above what fresh real images would reach.
+        reference: the same of real training images. The features may be of a classifier of these very images, so fresh
+            real images can come a little nearer (on digits they do).
         n_train: training images of each utility classifier, synthetic or real.
         utility: classifiers trained on synthetic images, by name.
         real_utility: the same classifiers trained on as many real images: the ceiling.

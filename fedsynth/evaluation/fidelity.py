@@ -80,8 +80,11 @@ def kernel_distance(real_features: np.ndarray, synthetic_features: np.ndarray, s
     """Squared maximum mean discrepancy under the kernel ``(x·y / D + 1)³`` (Bińkowski et al. 2018, arXiv 1801.01401).
 
     In the features of Inception-v3 this is KID. Unlike a Fréchet distance its expectation does not depend on N: 0 for
-    equal distributions, so that estimates fall below 0 too. Mean over 100 pairs of random subsets of 1,000 samples, or
-    of half the smaller set if that is less: subsets that are the whole set would show no spread.
+    independent draws of one distribution, so that estimates fall below 0 too. Sets with equal shares of every class are
+    more alike than independent draws: theirs lie a little below 0, so read them beside those of real images.
+
+    The mean over 100 pairs of random subsets of 1,000 samples, or of half the smaller set if that is less: subsets that
+    are the whole set would show no spread.
 
     Args:
         real_features: (N, D), N >= 2.

@@ -120,10 +120,10 @@ class Evaluator:
         trained_on: ImageSet | None = None,
         progress: Progress | None = None,
     ) -> None:
-        for image_set in (train, test):
-            image_set.check(len(classes), train.images.shape[1:])
         self._train, self._test, self._classes, self._seed = train, test, tuple(classes), seed
         self._settings, self._trained_on = settings or Settings(), trained_on or train
+        for image_set in (train, test, self._trained_on):
+            image_set.check(len(classes), train.images.shape[1:])
         self._report = progress or (lambda phase: None)
         self._ceilings: dict[int, dict[str, Scores]] = {}
 

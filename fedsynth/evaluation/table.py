@@ -11,7 +11,7 @@ from fedsynth.evaluation.suite import ENOUGH_FOR_FRECHET
 
 _FIDELITY = {
     "frechet-distance": "lower",
-    "kernel-distance": "near 0",
+    "kernel-distance": "lower",
     "inception-score": "higher",
     "precision": "higher",
     "recall": "higher",

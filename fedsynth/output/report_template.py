@@ -26,7 +26,7 @@ selection; a grey square means that the set has no further image of that class.<
 <h2 id="results">How good the images are</h2>
 {% if "real" in result_columns %}
 <p>Read along a row: what the synthetic images reach and, under “real”, what other real images reach in their place.
-Nothing synthetic is expected to beat that.
+Nothing synthetic should beat that by more than chance.
 {% if "real + synthetic" in result_columns %}
 Under “real + synthetic”, classifiers learn from as many of both.
 {% endif %}

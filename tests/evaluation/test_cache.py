@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
-from fedsynth.evaluation import DomainClassifier
-from fedsynth.evaluation.cache import extract_cached
+from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
+from fedsynth.evaluation.cache import classifier_cached, extract_cached
 from fedsynth.evaluation.extractors import ClassifierExtractor, Extracted, PixelExtractor
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
@@ -94,6 +101,118 @@ def test_a_failed_write_leaves_no_file(extractor, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        extract_cached(extractor, IMAGES, tmp_path)
+    extract_cached(extractor, IMAGES, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_whole_file_of_another_shape_is_computed_again(extractor, tmp_path):
+    whole = extract_cached(extractor, IMAGES, tmp_path)
+    (path,) = tmp_path.rglob("*.npy")
+    for shape in ((5,), (5, 3), (4, 74)):
+        content = io.BytesIO()
+        np.save(content, np.zeros(shape, np.float32))
+        path.write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+        assert_same(extract_cached(extractor, IMAGES, tmp_path), whole)
+
+
+def test_two_at_once_leave_one_whole_file(extractor, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: extract_cached(extractor, IMAGES, tmp_path), range(2))
+    assert_same(one, other)
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    np.testing.assert_array_equal(np.load(path)[:, :64], one.features)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_alone(extractor, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "evaluation"
+    with caplog.at_level(logging.WARNING, "fedsynth"):
+        answers = [extract_cached(extractor, IMAGES, folder) for _ in range(2)]
+        model = classifier_cached(*LABELLED, 2, 0, folder)
+    assert_same(answers[0], extractor.extract(IMAGES))
+    assert_equal_weights(model, classifier_cached(*LABELLED, 2, 0, None))
+    # Once, however much could not be kept.
+    assert [record.getMessage() for record in caplog.records] == [
+        f"nothing is kept in {folder} (state-dir): Not a directory; going on without"
+    ]
+
+
+def test_a_folder_in_the_place_of_a_file_is_worked_around(extractor, tmp_path):
+    extract_cached(extractor, IMAGES, tmp_path)
+    (path,) = tmp_path.rglob("*.npy")
+    path.unlink()
+    path.mkdir()
+    assert_same(extract_cached(extractor, IMAGES, tmp_path), extractor.extract(IMAGES))
+
+
+LABELLED = IMAGES, np.array([0, 1, 0, 1, 1])
+
+
+def assert_equal_weights(one: DomainClassifier, other: DomainClassifier) -> None:
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seed of every training, each of five steps."""
+    seeds: list[int] = []
+
+    def train(images: np.ndarray, labels: np.ndarray, num_classes: int, seed: int) -> DomainClassifier:
+        seeds.append(seed)
+        return train_domain_classifier(images, labels, num_classes, seed, steps=5)
+
+    monkeypatch.setattr("fedsynth.evaluation.cache.train_domain_classifier", train)
+    return seeds
+
+
+def test_a_classifier_is_trained_once_and_comes_back_with_equal_weights(trainings, tmp_path):
+    first, second = (classifier_cached(*LABELLED, 2, 3, tmp_path) for _ in range(2))
+    assert trainings == [3]
+    assert_equal_weights(first, second)
+    assert_equal_weights(first, train_domain_classifier(*LABELLED, 2, 3, steps=5))
+    assert not second.training
+    np.testing.assert_array_equal(extract_features(first, IMAGES), extract_features(second, IMAGES))
+
+
+def test_another_seed_label_image_or_number_of_classes_is_another_classifier(trainings, tmp_path):
+    images, labels = LABELLED
+    others = (images, labels, 2, 1), (images, 1 - labels, 2, 0), (images[::-1], labels, 2, 0), (images, labels, 3, 0)
+    for count, arguments in enumerate([(images, labels, 2, 0), *others], start=1):
+        classifier_cached(*arguments, tmp_path)
+        assert len(trainings) == len([*tmp_path.rglob("*.safetensors")]) == count
+    # The type of the labels is nothing that training sees.
+    classifier_cached(images, labels.astype(np.int32), 2, 0, tmp_path)
+    assert len(trainings) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "of another network", "not finite"])
+def test_a_damaged_classifier_is_trained_again_and_mended(trainings, tmp_path, damage):
+    whole = classifier_cached(*LABELLED, 2, 0, tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = path.read_bytes()
+    if damage == "of another network":
+        content = save(DomainClassifier(1, 8, 3).state_dict())
+    elif damage == "not finite":
+        content = save({name: tensor * torch.nan for name, tensor in whole.state_dict().items()})
+    path.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(damage, len(content))])
+    for _ in range(2):
+        assert_equal_weights(classifier_cached(*LABELLED, 2, 0, tmp_path), whole)
+    assert len(trainings) == 2
+
+
+def test_neither_training_nor_reading_moves_the_global_random_state(trainings, tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        classifier_cached(*LABELLED, 2, 0, tmp_path)
+        torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+def test_no_folder_keeps_no_classifier(trainings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        classifier_cached(*LABELLED, 2, 0, None)
+    assert len(trainings) == 2
+    assert not [*Path().iterdir()]

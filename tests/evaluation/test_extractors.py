@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation import DomainClassifier, extract_features
-from fedsynth.evaluation.extractors import EXTRACTORS, Extracted, Extractor, create_extractor
+from fedsynth.evaluation.extractors import EXTRACTORS, Extracted, Extractor, create_extractor, resolve_extractor
 from fedsynth.evaluation.features import classify
 from fedsynth.evaluation.fidelity import _short_seed, inception_score, kernel_distance
 
@@ -132,17 +132,28 @@ def test_the_hash_follows_the_weights_alone(inception, network, weights, tmp_pat
 
 def test_damaged_weights_are_named_when_features_are_not_finite(network, tmp_path, images):
     state = dict(network.state_dict())
-    state["Mixed_7c.branch1x1.bn.bias"] = torch.full((320,), torch.nan)
-    torch.save(state, tmp_path / "nan.pth")
-    broken = create_extractor(INCEPTION, (16, 16, 1), weights_path=tmp_path / "nan.pth")
+    # Finite, but the mean of an image's features is not.
+    state["Mixed_7c.branch1x1.bn.bias"] = torch.full((320,), 3e38)
+    torch.save(state, tmp_path / "huge.pth")
+    broken = create_extractor(INCEPTION, (16, 16, 1), weights_path=tmp_path / "huge.pth")
     with pytest.raises(UserError, match=r"of 1 of 1 images are NaN.*set feature-extractor-weights-path"):
         broken.extract(images[:1])
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_image(network, tmp_path):
+    state = dict(network.state_dict())
+    state["Mixed_7c.branch1x1.bn.bias"] = torch.full((320,), torch.nan)
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(
+        UserError, match=r"nan.pth \(some of its weights are NaN or infinite\); set feature-extractor-we"
+    ):
+        create_extractor(INCEPTION, (16, 16, 1), weights_path=tmp_path / "nan.pth")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, r"\(No such file or directory\)"),
         (b"<html>please log in</html>", "not a file of tensors alone"),
         ({"fc.weight": torch.zeros(2, 2)}, "Error.* loading state_dict"),
         ([1, 2], "a state dict is expected, not list"),
@@ -168,6 +179,34 @@ def test_a_failed_download_is_refused_with_the_key_and_the_alternative(monkeypat
 
     monkeypatch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", unreachable)
     with pytest.raises(UserError, match=r"could not be downloaded .*no route to host.* set feature-extractor-weights"):
+        create_extractor(INCEPTION, (8, 8, 3))
+
+
+@pytest.fixture
+def hub_file(tmp_path, monkeypatch) -> Path:
+    """Where torch's hub keeps Inception's weights: nothing is there yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = feature_extractor_inceptionv3.URL_INCEPTION_V3.rpartition("/")[2]
+    return tmp_path / "hub" / "checkpoints" / name
+
+
+def test_auto_is_inception_only_if_weights_are_at_hand(hub_file):
+    assert resolve_extractor("auto") == "domain-classifier"
+    assert resolve_extractor("auto", Path("given.pth")) == INCEPTION
+    hub_file.parent.mkdir(parents=True)
+    hub_file.touch()
+    assert resolve_extractor("auto") == INCEPTION
+
+
+def test_names_stand_for_themselves(hub_file):
+    for name in EXTRACTORS:
+        assert resolve_extractor(name) == resolve_extractor(name, Path("given.pth")) == name
+
+
+def test_a_damaged_download_is_named(hub_file):
+    hub_file.parent.mkdir(parents=True)
+    hub_file.write_bytes(b"<html>please log in</html>")
+    with pytest.raises(UserError, match=f"its weights cannot be read from {hub_file} .* set feature-extractor-weights"):
         create_extractor(INCEPTION, (8, 8, 3))
 
 

@@ -1,0 +1,267 @@
+"""What a hostile or clumsy user gives to ``fedsynth evaluate``: one line that says what to change, before any work."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedsynth.cli import main
+
+QUICK = ["--feature-extractor", "pixels", "--classifiers", "logistic-regression", "--classifier-seeds", "1"]
+
+
+def write_images(folder: Path, per_class: dict[str, int], side: int = 8, colour: bool = False) -> Path:
+    rng = np.random.default_rng(len(folder.name))
+    for shade, (name, count) in enumerate(per_class.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.normal(60 + 120 * shade, 25, (side, side, 3 if colour else 1)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels if colour else pixels[..., 0]).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with ``real`` and ``synthetic``; no weights are at hand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
+    write_images(tmp_path / "real", {"a": 20, "b": 20})
+    write_images(tmp_path / "synthetic", {"a": 10, "b": 10})
+    return tmp_path
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run the command, which must fail with one line; nothing is measured or written."""
+
+    def run(*words: str, dataset: str = "synthetic", real: str = "real") -> str:
+        before = {*folders.rglob("*")}
+        assert main(["evaluate", dataset, "--real", real, *words]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        *_, said = printed.err.splitlines()
+        assert said.startswith("error: ")
+        assert "Traceback" not in printed.err
+        assert {*folders.rglob("*")} == before
+        return said
+
+    return run
+
+
+def measured(*words: str, dataset: str = "synthetic", real: str = "real") -> dict[str, object]:
+    """Run the command, which must succeed, and return its strictly valid numbers."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert main(["evaluate", dataset, "--real", real, "--output", "numbers.json", *QUICK, *words]) == 0
+    numbers: dict[str, object] = json.loads(Path("numbers.json").read_text(), parse_constant=refuse)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-size", "0"], "image-size = 0: must be greater than or equal to 1"),
+        (["--image-size", "-3"], "image-size = -3: must be greater than or equal to 1"),
+        (["--image-size", "small"], "image-size = 'small': must be a valid integer or 'auto'"),
+        (["--image-size", "4"], "resize them to 8 x 8 pixels or more (image-size)"),
+        (["--image-size", "100000000"], "image-size = 100000000: 40 images of"),
+        (["--seed", "-1"], "seed = -1: must be greater than or equal to 0"),
+        (["--classifiers", ""], "classifiers = '': '' is none of logistic-regression"),
+        (["--classifiers", "cnn,,mlp"], "classifiers = 'cnn,,mlp': '' is none of"),
+        (["--classifiers", "cnn,cnn"], "classifiers = 'cnn,cnn': name each once"),
+        (["--classifier-seeds", "0"], "classifier-seeds = 0: must be greater than or equal to 1"),
+        (["--classifier-seeds", "two"], "classifier-seeds = 'two': must be a valid integer"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--output", ""], "--output '.' is a folder: give the name of a file, such as numbers.json"),
+        (["--output", "real"], "--output 'real' is a folder: give the name of a file, such as real/numbers.json"),
+        (["--report", "real"], "--report 'real' is a folder: give the name of a file, such as real/report.html"),
+        (["--output", "real/a/0.png/x.json"], "--output: cannot write 'real/a/0.png/x.json': a file stands where"),
+        (["--report", "real/a/0.png/x.html"], "--report: cannot write 'real/a/0.png/x.html': a file stands where"),
+        (["--output", "page", "--report", "./page"], "--output and --report are the same file 'page'"),
+        (["--report", "synthetic/page.html"], "--report 'synthetic/page.html' lies among the images in 'synthetic'"),
+        (["--report", "real/a/page.html"], "--report 'real/a/page.html' lies among the images in 'real'"),
+    ],
+)
+def test_options_are_checked_before_any_work(words: list[str], said: str, refused: Refused) -> None:
+    assert said in refused(*words)
+
+
+def test_folders_that_are_none_are_told_from_missing_ones(refused: Refused) -> None:
+    assert "--real: there is no folder 'real/a/0.png' (it is a file)" in refused(real="real/a/0.png")
+    assert "dataset: there is no folder 'real/a/0.png' (it is a file)" in refused(dataset="real/a/0.png")
+    assert "--real: there is no folder 'nowhere'; give one with" in refused(real="nowhere")
+
+
+def test_a_folder_without_images_is_named(folders: Path, refused: Refused) -> None:
+    (folders / "empty").mkdir()
+    write_images(folders / "half", {"a": 20, "b": 0})
+    for side in ("real", "dataset"):
+        assert "no class folders in 'empty'" in refused(**{side: "empty"})
+        assert "no images in class folder 'b' of 'half'" in refused(**{side: "half"})
+
+
+def test_classes_that_do_not_match_are_named(folders: Path, refused: Refused) -> None:
+    write_images(folders / "other", {"a": 3, "c": 3})
+    assert "class folder 'c' in 'other' is not a class of this dataset (classes: a, b)" in refused(dataset="other")
+
+
+def test_single_images_are_refused_with_the_side_they_are_on(folders: Path, refused: Refused) -> None:
+    write_images(folders / "one", {"a": 1})
+    assert "dataset 'one': 1 image, at least 2 are needed" in refused(dataset="one")
+    assert "--real 'one' gives 1 training and 0 test images, at least 2 of each" in refused(dataset="one", real="one")
+
+
+def test_a_run_folder_without_its_dataset_says_what_is_missing(folders: Path, refused: Refused) -> None:
+    (folders / "run" / "models").mkdir(parents=True)
+    (folders / "run" / "config.json").write_text("{}")
+    assert "the run folder 'run' has no synthetic/: its run did not finish" in refused(dataset="run")
+
+
+def test_of_several_datasets_one_must_be_named(folders: Path, refused: Refused) -> None:
+    for silo in ("silo-0", "silo-1"):
+        write_images(folders / "run" / "synthetic" / silo, {"a": 3})
+        (folders / "run" / "synthetic" / silo / "provenance.json").write_text("{}")
+    said = "'run/synthetic' holds 2 datasets: measure one at a time, such as run/synthetic/silo-0"
+    assert said in refused(dataset="run")
+
+
+def test_unreadable_images_are_named_with_a_key_that_leaves_them_out(folders: Path, refused: Refused) -> None:
+    for side in ("real", "synthetic"):
+        (folders / side / "a" / "3.png").write_bytes(b"no image")
+        said = refused()
+        assert f"{side}/a/3.png (not an image)" in said
+        assert "set skip-bad-images=true" in said
+        numbers = measured("--skip-bad-images", "true")
+        assert numbers["synthetic-count"] == (20 if side == "real" else 19)
+        Path("numbers.json").unlink()
+        write_images(folders / f"new-{side}", {"a": 4})
+        (folders / f"new-{side}" / "a" / "3.png").replace(folders / side / "a" / "3.png")
+
+
+@pytest.mark.parametrize("content", [None, b"<html>please log in</html>", [1], {"a": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path"], "inception-v3-compat"),
+        (["--feature-extractor", "dinov2-vit-s-14", "--feature-extractor-weights-path"], "dinov2-vit-s-14"),
+        (["--feature-extractor-weights-path"], "inception-v3-compat"),
+        (["--classifiers", "resnet", "--resnet-weights-path"], "resnet-weights-path = weights.pth"),
+    ],
+)
+def test_unusable_weights_are_refused_before_any_training(
+    words: list[str], key: str, content: object, refused: Refused, caplog: pytest.LogCaptureFixture
+) -> None:
+    if isinstance(content, bytes):
+        Path("weights.pth").write_bytes(content)
+    elif content is not None:
+        torch.save(content, "weights.pth")
+    with caplog.at_level(logging.INFO, "fedsynth"):
+        said = refused(*words, "weights.pth")
+    assert key in said
+    assert "weights.pth" in said
+    assert "weights-path" in said
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "real", "said"),
+    [
+        ({"side": 16}, {}, ["synthetic images were converted to the format of the real ones: 4 of 4 images from 16 x 16 to"
+                            " 8 x 8 pixels"]),
+        ({}, {"side": 12}, ["the real ones: 4 of 4 images from 8 x 8 to 12 x 12 pixels"]),
+        ({"colour": True}, {}, ["the real ones: 4 of 4 from colour to grey"]),
+        ({}, {"colour": True}, ["the real ones: 4 of 4 from grey to colour"]),
+        ({"side": 32}, {"side": 65}, ["real images were converted: 40 of 40 images from 65 x 65 to 32 x 32 pixels;"
+                                      " image-size sets the side"]),
+    ],
+)  # fmt: skip
+def test_images_that_had_to_be_converted_are_told_before_and_after(
+    synthetic: dict[str, int], real: dict[str, int], said: list[str], folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(folders / "s", {"a": 2, "b": 2}, **synthetic)
+    write_images(folders / "r", {"a": 20, "b": 20}, **real)
+    with caplog.at_level(logging.INFO, "fedsynth"):
+        notes = str(measured(dataset="s", real="r")["notes"])
+    logged = [record.getMessage() for record in caplog.records if "converted" in record.getMessage()]
+    assert all(sentence in notes for sentence in said)
+    assert len(logged) == notes.count("converted") == len(said)
+
+
+def test_unequal_sizes_within_a_folder_are_told(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(folders / "large", {"a": 2}, side=16)
+    for image in (folders / "large" / "a").iterdir():
+        image.replace(folders / "synthetic" / "a" / f"large-{image.name}")
+    assert "2 of 22 images from 16 x 16 to 8 x 8 pixels" in str(measured()["notes"])
+    assert "note: synthetic images were converted" in capsys.readouterr().out
+    write_images(folders / "larger", {"a": 1}, side=24)
+    (folders / "larger" / "a" / "0.png").replace(folders / "synthetic" / "b" / "larger.png")
+    assert "3 of 23 images from 16 x 16 and other sizes to 8 x 8 pixels" in str(measured()["notes"])
+
+
+def test_images_in_the_same_format_need_no_word(folders: Path) -> None:
+    assert "converted" not in str(measured()["notes"])
+
+
+def test_folds_are_told_apart(folders: Path) -> None:
+    write_images(folders / "folds" / "train", {"a": 10, "b": 10})
+    write_images(folders / "folds" / "test", {"a": 5, "b": 5}, side=10)
+    assert "real test images were converted: 10 of 10 images from 10 x 10 to" in str(measured(real="folds")["notes"])
+
+
+@pytest.mark.parametrize("per_class", [{"a": 1, "b": 1}, {"a": 12}])
+def test_few_images_or_one_class_still_give_finite_numbers(per_class: dict[str, int], folders: Path) -> None:
+    write_images(folders / "few", per_class)
+    numbers = measured(dataset="few")
+    assert numbers["n-train"] == sum(per_class.values())
+
+
+def test_one_class_on_both_sides_is_measured(folders: Path) -> None:
+    write_images(folders / "only", {"a": 20})
+    assert measured(dataset="only", real="only")["accuracy-logistic-regression"] == 1.0
+
+
+def test_a_state_dir_that_cannot_be_written_costs_a_warning_alone(
+    folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = measured()
+    with caplog.at_level(logging.WARNING, "fedsynth"):
+        assert measured("--state-dir", "real/a/0.png") == expected
+    (record,) = caplog.records
+    assert (
+        record.getMessage()
+        == "nothing is kept in real/a/0.png/evaluation (state-dir): Not a directory; going on without"
+    )
+
+
+def test_a_damaged_cache_changes_no_number(folders: Path) -> None:
+    expected = measured("--state-dir", "kept", "--feature-extractor", "domain-classifier")
+    kept = [path for path in (folders / "kept").rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept} == {".npy", ".safetensors"}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    assert measured("--state-dir", "kept", "--feature-extractor", "domain-classifier") == expected
+
+
+def test_a_disk_that_fills_up_in_the_end_leaves_the_printed_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedsynth.cli.evaluate.write_json", full)
+    assert main(["evaluate", "synthetic", "--real", "real", "--output", "numbers.json", *QUICK]) == 2
+    printed = capsys.readouterr()
+    assert "coverage" in printed.out
+    assert "error: cannot write 'numbers.json': no space left on that disk" in printed.err
