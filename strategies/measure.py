@@ -67,9 +67,9 @@ def measure_run(grid: ExchangeGrid, task: Task, outcome: Outcome, sets: Mapping[
     try:
         evaluations = _evaluate(task, sets) if asked.evaluate else {}
         attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
-    except (UserError, RunError) as error:
-        # The dataset is finished; no measure of it is worth losing it.
-        logger.warning("measurement given up: %s", error)
+    except Exception as error:
+        # The dataset is finished: whatever goes wrong in measuring it, what it cost and where it lies is still told.
+        logger.warning("measurement given up: %s", error, exc_info=not isinstance(error, (UserError, RunError)))
         notes.append(f"measurement given up: {error}")
     at_silos = evaluate_at_silos(grid, task, outcome) if asked.evaluate_silos else None
     return Measurements(evaluations, at_silos, attack, tuple(notes))

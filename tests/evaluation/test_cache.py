@@ -123,7 +123,7 @@ def test_two_at_once_leave_one_whole_file(extractor, tmp_path):
     np.testing.assert_array_equal(np.load(path)[:, :64], one.features)
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning_alone(extractor, tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_costs_a_warning_alone(extractor, trainings, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "evaluation"
     with caplog.at_level(logging.WARNING, "fedsynth"):
