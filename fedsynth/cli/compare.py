@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedsynth.cli.compared_measures import COST, FIDELITY, MEMORISATION, Measure
 from fedsynth.cli.run_groups import Run, RunGroup, comparability_warnings, differing_settings, group_runs, read_runs
 from fedsynth.errors import UserError
 from fedsynth.evaluation.intervals import mean_and_interval
-from fedsynth.output import SyntheticDataset, human_bytes, results_table
+from fedsynth.output import SyntheticDataset, results_table
 from fedsynth.output.comparison import (
     ComparisonCell,
     ComparisonContent,
@@ -22,59 +22,8 @@ from fedsynth.output.comparison import (
 )
 from fedsynth.output.comparison_figures import Estimate
 from fedsynth.output.units import show
-from fedsynth.progress import duration
 
 _REAL = "real images instead"
-_ARROWS = {"higher": " ↑", "lower": " ↓"}
-_IN_SPACE = ("feature-space", "n")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One column of the comparison.
-
-    Attributes:
-        key: Column of ``results.json``.
-        better: ``higher``, ``lower``, or where it should be, such as ``near 1``; empty: neither.
-        bases: Columns of ``results.json`` in which runs must agree, or their values may not be compared.
-        real: Column that says what real images reach, if there is one.
-        unit: Turns a number into text.
-    """
-
-    key: str
-    better: str = ""
-    bases: tuple[str, ...] = ()
-    real: str = ""
-    unit: Callable[[float], str] = show
-
-    @property
-    def head(self) -> str:
-        """What stands above the column."""
-        return self.key + _ARROWS.get(self.better, f" ({self.better})" if self.better else "")
-
-
-_FIDELITY = [
-    Measure("frechet-distance", "lower", _IN_SPACE, "reference-frechet-distance"),
-    Measure("kernel-distance", "lower", _IN_SPACE, "reference-kernel-distance"),
-    Measure("inception-score", "higher", _IN_SPACE, "reference-inception-score"),
-    Measure("precision", "higher", _IN_SPACE, "reference-precision"),
-    Measure("recall", "higher", _IN_SPACE, "reference-recall"),
-    Measure("density", "near 1", _IN_SPACE, "reference-density"),
-    Measure("coverage", "higher", _IN_SPACE, "reference-coverage"),
-]
-_MEMORISATION = [
-    Measure("copied-share", "lower", ("memorisation-space",)),
-    Measure("nearest-neighbour-ratio", "near 1", ("memorisation-space",)),
-    Measure("authenticity", "higher", ("memorisation-space",), "test-authenticity"),
-    Measure("released-membership-auc", "near .5", ("memorisation-space",)),
-]
-_COST = [
-    Measure("rounds"),
-    Measure("bytes-down", "lower", unit=human_bytes),
-    Measure("bytes-up", "lower", unit=human_bytes),
-    Measure("client-seconds", unit=duration),
-    Measure("wall-seconds", unit=duration),
-]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,10 +107,10 @@ def _tables(groups: Sequence[RunGroup]) -> dict[str, list[Measure]]:
     accuracies = [key for key in keys if key.startswith("accuracy-") and not key.endswith(ends)]
     utility = [Measure(key, "higher", ("n-train",), f"real-{key}") for key in accuracies]
     tables = {
-        "Likeness to real images": _FIDELITY,
+        "Likeness to real images": FIDELITY,
         "Classifiers trained on the synthetic images, tested on real ones": utility,
-        "Copies of training images": _MEMORISATION,
-        "Cost": _COST,
+        "Copies of training images": MEMORISATION,
+        "Cost": COST,
     }
     present = {title: [m for m in row if any(g.values(m.key) for g in groups)] for title, row in tables.items()}
     # Without any result the rows still stand in one table, and say so.

@@ -1,0 +1,62 @@
+"""The columns of a comparison of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedsynth.output import human_bytes
+from fedsynth.output.units import show
+from fedsynth.progress import duration
+
+_ARROWS = {"higher": " ↑", "lower": " ↓"}
+_IN_SPACE = ("feature-space", "n")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the comparison.
+
+    Attributes:
+        key: Column of ``results.json``.
+        better: ``higher``, ``lower``, or where it should be, such as ``near 1``; empty: neither.
+        bases: Columns of ``results.json`` in which runs must agree, or their values may not be compared.
+        real: Column that says what real images reach, if there is one.
+        unit: Turns a number into text.
+    """
+
+    key: str
+    better: str = ""
+    bases: tuple[str, ...] = ()
+    real: str = ""
+    unit: Callable[[float], str] = show
+
+    @property
+    def head(self) -> str:
+        """What stands above the column."""
+        return self.key + _ARROWS.get(self.better, f" ({self.better})" if self.better else "")
+
+
+FIDELITY = [
+    Measure("frechet-distance", "lower", _IN_SPACE, "reference-frechet-distance"),
+    Measure("kernel-distance", "lower", _IN_SPACE, "reference-kernel-distance"),
+    Measure("inception-score", "higher", _IN_SPACE, "reference-inception-score"),
+    Measure("precision", "higher", _IN_SPACE, "reference-precision"),
+    Measure("recall", "higher", _IN_SPACE, "reference-recall"),
+    Measure("density", "near 1", _IN_SPACE, "reference-density"),
+    Measure("coverage", "higher", _IN_SPACE, "reference-coverage"),
+]
+MEMORISATION = [
+    Measure("copied-share", "lower", ("memorisation-space",)),
+    Measure("nearest-neighbour-ratio", "near 1", ("memorisation-space",)),
+    Measure("authenticity", "higher", ("memorisation-space",), "test-authenticity"),
+    Measure("released-membership-auc", "near .5", ("memorisation-space",)),
+    Measure("epsilon-membership-auc", "lower"),
+]
+COST = [
+    Measure("rounds"),
+    Measure("bytes-down", "lower", unit=human_bytes),
+    Measure("bytes-up", "lower", unit=human_bytes),
+    Measure("client-seconds", unit=duration),
+    Measure("wall-seconds", unit=duration),
+]
