@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 
+from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
 from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
 from clients.silo_door import identity, open_silo, silo_name, state_folder
@@ -31,6 +32,7 @@ from fedsynth.diffusion import (
     to_uint8,
     train,
 )
+from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -42,17 +44,21 @@ _networks: WarmCache[UNet2DModel] = WarmCache()
 
 
 def handle_prepare(message: Message, context: Context) -> Message:
-    """``query.prepare``: say what the silo holds and, when asked for ``train-seconds``, train its own model a while."""
+    """``query.prepare``: say what the silo holds and, when asked for ``train-seconds``, train its own model a while.
+
+    A silo that brings a model has nothing to train, and no images of classes that its model does not know.
+    """
     config = RunConfig.from_run_config(context.run_config)
     request = wire.config(message)
     spec = wire.spec_from_config(request)
     silo = silo_of(context, config, spec)
-    metrics: dict[str, MetricRecordValues] = {
-        "num-examples": len(silo.train),
-        "label-counts": silo.train.label_counts().tolist(),
-    }
+    brought = bring_model(context, config, spec, silo)
+    counts = silo.train.label_counts() * (1 if brought is None else brought.serves)
+    metrics: dict[str, MetricRecordValues] = {"num-examples": int(counts.sum()), "label-counts": counts.tolist()}
     seconds = wire.number(request, "train-seconds")
-    if seconds > 0:
+    if seconds > 0 and brought is not None:
+        metrics |= finished_metrics(brought, silo, config)
+    elif seconds > 0:
         metrics |= _train_own_model(LocalModel(silo, spec, config, state_folder(context, config)), context, seconds)
     return wire.answer(message, identity(context), metrics)
 
@@ -64,7 +70,7 @@ def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dic
             return {"steps": training.steps, "loss": _recent(training.losses), "finished": 0}
     context.state[LOCAL_MODEL] = ConfigRecord({"path": str(model.folder), "hash": model.key})
     history = model.history()
-    return {
+    metrics: dict[str, MetricRecordValues] = {
         "steps": int(history["steps"][-1]),
         "loss": history["losses"][-1],
         "finished": 1,
@@ -72,6 +78,10 @@ def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dic
         "curve-steps": history["steps"],
         "curve-losses": history["losses"],
     }
+    share = model.copied_share()
+    if share is not None:
+        metrics["copied-share"] = share
+    return metrics
 
 
 def handle_epsilon(message: Message, context: Context) -> Message:
@@ -80,10 +90,10 @@ def handle_epsilon(message: Message, context: Context) -> Message:
     config = RunConfig.from_run_config(context.run_config)
     tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
     timestep = int(wire.number(wire.config(message), "timestep"))
-    predict = noise_predictor(_own_network(context, config))
+    predict = _own_predictor(context, config)
     epsilon = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
     record = wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)
-    metrics = {"num-examples": len(epsilon), "seconds": time.monotonic() - start}
+    metrics = {"num-examples": len(epsilon), "timestep": timestep, "seconds": time.monotonic() - start}
     return wire.answer(message, identity(context), metrics, **{wire.EPSILON_RECORD: record})
 
 
@@ -99,9 +109,9 @@ def handle_sample(message: Message, context: Context) -> Message:
     spec, numbers = wire.spec_from_config(request), tensors[wire.NUMBERS]
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, spec.shape)[numbers]
     generator = make_generator(config.run.seed, "sampling", silo_name(context))
-    scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps)
+    scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, str(request["sampler"]))
     federated = wire.WEIGHTS in message.content
-    predict = noise_predictor(_federated_network(message, context) if federated else _own_network(context, config))
+    predict = noise_predictor(_federated_network(message, context)) if federated else _own_predictor(context, config)
     images = torch.from_numpy(to_uint8(sample(predict, scheduler, noise, tensors[wire.LABELS], generator)))
     record = wire.encode_tensors({wire.IMAGES: images, wire.NUMBERS: numbers})
     metrics = {"num-examples": len(images), "seconds": time.monotonic() - start}
@@ -179,7 +189,14 @@ def silo_of(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
     return _silos.get(context, lambda: open_silo(context, config, spec))
 
 
+def _own_predictor(context: Context, config: RunConfig) -> PredictNoise:
+    brought = brought_model(context, config)
+    return noise_predictor(_own_network(context, config)) if brought is None else brought.predict
+
+
 def _own_network(context: Context, config: RunConfig) -> UNet2DModel:
+    if (brought := uploadable_network(context, config)) is not None:
+        return brought
     if LOCAL_MODEL not in context.state:
         raise UserError("this silo has no trained model yet: 'query.prepare' must come first")
     folder = Path(str(context.state.config_records[LOCAL_MODEL]["path"]))

@@ -13,18 +13,23 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from clients.copy_check import copied_share
 from fedsynth import __version__
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
+    MIN_HELD_OUT,
     ClassConditionalDDPMPipeline,
+    HeldOutLoss,
     TrainingState,
+    check_steps,
     initial_unet,
     loss_curve,
     make_scheduler,
     pick_device,
     to_model_range,
     train,
+    train_early_stopping,
 )
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, write_json
@@ -59,8 +64,23 @@ class LocalModel:
         return (self.folder / "model_index.json").is_file()
 
     def history(self) -> dict[str, Any]:
-        """Loss curve (``steps``, ``losses``) and ``seconds`` of the finished training."""
+        """Loss curve (``steps``, ``losses``) and ``seconds`` of the finished training.
+
+        With early stopping also ``held-out-steps`` and ``held-out-losses`` of the checks, of which the lowest was kept.
+        """
         return dict(json.loads((self.folder / "training.json").read_text()))
+
+    def copied_share(self) -> float | None:
+        """Share of near-copies among samples of the finished model, measured once; None if unasked or unknown."""
+        if not self._config.training.copy_check:
+            return None
+        result = self.folder / "copy_check.json"
+        if not result.is_file():
+            network = load_network(self.folder, pick_device(self._config.run.device))
+            share = copied_share(self._silo, network, self._spec, self._config)
+            write_json(result, {"copied-share": share})
+        share = json.loads(result.read_text())["copied-share"]
+        return None if share is None else float(share)
 
     def train_slice(self, seconds: float) -> TrainingState:
         """Train for about ``seconds``, then save: the finished model, or a checkpoint to continue from.
@@ -69,15 +89,32 @@ class LocalModel:
         """
         start = time.monotonic()
         training = self._resume()
-        images, labels = to_model_range(self._silo.train.images), torch.from_numpy(self._silo.train.labels)
-        settings, goal = self._config.training, self._config.training.own_steps
-        train(training, images, labels, settings, self._config.diffusion, goal, deadline=start + seconds)
+        ended = self._advance(training, deadline=start + seconds)
         training.seconds += time.monotonic() - start
-        if training.steps < goal:
-            training.save(self._checkpoint)
-        else:
+        if ended:
             self._finish(training)
+        else:
+            training.save(self._checkpoint)
         return training
+
+    def _advance(self, training: TrainingState, deadline: float) -> bool:
+        config, goal = self._config, self._config.training.own_steps
+        images, labels = to_model_range(self._silo.train.images), torch.from_numpy(self._silo.train.labels)
+        if not _stops_early(self._silo, config):
+            if config.training.early_stop and not training.steps:
+                count = len(self._silo.holdout)
+                message = "%s: %d held-out images are too few to stop early by: needs %d, which holdout-fraction gives"
+                logger.info(message, self._silo.name, count, MIN_HELD_OUT)
+            train(training, images, labels, config.training, config.diffusion, goal, deadline)
+            return training.steps >= goal
+        return train_early_stopping(
+            training, self._held_out_loss(), images, labels, config.training, config.diffusion, goal, deadline
+        )
+
+    def _held_out_loss(self) -> HeldOutLoss:
+        holdout, generator = self._silo.holdout, make_generator(self._config.run.seed, "held-out-loss", self._silo.name)
+        images, labels = to_model_range(holdout.images), torch.from_numpy(holdout.labels)
+        return HeldOutLoss(images, labels, self._config.diffusion, generator)
 
     def _resume(self) -> TrainingState:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
@@ -93,10 +130,21 @@ class LocalModel:
     def _finish(self, training: TrainingState) -> None:
         scheduler = make_scheduler(self._config.diffusion)
         pipeline = ClassConditionalDDPMPipeline(training.averaged_unet(), scheduler, self._spec.classes)
+        history = {"seconds": training.seconds, **loss_curve(training.losses)}
+        if training.held_out_losses:
+            history |= self._checks(training)
         with atomic_directory(self.folder) as temporary:
             pipeline.save_pretrained(temporary)
-            write_json(temporary / "training.json", {"seconds": training.seconds, **loss_curve(training.losses)})
+            write_json(temporary / "training.json", history)
         self._checkpoint.unlink(missing_ok=True)
+
+    def _checks(self, training: TrainingState) -> dict[str, list[float]]:
+        goal, losses = self._config.training.own_steps, training.held_out_losses
+        steps = check_steps(goal)[: len(losses)]
+        kept = steps[losses.index(min(losses))]
+        message = "%s: training ended at step %d of %d, weights of step %d kept (held-out loss %.4g)"
+        logger.info(message, self._silo.name, training.steps, goal, kept, min(losses))
+        return {"held-out-steps": [float(step) for step in steps], "held-out-losses": losses}
 
 
 def load_network(folder: Path, device: torch.device) -> UNet2DModel:
@@ -112,9 +160,14 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
     return unet.to(device)
 
 
+def _stops_early(silo: Silo, config: RunConfig) -> bool:
+    return config.training.early_stop and len(silo.holdout) >= MIN_HELD_OUT
+
+
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
-    training = config.training.model_dump(exclude={"local_steps"}) | {"train_steps": config.training.own_steps}
+    training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
+    training["train_steps"] = config.training.own_steps
     content = {
         "fedsynth": __version__,
         "silo": silo.name,
@@ -126,4 +179,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
         "training": training,
         "diffusion": config.diffusion.model_dump(),
     }
+    # Where it changes nothing, models from before there was early stopping are found.
+    if _stops_early(silo, config):
+        content["early-stop"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

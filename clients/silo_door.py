@@ -68,6 +68,12 @@ def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
     )
 
 
+def model_path(context: Context) -> Path | None:
+    """The folder of the model that a silo brings along (``model-path`` of the node config), if it does."""
+    given = str(context.node_config.get("model-path", ""))
+    return Path(given).expanduser() if given else None
+
+
 def state_folder(context: Context, config: RunConfig) -> Path:
     """Where this silo keeps its models: ``state-path`` of the node config, otherwise ``state-dir`` of the run."""
     silo = re.sub(r"[^\w.-]", "_", silo_name(context))

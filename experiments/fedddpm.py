@@ -9,14 +9,11 @@ default of FedDDPM+ demands, which is why its tolerance is raised.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from experiments.benchmarks.common import machine_facts, publish
+from experiments.repeated_runs import results_of, table_row
 
 SETTING = Path(__file__).with_name("mnist-dirichlet.toml")
 HALF = {"train-steps": "450", "local-steps": "450"}
@@ -48,29 +45,13 @@ def main() -> None:
     for name, settings in METHODS.items():
         results = [_results(name, settings, seed, options) for seed in options.seeds]
         details[name] = results
-        rows.append({"method": name, **{head: _cell([r[key] for r in results]) for key, head in COLUMNS.items()}})
+        rows.append(table_row(name, results, COLUMNS))
     publish("fedddpm", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
 
 
 def _results(name: str, settings: dict[str, str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    folder = options.output_dir.absolute() / f"{name}-{seed}"
-    if not (folder / "results.json").is_file():
-        started = (folder / "config.json").is_file()
-        words = ["--resume", str(folder)] if started else _fresh(settings, seed, folder, options.data_root)
-        subprocess.run([sys.executable, "-m", "fedsynth.cli", "run", *words], check=True)
-    return dict(json.loads((folder / "results.json").read_text()))
-
-
-def _fresh(settings: dict[str, str], seed: int, folder: Path, data_root: str) -> list[str]:
-    place = {"output-dir": str(folder.parent), "run-name": folder.name, "data-root": data_root, "seed": str(seed)}
-    return [str(SETTING), *(word for key, value in {**settings, **place}.items() for word in (f"--{key}", value))]
-
-
-def _cell(values: list[float]) -> str:
-    if all(float(value).is_integer() for value in values):
-        return f"{fmean(values):.0f}"
-    digits = 1 if fmean(values) > 2 else 3
-    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} … {max(values):.{digits}f})"
+    given = {**settings, "data-root": options.data_root, "seed": str(seed)}
+    return results_of(options.output_dir / f"{name}-{seed}", given, SETTING)
 
 
 if __name__ == "__main__":

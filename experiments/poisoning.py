@@ -122,7 +122,7 @@ def federated_loss(strategy: str, attack: str, settings: Mapping[str, Scalar]) -
         )
         task = Task(config, federation.spec, census, torch.arange(10), federation)
         arrays = built.begin(task, grid)
-        arrays = run_rounds(built, grid, RoundsState(arrays, built.num_rounds, built.train_config(task)))
+        arrays = run_rounds(built, grid, RoundsState(arrays, built.train_config(task)))
     return held_out_loss(wire.decode_tensors(arrays), federation, config)
 
 

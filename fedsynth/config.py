@@ -152,10 +152,10 @@ def _refuse_contradictions(config: RunConfig) -> None:
     cooperation, sampler = config.cooperation, config.sampling.sampler
     paper = cooperation.dfd_preset == "paper"
     langevin = sampler == "ula" or (sampler == AUTO and paper)
-    if cooperation.weights == "posterior" and langevin:
+    if cooperation.weights == "posterior" and (langevin or sampler not in ("ddpm", AUTO)):
         raise UserError(
             "weights = 'posterior' needs sampler = 'ddpm', whose ancestral moves it follows:"
-            " with sampler = 'ula' set weights = 'energy' or 'constant'"
+            f" with sampler = '{'ula' if langevin else sampler}' set weights = 'energy' or 'constant'"
         )
     if not langevin and cooperation.score_scale not in (AUTO, 1.0):
         raise UserError(f"score-scale = {cooperation.score_scale} needs sampler = 'ula': otherwise set it to 1.0")

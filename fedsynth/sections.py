@@ -33,7 +33,7 @@ StrategyName = Literal[
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
-SamplerName = Literal["ddpm", "ula"]
+SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "ula"]
 FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
 ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
 
@@ -125,6 +125,8 @@ class Training(Section):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     oversample: bool = Field(False, description="draw a silo's classes equally often, however rare")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: autocast, on CUDA only")
+    early_stop: bool = Field(True, description="end a silo's own model when its loss on held-out images stops falling")
+    copy_check: bool = Field(True, description="have a silo say how often its own model copies training images")
 
     @property
     def own_steps(self) -> int:
@@ -225,6 +227,16 @@ class Cooperation(Section):
         AUTO, description="c of the Langevin step size (sampler=ula)"
     )
     step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
+    screening: bool = Field(True, description="leave out answers that no model of images could give")
+    min_gain: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        AUTO, description="how well an answer must follow the noise to count; lower is laxer"
+    )
+    max_excess: PositiveFloat | Auto = Field(
+        AUTO, description="how far outside the images an answer may point; higher is laxer"
+    )
+    max_silo_weight: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        AUTO, description="largest weight of a silo in a class that others hold too"
+    )
 
 
 class Exchange(Section):
@@ -234,7 +246,7 @@ class Exchange(Section):
     node_timeout: PositiveFloat = Field(120.0, description="seconds to wait for num-clients silos to connect")
     reply_timeout: PositiveFloat = Field(3600.0, description="seconds to wait for the answers of a round")
     min_replies: Positive | Auto = Field(
-        AUTO, description="sound answers a round needs; auto: every silo's, in averaging half of those asked"
+        AUTO, description="sound answers a round needs; auto: one in dfd, half in averaging, else every silo's"
     )
     max_silo_images: Positive = Field(1_000_000, description="an answer that claims more images is left out")
     slice_seconds: PositiveFloat = Field(15.0, description="seconds a silo trains before it reports progress")

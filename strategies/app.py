@@ -99,7 +99,7 @@ def _synthesise(
         _progress(strategy, first - 1),
         checkpoint_writer(folder, strategy, task, grid, costs, start),
     ]
-    state = RoundsState(arrays, strategy.num_rounds, strategy.train_config(task), observers)
+    state = RoundsState(arrays, strategy.train_config(task), observers)
     outcome = strategy.finish(task, run_rounds(strategy, grid, state, first))
     costs.close(grid.traffic, task.census, time.monotonic() - start)
     publish(folder, task, outcome, costs, grid)
@@ -153,6 +153,7 @@ def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round]
     shown = ("loss", "effective-experts")
 
     def report(done: Round) -> None:
+        progress.total = strategy.num_rounds
         progress.update(done.number, **{key: number(done.metrics, key) for key in shown if key in done.metrics})
 
     return report

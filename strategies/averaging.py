@@ -15,13 +15,12 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion import initial_unet
-from fedsynth.errors import unknown_choice
+from fedsynth.diffusion import SAMPLERS, initial_unet
 from fedsynth.seeding import make_generator
 from strategies.aggregation import Shapes, shapes
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census
-from strategies.checks import in_range
+from strategies.checks import in_range, one_of
 from strategies.global_model import draw_from_model
 from strategies.replies import claimed_name, sound
 from strategies.updates import Update, mean_metrics, read_update
@@ -70,11 +69,8 @@ class AveragingStrategy(SynthesisStrategy):
         fraction_train: float = 1.0,
         min_train_nodes: int = 2,
     ) -> None:
-        if sampler != "ddpm":
-            raise unknown_choice("sampler", sampler, ("ddpm",))
-        if sample_from not in ("raw", "ema"):
-            raise unknown_choice("sample-from", sample_from, ("raw", "ema"))
-        self.sampler, self.sample_from = sampler, sample_from
+        self.sampler = one_of("sampler", sampler, SAMPLERS)
+        self.sample_from = one_of("sample-from", sample_from, ("raw", "ema"))
         self.num_rounds = int(in_range("num-rounds", num_rounds, 1))
         self.server_ema_decay = in_range("server-ema-decay", server_ema_decay, 0, 1, high_open=True)
         self.fraction_train = in_range("fraction-train", fraction_train, 0, 1, low_open=True)

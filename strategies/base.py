@@ -45,6 +45,12 @@ class Task:
     federation: Federation | None = None
 
     @property
+    def sampler(self) -> str:
+        """How one model is sampled."""
+        sampler = self.config.sampling.sampler
+        return "ddpm" if sampler == "auto" else sampler
+
+    @property
     def min_replies(self) -> int:
         """Usable answers a round needs."""
         asked = self.config.exchange.min_replies
@@ -60,6 +66,7 @@ class Outcome:
         labels: int64 (N,).
         unet: the model they were drawn from, if there is one on the server.
         curves: loss curves (step, loss) by name.
+        notes: what a reader of the dataset must know: goes to its card, the report and the results.
         owners: position of the silo whose own set an image belongs to, int64 (N,); None: all are one set.
     """
 
@@ -68,6 +75,7 @@ class Outcome:
     unet: UNet2DModel | None = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     owners: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SynthesisStrategy(Strategy):

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
+from fedsynth.evaluation.memorisation import COPYING_SHARE
 from fedsynth.progress import Progress
 from fedsynth.spec import ImageSpec
 from strategies.replies import malformed_named, usable
@@ -31,6 +32,8 @@ class Member:
         label_counts: those images per class.
         curve: loss curve of its own model, as (step, loss); empty before local training.
         train_seconds: time its own model took to train, now or in an earlier run.
+        copied_share: share of its own model's samples that are near-copies of its training images, 0 to 1; None if it
+            does not say.
     """
 
     node_id: int
@@ -39,6 +42,7 @@ class Member:
     label_counts: list[int]
     curve: list[tuple[int, float]] = field(default_factory=list)
     train_seconds: float = 0.0
+    copied_share: float | None = None
 
 
 class Census:
@@ -134,7 +138,24 @@ def _note_finish(member: Member, metrics: MetricRecord) -> None:
         curve = zip(wire.numbers(metrics, "curve-steps"), wire.numbers(metrics, "curve-losses"), strict=True)
         member.curve = [(int(step), loss) for step, loss in curve]
         member.train_seconds = wire.number(metrics, "train-seconds")
-        logger.info("%s: own model ready, loss %.4g", member.name, member.curve[-1][1])
+        step, loss = member.curve[-1]
+        logger.info("%s: own model ready after %d steps, loss %.4g", member.name, step, loss)
+        _note_copies(member, metrics)
+
+
+def _note_copies(member: Member, metrics: MetricRecord) -> None:
+    if "copied-share" not in metrics:
+        return
+    share = wire.number(metrics, "copied-share")
+    if not 0 <= share <= 1:
+        raise ValueError(f"copied-share = {share}: must be 0 to 1")
+    member.copied_share = share
+    if share > COPYING_SHARE:
+        message = (
+            "%s: %.0f %% of its model's samples are near-copies of its training images;"
+            " more images or fewer steps would help"
+        )
+        logger.warning(message, member.name, 100 * share)
 
 
 def _refuse_standstill(census: Census, before: dict[int, int], after: dict[int, int], goal: int) -> None:

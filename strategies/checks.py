@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
-from fedsynth.errors import UserError
+from fedsynth.errors import UserError, unknown_choice
 
 
 def in_range(
@@ -22,3 +23,14 @@ def in_range(
     left = f"{'>' if low_open else '>='} {low:g}"
     right = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"
     raise UserError(f"{key} = {value}: must be {left}{right}")
+
+
+def one_of(key: str, value: str, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in choices:
+        raise unknown_choice(key, value, choices)
+    return value

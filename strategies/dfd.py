@@ -7,7 +7,6 @@ the samples.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -16,25 +15,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRec
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.config import Diffusion, RunConfig, Scalar
-from fedsynth.diffusion import draw_initial_noise, make_scheduler, to_uint8
-from fedsynth.errors import RunError, UserError, unknown_choice
-from fedsynth.mixture import (
-    PathPosterior,
-    ULAScheduler,
-    compose,
-    effective_experts,
-    energy,
-    log_prior,
-    responsibilities,
-    row_slices,
-)
-from fedsynth.seeding import make_generator
+from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.diffusion import SAMPLERS, draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.errors import RunError, UserError
+from fedsynth.mixture import ULAScheduler, log_prior
+from fedsynth.mixture.screening import Thresholds, bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.calibration import calibrate
 from strategies.census import Census, train_local_models
-from strategies.replies import noise_prediction, seconds_worked, usable
-
-logger = logging.getLogger("fedsynth")
+from strategies.checks import in_range, one_of
+from strategies.cohort import make_cohorts
+from strategies.cooperative_set import CooperativeSet
+from strategies.replies import sound
+from strategies.screening import Screener
 
 WEIGHTS = ("constant", "energy", "posterior")
 
@@ -44,7 +37,8 @@ class DfD(SynthesisStrategy):
 
     Args:
         dfd_rounds: noise levels visited, one round each.
-        sampler: ``ddpm`` (ancestral moves on ε*) or ``ula`` (the paper's Langevin moves).
+        sampler: how samples move on ε*: one of :data:`fedsynth.diffusion.SAMPLERS`, or ``ula``, the paper's Langevin
+            moves.
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
             only asked about classes it holds.
         weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
@@ -53,6 +47,9 @@ class DfD(SynthesisStrategy):
         score_scale: λ in the score, with ``ula`` only.
         step_scale: c of the Langevin step size; like p our choice, as the paper gives none.
         step_power: p of the Langevin step size.
+        min_gain, max_excess: what an answer must satisfy to count, see :class:`fedsynth.mixture.screening.Thresholds`.
+        max_silo_weight: largest share of a sample that a silo's prior, or constant or energy weight, may have where
+            there are others; what is above goes to them.
 
     Raises:
         UserError: unknown choice, or posterior weights without ancestral moves.
@@ -82,42 +79,57 @@ class DfD(SynthesisStrategy):
         score_scale: float = 1.0,
         step_scale: float = 0.2,
         step_power: float = 1.0,
+        min_gain: float = 0.1,
+        max_excess: float = 1.2,
+        max_silo_weight: float = 0.9,
     ) -> None:
-        if weights not in WEIGHTS:
-            raise unknown_choice("weights", weights, WEIGHTS)
-        if sampler not in ("ddpm", "ula"):
-            raise unknown_choice("sampler", sampler, ("ddpm", "ula"))
-        if weights == "posterior" and sampler != "ddpm":
-            raise UserError(f"weights = 'posterior' needs sampler = 'ddpm', not '{sampler}'")
         self.dfd_rounds = self.num_rounds = dfd_rounds
-        self.sampler, self.prior, self.weights = sampler, prior, weights
+        self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
+        self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
+        if weights == "posterior" and sampler != "ddpm":
+            raise UserError(
+                f"weights = 'posterior' needs sampler = 'ddpm', not '{sampler}': only ancestral moves tell the paths of"
+                " silos apart; with this sampler set weights = 'constant' or 'energy'"
+            )
         self.energy_scale, self.score_scale = energy_scale, score_scale
         self.step_scale, self.step_power = step_scale, step_power
+        self.min_gain, self.max_excess = min_gain, max_excess
+        self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
+        self._thresholds = Thresholds(min_gain, max_excess)
         self._config = RunConfig()
-        self._min_replies = 1
-        self._state: _Mixture | None = None
+        self._min_replies, self._rounds_done = 1, 0
+        self._set: CooperativeSet | None = None
 
     @classmethod
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
-        """The constructor's defaults, changed by ``dfd-preset``."""
-        return {**super().defaults(config), **cls.PRESETS[config.cooperation.dfd_preset]}
+        """The constructor's defaults, changed by ``dfd-preset``; weights that suit the sampler if one was chosen."""
+        weights = {} if config.sampling.sampler in (AUTO, "ddpm") else {"weights": "constant"}
+        return {**super().defaults(config), **weights, **cls.PRESETS[config.cooperation.dfd_preset]}
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
-        """Draw x_T and have the silos train their models.
+        """Draw x_T, have the silos train their models, and find out which are fit to answer.
 
         Raises:
             UserError: a class that no silo holds.
+            RunError: no silo's model is fit to answer.
         """
-        self._config, self._min_replies = task.config, task.min_replies
-        self._state = self._mixture(task.spec.shape, task.labels, task.census)
+        self._config, asked = task.config, task.config.exchange.min_replies
+        self._min_replies = 1 if asked == AUTO else asked
+        prior = log_prior(self.prior, task.census.label_counts, task.labels)
         train_local_models(grid, task.census, task.spec, task.config)
+        screener = None
+        # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
+        if task.config.cooperation.screening and self.sampler != "ula":
+            prior = self._calibrated(prior, task, grid)
+            screener = Screener([member.name for member in task.census], self._thresholds)
+        self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
         return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: task.labels})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every silo for its noise prediction at the round's level, for the samples whose class it holds.
+        """Ask every silo for its noise prediction, for the samples whose class it holds.
 
         Args:
             server_round: 1 for the noisiest level.
@@ -125,19 +137,21 @@ class DfD(SynthesisStrategy):
             config: sent along.
             grid: where the silos are, if no census has been taken.
         """
-        if self._state is None:
+        if self._set is None:
             labels = wire.decode(arrays[wire.LABELS])
             census = Census.unknown(grid.get_node_ids(), int(labels.max()) + 1)
-            self._state = self._mixture(arrays[wire.SAMPLES].shape[1:], labels, census)
-        state = self._state
-        state.arrays = arrays
-        state.timestep = int(state.scheduler.timesteps[server_round - 1])
-        content = {**config, "server-round": server_round, "timestep": state.timestep}
-        dtype, ttl = self._config.exchange.wire_dtype, self._config.exchange.reply_timeout
+            prior = log_prior(self.prior, census.label_counts, labels)
+            self._set = self._new_set(labels, arrays[wire.SAMPLES].shape[1:], census, prior)
+        members, exchange = self._set.census.members, self._config.exchange
         return [
-            wire.request(member.node_id, wire.EPSILON, content, record, ttl)
-            for member, record in zip(state.census, state.questions(dtype), strict=True)
-            if record is not None
+            wire.request(
+                members[question.silo].node_id,
+                wire.EPSILON,
+                {**config, "server-round": server_round, "timestep": question.timestep},
+                question.arrays,
+                exchange.reply_timeout,
+            )
+            for question in self._set.questions(arrays, exchange.wire_dtype)
         ]
 
     def aggregate_train(
@@ -145,44 +159,92 @@ class DfD(SynthesisStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Compose the answers, whatever order they come in, and move the samples to the next level.
 
+        A class of which no holder answers waits, and catches up in rounds after the last level if one returns.
+
         Raises:
-            RunError: too few answers, or a class of which no silo answered.
+            RunError: too few answers, while no class is finished.
         """
-        state = self._state
-        if state is None:
+        if self._set is None:
             raise RunError("aggregate_train before configure_train")
-        seconds = state.collect(usable(replies, min(self._min_replies, state.num_asked)))
-        weights = self._weigh(state)
-        moved = state.move(weights, make_generator(self._config.run.seed, "cooperative-noise", server_round))
+        timestep = self._set.timestep
+        needed = 0 if self._set.finished_rows.any() else min(self._min_replies, self._set.num_asked)
+        seconds = sum(sound(replies, needed, self._set.read, self._set.name_of))
+        energy_scale = self.energy_scale if self.weights == "energy" else None
+        # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
+        bound = 1.0 if self.weights == "posterior" else self.max_silo_weight
+        moved, experts = self._set.move(energy_scale, bound, self._config.run.seed)
+        # When nothing moves, nobody who holds the waiting classes is left: they stay out of the set.
+        self._rounds_done = server_round
+        self.num_rounds = server_round + (self._set.levels_left if experts else 0)
         metrics: dict[str, MetricRecordValues] = {
-            "timestep": state.timestep,
-            "effective-experts": float(effective_experts(weights).mean()),
+            "timestep": timestep,
+            "effective-experts": experts,
+            "waiting-samples": self._set.num_waiting,
             "client-seconds": seconds,
         }
-        return wire.encode_tensors({wire.SAMPLES: moved, wire.LABELS: state.labels}), MetricRecord(metrics)
+        return wire.encode_tensors({wire.SAMPLES: moved, wire.LABELS: self._set.labels}), MetricRecord(metrics)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
-        """Turn the last samples into images."""
+        """Turn the last samples into images, without those that never got there.
+
+        Raises:
+            RunError: none got there.
+        """
+        finished = self._set.finished_rows if self._set else torch.ones(len(task.labels), dtype=torch.bool)
+        if not finished.any():
+            raise RunError("no class was finished: every holder is missing; resume the run when silos are back")
+        lost = torch.unique(task.labels[~finished]).tolist()
+        names = ", ".join(task.spec.classes[label] for label in lost)
+        notes = (f"no images of class {names}: its holders stopped answering before the end",) if lost else ()
         curves = {member.name: member.curve for member in task.census}
-        return Outcome(to_uint8(wire.decode(arrays[wire.SAMPLES])), task.labels.numpy(), curves=curves)
+        images = to_uint8(wire.decode(arrays[wire.SAMPLES])[finished])
+        return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the logits of the posterior weights, (K, N)."""
-        return {"logits": self._state.posterior.logits} if self._state and self._state.posterior else {}
+        """Return where every class stands, its posterior and what its sampler remembers."""
+        return {"rounds": self._rounds_done, **self._set.state_dict()} if self._set else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""
-        if self._state and self._state.posterior:
-            self._state.posterior.logits = state["logits"]
+        if self._set:
+            self._set.load_state_dict(state)
+            self._rounds_done = state["rounds"]
+            self.num_rounds = self._rounds_done + self._set.levels_left
 
-    def _mixture(self, shape: tuple[int, ...], labels: torch.Tensor, census: Census) -> _Mixture:
-        prior = log_prior(self.prior, census.label_counts, labels)
-        posterior = PathPosterior(prior) if self.weights == "posterior" else None
-        return _Mixture(shape, labels, census, self._scheduler(self._config.diffusion), prior, posterior)
+    def _calibrated(self, prior: torch.Tensor, task: Task, grid: Grid) -> torch.Tensor:
+        """Exclude silos from classes for which their models are not fit."""
+        num_classes = len(task.spec.classes)
+        holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
+        holds[:, task.labels] = ~torch.isneginf(prior)
+        excluded = calibrate(grid, task, holds, self._thresholds)
+        if not (holds & ~excluded).any():
+            raise RunError(
+                "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
+                f" (train-steps), be laxer (min-gain = {self.min_gain}, max-excess = {self.max_excess}), or screen nothing"
+                " (screening = false)"
+            )
+        return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 
-    def _scheduler(self, diffusion: Diffusion) -> Any:
-        if self.sampler == "ddpm":
-            return make_scheduler(diffusion, self.dfd_rounds)
+    def _new_set(
+        self,
+        labels: torch.Tensor,
+        shape: tuple[int, ...],
+        census: Census,
+        prior: torch.Tensor,
+        screener: Screener | None = None,
+    ) -> CooperativeSet:
+        """Bound and normalise the prior (K, N), and cut the set into cohorts."""
+        alone = torch.isneginf(prior).all(0)
+        bounded = bound_weights(prior.masked_fill(alone, 0.0).exp(), self.max_silo_weight).log()
+        bounded = bounded.masked_fill(alone, -torch.inf)
+        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, self.weights == "posterior")
+        self.num_rounds = cohorts[0].num_levels
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener)
+
+    def _scheduler(self) -> Any:
+        diffusion = self._config.diffusion
+        if self.sampler != "ula":
+            return make_scheduler(diffusion, self.dfd_rounds, self.sampler)
         scheduler = ULAScheduler(
             num_train_timesteps=diffusion.num_train_timesteps,
             beta_start=diffusion.beta_start,
@@ -193,90 +255,3 @@ class DfD(SynthesisStrategy):
         )
         scheduler.set_timesteps(self.dfd_rounds)
         return scheduler
-
-    def _weigh(self, state: _Mixture) -> torch.Tensor:
-        """Weights (K, N) of those that answered."""
-        logits = state.posterior.logits if state.posterior is not None else state.log_prior
-        present = logits.masked_fill(~state.answered, -torch.inf)
-        lost = sorted(set(state.labels[torch.isneginf(present).all(0)].tolist()))
-        if lost:
-            raise RunError(f"no silo answered for class index {lost}: every holder is missing")
-        if self.weights == "energy":
-            return responsibilities(present, energy(state.epsilon), self.energy_scale)
-        return torch.softmax(present, dim=0)
-
-
-class _Mixture:
-    """Where the samples of one run stand, with room for one round of answers."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        labels: torch.Tensor,
-        census: Census,
-        scheduler: Any,
-        prior: torch.Tensor,
-        posterior: PathPosterior | None,
-    ) -> None:
-        self.labels, self.census, self.scheduler = labels, census, scheduler
-        self.log_prior, self.posterior = prior, posterior
-        self.arrays, self.timestep = ArrayRecord(), -1
-        # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
-        self.epsilon = torch.zeros((len(census), len(labels), *shape))
-        self.answered = torch.zeros((len(census), len(labels)), dtype=torch.bool)
-        self._rows = [torch.nonzero(~torch.isneginf(row)).squeeze(1) for row in prior]
-
-    @property
-    def num_asked(self) -> int:
-        """Silos that hold something of what is to be drawn."""
-        return sum(len(rows) > 0 for rows in self._rows)
-
-    def questions(self, wire_dtype: str) -> Iterable[ArrayRecord | None]:
-        """Samples and labels for each silo; None for a silo that holds no class asked for.
-
-        Silos that are asked about everything share one record, which Flower uploads once.
-        """
-        samples = wire.peek(self.arrays[wire.SAMPLES])
-        whole = self.arrays if wire_dtype == "float32" else self._question(samples, slice(None), wire_dtype)
-        for rows in self._rows:
-            if len(rows) == len(self.labels):
-                yield whole
-            else:
-                yield self._question(samples, rows, wire_dtype) if len(rows) else None
-
-    def _question(self, samples: torch.Tensor, rows: torch.Tensor | slice, wire_dtype: str) -> ArrayRecord:
-        return wire.encode_tensors({wire.SAMPLES: samples[rows], wire.LABELS: self.labels[rows]}, wire_dtype)
-
-    def collect(self, replies: Iterable[Message]) -> float:
-        """Put every answer in its silo's place and let it go; return the seconds the silos worked."""
-        self.answered[:] = False
-        seconds = 0.0
-        for reply in replies:
-            k = self.census.position(reply)
-            if k is None:
-                logger.warning("answer of an unknown silo left out")
-                continue
-            rows = self._rows[k]
-            try:
-                seconds += seconds_worked(reply)
-                self.epsilon[k].index_copy_(0, rows, noise_prediction(reply, (len(rows), *self.epsilon.shape[2:])))
-                self.answered[k, rows] = True
-            except ValueError as error:
-                logger.warning("%s left out: %s", self.census.members[k].name, error)
-            del reply
-        return seconds
-
-    def move(self, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Compose the answers and move the samples one level, in slices; return the moved samples.
-
-        In slices because a scheduler's step holds half a dozen copies of what it moves.
-        """
-        samples, t = wire.peek(self.arrays[wire.SAMPLES]), self.timestep
-        moved = torch.empty_like(samples)
-        for rows in row_slices(self.epsilon):
-            epsilon = compose(self.epsilon[:, rows], weights[:, rows])
-            moved[rows] = self.scheduler.step(epsilon, t, samples[rows], generator=generator).prev_sample
-        if self.posterior is not None:
-            self.posterior.update(samples, moved, self.epsilon, self.scheduler, t, self.answered)
-        # The answers are used up: the result takes the room of one, so that there is place for its encoding.
-        return self.epsilon[0].copy_(moved)

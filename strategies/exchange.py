@@ -10,11 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
 from fedsynth.errors import RunError
@@ -166,19 +166,39 @@ class RoundsState:
 
     Attributes:
         arrays: what the strategy refines: weights, or the synthetic set itself.
-        num_rounds: number of the last round.
         train_config: passed to ``configure_train`` every round.
         observers: called after every round (progress, metrics on disk, ...).
     """
 
     arrays: ArrayRecord
-    num_rounds: int
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
     observers: Sequence[Callable[[Round], None]] = ()
 
 
-def run_rounds(strategy: Strategy, grid: Grid, state: RoundsState, first_round: int = 1) -> ArrayRecord:
-    """Run rounds ``first_round`` … ``state.num_rounds`` in place of Flower's ``Strategy.start``.
+class RoundStrategy(Protocol):
+    """What :func:`run_rounds` needs of a strategy.
+
+    Attributes:
+        num_rounds: number of the last round; a round may change it.
+    """
+
+    num_rounds: int
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages of a round."""
+        ...
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the state after a round, and what was measured."""
+        ...
+
+
+def run_rounds(strategy: RoundStrategy, grid: Grid, state: RoundsState, first_round: int = 1) -> ArrayRecord:
+    """Run rounds ``first_round`` … ``strategy.num_rounds`` in place of Flower's ``Strategy.start``.
 
     Returns:
         The arrays after the last round; ``state.arrays`` follows along.
@@ -186,7 +206,9 @@ def run_rounds(strategy: Strategy, grid: Grid, state: RoundsState, first_round: 
     Raises:
         RunError: a round had too few usable answers.
     """
-    for number in range(first_round, state.num_rounds + 1):
+    number = first_round - 1
+    while number < strategy.num_rounds:
+        number += 1
         start = time.monotonic()
         messages = strategy.configure_train(number, state.arrays, state.train_config, grid)
         replies = grid.send_and_receive(messages)

@@ -46,6 +46,6 @@ def draw_images(
     on_step: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw uint8 images (n, H, W, C) as the run's settings say; arguments as of :func:`fedsynth.diffusion.sample`."""
-    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps)
+    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps, task.sampler)
     predict = noise_predictor(unet.to(pick_device(task.config.run.device)))
     return to_uint8(sample(predict, scheduler, noise, labels, generator, on_step))

@@ -10,10 +10,12 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import RunConfig
+from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import RunError
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Member, train_local_models
+from strategies.checks import one_of
 from strategies.shares import collect_images, sample_requests
 
 
@@ -21,14 +23,14 @@ class Local(SynthesisStrategy):
     """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds.
 
     Args:
-        sampler: how silos sample their models.
+        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
     """
 
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
 
     def __init__(self, *, sampler: str = "ddpm") -> None:
-        self.sampler = sampler
+        self.sampler = one_of("sampler", sampler, SAMPLERS)
         self._task: Task | None = None
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:

@@ -30,7 +30,7 @@ class Measurements:
         evaluations: by folder of the dataset; "" when there is one dataset.
         at_silos: what the silos say.
         attack: membership inference against the models.
-        notes: what could not be measured.
+        notes: what the strategy says of the dataset, and what could not be measured.
     """
 
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Measurements:
 
 def measure_run(grid: ExchangeGrid, task: Task, outcome: Outcome, sets: Mapping[str, LabelledSet]) -> Measurements:
     """Measure everything that the configuration asks for; what fails is a note, the rest is kept."""
-    asked, notes = task.config.evaluation, []
+    asked, notes = task.config.evaluation, list(outcome.notes)
     evaluations: dict[str, Evaluation] = {}
     attack = None
     try:

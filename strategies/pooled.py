@@ -13,9 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedsynth import wire
+from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import RunError
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import train_local_models
+from strategies.checks import one_of
 from strategies.shares import collect_images, draw_owners, sample_requests
 
 
@@ -24,14 +26,14 @@ class Pooled(SynthesisStrategy):
 
     Args:
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`.
-        sampler: how silos sample their models.
+        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
     """
 
     how = "each silo trained its own diffusion model and drew its share of the images from it"
     num_rounds = 1
 
     def __init__(self, *, prior: str = "class", sampler: str = "ddpm") -> None:
-        self.prior, self.sampler = prior, sampler
+        self.prior, self.sampler = prior, one_of("sampler", sampler, SAMPLERS)
         self._task: Task | None = None
         self._owners = torch.empty(0, dtype=torch.int64)
 

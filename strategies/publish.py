@@ -64,7 +64,7 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid:
     """
     sets = _sets(outcome, task)
     for name, (images, labels) in sets.items():
-        dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, name))
+        dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
         write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
         _save_model(folder, task, outcome)
@@ -93,11 +93,12 @@ def _save_model(folder: RunFolder, task: Task, outcome: Outcome) -> None:
         pipeline.save_pretrained(temporary)
 
 
-def _provenance(task: Task, silo: str) -> dict[str, Any]:
+def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
         "silos": [silo] if silo else [member.name for member in task.census],
         "seed": task.config.run.seed,
+        "caveats": list(outcome.notes),
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -38,7 +38,7 @@ def open_run(config: RunConfig, strategy: SynthesisStrategy) -> tuple[RunFolder,
     folder.refuse_changes(config, fixed)
     checkpoint = Checkpoint.load(folder.checkpoints)
     rounds, finished = strategy.num_rounds, checkpoint.round if checkpoint else 0
-    if finished > rounds:
+    if not fixed and finished > rounds:
         raise UserError(f"num-rounds = {rounds}: must be >= {finished}, the rounds '{folder.path}' has finished")
     folder.read_metrics()  # if they are damaged, say so before a silo works
     logger.info("resuming after round %d", finished)

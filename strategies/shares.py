@@ -55,7 +55,8 @@ def sample_requests(
         if not len(rows):
             continue
         record = wire.encode_tensors({wire.LABELS: labels[rows], wire.NUMBERS: numbers[rows]})
-        message = wire.request(member.node_id, wire.SAMPLE, config, record, task.config.exchange.reply_timeout)
+        content = {**config, "sampler": task.sampler}
+        message = wire.request(member.node_id, wire.SAMPLE, content, record, task.config.exchange.reply_timeout)
         if weights is not None:
             message.content[wire.WEIGHTS] = weights
         messages.append(message)

@@ -73,5 +73,10 @@ def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, 
         "classes": int(np.count_nonzero(member.label_counts)),
     }
     if member.curve:
-        row |= {"final loss": member.curve[-1][1], "training seconds": round(member.train_seconds, 1)}
+        step, loss = member.curve[-1]
+        row |= {"final loss": loss, "training seconds": round(member.train_seconds, 1)}
+        if step < task.config.training.own_steps:
+            row["stopped at step"] = step
+    if member.copied_share is not None:
+        row["near-copies"] = member.copied_share
     return row | (at_silos.report_columns(member.name) if at_silos else {})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
-from hand_made import StubGrid, bare_reply, reply
+from hand_made import StubGrid, bare_reply, error_reply, reply
 
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -76,6 +76,32 @@ def run(strategy: DfD, task: Task, model: Predict = predict, shuffle: bool = Fal
         arrays, _ = strategy.aggregate_train(number, replies)
     assert arrays is not None
     return wire.decode(arrays[wire.SAMPLES])
+
+
+def drive(
+    strategy: DfD,
+    arrays: ArrayRecord,
+    first: int = 1,
+    stop: int = 1000,
+    absent: Callable[[int, int], bool] = lambda number, silo: False,
+    model: Predict = predict,
+) -> ArrayRecord:
+    """Play rounds ``first`` to the last, or to ``stop``; silos that are absent in a round answer with an error."""
+    number = first - 1
+    while number < min(strategy.num_rounds, stop):
+        number += 1
+        replies = []
+        for message in requests(strategy, number, arrays):
+            silo = 50 - message.metadata.dst_node_id
+            if absent(number, silo):
+                replies.append(error_reply(message, f"silo-{silo}: gone"))
+                continue
+            replies.append(answer(message, silo, model))
+            replies[-1].content[wire.METRICS]["timestep"] = message.content.config_records[wire.CONFIG]["timestep"]
+        moved, _ = strategy.aggregate_train(number, replies)
+        assert moved is not None
+        arrays = moved
+    return arrays
 
 
 def fresh(samples: torch.Tensor, labels: torch.Tensor) -> ArrayRecord:

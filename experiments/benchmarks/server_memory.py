@@ -90,7 +90,7 @@ def server_peak(name: str, num_samples: int, num_silos: int, return_freed: bool)
 
 def _run(scenario: Scenario, silos: _Silos, num_samples: int) -> None:
     exchange = ExchangeGrid(cast(Grid, silos), timeout=60.0)
-    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples), ROUNDS))
+    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples)))
 
 
 def _samples(num_samples: int) -> ArrayRecord:
@@ -103,14 +103,15 @@ def _weights(_: int) -> ArrayRecord:
     return wire.encode_tensors(unet.state_dict())
 
 
+_DFD, _FEDAVG = partial(DfD, dfd_rounds=ROUNDS, prior="size"), partial(FedAvg, num_rounds=ROUNDS)
 SCENARIOS = {
-    "dfd, posterior weights": Scenario(partial(DfD, prior="size"), _samples, wire.EPSILON_RECORD),
+    "dfd, posterior weights": Scenario(_DFD, _samples, wire.EPSILON_RECORD),
     "dfd, energy weights and ULA": Scenario(
-        partial(DfD, prior="size", weights="energy", sampler="ula"), _samples, wire.EPSILON_RECORD
+        partial(_DFD, weights="energy", sampler="ula"), _samples, wire.EPSILON_RECORD
     ),
-    "dfd, all answers at once": Scenario(partial(DfD, prior="size"), _samples, wire.EPSILON_RECORD, at_once=True),
-    "fedavg": Scenario(FedAvg, _weights, wire.ARRAYS, at_once=True),
-    "fedavg, sample-from=ema": Scenario(partial(FedAvg, sample_from="ema"), _weights, wire.ARRAYS, at_once=True),
+    "dfd, all answers at once": Scenario(_DFD, _samples, wire.EPSILON_RECORD, at_once=True),
+    "fedavg": Scenario(_FEDAVG, _weights, wire.ARRAYS, at_once=True),
+    "fedavg, sample-from=ema": Scenario(partial(_FEDAVG, sample_from="ema"), _weights, wire.ARRAYS, at_once=True),
 }
 """By name; in the DfD ones every silo is asked about every sample."""
 

@@ -1,19 +1,25 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
+from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import initial_unet, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
-from fedsynth.diffusion.sampling import draw_initial_noise, make_scheduler, noise_predictor, sample
+from fedsynth.diffusion.samplers import SAMPLERS, make_scheduler, restore_sampler, sampler_state
+from fedsynth.diffusion.sampling import draw_initial_noise, noise_predictor, sample
 from fedsynth.diffusion.training import TrainingState, loss_curve, train
 from fedsynth.diffusion.unet import PRESETS, build_unet, preset_for
 
 __all__ = [
+    "MIN_HELD_OUT",
     "PARTS",
     "PRESETS",
+    "SAMPLERS",
     "ClassConditionalDDPMPipeline",
+    "HeldOutLoss",
     "TrainingState",
     "build_unet",
+    "check_steps",
     "draw_initial_noise",
     "initial_unet",
     "loss_curve",
@@ -22,9 +28,12 @@ __all__ = [
     "part_of",
     "pick_device",
     "preset_for",
+    "restore_sampler",
     "sample",
+    "sampler_state",
     "select_parts",
     "to_model_range",
     "to_uint8",
     "train",
+    "train_early_stopping",
 ]

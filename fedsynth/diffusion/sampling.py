@@ -7,28 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 
-from fedsynth.config import Diffusion
 from fedsynth.seeding import make_generator
 
 PredictNoise = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 """(x_t (N, C, H, W), t, labels (N,)) -> ε (N, C, H, W)."""
-
-
-def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None) -> DDPMScheduler:
-    """Return the ancestral scheduler of a noise schedule, visiting ``num_inference_steps`` levels (all: None).
-
-    ``trailing`` spacing starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
-    """
-    scheduler = DDPMScheduler(
-        num_train_timesteps=diffusion.num_train_timesteps,
-        beta_start=diffusion.beta_start,
-        beta_end=diffusion.beta_end,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(num_inference_steps or diffusion.num_train_timesteps)
-    return scheduler
 
 
 def draw_initial_noise(seed: int, num_samples: int, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Diffusion, Training
-from fedsynth.diffusion.sampling import make_scheduler
+from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.files import atomic_file
 
@@ -32,6 +32,8 @@ class TrainingState:
 
     Attributes:
         losses: mean squared error of every step so far.
+        held_out_losses: loss of the weight average at every check so far, if there are checks.
+        best_weights: the weight average at the lowest of them; empty before the first check.
         seconds: time spent so far, kept by the caller.
     """
 
@@ -40,6 +42,8 @@ class TrainingState:
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.losses: list[float] = []
+        self.held_out_losses: list[float] = []
+        self.best_weights: list[torch.Tensor] = []
         self.seconds = 0.0
 
     @property
@@ -47,9 +51,22 @@ class TrainingState:
         """Optimiser steps done."""
         return len(self.losses)
 
-    def averaged_unet(self) -> UNet2DModel:
-        """Put the averaged weights into the network and return it; training cannot go on afterwards."""
+    def note_held_out_loss(self, loss_of: Callable[[UNet2DModel], float]) -> None:
+        """Check the averaged weights, and keep them if none were better; training can go on as if it had not been."""
+        self.ema.store(self.unet.parameters())
         self.ema.copy_to(self.unet.parameters())
+        loss = loss_of(self.unet)
+        self.ema.restore(self.unet.parameters())
+        if loss < min(self.held_out_losses, default=math.inf):
+            self.best_weights = [weights.detach().clone() for weights in self.ema.shadow_params]
+        self.held_out_losses.append(loss)
+
+    def averaged_unet(self) -> UNet2DModel:
+        """Put the averaged weights, after checks the best of them, into the network; training cannot go on with it."""
+        self.ema.copy_to(self.unet.parameters())
+        with torch.no_grad():
+            for parameter, best in zip(self.unet.parameters(), self.best_weights, strict=False):
+                parameter.copy_(best)
         return self.unet
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,6 +77,8 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "held-out-losses": torch.tensor(self.held_out_losses, dtype=torch.float64),
+            "best-weights": self.best_weights,
             "seconds": self.seconds,
         }
 
@@ -71,6 +90,9 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.losses, self.seconds = state["losses"].tolist(), state["seconds"]
+        # A checkpoint from before there were checks lacks these.
+        self.held_out_losses = state.get("held-out-losses", torch.empty(0)).tolist()
+        self.best_weights = state.get("best-weights", [])
 
     def save(self, path: Path) -> None:
         """Write everything to one file, atomically."""

@@ -182,7 +182,7 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
     numbers, labels = torch.tensor([2, 3, 11]), torch.tensor([0, 9, 4])
     arrays = wire.encode_tensors({wire.NUMBERS: numbers, wire.LABELS: labels})
     config = {"run_token": "run-1", "server_round": 1}
-    got = node.again().tensors(wire.SAMPLE, arrays, wire.encode_tensors(received), **config)
+    got = node.again().tensors(wire.SAMPLE, arrays, wire.encode_tensors(received), sampler="ddpm", **config)
 
     unet = initial_unet(node.config, node.spec)
     unet.load_state_dict(encoder | received)
@@ -191,7 +191,9 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
     expected = to_uint8(sample(noise_predictor(unet), scheduler, noise, labels, generator))
     np.testing.assert_array_equal(got[wire.IMAGES].numpy(), expected)
     assert torch.equal(got[wire.NUMBERS], numbers)
-    later = node.tensors(wire.SAMPLE, arrays, wire.encode_tensors(received), run_token="run-1", server_round=9)
+    later = node.tensors(
+        wire.SAMPLE, arrays, wire.encode_tensors(received), sampler="ddpm", run_token="run-1", server_round=9
+    )
     assert not torch.equal(later[wire.IMAGES], got[wire.IMAGES])
 
 
@@ -199,16 +201,16 @@ def test_federated_samples_leave_the_own_model_s_as_they_were(tmp_path: Path) ->
     node = simulated(tmp_path)
     node.metrics(wire.PREPARE, train_seconds=100.0)
     arrays = wire.encode_tensors({wire.NUMBERS: torch.arange(4), wire.LABELS: torch.arange(4)})
-    own = node.tensors(wire.SAMPLE, arrays)[wire.IMAGES]
+    own = node.tensors(wire.SAMPLE, arrays, sampler="ddpm")[wire.IMAGES]
     whole = wire.encode_tensors(initial(node))
-    federated = node.tensors(wire.SAMPLE, arrays, whole, server_round=1)[wire.IMAGES]
+    federated = node.tensors(wire.SAMPLE, arrays, whole, sampler="ddpm", server_round=1)[wire.IMAGES]
     assert not torch.equal(federated, own)
-    assert torch.equal(node.tensors(wire.SAMPLE, arrays)[wire.IMAGES], own)
+    assert torch.equal(node.tensors(wire.SAMPLE, arrays, sampler="ddpm")[wire.IMAGES], own)
 
 
 def test_silo_without_a_part_in_the_run_has_nothing_to_sample(tmp_path: Path) -> None:
     node = simulated(tmp_path)
     arrays = wire.encode_tensors({wire.NUMBERS: torch.arange(4), wire.LABELS: torch.arange(4)})
     weights = wire.encode_tensors(select_parts(initial(node), PARTS[1:]))
-    answer = node.ask(wire.SAMPLE, arrays, weights, run_token="run-1", server_round=3)
+    answer = node.ask(wire.SAMPLE, arrays, weights, sampler="ddpm", run_token="run-1", server_round=3)
     assert "silo-1: UserError: server-round = 3" in answer.error.reason

@@ -17,6 +17,7 @@ from fedsynth.diffusion import (
     ClassConditionalDDPMPipeline,
     TrainingState,
     draw_initial_noise,
+    early_stopping,
     initial_unet,
     make_scheduler,
     noise_predictor,
@@ -89,6 +90,30 @@ def test_found_model_is_not_trained_again(clinic: Node, monkeypatch: pytest.Monk
     assert own_model(again) == own_model(clinic)
 
 
+def test_silo_says_what_share_of_its_samples_are_copies_when_asked(tmp_path: Path) -> None:
+    node = simulated(tmp_path, holdout_fraction=0.25)
+    metrics = node.metrics(wire.PREPARE, train_seconds=100.0)
+    assert 0 <= metrics["copied-share"] <= 1
+    assert "copied-share" not in node.again(copy_check=False).metrics(wire.PREPARE, train_seconds=100.0)
+    assert node.again().metrics(wire.PREPARE, train_seconds=100.0) == metrics
+    few = simulated(tmp_path).metrics(wire.PREPARE, train_seconds=100.0)
+    assert "copied-share" not in few, "4 held-out images say nothing"
+
+
+def test_steps_are_those_taken_when_training_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 1)
+    monkeypatch.setattr(clients.local_model, "HeldOutLoss", lambda *_: lambda unet: 1.0)
+    node, seen = simulated(tmp_path, train_steps=40), []
+    for _ in range(5):
+        metrics = node.metrics(wire.PREPARE, train_seconds=1e-9)
+        seen.append((metrics["steps"], metrics["finished"]))
+    # A check every second step: the first is progress, the next four are not.
+    assert seen == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)]
+    while not (metrics := node.metrics(wire.PREPARE, train_seconds=1e-9))["finished"]:
+        pass
+    assert (metrics["steps"], metrics["curve-steps"][-1]) == (10, 10.0)
+
+
 def test_epsilon_is_the_own_network_s_bit_for_bit(clinic: Node) -> None:
     clinic.metrics(wire.PREPARE, train_seconds=100.0)
     x, labels = questions()
@@ -118,7 +143,7 @@ def test_samples_are_the_plain_loop_from_the_shared_noise(clinic: Node) -> None:
     clinic.metrics(wire.PREPARE, train_seconds=100.0)
     numbers, labels = torch.tensor([2, 3, 11, 19]), torch.tensor([0, 1, 1, 0])
     record = wire.encode_tensors({wire.NUMBERS: numbers, wire.LABELS: labels})
-    got = wire.decode_tensors(clinic.ask(wire.SAMPLE, record).content.array_records[wire.ARRAYS])
+    got = wire.decode_tensors(clinic.ask(wire.SAMPLE, record, sampler="ddpm").content.array_records[wire.ARRAYS])
     noise = draw_initial_noise(0, 20, (1, 8, 8))[numbers]
     predict = noise_predictor(load_network(own_model(clinic), torch.device("cpu")))
     scheduler, generator = make_scheduler(clinic.config.diffusion, 3), make_generator(0, "sampling", "clinic")
@@ -152,7 +177,7 @@ def test_question_before_the_model_is_there_says_what_must_come_first(clinic: No
     x, labels = questions()
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels, wire.NUMBERS: torch.arange(5)})
     for kind in (wire.EPSILON, wire.SAMPLE, wire.UPLOAD):
-        reason = clinic.ask(kind, record, timestep=1).error.reason
+        reason = clinic.ask(kind, record, timestep=1, sampler="ddpm").error.reason
         assert reason == "clinic: UserError: this silo has no trained model yet: 'query.prepare' must come first"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from own_models import CPU, config_of, epsilon, model_of
 
 from clients.local_model import LocalModel, load_network
-from fedsynth.config import RunConfig
+from fedsynth import __version__
 from fedsynth.data import Silo, load_federation
 from fedsynth.diffusion import (
     ClassConditionalDDPMPipeline,
@@ -24,31 +26,6 @@ from fedsynth.diffusion import (
 )
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
-
-CPU = torch.device("cpu")
-SETTINGS: dict[str, Any] = {
-    "block-out-channels": "8,8",
-    "device": "cpu",
-    "num-clients": 3,
-    "partition": "iid",
-    "samples-per-client": 40,
-    "train-steps": 5,
-}
-
-
-def config_of(**changes: Any) -> RunConfig:
-    return RunConfig.from_run_config({**SETTINGS, **{key.replace("_", "-"): value for key, value in changes.items()}})
-
-
-def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
-    config = config_of(**changes)
-    federation = load_federation(config)
-    return LocalModel(federation.silo(silo, config), federation.spec, config, state)
-
-
-def epsilon(model: LocalModel) -> torch.Tensor:
-    x = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    return noise_predictor(load_network(model.folder, CPU))(x, 500, torch.tensor([0, 3, 3, 9]))
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -133,6 +110,7 @@ def test_seconds_add_up_over_slices(tmp_path: Path) -> None:
         {"beta_end": 0.03},
         {"samples_per_client": 41},
         {"holdout_fraction": 0.3},
+        {"early_stop": False},
         {"partition": "dirichlet"},
         {"silo": 1},
     ],
@@ -177,12 +155,38 @@ def test_key_changes_with_one_pixel(tmp_path: Path) -> None:
         {"slice_seconds": 1.0},
         {"reply_timeout": 1.0},
         {"evaluate": False},
+        {"copy_check": False},
         {"device": "auto"},
     ],
     ids=str,
 )
 def test_key_does_not_change_with_what_training_does_not_see(change: dict[str, Any], tmp_path: Path) -> None:
     assert model_of(tmp_path, **change).key == model_of(tmp_path).key
+
+
+def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) -> None:
+    config = config_of(early_stop=False, holdout_fraction=0.0)
+    federation = load_federation(config)
+    silo = federation.silo(0, config)
+    training = {"train_steps": 5, "batch_size": 32, "learning_rate": 2e-4, "ema_decay": 0.995, "max_grad_norm": 1.0}
+    before = {
+        "fedsynth": __version__,
+        "silo": "silo-0",
+        "data": silo.fingerprint(),
+        "spec": [1, 8, *(str(digit) for digit in range(10))],
+        "dataset": "digits",
+        "seed": 0,
+        "model": {"model": "auto", "block_out_channels": "8,8", "layers_per_block": "auto"},
+        "training": {**training, "oversample": False, "mixed_precision": "no"},
+        "diffusion": {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
+    }
+    key = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+    assert LocalModel(silo, federation.spec, config, tmp_path).key == key
+    # Too few images to stop early by: the training is the same.
+    assert model_of(tmp_path, holdout_fraction=0.0).key == key
+    assert (
+        model_of(tmp_path, holdout_fraction=0.05).key == model_of(tmp_path, holdout_fraction=0.05, early_stop=False).key
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -4])
@@ -264,5 +268,9 @@ def test_history_is_json_that_others_can_read(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     model.train_slice(1000.0)
     written = json.loads((model.folder / "training.json").read_text())
-    assert set(written) == {"seconds", "steps", "losses"}
+    assert set(written) == {"seconds", "steps", "losses", "held-out-steps", "held-out-losses"}
     assert np.isfinite(written["losses"]).all()
+    assert written["held-out-steps"] == [5]
+    plain = model_of(tmp_path, early_stop=False)
+    plain.train_slice(1000.0)
+    assert set(plain.history()) == {"seconds", "steps", "losses"}

@@ -55,7 +55,7 @@ def test_failed_run_says_why_and_publishes_nothing(tmp_path: Path, caplog: pytes
     ("wrong", "said"),
     [
         ({"num_clients": 99999}, "num-clients = 99999"),
-        ({"sampler": "ula"}, "weights = 'posterior'"),
+        ({"sampler": "ula", "weights": "posterior"}, "weights = 'posterior'"),
         ({"alpha": -1.0}, "alpha = -1.0"),
     ],
 )

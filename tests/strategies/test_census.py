@@ -151,6 +151,41 @@ def test_slices_go_on_until_every_silo_has_finished() -> None:
     assert [member.train_seconds for member in census] == [3.0, 4.0]
 
 
+def test_silo_may_end_its_training_before_the_budget() -> None:
+    def respond(message: Message) -> Message:
+        curve = {"curve_steps": [3.0, 6.0], "curve_losses": [0.9, 0.5], "train_seconds": 1.0}
+        return bare_reply(message, {"partition-id": 0}, steps=6, loss=0.5, finished=1, **curve)
+
+    census, grid = train_with(respond, 1)
+    assert len(grid.requests) == 1
+    assert census.members[0].curve == [(3, 0.9), (6, 0.5)]
+    assert census.members[0].copied_share is None
+
+
+def answer_with_copies(share: Any) -> Callable[[Message], Message]:
+    def respond(message: Message) -> Message:
+        answer = done(message, message.metadata.dst_node_id - 40)
+        answer.content[wire.METRICS]["copied-share"] = share  # type: ignore[index]
+        return answer
+
+    return respond
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.0, False), (0.4, False), (0.41, True), (1.0, True)])
+def test_silo_whose_model_copies_is_named(share: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    census, _ = train_with(answer_with_copies(share), 2)
+    assert [member.copied_share for member in census] == [share, share]
+    said = f"silo-1: {100 * share:.0f} % of its model's samples are near-copies of its training images"
+    assert (said in caplog.text) == warned
+    assert ("more images or fewer steps would help" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf"), [0.1]])
+def test_share_of_copies_that_makes_no_sense_ends_the_run_by_name(share: Any) -> None:
+    with pytest.raises(RunError, match="silo-0: unusable answer: copied-share = "):
+        train_with(answer_with_copies(share), 1)
+
+
 def test_silo_that_gets_nowhere_ends_the_run() -> None:
     def respond(message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,18 @@ def looped_weights(kind: str, prior: np.ndarray, eps: torch.Tensor, posterior: P
     return weights
 
 
+def step_by_class(
+    scheduler: Any, composed: torch.Tensor, level: int, x: torch.Tensor, labels: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Move every class with noise of its own."""
+    moved = torch.empty_like(x)
+    for number, label in enumerate(torch.unique(labels).tolist()):
+        rows, t = labels == label, int(scheduler.timesteps[level])
+        generator = make_generator(seed, "cooperative-noise", level, number)
+        moved[rows] = scheduler.step(composed[rows], t, x[rows], generator=generator).prev_sample
+    return moved
+
+
 @pytest.mark.parametrize("prior_kind", ["class", "size", "uniform"])
 @pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
 def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
@@ -61,15 +74,14 @@ def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
     x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(3, "initial-noise"))
     log_weights = log_prior(prior_kind, torch.tensor(COUNTS), LABELS)
     prior, posterior = log_weights.exp().numpy(), PathPosterior(log_weights)
-    for number, t in enumerate(scheduler.timesteps.tolist(), start=1):
+    for level, t in enumerate(scheduler.timesteps.tolist()):
         eps = torch.stack([predict(k, x, t, LABELS) for k in range(3)])
         weights = looped_weights(kind, prior, eps, posterior, lam)
         composed = np.zeros(x.shape)
         for k in range(3):
             for n in range(len(LABELS)):
                 composed[n] += weights[k, n] * eps[k, n].double().numpy()
-        generator = make_generator(3, "cooperative-noise", number)
-        moved = scheduler.step(torch.from_numpy(composed).float(), t, x, generator=generator).prev_sample
+        moved = step_by_class(scheduler, torch.from_numpy(composed).float(), level, x, LABELS, seed=3)
         posterior.update(x, moved, eps, scheduler, t)
         x = moved
     np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
@@ -83,10 +95,13 @@ def test_langevin_rounds_agree_with_a_plain_loop() -> None:
     scheduler = ULAScheduler(step_scale=0.1, score_scale=2.0)
     scheduler.set_timesteps(ROUNDS)
     x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
-    for number, t in enumerate(scheduler.timesteps.tolist(), start=1):
+    for level, t in enumerate(scheduler.timesteps.tolist()):
         eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
         variance = 1 - float(scheduler.alphas_cumprod[t])
-        noise = torch.randn(x.shape, generator=make_generator(0, "cooperative-noise", number))
+        noise = torch.empty_like(x)
+        for label in range(3):
+            generator = make_generator(0, "cooperative-noise", level, label)
+            noise[label == LABELS] = torch.randn((int((label == LABELS).sum()), 1, 4, 4), generator=generator)
         step = 0.1 * variance
         x = x - step * 2.0 * eps / math.sqrt(variance) + math.sqrt(2 * step) * noise
     np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
@@ -145,8 +160,7 @@ def test_without_a_census_all_connected_silos_count_alike() -> None:
     assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
     arrays, metrics = strategy.aggregate_train(1, [answer(message, k) for k, message in enumerate(asked)])
     eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
-    generator = make_generator(0, "cooperative-noise", 1)
-    expected = scheduler_of_levels().step(eps, 999, x, generator=generator).prev_sample
+    expected = step_by_class(scheduler_of_levels(), eps, 0, x, labels, seed=0)
     assert arrays is not None
     assert metrics is not None
     np.testing.assert_allclose(wire.decode(arrays[wire.SAMPLES]).numpy(), expected.numpy(), atol=1e-5)
@@ -185,9 +199,10 @@ def test_silos_asked_about_everything_share_one_record() -> None:
 
 def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:
     strategy, task = DfD(dfd_rounds=ROUNDS), task_of()
-    begin(strategy, task)
+    run(strategy, task)
     samples = torch.linspace(-2, 2, 7 * 16).reshape(7, 1, 4, 4)
     outcome = strategy.finish(task, fresh(samples, LABELS))
+    assert outcome.notes == ()
     expected = np.clip(np.round((np.clip(samples.numpy(), -1, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(outcome.images, expected.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(outcome.labels, LABELS.numpy())

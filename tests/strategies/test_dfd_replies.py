@@ -88,20 +88,19 @@ def test_stranger_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert arrays is not None
     assert expected is not None
     assert arrays[wire.SAMPLES].data == expected[wire.SAMPLES].data
-    assert "answer of an unknown silo left out" in caplog.text
+    assert "node-999 left out: not asked" in caplog.text
 
 
-def test_class_whose_holders_are_missing_ends_the_run() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
-    task = task_of([[5, 1, 0], [2, 5, 4]], **{"min-replies": 1})
-    asked = by_silo(requests(strategy, 1, begin(strategy, task)))
-    with pytest.raises(RunError, match=r"no silo answered for class index \[2\]"):
-        strategy.aggregate_train(1, [answer(asked[0], 0), error_reply(asked[1], "gone")])
-
-
-def test_too_few_answers_end_the_run_with_the_reason() -> None:
+def test_nobody_answering_ends_the_run_with_the_reason() -> None:
     strategy = DfD(dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
+    with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-2: no memory"):
+        strategy.aggregate_train(1, [error_reply(message, "silo-2: no memory") for message in asked.values()])
+
+
+def test_fewer_answers_than_asked_for_end_the_run_with_the_reason() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS)
+    asked = by_silo(requests(strategy, 1, begin(strategy, task_of(**{"min-replies": 3}))))
     replies = [answer(asked[0], 0), answer(asked[1], 1), error_reply(asked[2], "silo-2: no memory")]
     with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-2: no memory"):
         strategy.aggregate_train(1, replies)

@@ -200,8 +200,8 @@ def test_everything_else_is_the_wrapped_grid_s() -> None:
 class Counting:
     """A strategy whose array holds the sum of the round numbers it has seen."""
 
-    def __init__(self, last: int = 99) -> None:
-        self.last, self.seen = last, list[tuple[int, float]]()
+    def __init__(self, num_rounds: int, last: int = 99) -> None:
+        self.num_rounds, self.last, self.seen = num_rounds, last, list[tuple[int, float]]()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: object
@@ -220,18 +220,31 @@ class Counting:
         return wire.encode_tensors({"sum": torch.tensor(self.total + server_round)}), metrics
 
 
-def state(rounds: int, observers: Iterable[object] = ()) -> RoundsState:
+def state(observers: Iterable[object] = ()) -> RoundsState:
     start = wire.encode_tensors({"sum": torch.tensor(0.0)})
-    return RoundsState(start, rounds, ConfigRecord({"factor": 2.0}), list(observers))  # type: ignore[arg-type]
+    return RoundsState(start, ConfigRecord({"factor": 2.0}), list(observers))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("first", "total"), [(1, 15.0), (3, 12.0), (6, 0.0)])
 def test_rounds_run_from_the_first_asked_for_to_the_last(first: int, total: float) -> None:
-    strategy, rounds = Counting(), state(5)
-    arrays = run_rounds(strategy, StubGrid([], answer), rounds, first)  # type: ignore[arg-type]
+    strategy, rounds = Counting(5), state()
+    arrays = run_rounds(strategy, StubGrid([], answer), rounds, first)
     assert float(wire.decode(arrays["sum"])) == total
     assert rounds.arrays is arrays
     assert strategy.seen == [(number, 2.0) for number in range(first, 6)]
+
+
+def test_a_round_may_ask_for_further_ones() -> None:
+    class Longer(Counting):
+        def aggregate_train(
+            self, server_round: int, replies: Iterable[Message]
+        ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+            self.num_rounds = {2: 4, 4: 3}.get(server_round, self.num_rounds)
+            return super().aggregate_train(server_round, replies)
+
+    strategy = Longer(2)
+    run_rounds(strategy, StubGrid([], answer), state())
+    assert [number for number, _ in strategy.seen] == [1, 2, 3, 4]
 
 
 def test_observers_see_every_round_in_turn() -> None:
@@ -244,7 +257,7 @@ def test_observers_see_every_round_in_turn() -> None:
 
         return observe
 
-    run_rounds(Counting(), StubGrid([], answer), state(2, [watch("a"), watch("b")]))  # type: ignore[arg-type]
+    run_rounds(Counting(2), StubGrid([], answer), state([watch("a"), watch("b")]))
     assert seen == [
         ("a", 1, {"total": 1.0}, 1.0),
         ("b", 1, {"total": 1.0}, 1.0),
@@ -254,9 +267,9 @@ def test_observers_see_every_round_in_turn() -> None:
 
 
 def test_round_without_result_ends_the_run_and_leaves_the_state_before_it() -> None:
-    rounds = state(5)
+    rounds = state()
     with pytest.raises(RunError, match="round 3: no usable answer"):
-        run_rounds(Counting(last=2), StubGrid([], answer), rounds)  # type: ignore[arg-type]
+        run_rounds(Counting(5, last=2), StubGrid([], answer), rounds)
     assert float(wire.decode(rounds.arrays["sum"])) == 3.0
 
 

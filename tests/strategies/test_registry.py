@@ -85,7 +85,8 @@ def test_a_resolved_configuration_resolves_to_itself() -> None:
     ("wrong", "message"),
     [
         ({"weights": "posteriori"}, r"unknown weights 'posteriori': did you mean 'posterior'\?"),
-        ({"sampler": "ddim"}, "unknown sampler 'ddim'"),
+        ({"sampler": "dimm"}, r"unknown sampler 'dimm': did you mean 'ddim'\?"),
+        ({"sampler": "ddim"}, "weights = 'posterior' needs sampler = 'ddpm'"),
         ({"sampler": "ula"}, "weights = 'posterior' needs sampler = 'ddpm'"),
     ],
 )
@@ -96,9 +97,18 @@ def test_wrong_hyper_parameters_are_refused(wrong: dict[str, str], message: str)
 
 def test_contradiction_between_a_value_of_the_user_and_a_default_is_refused() -> None:
     with pytest.raises(UserError, match="weights = 'energy' or 'constant'"):
-        build_strategy(config_of(sampler="ula"))
+        build_strategy(config_of(sampler="ula", weights="posterior"))
     with pytest.raises(UserError, match=r"num-rounds = 20: must be <= train-steps = 10"):
         build_strategy(config_of(strategy="fedavg", train_steps=10))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weights"), [("ula", "constant"), ("dpmsolver++", "constant"), ("ddpm", "posterior")]
+)
+def test_weights_left_to_the_program_suit_the_sampler(sampler: str, weights: str) -> None:
+    strategy, config = build_strategy(config_of(sampler=sampler))
+    assert isinstance(strategy, DfD)
+    assert config.cooperation.weights == strategy.weights == weights
 
 
 def test_unknown_strategy_gets_its_nearest_match() -> None:

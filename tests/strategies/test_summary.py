@@ -113,7 +113,8 @@ def test_report_says_how_every_method_works(strategy: str) -> None:
     assert content.headline["rounds"] == 2
     assert content.headline["accuracy on real test images (CNN trained on synthetic)"] == pytest.approx(0.7)
     assert content.silos == [
-        {"silo": "north", "training images": 7, "classes": 1, "final loss": 0.25, "training seconds": 3.1},
+        {"silo": "north", "training images": 7, "classes": 1, "final loss": 0.25, "training seconds": 3.1}
+        | {"stopped at step": 9},
         {"silo": "south", "training images": 5, "classes": 2},
     ]
     assert content.limits == ("biased",)
@@ -124,6 +125,16 @@ def test_report_says_how_every_method_works(strategy: str) -> None:
         *("kernel-distance", "accuracy-logistic-regression", "released-membership-auc", "epsilon-membership-auc")
     }
     assert content.meanings.keys() == content.results.keys()
+
+
+def test_silos_that_stopped_early_or_copy_are_seen() -> None:
+    full = Member(1, "full", 7, [7, 0], [(450, 0.5), (900, 0.25)], 3.0, 0.0)
+    stopped = Member(2, "stopped", 7, [7, 0], [(300, 0.5), (600, 0.25)], 2.0, 0.41)
+    given = replace(task("pooled"), census=Census([full, stopped]))
+    rows = report_content(given, outcome(), Costs().row(), Measurements(), []).silos
+    assert "stopped at step" not in rows[0], "900 steps are all there were"
+    assert rows[1]["stopped at step"] == 600
+    assert [row["near-copies"] for row in rows] == [0.0, 0.41]
 
 
 def test_report_without_measurements_or_real_images_says_nothing_about_them() -> None:

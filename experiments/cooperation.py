@@ -1,0 +1,75 @@
+"""Cooperative inference on digits: which sampler, which weights, how many rounds; beside pooling and FedAvg.
+
+All methods of a seed share the silos, their models, the labels and the first noise, so that rows can be paired. FedAvg
+makes as many optimiser steps in every silo. ``python -m experiments.cooperation`` runs what is missing and prints the
+table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.common import machine_facts, publish
+from experiments.repeated_runs import results_of, table_row
+
+QUICK = {"classifiers": "logistic-regression,cnn", "membership-inference": "false"}
+"""One measure of utility with a seed and one without: the means are over the runs' seeds."""
+COLUMNS = {
+    "rounds": "rounds",
+    "frechet-distance": "Fréchet distance ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "coverage": "coverage ↑",
+    "accuracy-logistic-regression": "LogReg ↑",
+    "accuracy-cnn": "CNN ↑",
+    "copied-share": "near-copies ↓",
+}
+
+
+def _dfd(sampler: str, weights: str, rounds: int) -> dict[str, str]:
+    return {"strategy": "dfd", "sampler": sampler, "weights": weights, "dfd-rounds": str(rounds)}
+
+
+def _drawn(strategy: str, sampler: str, levels: int) -> dict[str, str]:
+    return {"strategy": strategy, "sampler": sampler, "sampling-steps": str(levels)}
+
+
+METHODS = {
+    **{f"dfd, ddpm, posterior, {n}": _dfd("ddpm", "posterior", n) for n in (10, 25, 50)},
+    "dfd, ddpm, constant, 25": _dfd("ddpm", "constant", 25),
+    "dfd, ddpm, energy, 25": _dfd("ddpm", "energy", 25),
+    "dfd, ddim, constant, 25": _dfd("ddim", "constant", 25),
+    **{f"dfd, dpmsolver++, constant, {n}": _dfd("dpmsolver++", "constant", n) for n in (10, 25)},
+    "dfd, dpmsolver++, energy, 10": _dfd("dpmsolver++", "energy", 10),
+    **{f"pooled, {sampler}, {n}": _drawn("pooled", sampler, n) for sampler, n in (("ddpm", 25), ("dpmsolver++", 10))},
+    **{f"fedavg, {sampler}, {n}": _drawn("fedavg", sampler, n) for sampler, n in (("ddpm", 25), ("dpmsolver++", 10))},
+}
+PAPER = {"dfd, paper preset, 1000": {"strategy": "dfd", "dfd-preset": "paper"}}
+"""Measured with the first seed alone: a thousand rounds take their time."""
+
+
+def main() -> None:
+    """Run every method for every seed, unless its results are there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *PAPER], choices=[*METHODS, *PAPER])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/cooperation"))
+    options = parser.parse_args()
+    rows, details = [], {}
+    for name in options.methods:
+        seeds = options.seeds if name in METHODS else options.seeds[:1]
+        results = [_results(name, seed, options.output_dir) for seed in seeds]
+        details[name] = results
+        rows.append(table_row(name, results, COLUMNS))
+    publish("cooperation", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+
+
+def _results(name: str, seed: int, output_dir: Path) -> dict[str, Any]:
+    settings = {**QUICK, **(METHODS | PAPER)[name], "seed": str(seed)}
+    return results_of(output_dir / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}", settings)
+
+
+if __name__ == "__main__":
+    main()

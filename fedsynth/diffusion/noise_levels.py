@@ -1,0 +1,103 @@
+"""Between two noise schedules: where one model finds the noise level of another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class Level:
+    """How a model is asked about samples x at a level of the run's schedule.
+
+    Attributes:
+        timestep: what its network is told; fractional between two of its own levels.
+        alpha: ᾱ of the samples, in (0, 1).
+        own_alpha: ᾱ' of the level that the network takes its input for.
+        scale: its input is ``scale`` · x.
+    """
+
+    timestep: float
+    alpha: float
+    own_alpha: float
+    scale: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the network answers at the very level of the samples."""
+        return self.alpha == self.own_alpha
+
+    def to_run(self, own_eps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ε at the level of ``x`` for a prediction at the network's, keeping what it says about x_0.
+
+        x̂_0 = (scale · x - √(1-ᾱ') ε') / √ᾱ', and ε = (x - √ᾱ x̂_0) / √(1-ᾱ) (Ho et al. 2020, Eq. 4, twice).
+
+        Args:
+            own_eps: ε' (N, C, H, W).
+            x: the samples (N, C, H, W).
+        """
+        if self.exact:
+            return own_eps
+        ratio, deviation = math.sqrt(self.alpha / self.own_alpha), math.sqrt(1 - self.alpha)
+        kept = ratio * math.sqrt(1 - self.own_alpha) / deviation
+        return own_eps * kept + x * ((1 - ratio * self.scale) / deviation)
+
+
+def match_levels(alphas: NDArray[np.float64], own_alphas: NDArray[np.float64], fractional: bool) -> list[Level]:
+    """Find, for every level of the run, the level of a model with the same signal-to-noise ratio ᾱ/(1-ᾱ).
+
+    Both processes preserve variance, so that x_t is the same at equal ᾱ. Between two levels of the model its timestep
+    is interpolated linearly in the log of the ratio. Where the ratios cannot be made equal the nearest level stands in:
+
+    - rounded timesteps, and samples cleaner than the model's cleanest level: the input is √(ᾱ'/ᾱ) · x, with the same
+      image under the noise; the model takes the noise for another amount of it.
+    - samples noisier than its noisiest level: the input is x itself, since both are noise of variance 1 nearly; the
+      image under it, scaled up, would come with more noise than the network has ever seen.
+
+    Args:
+        alphas: ᾱ_t of the run (T,), decreasing, in (0, 1).
+        own_alphas: ᾱ'_t of the model (T',), decreasing, in [0, 1); levels without any signal are not used.
+        fractional: whether the network takes timesteps between whole ones.
+    """
+    own = own_alphas[own_alphas > 0]
+    places = np.interp(-_log_snr(alphas), -_log_snr(own), np.arange(len(own), dtype=np.float64))
+    return [
+        _level(float(alpha), own, float(place if fractional else round(place)))
+        for alpha, place in zip(alphas, places, strict=True)
+    ]
+
+
+def _level(alpha: float, own: NDArray[np.float64], place: float) -> Level:
+    own_alpha = float(own[int(place)]) if place.is_integer() else alpha
+    scale = 1.0 if alpha < own[-1] else math.sqrt(own_alpha / alpha)
+    return Level(place, alpha, own_alpha, scale)
+
+
+def _log_snr(alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log(alphas) - np.log1p(-alphas))
+
+
+def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha: float, prediction_type: str) -> torch.Tensor:
+    """Turn what a network predicts into ε, at the level of its input.
+
+    With x = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, Eq. 4): for ``sample``, which predicts x_0, ε = (x - √ᾱ x_0) / √(1-ᾱ);
+    for ``v_prediction``, v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022, arXiv 2202.00512, Sec. 4), ε = √ᾱ v + √(1-ᾱ) x.
+
+    Args:
+        prediction: output of the network (N, C, H, W).
+        x: its input (N, C, H, W).
+        alpha: ᾱ in (0, 1).
+        prediction_type: one of :data:`PREDICTION_TYPES`.
+    """
+    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
+    if prediction_type == "v_prediction":
+        return signal * prediction + noise * x
+    if prediction_type == "sample":
+        return (x - signal * prediction) / noise
+    return prediction

@@ -1,0 +1,90 @@
+"""Samplers by name, as diffusers schedulers that ask for noise predictions at whole timesteps only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+
+from fedsynth.config import Diffusion
+from fedsynth.errors import unknown_choice
+
+SAMPLERS = ("ddpm", "ddim", "dpmsolver++")
+
+
+def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None, sampler: str = "ddpm") -> Any:
+    """Return the scheduler of a noise schedule, visiting ``num_inference_steps`` levels (None: all).
+
+    ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
+    η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
+    arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). Every sampler clips its estimate of
+    x_0 to [-1, 1] and starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
+
+    Args:
+        diffusion: the noise schedule.
+        num_inference_steps: levels to visit, 1 to T. Karras's levels are rounded to whole timesteps, and those that
+            fall together are visited once: a few less than asked for, near T.
+        sampler: one of :data:`SAMPLERS`.
+
+    Raises:
+        UserError: unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise unknown_choice("sampler", sampler, SAMPLERS)
+    steps = num_inference_steps or diffusion.num_train_timesteps
+    if sampler == "ddpm":
+        scheduler = DDPMScheduler(**_schedule(diffusion), timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        return scheduler
+    solver = _solver(diffusion, solver_order=1 if sampler == "ddim" else 2)
+    if sampler == "ddim":
+        solver.set_timesteps(steps)
+    else:
+        # Levels between two timesteps would be worked with that the networks are not asked at.
+        solver.set_timesteps(timesteps=_karras_timesteps(diffusion, steps))
+    return solver
+
+
+def sampler_state(scheduler: Any) -> dict[str, Any]:
+    """Return what a scheduler remembers of earlier steps: tensors and numbers; nothing for one-step samplers."""
+    if not isinstance(scheduler, DPMSolverMultistepScheduler):
+        return {}
+    outputs = {str(place): output for place, output in enumerate(scheduler.model_outputs) if output is not None}
+    return {"outputs": outputs, "lower-order-nums": scheduler.lower_order_nums, "step-index": scheduler.step_index or 0}
+
+
+def restore_sampler(scheduler: Any, state: dict[str, Any]) -> None:
+    """Have a fresh scheduler continue where :func:`sampler_state` was taken."""
+    if not state:
+        return
+    for place in range(len(scheduler.model_outputs)):
+        scheduler.model_outputs[place] = state["outputs"].get(str(place))
+    scheduler.lower_order_nums = state["lower-order-nums"]
+    # diffusers has no setter for the place it has reached, only for the one to start from.
+    scheduler._step_index = state["step-index"]
+
+
+def _schedule(diffusion: Diffusion) -> dict[str, Any]:
+    return {
+        "num_train_timesteps": diffusion.num_train_timesteps,
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+    }
+
+
+def _solver(diffusion: Diffusion, **options: Any) -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(
+        **_schedule(diffusion),
+        timestep_spacing="trailing",
+        # With this largest value, dynamic thresholding is clipping to [-1, 1].
+        thresholding=True,
+        sample_max_value=1.0,
+        **options,
+    )
+
+
+def _karras_timesteps(diffusion: Diffusion, steps: int) -> list[int]:
+    solver = _solver(diffusion, use_karras_sigmas=True)
+    solver.set_timesteps(steps)
+    return [int(t) for t in torch.unique(solver.timesteps).flip(0)]

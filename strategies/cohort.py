@@ -1,0 +1,123 @@
+"""Samples that move together: one class, one noise level, one sampler's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fedsynth.diffusion import restore_sampler, sampler_state
+from fedsynth.mixture import PathPosterior, compose, energy, responsibilities
+from fedsynth.seeding import make_generator
+
+COHORT_NUMBERS = 2**16
+"""Numbers in the samples of one cohort, at most: a scheduler's step holds half a dozen copies of what it moves."""
+
+
+class Cohort:
+    """Samples of one class and where they stand.
+
+    A class waits as a whole when nobody who holds it answers, and its samples catch up later: that is why each cohort
+    has its own place among the levels. Its noise depends on that place and on the cohort, not on the round.
+
+    Args:
+        number: position among the cohorts, for its noise.
+        rows: positions of its samples in the set, int64 (n,).
+        label: their class.
+        scheduler: moves them; its timesteps are set and it serves no other cohort.
+        log_prior: log prior weights of the silos (K, n).
+        posterior: whether weights follow the samples' paths.
+    """
+
+    def __init__(
+        self, number: int, rows: torch.Tensor, label: int, scheduler: Any, log_prior: torch.Tensor, posterior: bool
+    ) -> None:
+        self.number, self.rows, self.label = number, rows, label
+        self.scheduler, self.log_prior = scheduler, log_prior
+        self.posterior = PathPosterior(log_prior) if posterior else None
+        self.level = 0
+
+    @property
+    def num_levels(self) -> int:
+        """Moves from pure noise to images."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its samples are images."""
+        return self.level == self.num_levels
+
+    @property
+    def timestep(self) -> int:
+        """Where its samples stand."""
+        return int(self.scheduler.timesteps[self.level])
+
+    def weigh(self, epsilon: torch.Tensor, answered: torch.Tensor, energy_scale: float | None) -> torch.Tensor:
+        """Weights (K, n) of those that answered; zero for the others.
+
+        Args:
+            epsilon: answers (K, n, C, H, W); what silos did not answer does not count, whatever stands there.
+            answered: bool (K,), at least one that the prior does not exclude.
+            energy_scale: λ of energy weights; None: the prior, or the posterior.
+        """
+        logits = self.posterior.logits if self.posterior is not None else self.log_prior
+        present = logits.masked_fill(~answered[:, None], -torch.inf)
+        if energy_scale is not None:
+            return responsibilities(present, energy(epsilon), energy_scale)
+        return torch.softmax(present, dim=0)
+
+    def move(
+        self, samples: torch.Tensor, epsilon: torch.Tensor, answered: torch.Tensor, weights: torch.Tensor, seed: int
+    ) -> torch.Tensor:
+        """Move its samples (n, C, H, W) one level on the composed answers, and account for it in the posterior."""
+        t = self.timestep
+        generator = make_generator(seed, "cooperative-noise", self.level, self.number)
+        moved: torch.Tensor = self.scheduler.step(
+            compose(epsilon, weights), t, samples, generator=generator
+        ).prev_sample
+        if self.posterior is not None:
+            known = answered[:, None].expand(-1, len(self.rows))
+            self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)
+        self.level += 1
+        return moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return level, logits and what the sampler remembers."""
+        state = {"level": self.level, "sampler": sampler_state(self.scheduler)}
+        return state | ({"logits": self.posterior.logits} if self.posterior is not None else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`, on a fresh cohort."""
+        self.level = state["level"]
+        restore_sampler(self.scheduler, state["sampler"])
+        if self.posterior is not None:
+            self.posterior.logits = state["logits"]
+
+
+def make_cohorts(
+    labels: torch.Tensor,
+    shape: tuple[int, ...],
+    new_scheduler: Callable[[], Any],
+    log_prior: torch.Tensor,
+    posterior: bool,
+) -> list[Cohort]:
+    """Cut the set into cohorts of one class each, in the order of the classes.
+
+    Args:
+        labels: class of every sample (N,).
+        shape: (C, H, W) of one.
+        new_scheduler: makes a scheduler for a cohort.
+        log_prior: (K, N).
+        posterior: see :class:`Cohort`.
+    """
+    most = max(1, COHORT_NUMBERS // max(1, torch.Size(shape).numel()))
+    parts = [
+        (label, rows)
+        for label in torch.unique(labels).tolist()
+        for rows in torch.nonzero(labels == label).squeeze(1).split(most)
+    ]
+    return [
+        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior)
+        for number, (label, rows) in enumerate(parts)
+    ]

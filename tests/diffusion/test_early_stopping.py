@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from fedsynth.config import Diffusion, Training
+from fedsynth.data import load_dataset
+from fedsynth.diffusion import (
+    HeldOutLoss,
+    TrainingState,
+    build_unet,
+    check_steps,
+    early_stopping,
+    to_model_range,
+    train,
+    train_early_stopping,
+)
+from fedsynth.diffusion.early_stopping import out_of_patience
+from fedsynth.spec import ImageSpec
+
+DIFFUSION = Diffusion()
+Build = Callable[..., UNet2DModel]
+Data = tuple[torch.Tensor, torch.Tensor]
+
+
+def digits(first: int, last: int) -> Data:
+    images = load_dataset("digits")[0]
+    return to_model_range(images.images[first:last]), torch.from_numpy(images.labels[first:last])
+
+
+def fresh_loss(data: Data, seed: int = 0) -> HeldOutLoss:
+    return HeldOutLoss(*data, DIFFUSION, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("losses", "out"),
+    [
+        ([], False),
+        ([1.0, 0.9, 0.8], False),
+        ([1.0, 1.0, 1.1], False),
+        ([1.0, 1.0, 1.1, 1.2], True),
+        ([0.5, 0.6, 0.7, 0.49], False),
+        ([0.5, 0.6, 0.7, 0.499], True),
+        ([0.5, 0.496, 0.492, 0.488, 0.484], False),
+        ([0.5, 0.499, 0.498, 0.497], True),
+        ([0.9, 0.8, 0.9, 0.9, 0.7, 0.9, 0.9], False),
+        ([0.9, 0.8, 0.9, 0.9, 0.7, 0.9, 0.9, 0.7], True),
+    ],
+    ids=str,
+)
+def test_patience_ends_after_three_checks_without_a_hundredth_of_progress(losses: list[float], out: bool) -> None:
+    assert out_of_patience(losses, patience=3, min_delta=0.01) == out
+
+
+def test_steps_below_the_least_progress_add_up() -> None:
+    slow = [0.9996**k for k in range(100)]
+    assert not any(out_of_patience(slow[:count]) for count in range(100))
+    assert out_of_patience([0.9999**k for k in range(100)])
+
+
+@pytest.mark.parametrize(
+    ("budget", "first", "count"),
+    [(1, 1, 1), (50, 50, 1), (51, 50, 2), (900, 50, 18), (2000, 100, 20), (10_000, 500, 20)],
+)
+def test_checks_come_regularly_and_at_the_end(budget: int, first: int, count: int) -> None:
+    steps = check_steps(budget)
+    assert (steps[0], steps[-1], len(steps)) == (first, budget, count)
+    assert {after - before for before, after in itertools.pairwise(steps[:-1])} <= {first}
+
+
+def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
+    (images, labels), unet = digits(0, 9), tiny_unet().train()
+    images, labels = images, labels % 3
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.cat([torch.randperm(9, generator=draw) for _ in range(29)])[:256]
+    t = ((np.arange(256) + torch.rand(256, generator=draw, dtype=torch.float64).numpy()) * 1000 / 256).astype(int)
+    noise = torch.randn(256, 1, 8, 8, generator=draw)
+    alpha = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t][:, None, None, None]
+    noisy = (alpha.sqrt() * images[rows].double() + (1 - alpha).sqrt() * noise.double()).float()
+    with torch.no_grad():
+        predicted = unet.eval()(noisy, torch.from_numpy(t), class_labels=labels[rows]).sample
+    expected = float((predicted.double() - noise.double()).square().mean())
+    assert fresh_loss((images, labels), 4)(unet) == pytest.approx(expected, rel=1e-5)
+
+
+class Spy(torch.nn.Module):
+    """Predicts zero, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> Spy:
+        self.asked.append((x, t, class_labels))
+        self.sample = torch.zeros_like(x)
+        return self
+
+
+def asked_of(data: Data, seed: int = 0) -> tuple[float, np.ndarray, np.ndarray]:
+    spy, loss = Spy(), fresh_loss(data, seed)
+    value = loss(spy)  # type: ignore[arg-type]
+    assert value == loss(spy), "the same pairs at every check"  # type: ignore[arg-type]
+    _, t, labels = (torch.cat(parts).numpy() for parts in zip(*spy.asked, strict=True))
+    np.testing.assert_array_equal(t[:256], t[256:])
+    return value, t[:256], labels[:256]
+
+
+def test_levels_are_stratified_for_the_whole_and_for_every_image() -> None:
+    images = torch.zeros(8, 1, 8, 8)
+    value, t, numbers = asked_of((images, torch.arange(8)))
+    assert value == pytest.approx(1.0, abs=0.03), "the power of the noise"
+    in_stratum = np.sort(t) - np.arange(256) * 1000 / 256
+    assert in_stratum.min() > -1
+    assert in_stratum.max() < 1000 / 256
+    for number in range(8):
+        own = np.sort(t[numbers == number])
+        assert len(own) == 32
+        assert (own - 31.25 * np.arange(32)).min() > -1
+        assert (own - 31.25 * np.arange(32)).max() < 31.25
+
+
+def test_of_many_images_some_take_part_once() -> None:
+    _, _, numbers = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)))
+    assert len(np.unique(numbers)) == 256
+    _, _, others = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)), seed=1)
+    assert not np.array_equal(numbers, others)
+
+
+def test_check_leaves_training_as_it_was(tiny_unet: Build) -> None:
+    data, config = digits(0, 3), Training(batch_size=4, learning_rate=1e-2)
+    data = data[0], data[1] % 3
+    checked, plain = (TrainingState(tiny_unet(), config, torch.Generator().manual_seed(1)) for _ in range(2))
+    for steps in (1, 2, 3):
+        train(checked, *data, config, DIFFUSION, steps)
+        checked.note_held_out_loss(fresh_loss(data))
+    train(plain, *data, config, DIFFUSION, 3)
+    assert checked.losses == plain.losses
+    weights = plain.unet.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in checked.unet.state_dict().items())
+
+
+@dataclass
+class Pair:
+    plain: TrainingState
+    stopped: TrainingState
+    held_out: HeldOutLoss
+
+
+@pytest.fixture(scope="module")
+def overfitted() -> Pair:
+    """Six digits, learnt by heart: 140 steps, and the same with checks every 10 on others."""
+    spec, train_on = ImageSpec(1, 8, tuple(map(str, range(10)))), digits(0, 6)
+    config = Training(batch_size=16, learning_rate=5e-3, ema_decay=0.9)
+
+    def new_state() -> TrainingState:
+        unet = build_unet("digits", spec, torch.Generator().manual_seed(0), (16, 16), 1)
+        return TrainingState(unet, config, torch.Generator().manual_seed(1))
+
+    pair = Pair(new_state(), new_state(), fresh_loss(digits(500, 516)))
+    train(pair.plain, *train_on, config, DIFFUSION, 140)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(early_stopping, "MIN_INTERVAL", 10)
+        assert train_early_stopping(pair.stopped, pair.held_out, *train_on, config, DIFFUSION, 140)
+    pair.plain.averaged_unet(), pair.stopped.averaged_unet()
+    return pair
+
+
+def test_network_that_learns_by_heart_is_stopped_at_its_best(overfitted: Pair) -> None:
+    stopped = overfitted.stopped
+    best = int(np.argmin(stopped.held_out_losses))
+    assert 10 * len(stopped.held_out_losses) == stopped.steps < 140
+    assert best < len(stopped.held_out_losses) - 1, "the last weights are not the best"
+    assert stopped.losses == overfitted.plain.losses[: stopped.steps], "nothing but the length differs"
+    memorised, kept = overfitted.held_out(overfitted.plain.unet), overfitted.held_out(stopped.unet)
+    assert memorised > 1.15 * kept
+    other_pairs = fresh_loss(digits(600, 640), seed=9)
+    assert other_pairs(overfitted.plain.unet) > 1.1 * other_pairs(stopped.unet), "on other digits and noise too"
+
+
+def test_kept_weights_are_those_of_the_best_check(overfitted: Pair) -> None:
+    assert overfitted.held_out(overfitted.stopped.unet) == min(overfitted.stopped.held_out_losses)
+
+
+CONFIG = Training(batch_size=4, learning_rate=2e-3, ema_decay=0.3)
+BUDGET = 20
+
+
+@pytest.fixture
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check after every second step."""
+    monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 2)
+
+
+def new_state(build: Build) -> TrainingState:
+    return TrainingState(build(), CONFIG, torch.Generator().manual_seed(1))
+
+
+def advance(state: TrainingState, build: Build, deadline: float | None = None) -> bool:
+    """Train under a loss that is lowest at the first step: the distance that the weights have moved since."""
+    images, labels = digits(0, 3)
+    start = torch.cat([parameter.detach().flatten() for parameter in build().parameters()])
+
+    def distance(unet: UNet2DModel) -> float:
+        return float((torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]) - start).norm())
+
+    return train_early_stopping(state, distance, images, labels % 3, CONFIG, DIFFUSION, BUDGET, deadline)
+
+
+def assert_same(one: TrainingState, other: TrainingState) -> None:
+    assert one.losses == other.losses
+    assert one.held_out_losses == other.held_out_losses
+    for mine, others in ((one.best_weights, other.best_weights), (one.ema.shadow_params, other.ema.shadow_params)):
+        assert len(mine) == len(others) > 0
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.usefixtures("frequent_checks")
+def test_stop_does_not_depend_on_slices_nor_on_restarts(
+    stride: int, tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = new_state(tiny_unet)
+    assert advance(whole, tiny_unet)
+    assert whole.steps == 10, "the first of five checks was the best"
+    ended = False
+    for number in itertools.count():
+        sliced = new_state(tiny_unet)
+        if number:
+            sliced.load(tmp_path / "checkpoint.pt")
+        if ended:
+            break
+        ticks = itertools.count()
+        monkeypatch.setattr(time, "monotonic", lambda ticks=ticks: float(next(ticks)))
+        ended = advance(sliced, tiny_unet, deadline=float(stride))
+        sliced.save(tmp_path / "checkpoint.pt")
+    assert number >= whole.steps / (stride + 1)
+    assert_same(sliced, whole)
+
+
+@pytest.mark.usefixtures("frequent_checks")
+def test_slice_that_was_lost_is_made_again(tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = new_state(tiny_unet)
+    advance(whole, tiny_unet)
+    killed = new_state(tiny_unet)
+    assert not advance(killed, tiny_unet, deadline=0.0)
+    killed.save(tmp_path / "checkpoint.pt")
+    for _ in range(4):
+        assert not advance(killed, tiny_unet, deadline=0.0)
+    again = new_state(tiny_unet)
+    again.load(tmp_path / "checkpoint.pt")
+    assert again.steps == 1
+    assert advance(again, tiny_unet)
+    assert_same(again, whole)
+
+
+@pytest.mark.usefixtures("frequent_checks")
+def test_ended_training_does_not_go_on(tiny_unet: Build) -> None:
+    state = new_state(tiny_unet)
+    advance(state, tiny_unet)
+    steps = state.steps
+    assert advance(state, tiny_unet)
+    assert (state.steps, len(state.held_out_losses)) == (steps, steps // 2)
+
+
+def test_short_training_is_checked_once_and_is_the_plain_one(tiny_unet: Build) -> None:
+    state, plain = new_state(tiny_unet), new_state(tiny_unet)
+    assert advance(state, tiny_unet)
+    (images, labels) = digits(0, 3)
+    train(plain, images, labels % 3, CONFIG, DIFFUSION, BUDGET)
+    assert (state.steps, len(state.held_out_losses)) == (BUDGET, 1)
+    expected = plain.averaged_unet().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in state.averaged_unet().state_dict().items())
+
+
+def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:
+    before, again = new_state(tiny_unet), new_state(tiny_unet)
+    images, labels = digits(0, 3)
+    train(before, images, labels % 3, CONFIG, DIFFUSION, 2)
+    saved = before.state_dict()
+    del saved["held-out-losses"], saved["best-weights"]
+    again.load_state_dict(saved)
+    assert (again.steps, again.held_out_losses, again.best_weights) == (2, [], [])

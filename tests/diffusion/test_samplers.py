@@ -1,0 +1,134 @@
+"""Samplers by name: their levels, their moves against the papers' formulas, and what they remember."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsynth.config import Diffusion
+from fedsynth.diffusion import SAMPLERS, make_scheduler, restore_sampler, sample, sampler_state
+from fedsynth.diffusion.sampling import PredictNoise
+from fedsynth.errors import UserError
+
+MEAN, DEVIATION = 0.3, 0.2
+NO_LABELS = torch.zeros(0, dtype=torch.long)
+ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(sampler: str, steps: int, predict: PredictNoise, count: int = 20_000) -> torch.Tensor:
+    noise = torch.randn(count, 1, 1, 1, generator=generator())
+    return sample(predict, make_scheduler(Diffusion(), steps, sampler), noise, NO_LABELS, generator(1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 30, 1000])
+def test_levels_start_in_noise_and_fall(sampler: str, steps: int) -> None:
+    levels = make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
+    assert levels[0] == 999
+    assert all(later < earlier for earlier, later in itertools.pairwise(levels))
+    assert len(levels) == steps or (sampler == "dpmsolver++" and steps == 1000 and len(levels) > 700)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_solver_works_at_the_levels_that_networks_are_asked_at(sampler: str) -> None:
+    scheduler = make_scheduler(Diffusion(), 25, sampler)
+    if sampler != "ddpm":
+        expected = np.sqrt((1 - ALPHAS) / ALPHAS)[scheduler.timesteps.numpy()]
+        np.testing.assert_allclose(scheduler.sigmas.numpy()[:-1], expected, rtol=1e-4)
+        assert scheduler.sigmas[-1] == 0
+
+
+def test_dpmsolver_s_levels_are_those_of_karras() -> None:
+    ends = [np.sqrt((1 - ALPHAS[t]) / ALPHAS[t]) for t in (999, 0)]
+    ramp = np.linspace(0, 1, 25)
+    sigmas = (ends[0] ** (1 / 7) + ramp * (ends[1] ** (1 / 7) - ends[0] ** (1 / 7))) ** 7  # Karras et al. 2022, Eq. 5
+    nearest = [int(np.abs(np.log(np.sqrt((1 - ALPHAS) / ALPHAS)) - np.log(sigma)).argmin()) for sigma in sigmas]
+    levels = make_scheduler(Diffusion(), 25, "dpmsolver++").timesteps.numpy()
+    assert np.abs(levels - nearest).max() <= 1
+
+
+def test_ddim_moves_as_in_the_paper() -> None:
+    """Song et al. 2021, Eq. 12 with σ = 0, in float64."""
+
+    def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * (0.3 + t / 2000)
+
+    steps, start = 20, torch.randn(50, 1, 2, 2, generator=generator()) * 0.3
+    found = sample(predict, make_scheduler(Diffusion(), steps, "ddim"), start, NO_LABELS, generator())
+    levels = make_scheduler(Diffusion(), steps, "ddim").timesteps.tolist()
+    x = start.double().numpy()
+    for t, s in zip(levels, [*levels[1:], None], strict=True):
+        eps = np.tanh(x) * (0.3 + t / 2000)
+        clean = np.clip((x - np.sqrt(1 - ALPHAS[t]) * eps) / np.sqrt(ALPHAS[t]), -1, 1)
+        # The move keeps the direction that belongs to the clipped estimate.
+        eps = (x - np.sqrt(ALPHAS[t]) * clean) / np.sqrt(1 - ALPHAS[t])
+        alpha = 1.0 if s is None else ALPHAS[s]
+        x = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * eps
+    np.testing.assert_allclose(found.numpy(), x, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "tolerance"),
+    [("ddpm", 1000, 0.004), ("ddim", 200, 0.01), ("dpmsolver++", 10, 0.01), ("dpmsolver++", 25, 0.01)],
+)
+def test_exact_predictions_give_the_gaussian_back(
+    sampler: str, steps: int, tolerance: float, gaussian_eps: Callable[[float, float], PredictNoise]
+) -> None:
+    found = drawn(sampler, steps, gaussian_eps(MEAN, DEVIATION))
+    assert float(found.mean()) == pytest.approx(MEAN, abs=0.006)
+    assert float(found.std()) == pytest.approx(DEVIATION, abs=tolerance)
+
+
+def test_few_ancestral_steps_narrow_a_gaussian_and_the_solver_s_do_not(
+    gaussian_eps: Callable[[float, float], PredictNoise],
+) -> None:
+    deviations = {sampler: float(drawn(sampler, 10, gaussian_eps(MEAN, DEVIATION)).std()) for sampler in SAMPLERS}
+    assert deviations["ddpm"] < 0.11
+    assert deviations["ddim"] < 0.11
+    assert deviations["dpmsolver++"] == pytest.approx(DEVIATION, abs=0.01)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_estimates_of_images_are_clipped(sampler: str) -> None:
+    def absurd(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        return -5 * torch.ones_like(x)
+
+    found = sample(absurd, make_scheduler(Diffusion(), 8, sampler), torch.zeros(2, 1, 2, 2), NO_LABELS, generator())
+    assert float(found.max()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_a_sampler_goes_on_from_what_it_remembers(sampler: str, cut: int) -> None:
+    def walk(scheduler: Any, x: torch.Tensor, levels: range) -> torch.Tensor:
+        for level in levels:
+            noise = generator(level)
+            x = scheduler.step(torch.tanh(x + level), scheduler.timesteps[level], x, generator=noise).prev_sample
+        return x
+
+    start, whole = torch.randn(3, 1, 4, 4, generator=generator()), make_scheduler(Diffusion(), 6, sampler)
+    expected = walk(whole, start, range(6))
+    first = make_scheduler(Diffusion(), 6, sampler)
+    middle = walk(first, start, range(cut))
+    file = io.BytesIO()
+    torch.save(sampler_state(first), file)
+    file.seek(0)
+    second = make_scheduler(Diffusion(), 6, sampler)
+    restore_sampler(second, torch.load(file, weights_only=True))
+    assert torch.equal(walk(second, copy.deepcopy(middle), range(cut, 6)), expected)
+
+
+def test_unknown_sampler_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown sampler 'dpm-solver': did you mean 'dpmsolver\+\+'\?"):
+        make_scheduler(Diffusion(), 5, "dpm-solver")
