@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,15 @@ def evaluator(digits, cache, seed=0, progress=None, trained_on=None, **settings)
 
 
 @pytest.fixture(scope="module")
-def on_noisy_digits(digits, cache):
+def short_training():
+    """A fifth of the CNN's budget is enough to tell these sets apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("fedsynth.evaluation.utility"), "CNN_STEPS", 60)
+        yield
+
+
+@pytest.fixture(scope="module")
+def on_noisy_digits(digits, cache, short_training):
     """A stand-in for a synthetic set: 500 noisy training digits; the first to train the feature classifier."""
     phases: list[str] = []
     all_of_them = {"classifiers": DEFAULT_CLASSIFIERS, "classifier_seeds": 2}
@@ -138,7 +147,7 @@ def stratified_rows(labels, size):
 def test_noisy_digits_lie_behind_real_ones(on_noisy_digits):
     row = on_noisy_digits[0].row()
     assert row["frechet-distance"] > row["reference-frechet-distance"]
-    assert row["real-accuracy-cnn"] > 0.95
+    assert row["real-accuracy-cnn"] > 0.9
     assert 0.8 < row["accuracy-cnn"] <= row["real-accuracy-cnn"]
 
 

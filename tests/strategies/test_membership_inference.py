@@ -178,7 +178,12 @@ def test_without_knowing_the_members_or_a_model_there_is_no_attack(silos: TinySi
 
 @pytest.mark.parametrize("strategy", ["fedavg", "dfd"])
 def test_a_run_reports_the_attack_and_does_not_charge_it(strategy: str, tmp_path: Path) -> None:
-    quick = {"evaluate": True, "classifiers": "logistic-regression", "strategy": strategy}
+    quick = {
+        "evaluate": True,
+        "feature_extractor": "pixels",
+        "classifiers": "logistic-regression",
+        "strategy": strategy,
+    }
     rows = {}
     for asked in (True, False):
         settings = tiny_settings(tmp_path / str(asked), **quick, membership_inference=asked)
