@@ -16,7 +16,7 @@ from experiments.benchmarks.common import machine_facts, publish
 from experiments.repeated_runs import results_of, table_row
 
 SETTING = Path(__file__).with_name("mnist-dirichlet.toml")
-HALF = {"train-steps": "450", "local-steps": "450"}
+HALF = {"train-steps": "450", "local-steps": "450", "early-stop": "false"}
 METHODS = {
     "fedavg": {"strategy": "fedavg"},
     "fedddpm": {"strategy": "fedddpm", **HALF},

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import cooperation, early_stopping, fedddpm
+from experiments.repeated_runs import mean_and_range, table_row
+from fedsynth.cli.options import scalar
 from fedsynth.config import RunConfig
 from strategies import build_strategy
 
@@ -24,3 +27,30 @@ def test_setting_is_a_valid_run_config_that_changes_something(path: Path) -> Non
     flat = config.to_run_config()
     assert {key: flat[key] for key in given} == given
     assert flat != RunConfig().to_run_config()
+
+
+METHODS = {
+    **cooperation.METHODS,
+    **cooperation.PAPER,
+    "quick": cooperation.QUICK,
+    **{f"fedddpm {name}": settings for name, settings in fedddpm.METHODS.items()},
+    "one silo": early_stopping.ALONE,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_an_experiment_are_valid_run_configs(name: str) -> None:
+    given = {key: scalar(text) for key, text in METHODS[name].items()}
+    given["classifiers"] = str(given.get("classifiers", "cnn"))
+    _, config = build_strategy(RunConfig.from_run_config(given))
+    flat = config.to_run_config()
+    assert {key: flat[key] for key in given} == given
+
+
+def test_a_row_is_the_mean_with_the_range_over_seeds() -> None:
+    results = [{"rounds": 25, "coverage": 0.5, "frechet-distance": 10.04, "notes": ""}, {"rounds": 25, "coverage": 0.7}]
+    results[1]["frechet-distance"] = 20.0
+    columns = {"rounds": "rounds", "coverage": "C", "frechet-distance": "FD"}
+    row = table_row("dfd", results, columns)
+    assert row == {"method": "dfd", "rounds": "25", "C": "0.600 (0.500 … 0.700)", "FD": "15.0 (10.0 … 20.0)"}
+    assert mean_and_range([3.0]) == "3"

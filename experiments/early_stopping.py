@@ -1,0 +1,52 @@
+"""What early stopping saves and costs: one silo of few or more digits, trained long, with and without it.
+
+``python -m experiments.early_stopping`` runs what is missing and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+from experiments.benchmarks.common import machine_facts, publish
+from experiments.repeated_runs import results_of, table_row
+
+ALONE = {
+    **{"strategy": "pooled", "num-clients": "1", "partition": "iid", "train-steps": "2000"},
+    **{"sampler": "dpmsolver++", "sampling-steps": "12"},
+}
+IMAGES = (40, 144)
+COLUMNS = {
+    "copied-share": "near-copies ↓",
+    "epsilon-membership-auc": "membership AUC ↓",
+    "frechet-distance": "Fréchet distance ↓",
+    "recall": "recall ↑",
+    "coverage": "coverage ↑",
+    "accuracy-logistic-regression": "LogReg ↑",
+    "accuracy-cnn": "CNN ↑",
+    "client-seconds": "client seconds",
+}
+
+
+def main() -> None:
+    """Run every silo with and without early stopping, unless the results are there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/early-stopping"))
+    options = parser.parse_args()
+    rows, details = [], {}
+    for images, early_stop in product(IMAGES, ("false", "true")):
+        settings = {**ALONE, "samples-per-client": str(images), "early-stop": early_stop}
+        name = f"{images} images, early-stop={early_stop}"
+        results = [
+            results_of(options.output_dir / f"{images}-{early_stop}-{seed}", {**settings, "seed": str(seed)})
+            for seed in options.seeds
+        ]
+        details[name] = results
+        rows.append(table_row(name, results, COLUMNS))
+    publish("early-stopping", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+
+
+if __name__ == "__main__":
+    main()
