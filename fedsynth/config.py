@@ -13,26 +13,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
-from fedsynth.sections import (
+from fedsynth.section_types import (
     AUTO,
-    SECTIONS,
     Auto,
+    DatasetName,
+    PartitionName,
+    PresetName,
+    SamplerName,
+    Scalar,
+    Section,
+    StrategyName,
+)
+from fedsynth.sections import (
+    SECTIONS,
     Averaging,
     Cooperation,
     Data,
-    DatasetName,
     Diffusion,
     Evaluation,
     Exchange,
     Model,
-    PartitionName,
-    PresetName,
     Run,
-    SamplerName,
     Sampling,
-    Scalar,
-    Section,
-    StrategyName,
     Training,
 )
 

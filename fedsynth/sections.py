@@ -4,56 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Scalar = str | int | float | bool
-Auto = Literal["auto"]
-AUTO: Auto = "auto"
-
-StrategyName = Literal[
-    "fedavg",
-    "fedmedian",
-    "fedtrimmedavg",
-    "krum",
-    "multikrum",
-    "bulyan",
-    "fedavgm",
-    "fedadagrad",
-    "fedadam",
-    "fedyogi",
-    "fedprox",
-    "feddiffuse",
-    "fedddpm",
-    "fedddpm-plus",
-    "dfd",
-    "pooled",
-    "local",
-    "centralised",
-]
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
-PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
-PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "ula"]
-FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
-ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Frozen and strict; fields are kebab-case keys outside."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
+from fedsynth.section_types import (
+    AUTO,
+    Auto,
+    BelowOne,
+    ClassifierName,
+    Count,
+    DatasetName,
+    FeatureExtractorName,
+    PartitionName,
+    Positive,
+    PositiveFloat,
+    PresetName,
+    SamplerName,
+    Section,
+    StrategyName,
+)
 
 
 class Run(Section):
@@ -245,6 +213,9 @@ class Exchange(Section):
     wire_dtype: Literal["float32", "float16"] = Field("float32", description="precision of tensors on the wire")
     node_timeout: PositiveFloat = Field(120.0, description="seconds to wait for num-clients silos to connect")
     reply_timeout: PositiveFloat = Field(3600.0, description="seconds to wait for the answers of a round")
+    round_timeout: PositiveFloat | Auto = Field(
+        AUTO, description="the same in dfd; auto: ten times the slowest answer so far, 60 at least"
+    )
     min_replies: Positive | Auto = Field(
         AUTO, description="sound answers a round needs; auto: one in dfd, half in averaging, else every silo's"
     )

@@ -88,10 +88,12 @@ class SynthesisStrategy(Strategy):
     Attributes:
         how: what the silos did, half a sentence for the report.
         num_rounds: rounds it runs.
+        patience: seconds to wait for the answers of a round; None: ``reply-timeout``.
     """
 
     how: ClassVar[str]
     num_rounds: int
+    patience: float | None = None
 
     @classmethod
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:

@@ -7,6 +7,7 @@ the samples.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ from strategies.replies import sound
 from strategies.screening import Screener
 
 WEIGHTS = ("constant", "energy", "posterior")
+SLOWNESS, LEAST_PATIENCE = 10, 60.0
+"""A silo is given up for a round after this multiple of the slowest answer so far, and this many seconds at least."""
 
 
 class DfD(SynthesisStrategy):
@@ -98,6 +101,7 @@ class DfD(SynthesisStrategy):
         self._thresholds = Thresholds(min_gain, max_excess)
         self._config = RunConfig()
         self._min_replies, self._rounds_done = 1, 0
+        self._asked_at, self._slowest = time.monotonic(), 0.0
         self._set: CooperativeSet | None = None
 
     @classmethod
@@ -114,6 +118,7 @@ class DfD(SynthesisStrategy):
             RunError: no silo's model is fit to answer.
         """
         self._config, asked = task.config, task.config.exchange.min_replies
+        self.patience = self._patience(0.0)
         self._min_replies = 1 if asked == AUTO else asked
         prior = log_prior(self.prior, task.census.label_counts, task.labels)
         train_local_models(grid, task.census, task.spec, task.config)
@@ -143,6 +148,7 @@ class DfD(SynthesisStrategy):
             prior = log_prior(self.prior, census.label_counts, labels)
             self._set = self._new_set(labels, arrays[wire.SAMPLES].shape[1:], census, prior)
         members, exchange = self._set.census.members, self._config.exchange
+        self._asked_at = time.monotonic()
         return [
             wire.request(
                 members[question.silo].node_id,
@@ -168,7 +174,11 @@ class DfD(SynthesisStrategy):
             raise RunError("aggregate_train before configure_train")
         timestep = self._set.timestep
         needed = 0 if self._set.finished_rows.any() else min(self._min_replies, self._set.num_asked)
-        seconds = sum(sound(replies, needed, self._set.read, self._set.name_of))
+        seconds = 0.0
+        for worked in sound(replies, needed, self._set.read, self._set.name_of):
+            seconds += worked
+            self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
+        self.patience = self._patience(self._slowest)
         energy_scale = self.energy_scale if self.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.weights == "posterior" else self.max_silo_weight
@@ -210,6 +220,13 @@ class DfD(SynthesisStrategy):
             self._set.load_state_dict(state)
             self._rounds_done = state["rounds"]
             self.num_rounds = self._rounds_done + self._set.levels_left
+
+    def _patience(self, slowest: float) -> float | None:
+        """Seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an hour."""
+        asked = self._config.exchange.round_timeout
+        if asked != AUTO:
+            return asked
+        return max(LEAST_PATIENCE, SLOWNESS * slowest) if slowest else None
 
     def _calibrated(self, prior: torch.Tensor, task: Task, grid: Grid) -> torch.Tensor:
         """Exclude silos from classes for which their models are not fit."""

@@ -180,9 +180,11 @@ class RoundStrategy(Protocol):
 
     Attributes:
         num_rounds: number of the last round; a round may change it.
+        patience: seconds to wait for the answers of the next round; None: as long as the grid does.
     """
 
     num_rounds: int
+    patience: float | None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -211,7 +213,7 @@ def run_rounds(strategy: RoundStrategy, grid: Grid, state: RoundsState, first_ro
         number += 1
         start = time.monotonic()
         messages = strategy.configure_train(number, state.arrays, state.train_config, grid)
-        replies = grid.send_and_receive(messages)
+        replies = grid.send_and_receive(messages, timeout=strategy.patience)
         del messages
         arrays, metrics = strategy.aggregate_train(number, replies)
         if arrays is None:

@@ -80,6 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "wire-dtype": "float16",
     "node-timeout": 1.5,
     "reply-timeout": 2.5,
+    "round-timeout": 45.0,
     "min-replies": 2,
     "max-silo-images": 5000,
     "slice-seconds": 0.5,

@@ -22,7 +22,15 @@ FREE_KEYS = frozenset(
     {
         *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
         *("num-rounds", "train-steps"),
-        *("node-timeout", "reply-timeout", "min-replies", "slice-seconds", "evaluate", "evaluate-silos"),
+        *(
+            "node-timeout",
+            "reply-timeout",
+            "round-timeout",
+            "min-replies",
+            "slice-seconds",
+            "evaluate",
+            "evaluate-silos",
+        ),
         *("feature-extractor", "feature-extractor-weights-path", "classifiers", "classifier-seeds"),
         *("resnet-weights-path", "membership-inference"),
     }

@@ -73,6 +73,7 @@ CHANGES = {
     "train-steps": "50",
     "node-timeout": "5",
     "reply-timeout": "6.5",
+    "round-timeout": "20.5",
     "min-replies": "2",
     "slice-seconds": "1",
     "evaluate": "false",

@@ -157,3 +157,26 @@ def test_random_absences_cost_rounds_or_classes_by_name(seed: int) -> None:
     lost = {"abc"[label] for label in set(LABELS.tolist()) - set(outcome.labels.tolist())}
     assert lost == {name for name in "abc" if any(f"class {name}" in note for note in outcome.notes)}
     assert len(outcome.images) == sum(name not in lost for name in map("abc".__getitem__, LABELS.tolist()))
+
+
+def test_after_the_first_round_nobody_waits_an_hour_for_a_silo_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("strategies.dfd.time.monotonic", lambda: clock[0])
+    strategy, task = DfD(dfd_rounds=ROUNDS), task_of(COUNTS)
+    arrays: ArrayRecord | None = begin(strategy, task)
+    assert strategy.patience is None
+    waited = []
+    for number, seconds in ((1, 2.0), (2, 9.0), (3, 1.0)):
+        assert arrays is not None
+        asked = requests(strategy, number, arrays)
+        clock[0] += seconds
+        arrays, _ = strategy.aggregate_train(number, [answer(m, 50 - m.metadata.dst_node_id) for m in asked])
+        waited.append(strategy.patience)
+    # Ten times the slowest answer so far, but never less than a minute.
+    assert waited == [60.0, 90.0, 90.0]
+
+
+def test_the_user_s_patience_counts_from_the_first_round() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS)
+    begin(strategy, task_of(COUNTS, **{"round-timeout": 7.5}))
+    assert strategy.patience == 7.5

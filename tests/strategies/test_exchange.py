@@ -202,6 +202,7 @@ class Counting:
 
     def __init__(self, num_rounds: int, last: int = 99) -> None:
         self.num_rounds, self.last, self.seen = num_rounds, last, list[tuple[int, float]]()
+        self.patience: float | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: object
