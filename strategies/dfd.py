@@ -237,8 +237,8 @@ class DfD(SynthesisStrategy):
         if not (holds & ~excluded).any():
             raise RunError(
                 "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
-                f" (train-steps), be laxer (min-gain = {self.min_gain}, max-excess = {self.max_excess}), or screen nothing"
-                " (screening = false)"
+                f" (train-steps), be laxer (min-gain = {self.min_gain}, max-excess = {self.max_excess}), or set"
+                " screening = false"
             )
         return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 

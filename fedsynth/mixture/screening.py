@@ -14,6 +14,7 @@ few levels, where an answer hardly moves the images any more. No check helps ene
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +27,10 @@ from fedsynth.mixture.compose import row_slices
 EQUAL = 1e-4
 """Relative distance up to which two answers are one: one network evaluated in two ways differs by 4e-7, by 2e-5 when
 its answers are float16, and two networks trained on digits by 0.19 at least."""
+
+LEAST_NOISE = 0.1
+"""Where the noise √(1-ᾱ) is less, this is the unit of the excess, and gain is not asked for: in the last levels solvers
+leave the range of the images by a hundredth, which is more than the noise there, and answers move next to nothing."""
 
 ECHO = 0.99
 """Cosine between answer and samples from which an answer only repeats its input: honest networks on digits reach 0.95
@@ -62,7 +67,7 @@ class Thresholds:
             identity), and unharmed by noise on ε. In [0, 1]. Scaled by what an exact model of any images would have
             at least, see :attr:`AnswerStatistics.least_gain`.
         max_excess: how far the implied x_0 may lie outside [-1, 1]: the root mean square distance of ε from the nearest
-            prediction within the range. Never more than the model's error. Above 0.
+            prediction within the range, at most the model's error; in the last levels see :data:`LEAST_NOISE`. Above 0.
 
     Raises:
         UserError: out of range.
@@ -85,7 +90,8 @@ class AnswerStatistics:
     Attributes:
         energy: ‖ε‖² / d, for an exact model at most about 1.
         gain: see :class:`Thresholds`.
-        least_gain: gain that an exact model of images in [-1, 1] has at least: (‖x‖² - √ᾱ ‖x‖₁) / (d (1-ᾱ)).
+        least_gain: gain that an exact model of images in [-1, 1] has at least: (‖x‖² - √ᾱ ‖x‖₁) / (d (1-ᾱ)); -∞ where
+            it is not asked for.
         excess: see :class:`Thresholds`.
         echo: cosine of ε and x.
         noise_share: √(1-ᾱ) over the root mean square of x.
@@ -179,8 +185,8 @@ def _statistics(sums: list[float], known: list[float], alpha: float, numbers: in
     return AnswerStatistics(
         energy=square / numbers,
         gain=product / (numbers * noise),
-        least_gain=(x_square - alpha**0.5 * x_size) / (numbers * (1 - alpha)),
-        excess=(outside / numbers) ** 0.5 / noise,
+        least_gain=(x_square - alpha**0.5 * x_size) / (numbers * (1 - alpha)) if noise >= LEAST_NOISE else -math.inf,
+        excess=(outside / numbers) ** 0.5 / max(noise, LEAST_NOISE),
         echo=product / max((square * x_square) ** 0.5, 1e-30),
         noise_share=noise * (numbers / max(x_square, 1e-30)) ** 0.5,
         distance=(apart / max(median_square, 1e-30)) ** 0.5,

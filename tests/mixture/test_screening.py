@@ -297,3 +297,12 @@ def test_nothing_of_the_size_of_the_answers_is_allocated(largest_allocation: typ
         found = screen(eps, x, 0.3, everyone(eps), Thresholds(max_excess=100.0))
     assert found.equal == ((4, 7),)
     assert 0 < ours.bytes <= 8 * SLICE_NUMBERS
+
+
+def test_samples_that_a_solver_left_a_hundredth_outside_the_images_are_no_fault() -> None:
+    alpha = 1 - 1e-4
+    x = torch.full((8, 1, 8, 8), 1.02)
+    nothing_to_remove = torch.zeros(1, 8, 1, 8, 8)
+    outcome = screen(nothing_to_remove, x, alpha, torch.tensor([True]), Thresholds())
+    assert outcome.faults == {}
+    assert outcome.statistics[0].excess == pytest.approx(0.02 / 0.1, rel=0.02)
