@@ -154,9 +154,9 @@ def _refuse_contradictions(config: RunConfig) -> None:
     cooperation, sampler = config.cooperation, config.sampling.sampler
     paper = cooperation.dfd_preset == "paper"
     langevin = sampler == "ula" or (sampler == AUTO and paper)
-    if cooperation.weights == "posterior" and (langevin or sampler not in ("ddpm", AUTO)):
+    if cooperation.weights == "posterior" and (langevin or sampler in ("ddim", "dpmsolver++")):
         raise UserError(
-            "weights = 'posterior' needs sampler = 'ddpm', whose ancestral moves it follows:"
+            "weights = 'posterior' needs sampler = 'ddpm' or 'sde-dpmsolver++', whose noise it follows:"
             f" with sampler = '{'ula' if langevin else sampler}' set weights = 'energy' or 'constant'"
         )
     if not langevin and cooperation.score_scale not in (AUTO, 1.0):

@@ -33,7 +33,7 @@ StrategyName = Literal[
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "ula"]
+SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
 FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
 ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
 

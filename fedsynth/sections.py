@@ -137,7 +137,7 @@ class Sampling(Section):
     num_samples: Positive = Field(1000, description="images in the synthetic set")
     labels: Literal["balanced", "observed"] = Field("balanced", description="label frequencies of the synthetic set")
     sampler: SamplerName | Auto = Field(AUTO, description="how samples move between noise levels")
-    sampling_steps: Positive = Field(25, description="noise levels visited when one model is sampled")
+    sampling_steps: Positive = Field(10, description="noise levels visited when one model is sampled")
     sample_from: Literal["auto", "raw", "ema"] = Field(AUTO, description="weights an averaging strategy samples from")
     server_ema_decay: BelowOne | Auto = Field(
         AUTO, description="weight of the past in the average over rounds (sample-from=ema)"

@@ -63,7 +63,7 @@ class AveragingStrategy(SynthesisStrategy):
         self,
         *,
         num_rounds: int = 20,
-        sampler: str = "ddpm",
+        sampler: str = "sde-dpmsolver++",
         sample_from: str = "raw",
         server_ema_decay: float = 0.5,
         fraction_train: float = 1.0,

@@ -34,7 +34,7 @@ class Centralised(SynthesisStrategy):
 
     how = "one diffusion model was trained on the union of the silos' images, a reference no federation has"
 
-    def __init__(self, *, num_rounds: int = 20, sampler: str = "ddpm", sample_from: str = "ema") -> None:
+    def __init__(self, *, num_rounds: int = 20, sampler: str = "sde-dpmsolver++", sample_from: str = "ema") -> None:
         self.num_rounds, self.sample_from = num_rounds, sample_from
         self.sampler = one_of("sampler", sampler, SAMPLERS)
         self._task: Task | None = None

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion import SAMPLERS, draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.diffusion import SAMPLERS, STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError, UserError
 from fedsynth.mixture import ULAScheduler, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
@@ -33,6 +33,8 @@ from strategies.screening import Screener
 WEIGHTS = ("constant", "energy", "posterior")
 SLOWNESS, LEAST_PATIENCE = 10, 60.0
 """A silo is given up for a round after this multiple of the slowest answer so far, and this many seconds at least."""
+IDLE_ROUNDS = 3
+"""Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
 
 class DfD(SynthesisStrategy):
@@ -45,7 +47,7 @@ class DfD(SynthesisStrategy):
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
             only asked about classes it holds.
         weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
-            with ``ddpm`` only).
+            with samplers whose moves carry noise).
         energy_scale: λ in the energy weights.
         score_scale: λ in the score, with ``ula`` only.
         step_scale: c of the Langevin step size; like p our choice, as the paper gives none.
@@ -74,8 +76,8 @@ class DfD(SynthesisStrategy):
     def __init__(
         self,
         *,
-        dfd_rounds: int = 25,
-        sampler: str = "ddpm",
+        dfd_rounds: int = 10,
+        sampler: str = "sde-dpmsolver++",
         prior: str = "class",
         weights: str = "posterior",
         energy_scale: float = 1.0,
@@ -89,10 +91,10 @@ class DfD(SynthesisStrategy):
         self.dfd_rounds = self.num_rounds = dfd_rounds
         self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
         self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
-        if weights == "posterior" and sampler != "ddpm":
+        if weights == "posterior" and sampler not in STOCHASTIC:
             raise UserError(
-                f"weights = 'posterior' needs sampler = 'ddpm', not '{sampler}': only ancestral moves tell the paths of"
-                " silos apart; with this sampler set weights = 'constant' or 'energy'"
+                f"weights = 'posterior' needs sampler = {' or '.join(map(repr, STOCHASTIC))}, not '{sampler}':"
+                " only noisy moves tell the paths of silos apart; set weights = 'constant' or 'energy'"
             )
         self.energy_scale, self.score_scale = energy_scale, score_scale
         self.step_scale, self.step_power = step_scale, step_power
@@ -100,14 +102,14 @@ class DfD(SynthesisStrategy):
         self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
         self._thresholds = Thresholds(min_gain, max_excess)
         self._config = RunConfig()
-        self._min_replies, self._rounds_done = 1, 0
+        self._min_replies, self._rounds_done, self._idle = 1, 0, 0
         self._asked_at, self._slowest = time.monotonic(), 0.0
         self._set: CooperativeSet | None = None
 
     @classmethod
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
         """The constructor's defaults, changed by ``dfd-preset``; weights that suit the sampler if one was chosen."""
-        weights = {} if config.sampling.sampler in (AUTO, "ddpm") else {"weights": "constant"}
+        weights = {} if config.sampling.sampler in (AUTO, *STOCHASTIC) else {"weights": "constant"}
         return {**super().defaults(config), **weights, **cls.PRESETS[config.cooperation.dfd_preset]}
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
@@ -183,9 +185,8 @@ class DfD(SynthesisStrategy):
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.weights == "posterior" else self.max_silo_weight
         moved, experts = self._set.move(energy_scale, bound, self._config.run.seed)
-        # When nothing moves, nobody who holds the waiting classes is left: they stay out of the set.
-        self._rounds_done = server_round
-        self.num_rounds = server_round + (self._set.levels_left if experts else 0)
+        self._rounds_done, self._idle = server_round, 0 if experts else self._idle + 1
+        self.num_rounds = server_round + (self._set.levels_left if self._idle < IDLE_ROUNDS else 0)
         metrics: dict[str, MetricRecordValues] = {
             "timestep": timestep,
             "effective-experts": experts,
@@ -212,13 +213,13 @@ class DfD(SynthesisStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every class stands, its posterior and what its sampler remembers."""
-        return {"rounds": self._rounds_done, **self._set.state_dict()} if self._set else {}
+        return {"rounds": self._rounds_done, "idle": self._idle, **self._set.state_dict()} if self._set else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""
         if self._set:
             self._set.load_state_dict(state)
-            self._rounds_done = state["rounds"]
+            self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
 
     def _patience(self, slowest: float) -> float | None:

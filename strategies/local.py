@@ -29,7 +29,7 @@ class Local(SynthesisStrategy):
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
 
-    def __init__(self, *, sampler: str = "ddpm") -> None:
+    def __init__(self, *, sampler: str = "sde-dpmsolver++") -> None:
         self.sampler = one_of("sampler", sampler, SAMPLERS)
         self._task: Task | None = None
 

@@ -32,7 +32,7 @@ class Pooled(SynthesisStrategy):
     how = "each silo trained its own diffusion model and drew its share of the images from it"
     num_rounds = 1
 
-    def __init__(self, *, prior: str = "class", sampler: str = "ddpm") -> None:
+    def __init__(self, *, prior: str = "class", sampler: str = "sde-dpmsolver++") -> None:
         self.prior, self.sampler = prior, one_of("sampler", sampler, SAMPLERS)
         self._task: Task | None = None
         self._owners = torch.empty(0, dtype=torch.int64)

@@ -43,7 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "num-samples": 20,
     "labels": "observed",
     "sampler": "ddpm",
-    "sampling-steps": 10,
+    "sampling-steps": 12,
     "sample-from": "raw",
     "server-ema-decay": 0.5,
     "fraction-train": 0.5,

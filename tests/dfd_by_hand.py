@@ -36,7 +36,7 @@ def census_of(counts: list[list[int]]) -> Census:
 
 
 def task_of(counts: list[list[int]] = COUNTS, **changes: Any) -> Task:
-    config = RunConfig.from_run_config({"num-clients": len(counts), "train-steps": 5, **changes})
+    config = RunConfig.from_run_config({"num-clients": len(counts), "train-steps": 5, "screening": False, **changes})
     return Task(config, SPEC, census_of(counts), LABELS)
 
 

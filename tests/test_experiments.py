@@ -31,6 +31,7 @@ def test_setting_is_a_valid_run_config_that_changes_something(path: Path) -> Non
 
 METHODS = {
     **cooperation.METHODS,
+    **cooperation.MORE,
     **cooperation.PAPER,
     "quick": cooperation.QUICK,
     **{f"fedddpm {name}": settings for name, settings in fedddpm.METHODS.items()},

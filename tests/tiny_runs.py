@@ -29,6 +29,7 @@ TINY: dict[str, Scalar] = {
     "samples-per-client": 60,
     # Networks that were hardly trained answer nonsense.
     "screening": False,
+    "sampler": "ddpm",
     "sampling-steps": 4,
     "train-steps": 6,
 }
@@ -38,6 +39,8 @@ def tiny_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     """A full run config that writes below ``folder``; changes in snake case."""
     paths = {"output-dir": str(folder / "runs"), "state-dir": str(folder / "state")}
     given = {key.replace("_", "-"): value for key, value in changes.items()}
+    if given.get("dfd-preset") == "paper":
+        given = {"sampler": "auto", **given}
     return {**RunConfig().to_run_config(), **TINY, **paths, **given}
 
 

@@ -10,7 +10,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from fedsynth.config import Diffusion
 from fedsynth.errors import unknown_choice
 
-SAMPLERS = ("ddpm", "ddim", "dpmsolver++")
+SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
+STOCHASTIC = ("ddpm", "sde-dpmsolver++")
+"""Those whose every move carries fresh noise."""
 
 
 def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None, sampler: str = "ddpm") -> Any:
@@ -18,8 +20,9 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
 
     ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
     η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
-    arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). Every sampler clips its estimate of
-    x_0 to [-1, 1] and starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
+    arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). ``sde-dpmsolver++``: the same for
+    the stochastic process, with fresh noise in every move. Every sampler clips its estimate of x_0 to [-1, 1] and
+    starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
 
     Args:
         diffusion: the noise schedule.
@@ -37,12 +40,13 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
         scheduler = DDPMScheduler(**_schedule(diffusion), timestep_spacing="trailing")
         scheduler.set_timesteps(steps)
         return scheduler
-    solver = _solver(diffusion, solver_order=1 if sampler == "ddim" else 2)
     if sampler == "ddim":
+        solver = _solver(diffusion, solver_order=1)
         solver.set_timesteps(steps)
-    else:
-        # Levels between two timesteps would be worked with that the networks are not asked at.
-        solver.set_timesteps(timesteps=_karras_timesteps(diffusion, steps))
+        return solver
+    solver = _solver(diffusion, algorithm_type=sampler)
+    # Levels between two timesteps would be worked with that the networks are not asked at.
+    solver.set_timesteps(timesteps=_karras_timesteps(diffusion, steps))
     return solver
 
 

@@ -42,12 +42,14 @@ def effective_experts(weights: torch.Tensor) -> torch.Tensor:
 
 
 class PathPosterior:
-    """Posterior weights p(silo | path of the sample) for ancestral sampling.
+    """Posterior weights p(silo | path of the sample) for samplers whose moves carry noise.
 
     By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
     m_i and v are the mean and the variance of the ancestral step under ε_i alone, unclipped (after the Itô density
     estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
-    Valid for ancestral moves (v > 0) on any respaced grid, not for Langevin moves at a fixed noise level.
+    Bayes' rule holds for whatever made the move; that silo i's own step is Gaussian holds near its own ancestral moves.
+    So it is for ancestral moves and those of stochastic solvers, on any grid of levels, not for Langevin moves at a
+    fixed noise level, and not for deterministic ones, which no model's own step would make.
 
     Args:
         log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo for good.
@@ -70,7 +72,7 @@ class PathPosterior:
         t: int,
         answered: torch.Tensor | None = None,
     ) -> None:
-        """Account for one ancestral move from ``x_t`` to ``x_prev``.
+        """Account for one move from ``x_t`` to ``x_prev``.
 
         The move to clean data has no variance and says nothing: it leaves the weights as they are. Logits are
         normalised over the silos after every move, since one answer is worth about d/2 nats. A silo that did not
@@ -80,12 +82,12 @@ class PathPosterior:
             x_t: samples before the move (N, C, H, W), at timestep ``t``.
             x_prev: samples after it (N, C, H, W).
             eps: noise predictions (K, N, C, H, W) at ``x_t``; entries of excluded silos are ignored.
-            scheduler: the diffusers ``DDPMScheduler`` that moved the samples, with its timesteps set.
+            scheduler: the diffusers scheduler that moved the samples, with its timesteps set.
             t: timestep of ``x_t``.
             answered: whether silo k answered for sample n, (K, N) boolean; None: all did.
         """
-        s = int(scheduler.previous_timestep(t))
-        if s < 0:
+        s = _next_level(scheduler, t)
+        if s is None:
             return
         alpha_t, alpha_s = scheduler.alphas_cumprod[t].double(), scheduler.alphas_cumprod[s].double()
         variance = (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
@@ -108,3 +110,9 @@ class PathPosterior:
         shifted = (ours + gain).masked_fill(~counted, -torch.inf)
         after = shifted - torch.logsumexp(shifted, dim=0) + mass
         self.logits = torch.where(counted, after, before)
+
+
+def _next_level(scheduler: Any, t: int) -> int | None:
+    """Timestep that follows ``t``; None after the last."""
+    following = scheduler.timesteps[scheduler.timesteps < t]
+    return int(following.max()) if len(following) else None

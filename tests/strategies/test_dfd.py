@@ -67,7 +67,7 @@ def step_by_class(
 @pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
 def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
     lam = 0.3
-    strategy = DfD(dfd_rounds=ROUNDS, weights=kind, prior=prior_kind, energy_scale=lam)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind, prior=prior_kind, energy_scale=lam)
     got = run(strategy, task_of(seed=3))
 
     scheduler = scheduler_of_levels()
@@ -108,7 +108,7 @@ def test_langevin_rounds_agree_with_a_plain_loop() -> None:
 
 
 def test_silos_are_asked_only_about_classes_they_hold() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
     asked = by_silo(requests(strategy, 1, arrays))
     assert sorted(asked) == [0, 1, 2]
@@ -128,7 +128,7 @@ def test_what_silos_without_a_class_would_say_never_counts() -> None:
         assert held.all()
         return predict(silo, x, t, labels)
 
-    assert run(DfD(dfd_rounds=ROUNDS), task_of(), nonsense_where_nothing_is_held).isfinite().all()
+    assert run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(), nonsense_where_nothing_is_held).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
@@ -136,26 +136,26 @@ def test_identical_silos_are_one_silo(kind: str) -> None:
     def same(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
         return predict(1, x, t, labels)
 
-    alone = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]]), same)
-    together = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]] * 5), same)
+    alone = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]]), same)
+    together = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]] * 5), same)
     np.testing.assert_allclose(together.numpy(), alone.numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
 def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
-    straight = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of())
-    shuffled = run(DfD(dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
+    straight = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of())
+    shuffled = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
     assert torch.equal(straight, shuffled)
 
 
 def test_noise_follows_the_seed() -> None:
-    first, other = (run(DfD(dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
+    first, other = (run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
     assert (first - other).abs().max() > 0.1
 
 
 def test_without_a_census_all_connected_silos_count_alike() -> None:
     x, labels = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1])
-    strategy = DfD(dfd_rounds=ROUNDS, weights="constant")
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights="constant")
     asked = requests(strategy, 1, fresh(x, labels), StubGrid([70, 5, 33]))
     assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
     arrays, metrics = strategy.aggregate_train(1, [answer(message, k) for k, message in enumerate(asked)])
@@ -183,7 +183,7 @@ def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
 
 
 def test_half_precision_on_the_wire() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = requests(strategy, 1, begin(strategy, task_of(**{"wire-dtype": "float16"})))
     for message in asked:
         record = message.content.array_records[wire.ARRAYS]
@@ -191,14 +191,14 @@ def test_half_precision_on_the_wire() -> None:
 
 
 def test_silos_asked_about_everything_share_one_record() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS, prior="size")
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
     asked = requests(strategy, 1, begin(strategy, task_of()))
     records = [message.content.array_records[wire.ARRAYS][wire.SAMPLES] for message in asked]
     assert all(record is records[0] for record in records)
 
 
 def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:
-    strategy, task = DfD(dfd_rounds=ROUNDS), task_of()
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of()
     run(strategy, task)
     samples = torch.linspace(-2, 2, 7 * 16).reshape(7, 1, 4, 4)
     outcome = strategy.finish(task, fresh(samples, LABELS))

@@ -27,6 +27,7 @@ from strategies.dfd import DfD
 COUNTS = [[5, 1, 0], [0, 0, 4], [1, 3, 0]]
 VARIANTS: list[dict[str, Any]] = [
     {"weights": "posterior"},
+    {"weights": "posterior", "sampler": "sde-dpmsolver++"},
     {"weights": "constant"},
     {"weights": "energy"},
     {"weights": "constant", "sampler": "ddim"},
@@ -44,7 +45,7 @@ def samples_of(arrays: ArrayRecord) -> torch.Tensor:
 
 
 def strategy_of(options: dict[str, Any], levels: int = 6) -> DfD:
-    return DfD(dfd_rounds=levels, **options)
+    return DfD(dfd_rounds=levels, **{"sampler": "ddpm", **options})
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=variant_name)
@@ -70,22 +71,22 @@ def test_samples_are_never_moved_by_a_silo_without_their_class(options: dict[str
 
 
 def test_a_class_whose_holder_stays_away_is_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    strategy, task = DfD(dfd_rounds=ROUNDS), task_of(COUNTS)
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
     arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: silo == 1 and number > 2)
-    # One more round, in which nobody answers for the class that is missing.
-    assert strategy.num_rounds == ROUNDS + 1
+    # Three more rounds, in which nobody answers for the class that is missing.
+    assert strategy.num_rounds == ROUNDS + 3
     outcome = strategy.finish(task, arrays)
     assert sorted(outcome.labels.tolist()) == [0, 0, 0, 1, 1]
     assert outcome.images.shape == (5, 4, 4, 1)
     assert outcome.notes == ("no images of class c: its holders stopped answering before the end",)
     assert caplog.text.count("class index 2 waits: none of its holders answered") == 1
-    whole = DfD(dfd_rounds=ROUNDS)
+    whole = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     full = samples_of(drive(whole, begin(whole, task_of(COUNTS))))
     assert torch.equal(samples_of(arrays)[LABELS != 2], full[LABELS != 2])
 
 
 def test_without_any_finished_class_there_is_no_dataset() -> None:
-    strategy, task = DfD(dfd_rounds=ROUNDS), task_of(COUNTS)
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
     arrays = drive(strategy, begin(strategy, task), stop=2)
     with pytest.raises(RunError, match="no class was finished"):
         strategy.finish(task, arrays)
@@ -94,7 +95,7 @@ def test_without_any_finished_class_there_is_no_dataset() -> None:
 def test_a_silo_that_holds_a_class_at_two_levels_is_asked_twice() -> None:
     # Silo 0 alone holds class 0 and shares class 1 with silo 2: its absence holds class 0 back only.
     counts = [[5, 1, 0], [0, 0, 4], [0, 3, 0]]
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     arrays = drive(strategy, begin(strategy, task_of(counts)), stop=1, absent=lambda number, silo: silo == 0)
     asked = [message for message in requests(strategy, 2, arrays) if message.metadata.dst_node_id == 50]
     sent = {
@@ -108,7 +109,7 @@ def test_a_silo_that_holds_a_class_at_two_levels_is_asked_twice() -> None:
 
 def test_answers_to_two_questions_are_told_apart_by_their_level(caplog: pytest.LogCaptureFixture) -> None:
     counts = [[5, 1, 0], [0, 0, 4], [0, 3, 0]]
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     arrays = drive(strategy, begin(strategy, task_of(counts)), stop=1, absent=lambda number, silo: silo == 0)
     unnamed = [answer(message, 50 - message.metadata.dst_node_id) for message in requests(strategy, 2, arrays)]
     strategy.aggregate_train(2, unnamed)
@@ -116,7 +117,7 @@ def test_answers_to_two_questions_are_told_apart_by_their_level(caplog: pytest.L
 
 
 def test_one_of_two_holders_is_enough() -> None:
-    strategy, task = DfD(dfd_rounds=ROUNDS), task_of(COUNTS)
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
     absent = {(1, 0), (2, 2), (3, 0), (4, 2)}
     arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: (number, silo) in absent)
     assert strategy.num_rounds == ROUNDS
@@ -151,7 +152,7 @@ def test_random_absences_cost_rounds_or_classes_by_name(seed: int) -> None:
     chance = random.Random(seed)
     # One silo at least is there in every round.
     gone = {(number, silo) for number in range(60) for silo in range(3) if chance.random() < 0.4 and silo != number % 3}
-    strategy, task = DfD(dfd_rounds=8), task_of(COUNTS)
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=8), task_of(COUNTS)
     arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: (number, silo) in gone)
     outcome = strategy.finish(task, arrays)
     lost = {"abc"[label] for label in set(LABELS.tolist()) - set(outcome.labels.tolist())}
@@ -162,7 +163,7 @@ def test_random_absences_cost_rounds_or_classes_by_name(seed: int) -> None:
 def test_after_the_first_round_nobody_waits_an_hour_for_a_silo_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("strategies.dfd.time.monotonic", lambda: clock[0])
-    strategy, task = DfD(dfd_rounds=ROUNDS), task_of(COUNTS)
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
     arrays: ArrayRecord | None = begin(strategy, task)
     assert strategy.patience is None
     waited = []
@@ -177,6 +178,6 @@ def test_after_the_first_round_nobody_waits_an_hour_for_a_silo_that_is_gone(monk
 
 
 def test_the_user_s_patience_counts_from_the_first_round() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     begin(strategy, task_of(COUNTS, **{"round-timeout": 7.5}))
     assert strategy.patience == 7.5

@@ -51,7 +51,7 @@ def test_unusable_answer_is_left_out_by_name(kind: str, how: str, said: str, cap
     task = task_of(counts, **{"min-replies": 2})
     moved = []
     for broken in (True, False):
-        strategy = DfD(dfd_rounds=ROUNDS, weights=kind)
+        strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind)
         asked = by_silo(requests(strategy, 1, begin(strategy, task)))
         replies = [answer(asked[k], k) for k in (0, 2)]
         if broken:
@@ -65,7 +65,7 @@ def test_unusable_answer_is_left_out_by_name(kind: str, how: str, said: str, cap
 
 
 def test_answer_without_metrics_counts() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
     replies = [answer(message, silo) for silo, message in asked.items()]
     del replies[0].content[wire.METRICS]
@@ -76,13 +76,13 @@ def test_answer_without_metrics_counts() -> None:
 
 
 def test_stranger_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = requests(strategy, 1, begin(strategy, task_of()))
     replies = [answer(message, silo) for silo, message in by_silo(asked).items()]
     foreign = wire.request(999, wire.EPSILON, {})
     replies.append(reply(foreign, wire.EPSILON_RECORD, {"e": torch.full((7, 1, 4, 4), 9.0)}))
     arrays, _ = strategy.aggregate_train(1, replies)
-    other = DfD(dfd_rounds=ROUNDS)
+    other = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     again = by_silo(requests(other, 1, begin(other, task_of())))
     expected, _ = other.aggregate_train(1, [answer(message, silo) for silo, message in again.items()])
     assert arrays is not None
@@ -92,14 +92,14 @@ def test_stranger_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_nobody_answering_ends_the_run_with_the_reason() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
     with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-2: no memory"):
         strategy.aggregate_train(1, [error_reply(message, "silo-2: no memory") for message in asked.values()])
 
 
 def test_fewer_answers_than_asked_for_end_the_run_with_the_reason() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of(**{"min-replies": 3}))))
     replies = [answer(asked[0], 0), answer(asked[1], 1), error_reply(asked[2], "silo-2: no memory")]
     with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-2: no memory"):
@@ -107,7 +107,7 @@ def test_fewer_answers_than_asked_for_end_the_run_with_the_reason() -> None:
 
 
 def test_silos_that_hold_nothing_asked_for_are_not_waited_for() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of([*COUNTS, [0, 0, 0]]))))
     arrays, _ = strategy.aggregate_train(1, [answer(message, silo) for silo, message in asked.items()])
     assert arrays is not None
@@ -117,7 +117,7 @@ def test_silo_that_missed_a_level_comes_back_with_its_weight() -> None:
     def same(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
         return predict(0, x, t, labels)
 
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     arrays: ArrayRecord | None = begin(strategy, task_of([[1, 1, 1]] * 2, **{"min-replies": 1}))
     experts = []
     for number, present in ((1, (0, 1)), (2, (0,)), (3, (0, 1))):
@@ -130,7 +130,7 @@ def test_silo_that_missed_a_level_comes_back_with_its_weight() -> None:
 
 
 def test_answers_are_let_go_as_they_are_read() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS)
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
 
     def one_by_one() -> Iterator[Message]:

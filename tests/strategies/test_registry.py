@@ -64,7 +64,8 @@ def test_values_of_the_user_win() -> None:
 
 def test_dfd_presets() -> None:
     default, _ = build_strategy(config_of())
-    assert (default.num_rounds, default.sampler, default.prior, default.weights) == (25, "ddpm", "class", "posterior")
+    sampler = "sde-dpmsolver++"
+    assert (default.num_rounds, default.sampler, default.prior, default.weights) == (10, sampler, "class", "posterior")
     paper, config = build_strategy(config_of(dfd_preset="paper"))
     assert (paper.num_rounds, paper.sampler, paper.prior, paper.weights) == (1000, "ula", "size", "energy")
     assert (paper.energy_scale, paper.score_scale) == (2.0, 2.0)
