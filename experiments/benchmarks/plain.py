@@ -133,7 +133,10 @@ class _Mixture:
             if len(rows):
                 self.epsilon[k, rows] = self.predict[k](samples[rows], timestep, self.labels[rows])
         epsilon = compose(self.epsilon, self.posterior.weights)
-        generator = make_generator(self.seed, "cooperative-noise", number)
-        moved: torch.Tensor = self.scheduler.step(epsilon, timestep, samples, generator=generator).prev_sample
+        moved = torch.empty_like(samples)
+        for cohort, label in enumerate(torch.unique(self.labels).tolist()):
+            rows, generator = self.labels == label, make_generator(self.seed, "cooperative-noise", number - 1, cohort)
+            step = self.scheduler.step(epsilon[rows], timestep, samples[rows], generator=generator)
+            moved[rows] = step.prev_sample
         self.posterior.update(samples, moved, self.epsilon, self.scheduler, timestep)
         return moved

@@ -62,6 +62,8 @@ def _cooperative(scratch: Path, repeats: int, rounds: int, num_samples: int) -> 
         **_common_settings("dfd"),
         "num-samples": num_samples,
         "dfd-rounds": rounds,
+        "sampler": "ddpm",
+        "screening": False,
         "train-steps": 20,
     }
     details: Details = {"flower": [], **{name: [] for name in THREADS}, "identical images": []}

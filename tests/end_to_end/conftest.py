@@ -17,6 +17,7 @@ APP_PARTS = ("fedsynth", "clients", "strategies", "pyproject.toml", "README.md",
 
 TINY = {
     "train-steps": 12,
+    "screening": "false",
     "block-out-channels": '"8,8"',
     "num-clients": 3,
     "partition": '"iid"',

@@ -26,6 +26,7 @@ SETTINGS: dict[str, str | int | bool] = {
     "train_steps": 300,
     "block_out_channels": "8,8",
     "num_samples": 20,
+    "sampler": "ddpm",
     "sampling_steps": 3,
     "evaluate": False,
 }

@@ -62,6 +62,8 @@ RUNS: dict[str, Settings] = {
     "fedddpm-plus": {**SLOW, "correct_once": False},
     "fedddpm-plus, once": SLOW,
     "dfd": {},
+    "dfd, stochastic solver": {"sampler": "sde-dpmsolver++"},
+    "dfd, solver": {"sampler": "dpmsolver++"},
     "dfd, energy": {"weights": "energy"},
     "dfd, langevin": {"dfd_preset": "paper"},
     "centralised": {},
