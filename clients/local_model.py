@@ -179,7 +179,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
         "training": training,
         "diffusion": config.diffusion.model_dump(),
     }
-    # Where it changes nothing, models from before there was early stopping are found.
+    # Where it changes nothing, the same model serves with and without.
     if _stops_early(silo, config):
         content["early-stop"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,11 +43,11 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
         return scheduler
     if sampler == "ddim":
         solver = _solver(diffusion, solver_order=1)
-        solver.set_timesteps(steps)
+        _set_timesteps(solver, num_inference_steps=steps)
         return solver
     solver = _solver(diffusion, algorithm_type=sampler)
     # Levels between two timesteps would be worked with that the networks are not asked at.
-    solver.set_timesteps(timesteps=_karras_timesteps(diffusion, steps))
+    _set_timesteps(solver, timesteps=_karras_timesteps(diffusion, steps))
     return solver
 
 
@@ -88,7 +89,14 @@ def _solver(diffusion: Diffusion, **options: Any) -> DPMSolverMultistepScheduler
     )
 
 
+def _set_timesteps(solver: DPMSolverMultistepScheduler, **levels: Any) -> None:
+    with warnings.catch_warnings():
+        # diffusers hands tensors to NumPy in a way that only NumPy's developers need to hear of.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        solver.set_timesteps(**levels)
+
+
 def _karras_timesteps(diffusion: Diffusion, steps: int) -> list[int]:
     solver = _solver(diffusion, use_karras_sigmas=True)
-    solver.set_timesteps(steps)
+    _set_timesteps(solver, num_inference_steps=steps)
     return [int(t) for t in torch.unique(solver.timesteps).flip(0)]
