@@ -157,9 +157,10 @@ class CooperativeSet:
     def _timestep_of(reply: Message, asked: dict[int, torch.Tensor]) -> int:
         """Which of the silo's questions this answers; a silo with one question need not say."""
         given = wire.metrics(reply).get("timestep", next(iter(asked)) if len(asked) == 1 else None)
-        if given not in asked:
+        # A list, which metrics may hold, cannot be looked up.
+        if not isinstance(given, int) or given not in asked:
             raise ValueError(f"timestep = {given}: asked about {sorted(asked)}")
-        return int(given)
+        return given
 
     def move(self, energy_scale: float | None, max_weight: float, seed: int) -> tuple[torch.Tensor, float]:
         """Move every cohort of which a holder gave a sound answer by one level; the others wait.

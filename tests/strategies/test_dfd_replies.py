@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ def test_answer_without_metrics_counts() -> None:
     assert arrays is not None
     assert metrics is not None
     assert metrics["client-seconds"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("timestep", [998, 999.5, [999], [999, 749]])
+def test_answer_to_another_question_is_left_out(timestep: Any, caplog: pytest.LogCaptureFixture) -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
+    replies = [answer(message, silo) for silo, message in asked.items()]
+    wire.metrics(replies[1])["timestep"] = timestep
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert arrays is not None
+    assert f"silo-1 left out: timestep = {timestep}: asked about [999]" in caplog.text
 
 
 def test_stranger_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
