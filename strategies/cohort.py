@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedsynth.diffusion import restore_sampler, sampler_state
+from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
 from fedsynth.mixture import PathPosterior, compose, energy, responsibilities
 from fedsynth.seeding import make_generator
 
@@ -76,6 +76,7 @@ class Cohort:
         moved: torch.Tensor = self.scheduler.step(
             compose(epsilon, weights), t, samples, generator=generator
         ).prev_sample
+        forget_used_outputs(self.scheduler)
         if self.posterior is not None:
             known = answered[:, None].expand(-1, len(self.rows))
             self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)

@@ -174,13 +174,14 @@ class CooperativeSet:
             The set (N, C, H, W), and the mean of the effective experts behind the moved samples; 0 if none moved.
         """
         samples = wire.peek(self.arrays[wire.SAMPLES])
-        moved, experts = samples.clone(), []
-        waiting = set()
+        # The result takes the room of the first silo's answers, which are used up cohort by cohort.
+        moved, experts, waiting = self._epsilon[0], [], set()
         for cohort in self.cohorts:
-            if cohort.finished:
-                continue
             answered, mine = self._answered[:, cohort.rows[0]], samples[cohort.rows]
             epsilon = self._epsilon[:, cohort.rows]
+            moved[cohort.rows] = mine
+            if cohort.finished:
+                continue
             equal: EqualGroups = ()
             if self._screener is not None:
                 answered, equal = self._screener.admit(cohort, mine, epsilon, answered)
@@ -193,8 +194,7 @@ class CooperativeSet:
         self._report(waiting)
         if self._screener is not None:
             self._screener.report()
-        # The answers are used up: the result takes the room of one, so that there is place for its encoding.
-        return self._epsilon[0].copy_(moved), float(torch.cat(experts).mean()) if experts else 0.0
+        return moved, float(torch.cat(experts).mean()) if experts else 0.0
 
     def _report(self, waiting: set[int]) -> None:
         """Log changes of what waits, by class index."""

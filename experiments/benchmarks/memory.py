@@ -22,8 +22,9 @@ from experiments.benchmarks.soak import Soak, client_soak
 GROWTH_LIMIT = 1.0
 """kB of resident set a message may add after warm-up; one message here carries 5 kB each way."""
 
-EXTRA_COPIES = 3
-"""Copies of the synthetic set, or of the model, that the server may hold beside one for each silo."""
+EXTRA_COPIES = 4
+"""Copies of the synthetic set, or of the model, that the server may hold beside one for each silo: the set before the
+round and after it, what a solver remembers, and one for what passes."""
 
 NUM_SILOS = 10
 

@@ -5,7 +5,14 @@ from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import initial_unet, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
-from fedsynth.diffusion.samplers import SAMPLERS, STOCHASTIC, make_scheduler, restore_sampler, sampler_state
+from fedsynth.diffusion.samplers import (
+    SAMPLERS,
+    STOCHASTIC,
+    forget_used_outputs,
+    make_scheduler,
+    restore_sampler,
+    sampler_state,
+)
 from fedsynth.diffusion.sampling import draw_initial_noise, noise_predictor, sample
 from fedsynth.diffusion.training import TrainingState, loss_curve, train
 from fedsynth.diffusion.unet import PRESETS, build_unet, preset_for
@@ -22,6 +29,7 @@ __all__ = [
     "build_unet",
     "check_steps",
     "draw_initial_noise",
+    "forget_used_outputs",
     "initial_unet",
     "loss_curve",
     "make_scheduler",

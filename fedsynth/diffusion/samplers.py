@@ -59,6 +59,12 @@ def sampler_state(scheduler: Any) -> dict[str, Any]:
     return {"outputs": outputs, "lower-order-nums": scheduler.lower_order_nums, "step-index": scheduler.step_index or 0}
 
 
+def forget_used_outputs(scheduler: Any) -> None:
+    """Have a multistep scheduler drop, after a step, what its next step will not look at: as many numbers as it moves."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        scheduler.model_outputs[0] = None
+
+
 def restore_sampler(scheduler: Any, state: dict[str, Any]) -> None:
     """Have a fresh scheduler continue where :func:`sampler_state` was taken."""
     if not state:

@@ -24,7 +24,7 @@ def test_client_does_not_keep_its_messages() -> None:
     assert soak.growth < 8 * GROWTH_LIMIT
 
 
-@pytest.mark.parametrize("name", ["dfd, energy weights and ULA", "fedavg"])
+@pytest.mark.parametrize("name", ["dfd, posterior weights", "dfd, energy weights and ULA", "fedavg"])
 def test_server_holds_a_copy_a_silo_and_few_more(name: str) -> None:
     num_silos = 4
     peak = in_fresh_process(server_peak, name, 400, num_silos, return_freed=True)
