@@ -60,7 +60,7 @@ def sampler_state(scheduler: Any) -> dict[str, Any]:
 
 
 def forget_used_outputs(scheduler: Any) -> None:
-    """Have a multistep scheduler drop, after a step, what its next step will not look at: as many numbers as it moves."""
+    """Have a multistep scheduler drop, after a step, what its next one will not look at: a copy of what it moves."""
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         scheduler.model_outputs[0] = None
 
