@@ -189,6 +189,12 @@ class Cooperation(Section):
     weights: Literal["auto", "constant", "energy", "posterior"] = Field(
         AUTO, description="what moves the prior: nothing, the energy (paper) or the path"
     )
+    temperature: Annotated[float, Field(ge=1)] | Auto = Field(
+        AUTO, description="1: posterior weights; larger: nearer to constant ones (weights=posterior)"
+    )
+    experts_per_sample: Count | Auto = Field(
+        AUTO, description="holders, drawn at random, that answer for a sample; 0: all"
+    )
     energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
     score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
     step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(

@@ -77,15 +77,23 @@ class Census:
 
 
 def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float, max_silo_images: int) -> Census:
-    """Ask every silo what it holds; one that claims more than ``max_silo_images`` images is not believed.
+    """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
 
     Raises:
-        RunError: a silo cannot open its images, answers nonsense, or two go by one name.
+        RunError: a silo cannot open its images, two go by one name, or nobody is left.
     """
     config = {**wire.spec_to_config(spec), "train-seconds": 0.0}
     requests = [wire.request(node, wire.PREPARE, config, ttl=timeout) for node in node_ids]
     replies = usable(grid.send_and_receive(requests), len(node_ids))
-    members = [_member(reply, len(spec.classes), max_silo_images) for reply in sorted(replies, key=wire.silo_key)]
+    members, reasons = [], []
+    for reply in sorted(replies, key=wire.silo_key):
+        try:
+            members.append(_member(reply, len(spec.classes), max_silo_images))
+        except (ValueError, OverflowError) as error:
+            reasons.append(f"{wire.silo_key(reply)[1]}: {error}")
+            logger.warning("%s left out of the run: %s", wire.silo_key(reply)[1], error)
+    if not members:
+        raise RunError(f"no silo can take part: {reasons[0]}")
     names = [member.name for member in members]
     if len(set(names)) < len(names):
         raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
@@ -93,13 +101,13 @@ def take_census(grid: Grid, node_ids: list[int], spec: ImageSpec, timeout: float
 
 
 def _member(reply: Message, num_classes: int, most: int) -> Member:
+    """Read what a silo says of itself; ValueError where it makes no sense."""
     _, name = wire.silo_key(reply)
-    with malformed_named(reply):
-        counts = [int(count) for count in wire.numbers(wire.metrics(reply), "label-counts")]
+    counts = [int(count) for count in wire.numbers(wire.metrics(reply), "label-counts")]
     if len(counts) != num_classes or min(counts) < 0:
-        raise RunError(f"{name}: label counts {counts} do not fit {num_classes} classes")
+        raise ValueError(f"label counts {counts} do not fit {num_classes} classes")
     if not 1 <= sum(counts) <= most:
-        raise RunError(f"{name}: claims {sum(counts)} images, must be 1 to max-silo-images = {most}")
+        raise ValueError(f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}")
     return Member(reply.metadata.src_node_id, name, sum(counts), counts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
-from fedsynth.mixture import PathPosterior, compose, energy, responsibilities
+from fedsynth.mixture import PathPosterior, compose, energy, responsibilities, temper
 from fedsynth.seeding import make_generator
 
 COHORT_NUMBERS = 2**16
@@ -28,13 +28,21 @@ class Cohort:
         scheduler: moves them; its timesteps are set and it serves no other cohort.
         log_prior: log prior weights of the silos (K, n).
         posterior: whether weights follow the samples' paths.
+        temperature: of the posterior, see :func:`fedsynth.mixture.temper`.
     """
 
     def __init__(
-        self, number: int, rows: torch.Tensor, label: int, scheduler: Any, log_prior: torch.Tensor, posterior: bool
+        self,
+        number: int,
+        rows: torch.Tensor,
+        label: int,
+        scheduler: Any,
+        log_prior: torch.Tensor,
+        posterior: bool,
+        temperature: float = 1.0,
     ) -> None:
         self.number, self.rows, self.label = number, rows, label
-        self.scheduler, self.log_prior = scheduler, log_prior
+        self.scheduler, self.log_prior, self.temperature = scheduler, log_prior, temperature
         self.posterior = PathPosterior(log_prior) if posterior else None
         self.level = 0
 
@@ -61,7 +69,9 @@ class Cohort:
             answered: bool (K,), at least one that the prior does not exclude.
             energy_scale: λ of energy weights; None: the prior, or the posterior.
         """
-        logits = self.posterior.logits if self.posterior is not None else self.log_prior
+        logits = self.log_prior
+        if self.posterior is not None:
+            logits = temper(self.posterior.logits, self.log_prior, self.temperature)
         present = logits.masked_fill(~answered[:, None], -torch.inf)
         if energy_scale is not None:
             return responsibilities(present, energy(epsilon), energy_scale)
@@ -102,8 +112,9 @@ def make_cohorts(
     new_scheduler: Callable[[], Any],
     log_prior: torch.Tensor,
     posterior: bool,
+    temperature: float = 1.0,
 ) -> list[Cohort]:
-    """Cut the set into cohorts of one class each, in the order of the classes.
+    """Cut the set into cohorts of one class each, in the order of the classes, that the same silos answer for.
 
     Args:
         labels: class of every sample (N,).
@@ -111,14 +122,24 @@ def make_cohorts(
         new_scheduler: makes a scheduler for a cohort.
         log_prior: (K, N).
         posterior: see :class:`Cohort`.
+        temperature: see :class:`Cohort`.
     """
     most = max(1, COHORT_NUMBERS // max(1, torch.Size(shape).numel()))
     parts = [
-        (label, rows)
+        (label, part)
         for label in torch.unique(labels).tolist()
-        for rows in torch.nonzero(labels == label).squeeze(1).split(most)
+        for rows in _by_silos(torch.nonzero(labels == label).squeeze(1), log_prior)
+        for part in rows.split(most)
     ]
     return [
-        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior)
+        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior, temperature)
         for number, (label, rows) in enumerate(parts)
     ]
+
+
+def _by_silos(rows: torch.Tensor, log_prior: torch.Tensor) -> list[torch.Tensor]:
+    """Group samples by the silos that may answer for them, in the order of each group's first sample."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for row in rows.tolist():
+        groups.setdefault(tuple(torch.isneginf(log_prior[:, row]).tolist()), []).append(row)
+    return [torch.tensor(group) for group in groups.values()]

@@ -7,6 +7,7 @@ the samples.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import SAMPLERS, STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError, UserError
-from fedsynth.mixture import ULAScheduler, log_prior
+from fedsynth.mixture import ULAScheduler, choose_experts, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
+from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import calibrate
 from strategies.census import Census, train_local_models
@@ -48,6 +50,10 @@ class DfD(SynthesisStrategy):
             only asked about classes it holds.
         weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
             with samplers whose moves carry noise).
+        temperature: what a path says for and against a silo is divided by it: 1 for posterior weights, ∞ would make
+            them constant. With ``posterior`` only.
+        experts_per_sample: silos that answer for a sample, see :func:`fedsynth.mixture.choose_experts`; 0: all who
+            hold its class.
         energy_scale: λ in the energy weights.
         score_scale: λ in the score, with ``ula`` only.
         step_scale: c of the Langevin step size; like p our choice, as the paper gives none.
@@ -80,6 +86,8 @@ class DfD(SynthesisStrategy):
         sampler: str = "sde-dpmsolver++",
         prior: str = "class",
         weights: str = "posterior",
+        temperature: float = 1.0,
+        experts_per_sample: int = 0,
         energy_scale: float = 1.0,
         score_scale: float = 1.0,
         step_scale: float = 0.2,
@@ -96,6 +104,10 @@ class DfD(SynthesisStrategy):
                 f"weights = 'posterior' needs sampler = {' or '.join(map(repr, STOCHASTIC))}, not '{sampler}':"
                 " only noisy moves tell the paths of silos apart; set weights = 'constant' or 'energy'"
             )
+        self.temperature = in_range("temperature", temperature, 1, math.inf)
+        if temperature > 1 and weights != "posterior":
+            raise UserError(f"temperature = {temperature:g} softens weights = 'posterior', not '{weights}'")
+        self.experts_per_sample = experts_per_sample
         self.energy_scale, self.score_scale = energy_scale, score_scale
         self.step_scale, self.step_power = step_scale, step_power
         self.min_gain, self.max_excess = min_gain, max_excess
@@ -251,11 +263,15 @@ class DfD(SynthesisStrategy):
         prior: torch.Tensor,
         screener: Screener | None = None,
     ) -> CooperativeSet:
-        """Bound and normalise the prior (K, N), and cut the set into cohorts."""
+        """Bound and normalise the prior (K, N), draw who answers for what, and cut the set into cohorts."""
         alone = torch.isneginf(prior).all(0)
         bounded = bound_weights(prior.masked_fill(alone, 0.0).exp(), self.max_silo_weight).log()
         bounded = bounded.masked_fill(alone, -torch.inf)
-        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, self.weights == "posterior")
+        if self.experts_per_sample:
+            generator = make_generator(self._config.run.seed, "experts")
+            bounded = choose_experts(bounded, labels, self.experts_per_sample, generator)
+        posterior = self.weights == "posterior"
+        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, posterior, self.temperature)
         self.num_rounds = cohorts[0].num_levels
         return CooperativeSet(labels, shape, census, cohorts, bounded, screener)
 

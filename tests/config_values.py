@@ -69,6 +69,8 @@ OTHER_VALUES: dict[str, Any] = {
     "dfd-rounds": 4,
     "prior": "uniform",
     "weights": "energy",
+    "temperature": 4.0,
+    "experts-per-sample": 2,
     "energy-scale": 0.0,
     "score-scale": 1.0,
     "step-scale": 0.1,

@@ -5,18 +5,21 @@ Notation: ``K`` silos, ``N`` samples of shape ``(C, H, W)``, ``eps`` (K, N, C, H
 
 from fedsynth.mixture.compose import compose, row_slices
 from fedsynth.mixture.energy import energy
+from fedsynth.mixture.experts import choose_experts
 from fedsynth.mixture.prior import PRIORS, log_prior
 from fedsynth.mixture.ula import ULAScheduler
-from fedsynth.mixture.weights import PathPosterior, effective_experts, responsibilities
+from fedsynth.mixture.weights import PathPosterior, effective_experts, responsibilities, temper
 
 __all__ = [
     "PRIORS",
     "PathPosterior",
     "ULAScheduler",
+    "choose_experts",
     "compose",
     "effective_experts",
     "energy",
     "log_prior",
     "responsibilities",
     "row_slices",
+    "temper",
 ]

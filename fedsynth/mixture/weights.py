@@ -28,6 +28,23 @@ def responsibilities(log_prior: torch.Tensor, energies: torch.Tensor, lam: float
     return torch.softmax(logits, dim=0).to(dtype)  # Eq. (9)
 
 
+def temper(logits: torch.Tensor, log_prior: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divide what the evidence adds to the prior by a temperature: between the posterior (1) and the prior (∞).
+
+    Args:
+        logits: log posterior weights (K, N), each column up to a constant.
+        log_prior: log prior weights (K, N); ``-inf`` excludes a silo.
+        temperature: at least 1; 1 returns ``logits`` to the bit.
+
+    Returns:
+        (K, N), each column up to a constant.
+    """
+    if temperature == 1:
+        return logits
+    tempered = log_prior + (logits - log_prior) / temperature
+    return tempered.masked_fill(torch.isneginf(log_prior), -torch.inf)
+
+
 def effective_experts(weights: torch.Tensor) -> torch.Tensor:
     """Effective number of silos behind each sample, exp(H(w̃)): 1 when one silo decides, K when all count alike.
 

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fedsynth.mixture import PathPosterior, compose, effective_experts, energy, responsibilities
+from fedsynth.mixture import PathPosterior, compose, effective_experts, energy, responsibilities, temper
 
 K, N = 7, 11
 
@@ -90,6 +90,19 @@ class TestResponsibilities:
         found = responsibilities(torch.zeros(3), energy(answers), 1.0)
         assert (found[1] > 0.999).all()
         assert (effective_experts(found) < 1.01).all()
+
+
+def test_temperature_lies_between_posterior_and_prior() -> None:
+    prior = torch.softmax(random(K, N), 0)
+    prior[3] = 0
+    evidence = 20 * random(K, N, seed=1)
+    logits = prior.log() + evidence
+    for temperature in (1.0, 3.0, 40.0):
+        expected = prior * (evidence / temperature).exp()
+        found = torch.softmax(temper(logits + 7.0, prior.log(), temperature), 0)
+        np.testing.assert_allclose(found, expected / expected.sum(0), rtol=1e-10)
+    assert temper(logits, prior.log(), 1.0) is logits
+    np.testing.assert_allclose(torch.softmax(temper(logits, prior.log(), 1e12), 0), prior / prior.sum(0), rtol=1e-8)
 
 
 def test_effective_experts_is_the_exponential_of_entropy() -> None:

@@ -66,17 +66,28 @@ def test_census_asks_for_counts_in_the_run_s_format_and_not_for_training() -> No
         ({"label_counts": [1, 2]}, r"silo-0: label counts \[1, 2\] do not fit 3 classes"),
         ({"label_counts": [1, 2, 3, 4]}, r"label counts \[1, 2, 3, 4\] do not fit 3 classes"),
         ({"label_counts": [1, -2, 3]}, r"label counts \[1, -2, 3\] do not fit"),
-        ({"label_counts": [1.0, float("nan"), 3.0]}, "silo-0: unusable answer"),
-        ({"label_counts": [1.0, float("inf"), 3.0]}, "silo-0: unusable answer"),
-        ({"label_counts": 3}, "silo-0: unusable answer: label-counts = 3: must be a list"),
-        ({"num_examples": 3}, "silo-0: unusable answer: label-counts = None"),
+        ({"label_counts": [1.0, float("nan"), 3.0]}, "silo-0: cannot convert float"),
+        ({"label_counts": [1.0, float("inf"), 3.0]}, "silo-0: cannot convert float"),
+        ({"label_counts": 3}, "silo-0: label-counts = 3: must be a list"),
+        ({"num_examples": 3}, "silo-0: label-counts = None"),
         ({"label_counts": [1000, 1, 0]}, "silo-0: claims 1001 images, must be 1 to max-silo-images = 1000"),
         ({"label_counts": [0, 0, 0]}, "silo-0: claims 0 images"),
     ],
 )
-def test_counts_that_make_no_sense_end_the_run_by_name(metrics: dict[str, Any], said: str) -> None:
+def test_counts_that_make_no_sense_end_the_run_if_nobody_is_left(metrics: dict[str, Any], said: str) -> None:
     with pytest.raises(RunError, match=said):
         census_by(silos({3: {"partition-id": 0}}, **metrics), [3])
+
+
+def test_a_silo_that_claims_too_much_is_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    def respond(message: Message) -> Message:
+        counts = {1: [5, 0, 2], 2: [10**9, 10**9, 10**9], 3: [1, 1]}[message.metadata.dst_node_id]
+        return bare_reply(message, {"partition-id": message.metadata.dst_node_id}, label_counts=counts)
+
+    census = census_by(respond, [1, 2, 3])
+    assert [(member.name, member.num_examples) for member in census] == [("silo-1", 7)]
+    assert "silo-2 left out of the run: claims 3000000000 images, must be 1 to max-silo-images = 1000" in caplog.text
+    assert "silo-3 left out of the run: label counts [1, 1] do not fit 3 classes" in caplog.text
 
 
 def test_answer_without_metrics_ends_the_run_by_name() -> None:
@@ -85,7 +96,7 @@ def test_answer_without_metrics_ends_the_run_by_name() -> None:
         del empty.content[wire.METRICS]
         return empty
 
-    with pytest.raises(RunError, match="clinic: unusable answer: label-counts = None"):
+    with pytest.raises(RunError, match="clinic: label-counts = None"):
         census_by(respond, [3])
 
 

@@ -148,6 +148,36 @@ def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
     assert torch.equal(straight, shuffled)
 
 
+def test_one_expert_answers_for_a_sample_and_the_others_are_not_asked() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS, sampler="ddpm", prior="uniform", weights="constant", experts_per_sample=1)
+    arrays = begin(strategy, task_of())
+    asked = by_silo(requests(strategy, 1, arrays))
+    rows = sum(len(wire.decode(m.content.array_records[wire.ARRAYS][wire.LABELS])) for m in asked.values())
+    assert rows == len(LABELS)
+    moved, metrics = strategy.aggregate_train(1, [answer(message, silo) for silo, message in asked.items()])
+    assert moved is not None
+    assert metrics is not None
+    assert metrics["effective-experts"] == pytest.approx(1)
+
+
+def test_a_high_temperature_tends_to_constant_weights() -> None:
+    results = [
+        run(DfD(dfd_rounds=ROUNDS, sampler="ddpm", **words), task_of())
+        for words in ({"weights": "constant"}, {"temperature": 1e9}, {"temperature": 2.0}, {})
+    ]
+    constant, hot, warm, posterior = results
+    assert (hot - constant).abs().max() < 1e-6
+    assert (warm - constant).abs().max() > 1e-3
+    assert (warm - posterior).abs().max() > 1e-3
+
+
+def test_temperature_without_posterior_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="temperature = 2 softens weights = 'posterior', not 'constant'"):
+        DfD(weights="constant", temperature=2.0)
+    with pytest.raises(UserError, match="temperature = 0.5: must be >= 1"):
+        DfD(temperature=0.5)
+
+
 def test_noise_follows_the_seed() -> None:
     first, other = (run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
     assert (first - other).abs().max() > 0.1
