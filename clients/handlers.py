@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
 from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
-from clients.silo_door import identity, open_silo, silo_name, state_folder
+from clients.released_counts import released_counts
+from clients.silo_door import identity, is_simulated, open_silo, silo_name, state_folder
 from clients.warm import WarmCache
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -53,13 +54,15 @@ def handle_prepare(message: Message, context: Context) -> Message:
     spec = wire.spec_from_config(request)
     silo = silo_of(context, config, spec)
     brought = bring_model(context, config, spec, silo)
-    counts = silo.train.label_counts() * (1 if brought is None else brought.serves)
+    held = silo.train.label_counts() * (1 if brought is None else brought.serves)
+    scale, state = config.exchange.label_count_noise, state_folder(context, config)
+    counts = released_counts(held, scale, silo, state, config.run.seed if is_simulated(context) else None)
     metrics: dict[str, MetricRecordValues] = {"num-examples": int(counts.sum()), "label-counts": counts.tolist()}
     seconds = wire.number(request, "train-seconds")
     if seconds > 0 and brought is not None:
         metrics |= finished_metrics(brought, silo, config)
     elif seconds > 0:
-        metrics |= _train_own_model(LocalModel(silo, spec, config, state_folder(context, config)), context, seconds)
+        metrics |= _train_own_model(LocalModel(silo, spec, config, state), context, seconds)
     return wire.answer(message, identity(context), metrics)
 
 

@@ -30,9 +30,14 @@ def silo_name(context: Context) -> str:
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
 
 
+def is_simulated(context: Context) -> bool:
+    """Whether the silo is a partition of a named dataset."""
+    return "partition-id" in context.node_config and "data-path" not in context.node_config
+
+
 def identity(context: Context) -> ConfigRecord:
     """The ``silo`` record of every answer."""
-    if "partition-id" in context.node_config and "data-path" not in context.node_config:
+    if is_simulated(context):
         return ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
     return ConfigRecord({"silo-name": silo_name(context)})
 

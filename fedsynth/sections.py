@@ -226,6 +226,9 @@ class Exchange(Section):
         AUTO, description="sound answers a round needs; auto: one in dfd, half in averaging, else every silo's"
     )
     max_silo_images: Positive = Field(1_000_000, description="an answer that claims more images is left out")
+    label_count_noise: float = Field(
+        0.0, ge=0, description="scale of the noise that silos add to the label counts they release; 0: none"
+    )
     slice_seconds: PositiveFloat = Field(15.0, description="seconds a silo trains before it reports progress")
 
 

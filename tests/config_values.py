@@ -85,6 +85,7 @@ OTHER_VALUES: dict[str, Any] = {
     "round-timeout": 45.0,
     "min-replies": 2,
     "max-silo-images": 5000,
+    "label-count-noise": 1.0,
     "slice-seconds": 0.5,
     "evaluate": False,
     "feature-extractor": "pixels",

@@ -174,7 +174,7 @@ def test_a_high_temperature_tends_to_constant_weights() -> None:
 def test_temperature_without_posterior_weights_is_refused() -> None:
     with pytest.raises(UserError, match="temperature = 2 softens weights = 'posterior', not 'constant'"):
         DfD(weights="constant", temperature=2.0)
-    with pytest.raises(UserError, match="temperature = 0.5: must be >= 1"):
+    with pytest.raises(UserError, match=r"temperature = 0\.5: must be >= 1"):
         DfD(temperature=0.5)
 
 
