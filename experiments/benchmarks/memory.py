@@ -17,10 +17,13 @@ from pathlib import Path
 
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from experiments.benchmarks.server_memory import SCENARIOS, ServerPeak, server_peak
-from experiments.benchmarks.soak import Soak, client_soak
+from experiments.benchmarks.soak import Soak, client_soak, server_soak
 
 GROWTH_LIMIT = 1.0
 """kB of resident set a message may add after warm-up; one message here carries 5 kB each way."""
+
+ROUND_GROWTH_LIMIT = 10.0
+"""kB of resident set a round may add after warm-up; the set has 1,200 kB here, and ten silos answer as much each."""
 
 EXTRA_COPIES = 4
 """Copies of the synthetic set, or of the model, that the server may hold beside one for each silo: the set before the
@@ -40,12 +43,22 @@ def main() -> int:
     options = parser.parse_args()
     facts = machine_facts()
     soak = in_fresh_process(client_soak, 200 if options.quick else 1000)
+    rounds = in_fresh_process(server_soak, 200 if options.quick else 1000)
     num_samples = 300 if options.quick else 1000
     held, resident = (_peaks(num_samples, return_freed) for return_freed in (True, False))
-    rows = [_soak_row(soak), *map(_peak_row, held, resident)]
-    details = {"client": asdict(soak), "server": [list(map(asdict, peaks)) for peaks in (held, resident)]}
+    rows = [
+        _soak_row("client, epsilon queries", soak, "message", GROWTH_LIMIT),
+        _soak_row("server, cooperative rounds", rounds, "round", ROUND_GROWTH_LIMIT),
+        *map(_peak_row, held, resident),
+    ]
+    details = {
+        "client": asdict(soak),
+        "rounds": asdict(rounds),
+        "server": [list(map(asdict, peaks)) for peaks in (held, resident)],
+    }
     publish("memory", facts, rows, details, options.output)
-    return int(soak.growth > GROWTH_LIMIT or any(map(_too_much, held)))
+    grew = soak.growth > GROWTH_LIMIT or rounds.growth > ROUND_GROWTH_LIMIT
+    return int(grew or any(map(_too_much, held)))
 
 
 def _peaks(num_samples: int, return_freed: bool) -> list[ServerPeak]:
@@ -56,10 +69,10 @@ def _too_much(peak: ServerPeak) -> bool:
     return peak.name not in UNLIMITED and peak.copies > NUM_SILOS + EXTRA_COPIES
 
 
-def _soak_row(soak: Soak) -> dict[str, str]:
-    marks = {int(share * soak.messages[-1]) for share in (0.1, 0.25, 0.5, 1.0)}
-    sizes = [f"{r:,.0f} kB after {n}" for n, r in zip(soak.messages, soak.resident, strict=True) if n in marks]
-    return _row("client, epsilon queries", f"{soak.growth:+.2f} kB/message", f"<= {GROWTH_LIMIT:g}", ", ".join(sizes))
+def _soak_row(name: str, soak: Soak, unit: str, limit: float) -> dict[str, str]:
+    marks = {int(share * soak.counts[-1]) for share in (0.1, 0.25, 0.5, 1.0)}
+    sizes = [f"{r:,.0f} kB after {n}" for n, r in zip(soak.counts, soak.resident, strict=True) if n in marks]
+    return _row(name, f"{soak.growth:+.2f} kB/{unit}", f"<= {limit:g}", ", ".join(sizes))
 
 
 def _peak_row(held: ServerPeak, resident: ServerPeak) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -20,7 +20,7 @@ from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.base import SynthesisStrategy
 from strategies.dfd import DfD
-from strategies.exchange import ExchangeGrid, RoundsState, run_rounds
+from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
 from strategies.fedavg import FedAvg
 
 SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
@@ -78,19 +78,29 @@ def server_peak(name: str, num_samples: int, num_silos: int, return_freed: bool)
     """
     if return_freed:
         resident.return_freed_memory()
-    # Flower sets these when it starts an app; a message cannot be built without them.
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     scenario = SCENARIOS[name]
-    _run(scenario, _Silos(scenario, 10, num_silos), 10)  # everything is imported and set up
-    silos = _Silos(scenario, num_samples, num_silos)
+    run_scenario(scenario, Silos(scenario, 10, num_silos), 10)  # everything is imported and set up
+    silos = Silos(scenario, num_samples, num_silos)
     baseline = resident.reset_peak()
-    _run(scenario, silos, num_samples)
+    run_scenario(scenario, silos, num_samples)
     return ServerPeak(name, silos.answer_bytes, baseline, resident.peak())
 
 
-def _run(scenario: Scenario, silos: _Silos, num_samples: int) -> None:
+def run_scenario(
+    scenario: Scenario, silos: Silos, num_samples: int, observers: Sequence[Callable[[Round], None]] = ()
+) -> None:
+    """Run all rounds.
+
+    Args:
+        scenario: what is aggregated.
+        silos: who answers.
+        num_samples: images in the synthetic set.
+        observers: called after every round.
+    """
+    # Flower sets these when it starts an app; a message cannot be built without them.
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     exchange = ExchangeGrid(cast(Grid, silos), timeout=60.0)
-    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples)))
+    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples), observers=observers))
 
 
 def _samples(num_samples: int) -> ArrayRecord:
@@ -116,7 +126,7 @@ SCENARIOS = {
 """By name; in the DfD ones every silo is asked about every sample."""
 
 
-class _Silos:
+class Silos:
     """The far side of a grid: answers each question with fresh memory of an answer's size, when it is fetched."""
 
     def __init__(self, scenario: Scenario, num_samples: int, num_silos: int) -> None:

@@ -1,10 +1,11 @@
-"""A silo that answers many noise queries in one process."""
+"""A silo that answers many noise queries in one process, and a server that composes many rounds of answers."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -13,10 +14,14 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
+from experiments.benchmarks import resident as resident_set
+from experiments.benchmarks.server_memory import SCENARIOS, Silos, run_scenario
 from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.spec import ImageSpec
+from strategies.dfd import DfD
+from strategies.exchange import Round
 
 NODE = 7
 
@@ -26,12 +31,12 @@ class Soak:
     """How a process grew.
 
     Attributes:
-        messages: answered so far, at each look.
+        counts: messages answered, or rounds done, so far, at each look.
         resident: resident set at that look, kB.
-        growth: slope of a line through the looks after the first quarter of all messages, kB a message.
+        growth: slope of a line through the looks after the first quarter, kB a message or round.
     """
 
-    messages: list[int]
+    counts: list[int]
     resident: list[float]
     growth: float
 
@@ -45,20 +50,41 @@ def client_soak(num_messages: int, every: int = 10) -> Soak:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fedsynth-soak-") as folder:
         silo = _Silo({"state-dir": folder, "device": "cpu", "train-steps": 1, "block-out-channels": "8,8"})
-        messages, resident = [], []
+        counts, resident = [], []
         for number in range(1, num_messages + 1):
             silo.ask_for_noise(number)
             if number % every == 0:
-                messages.append(number)
-                resident.append(psutil.Process().memory_info().rss / 1e3)
-    return Soak(messages, resident, growth(messages, resident))
+                counts.append(number)
+                resident.append(_resident_kb())
+    return Soak(counts, resident, growth(counts, resident))
 
 
-def growth(messages: list[int], resident: list[float]) -> float:
-    """Least-squares slope of ``resident`` over ``messages``, without the first quarter: the warm-up."""
-    last = [n > messages[-1] / 4 for n in messages]
-    slope, _ = np.polyfit(list(itertools.compress(messages, last)), list(itertools.compress(resident, last)), 1)
+def server_soak(num_rounds: int, every: int = 10) -> Soak:
+    """Compose ``num_rounds`` rounds of ten silos' answers about 100 images; look at memory ``every`` so often."""
+    torch.set_num_threads(1)
+    rounds = partial(DfD, dfd_rounds=num_rounds, sampler="ddpm", prior="size")
+    scenario = replace(SCENARIOS["dfd, posterior weights"], strategy=rounds)
+    counts, resident = [], []
+
+    def look(done: Round) -> None:
+        if done.number % every == 0:
+            counts.append(done.number)
+            resident.append(_resident_kb())
+
+    resident_set.return_freed_memory()
+    run_scenario(scenario, Silos(scenario, 100, 10), 100, [look])
+    return Soak(counts, resident, growth(counts, resident))
+
+
+def growth(counts: list[int], resident: list[float]) -> float:
+    """Least-squares slope of ``resident`` over ``counts``, without the first quarter: the warm-up."""
+    last = [n > counts[-1] / 4 for n in counts]
+    slope, _ = np.polyfit(list(itertools.compress(counts, last)), list(itertools.compress(resident, last)), 1)
     return float(slope)
+
+
+def _resident_kb() -> float:
+    return float(psutil.Process().memory_info().rss / 1e3)
 
 
 class _Silo:
