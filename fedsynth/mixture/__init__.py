@@ -5,13 +5,16 @@ Notation: ``K`` silos, ``N`` samples of shape ``(C, H, W)``, ``eps`` (K, N, C, H
 
 from fedsynth.mixture.compose import compose, row_slices
 from fedsynth.mixture.energy import energy
+from fedsynth.mixture.flow_posterior import FlowPosterior
 from fedsynth.mixture.prior import PRIORS, log_prior
 from fedsynth.mixture.ula import ULAScheduler
-from fedsynth.mixture.weights import PathPosterior, effective_experts, responsibilities
+from fedsynth.mixture.weights import PathPosterior, RunningPosterior, effective_experts, responsibilities
 
 __all__ = [
     "PRIORS",
+    "FlowPosterior",
     "PathPosterior",
+    "RunningPosterior",
     "ULAScheduler",
     "compose",
     "effective_experts",
