@@ -41,7 +41,8 @@ class FlowPosterior(RunningPosterior):
     counts here is the move that was made, so that clipping the images or a multistep solver changes nothing. The
     logits gain this rate times the move, taken as constant in log σ (explicit Euler): exact where each direction
     of space holds either noise alone or images alone. On 25 levels of networks of digits (three silos, one class, six
-    samples) it was nearer than Euler in σ or an isotropic Gaussian fit; on a ring of modes the fit was as good. All silos start as one density at σ_T.
+    samples) it was nearer than Euler in σ or an isotropic Gaussian fit; on a ring of modes the fit was as good. All
+    silos start as one density at σ_T.
 
     What a silo claims as divergence cannot be checked beyond :func:`largest_divergence`: one that always claims the
     most takes the weight of the images that its ε is fit for, little by little. Where silos are not trusted,
