@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecordValues
 
 from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
 from clients.federated_model import FederatedModel
@@ -22,6 +22,7 @@ from fedsynth.diffusion import (
     PARTS,
     TrainingState,
     draw_initial_noise,
+    estimate_divergence,
     initial_unet,
     loss_curve,
     make_scheduler,
@@ -88,16 +89,33 @@ def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dic
 
 
 def handle_epsilon(message: Message, context: Context) -> Message:
-    """``query.epsilon``: the own model's noise prediction for samples at one noise level."""
+    """``query.epsilon``: the own model's noise prediction for samples at one noise level.
+
+    Given ``probe-seed``, also its divergence, at the price of a second evaluation.
+    """
     start = time.monotonic()
     config = RunConfig.from_run_config(context.run_config)
     tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
     timestep = int(wire.number(wire.config(message), "timestep"))
     predict = _own_predictor(context, config)
     epsilon = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
-    record = wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)
+    records = {wire.EPSILON_RECORD: wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)}
+    if wire.PROBE_SEED in wire.config(message):
+        records[wire.DIVERGENCE] = _divergence(message, config, predict, tensors, epsilon)
     metrics = {"num-examples": len(epsilon), "timestep": timestep, "seconds": time.monotonic() - start}
-    return wire.answer(message, identity(context), metrics, **{wire.EPSILON_RECORD: record})
+    return wire.answer(message, identity(context), metrics, **records)
+
+
+def _divergence(
+    message: Message, config: RunConfig, predict: PredictNoise, tensors: dict[str, torch.Tensor], epsilon: torch.Tensor
+) -> ArrayRecord:
+    request = wire.config(message)
+    timestep, seed = int(wire.number(request, "timestep")), int(wire.number(request, wire.PROBE_SEED))
+    alpha = float(make_scheduler(config.diffusion).alphas_cumprod[timestep])
+    samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
+    divergence = estimate_divergence(predict, samples, timestep, labels, epsilon, alpha, seed)
+    # Half precision would cost more than it saves: n numbers beside n·d, up to d / √(1-ᾱ) in size.
+    return wire.encode_tensors({wire.DIVERGENCE: divergence})
 
 
 def handle_sample(message: Message, context: Context) -> Message:

@@ -4,12 +4,13 @@
 |---|---|---|
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
-| ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
+| ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions; ``divergence`` |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
 | ``query.upload`` | image spec | ``arrays``: weights of its own model |
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
 | ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
+``divergence`` holds Σ_j ∂ε_j/∂x_j of every sample, float32 (n,), estimated by a probe: only if ``probe-seed`` is given.
 Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
 """
 
@@ -48,6 +49,7 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 EPSILON_RECORD = "epsilon"
+DIVERGENCE = "divergence"
 WEIGHTS = "weights"
 SILO = "silo"
 
@@ -55,6 +57,7 @@ SAMPLES = "samples"
 LABELS = "labels"
 NUMBERS = "numbers"
 IMAGES = "images"
+PROBE_SEED = "probe-seed"
 SHIFT = "shift"
 TOTAL = "total"
 PRODUCTS = "products"

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
-from fedsynth.mixture import PathPosterior, compose, energy, responsibilities, temper
+from fedsynth.mixture import FlowPosterior, PathPosterior, compose, energy, responsibilities, temper
 from fedsynth.seeding import make_generator
+
+PosteriorKind = type[PathPosterior] | type[FlowPosterior]
 
 COHORT_NUMBERS = 2**16
 """Numbers in the samples of one cohort, at most: a scheduler's step holds half a dozen copies of what it moves."""
@@ -27,7 +29,7 @@ class Cohort:
         label: their class.
         scheduler: moves them; its timesteps are set and it serves no other cohort.
         log_prior: log prior weights of the silos (K, n).
-        posterior: whether weights follow the samples' paths.
+        posterior: how weights follow the samples' paths; None: they do not.
         temperature: of the posterior, see :func:`fedsynth.mixture.temper`.
     """
 
@@ -38,12 +40,12 @@ class Cohort:
         label: int,
         scheduler: Any,
         log_prior: torch.Tensor,
-        posterior: bool,
+        posterior: PosteriorKind | None,
         temperature: float = 1.0,
     ) -> None:
         self.number, self.rows, self.label = number, rows, label
         self.scheduler, self.log_prior, self.temperature = scheduler, log_prior, temperature
-        self.posterior = PathPosterior(log_prior) if posterior else None
+        self.posterior = posterior(log_prior) if posterior else None
         self.level = 0
 
     @property
@@ -60,6 +62,10 @@ class Cohort:
     def timestep(self) -> int:
         """Where its samples stand."""
         return int(self.scheduler.timesteps[self.level])
+
+    def alpha_at(self, timestep: int) -> float:
+        """Return ᾱ."""
+        return float(self.scheduler.alphas_cumprod[timestep])
 
     def weigh(self, epsilon: torch.Tensor, answered: torch.Tensor, energy_scale: float | None) -> torch.Tensor:
         """Weights (K, n) of those that answered; zero for the others.
@@ -78,18 +84,30 @@ class Cohort:
         return torch.softmax(present, dim=0)
 
     def move(
-        self, samples: torch.Tensor, epsilon: torch.Tensor, answered: torch.Tensor, weights: torch.Tensor, seed: int
+        self,
+        samples: torch.Tensor,
+        epsilon: torch.Tensor,
+        answered: torch.Tensor,
+        weights: torch.Tensor,
+        seed: int,
+        divergence: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Move its samples (n, C, H, W) one level on the composed answers, and account for it in the posterior."""
+        """Move its samples (n, C, H, W) one level on the composed answers, and account for it in the posterior.
+
+        A :class:`~fedsynth.mixture.FlowPosterior` needs the ``divergence`` (K, n) of the answers.
+        """
         t = self.timestep
         generator = make_generator(seed, "cooperative-noise", self.level, self.number)
         moved: torch.Tensor = self.scheduler.step(
             compose(epsilon, weights), t, samples, generator=generator
         ).prev_sample
         forget_used_outputs(self.scheduler)
-        if self.posterior is not None:
-            known = answered[:, None].expand(-1, len(self.rows))
+        known = answered[:, None].expand(-1, len(self.rows))
+        if isinstance(self.posterior, PathPosterior):
             self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)
+        elif self.posterior is not None:
+            assert divergence is not None
+            self.posterior.update(samples, moved, epsilon, divergence, self.scheduler, t, known)
         self.level += 1
         return moved
 
@@ -111,7 +129,7 @@ def make_cohorts(
     shape: tuple[int, ...],
     new_scheduler: Callable[[], Any],
     log_prior: torch.Tensor,
-    posterior: bool,
+    posterior: PosteriorKind | None,
     temperature: float = 1.0,
 ) -> list[Cohort]:
     """Cut the set into cohorts of one class each, in the order of the classes, that the same silos answer for.

@@ -12,10 +12,11 @@ from flwr.app import ArrayRecord, Message
 
 from fedsynth import wire
 from fedsynth.mixture import effective_experts
+from fedsynth.mixture.flow_posterior import MOST, largest_divergence
 from fedsynth.mixture.screening import bound_weights
 from strategies.census import Census
 from strategies.cohort import Cohort
-from strategies.replies import claimed_name, noise_prediction, seconds_worked
+from strategies.replies import claimed_name, divergence_estimate, noise_prediction, seconds_worked
 from strategies.screening import EqualGroups, Screener
 
 logger = logging.getLogger("fedsynth")
@@ -48,6 +49,7 @@ class CooperativeSet:
         cohorts: the samples by class.
         log_prior: log prior weights (K, N); a silo is asked about samples it is not excluded from.
         screener: judges answers; None: whatever is finite counts.
+        divergences: whether answers come with their divergence.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class CooperativeSet:
         cohorts: list[Cohort],
         log_prior: torch.Tensor,
         screener: Screener | None = None,
+        divergences: bool = False,
     ) -> None:
         self._screener = screener
         self.labels, self.census, self.cohorts = labels, census, cohorts
         self.arrays = ArrayRecord()
         # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
         self._epsilon = torch.zeros((len(census), len(labels), *shape))
+        self._divergence = torch.zeros((len(census), len(labels))) if divergences else None
         self._answered = torch.zeros((len(census), len(labels)), dtype=torch.bool)
         self._asks = ~torch.isneginf(log_prior)
         self._asked: dict[int, dict[int, torch.Tensor]] = {}
@@ -147,8 +151,11 @@ class CooperativeSet:
         asked = self._asked.get(-1 if k is None else k)
         if k is None or asked is None:
             raise ValueError("not asked")
-        rows = asked[self._timestep_of(reply, asked)]
-        seconds = seconds_worked(reply)
+        timestep = self._timestep_of(reply, asked)
+        rows, seconds = asked[timestep], seconds_worked(reply)
+        if self._divergence is not None:
+            most = MOST * largest_divergence(self._epsilon[0, 0].numel(), self.cohorts[0].alpha_at(timestep))
+            self._divergence[k, rows] = divergence_estimate(reply, len(rows), most)
         self._epsilon[k].index_copy_(0, rows, noise_prediction(reply, (len(rows), *self._epsilon.shape[2:])))
         self._answered[k, rows] = True
         return seconds
@@ -189,7 +196,8 @@ class CooperativeSet:
                 waiting.add(cohort.label)
                 continue
             weights = bound_weights(cohort.weigh(epsilon, answered, energy_scale), max_weight, equal)
-            moved[cohort.rows] = cohort.move(mine, epsilon, answered, weights, seed)
+            divergence = None if self._divergence is None else self._divergence[:, cohort.rows]
+            moved[cohort.rows] = cohort.move(mine, epsilon, answered, weights, seed, divergence)
             experts.append(effective_experts(weights))
         self._report(waiting)
         if self._screener is not None:

@@ -13,21 +13,21 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
+from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import SAMPLERS, STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError, UserError
-from fedsynth.mixture import ULAScheduler, choose_experts, log_prior
+from fedsynth.mixture import FlowPosterior, PathPosterior, ULAScheduler, choose_experts, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
-from fedsynth.seeding import make_generator
+from fedsynth.seeding import derive_seed, make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import calibrate
 from strategies.census import Census, train_local_models
 from strategies.checks import in_range, one_of
-from strategies.cohort import make_cohorts
+from strategies.cohort import PosteriorKind, make_cohorts
 from strategies.cooperative_set import CooperativeSet
 from strategies.replies import sound
 from strategies.screening import Screener
@@ -48,8 +48,9 @@ class DfD(SynthesisStrategy):
             moves.
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
             only asked about classes it holds.
-        weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
-            with samplers whose moves carry noise).
+        weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`
+            with samplers whose moves carry noise, :class:`fedsynth.mixture.FlowPosterior` with the others but ``ula``:
+            there silos evaluate their networks twice).
         temperature: what a path says for and against a silo is divided by it: 1 for posterior weights, ∞ would make
             them constant. With ``posterior`` only.
         experts_per_sample: silos that answer for a sample, see :func:`fedsynth.mixture.choose_experts`; 0: all who
@@ -63,7 +64,7 @@ class DfD(SynthesisStrategy):
             there are others; what is above goes to them.
 
     Raises:
-        UserError: unknown choice, or posterior weights without ancestral moves.
+        UserError: unknown choice, or posterior weights with Langevin moves.
     """
 
     how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
@@ -99,10 +100,10 @@ class DfD(SynthesisStrategy):
         self.dfd_rounds = self.num_rounds = dfd_rounds
         self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
         self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
-        if weights == "posterior" and sampler not in STOCHASTIC:
+        if weights == "posterior" and sampler == "ula":
             raise UserError(
-                f"weights = 'posterior' needs sampler = {' or '.join(map(repr, STOCHASTIC))}, not '{sampler}':"
-                " only noisy moves tell the paths of silos apart; set weights = 'constant' or 'energy'"
+                f"weights = 'posterior' needs sampler = {', '.join(map(repr, SAMPLERS))}, not 'ula': Langevin moves"
+                " stay at a noise level, where no path can be followed; set weights = 'constant' or 'energy'"
             )
         self.temperature = in_range("temperature", temperature, 1, math.inf)
         if temperature > 1 and weights != "posterior":
@@ -167,7 +168,7 @@ class DfD(SynthesisStrategy):
             wire.request(
                 members[question.silo].node_id,
                 wire.EPSILON,
-                {**config, "server-round": server_round, "timestep": question.timestep},
+                {**config, "server-round": server_round, **self._level_config(question.timestep)},
                 question.arrays,
                 exchange.reply_timeout,
             )
@@ -234,6 +235,18 @@ class DfD(SynthesisStrategy):
             self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
 
+    @property
+    def _posterior(self) -> PosteriorKind | None:
+        if self.weights != "posterior":
+            return None
+        return PathPosterior if self.sampler in STOCHASTIC else FlowPosterior
+
+    def _level_config(self, timestep: int) -> dict[str, ConfigRecordValues]:
+        """What a question says of its noise level: all silos get the same probe, so that its errors nearly cancel."""
+        if self._posterior is not FlowPosterior:
+            return {"timestep": timestep}
+        return {"timestep": timestep, wire.PROBE_SEED: derive_seed(self._config.run.seed, "divergence", timestep)}
+
     def _patience(self, slowest: float) -> float | None:
         """Seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an hour."""
         asked = self._config.exchange.round_timeout
@@ -270,10 +283,10 @@ class DfD(SynthesisStrategy):
         if self.experts_per_sample:
             generator = make_generator(self._config.run.seed, "experts")
             bounded = choose_experts(bounded, labels, self.experts_per_sample, generator)
-        posterior = self.weights == "posterior"
-        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, posterior, self.temperature)
+        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, self._posterior, self.temperature)
         self.num_rounds = cohorts[0].num_levels
-        return CooperativeSet(labels, shape, census, cohorts, bounded, screener)
+        divergences = self._posterior is FlowPosterior
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, divergences)
 
     def _scheduler(self) -> Any:
         diffusion = self._config.diffusion

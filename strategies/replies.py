@@ -125,13 +125,31 @@ def noise_prediction(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
     Raises:
         ValueError: there is none, or it cannot be used.
     """
-    arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
+    return _numbers(reply, wire.EPSILON_RECORD, "answer", shape)
+
+
+def divergence_estimate(reply: Message, count: int, most: float) -> torch.Tensor:
+    """Divergence of an answer's noise predictions, float32 (``count``,), each at most ``most``.
+
+    There is no lower bound to it: a silo that claims less only loses weight.
+
+    Raises:
+        ValueError: there is none, it cannot be used, or no model of images could have it.
+    """
+    divergence = _numbers(reply, wire.DIVERGENCE, "divergence", (count,))
+    if (claimed := float(divergence.max())) > most:
+        raise ValueError(f"divergence {claimed:.4g}: no model of images has more than {most:.4g}")
+    return divergence
+
+
+def _numbers(reply: Message, record: str, what: str, shape: tuple[int, ...]) -> torch.Tensor:
+    arrays = list(wire.array_record(reply, record).values())
     if not arrays:
-        raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
-    epsilon = wire.peek(arrays[0])
-    if epsilon.shape != shape:
-        raise ValueError(f"answer has shape {tuple(epsilon.shape)}, not {shape}")
+        raise ValueError(f"'{record}' is empty")
+    values = wire.peek(arrays[0])
+    if values.shape != shape:
+        raise ValueError(f"{what} has shape {tuple(values.shape)}, not {shape}")
     # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
-    if not torch.stack(torch.aminmax(epsilon)).float().isfinite().all():
-        raise ValueError("answer is not finite")
-    return epsilon.float()
+    if not torch.stack(torch.aminmax(values)).float().isfinite().all():
+        raise ValueError(f"{what} is not finite")
+    return values.float()

@@ -52,8 +52,19 @@ def begin(strategy: DfD, task: Task) -> ArrayRecord:
 def answer(message: Message, silo: int, model: Predict = predict, seconds: float = 0.5) -> Message:
     tensors = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
     t = int(message.content.config_records[wire.CONFIG]["timestep"])
-    epsilon = model(silo, tensors[wire.SAMPLES], t, tensors[wire.LABELS])
-    return reply(message, wire.EPSILON_RECORD, {"e": epsilon}, partition=silo, num_examples=1, seconds=seconds)
+    samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
+    epsilon = model(silo, samples, t, labels)
+    made = reply(message, wire.EPSILON_RECORD, {"e": epsilon}, partition=silo, num_examples=1, seconds=seconds)
+    if wire.PROBE_SEED in message.content.config_records[wire.CONFIG]:
+        made.content[wire.DIVERGENCE] = wire.encode_tensors({"d": divergence(silo, samples, t, labels, model)})
+    return made
+
+
+def divergence(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor, model: Predict = predict) -> torch.Tensor:
+    """Exact divergence (n,) of a silo's ε whose every number depends on its own place alone."""
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model(silo, x, t, labels).sum(), x)
+    return slope.flatten(1).sum(1)
 
 
 def by_silo(messages: list[Message]) -> dict[int, Message]:

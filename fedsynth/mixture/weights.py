@@ -58,15 +58,8 @@ def effective_experts(weights: torch.Tensor) -> torch.Tensor:
     return entropy.exp()
 
 
-class PathPosterior:
-    """Posterior weights p(silo | path of the sample) for samplers whose moves carry noise.
-
-    By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
-    m_i and v are the mean and the variance of the ancestral step under ε_i alone, unclipped (after the Itô density
-    estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
-    Bayes' rule holds for whatever made the move; that silo i's own step is Gaussian holds near its own ancestral moves.
-    So it is for ancestral moves and those of stochastic solvers, on any grid of levels, not for Langevin moves at a
-    fixed noise level, and not for deterministic ones, which no model's own step would make.
+class RunningPosterior:
+    """Posterior weights of the silos for every sample, kept as logits in float64 that gain with every move.
 
     Args:
         log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo for good.
@@ -79,6 +72,35 @@ class PathPosterior:
     def weights(self) -> torch.Tensor:
         """Weights for the next step (K, N), or (K, 1) before the first update of a (K,) prior."""
         return torch.softmax(self.logits, dim=0)
+
+    def _gain(self, gain: torch.Tensor, answered: torch.Tensor | None) -> None:
+        """Add ``gain`` (K, N) to the logits of those that answered, bool (K, N) or None for all, and normalise.
+
+        The total weight of those in each column stays as it was, so that the others keep theirs.
+        """
+        counted = (~torch.isneginf(self.logits) & (True if answered is None else answered)).expand_as(gain)
+        before = torch.log_softmax(self.logits, dim=0).expand_as(gain)
+        ours = before.masked_fill(~counted, -torch.inf)
+        mass = torch.logsumexp(ours, dim=0)
+        shifted = (ours + gain).masked_fill(~counted, -torch.inf)
+        after = shifted - torch.logsumexp(shifted, dim=0) + mass
+        self.logits = torch.where(counted, after, before)
+
+
+class PathPosterior(RunningPosterior):
+    """Posterior weights p(silo | path of the sample) for samplers whose moves carry noise.
+
+    By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
+    m_i and v are the mean and the variance of the ancestral step under ε_i alone, unclipped (after the Itô density
+    estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
+    Bayes' rule holds for whatever made the move; that silo i's own step is Gaussian holds near its own ancestral moves.
+    So it is for ancestral moves and those of stochastic solvers, on any grid of levels, not for Langevin moves at a
+    fixed noise level, and not for deterministic ones, which no model's own step would make: for those see
+    :class:`~fedsynth.mixture.flow_posterior.FlowPosterior`.
+
+    Args:
+        log_prior: see :class:`RunningPosterior`.
+    """
 
     def update(
         self,
@@ -103,7 +125,7 @@ class PathPosterior:
             t: timestep of ``x_t``.
             answered: whether silo k answered for sample n, (K, N) boolean; None: all did.
         """
-        s = _next_level(scheduler, t)
+        s = next_level(scheduler, t)
         if s is None:
             return
         alpha_t, alpha_s = scheduler.alphas_cumprod[t].double(), scheduler.alphas_cumprod[s].double()
@@ -116,20 +138,10 @@ class PathPosterior:
         for rows in row_slices(eps):
             target = x_prev[rows].double() - scale * x_t[rows].double()
             distance[:, rows] = (target - pull * eps[:, rows].double()).flatten(2).square().sum(2)
-        counted = ~torch.isneginf(self.logits) & (True if answered is None else answered)
-        self._gain(-distance / (2 * variance), counted.expand_as(distance))
-
-    def _gain(self, gain: torch.Tensor, counted: torch.Tensor) -> None:
-        """Add ``gain`` where ``counted``, leaving the total weight of those silos in each column as it was."""
-        before = torch.log_softmax(self.logits, dim=0).expand_as(gain)
-        ours = before.masked_fill(~counted, -torch.inf)
-        mass = torch.logsumexp(ours, dim=0)
-        shifted = (ours + gain).masked_fill(~counted, -torch.inf)
-        after = shifted - torch.logsumexp(shifted, dim=0) + mass
-        self.logits = torch.where(counted, after, before)
+        self._gain(-distance / (2 * variance), answered)
 
 
-def _next_level(scheduler: Any, t: int) -> int | None:
+def next_level(scheduler: Any, t: int) -> int | None:
     """Timestep that follows ``t``; None after the last."""
     following = scheduler.timesteps[scheduler.timesteps < t]
     return int(following.max()) if len(following) else None

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from ring_of_modes import RingOfModes, respaced
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fedsynth.mixture import PathPosterior, compose, effective_experts, energy, responsibilities, temper
+from fedsynth.mixture import PathPosterior, effective_experts, energy, responsibilities, temper
 
 K, N = 7, 11
 
@@ -110,12 +110,6 @@ def test_effective_experts_is_the_exponential_of_entropy() -> None:
         torch.tensor([[1.0, 0.5, 0.25, 0.9], [0, 0.5, 0.25, 0.1], [0, 0, 0.25, 0], [0, 0, 0.25, 0]])
     )
     np.testing.assert_allclose(found, [1, 2, 4, math.exp(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))], rtol=1e-6)
-
-
-def respaced(rounds: int) -> DDPMScheduler:
-    scheduler = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(rounds)
-    return scheduler
 
 
 def ancestral_move(alpha_t: float, alpha_s: float, x_t: np.ndarray, eps: np.ndarray) -> tuple[np.ndarray, float]:
@@ -234,46 +228,6 @@ class TestPathPosterior:
         with largest_allocation(x, eps) as ours:
             PathPosterior(torch.zeros(5)).update(x, moved, eps, respaced(10), 499)
         assert 0 < ours.bytes <= eps.nbytes / 4
-
-
-class RingOfModes:
-    """Eight narrow Gaussians on a circle: six equal ones at the first silo, one at each of two others."""
-
-    SHARES = (0.6, 0.3, 0.1)
-    DEVIATION = 0.05
-
-    def __init__(self) -> None:
-        angles = torch.arange(8) * (2 * math.pi / 8)
-        self.modes = torch.stack([angles.cos(), angles.sin()], 1)
-        self.silos = [self.modes[:6], self.modes[6:7], self.modes[7:]]
-        self.truth = np.array([0.1] * 6 + [0.3, 0.1])
-
-    def exact_eps(self, x: torch.Tensor, alpha: torch.Tensor, modes: torch.Tensor) -> torch.Tensor:
-        """-√(1-ᾱ) ∇ log p_t(x) of an equal mixture of ``modes``."""
-        variance = alpha * self.DEVIATION**2 + 1 - alpha
-        offsets = x.flatten(1)[:, None] - alpha.sqrt() * modes
-        shares = torch.softmax(-offsets.square().sum(2) / (2 * variance), dim=1)
-        score = -(shares[..., None] * offsets).sum(1) / variance
-        return (-(1 - alpha).sqrt() * score)[..., None, None]
-
-    def distance(self, kind: str, num_samples: int, rounds: int) -> float:
-        """Total variation distance between the mode frequencies of composed samples and the truth."""
-        scheduler, generator = respaced(rounds), torch.Generator().manual_seed(0)
-        x = torch.randn(num_samples, 2, 1, 1, generator=generator)
-        prior = torch.tensor(self.SHARES).double().log()
-        posterior = PathPosterior(prior)
-        for t in scheduler.timesteps.tolist():
-            alpha = scheduler.alphas_cumprod[t]
-            eps = torch.stack([self.exact_eps(x, alpha, modes) for modes in self.silos])
-            weights = posterior.weights if kind == "posterior" else responsibilities(prior, energy(eps), 1.0)
-            moved = scheduler.step(compose(eps, weights), t, x, generator=generator).prev_sample
-            posterior.update(x, moved, eps, scheduler, t)
-            x = moved
-        nearest = torch.cdist(x.flatten(1), self.modes).argmin(1)
-        return self.from_truth(np.bincount(nearest, minlength=8) / num_samples)
-
-    def from_truth(self, frequencies: np.ndarray) -> float:
-        return 0.5 * float(np.abs(frequencies - self.truth).sum())
 
 
 @pytest.mark.parametrize("rounds", [1000, 100, 25])

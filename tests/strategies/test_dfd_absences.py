@@ -28,6 +28,8 @@ COUNTS = [[5, 1, 0], [0, 0, 4], [1, 3, 0]]
 VARIANTS: list[dict[str, Any]] = [
     {"weights": "posterior"},
     {"weights": "posterior", "sampler": "sde-dpmsolver++"},
+    {"weights": "posterior", "sampler": "ddim"},
+    {"weights": "posterior", "sampler": "dpmsolver++"},
     {"weights": "constant"},
     {"weights": "energy"},
     {"weights": "constant", "sampler": "ddim"},
