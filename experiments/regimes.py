@@ -64,6 +64,7 @@ MODES: dict[str, dict[str, Scalar]] = {
     "tempered posterior": {"strategy": "dfd", "temperature": 10.0},
     "constant": {"strategy": "dfd", "weights": "constant"},
     "pooled, dpmsolver++": {"strategy": "pooled", "sampler": "dpmsolver++"},
+    "posterior, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++", "weights": "posterior"},
     "constant, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++"},
     "two experts, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++", "experts-per-sample": 2},
 }
