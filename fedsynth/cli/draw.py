@@ -123,8 +123,8 @@ def _labels(config: RunConfig, classes: tuple[str, ...], asked: str | None) -> t
     """Return the class of every image, int64 (N,): equal shares of the classes asked for, in turn."""
     if config.sampling.labels != "balanced":
         raise UserError(
-            f"labels = '{config.sampling.labels}': a model does not say how frequent its classes were; leave it out, and"
-            " choose with --classes"
+            f"labels = '{config.sampling.labels}': a model does not say how frequent its classes were; leave it out,"
+            " and choose with --classes"
         )
     names = classes if asked is None else tuple(word.strip() for word in asked.split(","))
     for name in names:
