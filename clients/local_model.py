@@ -119,7 +119,7 @@ class LocalModel:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
         generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
         training = TrainingState(unet, self._config.training, generator)
-        training.resume(self._checkpoint)
+        training.resume(self._checkpoint, self._silo.name)
         return training
 
     def _finish(self, training: TrainingState) -> None:

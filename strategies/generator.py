@@ -19,7 +19,7 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import to_model_range, train
+from fedsynth.diffusion import TrainingState, to_model_range, train
 from fedsynth.errors import UserError
 from fedsynth.output import explained_writing
 from fedsynth.progress import Progress
@@ -29,7 +29,7 @@ from strategies.global_model import draw_images, new_training
 
 logger = logging.getLogger("fedsynth")
 
-FOLDER = "generator"
+FOLDER, PURPOSE = "generator", "generator-training"
 STRATEGIES_WITH_GENERATOR = ("dfd", "pooled")
 SAVE_SECONDS = 30.0
 """Training lost to a crash at most; writing the state of a paper-size network takes about a second."""
@@ -94,27 +94,33 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
     Raises:
         UserError: ``checkpoints`` cannot be written.
     """
-    config, goal = task.config, task.config.sampling.generator_steps
+    goal = task.config.sampling.generator_steps
     if not goal:
         return None
-    images, labels = to_model_range(outcome.images), torch.from_numpy(outcome.labels)
-    state = new_training(task, "generator-training")
     path = checkpoints / f"generator-{_fingerprint(outcome)}.pt"
-    state.resume(path)
-    if state.steps > goal:  # fewer steps than an earlier training had
-        state = new_training(task, "generator-training")
-    logger.info("training the generator on the %d images of the set", len(images))
+    state = new_training(task, PURPOSE)
+    state.resume(path, FOLDER)
+    if state.steps > goal:  # of an earlier training with more of them
+        state = new_training(task, PURPOSE)
+    logger.info("training the generator on the %d images of the set", len(outcome.images))
+    _train(state, outcome, task.config, path)
+    return Generator(state.averaged_unet(), state.steps, state.seconds)
+
+
+def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path) -> None:
+    images, labels = to_model_range(outcome.images), torch.from_numpy(outcome.labels)
+    goal = config.sampling.generator_steps
     progress = Progress("generator: step", goal, logger.info, done=state.steps)
+
+    def report(done: int, loss: float) -> None:
+        progress.update(done, loss=loss)
+
     while state.steps < goal:
         start = time.monotonic()
-        train(
-            *(state, images, labels, config.training, config.diffusion, goal, start + SAVE_SECONDS),
-            on_step=lambda done, loss: progress.update(done, loss=loss),
-        )
+        train(state, images, labels, config.training, config.diffusion, goal, start + SAVE_SECONDS, report)
         state.seconds += time.monotonic() - start
         with explained_writing(path):
             state.save(path)
-    return Generator(state.averaged_unet(), state.steps, state.seconds)
 
 
 def _fingerprint(outcome: Outcome) -> str:

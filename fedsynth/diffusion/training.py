@@ -108,13 +108,13 @@ class TrainingState:
         # Every part moves its own tensors, and Adam's step counts belong on the CPU.
         self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-    def resume(self, path: Path) -> None:
-        """Do the same where there is a file; a damaged one is named in the log, and training starts at step 0."""
+    def resume(self, path: Path, name: str) -> None:
+        """Do the same if there is a file; a damaged one is logged under ``name``, and training starts at step 0."""
         # A power cut can tear a file after its renaming. The same training from the start ends in the same model.
         if zipfile.is_zipfile(path):
             self.load(path)
         elif path.exists():
-            logger.warning("checkpoint '%s' is damaged, training starts again", path)
+            logger.warning("%s: checkpoint '%s' is damaged, training starts again", name, path)
 
 
 def train(

@@ -146,7 +146,7 @@ def test_a_torn_checkpoint_is_named_and_starts_again(tmp_path: Path, caplog: pyt
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:1000])
     assert same(generator_of(task(), outcome(), tmp_path).unet.state_dict(), whole)
-    assert f"checkpoint '{path}' is damaged, training starts again" in caplog.text
+    assert f"generator: checkpoint '{path}' is damaged, training starts again" in caplog.text
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local", "centralised"])
