@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/generator"))
     options = parser.parse_args()
-    rows, details = [], {}
+    rows: list[dict[str, str]] = []
+    details = {}
     for name in options.methods:
         results = [_results(name, seed, options.output_dir) for seed in options.seeds]
         details[name] = results
