@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +119,7 @@ class LocalModel:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
         generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
         training = TrainingState(unet, self._config.training, generator)
-        # A power cut can tear a file after its renaming. The same training from the start ends in the same model.
-        if zipfile.is_zipfile(self._checkpoint):
-            training.load(self._checkpoint)
-        elif self._checkpoint.exists():
-            logger.warning("%s: checkpoint '%s' is damaged, training starts again", self._silo.name, self._checkpoint)
+        training.resume(self._checkpoint, self._silo.name)
         return training
 
     def _finish(self, training: TrainingState) -> None:

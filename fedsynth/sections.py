@@ -142,6 +142,9 @@ class Sampling(Section):
     server_ema_decay: BelowOne | Auto = Field(
         AUTO, description="weight of the past in the average over rounds (sample-from=ema)"
     )
+    generator_steps: Count = Field(
+        0, description="optimiser steps of a model that the server trains on the finished set; 0: none (dfd, pooled)"
+    )
 
 
 class Averaging(Section):

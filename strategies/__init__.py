@@ -19,6 +19,7 @@ from strategies.fedmedian import FedMedian
 from strategies.fedprox import FedProx
 from strategies.fedtrimmedavg import FedTrimmedAvg
 from strategies.fedyogi import FedYogi
+from strategies.generator import refuse_generator
 from strategies.krum import Krum
 from strategies.local import Local
 from strategies.multikrum import MultiKrum
@@ -62,4 +63,5 @@ def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
     flat = resolved.to_run_config()
     strategy = chosen(**{key.replace("-", "_"): flat[key] for key in defaults})
     strategy.check(resolved)
+    refuse_generator(resolved)
     return strategy, resolved

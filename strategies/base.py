@@ -46,9 +46,9 @@ class Task:
 
     @property
     def sampler(self) -> str:
-        """How one model is sampled."""
+        """How one model is sampled; Langevin moves are for composed noise only."""
         sampler = self.config.sampling.sampler
-        return "ddpm" if sampler == "auto" else sampler
+        return {"auto": "ddpm", "ula": "sde-dpmsolver++"}.get(sampler, sampler)
 
     @property
     def min_replies(self) -> int:

@@ -12,13 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.diffusion import SAMPLERS, TrainingState, initial_unet, loss_curve, pick_device, to_model_range, train
+from fedsynth.diffusion import SAMPLERS, TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.progress import Progress
-from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.checks import one_of
-from strategies.global_model import draw_from_model
+from strategies.global_model import draw_from_model, new_training
 
 logger = logging.getLogger("fedsynth")
 
@@ -52,11 +51,10 @@ class Centralised(SynthesisStrategy):
         silos = [task.federation.silo(k, config).train for k in range(len(task.census))]
         self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
         self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
-        unet = initial_unet(config, task.spec).to(pick_device(config.run.device))
-        self._state = TrainingState(unet, config.training, make_generator(config.run.seed, "centralised-training"))
+        self._state = new_training(task, "centralised-training")
         self._steps = config.training.train_steps * len(task.census)
         self._progress = self._new_progress(0)
-        return wire.encode_tensors(unet.state_dict())
+        return wire.encode_tensors(self._state.unet.state_dict())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.diffusion import (
+    TrainingState,
     draw_initial_noise,
     initial_unet,
     make_scheduler,
@@ -35,6 +36,12 @@ def draw_from_model(task: Task, weights: Mapping[str, torch.Tensor]) -> Outcome:
     progress = Progress("sampling: level", task.config.sampling.sampling_steps, logger.info)
     generator = make_generator(seed, "sampling")
     return Outcome(draw_images(task, unet, noise, task.labels, generator, progress.update), task.labels.numpy(), unet)
+
+
+def new_training(task: Task, purpose: str) -> TrainingState:
+    """Return a training on the server at its start; ``purpose`` decides batches and noise."""
+    unet = initial_unet(task.config, task.spec).to(pick_device(task.config.run.device))
+    return TrainingState(unet, task.config.training, make_generator(task.config.run.seed, purpose))
 
 
 def draw_images(

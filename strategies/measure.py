@@ -15,6 +15,8 @@ from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_n
 from strategies.base import Outcome, Task
 from strategies.exchange import ExchangeGrid
 from strategies.federated_evaluation import SiloEvaluation, evaluate_at_silos
+from strategies.generator import Generator
+from strategies.generator_measures import GeneratorMeasures, measure_generator
 from strategies.membership_inference import ModelAttack, attack_models
 
 logger = logging.getLogger("fedsynth")
@@ -30,12 +32,14 @@ class Measurements:
         evaluations: by folder of the dataset; "" when there is one dataset.
         at_silos: what the silos say.
         attack: membership inference against the models.
+        generator: what the generator draws, if there is one.
         notes: what the strategy says of the dataset, and what could not be measured.
     """
 
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     at_silos: SiloEvaluation | None = None
     attack: ModelAttack | None = None
+    generator: GeneratorMeasures | None = None
     notes: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
@@ -45,13 +49,16 @@ class Measurements:
             row["silos"] = {name: evaluation.row() for name, evaluation in self.evaluations.items()}
         row |= self.attack.row() if self.attack else {}
         row |= self.at_silos.row() if self.at_silos else {}
+        row |= self.generator.row() if self.generator else {}
         notes = filter(None, [row.pop("notes", ""), *self.notes])
         return row | ({"notes": "; ".join(notes)} if self.evaluations or self.notes else {})
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Lay out as measure -> columns."""
         rows = results_rows(list(self.evaluations.values())) if self.evaluations else {}
-        return rows | (self.attack.table() if self.attack else {}) | (self.at_silos.table() if self.at_silos else {})
+        rows |= self.attack.table() if self.attack else {}
+        rows |= self.at_silos.table() if self.at_silos else {}
+        return self.generator.beside(rows) if self.generator else rows
 
     def limits(self) -> tuple[str, ...]:
         """Return what a reader must know about the numbers."""
@@ -59,29 +66,39 @@ class Measurements:
         return (*self.notes, *all_notes(list(self.evaluations.values())), *at_silos)
 
 
-def measure_run(grid: ExchangeGrid, task: Task, outcome: Outcome, sets: Mapping[str, LabelledSet]) -> Measurements:
+def measure_run(
+    grid: ExchangeGrid,
+    task: Task,
+    outcome: Outcome,
+    sets: Mapping[str, LabelledSet],
+    generator: Generator | None = None,
+) -> Measurements:
     """Measure everything that the configuration asks for; what fails is a note, the rest is kept."""
     asked, notes = task.config.evaluation, list(outcome.notes)
     evaluations: dict[str, Evaluation] = {}
-    attack = None
+    attack = of_generator = None
     try:
-        evaluations = _evaluate(task, sets) if asked.evaluate else {}
+        evaluator = _evaluator(task) if asked.evaluate else None
+        evaluations = _evaluate(evaluator, sets) if evaluator else {}
         attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
+        if evaluator and generator:
+            of_generator = measure_generator(task, outcome, generator, evaluator, evaluations[""])
     except Exception as error:
         # The dataset is finished: whatever goes wrong in measuring it, what it cost and where it lies is still told.
         logger.warning("measurement given up: %s", error, exc_info=not isinstance(error, (UserError, RunError)))
         notes.append(f"measurement given up: {error}")
     at_silos = evaluate_at_silos(grid, task, outcome) if asked.evaluate_silos else None
-    return Measurements(evaluations, at_silos, attack, tuple(notes))
+    return Measurements(evaluations, at_silos, attack, of_generator, tuple(notes))
 
 
-def _evaluate(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
+def _evaluator(task: Task) -> Evaluator | None:
+    """Gather the real images; None where the server does not have them."""
     federation, config = task.federation, task.config
     if federation is None:
-        return {}
+        return None
     silos = [federation.silo(k, config).train for k in range(len(federation.parts))]
     seen = (np.concatenate([getattr(silo, name) for silo in silos]) for name in ("images", "labels"))
-    evaluator = Evaluator(
+    return Evaluator(
         ImageSet("real training images", federation.train.images, federation.train.labels),
         ImageSet("real test images", federation.test.images, federation.test.labels),
         task.spec.classes,
@@ -90,6 +107,9 @@ def _evaluate(task: Task, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluati
         trained_on=ImageSet("images that silos trained on", *seen),
         progress=logger.info,
     )
+
+
+def _evaluate(evaluator: Evaluator, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
     done = {}
     for name, synthetic in sets.items():
         if name:

@@ -82,7 +82,7 @@ def attack_models(grid: ExchangeGrid, task: Task, outcome: Outcome) -> ModelAtta
     federation = task.federation
     if federation is None:
         return None
-    timesteps = tuple(int(share * task.config.diffusion.num_train_timesteps) for share in LEVELS)
+    timesteps = _timesteps(task)
     if outcome.unet is not None:
         logger.info("membership inference against the model on the server")
         attacks = {GLOBAL_MODEL: _attack_server(task, federation, outcome.unet, timesteps)}
@@ -93,6 +93,16 @@ def attack_models(grid: ExchangeGrid, task: Task, outcome: Outcome) -> ModelAtta
         return None
     found = {name: attack for name, attack in attacks.items() if attack is not None}
     return ModelAttack(timesteps, found) if found else None
+
+
+def attack_generator(task: Task, federation: Federation, unet: UNet2DModel) -> Membership | None:
+    """Attack a model that was trained on released images: does it tell who the silos' models were trained on?"""
+    logger.info("membership inference against the generator")
+    return _attack_server(task, federation, unet, _timesteps(task))
+
+
+def _timesteps(task: Task) -> tuple[int, ...]:
+    return tuple(int(share * task.config.diffusion.num_train_timesteps) for share in LEVELS)
 
 
 @dataclass(frozen=True, eq=False)

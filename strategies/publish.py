@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from diffusers import UNet2DModel
 
 from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
@@ -15,6 +18,7 @@ from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import ExchangeGrid, Round, Traffic
+from strategies.generator import FOLDER, generator_note, train_generator
 from strategies.measure import LabelledSet, measure_run
 from strategies.summary import report_content
 
@@ -58,22 +62,29 @@ class Costs:
 
 
 def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid: ExchangeGrid) -> None:
-    """Write datasets and model, measure the datasets, write results and report, and log where they are.
+    """Write datasets and models, measure them, write results and report, and log where they are.
 
     ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too.
     """
+    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config)))
     sets = _sets(outcome, task)
     for name, (images, labels) in sets.items():
         dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
         write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
-        _save_model(folder, task, outcome)
-    measured = measure_run(grid, task, outcome, sets)
-    folder.write_results({"strategy": task.config.run.strategy, **costs.row(), **measured.row()})
-    content = report_content(task, outcome, costs.row(), measured, folder.read_metrics())
+        _save_model(folder.models / "global", task, outcome.unet)
+    generator = train_generator(task, outcome, folder.checkpoints)
+    if generator is not None:
+        _save_model(folder.models / FOLDER, task, generator.unet)
+    measured = measure_run(grid, task, outcome, sets, generator)
+    cost = {**costs.row(), **(generator.cost() if generator else {})}
+    folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
+    content = report_content(task, outcome, cost, measured, folder.read_metrics())
     write_report(folder.report, content)
-    logger.info("results\n%s", results_table(content.results or costs.row()))
+    logger.info("results\n%s", results_table(content.results or cost))
     logger.info("dataset %s", folder.synthetic)
+    if generator is not None:
+        logger.info("generator %s", folder.models / FOLDER)
     logger.info("report  %s", folder.report)
 
 
@@ -86,10 +97,10 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
     return {name: (outcome.images[rows], outcome.labels[rows]) for name, rows in zip(folders, mine, strict=True)}
 
 
-def _save_model(folder: RunFolder, task: Task, outcome: Outcome) -> None:
+def _save_model(path: Path, task: Task, unet: UNet2DModel) -> None:
     scheduler = make_scheduler(task.config.diffusion)
-    pipeline = ClassConditionalDDPMPipeline(outcome.unet, scheduler, task.spec.classes)
-    with atomic_directory(folder.models / "global") as temporary:
+    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
+    with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)
 
 

@@ -46,6 +46,7 @@ OTHER_VALUES: dict[str, Any] = {
     "sampling-steps": 12,
     "sample-from": "raw",
     "server-ema-decay": 0.5,
+    "generator-steps": 30,
     "fraction-train": 0.5,
     "min-train-nodes": 3,
     "num-malicious-nodes": 2,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cooperation, early_stopping, fedddpm
+from experiments import cooperation, early_stopping, fedddpm, generator
 from experiments.repeated_runs import mean_and_range, table_row
 from fedsynth.cli.options import scalar
 from fedsynth.config import RunConfig
@@ -36,6 +36,7 @@ METHODS = {
     "quick": cooperation.QUICK,
     **{f"fedddpm {name}": settings for name, settings in fedddpm.METHODS.items()},
     "one silo": early_stopping.ALONE,
+    **{f"generator {name}": settings for name, settings in generator.METHODS.items()},
 }
 
 
@@ -55,3 +56,14 @@ def test_a_row_is_the_mean_with_the_range_over_seeds() -> None:
     row = table_row("dfd", results, columns)
     assert row == {"method": "dfd", "rounds": "25", "C": "0.600 (0.500 … 0.700)", "FD": "15.0 (10.0 … 20.0)"}
     assert mean_and_range([3.0]) == "3"
+
+
+def test_a_generators_row_stands_below_its_training_sets() -> None:
+    results = {key: 0.25 for key in generator.COLUMNS} | {f"generator-{key}": 0.5 for key in generator.COLUMNS}
+    further = {"generator-steps": 9, "generator-frechet-ratio": 1.5, "generator-repeated-share": 0.125}
+    released, drawn = generator.rows_of("dfd", [{**results, **further}])
+    assert (released["method"], drawn["method"]) == ("dfd", "dfd, generator")
+    assert [row["coverage ↑"] for row in (released, drawn)] == ["0.250 (0.250 … 0.250)", "0.500 (0.500 … 0.500)"]
+    assert [row["ratio of distances"] for row in (released, drawn)] == ["-", "1.500 (1.500 … 1.500)"]
+    (alone,) = generator.rows_of("fedavg", [results])
+    assert alone.keys() == released.keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fedsynth.files import write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
-    describe_write_error,
+    check_writable,
     explained,
     explained_writing,
     folder_names,
@@ -127,11 +126,9 @@ def _check_writable(option: str, path: Path) -> None:
         example = path / ("numbers.json" if option == "--output" else "report.html")
         raise UserError(f"{option} '{path}' is a folder: give the name of a file, such as {example}")
     try:
-        existing = next(folder for folder in path.absolute().parents if folder.exists())
-        # Permission bits do not tell (root, read-only mounts): only writing does.
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise UserError(f"{option}: {describe_write_error(error, path)}") from error
+        check_writable(path)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from fedsynth.config import Diffusion, Training
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.files import atomic_file
+
+logger = logging.getLogger("fedsynth")
 
 CURVE_POINTS = 50
 
@@ -103,6 +107,14 @@ class TrainingState:
         """Continue from a file written by :meth:`save`."""
         # Every part moves its own tensors, and Adam's step counts belong on the CPU.
         self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def resume(self, path: Path, name: str) -> None:
+        """Do the same if there is a file; a damaged one is logged under ``name``, and training starts at step 0."""
+        # A power cut can tear a file after its renaming. The same training from the start ends in the same model.
+        if zipfile.is_zipfile(path):
+            self.load(path)
+        elif path.exists():
+            logger.warning("%s: checkpoint '%s' is damaged, training starts again", name, path)
 
 
 def train(

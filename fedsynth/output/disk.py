@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,21 @@ def explained_writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise describe_write_error(error, path) from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse to start work whose result cannot be written.
+
+    Args:
+        path: File or folder that will be written; neither it nor its parents need to exist yet.
+
+    Raises:
+        UserError: The folder that holds it, or will, cannot be written.
+    """
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    with explained_writing(path):
+        # Permission bits do not tell (root, read-only mounts): only writing does.
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 def check_free_space(path: Path, needed_bytes: int) -> None:

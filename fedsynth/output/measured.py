@@ -16,6 +16,7 @@ GROUPS = {
     "Do they repeat training images?": ("nearest-neighbour-ratio", "copied-share", "released-membership"),
     "Do the models betray who was trained on?": ("epsilon-membership",),
     "What the silos measured at home": ("silo-",),
+    "Is the generator as good as the images it was trained on?": ("generator-",),
 }
 """Heading -> how the name of the first row below it begins."""
 
@@ -38,6 +39,9 @@ MEANINGS = {
     "released-membership-tpr-at-1-percent-fpr": "training images found with 1 % false accusations",
     "epsilon-membership-auc": "do a model's noise predictions tell training images from others? .5 is guessing",
     "epsilon-membership-tpr-at-1-percent-fpr": "training images found with 1 % false accusations",
+    "generator-frechet-ratio": "its Fréchet distance by that of the released images",
+    "generator-repeated-share": "share of its images nearer to a released one than 95 % of real test images",
+    "generator-epsilon-membership-auc": "do its noise predictions tell training images from others? .5 is guessing",
     "silo-frechet-distance": "to the real images of all silos, from sums that hide single images",
     "silo-accuracy": "of a classifier trained on the synthetic images",
     "silo-coverage": "share of the silos' held-out images whose neighbourhood holds a synthetic one",

@@ -35,7 +35,7 @@ from fedsynth.progress import duration
 
 _PER_CLASS = 8
 _MOST_CLASSES = 20
-_COMPARED = ("synthetic", "real")
+_COMPARED = ("synthetic", "generator", "real")
 _COST_LABELS = {
     "bytes-up": "sent by the silos to the server",
     "bytes-down": "sent by the server to the silos",

@@ -30,6 +30,9 @@ Nothing synthetic should beat that by more than chance.
 {% if "real + synthetic" in result_columns %}
 Under “real + synthetic”, classifiers learn from as many of both.
 {% endif %}
+{% if "generator" in result_columns %}
+Under “generator” stand as many images drawn from the model that was trained on the synthetic ones, with other noise.
+{% endif %}
 {% if "±" in result_columns %}
 “±” is half of the 95 % interval over several trainings of a classifier, and for kernel distance and inception score
 the standard deviation over random subsets.

@@ -21,7 +21,7 @@ from fedsynth.output.disk import explained_writing
 FREE_KEYS = frozenset(
     {
         *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
-        *("num-rounds", "train-steps"),
+        *("num-rounds", "train-steps", "generator-steps"),
         *(
             "node-timeout",
             "reply-timeout",

@@ -71,6 +71,7 @@ CHANGES = {
     "device": "cpu",
     "num-rounds": "8",
     "train-steps": "50",
+    "generator-steps": "60",
     "node-timeout": "5",
     "reply-timeout": "6.5",
     "round-timeout": "20.5",

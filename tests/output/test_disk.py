@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedsynth.errors import UserError
-from fedsynth.output import check_free_space, describe_write_error, explained_writing
+from fedsynth.output import check_free_space, check_writable, describe_write_error, explained_writing
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_free_space_is_asked_of_the_nearest_existing_folder(tmp_path: Path, monk
     assert asked == [tmp_path]
     with pytest.raises(UserError, match=r"not/yet.*5\.1 MB needed, 5 MB free"):
         check_free_space(tmp_path / "not" / "yet", 5_100_000)
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder" / "numbers.json")
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write '.*numbers.json': a file stands where a folder is needed"):
+        check_writable(tmp_path / "file" / "numbers.json")

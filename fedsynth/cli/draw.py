@@ -1,0 +1,164 @@
+"""Draw further labelled images from a saved model: models/generator or models/global of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsynth import __version__
+from fedsynth.cli.options import add_keys, given_keys
+from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.diffusion import make_scheduler, pick_device, sample, to_uint8
+from fedsynth.diffusion.brought import BroughtModel, load_brought_model
+from fedsynth.errors import UserError, did_you_mean
+from fedsynth.output import SyntheticDataset, check_writable, write_dataset
+from fedsynth.progress import Progress
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+
+logger = logging.getLogger("fedsynth")
+
+KEYS = frozenset({"num-samples", "sampler", "sampling-steps", "labels", "seed", "device"})
+"""Configuration keys that say how a model is sampled."""
+DEFAULT_SAMPLER = "sde-dpmsolver++"
+BLOCK = 256
+"""Images drawn at a time: memory does not grow with their number, but for the finished ones."""
+
+_SCHEDULE = {
+    "num_train_timesteps": "num-train-timesteps",
+    "beta_start": "beta-start",
+    "beta_end": "beta-end",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the folder for the dataset, and how to sample."""
+    parser.add_argument("model", type=_path, help="diffusers folder of a class-conditional model, as a run leaves it")
+    parser.add_argument("--output", type=_path, required=True, help="folder for the dataset; must not exist")
+    parser.add_argument("--classes", help="classes to draw, such as 'cat,dog' (default: all of the model's)")
+    add_keys(parser, KEYS)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Draw the images, and write them as a dataset like that of a run.
+
+    Raises:
+        UserError: the model cannot be read, a class or setting is not one, or the dataset cannot be written.
+    """
+    if rest:
+        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth draw --help' lists all")
+    given = given_keys(options, KEYS)
+    config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
+    spec, config = _spec(options.model), RunConfig.from_run_config({**_schedule(options.model), **given})
+    labels = _labels(config, spec.classes, options.classes)
+    make_scheduler(config.diffusion, config.sampling.sampling_steps, _sampler(config))
+    _check_output(options.output)
+    model = load_brought_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
+    images = _draw(model, config, spec, labels)
+    dataset = SyntheticDataset(images, labels.numpy(), spec.classes, _provenance(options.model, config))
+    write_dataset(dataset, options.output)
+    print(f"dataset {options.output}")
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"--output '{path}' exists: give a folder that does not, or remove it")
+    check_writable(path)
+
+
+def _spec(folder: Path) -> ImageSpec:
+    """Read what the images of a model look like.
+
+    Raises:
+        UserError: no folder of a class-conditional pipeline.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model '{folder}': there is no such folder; give models/generator or models/global of a run")
+    classes, unet = _read(folder, "model_index.json").get("classes"), _read(folder, "unet/config.json")
+    if not classes or not unet.get("num_class_embeds"):
+        raise UserError(f"model '{folder}' has no classes: give a class-conditional one, as fedsynth saves it")
+    channels, size = unet.get("in_channels"), unet.get("sample_size")
+    if channels not in (1, 3) or not isinstance(size, int):
+        raise UserError(
+            f"model '{folder}' makes images of {channels} channels and size {size}: 1 or 3 and one whole number are"
+            " needed (unet/config.json)"
+        )
+    return ImageSpec(channels, size, tuple(map(str, classes)))
+
+
+def _schedule(folder: Path) -> dict[str, Scalar]:
+    """Return the model's own noise schedule, if a run can have it; any other is matched level by level."""
+    config = _read(folder, "scheduler/scheduler_config.json")
+    if config.get("beta_schedule", "linear") != "linear":
+        return {}
+    return {key: config[name] for name, key in _SCHEDULE.items() if name in config}
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise UserError(
+            f"model '{folder}' is no diffusers pipeline, it holds no {name}: give models/generator of a run"
+        )
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"model '{folder}': {name} is damaged ({error}): copy or save the model again") from error
+
+
+def _labels(config: RunConfig, classes: tuple[str, ...], asked: str | None) -> torch.Tensor:
+    """Return the class of every image, int64 (N,): equal shares of the classes asked for, in turn."""
+    if config.sampling.labels != "balanced":
+        raise UserError(
+            f"labels = '{config.sampling.labels}': a model does not say how frequent its classes were; leave it out,"
+            " and choose with --classes"
+        )
+    names = classes if asked is None else tuple(word.strip() for word in asked.split(","))
+    for name in names:
+        if name not in classes:
+            raise UserError(f"--classes: unknown class '{name}'{did_you_mean(name, classes)} ({', '.join(classes)})")
+    if len(set(names)) < len(names):
+        raise UserError(f"--classes '{asked}': name each once")
+    indices = torch.tensor([classes.index(name) for name in names])
+    return indices[torch.arange(config.sampling.num_samples) % len(names)]
+
+
+def _draw(model: BroughtModel, config: RunConfig, spec: ImageSpec, labels: torch.Tensor) -> NDArray[np.uint8]:
+    images = np.empty((len(labels), spec.size, spec.size, spec.channels), np.uint8)
+    progress = Progress("image", len(labels), logger.info)
+    for first in range(0, len(labels), BLOCK):
+        rows = slice(first, first + BLOCK)
+        generator = make_generator(config.run.seed, "draw", first)
+        noise = torch.randn((len(labels[rows]), *spec.shape), generator=generator)
+        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, _sampler(config))
+        images[rows] = to_uint8(sample(model.predict, scheduler, noise, labels[rows], generator))
+        progress.update(first + len(noise))
+    return images
+
+
+def _sampler(config: RunConfig) -> str:
+    return DEFAULT_SAMPLER if config.sampling.sampler == AUTO else config.sampling.sampler
+
+
+def _provenance(model: Path, config: RunConfig) -> dict[str, Any]:
+    flat = config.to_run_config()
+    settings = {key: flat[key] for key in sorted(KEYS - {"seed", "device"})} | {"sampler": _sampler(config)}
+    return {
+        "method": "drawn from a saved model",
+        "settings": {"model": str(model), **settings},
+        "seed": config.run.seed,
+        "software": {"fedsynth": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
+    }

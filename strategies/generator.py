@@ -1,0 +1,129 @@
+"""The amortised generator: one model on the server that draws more images after the silos have left.
+
+Cooperative inference needs every silo for every image. Its paper (Hahn & Lee, NeurIPS 2025) names a model distilled
+from it as future work; how it is trained is our choice: on the released images, as a silo's own model is on real ones.
+What it tells of real images is what they tell, since it sees nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from numpy.typing import NDArray
+
+from fedsynth.config import RunConfig
+from fedsynth.diffusion import TrainingState, to_model_range, train
+from fedsynth.errors import UserError
+from fedsynth.output import explained_writing
+from fedsynth.progress import Progress
+from fedsynth.seeding import make_generator
+from strategies.base import Outcome, Task
+from strategies.global_model import draw_images, new_training
+
+logger = logging.getLogger("fedsynth")
+
+FOLDER, PURPOSE = "generator", "generator-training"
+STRATEGIES_WITH_GENERATOR = ("dfd", "pooled")
+SAVE_SECONDS = 30.0
+"""Training lost to a crash at most; writing the state of a paper-size network takes about a second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A finished generator.
+
+    Attributes:
+        unet: with the averaged weights.
+        steps: optimiser steps made.
+        seconds: time they took, with those before an interruption.
+    """
+
+    unet: UNet2DModel
+    steps: int
+    seconds: float
+
+    def cost(self) -> dict[str, float]:
+        """Return what it cost by kebab-case name, on top of the method's own."""
+        return {"generator-steps": self.steps, "generator-seconds": self.seconds}
+
+    def draw(self, task: Task, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Draw an image uint8 (H, W, C) for each of ``labels`` (n,), from other noise than the released set's."""
+        generator = make_generator(task.config.run.seed, "generator-sampling")
+        noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
+        return draw_images(task, self.unet, noise, torch.from_numpy(labels), generator)
+
+
+def refuse_generator(config: RunConfig) -> None:
+    """Refuse a generator where one is of no use, before a silo is asked.
+
+    Raises:
+        UserError: the strategy has a model on the server, or as many sets as silos.
+    """
+    steps, strategy = config.sampling.generator_steps, config.run.strategy
+    if steps and strategy not in STRATEGIES_WITH_GENERATOR:
+        why = "every silo has a set of its own" if strategy == "local" else "its global model can draw more images"
+        raise UserError(
+            f"generator-steps = {steps} needs strategy = 'dfd' or 'pooled': with '{strategy}' {why}; set"
+            " generator-steps = 0"
+        )
+
+
+def generator_note(config: RunConfig) -> tuple[str, ...]:
+    """Say in the card and the report that there is a generator."""
+    steps = config.sampling.generator_steps
+    note = f"further images can be drawn from models/{FOLDER}, trained for {steps} steps on these images alone"
+    return (note,) if steps else ()
+
+
+def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generator | None:
+    """Train a class-conditional U-Net, like a silo's own, on the images of ``outcome`` and on nothing else.
+
+    Every 30 s the state goes to ``checkpoints``; a run that continues with the same images goes on from there, bit for
+    bit on a CPU, and more steps continue a finished training.
+
+    Returns:
+        None where ``generator-steps`` asks for none.
+
+    Raises:
+        UserError: ``checkpoints`` cannot be written.
+    """
+    goal = task.config.sampling.generator_steps
+    if not goal:
+        return None
+    path = checkpoints / f"generator-{_fingerprint(outcome)}.pt"
+    state = new_training(task, PURPOSE)
+    state.resume(path, FOLDER)
+    if state.steps > goal:  # of an earlier training with more of them
+        state = new_training(task, PURPOSE)
+    logger.info("training the generator on the %d images of the set", len(outcome.images))
+    _train(state, outcome, task.config, path)
+    return Generator(state.averaged_unet(), state.steps, state.seconds)
+
+
+def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path) -> None:
+    images, labels = to_model_range(outcome.images), torch.from_numpy(outcome.labels)
+    goal = config.sampling.generator_steps
+    progress = Progress("generator: step", goal, logger.info, done=state.steps)
+
+    def report(done: int, loss: float) -> None:
+        progress.update(done, loss=loss)
+
+    while state.steps < goal:
+        start = time.monotonic()
+        train(state, images, labels, config.training, config.diffusion, goal, start + SAVE_SECONDS, report)
+        state.seconds += time.monotonic() - start
+        with explained_writing(path):
+            state.save(path)
+
+
+def _fingerprint(outcome: Outcome) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(outcome.images).tobytes())
+    content.update(outcome.labels.tobytes())
+    return content.hexdigest()[:16]
