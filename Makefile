@@ -7,6 +7,10 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 WORKERS ?= 2
 # Real Flower runs and measurements of memory need the machine to themselves.
 SERIAL := tests/end_to_end tests/benchmarks
+# Those of them that do not.
+IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_process.py)
+# A file stays in one process: its tests share what they set up.
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: run quality test test-unit lint install clean
 
@@ -18,11 +22,11 @@ quality: $(VENV)/.installed
 	$(BIN)/fedsynth run experiments/digits-quality.toml
 
 test: lint test-unit
-	$(BIN)/pytest $(SERIAL)
+	$(BIN)/pytest $(PARALLEL) $(IN_PROCESS)
+	$(BIN)/pytest $(SERIAL) $(IN_PROCESS:%=--ignore=%)
 
-# A file stays in one process: its tests share what they set up.
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(SERIAL:%=--ignore=%)
+	$(BIN)/pytest $(PARALLEL) $(SERIAL:%=--ignore=%)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
