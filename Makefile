@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 # Processes that share the unit tests.
 WORKERS ?= 2
 # Real Flower runs and measurements of memory need the machine to themselves.
-SERIAL := tests/end_to_end tests/benchmarks
+SERIAL := tests/end_to_end tests/benchmarks $(wildcard tests/deployment)
 # Those of them that do not.
 IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_process.py)
 # A file stays in one process: its tests share what they set up.

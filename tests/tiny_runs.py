@@ -23,7 +23,6 @@ TINY: dict[str, Scalar] = {
     "device": "cpu",
     "dfd-rounds": 4,
     "evaluate": False,
-    "layers-per-block": 1,
     "num-clients": 3,
     "num-rounds": 2,
     "num-samples": 30,
