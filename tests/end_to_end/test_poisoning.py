@@ -12,7 +12,6 @@ from fedsynth.config import Scalar
 SMALL: dict[str, Scalar] = {
     **SETTINGS,
     "block-out-channels": "8,8",
-    "layers-per-block": 1,
     "learning-rate": 3e-3,
     "num-rounds": 2,
     "train-steps": 20,

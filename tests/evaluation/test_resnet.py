@@ -61,7 +61,7 @@ def stripes(count: int, channels: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_stripes_are_learnt_from_scratch(channels):
-    model = train_resnet(*stripes(40, channels, seed=0), num_classes=2, seed=0, steps=12, batch_size=16)
+    model = train_resnet(*stripes(40, channels, seed=0), num_classes=2, seed=0, steps=20, batch_size=16)
     images, labels = stripes(30, channels, seed=1)
     images.setflags(write=False)
     with warnings.catch_warnings():
