@@ -3,6 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# Processes that share the unit tests.
+WORKERS ?= 2
+# Real Flower runs and measurements of memory need the machine to themselves.
+SERIAL := tests/end_to_end tests/benchmarks $(wildcard tests/deployment)
+# Those of them that do not.
+IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_process.py)
+# A file stays in one process: its tests share what they set up.
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: run quality test test-unit lint install clean
 
@@ -13,14 +21,17 @@ run: $(VENV)/.installed
 quality: $(VENV)/.installed
 	$(BIN)/fedsynth run experiments/digits-quality.toml
 
-test: $(VENV)/.installed-dev
+test: lint test-unit
+	$(BIN)/pytest $(PARALLEL) $(IN_PROCESS)
+	$(BIN)/pytest $(SERIAL) $(IN_PROCESS:%=--ignore=%)
+
+test-unit: $(VENV)/.installed-dev
+	$(BIN)/pytest $(PARALLEL) $(SERIAL:%=--ignore=%)
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
-
-test-unit: $(VENV)/.installed-dev
-	$(BIN)/pytest --ignore tests/end_to_end --ignore tests/benchmarks
 
 install: $(VENV)/.installed
 

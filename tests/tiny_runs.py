@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 from flwr.app import Context, Message, RecordDict
 
 import clients.app
+import fedsynth.evaluation.illustration
 import strategies.app
 from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig, Scalar
@@ -62,7 +64,7 @@ def run_tiny(
     grid = InProcessGrid(clients.app.app, settings, partitions.stop, tamper)
     grid.get_node_ids = lambda: [100 + k for k in partitions]  # type: ignore[method-assign]
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
-    with _log_for_caplog(), _maybe_without_report(report):
+    with _log_for_caplog(), _maybe_without_report(report), _quick_layout():
         strategies.app.app(grid, context)
     return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))
 
@@ -91,4 +93,12 @@ def _maybe_without_report(report: bool) -> Iterator[None]:
         yield
         return
     with mock.patch("strategies.publish.write_report"):
+        yield
+
+
+@contextmanager
+def _quick_layout() -> Iterator[None]:
+    """Lay out the images of an evaluation in the fewest steps that scikit-learn allows: a second less."""
+    module = fedsynth.evaluation.illustration
+    with mock.patch.object(module, "TSNE", partial(module.TSNE, max_iter=250)):
         yield

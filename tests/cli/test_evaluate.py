@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fedsynth.cli import main
-from fedsynth.evaluation import Evaluation
+from fedsynth.evaluation import Evaluation, train_domain_classifier
 from fedsynth.evaluation.utility import Scores
 from fedsynth.output import SyntheticDataset, write_dataset
 
@@ -53,6 +55,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 def test_any_two_folders_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Dark and light are told apart after a few steps.
+    monkeypatch.setattr(import_module("fedsynth.evaluation.utility"), "CNN_STEPS", 60)
+    quickly = partial(train_domain_classifier, steps=60)
+    monkeypatch.setattr(import_module("fedsynth.evaluation.cache"), "train_domain_classifier", quickly)
     real = tmp_path / "real"
     write_images(real / "train", {"dark": 20, "light": 20}, 0)
     write_images(real / "test", {"dark": 10, "light": 10}, 1)

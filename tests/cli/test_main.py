@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -51,9 +51,10 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["stop"])
 
 
-def test_module_runs_like_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fedsynth.cli", "stop", "now"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip() == "error: fedsynth stop takes no arguments, not 'now'"
+def test_module_runs_like_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole processes of it are started in tests/end_to_end."""
+    monkeypatch.setattr(sys, "argv", ["fedsynth", "stop", "now"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("fedsynth.cli", run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == "error: fedsynth stop takes no arguments, not 'now'"

@@ -19,6 +19,9 @@ TINY = {
     "train-steps": 12,
     "screening": "false",
     "block-out-channels": '"8,8"',
+    "layers-per-block": 1,
+    "classifiers": '"logistic-regression,cnn"',
+    "classifier-seeds": 1,
     "num-clients": 3,
     "partition": '"iid"',
     "samples-per-client": 60,
@@ -30,20 +33,12 @@ TINY = {
 
 FlowerRun = Callable[..., Path]
 
-PERMUTED = '''"""The same ServerApp, with the answers of every exchange in reverse order."""
-from strategies.app import app
-from strategies.exchange import ExchangeGrid
+BLOCKER = """
+import sys
 
-__all__ = ["app"]
-receive = ExchangeGrid.send_and_receive
-
-
-def reversed_order(self, messages, *, timeout=None):
-    return iter(list(receive(self, messages, timeout=timeout))[::-1])
-
-
-ExchangeGrid.send_and_receive = reversed_order
-'''
+if "fedsynth.cli" not in sys.orig_argv:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
+"""
 
 
 def copy_app(folder: Path) -> Path:
@@ -65,13 +60,17 @@ def flower_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_environment(flower_base: Path) -> dict[str, str]:
+def blocker(flower_base: Path) -> Path:
+    """``PYTHONPATH`` under which only the command imports the checkout: Flower's processes need a bundle of the app."""
+    folder = flower_base / "blocker"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_environment(flower_base: Path, blocker: Path) -> dict[str, str]:
     """Environment in which this project cannot be imported from the checkout: only the bundle can provide it."""
-    blocker = flower_base / "blocker"
-    blocker.mkdir()
-    (blocker / "sitecustomize.py").write_text(
-        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if '__editable__' not in str(finder)]\n"
-    )
     home = flower_base / "home"
     prepare_home(home)
     return {
@@ -110,15 +109,3 @@ def flower_run(flower_base: Path, bundle_environment: dict[str, str]) -> Iterato
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the app."""
     return copy_app(tmp_path_factory.mktemp("app") / "fedsynth")
-
-
-@pytest.fixture(scope="session")
-def permuted_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the app whose server sees the answers of every exchange in reverse order."""
-    folder = copy_app(tmp_path_factory.mktemp("permuted") / "fedsynth")
-    (folder / "permuted.py").write_text(PERMUTED)
-    project = folder / "pyproject.toml"
-    text = project.read_text().replace('"strategies.app:app"', '"permuted:app"')
-    assert "permuted:app" in text
-    project.write_text(text)
-    return folder

@@ -29,6 +29,7 @@ Tamper = Callable[[list[Message]], list[Message]]
 SMALL: Settings = {
     "batch_size": 4,
     "dfd_rounds": 4,
+    "layers_per_block": 1,
     "local_steps": 2,
     "num_clients": 2,
     "num_rounds": 4,

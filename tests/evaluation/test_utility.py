@@ -19,6 +19,15 @@ from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, Scores
 module = importlib.import_module("fedsynth.evaluation.utility")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_training():
+    """A third of the budgets is enough for these sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CNN_STEPS", 100)
+        patch.setattr(module, "MLP_STEPS", 300)
+        yield
+
+
 @pytest.fixture(scope="module")
 def on_real(digits):
     with warnings.catch_warnings():
@@ -132,8 +141,8 @@ def test_equal_seeds_equal_scores_and_another_seed_another_mlp(digits):
 
 def test_the_resnet_learns_from_scratch(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "RESNET_STEPS", 20)
-    monkeypatch.setattr(module, "train_resnet", functools.partial(train_resnet, batch_size=16))
+    monkeypatch.setattr(module, "RESNET_STEPS", 12)
+    monkeypatch.setattr(module, "train_resnet", functools.partial(train_resnet, batch_size=9))
     sets = (*separable([0, 2] * 9), *separable([0, 0, 2, 2, 2], seed=1))
     assert utility(*sets, 3, 0, classifiers=["resnet"], num_seeds=1)["resnet"].accuracy == 1
 

@@ -22,8 +22,9 @@ Attack = Callable[[torch.Tensor, int], torch.Tensor]
 
 HOSTILE = "silo-1"
 TRAINED: dict[str, Scalar] = {
-    **{"strategy": "dfd", "screening": True, "block_out_channels": "8,16", "train_steps": 300, "learning_rate": 1e-3},
-    **{"samples_per_client": 100, "dfd_rounds": 8, "num_samples": 40, "copy_check": False, "early_stop": False},
+    **{"strategy": "dfd", "screening": True, "block_out_channels": "8,16", "layers_per_block": 1, "train_steps": 120},
+    **{"learning_rate": 2e-3, "samples_per_client": 100, "dfd_rounds": 8, "num_samples": 40},
+    **{"copy_check": False, "early_stop": False},
 }
 
 
