@@ -4,13 +4,14 @@
 |---|---|---|
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
-| ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
+| ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon``: predictions |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
 | ``query.upload`` | image spec | ``arrays``: weights of its own model |
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
 | ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
-Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
+Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers. What
+``config`` of a ``query.epsilon`` holds under :data:`ECHOED`, the ``metrics`` of its answer repeat.
 """
 
 from __future__ import annotations
@@ -53,12 +54,17 @@ SILO = "silo"
 
 SAMPLES = "samples"
 LABELS = "labels"
+TIMESTEPS = "timesteps"
 NUMBERS = "numbers"
 IMAGES = "images"
 SHIFT = "shift"
 TOTAL = "total"
 PRODUCTS = "products"
 FEATURES = "features"
+
+QUESTION = "question"
+TIMESTEP = "timestep"
+ECHOED = (QUESTION, TIMESTEP)
 
 _MAGIC = np.lib.format.magic(1, 0)
 

@@ -9,6 +9,7 @@ import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
 from fedsynth.mixture import PathPosterior, compose, energy, responsibilities
+from fedsynth.mixture.picard import ancestral_deviation, guesses
 from fedsynth.seeding import make_generator
 
 COHORT_NUMBERS = 2**16
@@ -37,6 +38,7 @@ class Cohort:
         self.scheduler, self.log_prior = scheduler, log_prior
         self.posterior = PathPosterior(log_prior) if posterior else None
         self.level = 0
+        self._ahead: torch.Tensor | None = None
 
     @property
     def num_levels(self) -> int:
@@ -52,6 +54,28 @@ class Cohort:
     def timestep(self) -> int:
         """Where its samples stand."""
         return int(self.scheduler.timesteps[self.level])
+
+    @property
+    def deviation(self) -> float:
+        """Noise of an ancestral move to where its samples stand; after the first move."""
+        before = int(self.scheduler.timesteps[self.level - 1])
+        alphas = self.scheduler.alphas_cumprod
+        return ancestral_deviation(float(alphas[before]), float(alphas[self.timestep]))
+
+    def levels_ahead(self, most: int) -> list[int]:
+        """Timesteps of its next ``most`` levels, or of as many as are left."""
+        return [int(t) for t in self.scheduler.timesteps[self.level : self.level + most]]
+
+    def guesses(self, samples: torch.Tensor, most: int) -> list[torch.Tensor]:
+        """Return its samples (n, C, H, W), and guesses of them at the levels that follow: :meth:`levels_ahead`."""
+        ahead = [] if self._ahead is None else list(self._ahead)
+        return guesses(samples, ahead, len(self.levels_ahead(most)))
+
+    def settle(self, stand: dict[str, Any], ahead: list[torch.Tensor]) -> None:
+        """Go back to where its samples ``stand``, a :meth:`state_dict` after a move, and keep the states ``ahead``."""
+        if stand["level"] != self.level:
+            self.load_state_dict(stand)
+        self._ahead = torch.stack(ahead) if ahead else None
 
     def weigh(self, epsilon: torch.Tensor, answered: torch.Tensor, energy_scale: float | None) -> torch.Tensor:
         """Weights (K, n) of those that answered; zero for the others.
@@ -84,13 +108,14 @@ class Cohort:
         return moved
 
     def state_dict(self) -> dict[str, Any]:
-        """Return level, logits and what the sampler remembers."""
+        """Return level, logits, what the sampler remembers, and the guesses of a window."""
         state = {"level": self.level, "sampler": sampler_state(self.scheduler)}
+        state |= {"ahead": self._ahead} if self._ahead is not None else {}
         return state | ({"logits": self.posterior.logits} if self.posterior is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, on a fresh cohort."""
-        self.level = state["level"]
+        self.level, self._ahead = state["level"], state.get("ahead")
         restore_sampler(self.scheduler, state["sampler"])
         if self.posterior is not None:
             self.posterior.logits = state["logits"]
