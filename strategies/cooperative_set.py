@@ -144,6 +144,8 @@ class CooperativeSet:
             return samples
         states = samples.new_empty((self._epsilon.shape[1], *samples.shape[1:]))
         for cohort in self.cohorts:
+            if cohort.finished:
+                continue
             guesses = cohort.guesses(samples[cohort.rows], self._levels)
             for places, guess in zip(self._places(cohort), guesses, strict=True):
                 states[places] = guess
@@ -247,6 +249,10 @@ class CooperativeSet:
             if stands:
                 experts.append(effective_experts(weights))
                 stand = cohort.state_dict()
+            elif not states[-1].isfinite().all():
+                # Of a guess that overflowed, honest networks would make nonsense, and be left out for it.
+                states.pop()
+                break
         if experts:
             cohort.settle(stand, states[len(experts) + 1 :])
         return states[len(experts)], experts
