@@ -89,33 +89,49 @@ def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dic
 
 
 def handle_epsilon(message: Message, context: Context) -> Message:
-    """``query.epsilon``: the own model's noise prediction for samples at one noise level.
+    """``query.epsilon``: the own model's noise prediction for samples, all at one noise level or each at its own.
 
     Given ``probe-seed``, also its divergence, at the price of a second evaluation.
     """
     start = time.monotonic()
-    config = RunConfig.from_run_config(context.run_config)
+    config, request = RunConfig.from_run_config(context.run_config), wire.config(message)
     tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
-    timestep = int(wire.number(wire.config(message), "timestep"))
     predict = _own_predictor(context, config)
-    epsilon = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
+    if wire.TIMESTEPS in tensors:
+        epsilon = _predict_levels(predict, tensors)
+    else:
+        epsilon = predict(tensors[wire.SAMPLES], int(wire.number(request, wire.TIMESTEP)), tensors[wire.LABELS])
     records = {wire.EPSILON_RECORD: wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)}
-    if wire.PROBE_SEED in wire.config(message):
-        records[wire.DIVERGENCE] = _divergence(message, config, predict, tensors, epsilon)
-    metrics = {"num-examples": len(epsilon), "timestep": timestep, "seconds": time.monotonic() - start}
+    if wire.PROBE_SEED in request:
+        records[wire.DIVERGENCE] = _divergence(request, config, predict, tensors, epsilon)
+    echoed = {key: int(wire.number(request, key)) for key in wire.ECHOED if key in request}
+    metrics = {"num-examples": len(epsilon), **echoed, "seconds": time.monotonic() - start}
     return wire.answer(message, identity(context), metrics, **records)
 
 
 def _divergence(
-    message: Message, config: RunConfig, predict: PredictNoise, tensors: dict[str, torch.Tensor], epsilon: torch.Tensor
+    request: ConfigRecord,
+    config: RunConfig,
+    predict: PredictNoise,
+    tensors: dict[str, torch.Tensor],
+    epsilon: torch.Tensor,
 ) -> ArrayRecord:
-    request = wire.config(message)
-    timestep, seed = int(wire.number(request, "timestep")), int(wire.number(request, wire.PROBE_SEED))
+    timestep, seed = int(wire.number(request, wire.TIMESTEP)), int(wire.number(request, wire.PROBE_SEED))
     alpha = float(make_scheduler(config.diffusion).alphas_cumprod[timestep])
     samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
     divergence = estimate_divergence(predict, samples, timestep, labels, epsilon, alpha, seed)
     # Half precision would cost more than it saves: n numbers beside n·d, up to d / √(1-ᾱ) in size.
     return wire.encode_tensors({wire.DIVERGENCE: divergence})
+
+
+def _predict_levels(predict: PredictNoise, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Predict level by level: not every network that a silo brings finds several timesteps in one batch."""
+    samples, labels, timesteps = (tensors[name] for name in (wire.SAMPLES, wire.LABELS, wire.TIMESTEPS))
+    epsilon = torch.empty_like(samples)
+    for timestep in timesteps.unique().tolist():
+        rows = torch.nonzero(timesteps == timestep).squeeze(1)
+        epsilon[rows] = predict(samples[rows], timestep, labels[rows])
+    return epsilon
 
 
 def handle_sample(message: Message, context: Context) -> Message:

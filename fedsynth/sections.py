@@ -214,12 +214,19 @@ class Cooperation(Section):
     max_silo_weight: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         AUTO, description="largest weight of a silo in a class that others hold too"
     )
+    parallel_levels: Positive | Auto = Field(
+        AUTO, description="noise levels asked about in one message (sampler=ddim or ddpm)"
+    )
+    picard_tolerance: Annotated[float, Field(ge=0)] | Auto = Field(
+        AUTO, description="change up to which a level has converged, as a share of its noise (parallel-levels)"
+    )
 
 
 class Exchange(Section):
     """Messages between server and silos."""
 
     wire_dtype: Literal["float32", "float16"] = Field("float32", description="precision of tensors on the wire")
+    max_message_mb: PositiveFloat = Field(64.0, description="larger noise queries are cut into several messages")
     node_timeout: PositiveFloat = Field(120.0, description="seconds to wait for num-clients silos to connect")
     reply_timeout: PositiveFloat = Field(3600.0, description="seconds to wait for the answers of a round")
     round_timeout: PositiveFloat | Auto = Field(

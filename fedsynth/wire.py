@@ -4,14 +4,16 @@
 |---|---|---|
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
-| ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions; ``divergence`` |
+| ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon``; ``divergence`` |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
 | ``query.upload`` | image spec | ``arrays``: weights of its own model |
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
 | ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
-``divergence`` holds Σ_j ∂ε_j/∂x_j of every sample, float32 (n,), estimated by a probe: only if ``probe-seed`` is given.
-Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo`` that says who answers.
+``epsilon`` holds noise predictions (n, C, H, W), and ``divergence`` Σ_j ∂ε_j/∂x_j of every sample, float32 (n,),
+estimated by a probe, only if ``probe-seed`` is given. What ``config`` of a ``query.epsilon`` holds under
+:data:`ECHOED`, the ``metrics`` of its answer repeat. Every answer also holds a ``MetricRecord`` ``metrics`` and a
+``ConfigRecord`` ``silo`` that says who answers.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ SILO = "silo"
 
 SAMPLES = "samples"
 LABELS = "labels"
+TIMESTEPS = "timesteps"
 NUMBERS = "numbers"
 IMAGES = "images"
 PROBE_SEED = "probe-seed"
@@ -62,6 +65,10 @@ SHIFT = "shift"
 TOTAL = "total"
 PRODUCTS = "products"
 FEATURES = "features"
+
+QUESTION = "question"
+TIMESTEP = "timestep"
+ECHOED = (QUESTION, TIMESTEP)
 
 _MAGIC = np.lib.format.magic(1, 0)
 

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.diffusion import make_scheduler
+from fedsynth.errors import RunError
 from fedsynth.mixture.screening import Thresholds, median_answer, screen
 from fedsynth.seeding import make_generator
 from strategies.base import Task
@@ -163,6 +164,31 @@ def calibrate(grid: Grid, task: Task, holds: torch.Tensor, thresholds: Threshold
         for reason in calibration.reasons(k):
             logger.warning("%s is not asked further: %s", member.name, reason)
     return calibration.excluded(holds.shape[1])
+
+
+def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task, thresholds: Thresholds) -> torch.Tensor:
+    """Calibrate, and exclude silos from classes for which their models are not fit.
+
+    Args:
+        prior: log prior weights (K, N).
+        grid: the silos.
+        task: who they are.
+        thresholds: what an answer must satisfy.
+
+    Raises:
+        RunError: no silo's model is fit to answer.
+    """
+    num_classes = len(task.spec.classes)
+    holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
+    holds[:, task.labels] = ~torch.isneginf(prior)
+    excluded = calibrate(grid, task, holds, thresholds)
+    if not (holds & ~excluded).any():
+        raise RunError(
+            "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
+            f" (train-steps), be laxer (min-gain = {thresholds.min_gain}, max-excess = {thresholds.max_excess}), or set"
+            " screening = false"
+        )
+    return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 
 
 def _answers(grid: Grid, task: Task, calibration: Calibration) -> tuple[torch.Tensor, torch.Tensor]:

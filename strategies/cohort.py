@@ -9,6 +9,7 @@ import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
 from fedsynth.mixture import FlowPosterior, PathPosterior, compose, energy, responsibilities, temper
+from fedsynth.mixture.picard import ancestral_deviation, guesses
 from fedsynth.seeding import make_generator
 
 PosteriorKind = type[PathPosterior] | type[FlowPosterior]
@@ -47,6 +48,7 @@ class Cohort:
         self.scheduler, self.log_prior, self.temperature = scheduler, log_prior, temperature
         self.posterior = posterior(log_prior) if posterior else None
         self.level = 0
+        self._ahead: torch.Tensor | None = None
 
     @property
     def num_levels(self) -> int:
@@ -66,6 +68,27 @@ class Cohort:
     def alpha_at(self, timestep: int) -> float:
         """Return ᾱ."""
         return float(self.scheduler.alphas_cumprod[timestep])
+
+    @property
+    def deviation(self) -> float:
+        """Noise of an ancestral move to where its samples stand; after the first move."""
+        before = int(self.scheduler.timesteps[self.level - 1])
+        return ancestral_deviation(self.alpha_at(before), self.alpha_at(self.timestep))
+
+    def levels_ahead(self, most: int) -> list[int]:
+        """Timesteps of its next ``most`` levels, or of as many as are left."""
+        return [int(t) for t in self.scheduler.timesteps[self.level : self.level + most]]
+
+    def guesses(self, samples: torch.Tensor, most: int) -> list[torch.Tensor]:
+        """Return its samples (n, C, H, W), and guesses of them at the levels that follow: :meth:`levels_ahead`."""
+        ahead = [] if self._ahead is None else list(self._ahead)
+        return guesses(samples, ahead, len(self.levels_ahead(most)))
+
+    def settle(self, stand: dict[str, Any], ahead: list[torch.Tensor]) -> None:
+        """Go back to where its samples ``stand``, a :meth:`state_dict` after a move, and keep the states ``ahead``."""
+        if stand["level"] != self.level:
+            self.load_state_dict(stand)
+        self._ahead = torch.stack(ahead) if ahead else None
 
     def weigh(self, epsilon: torch.Tensor, answered: torch.Tensor, energy_scale: float | None) -> torch.Tensor:
         """Weights (K, n) of those that answered; zero for the others.
@@ -112,13 +135,14 @@ class Cohort:
         return moved
 
     def state_dict(self) -> dict[str, Any]:
-        """Return level, logits and what the sampler remembers."""
+        """Return level, logits, what the sampler remembers, and the guesses of a window."""
         state = {"level": self.level, "sampler": sampler_state(self.scheduler)}
+        state |= {"ahead": self._ahead} if self._ahead is not None else {}
         return state | ({"logits": self.posterior.logits} if self.posterior is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, on a fresh cohort."""
-        self.level = state["level"]
+        self.level, self._ahead = state["level"], state.get("ahead")
         restore_sampler(self.scheduler, state["sampler"])
         if self.posterior is not None:
             self.posterior.logits = state["logits"]

@@ -2,7 +2,7 @@
 
 Hahn & Lee, NeurIPS 2025. No weights travel. One noise level is one round: the server sends the samples, every silo
 that holds their class answers with its own model's noise prediction, and the server composes the answers and moves
-the samples.
+the samples. With ``parallel-levels`` a round is a Picard iteration over several levels, and rounds are fewer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from fedsynth.mixture import FlowPosterior, PathPosterior, ULAScheduler, choose_
 from fedsynth.mixture.screening import Thresholds, bound_weights
 from fedsynth.seeding import derive_seed, make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.calibration import calibrate
+from strategies.calibration import trusted_prior
 from strategies.census import Census, train_local_models
 from strategies.checks import in_range, one_of
 from strategies.cohort import PosteriorKind, make_cohorts
 from strategies.cooperative_set import CooperativeSet
 from strategies.replies import sound
 from strategies.screening import Screener
+from strategies.windows import window_of
 
 WEIGHTS = ("constant", "energy", "posterior")
 SLOWNESS, LEAST_PATIENCE = 10, 60.0
@@ -62,9 +63,14 @@ class DfD(SynthesisStrategy):
         min_gain, max_excess: what an answer must satisfy to count, see :class:`fedsynth.mixture.screening.Thresholds`.
         max_silo_weight: largest share of a sample that a silo's prior, or constant or energy weight, may have where
             there are others; what is above goes to them.
+        parallel_levels: noise levels that silos are asked about in one message, with ``ddim`` and ``ddpm``; 1: one
+            after the other. See :mod:`fedsynth.mixture.picard`, and for the server's memory
+            :class:`~strategies.cooperative_set.CooperativeSet`.
+        picard_tolerance: change in an iteration, relative to the noise of an ancestral move, up to which a state
+            counts as converged.
 
     Raises:
-        UserError: unknown choice, or posterior weights with Langevin moves.
+        UserError: unknown choice, posterior weights with Langevin moves, or parallel levels with another sampler.
     """
 
     how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
@@ -96,6 +102,8 @@ class DfD(SynthesisStrategy):
         min_gain: float = 0.1,
         max_excess: float = 1.2,
         max_silo_weight: float = 0.9,
+        parallel_levels: int = 1,
+        picard_tolerance: float = 0.1,
     ) -> None:
         self.dfd_rounds = self.num_rounds = dfd_rounds
         self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
@@ -113,8 +121,9 @@ class DfD(SynthesisStrategy):
         self.step_scale, self.step_power = step_scale, step_power
         self.min_gain, self.max_excess = min_gain, max_excess
         self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
-        self._thresholds = Thresholds(min_gain, max_excess)
-        self._config = RunConfig()
+        self.parallel_levels, self.picard_tolerance = parallel_levels, picard_tolerance
+        self._window = window_of(sampler, weights, parallel_levels, picard_tolerance)
+        self._thresholds, self._config = Thresholds(min_gain, max_excess), RunConfig()
         self._min_replies, self._rounds_done, self._idle = 1, 0, 0
         self._asked_at, self._slowest = time.monotonic(), 0.0
         self._set: CooperativeSet | None = None
@@ -140,7 +149,7 @@ class DfD(SynthesisStrategy):
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if task.config.cooperation.screening and self.sampler != "ula":
-            prior = self._calibrated(prior, task, grid)
+            prior = trusted_prior(prior, grid, task, self._thresholds)
             screener = Screener([member.name for member in task.census], self._thresholds)
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
@@ -168,11 +177,11 @@ class DfD(SynthesisStrategy):
             wire.request(
                 members[question.silo].node_id,
                 wire.EPSILON,
-                {**config, "server-round": server_round, **self._level_config(question.timestep)},
+                {**config, "server-round": server_round, **question.config, **self._probe(question.timestep)},
                 question.arrays,
                 exchange.reply_timeout,
             )
-            for question in self._set.questions(arrays, exchange.wire_dtype)
+            for question in self._set.questions(arrays, exchange.wire_dtype, exchange.max_message_mb)
         ]
 
     def aggregate_train(
@@ -190,7 +199,8 @@ class DfD(SynthesisStrategy):
         timestep = self._set.timestep
         needed = 0 if self._set.finished_rows.any() else min(self._min_replies, self._set.num_asked)
         seconds = 0.0
-        for worked in sound(replies, needed, self._set.read, self._set.name_of):
+        asked = self._set
+        for worked in sound(replies, needed, asked.read, asked.name_of, lambda: asked.num_answered):
             seconds += worked
             self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
         self.patience = self._patience(self._slowest)
@@ -203,6 +213,8 @@ class DfD(SynthesisStrategy):
         metrics: dict[str, MetricRecordValues] = {
             "timestep": timestep,
             "effective-experts": experts,
+            "levels-done": self._set.levels_done,
+            "function-evaluations": self._set.evaluations,
             "waiting-samples": self._set.num_waiting,
             "client-seconds": seconds,
         }
@@ -241,11 +253,11 @@ class DfD(SynthesisStrategy):
             return None
         return PathPosterior if self.sampler in STOCHASTIC else FlowPosterior
 
-    def _level_config(self, timestep: int) -> dict[str, ConfigRecordValues]:
-        """What a question says of its noise level: all silos get the same probe, so that its errors nearly cancel."""
-        if self._posterior is not FlowPosterior:
-            return {"timestep": timestep}
-        return {"timestep": timestep, wire.PROBE_SEED: derive_seed(self._config.run.seed, "divergence", timestep)}
+    def _probe(self, timestep: int | None) -> dict[str, ConfigRecordValues]:
+        """Say how divergences are estimated: all silos get the same probe, so that its errors nearly cancel."""
+        if self._posterior is not FlowPosterior or timestep is None:
+            return {}
+        return {wire.PROBE_SEED: derive_seed(self._config.run.seed, "divergence", timestep)}
 
     def _patience(self, slowest: float) -> float | None:
         """Seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an hour."""
@@ -253,20 +265,6 @@ class DfD(SynthesisStrategy):
         if asked != AUTO:
             return asked
         return max(LEAST_PATIENCE, SLOWNESS * slowest) if slowest else None
-
-    def _calibrated(self, prior: torch.Tensor, task: Task, grid: Grid) -> torch.Tensor:
-        """Exclude silos from classes for which their models are not fit."""
-        num_classes = len(task.spec.classes)
-        holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
-        holds[:, task.labels] = ~torch.isneginf(prior)
-        excluded = calibrate(grid, task, holds, self._thresholds)
-        if not (holds & ~excluded).any():
-            raise RunError(
-                "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
-                f" (train-steps), be laxer (min-gain = {self.min_gain}, max-excess = {self.max_excess}), or set"
-                " screening = false"
-            )
-        return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 
     def _new_set(
         self,
@@ -286,16 +284,14 @@ class DfD(SynthesisStrategy):
         cohorts = make_cohorts(labels, shape, self._scheduler, bounded, self._posterior, self.temperature)
         self.num_rounds = cohorts[0].num_levels
         divergences = self._posterior is FlowPosterior
-        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, divergences)
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self._window, divergences)
 
     def _scheduler(self) -> Any:
         diffusion = self._config.diffusion
         if self.sampler != "ula":
             return make_scheduler(diffusion, self.dfd_rounds, self.sampler)
         scheduler = ULAScheduler(
-            num_train_timesteps=diffusion.num_train_timesteps,
-            beta_start=diffusion.beta_start,
-            beta_end=diffusion.beta_end,
+            **diffusion.model_dump(),
             step_scale=self.step_scale,
             step_power=self.step_power,
             score_scale=self.score_scale,

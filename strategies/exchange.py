@@ -109,7 +109,7 @@ class ExchangeGrid(Grid):
             if pending:
                 time.sleep(min(max(PATIENCE * (time.monotonic() - since), SHORTEST_WAIT), LONGEST_WAIT))
         if pending:
-            logger.warning("no answer in time from node(s) %s", ", ".join(map(str, sorted(pending.values()))))
+            logger.warning("no answer in time from node(s) %s", ", ".join(map(str, sorted(set(pending.values())))))
 
     def set_run(self, run: Run) -> None:
         """Delegate to the wrapped grid."""

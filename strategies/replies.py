@@ -34,6 +34,7 @@ def sound(
     needed: int,
     read: Callable[[Message], T],
     name: Callable[[Message], str] = claimed_name,
+    counted: Callable[[], int] | None = None,
 ) -> Iterator[T]:
     """Yield what ``read`` makes of every answer; leave out the others, with name and reason in the log.
 
@@ -42,6 +43,7 @@ def sound(
         needed: least number of sound answers.
         read: raises ValueError for an answer that cannot be used.
         name: who gave an answer.
+        counted: number of sound answers once all are read, where it is not that of the messages.
 
     Raises:
         RunError: fewer than ``needed`` sound answers came; says the first reason. Also as soon as a simulation
@@ -61,6 +63,7 @@ def sound(
         count += 1
         yield item
         del item
+    count = count if counted is None else counted()
     if count < needed:
         why = reasons[0] if reasons else "no answer in time; see reply-timeout"
         raise RunError(f"{count} usable answers, {needed} needed: {why}")

@@ -28,6 +28,7 @@ FREE_KEYS = frozenset(
             "round-timeout",
             "min-replies",
             "slice-seconds",
+            "max-message-mb",
             "evaluate",
             "evaluate-silos",
         ),

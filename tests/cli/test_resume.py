@@ -77,6 +77,7 @@ CHANGES = {
     "round-timeout": "20.5",
     "min-replies": "2",
     "slice-seconds": "1",
+    "max-message-mb": "3.5",
     "evaluate": "false",
     "evaluate-silos": "true",
     "feature-extractor": "pixels",

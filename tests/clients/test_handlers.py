@@ -278,3 +278,18 @@ def test_oversampling_silo_trains_another_model(tmp_path: Path) -> None:
         node.metrics(wire.PREPARE, train_seconds=100.0)
         uploads.append(node.tensors(wire.UPLOAD)["conv_in.weight"])
     assert not torch.equal(*uploads)
+
+
+def test_epsilon_of_several_levels_is_that_of_each_bit_for_bit(clinic: Node) -> None:
+    clinic.metrics(wire.PREPARE, train_seconds=100.0)
+    x, labels = questions(6)
+    timesteps = torch.tensor([421, 5, 421, 999, 5, 421])
+    record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels, wire.TIMESTEPS: timesteps})
+    answer = clinic.ask(wire.EPSILON, record, question=7)
+    (got,) = wire.decode_tensors(wire.array_record(answer, wire.EPSILON_RECORD)).values()
+    predict = noise_predictor(load_network(own_model(clinic), torch.device("cpu")))
+    for t in (421, 5, 999):
+        rows = timesteps == t
+        assert torch.equal(got[rows], predict(x[rows], t, labels[rows]))
+    assert wire.metrics(answer)["question"] == 7
+    assert "timestep" not in wire.metrics(answer)

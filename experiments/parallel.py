@@ -1,0 +1,121 @@
+"""Cooperative inference parallel in time: rounds, evaluations and bytes against one noise level after the other.
+
+``python -m experiments.parallel`` prints the table. All rows of a sampler share silos, models, labels and noise: with
+a tolerance of 0 the images would be the same. Silos answer in this process, so seconds mean nothing; models are trained
+unless they are found in ``state-dir``. Differences are those of final images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import MetricRecord
+
+import clients.app
+from experiments.benchmarks.common import markdown_table
+from experiments.in_process_grid import InProcessGrid
+from fedsynth import wire
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import load_federation
+from fedsynth.output.units import human_bytes
+from strategies import build_strategy
+from strategies.app import draw_labels
+from strategies.base import Task
+from strategies.census import take_census
+from strategies.exchange import ExchangeGrid, Round, RoundsState, Traffic, run_rounds
+
+SAMPLERS: dict[str, dict[str, Scalar]] = {
+    "ddim, constant": {"sampler": "ddim", "weights": "constant"},
+    "ddim, energy": {"sampler": "ddim", "weights": "energy"},
+    "ddpm, posterior": {"sampler": "ddpm", "weights": "posterior"},
+}
+WINDOWS = (1, 10, 20, 50)
+
+
+@dataclass
+class Played:
+    """What became of a run.
+
+    Attributes:
+        samples: where the rounds ended, (N, C, H, W).
+        metrics: of every round.
+        traffic: of the rounds alone.
+    """
+
+    samples: torch.Tensor
+    metrics: list[MetricRecord]
+    traffic: Traffic
+
+    def total(self, key: str) -> float:
+        """Sum of a metric over the rounds."""
+        return sum(wire.number(row, key) for row in self.metrics)
+
+    def row(self, sequential: torch.Tensor) -> dict[str, str]:
+        """Cells of the table, beside the images of the sequential run."""
+        apart = (self.samples.clamp(-1, 1) - sequential.clamp(-1, 1)).double()
+        return {
+            "rounds": str(len(self.metrics)),
+            "evaluations a sample": f"{self.total('function-evaluations'):.1f}",
+            "down / up": f"{human_bytes(self.traffic.down)} / {human_bytes(self.traffic.up)}",
+            "largest difference": f"{float(apart.abs().max()):.3g}",
+            "root mean square": f"{float(apart.square().mean().sqrt()):.3g}",
+        }
+
+
+def play(settings: Mapping[str, Scalar]) -> Played:
+    """Run the rounds of a strategy in this process.
+
+    Args:
+        settings: configuration keys that are not left at their defaults.
+    """
+    given = {**RunConfig().to_run_config(), **settings}
+    strategy, config = build_strategy(RunConfig.from_run_config(given))
+    federation, exchange = load_federation(config), config.exchange
+    silos = InProcessGrid(clients.app.app, given, config.run.num_clients)
+    grid = ExchangeGrid(silos, exchange.reply_timeout)
+    nodes = list(grid.get_node_ids())
+    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout, exchange.max_silo_images)
+    task = Task(config, federation.spec, census, draw_labels(config, census), federation)
+    arrays = strategy.begin(task, grid)
+    grid.traffic = Traffic()
+    metrics: list[MetricRecord] = []
+
+    def keep(done: Round) -> None:
+        metrics.append(done.metrics)
+
+    arrays = run_rounds(strategy, grid, RoundsState(arrays, strategy.train_config(task), [keep]))
+    return Played(wire.decode(arrays[wire.SAMPLES]), metrics, grid.traffic)
+
+
+def main() -> None:
+    """Play every window, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samplers", nargs="+", default=[*SAMPLERS], choices=[*SAMPLERS])
+    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS[1:])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--levels", type=int, default=50)
+    parser.add_argument("--num-samples", type=int, default=200)
+    parser.add_argument("--state-dir", default=".fedsynth")
+    options = parser.parse_args()
+    shared: dict[str, Any] = {
+        **{"strategy": "dfd", "dfd-rounds": options.levels},
+        **{"num-samples": options.num_samples, "state-dir": options.state_dir},
+    }
+    rows = []
+    for name in options.samplers:
+        sequential = play({**shared, **SAMPLERS[name]})
+        rows.append({"sampler": name, "window": "1", "tolerance": "-", **sequential.row(sequential.samples)})
+        for window in options.windows:
+            for tolerance in options.tolerances:
+                parallel = {"parallel-levels": window, "picard-tolerance": tolerance}
+                cells = play({**shared, **SAMPLERS[name], **parallel}).row(sequential.samples)
+                rows.append({"sampler": name, "window": str(window), "tolerance": f"{tolerance:g}", **cells})
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()

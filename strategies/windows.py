@@ -1,0 +1,34 @@
+"""Which samplers can work on several noise levels at once."""
+
+from __future__ import annotations
+
+from fedsynth.errors import UserError
+from fedsynth.mixture.picard import Window
+
+ONE_STEP = ("ddpm", "ddim")
+"""Samplers whose move depends on where the samples stand and on nothing else."""
+
+
+def window_of(sampler: str, weights: str, parallel_levels: int, picard_tolerance: float) -> Window:
+    """Return the window of a run.
+
+    Raises:
+        UserError: out of range, or several levels at once with a sampler or weights that cannot.
+    """
+    window = Window(parallel_levels, picard_tolerance)
+    if window.levels > 1 and sampler not in ONE_STEP:
+        why = (
+            "Langevin moves are no ancestral ones, by whose noise convergence is judged"
+            if sampler == "ula"
+            else f"a move of '{sampler}' also looks back at the answers of the level before"
+        )
+        raise UserError(
+            f"parallel-levels = {window.levels} needs sampler = {' or '.join(map(repr, ONE_STEP))}, not '{sampler}'"
+            f" ({why}): set one of them, or parallel-levels = 1"
+        )
+    if window.levels > 1 and sampler == "ddim" and weights == "posterior":
+        raise UserError(
+            f"parallel-levels = {window.levels} needs sampler = 'ddpm' with weights = 'posterior': with 'ddim' the"
+            " weights follow divergences, which guessed states do not have; set weights = 'constant' or 'energy'"
+        )
+    return window
