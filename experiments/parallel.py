@@ -15,18 +15,12 @@ from typing import Any
 import torch
 from flwr.app import MetricRecord
 
-import clients.app
 from experiments.benchmarks.common import markdown_table
-from experiments.in_process_grid import InProcessGrid
+from experiments.in_process_run import begin_run
 from fedsynth import wire
-from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import load_federation
+from fedsynth.config import Scalar
 from fedsynth.output.units import human_bytes
-from strategies import build_strategy
-from strategies.app import draw_labels
-from strategies.base import Task
-from strategies.census import take_census
-from strategies.exchange import ExchangeGrid, Round, RoundsState, Traffic, run_rounds
+from strategies.exchange import Round, Traffic
 
 SAMPLERS: dict[str, dict[str, Scalar]] = {
     "ddim, constant": {"sampler": "ddim", "weights": "constant"},
@@ -72,23 +66,15 @@ def play(settings: Mapping[str, Scalar]) -> Played:
     Args:
         settings: configuration keys that are not left at their defaults.
     """
-    given = {**RunConfig().to_run_config(), **settings}
-    strategy, config = build_strategy(RunConfig.from_run_config(given))
-    federation, exchange = load_federation(config), config.exchange
-    silos = InProcessGrid(clients.app.app, given, config.run.num_clients)
-    grid = ExchangeGrid(silos, exchange.reply_timeout)
-    nodes = list(grid.get_node_ids())
-    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout, exchange.max_silo_images)
-    task = Task(config, federation.spec, census, draw_labels(config, census), federation)
-    arrays = strategy.begin(task, grid)
-    grid.traffic = Traffic()
+    run = begin_run(settings)
+    run.grid.traffic = Traffic()
     metrics: list[MetricRecord] = []
 
     def keep(done: Round) -> None:
         metrics.append(done.metrics)
 
-    arrays = run_rounds(strategy, grid, RoundsState(arrays, strategy.train_config(task), [keep]))
-    return Played(wire.decode(arrays[wire.SAMPLES]), metrics, grid.traffic)
+    arrays = run.rounds(keep)
+    return Played(wire.decode(arrays[wire.SAMPLES]), metrics, run.grid.traffic)
 
 
 def main() -> None:

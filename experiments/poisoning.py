@@ -20,15 +20,12 @@ from flwr.app import ArrayRecord, Message
 import clients.app
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.in_process_grid import InProcessGrid
+from experiments.in_process_run import begin_run
 from fedsynth import wire
-from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import Federation, load_federation
+from fedsynth.config import Scalar
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
 from fedsynth.seeding import make_generator
-from strategies import build_strategy
 from strategies.base import Task
-from strategies.census import take_census
-from strategies.exchange import ExchangeGrid, RoundsState, run_rounds
 
 HOSTILE = (2, 7)
 SETTINGS: dict[str, Scalar] = {
@@ -109,26 +106,17 @@ def federated_loss(strategy: str, attack: str, settings: Mapping[str, Scalar]) -
         settings: of the run.
     """
     with tempfile.TemporaryDirectory() as state:
-        flat = {**settings, **STRATEGIES[strategy], "strategy": strategy, "state-dir": state}
-        built, config = build_strategy(RunConfig.from_run_config(flat))
-        federation = load_federation(config)
-        grid = ExchangeGrid(PoisonedGrid(config.to_run_config(), config.run.num_clients, ATTACKS[attack]), 60.0)
-        census = take_census(
-            grid,
-            grid.wait_for_nodes(config.run.num_clients, 5.0),
-            federation.spec,
-            60.0,
-            config.exchange.max_silo_images,
-        )
-        task = Task(config, federation.spec, census, torch.arange(10), federation)
-        arrays = built.begin(task, grid)
-        arrays = run_rounds(built, grid, RoundsState(arrays, built.train_config(task)))
-    return held_out_loss(wire.decode_tensors(arrays), federation, config)
+        flat = {**settings, **STRATEGIES[strategy], "strategy": strategy, "num-samples": 10, "state-dir": state}
+        run = begin_run(flat, silos=lambda known, number: PoisonedGrid(known, number, ATTACKS[attack]))
+        arrays = run.rounds()
+    return held_out_loss(wire.decode_tensors(arrays), run.task)
 
 
 @torch.inference_mode()
-def held_out_loss(weights: Weights, federation: Federation, config: RunConfig, draws: int = 8) -> float:
+def held_out_loss(weights: Weights, task: Task, draws: int = 8) -> float:
     """Mean squared error of the predicted noise on all silos' held-out images, over levels and noise drawn once."""
+    config, federation = task.config, task.federation
+    assert federation is not None
     silos = [federation.silo(k, config).holdout for k in range(config.run.num_clients)]
     images = to_model_range(np.concatenate([silo.images for silo in silos])).repeat(draws, 1, 1, 1)
     labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos])).repeat(draws)

@@ -21,21 +21,16 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-import clients.app
 from clients.local_model import LocalModel
 from experiments.benchmarks.common import machine_facts, publish
-from experiments.in_process_grid import InProcessGrid
+from experiments.in_process_run import begin_run, silos_with
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
 from fedsynth.files import atomic_directory, write_json
 from fedsynth.seeding import make_generator
-from strategies import build_strategy
-from strategies.app import draw_labels
-from strategies.base import Outcome, Task
-from strategies.census import take_census
-from strategies.exchange import ExchangeGrid, RoundsState, run_rounds
+from strategies.base import Outcome
 
 BASE: dict[str, Scalar] = {
     "classifier-seeds": 1,
@@ -117,16 +112,8 @@ class Bench:
         return self._evaluator.evaluate(outcome.images, outcome.labels).row()
 
     def _synthesise(self, settings: Mapping[str, Scalar], noisy: bool) -> Outcome:
-        strategy, config = build_strategy(RunConfig.from_run_config(settings))
-        given = self._noisy_model if noisy else lambda partition: {}
-        app = InProcessGrid(
-            clients.app.app, config.to_run_config(), config.run.num_clients, node_config=lambda k: given(k)
-        )
-        grid, spec, limits = ExchangeGrid(app, 60.0), self._federation.spec, config.exchange
-        census = take_census(grid, list(app.get_node_ids()), spec, 60.0, limits.max_silo_images)
-        task = Task(config, spec, census, draw_labels(config, census), self._federation)
-        state = RoundsState(strategy.begin(task, grid), strategy.train_config(task))
-        return strategy.finish(task, run_rounds(strategy, grid, state))
+        silos = silos_with(self._noisy_model) if noisy else None
+        return begin_run(settings, self._federation, silos).outcome()
 
     def _noisy_model(self, partition: int) -> dict[str, Any]:
         """Return the node config of a silo that brings its own model with noise on the weights."""

@@ -1,0 +1,73 @@
+"""The server's side of a run whose silos answer in this process, up to its first round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+import clients.app
+from experiments.in_process_grid import InProcessGrid
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import Federation, load_federation
+from strategies import build_strategy
+from strategies.app import draw_labels
+from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.census import take_census
+from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+
+
+@dataclass
+class InProcessRun:
+    """A run whose silos have been counted and have their models.
+
+    Attributes:
+        strategy: what is run.
+        task: the federation and the labels.
+        grid: the silos.
+        arrays: what the first round starts from.
+    """
+
+    strategy: SynthesisStrategy
+    task: Task
+    grid: ExchangeGrid
+    arrays: ArrayRecord
+
+    def rounds(self, *observers: Callable[[Round], None]) -> ArrayRecord:
+        """Run all rounds, with the observers called after each, and return the arrays after the last."""
+        return run_rounds(
+            self.strategy, self.grid, RoundsState(self.arrays, self.strategy.train_config(self.task), observers)
+        )
+
+    def outcome(self) -> Outcome:
+        """Run all rounds and finish."""
+        return self.strategy.finish(self.task, self.rounds())
+
+
+def begin_run(
+    settings: Mapping[str, Scalar],
+    federation: Federation | None = None,
+    silos: Callable[[dict[str, Scalar], int], InProcessGrid] | None = None,
+) -> InProcessRun:
+    """Count the silos and have the strategy begin.
+
+    Args:
+        settings: configuration keys that are not left at their defaults.
+        federation: the silos' data, if loaded already.
+        silos: makes them from the resolved settings and their number; None: the ClientApp as it is.
+    """
+    strategy, config = build_strategy(RunConfig.from_run_config(settings))
+    known, exchange = federation or load_federation(config), config.exchange
+    make = silos or (lambda flat, number: InProcessGrid(clients.app.app, flat, number))
+    grid = ExchangeGrid(make(config.to_run_config(), config.run.num_clients), exchange.reply_timeout)
+    nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
+    census = take_census(grid, nodes, known.spec, exchange.reply_timeout, exchange.max_silo_images)
+    task = Task(config, known.spec, census, draw_labels(config, census), known)
+    return InProcessRun(strategy, task, grid, strategy.begin(task, grid))
+
+
+def silos_with(node_config: Callable[[int], dict[str, Any]]) -> Callable[[dict[str, Scalar], int], InProcessGrid]:
+    """Return what :func:`begin_run` makes silos with, whose own node config says more than their partition."""
+    return lambda flat, number: InProcessGrid(clients.app.app, flat, number, node_config=node_config)
