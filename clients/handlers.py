@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
 from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
-from clients.silo_door import identity, open_silo, silo_name, state_folder
+from clients.silo_door import describe_silo, identity, open_silo, silo_name, state_folder
 from clients.warm import WarmCache
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -41,6 +41,14 @@ LOCAL_MODEL = "local-model"
 
 _silos: WarmCache[Silo] = WarmCache()
 _networks: WarmCache[UNet2DModel] = WarmCache()
+
+
+def handle_describe(message: Message, context: Context) -> Message:
+    """``query.describe``: which classes the silo holds, and in which format."""
+    spec = describe_silo(context, RunConfig.from_run_config(context.run_config))
+    answer = wire.answer(message, identity(context), {})
+    answer.content[wire.CONFIG] = ConfigRecord(wire.spec_to_config(spec))
+    return answer
 
 
 def handle_prepare(message: Message, context: Context) -> Message:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
-from fedsynth.config import RunConfig
-from fedsynth.data import Federation, Silo, folder_silo, load_federation
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
@@ -66,6 +66,18 @@ def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
     raise UserError(
         "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
     )
+
+
+def describe_silo(context: Context, config: RunConfig) -> ImageSpec:
+    """Return format and class names of the silo's own folder; other sizes than ``image-size`` count as that one.
+
+    Raises:
+        UserError: it has no folder of its own, or that one cannot be used.
+    """
+    if "data-path" not in context.node_config:
+        raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
+    size = config.data.image_size
+    return image_folder_spec(Path(str(context.node_config["data-path"])), None if size == AUTO else size)
 
 
 def model_path(context: Context) -> Path | None:

@@ -3,6 +3,7 @@
 | message | server sends | silo answers |
 |---|---|---|
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
+| ``query.describe`` | nothing | format and class names of its images, ``config`` |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
 | ``query.epsilon`` | ``arrays``: samples and labels; noise level | ``epsilon``: noise predictions |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
@@ -37,6 +38,7 @@ from flwr.common.constant import SType
 from fedsynth.spec import ImageSpec
 
 TRAIN = "train"
+DESCRIBE = "query.describe"
 PREPARE = "query.prepare"
 EPSILON = "query.epsilon"
 SAMPLE = "query.sample"

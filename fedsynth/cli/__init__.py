@@ -7,10 +7,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, evaluate, run, stop
+from fedsynth.cli import compare, doctor, evaluate, link, run, silo, stop
 from fedsynth.errors import RunError, UserError
 
-COMMANDS = {"run": run, "stop": stop, "doctor": doctor, "evaluate": evaluate, "compare": compare}
+COMMANDS = {
+    "run": run,
+    "stop": stop,
+    "doctor": doctor,
+    "evaluate": evaluate,
+    "compare": compare,
+    "link": link,
+    "silo": silo,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What a run leaves behind: the dataset, the run folder, the pictures and the report."""
 
 from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
-from fedsynth.output.disk import check_free_space, describe_write_error, explained_writing
+from fedsynth.output.disk import check_free_space, check_writable, describe_write_error, explained_writing
 from fedsynth.output.evaluation_figures import (
     Embedding,
     NearestImages,
@@ -31,6 +31,7 @@ __all__ = [
     "RunFolder",
     "SyntheticDataset",
     "check_free_space",
+    "check_writable",
     "default_name",
     "describe_write_error",
     "embedding_scatter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,19 @@ def explained_writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise describe_write_error(error, path) from error
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make ``folder`` and write there once.
+
+    Raises:
+        UserError: names ``key``; permission bits do not tell (root, read-only mounts), only writing does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{key}: {describe_write_error(error, folder)}") from error
 
 
 def check_free_space(path: Path, needed_bytes: int) -> None:
