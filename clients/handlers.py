@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
 from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
-from clients.silo_door import describe_silo, identity, open_silo, silo_name, state_folder
+from clients.silo_door import describe_silo, explained_state, identity, open_silo, silo_name, state_folder
 from clients.warm import WarmCache
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -67,7 +67,9 @@ def handle_prepare(message: Message, context: Context) -> Message:
     if seconds > 0 and brought is not None:
         metrics |= finished_metrics(brought, silo, config)
     elif seconds > 0:
-        metrics |= _train_own_model(LocalModel(silo, spec, config, state_folder(context, config)), context, seconds)
+        state = state_folder(context, config)
+        with explained_state(state):
+            metrics |= _train_own_model(LocalModel(silo, spec, config, state), context, seconds)
     return wire.answer(message, identity(context), metrics)
 
 

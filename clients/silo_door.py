@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +15,9 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
+
+FULL = 2**20
+"""A disk with fewer bytes free is full: torch and safetensors do not say why they could not write."""
 
 
 @lru_cache(maxsize=2)
@@ -90,3 +96,26 @@ def state_folder(context: Context, config: RunConfig) -> Path:
     """Where this silo keeps its models: ``state-path`` of the node config, otherwise ``state-dir`` of the run."""
     silo = re.sub(r"[^\w.-]", "_", silo_name(context))
     return Path(str(context.node_config.get("state-path", config.run.state_dir))).absolute() / silo
+
+
+@contextmanager
+def explained_state(folder: Path) -> Iterator[None]:
+    """Say in the block's stead that the state folder is full or cannot be written.
+
+    Raises:
+        UserError: an ``OSError`` of the block, or whatever a library made of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _state_error(folder, error.strerror or str(error)) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if folder.exists() and shutil.disk_usage(folder).free < FULL:
+            raise _state_error(folder, "no space left on that disk") from error
+        raise
+
+
+def _state_error(folder: Path, reason: str) -> UserError:
+    return UserError(f"state folder '{folder}': {reason}: make room there, or start the silo with another --state-path")

@@ -53,6 +53,7 @@ class Attendance:
     last: dict[str, Presence] = field(default_factory=dict)
     listener: Callable[[], None] = lambda: None
     _asked: dict[str, Presence] = field(default_factory=dict)
+    _nodes: Mapping[str, int] = field(default_factory=dict)
     _message: str = ""
     _start: float = 0.0
 
@@ -60,24 +61,29 @@ class Attendance:
         """Name of the silo at a node."""
         return self.names.get(node_id, f"node-{node_id}")
 
-    def ask(self, message: str) -> None:
-        """Begin an exchange."""
-        self._message, self._start = message, time.monotonic()
+    def ask(self, message: str, nodes: Mapping[str, int]) -> None:
+        """Begin an exchange; ``nodes`` says who was sent which message."""
+        self._message, self._nodes, self._start = message, dict(nodes), time.monotonic()
         self._asked = {}
+
+    def name_behind(self, reply: Message) -> str:
+        """Name of the silo that was asked: Flower's own errors, about a node that is gone, come from the SuperLink."""
+        return self.name(self._node(reply))
 
     def heard(self, reply: Message) -> None:
         """Note an answer, errors included."""
         said = wire.metrics(reply).get("loss") if reply.has_content() else None
         self._note(
-            reply.metadata.src_node_id,
+            self._node(reply),
             seconds=round(time.monotonic() - self._start, 3),
             loss=float(said) if isinstance(said, int | float) else None,
         )
 
-    def leave_out(self, node_id: int, reason: str) -> None:
+    def leave_out(self, reply: Message, reason: str) -> None:
         """Note why an answer does not count."""
-        present = self._asked.get(self.name(node_id))
-        self._note(node_id, seconds=present.seconds if present else None, left_out=reason[:LONGEST_REASON])
+        present = self._asked.get(self.name_behind(reply))
+        seconds = present.seconds if present else None
+        self._note(self._node(reply), seconds=seconds, left_out=reason[:LONGEST_REASON])
 
     def missed(self, node_ids: Iterable[int]) -> str:
         """Note silos that did not answer in time; return their names."""
@@ -89,6 +95,9 @@ class Attendance:
     def row(self) -> dict[str, dict[str, Any]]:
         """Return what every silo did in the last exchange, by name."""
         return {name: self._asked[name].row() for name in sorted(self._asked)}
+
+    def _node(self, reply: Message) -> int:
+        return self._nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
     def _note(self, node_id: int, **what: Any) -> None:
         name = self.name(node_id)

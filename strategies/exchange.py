@@ -86,15 +86,16 @@ class ExchangeGrid(Grid):
 
     def _send(self, messages: Iterable[Message]) -> dict[str, int]:
         batch = list(messages)
-        self.attendance.ask(batch[0].metadata.message_type if batch else "")
         self.traffic.messages += len(batch)
         self.traffic.down += sum(payload_bytes(message) for message in batch)
         nodes = [message.metadata.dst_node_id for message in batch]
+        kind = batch[0].metadata.message_type if batch else ""
         ids = list(self._grid.push_messages(batch))
         if len(ids) < len(batch):
             raise RunError(f"{len(ids)} of {len(batch)} messages sent: a silo has left, or they are too large")
         # Flower puts None in the place of a message that the SuperLink refused.
         sent = {number: node for number, node in zip(ids, nodes, strict=True) if number is not None}
+        self.attendance.ask(kind, sent)
         if refused := set(nodes) - set(sent.values()):
             logger.warning("no message could be sent to %s", self.attendance.missed(refused))
         return sent

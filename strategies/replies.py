@@ -57,7 +57,7 @@ def sound(
             reasons.append(f"{who}: {error}" if who else str(error))
             logger.warning("%s left out: %s", who or "answer", error)
             if isinstance(replies, Answers):
-                replies.attendance.leave_out(reply.metadata.src_node_id, str(error))
+                replies.attendance.leave_out(reply, str(error))
             continue
         finally:
             # The loop variable would keep this answer alive through the wait for the next.
@@ -74,7 +74,7 @@ def _unsaid_name(replies: Iterable[Message], reply: Message, reason: str) -> str
     """Name of the silo behind an error that does not say it: Flower's own, about a node that is gone."""
     if not isinstance(replies, Answers):
         return ""
-    name = replies.attendance.name(reply.metadata.src_node_id)
+    name = replies.attendance.name_behind(reply)
     return "" if reason.startswith(f"{name}:") or name.startswith("node-") else name
 
 

@@ -7,17 +7,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, evaluate, link, run, silo, stop
+from fedsynth.cli import compare, doctor, evaluate, link, run, silo, status, stop, train_local
 from fedsynth.errors import RunError, UserError
 
 COMMANDS = {
     "run": run,
+    "status": status,
     "stop": stop,
     "doctor": doctor,
     "evaluate": evaluate,
     "compare": compare,
     "link": link,
     "silo": silo,
+    "train-local": train_local,
 }
 
 
