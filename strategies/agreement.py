@@ -95,9 +95,12 @@ def reconcile(specs: Mapping[str, ImageSpec], config: RunConfig) -> ImageSpec:
         _compare_with_given(held, given)
     for name, silos in held.items():
         if len(silos) < len(specs):
-            logger.info("class '%s': held by %s alone", name, ", ".join(silos))
+            logger.info("class '%s' is held by %s only", name, ", ".join(silos))
     channels = max(spec.channels for spec in specs.values())
-    return ImageSpec(channels, next(iter(sizes.values())), given or tuple(held))
+    agreed = ImageSpec(channels, next(iter(sizes.values())), given or tuple(held))
+    depth = "grey" if channels == 1 else "colour"
+    logger.info("images: %s, %d x %d; classes: %s", depth, agreed.size, agreed.size, ", ".join(agreed.classes))
+    return agreed
 
 
 def _read(reply: Message) -> ImageSpec:

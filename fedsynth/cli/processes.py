@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -48,9 +47,7 @@ def run_in_foreground(
     mark = uuid4().hex
     told: list[int] = []
     # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
-    process = subprocess.Popen(
-        _absolute(command, environment), env={**environment, MARK: mark}, cwd=folder, start_new_session=True
-    )
+    process = subprocess.Popen(command, env={**environment, MARK: mark}, cwd=folder, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
         told.append(number)
@@ -85,12 +82,6 @@ def marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark and process.pid != os.getpid():
                 found.append(process)
     return found
-
-
-def _absolute(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Take Flower's programs from beside this Python, whatever else is called so."""
-    beside = Path(sys.executable).with_name(command[0])
-    return [str(beside) if beside.exists() else command[0], *command[1:]]
 
 
 def _wait(process: subprocess.Popen[bytes], told: list[int], patience: float) -> int:

@@ -26,7 +26,9 @@ def said_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def test_init_says_what_to_send_and_what_to_keep(link: LinkFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_says_what_to_send_and_what_to_keep(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "init", "--host", "link.example.org", "10.0.0.5", "--port", "19000"]) == 0
+    link = LinkFolder(project / "link")
     said = capsys.readouterr().out
     assert f"send every silo {link.authority} (over a channel you trust) and the address link.example.org:19000" in said
     assert "Never send ca.key or server.key" in said

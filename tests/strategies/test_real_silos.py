@@ -113,9 +113,7 @@ def cut_off(name: str, kind: str) -> Callable[[list[Message]], list[Message]]:
 
     def gone(reply: Message) -> Message:
         error = error_reply(reply, "Node Unavailable")
-        error.metadata.__dict__.update(
-            _src_node_id=1, _reply_to_message_id=reply.metadata.reply_to_message_id
-        )
+        error.metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=reply.metadata.reply_to_message_id)
         return error
 
     return tamper
