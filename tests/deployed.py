@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 from uuid import uuid4
 
 import psutil
 
+from fedsynth.cli import main
 from fedsynth.cli.flower import free_ports
 from fedsynth.output import RunFolder
 
@@ -85,16 +87,15 @@ class Deployment:
     def start(self, name: str, *words: str) -> None:
         """Start a ``fedsynth`` command in the background."""
         with (self.folder / f"{name}.log").open("wb") as log:
+            command = [sys.executable, "-m", "fedsynth.cli", *words]
             self._processes[name] = subprocess.Popen(
-                self._words(words), cwd=self.folder, env=self._environment(), stdout=log, stderr=subprocess.STDOUT
+                command, cwd=self.folder, env=self._environment(), stdout=log, stderr=subprocess.STDOUT
             )
 
     def command(self, *words: str) -> None:
-        """Run a ``fedsynth`` command that ends by itself."""
-        done = subprocess.run(
-            self._words(words), cwd=self.folder, env=self._environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        """Run a ``fedsynth`` command that ends by itself, in this process: importing the project again takes longer."""
+        with contextlib.chdir(self.folder), mock.patch.dict(os.environ, self._environment()):
+            assert main(words) == 0
 
     def wait(self, name: str, condition: Callable[[], bool], timeout: float = 600) -> None:
         """Wait for a condition while a process lives."""
@@ -161,9 +162,6 @@ class Deployment:
 
     def _listens(self) -> bool:
         return "Uvicorn running" in self.log("link")
-
-    def _words(self, words: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "fedsynth.cli", *words]
 
     def _environment(self) -> dict[str, str]:
         paths = {"PYTHONPATH": str(ROOT), "FLWR_HOME": str(self.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}

@@ -17,18 +17,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
 
-DAYS = 365
+AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
+"""Validity. The authority's is long: a new one has to reach every silo, a new server certificate none."""
+
 _CLOCK_SKEW = timedelta(days=1)
 """Certificates are valid from so long ago, for machines whose clocks are behind."""
 
 
 def make_authority(certificate: Path, key: Path) -> None:
-    """Make a certificate authority that signs for a year: PEM files, the key readable by its owner alone."""
+    """Make a certificate authority that signs for ten years: PEM files, the key readable by its owner alone."""
     secret = ec.generate_private_key(ec.SECP384R1())
     name = _name("fedsynth link authority")
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     builder = (
-        _builder(name, name, secret.public_key())
+        _builder(name, name, secret.public_key(), AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(secret.public_key()), critical=False)
@@ -50,7 +52,7 @@ def make_server_certificate(
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     secret = ec.generate_private_key(ec.SECP384R1())
     builder = (
-        _builder(_name("fedsynth link"), issuer.subject, secret.public_key())
+        _builder(_name("fedsynth link"), issuer.subject, secret.public_key(), SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -150,7 +152,9 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -159,7 +163,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=DAYS))
+        .not_valid_after(now + timedelta(days=days))
     )
 
 

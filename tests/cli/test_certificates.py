@@ -124,9 +124,9 @@ def test_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         check_private_key(tmp_path / "silo.key")
 
 
-@pytest.mark.parametrize("days", [-2, 366])
+@pytest.mark.parametrize(("name", "days"), [("ca.crt", -2), ("ca.crt", 3651), ("server.crt", 366)])
 def test_certificate_out_of_its_time_names_this_machine_s_clock(
-    folder: Path, days: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, days: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = datetime.now(UTC) + timedelta(days=days)
 
@@ -137,4 +137,4 @@ def test_certificate_out_of_its_time_names_this_machine_s_clock(
 
     monkeypatch.setattr(certificates, "datetime", Clock)
     with pytest.raises(UserError, match=f"this machine's clock says {wrong:%Y-%m-%d %H:%M} UTC: set the clock"):
-        check_certificate(folder / "ca.crt")
+        check_certificate(folder / name)
