@@ -71,7 +71,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
             check_images(config, federation.spec)
         folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
     exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
-    status = StatusWriter(folder, exchange.attendance, strategy.num_rounds)
+    status = StatusWriter(folder, exchange.attendance, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
         strategy.summary()
@@ -90,6 +90,7 @@ def _synthesise(
     start = time.monotonic()
     if checkpoint is None:
         _prepare_folder(folder, config, 0)
+        status.begin()
     task = _meet_silos(grid, config, federation, checkpoint)
     if checkpoint is None:
         write_partition(folder, task)
@@ -97,6 +98,7 @@ def _synthesise(
     else:
         checkpoint.check_silos(task.census)
         check_partition(folder, task)
+        status.begin()
         write_partition(folder, task)
         _prepare_folder(folder, config, checkpoint.round)
         arrays, costs = continue_from(checkpoint, strategy, task, grid)

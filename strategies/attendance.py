@@ -44,15 +44,14 @@ class Attendance:
     """Keeps the roll of one exchange after the other.
 
     Attributes:
-        names: silo by node id; a node without a name goes by ``node-<id>``.
-        last: the last thing known of every silo asked so far.
+        names: silo by node id; until they are known, a node goes by ``node-<id>``.
         listener: called after every exchange.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
-    last: dict[str, Presence] = field(default_factory=dict)
     listener: Callable[[], None] = lambda: None
-    _asked: dict[str, Presence] = field(default_factory=dict)
+    _last: dict[int, Presence] = field(default_factory=dict)
+    _asked: dict[int, Presence] = field(default_factory=dict)
     _nodes: Mapping[str, int] = field(default_factory=dict)
     _message: str = ""
     _start: float = 0.0
@@ -81,7 +80,7 @@ class Attendance:
 
     def leave_out(self, reply: Message, reason: str) -> None:
         """Note why an answer does not count."""
-        present = self._asked.get(self.name_behind(reply))
+        present = self._asked.get(self._node(reply))
         seconds = present.seconds if present else None
         self._note(self._node(reply), seconds=seconds, left_out=reason[:LONGEST_REASON])
 
@@ -94,14 +93,21 @@ class Attendance:
 
     def row(self) -> dict[str, dict[str, Any]]:
         """Return what every silo did in the last exchange, by name."""
-        return {name: self._asked[name].row() for name in sorted(self._asked)}
+        return {self.name(node): was.row() for node, was in sorted(self._asked.items(), key=self._order)}
+
+    def last(self) -> dict[str, Presence]:
+        """Return the last thing known of every silo that was asked and, once they have names, takes part."""
+        known = {node: was for node, was in self._last.items() if not self.names or node in self.names}
+        return {self.name(node): was for node, was in sorted(known.items(), key=self._order)}
 
     def _node(self, reply: Message) -> int:
         return self._nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
     def _note(self, node_id: int, **what: Any) -> None:
-        name = self.name(node_id)
-        self._asked[name] = self.last[name] = Presence(self._message, time.time(), **what)
+        self._asked[node_id] = self._last[node_id] = Presence(self._message, time.time(), **what)
+
+    def _order(self, item: tuple[int, Presence]) -> str:
+        return self.name(item[0])
 
 
 class Answers(Iterator[Message]):

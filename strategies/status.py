@@ -27,25 +27,25 @@ class StatusWriter:
         folder: the run's.
         attendance: who answered.
         rounds: rounds of the run.
+        done: those that are done when it begins.
     """
 
-    def __init__(self, folder: RunFolder, attendance: Attendance, rounds: int) -> None:
+    def __init__(self, folder: RunFolder, attendance: Attendance, rounds: int, done: int = 0) -> None:
         self._folder, self._attendance = folder, attendance
         self._said: dict[str, Any] = {
             "state": "running",
             "started": _moment(time.time()),
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "round": 0,
+            "round": done,
             "rounds": rounds,
         }
-        self._written = -LEAST_INTERVAL
+        self._begun, self._written = False, -LEAST_INTERVAL
         attendance.listener = self._now_and_then
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Write at the beginning, while the block runs, and how it ended."""
-        self._write()
+        """Write how the block ended, if the run has begun by then: what is refused before changes nothing."""
         try:
             yield
         except BaseException as error:
@@ -54,7 +54,13 @@ class StatusWriter:
         else:
             self._said["state"] = "finished"
         finally:
-            self._write()
+            if self._begun:
+                self._write()
+
+    def begin(self) -> None:
+        """Say that the run is on, and keep saying how it stands."""
+        self._begun = True
+        self._write()
 
     def observe(self, strategy: RoundStrategy) -> Callable[[Round], None]:
         """Return an observer that notes how many rounds of ``strategy`` are done."""
@@ -66,13 +72,13 @@ class StatusWriter:
         return note
 
     def _now_and_then(self) -> None:
-        if time.monotonic() - self._written >= LEAST_INTERVAL:
+        if self._begun and time.monotonic() - self._written >= LEAST_INTERVAL:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        last = sorted(self._attendance.last.items())
-        silos = {name: {"message": was.message, "at": _moment(was.at), **was.row()} for name, was in last}
+        last = self._attendance.last()
+        silos = {name: {"message": was.message, "at": _moment(was.at), **was.row()} for name, was in last.items()}
         with contextlib.suppress(OSError, ValueError):
             self._folder.write_status({**self._said, "updated": _moment(time.time()), "silos": silos})
 

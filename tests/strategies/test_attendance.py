@@ -73,7 +73,19 @@ def test_silent_silos_are_named_and_the_next_exchange_starts_afresh() -> None:
     assert attendance.row() == {"node-6": {"left-out": "no answer in time"}, "north": {"left-out": "no answer in time"}}
     attendance.ask("evaluate", {"c": 5})
     assert attendance.row() == {}
-    assert attendance.last["north"].message == "train", "the last that is known of it"
+    attendance.names = {5: "north"}
+    last = attendance.last()
+    assert list(last) == ["north"], "those that take part"
+    assert last["north"].message == "train"
+
+
+def test_silos_are_told_by_name_once_it_is_known() -> None:
+    attendance = asked({})
+    attendance.heard(bare_reply(request_to(6)))
+    assert list(attendance.last()) == ["node-6"]
+    attendance.names = {6: "south"}
+    assert list(attendance.last()) == ["south"]
+    assert list(attendance.row()) == ["south"]
 
 
 @pytest.fixture
@@ -86,6 +98,7 @@ def test_status_tells_state_rounds_and_silos(folder: RunFolder) -> None:
     writer = StatusWriter(folder, attendance, 7)
     strategy = cast(RoundStrategy, SimpleNamespace(num_rounds=9))
     with writer.kept():
+        writer.begin()
         assert json.loads(folder.status.read_text())["state"] == "running"
         attendance.heard(bare_reply(request_to(5), loss=0.5))
         writer.observe(strategy)(Round(4, MetricRecord(), ArrayRecord(), 1.0))
@@ -100,7 +113,9 @@ def test_status_tells_state_rounds_and_silos(folder: RunFolder) -> None:
     ("error", "said"), [(RunError("no silo"), "no silo"), (KeyboardInterrupt(), "KeyboardInterrupt")]
 )
 def test_status_of_a_run_that_fails_says_why(error: BaseException, said: str, folder: RunFolder) -> None:
-    with pytest.raises(type(error)), StatusWriter(folder, asked(), 7).kept():
+    writer = StatusWriter(folder, asked(), 7)
+    writer.begin()
+    with pytest.raises(type(error)), writer.kept():
         raise error
     status = json.loads(folder.status.read_text())
     assert (status["state"], status["error"]) == ("failed", said)
@@ -109,7 +124,14 @@ def test_status_of_a_run_that_fails_says_why(error: BaseException, said: str, fo
 def test_status_that_cannot_be_written_does_not_end_a_run(folder: RunFolder) -> None:
     folder.status.mkdir()
     (folder.status / "in the way").write_text("")
-    done = []
-    with StatusWriter(folder, asked(), 7).kept():
+    writer, done = StatusWriter(folder, asked(), 7), []
+    with writer.kept():
+        writer.begin()
         done.append(True)
     assert done == [True]
+
+
+def test_run_that_is_refused_leaves_no_status(folder: RunFolder) -> None:
+    with pytest.raises(RunError), StatusWriter(folder, asked(), 7).kept():
+        raise RunError("other silos")
+    assert not folder.status.exists()
