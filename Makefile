@@ -6,13 +6,13 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 # Processes that share the unit tests.
 WORKERS ?= 2
 # Real Flower runs and measurements of memory need the machine to themselves.
-SERIAL := tests/end_to_end tests/benchmarks $(wildcard tests/deployment)
+SERIAL := tests/end_to_end tests/benchmarks
 # Those of them that do not.
 IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_process.py)
 # A file stays in one process: its tests share what they set up.
 PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: run quality test test-unit lint install clean
+.PHONY: run quality test test-deployment test-unit lint install clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedsynth run
@@ -26,12 +26,16 @@ test: lint test-unit
 	$(BIN)/pytest $(SERIAL) $(IN_PROCESS:%=--ignore=%)
 
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/pytest $(PARALLEL) $(SERIAL:%=--ignore=%)
+	$(BIN)/pytest $(PARALLEL) $(SERIAL:%=--ignore=%) --ignore=tests/deployment
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Silos killed, links restarted, wrong certificates, on a real SuperLink: some twenty minutes.
+test-deployment: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/deployment
 
 install: $(VENV)/.installed
 

@@ -10,7 +10,15 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients.handlers import handle_epsilon, handle_prepare, handle_sample, handle_train, handle_upload
+from clients.handlers import (
+    handle_describe,
+    handle_epsilon,
+    handle_prepare,
+    handle_sample,
+    handle_train,
+    handle_upload,
+)
+from clients.journal import journal
 from clients.silo_door import silo_name
 from clients.statistics import handle_evaluate, handle_statistics
 
@@ -29,7 +37,8 @@ def guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def handle(message: Message, context: Context) -> Message:
         try:
-            return handler(message, context)
+            with journal(message, context):
+                return handler(message, context)
         except BaseException as error:
             reason = f"{silo_name(context)}: {type(error).__name__}: {error}"
             return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
@@ -38,6 +47,7 @@ def guarded(handler: Handler) -> Handler:
 
 
 app = ClientApp()
+app.query("describe")(guarded(handle_describe))
 app.query("prepare")(guarded(handle_prepare))
 app.query("epsilon")(guarded(handle_epsilon))
 app.query("sample")(guarded(handle_sample))

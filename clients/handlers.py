@@ -13,7 +13,15 @@ from clients.brought_model import bring_model, brought_model, finished_metrics, 
 from clients.federated_model import FederatedModel
 from clients.local_model import LocalModel, load_network
 from clients.released_counts import released_counts
-from clients.silo_door import identity, is_simulated, open_silo, silo_name, state_folder
+from clients.silo_door import (
+    describe_silo,
+    explained_state,
+    identity,
+    is_simulated,
+    open_silo,
+    silo_name,
+    state_folder,
+)
 from clients.warm import WarmCache
 from fedsynth import wire
 from fedsynth.config import RunConfig
@@ -45,6 +53,14 @@ _silos: WarmCache[Silo] = WarmCache()
 _networks: WarmCache[UNet2DModel] = WarmCache()
 
 
+def handle_describe(message: Message, context: Context) -> Message:
+    """``query.describe``: which classes the silo holds, and in which format."""
+    spec = describe_silo(context, RunConfig.from_run_config(context.run_config))
+    answer = wire.answer(message, identity(context), {})
+    answer.content[wire.CONFIG] = ConfigRecord(wire.spec_to_config(spec))
+    return answer
+
+
 def handle_prepare(message: Message, context: Context) -> Message:
     """``query.prepare``: say what the silo holds and, when asked for ``train-seconds``, train its own model a while.
 
@@ -57,13 +73,15 @@ def handle_prepare(message: Message, context: Context) -> Message:
     brought = bring_model(context, config, spec, silo)
     held = silo.train.label_counts() * (1 if brought is None else brought.serves)
     scale, state = config.exchange.label_count_noise, state_folder(context, config)
-    counts = released_counts(held, scale, silo, state, config.run.seed if is_simulated(context) else None)
+    with explained_state(state):
+        counts = released_counts(held, scale, silo, state, config.run.seed if is_simulated(context) else None)
     metrics: dict[str, MetricRecordValues] = {"num-examples": int(counts.sum()), "label-counts": counts.tolist()}
     seconds = wire.number(request, "train-seconds")
     if seconds > 0 and brought is not None:
         metrics |= finished_metrics(brought, silo, config)
     elif seconds > 0:
-        metrics |= _train_own_model(LocalModel(silo, spec, config, state), context, seconds)
+        with explained_state(state):
+            metrics |= _train_own_model(LocalModel(silo, spec, config, state), context, seconds)
     return wire.answer(message, identity(context), metrics)
 
 

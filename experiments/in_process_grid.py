@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -23,7 +23,7 @@ class InProcessGrid(Grid):
         run_config: what Flower would hand to both apps.
         num_nodes: simulated silos.
         tamper: changes the answers of one pull (order, content) before the server sees them.
-        node_config: what a silo's own node config says beside its partition, by partition.
+        node_configs: node config of each silo, for real ones; None: partitions of the run's dataset.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class InProcessGrid(Grid):
         run_config: dict[str, Any],
         num_nodes: int,
         tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
-        node_config: Callable[[int], dict[str, Any]] = lambda partition: {},
+        node_configs: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         run_id = next(_run_ids)
         # Flower sets these when it starts an app; a message cannot be built without them.
@@ -44,7 +44,7 @@ class InProcessGrid(Grid):
             100 + k: Context(
                 run_id=run_id,
                 node_id=100 + k,
-                node_config={"partition-id": k, "num-partitions": num_nodes, **node_config(k)},
+                node_config=node_configs[k] if node_configs else {"partition-id": k, "num-partitions": num_nodes},
                 state=RecordDict(),
                 run_config=run_config,
             )

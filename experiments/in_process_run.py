@@ -70,4 +70,9 @@ def begin_run(
 
 def silos_with(node_config: Callable[[int], dict[str, Any]]) -> Callable[[dict[str, Scalar], int], InProcessGrid]:
     """Return what :func:`begin_run` makes silos with, whose own node config says more than their partition."""
-    return lambda flat, number: InProcessGrid(clients.app.app, flat, number, node_config=node_config)
+
+    def make(flat: dict[str, Scalar], number: int) -> InProcessGrid:
+        partitions = ({"partition-id": k, "num-partitions": number, **node_config(k)} for k in range(number))
+        return InProcessGrid(clients.app.app, flat, number, node_configs=list(partitions))
+
+    return make

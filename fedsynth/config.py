@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.section_types import (
     AUTO,
+    REAL_SILOS,
     Auto,
     DatasetName,
     PartitionName,
@@ -40,6 +41,7 @@ from fedsynth.sections import (
 
 __all__ = [
     "AUTO",
+    "REAL_SILOS",
     "SECTIONS",
     "DatasetName",
     "Diffusion",
@@ -166,6 +168,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise UserError(f"score-scale = {temperature}: must be < {2 / c:g}, 2 / step-scale, or samples diverge")
     if sampler == "ula" and config.run.strategy != "dfd":
         raise UserError(f"sampler = 'ula' needs strategy = 'dfd', not '{config.run.strategy}': use sampler = 'ddpm'")
+    if config.data.dataset == REAL_SILOS and config.run.strategy == "centralised":
+        raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
     if config.training.mixed_precision == "bf16" and config.run.device == "cpu":
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     _refuse_too_many_levels(config)

@@ -30,7 +30,8 @@ StrategyName = Literal[
     "local",
     "centralised",
 ]
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder"]
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder", "silos"]
+REAL_SILOS: DatasetName = "silos"
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]

@@ -41,16 +41,28 @@ class Run(Section):
 class Data(Section):
     """The images and how simulated silos share them."""
 
-    dataset: DatasetName = Field("digits", description="images of a simulated run")
+    dataset: DatasetName = Field("digits", description="images of a simulated run; silos: real silos' own")
     data_root: str = Field("", description="folder that holds the dataset (not needed for digits)")
     download: bool = Field(False, description="let torchvision fetch a dataset that data-root lacks")
     image_size: Positive | Auto = Field(AUTO, description="side in pixels; auto: the dataset's own")
+    class_names: str = Field("", description="classes of real silos, such as 'cat,dog'; empty: all that they hold")
     skip_bad_images: bool = Field(False, description="leave out unreadable files instead of refusing the folder")
     partition: PartitionName = Field("dirichlet", description="how labels spread over simulated silos")
     alpha: PositiveFloat = Field(0.1, description="Dirichlet concentration; smaller is more uneven")
     classes_per_client: Positive = Field(3, description="distinct classes a silo under partition=pathological")
     samples_per_client: int = Field(0, ge=0, description="mean images a silo; 0: all")
     holdout_fraction: float = Field(0.1, ge=0, lt=1, description="share of a silo's images never trained on")
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> Data:
+        names = self.classes()
+        if names is not None and (not all(names) or len(set(names)) < len(names)):
+            raise ValueError(f"class-names = '{self.class_names}': must be distinct names, such as 'cat,dog'")
+        return self
+
+    def classes(self) -> tuple[str, ...] | None:
+        """``class-names`` one by one, or None for all that the silos hold."""
+        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else None
 
 
 class Model(Section):
@@ -253,6 +265,7 @@ class Evaluation(Section):
     classifiers: str = Field("logistic-regression,mlp,cnn", description="trained on the synthetic images; also: resnet")
     classifier_seeds: Positive = Field(3, description="trainings of each classifier, for means with intervals")
     resnet_weights_path: str = Field("", description="file that resnet starts from; empty: torch hub's, or none")
+    reference_root: str = Field("", description="real images of the operator's own to measure against, dataset=silos")
     membership_inference: bool = Field(True, description="attack the models of a simulation: who was trained on?")
     evaluate_silos: bool = Field(False, description="have the silos measure it against theirs, which stay at home")
     min_statistics_samples: Annotated[int, Field(ge=2)] = Field(

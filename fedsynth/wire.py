@@ -3,6 +3,7 @@
 | message | server sends | silo answers |
 |---|---|---|
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
+| ``query.describe`` | nothing | format and class names of its images, ``config`` |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
 | ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon``; ``divergence`` |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
@@ -40,6 +41,7 @@ from flwr.common.constant import SType
 from fedsynth.spec import ImageSpec
 
 TRAIN = "train"
+DESCRIBE = "query.describe"
 PREPARE = "query.prepare"
 EPSILON = "query.epsilon"
 SAMPLE = "query.sample"

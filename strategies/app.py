@@ -10,28 +10,30 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
-from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation import Settings
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from fedsynth.wire import number
 from strategies import build_strategy
+from strategies.agreement import agree
 from strategies.base import SynthesisStrategy, Task
 from strategies.census import Census, take_census
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+from strategies.opening import check_images, check_partition, load_reference, write_partition
 from strategies.publish import Costs, publish
 from strategies.resume import checkpoint_writer, continue_from, open_run
+from strategies.status import StatusWriter
 
 logger = logging.getLogger("fedsynth")
 app = ServerApp()
@@ -64,39 +66,47 @@ def _errors_logged() -> Iterator[None]:
 def _run(grid: Grid, config: RunConfig) -> None:
     with _errors_logged():
         strategy, config = build_strategy(config)
-        federation = load_federation(config)
-        initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works
-        if config.evaluation.evaluate:
-            Settings.of(config).check(federation.train.images.shape[1:])
+        federation = None if config.data.dataset == REAL_SILOS else load_federation(config)
+        if federation is not None:
+            check_images(config, federation.spec)
         folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
-    with folder.log_to_file(logger), _errors_logged():
+    exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
+    status = StatusWriter(folder, exchange.attendance, strategy.num_rounds, checkpoint.round if checkpoint else 0)
+    with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
         strategy.summary()
-        _synthesise(strategy, ExchangeGrid(grid, config.exchange.reply_timeout), config, federation, folder, checkpoint)
+        _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
 
 
 def _synthesise(
     strategy: SynthesisStrategy,
     grid: ExchangeGrid,
     config: RunConfig,
-    federation: Federation,
+    federation: Federation | None,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
+    status: StatusWriter,
 ) -> None:
     start = time.monotonic()
     if checkpoint is None:
-        _prepare_folder(folder, config, federation, 0)
-    task = _meet_silos(grid, config, federation)
+        _prepare_folder(folder, config, 0)
+        status.begin()
+    task = _meet_silos(grid, config, federation, checkpoint)
     if checkpoint is None:
+        write_partition(folder, task)
         arrays, costs, first = strategy.begin(task, grid), Costs(), 1
     else:
         checkpoint.check_silos(task.census)
-        _prepare_folder(folder, config, federation, checkpoint.round)
+        check_partition(folder, task)
+        status.begin()
+        write_partition(folder, task)
+        _prepare_folder(folder, config, checkpoint.round)
         arrays, costs = continue_from(checkpoint, strategy, task, grid)
         first, start = checkpoint.round + 1, start - costs.wall_seconds
     observers = [
         _metrics_writer(folder, grid, costs),
         _progress(strategy, first - 1),
+        status.observe(strategy),
         checkpoint_writer(folder, strategy, task, grid, costs, start),
     ]
     state = RoundsState(arrays, strategy.train_config(task), observers)
@@ -105,10 +115,9 @@ def _synthesise(
     publish(folder, task, outcome, costs, grid)
 
 
-def _prepare_folder(folder: RunFolder, config: RunConfig, federation: Federation, rounds: int) -> None:
+def _prepare_folder(folder: RunFolder, config: RunConfig, rounds: int) -> None:
     """Write the settings and drop what an interruption left behind after the last saved round."""
     folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
-    folder.write_partition(federation.manifest(config))
     folder.keep_metrics(rounds)
     folder.remove_torn_files()
 
@@ -120,14 +129,23 @@ def _new_run(config: RunConfig) -> tuple[RunFolder, RunConfig, None]:
     return RunFolder.create(Path(config.run.output_dir).absolute(), name), config, None
 
 
-def _meet_silos(grid: ExchangeGrid, config: RunConfig, federation: Federation) -> Task:
-    exchange = config.exchange
+def _meet_silos(
+    grid: ExchangeGrid, config: RunConfig, federation: Federation | None, checkpoint: Checkpoint | None
+) -> Task:
+    exchange, reference = config.exchange, None
     logger.info("waiting for %d silos", config.run.num_clients)
     nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
-    census = take_census(grid, nodes, federation.spec, exchange.reply_timeout, exchange.max_silo_images)
+    if federation is None:
+        grid.attendance.names, spec = agree(grid, config, checkpoint.silos if checkpoint else None)
+        check_images(config, spec)
+        nodes, reference = list(grid.attendance.names), load_reference(config, spec)
+    else:
+        spec = federation.spec
+    census = take_census(grid, nodes, spec, exchange.reply_timeout, exchange.max_silo_images)
+    grid.attendance.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
-    return Task(config, federation.spec, census, draw_labels(config, census), federation)
+    return Task(config, spec, census, draw_labels(config, census), federation, reference)
 
 
 def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:
@@ -143,9 +161,17 @@ def _metrics_writer(folder: RunFolder, grid: ExchangeGrid, costs: Costs) -> Call
     def write(done: Round) -> None:
         costs.add(done)
         traffic = {"bytes-down": grid.traffic.down, "bytes-up": grid.traffic.up}
-        folder.append_metrics({"round": done.number, **done.metrics, **traffic, "seconds": done.seconds})
+        folder.append_metrics(
+            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(grid)}
+        )
 
     return write
+
+
+def _silos(grid: ExchangeGrid) -> dict[str, Any]:
+    """What the silos did in a round, if it asked any."""
+    row = grid.attendance.row()
+    return {"attendance": row} if row else {}
 
 
 def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round], None]:

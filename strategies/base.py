@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import Federation
+from fedsynth.data import Federation, LabelledImages
 from fedsynth.spec import ImageSpec
 from strategies.census import Census
 
@@ -36,6 +36,7 @@ class Task:
         census: the silos.
         labels: class of every synthetic image (N,), the same for every method of a seed.
         federation: the simulated silos' data; None when the silos are real.
+        reference: train and test fold of real images that the operator owns, where the silos are real.
     """
 
     config: RunConfig
@@ -43,6 +44,12 @@ class Task:
     census: Census
     labels: torch.Tensor
     federation: Federation | None = None
+    reference: tuple[LabelledImages, LabelledImages] | None = None
+
+    @property
+    def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:
+        """Train and test fold of the real images that the server may look at; None if it has none."""
+        return (self.federation.train, self.federation.test) if self.federation else self.reference
 
     @property
     def sampler(self) -> str:

@@ -19,6 +19,7 @@ from flwr.supercore.run import Run
 
 from fedsynth.errors import RunError
 from fedsynth.wire import payload_bytes
+from strategies.attendance import Answers, Attendance
 
 logger = logging.getLogger("fedsynth")
 
@@ -52,18 +53,20 @@ class ExchangeGrid(Grid):
 
     Attributes:
         traffic: what has crossed so far.
+        attendance: who answered.
     """
 
     def __init__(self, grid: Grid, timeout: float) -> None:
-        self._grid, self.timeout, self.traffic = grid, timeout, Traffic()
+        self._grid, self.timeout, self.traffic, self.attendance = grid, timeout, Traffic(), Attendance()
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Answers:
         """Send at once, then yield every answer as it comes, errors included.
 
         The iterator keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that
         have not answered after ``timeout`` seconds are named in the log, and the iterator ends.
         """
-        return self._receive(self._send(messages), time.monotonic() + (self.timeout if timeout is None else timeout))
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        return Answers(self._receive(self._send(messages), deadline), self.attendance)
 
     def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
@@ -86,13 +89,15 @@ class ExchangeGrid(Grid):
         self.traffic.messages += len(batch)
         self.traffic.down += sum(payload_bytes(message) for message in batch)
         nodes = [message.metadata.dst_node_id for message in batch]
+        kind = batch[0].metadata.message_type if batch else ""
         ids = list(self._grid.push_messages(batch))
         if len(ids) < len(batch):
             raise RunError(f"{len(ids)} of {len(batch)} messages sent: a silo has left, or they are too large")
         # Flower puts None in the place of a message that the SuperLink refused.
         sent = {number: node for number, node in zip(ids, nodes, strict=True) if number is not None}
+        self.attendance.ask(kind, sent)
         if refused := set(nodes) - set(sent.values()):
-            logger.warning("no message could be sent to node(s) %s", ", ".join(map(str, sorted(refused))))
+            logger.warning("no message could be sent to %s", self.attendance.missed(refused))
         return sent
 
     def _receive(self, pending: dict[str, int], deadline: float) -> Iterator[Message]:
@@ -103,13 +108,15 @@ class ExchangeGrid(Grid):
                 reply = replies.pop()
                 if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
                     self.traffic.up += payload_bytes(reply)
+                    self.attendance.heard(reply)
                     yield reply
                 # A loop variable would keep the last answer alive through the next wait.
                 del reply
             if pending:
                 time.sleep(min(max(PATIENCE * (time.monotonic() - since), SHORTEST_WAIT), LONGEST_WAIT))
         if pending:
-            logger.warning("no answer in time from node(s) %s", ", ".join(map(str, sorted(set(pending.values())))))
+            logger.warning("no answer in time from %s", self.attendance.missed(set(pending.values())))
+        self.attendance.listener()
 
     def set_run(self, run: Run) -> None:
         """Delegate to the wrapped grid."""

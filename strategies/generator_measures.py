@@ -71,13 +71,13 @@ def measure_generator(
     Raises:
         UserError: the images cannot be measured.
     """
-    federation = task.federation
-    assert federation is not None  # or there would be no evaluator
+    folds, federation = task.real_folds, task.federation
+    assert folds is not None  # or there would be no evaluator
     logger.info("measuring a fresh set of the generator")
     images = generator.draw(task, outcome.labels)
     fresh = evaluator.evaluate(images, outcome.labels)
     distances = (set_.fidelity["overall"]["frechet-distance"] for set_ in (fresh, released))
-    repeated = memorisation(flat(images), flat(outcome.images), flat(federation.test.images))
+    repeated = memorisation(flat(images), flat(outcome.images), flat(folds[1].images))
     asked = task.config.evaluation.membership_inference
-    attack = attack_generator(task, federation, generator.unet) if asked else None
+    attack = attack_generator(task, federation, generator.unet) if asked and federation else None
     return GeneratorMeasures(fresh, next(distances) / next(distances), repeated, attack)

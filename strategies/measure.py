@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,17 @@ def measure_run(
     generator: Generator | None = None,
 ) -> Measurements:
     """Measure everything that the configuration asks for; what fails is a note, the rest is kept."""
-    asked, notes = task.config.evaluation, list(outcome.notes)
+    asked, notes = task.config.evaluation, [*outcome.notes, *_unmeasured(task)]
     evaluations: dict[str, Evaluation] = {}
     attack = of_generator = None
     try:
         evaluator = _evaluator(task) if asked.evaluate else None
-        evaluations = _evaluate(evaluator, sets) if evaluator else {}
+        evaluations = _evaluate(task, evaluator, sets) if evaluator else {}
         attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
         if evaluator and generator:
             of_generator = measure_generator(task, outcome, generator, evaluator, evaluations[""])
+            if task.federation is None:
+                of_generator = replace(of_generator, evaluation=_without_copies(of_generator.evaluation))
     except Exception as error:
         # The dataset is finished: whatever goes wrong in measuring it, what it cost and where it lies is still told.
         logger.warning("measurement given up: %s", error, exc_info=not isinstance(error, (UserError, RunError)))
@@ -93,26 +95,48 @@ def measure_run(
 
 def _evaluator(task: Task) -> Evaluator | None:
     """Gather the real images; None where the server does not have them."""
-    federation, config = task.federation, task.config
-    if federation is None:
+    folds = task.real_folds
+    if folds is None:
         return None
-    silos = [federation.silo(k, config).train for k in range(len(federation.parts))]
-    seen = (np.concatenate([getattr(silo, name) for silo in silos]) for name in ("images", "labels"))
+    train, test = folds
     return Evaluator(
-        ImageSet("real training images", federation.train.images, federation.train.labels),
-        ImageSet("real test images", federation.test.images, federation.test.labels),
+        ImageSet("real training images", train.images, train.labels),
+        ImageSet("real test images", test.images, test.labels),
         task.spec.classes,
-        config.run.seed,
-        Settings.of(config),
-        trained_on=ImageSet("images that silos trained on", *seen),
+        task.config.run.seed,
+        Settings.of(task.config),
+        trained_on=_seen_by_silos(task),
         progress=logger.info,
     )
 
 
-def _evaluate(evaluator: Evaluator, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
+def _evaluate(task: Task, evaluator: Evaluator, sets: Mapping[str, LabelledSet]) -> dict[str, Evaluation]:
     done = {}
     for name, synthetic in sets.items():
         if name:
             logger.info("measuring the set of %s", name)
         done[name] = evaluator.evaluate(*synthetic, illustrated=len(sets) == 1)
-    return done
+    return done if task.federation else {name: _without_copies(evaluation) for name, evaluation in done.items()}
+
+
+def _seen_by_silos(task: Task) -> ImageSet | None:
+    if task.federation is None:
+        return None
+    silos = [task.federation.silo(k, task.config).train for k in range(len(task.federation.parts))]
+    seen = (np.concatenate([getattr(silo, name) for silo in silos]) for name in ("images", "labels"))
+    return ImageSet("images that silos trained on", *seen)
+
+
+def _without_copies(evaluation: Evaluation) -> Evaluation:
+    """Drop what says whether images were learnt by heart: nobody trained on the operator's own real images."""
+    return replace(evaluation, memorisation=None, membership=None, illustration=None)
+
+
+def _unmeasured(task: Task) -> list[str]:
+    """What could not be measured because real images stay with real silos."""
+    if task.federation is not None or not task.config.evaluation.evaluate:
+        return []
+    unseen = "copies of training images and membership inference: the silos' images stay with them"
+    if task.reference is not None:
+        return [f"not measured: {unseen}"]
+    return [f"not measured: fidelity, utility, {unseen} (reference-root and evaluate-silos measure some of it)"]

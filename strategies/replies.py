@@ -13,6 +13,7 @@ from flwr.app import Message
 
 from fedsynth import wire
 from fedsynth.errors import RunError
+from strategies.attendance import Answers
 
 logger = logging.getLogger("fedsynth")
 
@@ -54,8 +55,11 @@ def sound(
         try:
             item = _read(reply, read, name)
         except _LeftOutError as error:
-            reasons.append(f"{error.who}: {error}" if error.who else str(error))
-            logger.warning("%s left out: %s", error.who or "answer", error)
+            who = error.who or _unsaid_name(replies, reply, str(error))
+            reasons.append(f"{who}: {error}" if who else str(error))
+            logger.warning("%s left out: %s", who or "answer", error)
+            if isinstance(replies, Answers):
+                replies.attendance.leave_out(reply, str(error))
             continue
         finally:
             # The loop variable would keep this answer alive through the wait for the next.
@@ -67,6 +71,14 @@ def sound(
     if count < needed:
         why = reasons[0] if reasons else "no answer in time; see reply-timeout"
         raise RunError(f"{count} usable answers, {needed} needed: {why}")
+
+
+def _unsaid_name(replies: Iterable[Message], reply: Message, reason: str) -> str:
+    """Name of the silo behind an error that does not say it: Flower's own, about a node that is gone."""
+    if not isinstance(replies, Answers):
+        return ""
+    name = replies.attendance.name_behind(reply)
+    return "" if reason.startswith(f"{name}:") or name.startswith("node-") else name
 
 
 def _read(reply: Message, read: Callable[[Message], T], name: Callable[[Message], str]) -> T:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsynth.config import REAL_SILOS
 from fedsynth.evaluation import Evaluation, summarise
 from fedsynth.output import ReportContent, explained, measured_parts
 from strategies import STRATEGIES
@@ -24,8 +25,9 @@ def report_content(
 ) -> ReportContent:
     """Gather everything the report shows."""
     evaluations, results = list(measured.evaluations.values()), measured.table()
-    config, census, real = task.config, task.census, task.federation
-    strategy, dataset = config.run.strategy, config.data.dataset
+    config, census, real = task.config, task.census, task.real_folds
+    strategy = config.run.strategy
+    dataset = "real silos" if config.data.dataset == REAL_SILOS else config.data.dataset
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
         explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
@@ -35,8 +37,8 @@ def report_content(
         synthetic_labels=outcome.labels,
         headline=_headline(outcome, cost, evaluations),
         results=results,
-        real_images=real.test.images if real else None,
-        real_labels=real.test.labels if real else None,
+        real_images=real[1].images if real else None,
+        real_labels=real[1].labels if real else None,
         silos=[_silo_row(task, k, measured.at_silos) for k in range(len(census))],
         silo_names=[member.name for member in census],
         label_counts=census.label_counts.numpy(),

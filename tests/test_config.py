@@ -114,7 +114,7 @@ class TestRefusals:
             ("evaluate", "true", "a valid boolean"),
             ("download", "no", "a valid boolean"),
             ("output-dir", 5, "a valid string"),
-            ("dataset", 3, "'digits', 'mnist', 'fashion-mnist', 'cifar10', 'celeba' or 'imagefolder'"),
+            ("dataset", 3, "'digits', 'mnist', 'fashion-mnist', 'cifar10', 'celeba', 'imagefolder' or 'silos'"),
             ("block-out-channels", 32, "a valid string"),
         ],
     )

@@ -7,10 +7,21 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, draw, evaluate, run, stop
+from fedsynth.cli import compare, doctor, draw, evaluate, link, run, silo, status, stop, train_local
 from fedsynth.errors import RunError, UserError
 
-COMMANDS = {"run": run, "stop": stop, "doctor": doctor, "draw": draw, "evaluate": evaluate, "compare": compare}
+COMMANDS = {
+    "run": run,
+    "status": status,
+    "stop": stop,
+    "doctor": doctor,
+    "draw": draw,
+    "evaluate": evaluate,
+    "compare": compare,
+    "link": link,
+    "silo": silo,
+    "train-local": train_local,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,12 +48,13 @@ def flower_environment() -> dict[str, str]:
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
     }
     environment.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    for variable, port in zip(PORT_VARIABLES, _free_ports(len(PORT_VARIABLES)), strict=True):
+    for variable, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True):
         environment.setdefault(variable, str(port))
     return environment
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(s.getsockname()[1]) for s in sockets]
     for s in sockets:

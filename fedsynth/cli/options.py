@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fedsynth.config import Scalar, config_keys
+from fedsynth.errors import UserError
 
 ALL_KEYS = frozenset(key for key, _, _ in config_keys())
 
@@ -26,6 +27,16 @@ def given_keys(options: argparse.Namespace, keys: Collection[str] = ALL_KEYS) ->
         if text is not None:
             given[key] = text if info.annotation is str else scalar(text)
     return given
+
+
+def refuse_rest(command: str, rest: Sequence[str]) -> None:
+    """Refuse words that the parser could not place.
+
+    Raises:
+        UserError: names the first.
+    """
+    if rest:
+        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth {command} --help' lists all")
 
 
 def scalar(text: str) -> Scalar:

@@ -1,4 +1,8 @@
-"""Run one synthesis in simulation: a named setting, changed by options, through ``flwr run``."""
+"""Run one synthesis, in simulation or on a link: a named setting, changed by options, through ``flwr run``.
+
+With ``--superlink`` the silos are real: those that ``fedsynth silo start`` has connected to the SuperLink. Give its
+link folder, on the SuperLink's own machine, where the run folder is written.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,28 @@ from typing import Any
 
 import tomli_w
 
+from fedsynth.cli.deployment import Connection, connection_to
 from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks, superlinks
+from fedsynth.cli.link_run import link_command, run_on_link
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, scalar
-from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
 
-PATH_KEYS = ("output-dir", "state-dir", "data-root", "feature-extractor-weights-path", "resnet-weights-path")
+PATH_KEYS = (
+    *("output-dir", "state-dir", "data-root", "reference-root"),
+    *("feature-extractor-weights-path", "resnet-weights-path"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One option a configuration key."""
     parser.add_argument("setting", nargs="?", type=Path, help="TOML file of configuration keys")
+    parser.add_argument("--superlink", metavar="LINK", help="link folder of this machine, or HOST:PORT: real silos")
+    parser.add_argument("--root-certificates", type=Path, metavar="CA", help="ca.crt, with HOST:PORT")
     add_keys(parser)
 
 
@@ -41,16 +52,21 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     _refuse_unknown(rest)
     config = _configuration(options)
-    initial_unet(config, load_federation(config).spec)
+    connection = _connection(options, config)
+    if connection is None:
+        initial_unet(config, load_federation(config).spec)
     home = flower_home()
-    if superlinks(home):
+    if connection is None and superlinks(home):
         raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)
     try:
-        prepare_home(home)
-        _run_flower(_command(config, home), home)
+        if connection is None:
+            prepare_home(home)
+            _run_flower(_command(config, home), home)
+        else:
+            run_on_link(link_command(_write_setting(config, connection.home)), connection)
     finally:
         if not any(folder.path.iterdir()):
             folder.path.rmdir()
@@ -58,6 +74,22 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
+
+
+def _connection(options: argparse.Namespace, config: RunConfig) -> Connection | None:
+    """Return how to reach the SuperLink of a run with real silos; None for a simulation.
+
+    Raises:
+        UserError: the SuperLink cannot be used, or one of ``superlink`` and ``dataset`` speaks of real silos alone.
+    """
+    dataset = config.data.dataset
+    if options.superlink is None:
+        if dataset == REAL_SILOS:
+            raise UserError(f"dataset = '{dataset}': the silos are real; give --superlink LINK")
+        return None
+    if dataset != REAL_SILOS:
+        raise UserError(f"dataset = '{dataset}': with --superlink the images are the silos' own; leave out --dataset")
+    return connection_to(options.superlink, options.root_certificates)
 
 
 def _last_change(path: Path) -> int | None:
@@ -75,6 +107,8 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     earlier = _run_to_resume(options)
     given = _continued(earlier, options) if earlier else _read_setting(options.setting)
     given |= given_keys(options, ALL_KEYS - {"resume"})
+    if options.superlink is not None:
+        given.setdefault("dataset", REAL_SILOS)
     config = RunConfig.from_run_config(given)
     flat = config.to_run_config()
     changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
@@ -133,9 +167,7 @@ def _read_setting(path: Path | None) -> dict[str, Any]:
 
 
 def _command(config: RunConfig, home: Path) -> list[str]:
-    setting = home / "run-configs" / f"{config.run.run_name}.toml"
-    with atomic_file(setting) as temporary:
-        temporary.write_text(tomli_w.dumps(config.to_run_config()))
+    setting = _write_setting(config, home)
     resources = {
         "num-supernodes": config.run.num_clients,
         "client-resources-num-cpus": 1,
@@ -144,6 +176,13 @@ def _command(config: RunConfig, home: Path) -> list[str]:
     federation = " ".join(f"{key}={json.dumps(value)}" for key, value in resources.items())
     flags = ["--stream", "--federation-config", federation, "--run-config", str(setting)]
     return ["flwr", "run", str(app_folder()), "local", *flags]
+
+
+def _write_setting(config: RunConfig, home: Path) -> Path:
+    setting = home / "run-configs" / f"{config.run.run_name}.toml"
+    with atomic_file(setting) as temporary:
+        temporary.write_text(tomli_w.dumps(config.to_run_config()))
+    return setting
 
 
 def gpu_share(config: RunConfig) -> float:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation
-from fedsynth.data.image_folder import describe_conversion, has_folds, read_image_folder
+from fedsynth.data.image_folder import (
+    describe_conversion,
+    has_folds,
+    image_folder_spec,
+    load_image_folder,
+    read_image_folder,
+)
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo import Silo, folder_silo, simulated_silo, split_holdout
@@ -20,9 +26,11 @@ __all__ = [
     "describe_conversion",
     "folder_silo",
     "has_folds",
+    "image_folder_spec",
     "label_counts",
     "load_dataset",
     "load_federation",
+    "load_image_folder",
     "manifest",
     "partition",
     "partition_parameters",

@@ -16,6 +16,7 @@ from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_spli
 from fedsynth.data.pixels import GREY_MODES, decode_files
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.seeding import derive_seed
+from fedsynth.spec import ImageSpec
 
 _LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
 _FOLD_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
@@ -67,8 +68,25 @@ def read_image_folder(
     return data
 
 
+def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageSpec:
+    """Return format and classes that :func:`read_image_folder` would give ``path``, from the files' headers alone.
+
+    Raises:
+        UserError: ``path`` or its class folders are missing, or one is empty.
+    """
+    root = Path(path).expanduser()
+    files = _files_by_class(root, folders := _class_folders(root))
+    size, channels = _native_format([file for name in folders for file in files[name]], image_size, None)
+    return ImageSpec(channels, size, tuple(folders))
+
+
 def load_image_folder(
-    path: str | Path, image_size: int | None, channels: int | None, skip_bad_images: bool, seed: int
+    path: str | Path,
+    image_size: int | None,
+    channels: int | None,
+    skip_bad_images: bool,
+    seed: int,
+    classes: Sequence[str] | None = None,
 ) -> Folds:
     """Read the folds ``train/`` and ``test/`` of ``path`` or, without them, split its class folders 80/20.
 
@@ -77,8 +95,10 @@ def load_image_folder(
     """
     root = Path(path).expanduser()
     if has_folds(root):
-        return _read_folds(root, image_size, channels, skip_bad_images)
-    data = read_image_folder(root, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images)
+        return _read_folds(root, image_size, channels, skip_bad_images, classes)
+    data = read_image_folder(
+        root, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
+    )
     rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
     stay, taken = stratified_split(data.labels, 0.2, rng)
     return data.subset(stay), data.subset(taken)
@@ -113,8 +133,12 @@ def has_folds(root: Path) -> bool:
     return (root / "train").is_dir() and (root / "test").is_dir()
 
 
-def _read_folds(root: Path, image_size: int | None, channels: int | None, skip_bad_images: bool) -> Folds:
-    train = read_image_folder(root / "train", image_size=image_size, channels=channels, skip_bad_images=skip_bad_images)
+def _read_folds(
+    root: Path, image_size: int | None, channels: int | None, skip_bad_images: bool, classes: Sequence[str] | None
+) -> Folds:
+    train = read_image_folder(
+        root / "train", image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
+    )
     _, size, _, depth = train.images.shape
     test = read_image_folder(
         root / "test", image_size=size, channels=depth, skip_bad_images=skip_bad_images, classes=train.classes

@@ -33,7 +33,7 @@ FREE_KEYS = frozenset(
             "evaluate-silos",
         ),
         *("feature-extractor", "feature-extractor-weights-path", "classifiers", "classifier-seeds"),
-        *("resnet-weights-path", "membership-inference"),
+        *("resnet-weights-path", "reference-root", "membership-inference"),
     }
 )
 """Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
@@ -53,6 +53,7 @@ class RunFolder:
         self.partition = path / "partition.json"
         self.log = path / "log.txt"
         self.metrics = path / "metrics.jsonl"
+        self.status = path / "status.json"
         self.results = path / "results.json"
         self.synthetic = path / "synthetic"
         self.models = path / "models"
@@ -132,6 +133,10 @@ class RunFolder:
     def write_results(self, value: Any) -> None:
         """Write ``results.json``."""
         self._write(self.results, value)
+
+    def write_status(self, value: Any) -> None:
+        """Write ``status.json``."""
+        self._write(self.status, value)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""

@@ -85,6 +85,7 @@ CHANGES = {
     "classifiers": "mlp",
     "classifier-seeds": "1",
     "resnet-weights-path": "resnet.pth",
+    "reference-root": "reference",
     "membership-inference": "false",
 }
 

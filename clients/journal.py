@@ -1,0 +1,50 @@
+"""What a real silo's log says of every message: who, what, which round, how long, how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+from flwr.app import Context, Message
+
+from clients.silo_door import silo_name
+from fedsynth import wire
+
+logger = logging.getLogger("fedsynth")
+
+
+@contextlib.contextmanager
+def journal(message: Message, context: Context) -> Iterator[None]:
+    """Log one line a message at a real silo; simulated ones share the server's terminal and stay quiet."""
+    if "data-path" not in context.node_config:
+        yield
+        return
+    _log_to_stderr()
+    start, what = time.monotonic(), _what(message)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("%s: %s failed: %s: %s", silo_name(context), what, type(error).__name__, error)
+        raise
+    logger.info("%s: %s answered after %.1f s", silo_name(context), what, time.monotonic() - start)
+
+
+def _what(message: Message) -> str:
+    said, request = message.metadata.message_type, wire.config(message)
+    for key, label in (("server-round", "round"), ("timestep", "level")):
+        if key in request:
+            said += f", {label} {wire.number(request, key):g}"
+    return said
+
+
+def _log_to_stderr() -> None:
+    """Send the project's lines where the SuperNode's go, once a process."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("fedsynth %(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,124 @@
+"""A silo's side of a deployment: its key, and the SuperNode that answers for it.
+
+``silo init`` makes the key pair, ``silo start`` checks data, model, certificate and key and runs Flower's SuperNode
+until it is stopped. The Flower command is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from fedsynth.cli.certificates import check_certificate, check_private_key, make_silo_key
+from fedsynth.cli.deployment import check_address
+from fedsynth.cli.flower import free_ports
+from fedsynth.cli.options import refuse_rest
+from fedsynth.cli.processes import environment_of, run_in_foreground, show
+from fedsynth.data import image_folder_spec
+from fedsynth.errors import UserError
+from fedsynth.output import check_writable, explained_writing
+
+logger = logging.getLogger("fedsynth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``silo init | start``, each with its own options."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    init = actions.add_parser("init", help="make the silo's key pair in a new folder", allow_abbrev=False)
+    _folder(init)
+    start = actions.add_parser("start", help="answer for the silo until it is stopped", allow_abbrev=False)
+    _folder(start)
+    start.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address that the operator sent")
+    start.add_argument("--root-certificates", required=True, type=Path, metavar="CA", help="ca.crt from the operator")
+    start.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
+    start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
+    start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
+    start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
+    start.add_argument("--dry-run", action="store_true", help="print the command only")
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the action that was asked for.
+
+    Raises:
+        UserError: something is missing or cannot be used.
+    """
+    refuse_rest(f"silo {options.action}", rest)
+    folder = options.folder.expanduser().absolute()
+    return _init(folder) if options.action == "init" else _start(folder, options)
+
+
+def _init(folder: Path) -> int:
+    key, public = folder / "silo.key", folder / "silo.pub"
+    if key.exists():
+        raise UserError(f"'{key}' exists: the SuperLink knows the silo by it; remove it only to be registered anew")
+    with explained_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_silo_key(key, public)
+    print(
+        f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n\n"
+        "the operator sends back an address and ca.crt; then\n"
+        f"  fedsynth silo start --folder {folder} --superlink HOST:PORT --root-certificates ca.crt --data-path IMAGES"
+    )
+    return 0
+
+
+def _start(folder: Path, options: argparse.Namespace) -> int:
+    check_address(options.superlink, "superlink")
+    check_certificate(options.root_certificates.expanduser())
+    check_private_key(folder / "silo.key")
+    config = node_config(folder, options)
+    command = supernode_command(folder, options, config)
+    show(command, folder / "flwr")
+    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder / "flwr"), folder)
+
+
+def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Check what the silo brings, and return it as the ClientApp will read it.
+
+    Raises:
+        UserError: images, model or state folder cannot be used.
+    """
+    data = _absolute(options.data_path)
+    spec = image_folder_spec(data)
+    logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
+    state = _absolute(options.state_path) if options.state_path else folder / "state"
+    try:
+        check_writable(state / "models")
+    except UserError as error:
+        raise UserError(f"state-path: {error}") from error
+    given = {"data-path": str(data), "silo-name": options.silo_name or data.name, "state-path": str(state)}
+    if options.model_path:
+        given["model-path"] = str(_model_folder(_absolute(options.model_path)))
+    for key, value in given.items():
+        # Flower reads the pairs as TOML between blanks; what its splitting would tear is refused here.
+        if '"' in value or "\\" in value or not value.isprintable():
+            raise UserError(f"{key} = '{value}': quotes, backslashes and line breaks are not possible; rename it")
+    return given
+
+
+def supernode_command(folder: Path, options: argparse.Namespace, config: dict[str, str]) -> list[str]:
+    """Return the command that runs the silo's SuperNode."""
+    (port,) = free_ports(1)
+    return [
+        *("flower-supernode", "--superlink", options.superlink, "--port", str(port)),
+        *("--root-certificates", str(_absolute(options.root_certificates))),
+        *("--auth-supernode-private-key", str(folder / "silo.key")),
+        *("--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items())),
+    ]
+
+
+def _model_folder(path: Path) -> Path:
+    if not any((path / name).is_file() for name in ("unet/config.json", "config.json")):
+        raise UserError(f"model-path = '{path}' holds no diffusers model: 'fedsynth train-local' makes one")
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path("silo"), help="the silo's folder (default: silo)")

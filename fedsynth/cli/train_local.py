@@ -1,0 +1,67 @@
+"""Train a silo's own model ahead of any run, off-line: a diffusers folder for 'fedsynth silo start --model-path'.
+
+Interrupted, the same command goes on where it stopped. The same images, name and keys give the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fedsynth.cli.flower import app_folder
+from fedsynth.cli.options import add_keys, given_keys, refuse_rest
+from fedsynth.config import REAL_SILOS, RunConfig, config_keys
+from fedsynth.files import write_json
+
+KEYS = frozenset(
+    {
+        *(key for key, section, _ in config_keys() if section in ("model", "training", "diffusion")),
+        *("seed", "device", "image-size", "skip-bad-images", "holdout-fraction", "slice-seconds"),
+    }
+)
+"""Keys that decide how a model is trained."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The images, where the model goes, and one option a key that decides how it is trained."""
+    parser.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the trained model; must not exist")
+    parser.add_argument("--silo-name", default="", help="name of the silo (default: the folder of the images)")
+    add_keys(parser, KEYS)
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Train in a process of its own, which is the silo's side of the project.
+
+    Raises:
+        UserError: bad configuration.
+    """
+    refuse_rest("train-local", rest)
+    config = RunConfig.from_run_config({**given_keys(options, KEYS), "dataset": REAL_SILOS})
+    data, out = (path.expanduser().absolute() for path in (options.data_path, options.out))
+    name = options.silo_name or data.name
+    order = {"data-path": str(data), "silo-name": name, "out": str(out), "config": config.to_run_config()}
+    with tempfile.TemporaryDirectory(prefix="fedsynth-") as folder:
+        file = Path(folder) / "order.json"
+        write_json(file, order)
+        status = _train(file)
+    if status == 0:
+        print(f"\nmodel {out}\nbring it along: fedsynth silo start --model-path {out} ...")
+    return status
+
+
+def _train(order: Path) -> int:
+    paths = [str(app_folder()), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "clients.train_ahead", str(order)]
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            # Ctrl-C has reached it too; a signal to this process alone has not.
+            process.terminate()
+            raise

@@ -1,0 +1,75 @@
+"""Before the rounds: what real images the server has, and what the run folder says of the silos' images."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fedsynth.config import RunConfig
+from fedsynth.data import LabelledImages, load_image_folder
+from fedsynth.diffusion import initial_unet
+from fedsynth.errors import UserError
+from fedsynth.evaluation import Settings
+from fedsynth.output import RunFolder
+from fedsynth.spec import ImageSpec
+from strategies.base import Task
+
+
+def check_images(config: RunConfig, spec: ImageSpec) -> None:
+    """Refuse, before a silo works, images that the network cannot halve and measures that cannot be taken.
+
+    Raises:
+        UserError: says which.
+    """
+    initial_unet(config, spec)
+    if config.evaluation.evaluate:
+        Settings.of(config).check((spec.size, spec.size, spec.channels))
+
+
+def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, LabelledImages] | None:
+    """Return train and test fold of the operator's own real images (``reference-root``); None without any.
+
+    Raises:
+        UserError: they cannot be used, or have a class that the silos lack.
+    """
+    root = config.evaluation.reference_root
+    if not (root and config.evaluation.evaluate):
+        return None
+    skip, seed = config.data.skip_bad_images, config.run.seed
+    try:
+        return load_image_folder(root, spec.size, spec.channels, skip, seed, spec.classes)
+    except UserError as error:
+        raise UserError(f"reference-root = '{root}': {error}") from error
+
+
+def write_partition(folder: RunFolder, task: Task) -> None:
+    """Write who holds what: indices in a simulation, otherwise what the silos said."""
+    folder.write_partition(task.federation.manifest(task.config) if task.federation else _record(task))
+
+
+def check_partition(folder: RunFolder, task: Task) -> None:
+    """Compare what real silos hold now with what the run to resume was begun with.
+
+    Raises:
+        UserError: other classes or another format; a checkpoint would not fit.
+    """
+    if task.federation is not None or not folder.partition.is_file():
+        return
+    then, now = json.loads(folder.partition.read_text()), _record(task)
+    for key in ("classes", "image-size", "image-channels"):
+        if then.get(key) != now[key]:
+            raise UserError(
+                f"{key}: the silos now give {now[key]}, the run to resume has {then.get(key)}:"
+                " bring the silos' folders back to what they were, or start another run"
+            )
+
+
+def _record(task: Task) -> dict[str, Any]:
+    spec = task.spec
+    silos = [{"silo-name": member.name, "label-counts": member.label_counts} for member in task.census]
+    return {
+        "classes": list(spec.classes),
+        "image-size": spec.size,
+        "image-channels": spec.channels,
+        "clients": silos,
+    }

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsynth.cli import main
+from fedsynth.cli.deployment import LinkFolder, check_address, connection_to
+from fedsynth.errors import UserError
+
+
+@pytest.fixture
+def link(project: Path) -> LinkFolder:
+    assert main(["link", "init", "--host", "link.example.org", "10.0.0.5", "--port", "19000"]) == 0
+    return LinkFolder(project / "link")
+
+
+def said_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_init_says_what_to_send_and_what_to_keep(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "init", "--host", "link.example.org", "10.0.0.5", "--port", "19000"]) == 0
+    link = LinkFolder(project / "link")
+    said = capsys.readouterr().out
+    assert f"send every silo {link.authority} (over a channel you trust) and the address link.example.org:19000" in said
+    assert "Never send ca.key or server.key" in said
+    assert "whoever reaches it can register silos and start runs" in said
+    assert link.read().hosts == ["link.example.org", "10.0.0.5", "localhost", "127.0.0.1"]
+
+
+def test_init_again_keeps_the_authority_and_renews_the_server(link: LinkFolder) -> None:
+    before = {path: path.read_bytes() for path in (link.authority, link.authority_key, link.certificate, link.key)}
+    assert main(["link", "init", "--host", "new.example.org", "--port", "19001"]) == 0
+    kept = [path.name for path, content in before.items() if path.read_bytes() == content]
+    assert kept == ["ca.crt", "ca.key"]
+    assert link.read().address == "new.example.org:19001"
+
+
+def test_start_prints_flower_s_command(link: LinkFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["link", "start", "--bind", "0.0.0.0", "--dry-run"]) == 0
+    command = capsys.readouterr().out.split()
+    assert command[0] == f"FLWR_HOME={link.home}"
+    assert command[1:6] == ["flower-superlink", "--host", "0.0.0.0", "--port", "19000"]
+    pairs = dict(itertools.pairwise(command))
+    assert pairs["--ssl-ca-certfile"] == str(link.authority)
+    assert pairs["--ssl-certfile"] == str(link.certificate)
+    assert pairs["--ssl-keyfile"] == str(link.key)
+    assert pairs["--database"] == str(link.database)
+    assert {"--enable-supernode-auth", "--disable-runtime-dependency-installation"} <= set(command)
+
+
+def test_register_writes_the_connection_and_runs_flower(
+    link: LinkFolder, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str], check: bool) -> Any:
+        commands.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("fedsynth.cli.link.subprocess.run", run)
+    assert main(["silo", "init"]) == 0
+    assert main(["link", "register", "silo/silo.pub", "--name", "St. Mary"]) == 0
+    ((command, environment),) = commands
+    assert command == ["flwr", "supernode", "register", str(project / "silo/silo.pub"), "link", "--name", "St. Mary"]
+    assert environment["FLWR_HOME"] == str(link.home)
+    connection = tomllib.loads((link.home / "config.toml").read_text())["superlink"]
+    assert connection["link"] == {"address": "localhost:19000", "root-certificates": str(link.authority)}
+
+
+def test_register_that_flower_refuses_is_an_error(
+    link: LinkFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr("fedsynth.cli.link.subprocess.run", lambda *words, **named: refused)
+    assert main(["silo", "init"]) == 0
+    error = said_error(capsys, "link", "register", "silo/silo.pub", "--name", "a")
+    assert "Flower did not register 'silo/silo.pub' at localhost:19000: does 'fedsynth link start' run?" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["link", "start", "--folder", "absent"], "is no link folder: 'fedsynth link init --folder"),
+        (["link", "init", "--port", "70000"], "port = 70000: must be 1 to 65535"),
+        (["link", "init", "--host", "link:9"], "host 'link:9': must be a host name"),
+        (["link", "register", "silo/silo.key", "--name", "a"], "is a private key"),
+        (["link", "start", "--dry-rnu"], "unknown option '--dry-rnu'; 'fedsynth link start --help' lists all"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], said: str, link: LinkFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["silo", "init"]) == 0
+    assert said in said_error(capsys, *words)
+
+
+def test_connection_by_address_has_a_home_of_its_own(link: LinkFolder, project: Path) -> None:
+    connection = connection_to("link.example.org:19000", link.authority)
+    connection.write()
+    assert connection.home == project / ".flwr" / "links" / "link.example.org_19000"
+    assert "link.example.org:19000" in (connection.home / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("link_name", "authority", "said"),
+    [
+        ("link.example.org:19000", None, "give --root-certificates ca.crt too"),
+        ("absent", None, "must be HOST:PORT"),
+        ("link.example.org:19000", "absent.crt", "certificate 'absent.crt': No such file"),
+        (".", None, "ca.crt': No such file"),
+    ],
+)
+def test_superlink_that_cannot_be_used_is_refused(
+    link: LinkFolder, link_name: str, authority: str | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        connection_to(link_name, Path(authority) if authority else None)
+
+
+@pytest.mark.parametrize("address", ["link", "link:", ":9092", "link:0", "link:65536", "https://link:9092", "link:x"])
+def test_addresses_are_host_and_port(address: str) -> None:
+    with pytest.raises(UserError, match="must be HOST:PORT, such as"):
+        check_address(address, "superlink")

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import itertools
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+from real_silos import write_digits
+
+from fedsynth.cli import main
+
+
+@pytest.fixture
+def words(project: Path) -> list[str]:
+    """What a silo gives that has everything: images, key and certificate."""
+    write_digits(project / "my images", (0, 1), 0, per_class=2)
+    assert main(["link", "init"]) == 0
+    assert main(["silo", "init"]) == 0
+    given = {"--superlink": "link.example.org:9092", "--root-certificates": "link/ca.crt", "--data-path": "my images"}
+    return ["silo", "start", "--dry-run", *(word for pair in given.items() for word in pair)]
+
+
+def command_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[str], dict[str, object]]:
+    """Flower's command, and the node config as Flower reads it."""
+    capsys.readouterr()
+    assert main(words) == 0
+    command = shlex.split(capsys.readouterr().out)
+    return command, parse_config_args([command[command.index("--node-config") + 1]])
+
+
+def test_init_makes_a_pair_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["silo", "init", "--folder", "clinic"]) == 0
+    assert f"send the operator {project / 'clinic' / 'silo.pub'}" in capsys.readouterr().out
+    key = (project / "clinic" / "silo.key").read_bytes()
+    assert main(["silo", "init", "--folder", "clinic"]) == 2
+    assert "the SuperLink knows the silo by it" in capsys.readouterr().err
+    assert (project / "clinic" / "silo.key").read_bytes() == key
+
+
+def test_start_gives_flower_what_the_client_app_reads(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, config = command_of(capsys, *words)
+    assert command[:4] == [f"FLWR_HOME={project / 'silo' / 'flwr'}", "flower-supernode", "--superlink", words[4]]
+    pairs = dict(itertools.pairwise(command))
+    assert pairs["--root-certificates"] == str(project / "link" / "ca.crt")
+    assert pairs["--auth-supernode-private-key"] == str(project / "silo" / "silo.key")
+    assert 0 < int(pairs["--port"]) < 65536
+    assert config == {
+        "data-path": str(project / "my images"),
+        "silo-name": "my images",
+        "state-path": str(project / "silo" / "state"),
+    }
+
+
+def test_name_model_and_state_are_the_silo_s_choice(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "model" / "unet").mkdir(parents=True)
+    (project / "model" / "unet" / "config.json").write_text("{}")
+    given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept"]
+    _, config = command_of(capsys, *words, *given)
+    assert config["silo-name"] == "Ärzte am Fluß"
+    assert config["model-path"] == str(project / "model")
+    assert config["state-path"] == str(project / "kept")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--superlink", "link.example.org"], "superlink = 'link.example.org': must be HOST:PORT"),
+        (["--root-certificates", "absent.crt"], "certificate 'absent.crt': No such file or directory"),
+        (["--root-certificates", "silo/silo.pub"], "is no PEM certificate"),
+        (["--folder", "elsewhere"], "'fedsynth silo init' makes one"),
+        (["--data-path", "absent"], "there is no folder"),
+        (["--data-path", "my images/0"], "no class folders in"),
+        (["--model-path", "absent"], "holds no diffusers model: 'fedsynth train-local' makes one"),
+        (["--state-path", "link/ca.crt"], "state-path: cannot write"),
+        (["--silo-name", 'a"b'], "quotes, backslashes and line breaks are not possible"),
+        (["--silo-nmae", "a"], "unknown option '--silo-nmae'"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(
+    given: list[str], said: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main([*words, *given]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+def test_key_that_others_may_read_is_refused(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(project / "silo" / "silo.key", project / "silo" / "copy")
+    (project / "silo" / "silo.key").chmod(0o644)
+    assert main(words) == 2
+    assert "can be read by others: chmod 600" in capsys.readouterr().err

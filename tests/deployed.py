@@ -1,0 +1,174 @@
+"""A real deployment on the loopback: a link with TLS, silos, and runs on it, all through the ``fedsynth`` command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+from uuid import uuid4
+
+import psutil
+
+from fedsynth.cli import main
+from fedsynth.cli.flower import free_ports
+from fedsynth.output import RunFolder
+
+ROOT = Path(__file__).parents[1]
+MARK = "FEDSYNTH_TEST_DEPLOYMENT"
+TINY = {
+    "num-clients": 3,
+    "train-steps": 40,
+    "block-out-channels": "8,8",
+    "screening": "false",
+    "copy-check": "false",
+    "num-samples": 60,
+    "dfd-rounds": 3,
+    "num-rounds": 2,
+    "sampling-steps": 4,
+    "evaluate": "false",
+}
+
+
+class Deployment:
+    """One link and its silos in a folder; whatever is started ends with :meth:`close`, by process id.
+
+    Args:
+        folder: everything is written below it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._mark = folder, uuid4().hex
+        (self.port,) = free_ports(1)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.command("link", "init", "--port", str(self.port))
+
+    def log(self, name: str) -> str:
+        """What a process has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start_link(self) -> None:
+        """Start the SuperLink and wait until it listens."""
+        self.start("link", "link", "start")
+        self.wait("link", lambda: self._listens())
+
+    def register(self, *names: str) -> None:
+        """Make the keys of silos and register them."""
+        for name in names:
+            self.command("silo", "init", "--folder", f"silo-{name}")
+            self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
+
+    def start_silo(self, name: str, data: Path, *words: str, authority: str = "link/ca.crt") -> None:
+        """Start the SuperNode of a silo that has a key; its log is ``<name>.log``."""
+        given = ["--superlink", f"localhost:{self.port}", "--root-certificates", authority, "--data-path", str(data)]
+        self.start(name, "silo", "start", "--folder", f"silo-{name}", "--silo-name", name, *given, *words)
+
+    def run(self, name: str, timeout: float = 900, **changes: str | float) -> RunFolder:
+        """Run to the end; changes in snake case."""
+        self.start_run(name, **changes)
+        return self.finish_run(name, timeout)
+
+    def start_run(self, name: str, **changes: str | float) -> None:
+        """Start a run whose log is ``<name>.log``."""
+        config = {**TINY, "run-name": name, **{key.replace("_", "-"): value for key, value in changes.items()}}
+        words = [word for key, value in config.items() for word in (f"--{key}", str(value))]
+        self.start(name, "run", "--superlink", "link", *words)
+
+    def finish_run(self, name: str, timeout: float = 900, folder: str = "") -> RunFolder:
+        """Wait for the end of a run that has results, in ``folder`` if that is not called like the process."""
+        status = self._processes.pop(name).wait(timeout)
+        assert status == 0, self.log(name)[-6000:]
+        return RunFolder(self.folder / "runs" / (folder or name))
+
+    def start(self, name: str, *words: str) -> None:
+        """Start a ``fedsynth`` command in the background."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            command = [sys.executable, "-m", "fedsynth.cli", *words]
+            self._processes[name] = subprocess.Popen(
+                command, cwd=self.folder, env=self._environment(), stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def command(self, *words: str) -> None:
+        """Run a ``fedsynth`` command that ends by itself, in this process: importing the project again takes longer."""
+        with contextlib.chdir(self.folder), mock.patch.dict(os.environ, self._environment()):
+            assert main(words) == 0
+
+    def wait(self, name: str, condition: Callable[[], bool], timeout: float = 600) -> None:
+        """Wait for a condition while a process lives."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self._processes[name].poll() is None, self.log(name)[-6000:]
+            assert time.monotonic() < deadline, self.log(name)[-6000:]
+            time.sleep(0.1)
+
+    def ended(self, name: str, timeout: float = 300) -> int:
+        """Wait for the end of a process that is meant to end; return its exit status."""
+        return self._processes.pop(name).wait(timeout)
+
+    def stop(self, name: str) -> None:
+        """Ask a process to stop, as systemd would."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(60)
+
+    def kill(self, name: str) -> None:
+        """Kill a process with all its descendants at once."""
+        process = self._processes.pop(name)
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=30)
+        process.wait(30)
+
+    @contextlib.contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Freeze a process with all its descendants: connected, and silent."""
+        root = psutil.Process(self._processes[name].pid)
+        family = [root, *root.children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+        try:
+            yield
+        finally:
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.resume()
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of this deployment, however far they have got from their parents."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == self._mark:
+                    found.append(process)
+        return found
+
+    def close(self) -> None:
+        """Stop everything; kill what does not."""
+        for name in list(self._processes):
+            self._processes[name].terminate()
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        for process in self.left():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _listens(self) -> bool:
+        return "Uvicorn running" in self.log("link")
+
+    def _environment(self) -> dict[str, str]:
+        paths = {"PYTHONPATH": str(ROOT), "FLWR_HOME": str(self.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+        return {**os.environ, **paths, MARK: self._mark}
+
+
+def classes_of(run: RunFolder) -> dict[str, int]:
+    """Images of every class."""
+    folders = [path for path in run.synthetic.iterdir() if path.is_dir()]
+    return {folder.name: len(list(folder.glob("*.png"))) for folder in sorted(folders)}

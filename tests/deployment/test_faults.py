@@ -1,0 +1,116 @@
+"""What goes wrong in a deployment, for real: minutes long, and so apart (``make test-deployment``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import Deployment, classes_of
+from real_silos import write_digits, write_silos
+from tiny_runs import images_of
+
+from fedsynth.output import RunFolder
+
+SILOS = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A link with three silos that stay for all tests, in their order."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_silos(folder / "images", SILOS)
+    deployment = Deployment(folder)
+    try:
+        deployment.start_link()
+        deployment.register(*SILOS)
+        for name in SILOS:
+            start_silo(deployment, name)
+        yield deployment
+    finally:
+        deployment.close()
+        assert deployment.left() == []
+
+
+def start_silo(link: Deployment, name: str, *words: str) -> None:
+    link.start_silo(name, link.folder / "images" / name, *words)
+
+
+def rounds_done(link: Deployment, name: str) -> int:
+    return len(RunFolder(link.folder / "runs" / name).read_metrics())
+
+
+def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(link: Deployment) -> None:
+    whole = link.run("whole", dfd_rounds=5)
+    link.start_run("broken", dfd_rounds=5)
+    link.wait("broken", lambda: rounds_done(link, "broken") >= 2)
+    link.kill("link")
+    assert link.ended("broken") != 0
+    broken = RunFolder(link.folder / "runs" / "broken")
+    assert 2 <= rounds_done(link, "broken") < 5
+    assert not broken.results.exists()
+    link.start_link()
+    link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
+    link.finish_run("again", folder="broken")
+    assert [row["round"] for row in broken.read_metrics()] == [1, 2, 3, 4, 5]
+    assert images_of(broken) == images_of(whole)
+    assert len(images_of(broken)) == 60
+
+
+def test_silo_killed_in_a_round_is_named_and_the_run_goes_on(link: Deployment) -> None:
+    link.start_run("gone", dfd_rounds=6)
+    link.wait("gone", lambda: rounds_done(link, "gone") >= 2)
+    link.kill("north")
+    run = link.finish_run("gone")
+    absent = [row["silos"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["silos"]]
+    assert absent[:2] == [None, None]
+    assert absent[-1]
+    assert "north" in run.log.read_text().split("left out")[0].splitlines()[-1]
+    assert list(classes_of(run)) == ["0", "1", "2", "3"]
+
+
+def test_late_silo_is_waited_for(link: Deployment) -> None:
+    link.start_run("late", strategy="fedavg")
+    link.wait("late", lambda: "waiting for 3 silos" in link.log("late"))
+    start_silo(link, "north")
+    run = link.finish_run("late")
+    assert sorted(run.read_metrics()[0]["silos"]) == ["east", "north", "south"]
+
+
+def test_silo_that_never_comes_ends_the_run_with_a_message(link: Deployment) -> None:
+    link.start_run("short", num_clients=4, node_timeout=5)
+    assert link.ended("short") != 0
+    assert "3 of num-clients = 4 silos connected within node-timeout = 5 s" in link.log("short")
+
+
+def test_wrong_authority_and_missing_registration_are_refused(link: Deployment) -> None:
+    link.command("link", "init", "--folder", "other")
+    link.command("silo", "init", "--folder", "silo-stranger")
+    data = write_digits(link.folder / "strange", (0, 1), 3)
+    for authority in ("other/ca.crt", "link/ca.crt"):
+        link.start_silo("stranger", data, authority=authority)
+        assert link.ended("stranger") != 0
+        assert "305" in link.log("stranger")
+
+
+def test_slow_silo_is_left_out_of_its_rounds_by_name(link: Deployment) -> None:
+    link.start_run("slow", dfd_rounds=4, round_timeout=45.0)
+    link.wait("slow", lambda: rounds_done(link, "slow") >= 1)
+    with link.paused("north"):
+        run = link.finish_run("slow")
+    assert "no answer in time from north" in run.log.read_text()
+    left_out = [row["silos"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["silos"]]
+    assert "no answer in time" in left_out
+    assert list(classes_of(run)) == ["0", "1", "2", "3"]
+
+
+def test_unwritable_state_folder_ends_the_run_with_the_silo_s_name(link: Deployment) -> None:
+    link.stop("east")
+    state = link.folder / "lost"
+    start_silo(link, "east", "--state-path", str(state))
+    link.wait("east", lambda: "SuperNode ID" in link.log("east"))
+    (state / "east").write_text("a file in its place")
+    link.start_run("unwritable", seed=3)
+    assert link.ended("unwritable") != 0
+    assert "east: UserError: state folder" in link.log("unwritable")
+    assert str(Path(state)) in link.log("unwritable")

@@ -1,0 +1,67 @@
+"""A link with TLS and three real silos of different classes, through the commands of the documentation."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import Deployment, classes_of
+from real_silos import write_digits, write_silos
+
+SILOS = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("deployment")
+    data = write_silos(folder / "images", SILOS)
+    deployment = Deployment(folder)
+    try:
+        deployment.start_link()
+        deployment.register(*SILOS)
+        for name, path in data.items():
+            deployment.start_silo(name, path)
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def test_dfd_and_fedavg_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> None:
+    for strategy, rounds in (("dfd", 2), ("fedavg", 1)):
+        run = link.run(strategy, strategy=strategy, dfd_rounds=2, num_rounds=1)
+        assert classes_of(run) == {"0": 15, "1": 15, "2": 15, "3": 15}
+        rows = run.read_metrics()
+        assert [row["round"] for row in rows] == list(range(1, rounds + 1))
+        assert all(sorted(row["silos"]) == ["east", "north", "south"] for row in rows)
+        assert not [was for row in rows for was in row["silos"].values() if "left-out" in was]
+        assert run.report.is_file()
+        assert json.loads(run.status.read_text())["state"] == "finished"
+    assert "north: query.epsilon, round 2" in link.log("north")
+    assert "north: train, round 1 answered after" in link.log("north")
+
+
+def test_silo_without_a_registered_key_is_refused(link: Deployment) -> None:
+    link.command("silo", "init", "--folder", "silo-stranger")
+    link.start_silo("stranger", write_digits(link.folder / "strange", (0, 1), 3))
+    assert link.ended("stranger") != 0
+    assert "305" in link.log("stranger")
+
+
+def test_secrets_are_readable_by_their_owner_alone(link: Deployment) -> None:
+    secrets = [*link.folder.glob("link/*.key"), *link.folder.glob("silo-*/*.key")]
+    assert len(secrets) >= 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+
+
+def test_stopped_commands_leave_nothing_running(link: Deployment) -> None:
+    for name in (*SILOS, "link"):
+        link.stop(name)
+    assert [process.cmdline() for process in link.left()] == []
+
+
+def test_state_lies_where_the_silo_said(link: Deployment) -> None:
+    models = {path.parents[1].name for path in Path(link.folder).glob("silo-*/state/*/models/*")}
+    assert models == set(SILOS)

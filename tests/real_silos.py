@@ -1,0 +1,61 @@
+"""Real silos in this process: folders of digits with class sets of their own, and whole runs over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from PIL import Image
+from tiny_runs import tiny_settings
+
+import clients.app
+import strategies.app
+from experiments.in_process_grid import InProcessGrid
+from fedsynth.config import Scalar
+from fedsynth.data import load_dataset
+from fedsynth.output import RunFolder
+
+CLASSES: dict[str, Sequence[int]] = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
+"""Silo -> digits it holds."""
+
+
+def write_digits(folder: Path, digits: Sequence[int], part: int, per_class: int = 12, size: int = 8) -> Path:
+    """Write images of some digits as PNGs, one folder a class; other parts hold other images."""
+    train, _ = load_dataset("digits", image_size=size)
+    for digit in digits:
+        rows = np.flatnonzero(train.labels == digit)[part * per_class : (part + 1) * per_class]
+        (folder / str(digit)).mkdir(parents=True)
+        for row in rows:
+            Image.fromarray(train.images[row, :, :, 0]).save(folder / str(digit) / f"{row}.png")
+    return folder
+
+
+def write_silos(folder: Path, classes: Mapping[str, Sequence[int]] = CLASSES) -> dict[str, Path]:
+    """Write the images of every silo below ``folder``."""
+    return {name: write_digits(folder / name, digits, part) for part, (name, digits) in enumerate(classes.items())}
+
+
+def real_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
+    """A tiny run config of real silos; changes in snake case."""
+    given: dict[str, Scalar] = {"dataset": "silos", "copy_check": False, "early_stop": False, **changes}
+    return tiny_settings(folder, **given)
+
+
+def run_real(
+    settings: dict[str, Scalar],
+    silos: Mapping[str, Path],
+    tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
+    **node_config: Mapping[str, str],
+) -> RunFolder:
+    """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case."""
+    state = {name: str(Path(str(settings["state-dir"])) / "silos") for name in silos}
+    nodes = [
+        {"data-path": str(path), "silo-name": name, "state-path": state[name], **node_config.get(name, {})}
+        for name, path in silos.items()
+    ]
+    grid = InProcessGrid(clients.app.app, settings, len(nodes), tamper, nodes)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
+    strategies.app.app(grid, context)
+    return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))

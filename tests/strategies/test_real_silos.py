@@ -1,0 +1,178 @@
+"""Whole runs over silos that have folders of their own, and different classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from hand_made import error_reply
+from PIL import Image
+from real_silos import real_settings, run_real, write_digits, write_silos
+from tiny_runs import images_of
+
+from fedsynth import wire
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.errors import RunError, UserError
+from fedsynth.output import RunFolder
+
+UNION = ["0", "1", "2", "3"]
+
+
+@pytest.fixture(scope="module")
+def silos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_silos(tmp_path_factory.mktemp("silos"))
+
+
+@pytest.mark.parametrize("strategy", ["dfd", "fedavg"])
+def test_silos_with_different_classes_make_one_dataset(strategy: str, silos: dict[str, Path], tmp_path: Path) -> None:
+    folder = run_real(real_settings(tmp_path, strategy=strategy), silos)
+    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
+    assert len(images_of(folder)) == 30
+    written = json.loads(folder.partition.read_text())
+    assert (written["classes"], written["image-size"], written["image-channels"]) == (UNION, 8, 1)
+    assert [client["silo-name"] for client in written["clients"]] == ["east", "north", "south"]
+    # A tenth of 36 and of 24 images is held out; the classes that a silo lacks count 0.
+    assert [client["label-counts"] for client in written["clients"]] == [
+        [0, 0, 10, 11],
+        [10, 11, 11, 0],
+        [10, 11, 11, 0],
+    ]
+    status = json.loads(folder.status.read_text())
+    assert (status["state"], status["round"], status["rounds"]) == ("finished", *[4 if strategy == "dfd" else 2] * 2)
+    assert sorted(status["silos"]) == ["east", "north", "south"]
+    for row in folder.read_metrics():
+        assert sorted(row["attendance"]) == ["east", "north", "south"]
+        assert all(was["seconds"] >= 0 and "left-out" not in was for was in row["attendance"].values())
+        assert all(("loss" in was) == (strategy == "fedavg") for was in row["attendance"].values())
+
+
+def test_run_says_what_was_not_measured(silos: dict[str, Path], tmp_path: Path) -> None:
+    folder = run_real(real_settings(tmp_path, evaluate=True, membership_inference=False), silos)
+    notes = json.loads(folder.results.read_text())["notes"]
+    assert "not measured: fidelity, utility, copies of training images and membership inference" in notes
+    assert "reference-root" in folder.report.read_text()
+
+
+def test_reference_of_the_operator_measures_fidelity_and_utility_but_no_copies(
+    silos: dict[str, Path], tmp_path: Path
+) -> None:
+    reference = write_digits(tmp_path / "reference", range(4), part=4, per_class=15)
+    changes: dict[str, Scalar] = {"classifiers": "logistic-regression", "classifier_seeds": 1}
+    settings = real_settings(tmp_path, strategy="fedavg", evaluate=True, reference_root=str(reference), **changes)
+    results = json.loads(run_real(settings, silos).results.read_text())
+    assert 0 <= results["accuracy-logistic-regression"] <= 1
+    assert results["n"] == 12, "a fifth of 60 images is the test fold"
+    assert not [key for key in results if "membership" in key or key in ("copied-share", "authenticity")]
+    assert "not measured: copies of training images" in results["notes"]
+
+
+def test_reference_with_a_class_that_no_silo_has_is_refused_before_training(
+    silos: dict[str, Path], tmp_path: Path
+) -> None:
+    reference = write_digits(tmp_path / "reference", (1, 7), part=4)
+    with pytest.raises(UserError, match=r"reference-root = .*class folder '7' .* is not a class of this dataset"):
+        run_real(real_settings(tmp_path, evaluate=True, reference_root=str(reference)), silos)
+    assert not (tmp_path / "state").exists()
+
+
+def test_look_alike_class_ends_the_run_before_training(silos: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(silos["east"], odd)
+    (odd / "3").rename(odd / "2 ")
+    with pytest.raises(RunError, match=r"'2' \(.*\), '2 ' \(east\) are probably the same"):
+        run_real(real_settings(tmp_path), {**silos, "east": odd})
+    status = json.loads((tmp_path / "runs" / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "probably the same" in status["error"]
+    assert not (tmp_path / "state").exists()
+
+
+def test_silo_of_other_sizes_is_resized_once_the_operator_says_the_size(silos: dict[str, Path], tmp_path: Path) -> None:
+    large = write_digits(tmp_path / "large", (2, 3), 2, size=16)
+    with pytest.raises(RunError, match="differ in size"):
+        run_real(real_settings(tmp_path, run_name="first"), {**silos, "east": large})
+    folder = run_real(real_settings(tmp_path, image_size=8), {**silos, "east": large})
+    assert {np.asarray(Image.open(folder.path / name)).shape for name in images_of(folder)} == {(8, 8)}
+
+
+def cut_off(name: str, kind: str) -> Callable[[list[Message]], list[Message]]:
+    """A silo that falls silent when asked a kind of message: the SuperLink answers in its place, without its name."""
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        return [
+            gone(reply) if wire.silo_key(reply)[1] == name and kind in record(reply) else reply for reply in replies
+        ]
+
+    def record(reply: Message) -> str:
+        return wire.EPSILON if wire.EPSILON_RECORD in reply.content else ""
+
+    def gone(reply: Message) -> Message:
+        error = error_reply(reply, "Node Unavailable")
+        error.metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=reply.metadata.reply_to_message_id)
+        return error
+
+    return tamper
+
+
+def test_silo_that_is_gone_is_reported_by_name_and_the_run_goes_on(
+    silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run_real(real_settings(tmp_path), silos, cut_off("north", wire.EPSILON))
+    assert "north left out: Node Unavailable" in folder.log.read_text()
+    assert [row["attendance"]["north"]["left-out"] for row in folder.read_metrics()] == ["Node Unavailable"] * 4
+    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
+    assert json.loads(folder.status.read_text())["silos"]["north"]["left-out"] == "Node Unavailable"
+
+
+def interrupted(silos: dict[str, Path], base: Path) -> RunFolder:
+    """A run of which two rounds of four are done."""
+
+    def stop(replies: list[Message]) -> list[Message]:
+        if replies and len(RunFolder(base / "runs" / "run").read_metrics()) == 2:
+            raise RuntimeError("power cut")
+        return replies
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_real(real_settings(base), silos, stop)
+    return RunFolder(base / "runs" / "run")
+
+
+def resume(folder: RunFolder, silos: dict[str, Path]) -> RunFolder:
+    settings = {**folder.read_config().to_run_config(), "resume": str(folder.path)}
+    return run_real(settings, silos)
+
+
+def test_resumed_run_ends_like_one_that_was_never_interrupted(silos: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(silos, tmp_path / "broken")
+    assert json.loads(folder.status.read_text())["state"] == "failed"
+    # Node ids go by position here: other ones than before.
+    resume(folder, dict(reversed(silos.items())))
+    whole = run_real(real_settings(tmp_path / "whole"), silos)
+    assert images_of(folder) == images_of(whole)
+    assert len(images_of(folder)) == 30
+    assert [row["round"] for row in folder.read_metrics()] == [1, 2, 3, 4]
+    assert json.loads(folder.status.read_text())["state"] == "finished"
+
+
+def test_run_is_not_resumed_with_other_classes(silos: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(silos, tmp_path)
+    grown = tmp_path / "grown"
+    shutil.copytree(silos["east"], grown)
+    write_digits(grown, (9,), 3)
+    with pytest.raises(UserError, match=r"classes: the silos now give \['0', '1', '2', '3', '9'\], the run to resume"):
+        resume(folder, {**silos, "east": grown})
+    assert RunConfig.from_run_config(folder.read_config().to_run_config()).run.resume == ""
+
+
+def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings = real_settings(tmp_path)
+    with pytest.raises(RunError) as caught:
+        run_real(settings, silos, north={"state-path": str(tmp_path / "file")})
+    assert "north: UserError: state folder" in str(caught.value)
+    assert "start the silo with another --state-path" in str(caught.value)
