@@ -30,6 +30,7 @@ from strategies.base import SynthesisStrategy, Task
 from strategies.census import Census, take_census
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+from strategies.fast_replies import take_replies_fast
 from strategies.publish import Costs, publish
 from strategies.resume import checkpoint_writer, continue_from, open_run
 
@@ -63,6 +64,8 @@ def _errors_logged() -> Iterator[None]:
 
 def _run(grid: Grid, config: RunConfig) -> None:
     with _errors_logged():
+        if config.exchange.fast_replies:
+            take_replies_fast()
         strategy, config = build_strategy(config)
         federation = load_federation(config)
         initial_unet(config, federation.spec)  # refuses images the network cannot halve, before a silo works

@@ -84,6 +84,7 @@ OTHER_VALUES: dict[str, Any] = {
     "min-replies": 2,
     "max-silo-images": 5000,
     "slice-seconds": 0.5,
+    "fast-replies": True,
     "evaluate": False,
     "feature-extractor": "pixels",
     "feature-extractor-weights-path": "weights.pth",

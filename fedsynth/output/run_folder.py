@@ -28,6 +28,7 @@ FREE_KEYS = frozenset(
             "round-timeout",
             "min-replies",
             "slice-seconds",
+            "fast-replies",
             "evaluate",
             "evaluate-silos",
         ),

@@ -76,6 +76,7 @@ CHANGES = {
     "round-timeout": "20.5",
     "min-replies": "2",
     "slice-seconds": "1",
+    "fast-replies": "true",
     "evaluate": "false",
     "evaluate-silos": "true",
     "feature-extractor": "pixels",

@@ -147,9 +147,7 @@ def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[
     assert here.restarts == [None]
 
 
-def test_a_bundle_that_cannot_be_loaded_is_answered(
-    silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_that_cannot_be_loaded_is_answered(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(run: Run, fab: Fab, folder: Path) -> ClientApp:
         raise ModuleNotFoundError("No module named 'nothing'")
 
@@ -222,9 +220,7 @@ def test_a_task_without_input_gets_no_reply(silo: Callable[..., Silo]) -> None:
     assert here.runtime.words == ["B"]
 
 
-def test_a_reply_that_nobody_takes_is_dropped(
-    silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reply_that_nobody_takes_is_dropped(silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture) -> None:
     here = silo((7, FIRST, "a"), (7, FIRST, "b"))
     here.runtime.broken_pushes = 1
     here.executor.serve()
