@@ -57,8 +57,8 @@ def main() -> None:
     facts = machine_facts()
     seconds: dict[str, Rounds] = {}
     with tempfile.TemporaryDirectory(prefix="fedsynth-deployment-") as folder:
-        for warm in (False, True):
-            rounds = (3 if options.quick else 6) if not warm else (6 if options.quick else 40)
+        for warm in (True, False):
+            rounds = (10 if warm else 2) if options.quick else (40 if warm else 6)
             seconds |= _federation(Path(folder) / f"warm-{warm}", warm, rounds, options.num_samples)
     facts["silos"], facts["samples"] = SILOS, options.num_samples
     publish("deployment", facts, _table(seconds), seconds, options.output)
@@ -78,12 +78,13 @@ def _federation(folder: Path, warm: bool, rounds: int, num_samples: int) -> dict
                 config |= {"output": str(output), "streams": way.streams, "fast-replies": way.fast_replies}
                 federation.run(f"run-{number}", _APP, config, timeout=600.0 + 120.0 * rounds)
                 seconds[name] = json.loads(output.read_text())[1:]
+                print(f"{name}: {_said([row['seconds'] for row in seconds[name]])} s a round", flush=True)
     return seconds
 
 
 def _table(seconds: Mapping[str, Rounds]) -> list[dict[str, str]]:
     stock = statistics.median(_overhead(seconds["stock"]))
-    return [_row(name, rounds, stock) for name, rounds in seconds.items()]
+    return [_row(name, seconds[name], stock) for name in WAYS]
 
 
 def _row(name: str, rounds: Rounds, stock: float) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """One SuperLink and two warm silos on this machine; not part of the default collection, since it takes a minute.
 
-The bundles' ClientApp lives in ``clients.app``, the name of this project's own: the silos' processes come from here, and
-yet must run what the SuperLink ships.
+The bundles' ClientApp lives in ``clients.app``, the name of this project's own: the silos' processes come from here,
+and yet they must run what the SuperLink ships.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             for name, options in {"open": [], "closed": ["--allow-fab", allowed]}.items()
         }
         outputs = [folder / "first.json", folder / "second.json"]
-        federation.run("run-1", one, {"words": "a,b,crash,c", "output": str(outputs[0])}, timeout=400)
-        federation.run("run-2", two, {"words": "d,e", "output": str(outputs[1])}, timeout=400)
+        federation.run("run-1", one, {"words": "a,b,crash,c", "output": str(outputs[0])}, timeout=300)
+        federation.run("run-2", two, {"words": "d,e", "output": str(outputs[1])}, timeout=300)
         first, second = (json.loads(output.read_text()) for output in outputs)
         yield Deployment(silos, folder, first, second, refused)
 
