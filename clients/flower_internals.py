@@ -26,7 +26,6 @@ try:
     from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.app_utils import start_parent_process_monitor
-    from flwr.supercore.auth import load_superexec_auth_secret
     from flwr.supercore.constant import TASK_TOKEN_HEADER, TaskType
     from flwr.supercore.fab import Fab
     from flwr.supercore.heartbeat import HeartbeatSender
@@ -48,7 +47,6 @@ __all__ = [
     "Run",
     "SuperNodeGoneError",
     "SuperNodeRuntime",
-    "load_superexec_auth_secret",
     "start_parent_process_monitor",
 ]
 

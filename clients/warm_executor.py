@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(parser)
     parser.add_argument("--supernode-address", required=True, help="runtime API of the SuperNode, host:port")
     parser.add_argument("--root-certificates", type=Path, help="PEM of its CA (default: plain HTTP, loopback only)")
-    parser.add_argument("--superexec-auth-secret-file", help="the file that the SuperNode was given")
+    parser.add_argument("--superexec-auth-secret-file", type=Path, help="the file that the SuperNode was given")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is gone")
     return parser
 
@@ -207,6 +207,9 @@ def _problem(options: argparse.Namespace) -> str:
         loopback = loopback or ipaddress.ip_address(host).is_loopback
     if not loopback and options.root_certificates is None:
         return f"--supernode-address = '{options.supernode_address}': give --root-certificates, or a loopback address"
+    for path in filter(None, (options.root_certificates, options.superexec_auth_secret_file)):
+        if not path.is_file():
+            return f"{path}: no such file"
     return flower.version_problem(version("flwr"))
 
 
@@ -234,8 +237,8 @@ def _log_to_stderr() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     flower.shorten_object_waits()
-    certificates = options.root_certificates.read_bytes() if options.root_certificates else None
-    secret = flower.load_superexec_auth_secret(options.superexec_auth_secret_file)
+    known = (options.root_certificates, options.superexec_auth_secret_file)
+    certificates, secret = (path.read_bytes() if path else None for path in known)
     runtime = flower.SuperNodeRuntime(options.supernode_address, certificates, secret)
     here = Path.cwd()
     executor = Executor(runtime, frozenset(options.allow_fab), lambda job: _go_on_afresh(here, job))

@@ -279,3 +279,12 @@ def test_a_part_of_a_hash_is_refused(
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", "--allow-fab", text)
     assert f"'{text}': must be the 64 hex digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--root-certificates", "--superexec-auth-secret-file"])
+def test_a_file_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, option: str, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent"
+    assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", option, str(absent)) == 2
+    assert caplog.messages == [f"error: {absent}: no such file"]
