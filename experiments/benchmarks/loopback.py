@@ -56,8 +56,14 @@ class Loopback:
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a process that logs to ``<folder>/<name>.log``."""
         with (self.folder / f"{name}.log").open("wb") as log:
+            # In a session of its own: Ctrl-C would end parents at once, and children could no longer be found.
             process = subprocess.Popen(
-                command, cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=self.folder,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self._processes.append(process)
         return process
