@@ -30,6 +30,7 @@ from strategies.base import SynthesisStrategy, Task
 from strategies.census import Census, take_census
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+from strategies.fast_replies import take_replies_fast
 from strategies.opening import check_images, check_partition, load_reference, write_partition
 from strategies.publish import Costs, publish
 from strategies.resume import checkpoint_writer, continue_from, open_run
@@ -65,6 +66,8 @@ def _errors_logged() -> Iterator[None]:
 
 def _run(grid: Grid, config: RunConfig) -> None:
     with _errors_logged():
+        if config.exchange.fast_replies:
+            take_replies_fast()
         strategy, config = build_strategy(config)
         federation = None if config.data.dataset == REAL_SILOS else load_federation(config)
         if federation is not None:

@@ -92,6 +92,7 @@ OTHER_VALUES: dict[str, Any] = {
     "max-silo-images": 5000,
     "label-count-noise": 1.0,
     "slice-seconds": 0.5,
+    "fast-replies": True,
     "evaluate": False,
     "feature-extractor": "pixels",
     "feature-extractor-weights-path": "weights.pth",

@@ -19,7 +19,7 @@ from fedsynth.output.units import show_setting
 FREE_OF_RESULTS = frozenset(
     {
         *("seed", "run-name", "output-dir", "state-dir", "resume", "download", "device"),
-        *("node-timeout", "reply-timeout", "round-timeout", "slice-seconds", "max-message-mb"),
+        *("node-timeout", "reply-timeout", "round-timeout", "slice-seconds", "max-message-mb", "fast-replies"),
         *("evaluate", "evaluate-silos", "membership-inference", "min-statistics-samples"),
         "feature-extractor-weights-path",
     }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
+import sys
 from pathlib import Path
 
 from fedsynth.cli.certificates import check_certificate, check_private_key, make_silo_key
@@ -21,6 +23,9 @@ from fedsynth.errors import UserError
 from fedsynth.output import check_writable, explained_writing
 
 logger = logging.getLogger("fedsynth")
+
+PATIENCE, WARM_PATIENCE = 10.0, 40.0
+"""Seconds in which a silo ends by itself: a warm one ends two processes, one after the other."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
+    start.add_argument("--warm", action="store_true", help="keep the model in memory between messages (Flower 1.41.0)")
+    start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
+    start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
 
 
@@ -69,10 +77,19 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     check_address(options.superlink, "superlink")
     check_certificate(options.root_certificates.expanduser())
     check_private_key(folder / "silo.key")
-    config = node_config(folder, options)
-    command = supernode_command(folder, options, config)
+    _check_warm(options)
+    command = supernode_command(folder, options, node_config(folder, options))
     show(command, folder / "flwr")
-    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder / "flwr"), folder)
+    patience = WARM_PATIENCE if options.warm else PATIENCE
+    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder / "flwr"), folder, patience)
+
+
+def _check_warm(options: argparse.Namespace) -> None:
+    if not options.warm and (options.allow_fab or options.or_stock):
+        raise UserError(f"{'--allow-fab' if options.allow_fab else '--or-stock'} is for --warm: add it")
+    for digest in options.allow_fab:
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise UserError(f"allow-fab = '{digest}': must be the 64 digits that 'sha256sum' prints for the bundle")
 
 
 def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
@@ -100,14 +117,19 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
 
 
 def supernode_command(folder: Path, options: argparse.Namespace, config: dict[str, str]) -> list[str]:
-    """Return the command that runs the silo's SuperNode."""
-    (port,) = free_ports(1)
-    return [
-        *("flower-supernode", "--superlink", options.superlink, "--port", str(port)),
+    """Return the command that runs the silo's SuperNode, alone or beside a process that keeps its model warm."""
+    arguments = [
+        *("--superlink", options.superlink),
         *("--root-certificates", str(_absolute(options.root_certificates))),
         *("--auth-supernode-private-key", str(folder / "silo.key")),
         *("--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items())),
     ]
+    if options.warm:
+        allowed = [word for digest in options.allow_fab for word in ("--allow-fab", digest)]
+        stock = ["--or-stock"] if options.or_stock else []
+        return [sys.executable, "-m", "clients.warm_silo", *allowed, *stock, "--", *arguments]
+    (port,) = free_ports(1)
+    return ["flower-supernode", *arguments, "--port", str(port)]
 
 
 def _model_folder(path: Path) -> Path:

@@ -29,6 +29,7 @@ FREE_KEYS = frozenset(
             "min-replies",
             "slice-seconds",
             "max-message-mb",
+            "fast-replies",
             "evaluate",
             "evaluate-silos",
         ),

@@ -78,6 +78,7 @@ CHANGES = {
     "min-replies": "2",
     "slice-seconds": "1",
     "max-message-mb": "3.5",
+    "fast-replies": "true",
     "evaluate": "false",
     "evaluate-silos": "true",
     "feature-extractor": "pixels",

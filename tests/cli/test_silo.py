@@ -67,9 +67,24 @@ def test_name_model_and_state_are_the_silo_s_choice(
     assert config["state-path"] == str(project / "kept")
 
 
+def test_a_warm_silo_has_a_process_beside_the_supernode(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, config = command_of(capsys, *words)
+    command, warm = command_of(capsys, *words, "--warm", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64)
+    assert warm == config
+    cut = command.index("--")
+    expected = ["-m", "clients.warm_silo", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64]
+    assert command[2:cut] == expected
+    assert command[cut + 1 :] == plain[2:-2], "SuperNode's own options but its port"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (["--allow-fab", "0" * 64], "--allow-fab is for --warm: add it"),
+        (["--or-stock"], "--or-stock is for --warm: add it"),
+        (["--warm", "--allow-fab", "1234"], "allow-fab = '1234': must be the 64 digits that 'sha256sum' prints"),
         (["--superlink", "link.example.org"], "superlink = 'link.example.org': must be HOST:PORT"),
         (["--root-certificates", "absent.crt"], "certificate 'absent.crt': No such file or directory"),
         (["--root-certificates", "silo/silo.pub"], "is no PEM certificate"),
