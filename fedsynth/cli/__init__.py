@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, evaluate, run, stop
+from fedsynth.cli import compare, doctor, evaluate, run, stop, sweep
 from fedsynth.errors import RunError, UserError
 
-COMMANDS = {"run": run, "stop": stop, "doctor": doctor, "evaluate": evaluate, "compare": compare}
+COMMANDS = {"run": run, "sweep": sweep, "stop": stop, "doctor": doctor, "evaluate": evaluate, "compare": compare}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

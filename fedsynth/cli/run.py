@@ -41,10 +41,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     _refuse_unknown(rest)
     config = _configuration(options)
-    initial_unet(config, load_federation(config).spec)
+    check_data(config)
     home = flower_home()
-    if superlinks(home):
-        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+    refuse_if_busy(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)
@@ -60,6 +59,28 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def check_data(config: RunConfig) -> None:
+    """Load and share out the images, and build the network for them.
+
+    Raises:
+        UserError: either cannot be done.
+    """
+    initial_unet(config, load_federation(config).spec)
+
+
+def refuse_if_busy(home: Path) -> None:
+    """Raise UserError while a SuperLink of this ``FLWR_HOME`` is running."""
+    if superlinks(home):
+        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the configuration as processes with another working directory understand it."""
+    flat = config.to_run_config()
+    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    return RunConfig.from_run_config({**flat, **changes})
+
+
 def _last_change(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
@@ -73,15 +94,13 @@ def _refuse_unknown(rest: list[str]) -> None:
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
     earlier = _run_to_resume(options)
-    given = _continued(earlier, options) if earlier else _read_setting(options.setting)
+    given = _continued(earlier, options) if earlier else read_setting(options.setting)
     given |= given_keys(options, ALL_KEYS - {"resume"})
-    config = RunConfig.from_run_config(given)
-    flat = config.to_run_config()
-    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    config = with_absolute_paths(RunConfig.from_run_config(given))
     if config.run.run_name == AUTO:
         run = config.run
-        changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
-    config = RunConfig.from_run_config({**flat, **changes})
+        name = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
+        config = RunConfig.from_run_config({**config.to_run_config(), "run-name": name})
     if earlier:
         earlier.refuse_changes(config)
     return config
@@ -118,7 +137,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _read_setting(path: Path | None) -> dict[str, Any]:
+def read_setting(path: Path | None) -> dict[str, Any]:
+    """Return the content of a setting file, of None nothing.
+
+    Raises:
+        UserError: there is no such file, it is not TOML, or it names a run to resume.
+    """
     if path is None:
         return {}
     try:
