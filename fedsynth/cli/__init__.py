@@ -7,10 +7,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, evaluate, run, stop, sweep
+from fedsynth.cli import compare, doctor, evaluate, run, stop, sweep, table
 from fedsynth.errors import RunError, UserError
 
-COMMANDS = {"run": run, "sweep": sweep, "stop": stop, "doctor": doctor, "evaluate": evaluate, "compare": compare}
+COMMANDS = {
+    "run": run,
+    "sweep": sweep,
+    "stop": stop,
+    "doctor": doctor,
+    "evaluate": evaluate,
+    "compare": compare,
+    "table": table,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,8 @@ MARK = "FEDSYNTH_RUN_FOLDER"
 """Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
 Flower's SuperLink leaves its process group, and Ray's workers leave theirs."""
 
+COMMAND = (sys.executable, "-m", "fedsynth.cli", "run")
+
 _ATTEMPTS = 10
 _ENDED = "the run ended without results"
 _TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
@@ -54,7 +56,7 @@ def finish_run(
     words = _resume_words(config, folder) if folder.config.is_file() else _fresh_words(config, folder)
     with _output(console) as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedsynth.cli", "run", *words],
+            [*COMMAND, *words],
             env={**os.environ, MARK: str(folder.path)},
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
@@ -150,7 +152,8 @@ def _lines(path: Path) -> list[str]:
     """Return the lines of a log that say something, without the time of day."""
     if not path.is_file():
         return []
-    lines = [_TIME.sub("", line.strip()) for line in path.read_text(errors="replace").splitlines()]
+    text = re.sub(r"\s*│\n│\s*", " ", path.read_text(errors="replace"))  # Flower breaks its errors to fit a frame
+    lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
     return [line for line in lines if line]
 
 
