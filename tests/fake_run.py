@@ -1,7 +1,7 @@
 """What stands in for ``fedsynth run`` in tests of sweeps: a process that leaves a run folder, in an instant.
 
-Its results follow from strategy and seed. In the folder above the sweep's it finds its orders: ``fail-<run name>`` makes
-it end with an error, ``hold-<run name>`` keeps it in its second round, and there it notes every start in ``starts``.
+Its results follow from strategy and seed. In the folder above the sweep's it finds its orders: ``fail-<run name>`` has
+it end with an error, ``hold-<run name>`` keeps it in its first round; every start is noted there in ``starts``.
 """
 
 import json

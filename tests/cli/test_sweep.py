@@ -103,9 +103,7 @@ def test_a_run_is_known_by_what_it_computes_not_by_its_name(place: Path) -> None
     assert [entry["folder"] for entry in manifest(place)] == [*NAMES, "DfD-2", "renamed-2"]
 
 
-def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     order = place / "runs" / "fail-averaging-0"
     order.touch()
     assert main(["sweep", "s.toml"]) == 1
