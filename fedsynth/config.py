@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 
+_NO_SUCH_WORD = ("literal_error", "string_pattern_mismatch")
+
+
 class RunConfig(BaseModel):
     """Everything a run depends on, in sections; frozen.
 
@@ -133,9 +136,10 @@ def _as_user_error(error: ValidationError) -> UserError:
     key, value = str(details["loc"][0]), details["input"]
     messages = [d for d in error.errors() if d["loc"][0] == details["loc"][0]]
     choices = _choices(key)
-    if choices and isinstance(value, str) and len(messages) == len([d for d in messages if "literal" in d["type"]]):
+    if choices and isinstance(value, str) and all(d["type"] in _NO_SUCH_WORD for d in messages):
         return unknown_choice(key, value, choices)
-    said = " or ".join(str(d["msg"]) for d in messages)
+    # Words are what is asked for: that "module:name" is text too helps nobody who wrote something else.
+    said = " or ".join(str(d["msg"]) for d in messages if not (choices and d["type"] == "string_type"))
     allowed = said.replace("Input should be ", "").replace("String should have", "text of")
     return UserError(f"{key} = {value!r}: must be {allowed}")
 

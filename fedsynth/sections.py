@@ -14,6 +14,7 @@ from fedsynth.section_types import (
     Count,
     DatasetName,
     FeatureExtractorName,
+    OwnName,
     PartitionName,
     Positive,
     PositiveFloat,
@@ -27,7 +28,7 @@ from fedsynth.section_types import (
 class Run(Section):
     """What is run, where it writes and how it is repeated."""
 
-    strategy: StrategyName = Field("dfd", description="how the silos cooperate")
+    strategy: StrategyName | OwnName = Field("dfd", description="how the silos cooperate")
     seed: int = Field(0, ge=0, description="everything random follows from it")
     num_clients: Positive = Field(10, description="number of silos")
     num_rounds: Positive | Auto = Field(AUTO, description="rounds of an averaging strategy")
@@ -41,7 +42,7 @@ class Run(Section):
 class Data(Section):
     """The images and how simulated silos share them."""
 
-    dataset: DatasetName = Field("digits", description="images of a simulated run")
+    dataset: DatasetName | OwnName = Field("digits", description="images of a simulated run")
     data_root: str = Field("", description="folder that holds the dataset (not needed for digits)")
     download: bool = Field(False, description="let torchvision fetch a dataset that data-root lacks")
     image_size: Positive | Auto = Field(AUTO, description="side in pixels; auto: the dataset's own")
@@ -136,7 +137,7 @@ class Sampling(Section):
 
     num_samples: Positive = Field(1000, description="images in the synthetic set")
     labels: Literal["balanced", "observed"] = Field("balanced", description="label frequencies of the synthetic set")
-    sampler: SamplerName | Auto = Field(AUTO, description="how samples move between noise levels")
+    sampler: SamplerName | OwnName | Auto = Field(AUTO, description="how samples move between noise levels")
     sampling_steps: Positive = Field(10, description="noise levels visited when one model is sampled")
     sample_from: Literal["auto", "raw", "ema"] = Field(AUTO, description="weights an averaging strategy samples from")
     server_ema_decay: BelowOne | Auto = Field(

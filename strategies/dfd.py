@@ -17,14 +17,14 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion import SAMPLERS, STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.diffusion import STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError, UserError
 from fedsynth.mixture import ULAScheduler, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import calibrate
 from strategies.census import Census, train_local_models
-from strategies.checks import in_range, one_of
+from strategies.checks import in_range, known_sampler, one_of
 from strategies.cohort import make_cohorts
 from strategies.cooperative_set import CooperativeSet
 from strategies.replies import sound
@@ -89,7 +89,7 @@ class DfD(SynthesisStrategy):
         max_silo_weight: float = 0.9,
     ) -> None:
         self.dfd_rounds = self.num_rounds = dfd_rounds
-        self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
+        self.sampler = known_sampler(sampler, "ula")
         self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
         if weights == "posterior" and sampler not in STOCHASTIC:
             raise UserError(

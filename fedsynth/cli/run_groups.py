@@ -16,6 +16,7 @@ from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.output.units import show_setting
+from fedsynth.own_code import is_own
 
 FREE_OF_RESULTS = frozenset(
     {
@@ -168,8 +169,9 @@ def differing_settings(clusters: Sequence[Sequence[Run]]) -> tuple[list[str], li
 
 
 def _free_of(config: RunConfig) -> frozenset[str]:
-    # An image folder is known by its path alone; the other datasets by their names, wherever they lie.
-    return FREE_OF_RESULTS if config.data.dataset == "imagefolder" else FREE_OF_RESULTS | {"data-root"}
+    # Image folders and users' own datasets are known by their path; the others by their names, wherever they lie.
+    by_path = config.data.dataset == "imagefolder" or is_own(config.data.dataset)
+    return FREE_OF_RESULTS if by_path else FREE_OF_RESULTS | {"data-root"}
 
 
 def _was_chosen(cluster: Sequence[Run], key: str) -> bool:
