@@ -57,36 +57,38 @@ def as_csv(rows: Sequence[SweepRow], against: SweepRow | None = None) -> str:
     columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_costs()]
     measures = list({measure.key: measure for _, measure in columns}.values())
     heads = [name for measure in measures for name in (measure.key, f"{measure.key} ±")]
+    differing = [f"{head} minus {against.label}" for head in heads] if against is not None else []
+    lines = [[*_csv_start(row), *_csv_numbers(row, against, measures)] for row in rows]
+    for paper in _published(rows):
+        numbers = [value for measure in measures for value in (paper.values.get(measure.key), None)]
+        lines.append([paper.name, 1, 1, SOURCE, INCEPTION, None, *numbers, *(None for _ in differing)])
+    return csv_text(["row", "runs", "planned", "missing", "feature-space", "n", *heads, *differing], lines)
+
+
+def _csv_start(row: SweepRow) -> list[object]:
+    return [row.label, len(row.group.runs), row.planned, "; ".join(row.gaps), _space([row]), _count([row])]
+
+
+def _csv_numbers(row: SweepRow, against: SweepRow | None, measures: Sequence[Measure]) -> list[object]:
+    found = [estimate(measure, row.group) for measure in measures]
     if against is not None:
-        heads += [f"{head} minus {against.label}" for head in heads]
-    lines: list[list[object]] = []
-    for row in rows:
-        found = [estimate(measure, row.group) for measure in measures]
-        if against is not None:
-            found += [paired_differences(row, against, measure)[0] for measure in measures]
-        flat = [value for e in found for value in (e or (None, None))]
-        lines.append(
-            [row.label, len(row.group.runs), row.planned, "; ".join(row.gaps), _space(rows), _count(rows), *flat]
-        )
-    for published in _published(rows):
-        flat = [value for measure in measures for value in (published.values.get(measure.key), None)]
-        padding: list[object] = [None] * (len(heads) - len(flat))
-        lines.append([published.name, 1, 1, SOURCE, INCEPTION, None, *flat, *padding])
-    return csv_text(["row", "runs", "planned", "missing", "feature-space", "n", *heads], lines)
+        found += [paired_differences(row, against, measure)[0] for measure in measures]
+    return [value for e in found for value in (e or (None, None))]
 
 
 def trade_offs(rows: Sequence[SweepRow]) -> dict[str, Figure]:
     """Return pictures of quality against rounds and against bytes, by name; none without a measured run."""
-    qualities = [column for column in [*_likeness(rows)[:1], *_accuracies(rows)[-1:]]]
+    qualities = [*_likeness(rows)[:1], *_accuracies(rows)[-1:]]
+    costs = {"rounds": ("rounds",), "bytes": ("bytes-up", "bytes-down")}
+    words = {"rounds": "rounds", "bytes": "bytes between server and silos, both ways"}
     figures = {}
-    for name, keys in {"rounds": ("rounds",), "bytes": ("bytes-up", "bytes-down")}.items():
+    for name, keys in costs.items():
         panels = {
             head: {row.label: (_total(row, keys), estimate(measure, row.group)) for row in rows}
             for head, measure in qualities
         }
         if panels:
-            label = "rounds" if name == "rounds" else "bytes between server and silos, both ways"
-            figures[f"quality-{name}"] = trade_off(panels, label)
+            figures[f"quality-{name}"] = trade_off(panels, words[name])
     return figures
 
 
@@ -131,11 +133,12 @@ def _has(rows: Sequence[SweepRow], key: str) -> bool:
 
 
 def _head(measure: Measure, rows: Sequence[SweepRow]) -> str:
-    """Name a measure of likeness; a Fréchet distance is FID in Inception's features only."""
-    arrow = _ARROWS.get(measure.better, f" ({measure.better})" if measure.better else "")
-    if measure.key == "frechet-distance":
-        return ("FID" if _space(rows) == INCEPTION else "FD") + arrow
-    return _SHORT[measure.key] + arrow
+    """Name a measure of likeness; a Fréchet distance is FID in Inception's features only, and nothing without N."""
+    arrow = _ARROWS.get(measure.better, f" ({measure.better})")
+    if measure.key != "frechet-distance":
+        return _SHORT[measure.key] + arrow
+    space, n = _space(rows), _count(rows)
+    return (f"FID (N = {n})" if space == INCEPTION else f"FD ({space}, N = {n})") + arrow
 
 
 def _table(

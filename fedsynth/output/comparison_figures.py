@@ -74,26 +74,19 @@ def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Estimate | N
     figure = Figure(figsize=(4.7 * len(panels), 4.2), layout="constrained")
     grid = list(figure.subplots(1, len(panels), squeeze=False).flat)
     for axes, (name, rows) in zip(grid, panels.items(), strict=True):
-        positive = [x for x, _ in rows.values() if x]
         # Below the smallest positive cost the axis is linear, so that a method without any has its place.
-        axes.set_xscale("symlog", linthresh=min(positive, default=1.0))
+        axes.set_xscale("symlog", linthresh=min((x for x, _ in rows.values() if x), default=1.0))
         for place, (label, (x, found)) in enumerate(rows.items()):
             if x is not None and found is not None:
-                axes.errorbar(
-                    x,
-                    found[0],
-                    yerr=found[1],
-                    fmt=_MARKERS[place % len(_MARKERS)],
-                    color=_colour(place),
-                    capsize=3,
-                    label=f" {_cut(label)}",
-                )
+                # The space keeps names that begin with "_" in the legend.
+                style = {"fmt": _MARKERS[place % len(_MARKERS)], "color": _colour(place), "label": f" {_cut(label)}"}
+                axes.errorbar(x, found[0], yerr=found[1], capsize=3, **style)
         axes.set_title(name, fontsize=10, color=TEXT)
         axes.set_xlabel(cost, fontsize=9, color=TEXT)
         axes.grid(color="#e5e5e5", lw=0.6)
         axes.tick_params(labelsize=9, colors=TEXT, length=0)
         axes.spines[["top", "right"]].set_visible(False)
-    if grid[0].has_data():
+    if grid[-1].has_data():
         legend(grid[-1])
     return figure
 

@@ -32,6 +32,14 @@ def latex(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, the first line its head, whose columns line up as plain text too."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    padded.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows under a head, quoted where a value needs it; None is an empty field."""
     text = io.StringIO()
@@ -56,12 +64,7 @@ def _translated(text: str, letters: dict[str, str]) -> str:
 
 
 def _markdown_table(table: ComparisonTable) -> str:
-    lines = _lines(table, escape_markdown, "**{}**")
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    padded.insert(1, ["-" * max(width, 3) for width in widths])
-    rows = "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
-    return f"### {escape_markdown(table.title)}\n\n{rows}"
+    return f"### {escape_markdown(table.title)}\n\n{markdown_lines(_lines(table, escape_markdown, '**{}**'))}"
 
 
 def _latex_table(table: ComparisonTable) -> str:

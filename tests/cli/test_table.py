@@ -19,6 +19,7 @@ from fedsynth.cli.sweep_manifest import Entry, write_manifest
 from fedsynth.cli.sweep_rows import bold_row, paired_differences, sweep_rows
 
 DISTANCE = FIDELITY[0]
+FD = "FD (domain-classifier, N = 360) ↓"
 VALUES = {
     "ours": {"dfd": [(4.0, 0.90), (4.4, 0.94), (4.2, 0.95)]},
     "averaging": {"fedavg": [(9.0, 0.91), (9.9, 0.96), (9.3, 0.93)]},
@@ -68,7 +69,7 @@ def test_rows_are_means_with_t_intervals_and_say_what_was_measured(
     printed = printed_table(capsys, tmp_path / "s")
     low, high = stats.t.interval(0.95, 2, 4.2, stats.sem([4.0, 4.4, 4.2]))
     row = cells(printed, "Fidelity and utility", "ours")
-    assert row["FD ↓"] == f"**4.20 ± {(high - low) / 2:.2f}**" == "**4.20 ± 0.50**"
+    assert row[FD] == f"**4.20 ± {(high - low) / 2:.2f}**" == "**4.20 ± 0.50**"
     assert row["seeds"] == "3"
     assert row["MLP ↑"].startswith("0.930 ± ")
     cost = cells(printed, "Cost of a run", "averaging")
@@ -104,7 +105,7 @@ def test_missing_and_failed_runs_are_said_in_their_row(tmp_path: Path, capsys: p
         "0 of 3 seeds; seed 0 is gone: its folder has no results any more; seed 1 has not finished; seed 2 has not been"
         " run"
     )
-    assert averaging["FD ↓"] == "-"
+    assert averaging[FD] == "-"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path, capsys: pytest.CaptureFi
     assert found == pytest.approx((differences.mean(), (high - low) / 2))
     assert pairs == 3
     printed = printed_table(capsys, root, "--against", "ours")
-    assert cells(printed, "Differences to ours, paired by seed", "averaging")["FD ↓"] == "+5.20 ± 0.66"
+    assert cells(printed, "Differences to ours, paired by seed", "averaging")[FD] == "+5.20 ± 0.66"
     (root / "ours-1" / "results.json").unlink()
     ours, averaging = sweep_rows(root, entries)
     found, pairs = paired_differences(averaging, ours, DISTANCE)
@@ -159,7 +160,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path, capsys: pytest.CaptureFi
     assert found[0] == pytest.approx((5.0 + 5.1) / 2)
     assert pairs == 2
     printed = printed_table(capsys, root, "--against", "averaging")
-    assert cells(printed, "Differences to averaging, paired by seed", "ours")["FD ↓"].startswith("−5.05 ± ")
+    assert cells(printed, "Differences to averaging, paired by seed", "ours")[FD].startswith("−5.05 ± ")
 
 
 def test_csv_has_every_number_unrounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +185,7 @@ def test_latex_escapes_names_and_sets_the_best_in_bold(tmp_path: Path, capsys: p
     printed = printed_table(capsys, tmp_path / "s", "--format", "latex")
     name = r"50\%\_\{a\}\textbackslash{}\&\$\#\textasciicircum{}\textasciitilde{}"
     assert rf"{name} & 3 & \textbf{{4.20 $\pm$ 0.50}} & " in printed
-    assert r"FD $\downarrow$" in printed
+    assert r"FD (domain-classifier, N = 360) $\downarrow$" in printed
     body = [line for line in printed.splitlines() if not line.startswith("%")]
     # An unescaped special character anywhere would not compile.
     assert not any(letter in line.replace(f"\\{letter}", "") for line in body for letter in "#%_")
@@ -199,7 +200,7 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path: Path, capsys
     make_run(root, "a-0", measured(55.0), dataset="mnist", seed=0)
     rewrite(root, [Entry("a", 0, "a-0", "a0", {}, "finished")])
     printed = printed_table(capsys, root)
-    assert cells(printed, "Fidelity and utility", r"DfD \[Hahn & Lee 2025]")["FD ↓"] == "37.7 (FID)"
+    assert cells(printed, "Fidelity and utility", r"DfD \[Hahn & Lee 2025]")[FD] == "37.7 (FID)"
     assert cells(printed, "Fidelity and utility", r"FedDiffuse \[Hahn & Lee 2025]")["MLP ↑"] == "0.775"
     assert "the number N of images it was measured with is not known to us" in printed
     assert "**" not in printed.split("###")[1]
@@ -208,7 +209,7 @@ def test_the_papers_rows_stand_beside_ours_and_are_marked(tmp_path: Path, capsys
 def test_inceptions_distance_is_called_fid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path, "a-0", measured(55.3, feature_space="inception-v3-compat"))
     rewrite(tmp_path, [Entry("a", 0, "a-0", "a0", {}, "finished")])
-    assert cells(printed_table(capsys, tmp_path), "Fidelity and utility", "a")["FID ↓"] == "55.3"
+    assert cells(printed_table(capsys, tmp_path), "Fidelity and utility", "a")["FID (N = 360) ↓"] == "55.3"
 
 
 def test_rows_measured_in_two_spaces_are_said_and_not_ranked(
@@ -239,7 +240,7 @@ def test_detail_has_precision_recall_and_f1_beside_the_distance(
         "0.930",
         "0.940",
     ]
-    assert (row["IS ↑"], row["FD ↓"]) == ("9.50", "5.10")
+    assert (row["IS ↑"], row[FD]) == ("9.50", "5.10")
 
 
 def test_pictures_show_quality_against_cost(
