@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from PIL import Image
 
 from experiments import cooperation, early_stopping, fedddpm
-from experiments.repeated_runs import mean_and_range, table_row
+from experiments.repeated_runs import mean_and_range, results_of, table_row
+from fedsynth.cli import run_process
 from fedsynth.cli.options import scalar
 from fedsynth.cli.run import check_data
 from fedsynth.cli.sweep_file import read_sweep
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import CELEBA_CLASSES, label_counts, load_federation
+from fedsynth.output import RunFolder
 from fedsynth.spec import ImageSpec
 from strategies import build_strategy
 
@@ -138,6 +141,21 @@ def test_methods_of_an_experiment_are_valid_run_configs(name: str) -> None:
     _, config = build_strategy(RunConfig.from_run_config(given))
     flat = config.to_run_config()
     assert {key: flat[key] for key in given} == given
+
+
+def test_results_of_an_experiment_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Path(__file__).with_name("fake_run.py")
+    monkeypatch.setattr(run_process, "COMMAND", (sys.executable, str(fake)))
+    (tmp_path / "setting.toml").write_text('strategy = "pooled"\nbatch-size = 8\n')
+    for _ in range(2):
+        results = results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+        assert results["frechet-distance"] == 4.5 + 0.3
+    assert (tmp_path / "starts").read_text() == "fresh pooled-3\n"
+    config = RunFolder(tmp_path / "all" / "pooled-3").read_config()
+    assert (config.training.batch_size, config.data.alpha, config.run.seed) == (8, 1.0, 3)
+    (tmp_path / "all" / "pooled-3" / "results.json").unlink()
+    results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+    assert (tmp_path / "starts").read_text() == "fresh pooled-3\n--resume pooled-3\n"
 
 
 def test_a_row_is_the_mean_with_the_range_over_seeds() -> None:

@@ -23,6 +23,9 @@ from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
 
+SWEEP_WORDS = frozenset({"base", "seeds", "grid", "zip", "method", "run"})
+"""Words of a sweep file that are no configuration keys."""
+
 PATH_KEYS = ("output-dir", "state-dir", "data-root", "feature-extractor-weights-path", "resnet-weights-path")
 
 
@@ -141,7 +144,7 @@ def read_setting(path: Path | None) -> dict[str, Any]:
     """Return the content of a setting file, of None nothing.
 
     Raises:
-        UserError: there is no such file, it is not TOML, or it names a run to resume.
+        UserError: there is no such file, it is not TOML, it is a sweep, or it names a run to resume.
     """
     if path is None:
         return {}
@@ -151,6 +154,8 @@ def read_setting(path: Path | None) -> dict[str, Any]:
         raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"setting '{path}': not TOML: {error}") from None
+    if setting.keys() & SWEEP_WORDS:
+        raise UserError(f"setting '{path}' is a sweep: start it with 'fedsynth sweep {path}'")
     if setting.get("resume"):
         raise UserError(f"setting '{path}': resume = {setting['resume']!r}: give --resume and no setting file instead")
     return setting

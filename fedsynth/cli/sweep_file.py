@@ -5,20 +5,19 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsynth.cli.options import ALL_KEYS
-from fedsynth.cli.run import read_setting, with_absolute_paths
+from fedsynth.cli.run import SWEEP_WORDS, read_setting, with_absolute_paths
 from fedsynth.cli.run_groups import config_hash
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.output.units import show_setting
 
-_WORDS = ("base", "seeds", "grid", "zip", "method", "run")
 _NAMED_BY_THE_SWEEP = {
     "seed": "give seeds, a list",
     "run-name": "rows and seeds name the runs",
@@ -118,11 +117,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"not TOML: {error}") from None
     for key in content:
-        _check_key(key, _WORDS)
+        _check_key(key, SWEEP_WORDS)
     return content
 
 
-def _check_key(key: str, words: Sequence[str] = ()) -> None:
+def _check_key(key: str, words: Collection[str] = ()) -> None:
     if key in _NAMED_BY_THE_SWEEP:
         raise UserError(f"'{key}' cannot be set: {_NAMED_BY_THE_SWEEP[key]}")
     if key not in ALL_KEYS and key not in words:
@@ -131,7 +130,7 @@ def _check_key(key: str, words: Sequence[str] = ()) -> None:
 
 def _expand(path: Path, content: Mapping[str, Any], given: Settings) -> tuple[tuple[PlannedRun, ...], Path]:
     base = read_setting(path.parent / content["base"]) if "base" in content else {}
-    common = {**base, **{key: value for key, value in content.items() if key not in _WORDS}, **given}
+    common = {**base, **{key: value for key, value in content.items() if key not in SWEEP_WORDS}, **given}
     seeds = _seeds(content, [common.pop("seed", 0)])
     rows = [row for named in _named(content) for row in _combined(named, content, seeds)]
     _refuse_varied(given, rows, content)

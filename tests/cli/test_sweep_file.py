@@ -104,6 +104,7 @@ def test_without_rows_the_strategy_names_the_only_one(tmp_path: Path) -> None:
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'b'", "rows 'a' and 'b' are the same run: no setting of them differs"),
         ("[grid]\nnode-timeout = [5.0, 6.0]", "are the same run"),
         ("base = 'none.toml'", "none.toml': No such file or directory"),
+        ("base = 'my-sweep.toml'", "is a sweep: start it with 'fedsynth sweep"),
         ("seeds = [", "not TOML"),
     ],
 )
