@@ -30,7 +30,7 @@ sampling-steps = 3
 evaluate = false
 
 [[method]]
-name = "own (η = ½)"
+name = "my own"
 strategy = "clipped_mean:ClippedMean"
 dataset = "stripes:load"
 image-size = 8
@@ -73,7 +73,7 @@ def test_a_killed_sweep_is_finished_and_laid_out(tmp_path: Path) -> None:
         (tmp_path / "mine" / f"{name}.py").write_text(code)
     (tmp_path / "tiny.toml").write_text(SWEEP)
     folder = tmp_path / "runs" / "tiny"
-    own = RunFolder(folder / "own-η-½-0")
+    own = RunFolder(folder / "my-own-0")
     sweep = command(tmp_path, "sweep", "tiny.toml")
     try:
         deadline = time.monotonic() + PATIENCE
@@ -90,9 +90,9 @@ def test_a_killed_sweep_is_finished_and_laid_out(tmp_path: Path) -> None:
         assert marked(tmp_path) == 0
     finally:
         sweep.kill()
-        for name in ("own-η-½-0", "pooled-0"):
+        for name in ("my-own-0", "pooled-0"):
             end_processes(folder / name)
-    assert "[1/2] own (η = ½), seed 0: resumed" in said
+    assert "[1/2] my own, seed 0: resumed" in said
     assert "2 of 2 runs finished" in said
     assert [row["round"] for row in own.read_metrics()] == [1, 2, 3, 4]
     assert {path.parent.name for path in own.synthetic.glob("*/*.png")} == {"upright", "level", "slanted"}
@@ -100,4 +100,4 @@ def test_a_killed_sweep_is_finished_and_laid_out(tmp_path: Path) -> None:
     assert [run["status"] for run in manifest] == ["finished", "finished"]
     table = command(tmp_path, "table", "tiny.toml")
     said, _ = table.communicate(timeout=100)
-    assert re.search(r"\| own \(η = ½\) +\| 1 +\| 4 +\| ", said)
+    assert re.search(r"\| my own +\| 1 +\| 4 +\| ", said)
