@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from fedsynth.cli.options import typed
+from fedsynth.cli.run import read_setting, with_absolute_paths
+from fedsynth.cli.run_process import finish_run
+from fedsynth.config import RunConfig
+from fedsynth.output import RunFolder
 
 
 def results_of(folder: Path, settings: Mapping[str, str], setting_file: Path | None = None) -> dict[str, Any]:
@@ -19,18 +23,12 @@ def results_of(folder: Path, settings: Mapping[str, str], setting_file: Path | N
         settings: configuration keys and values.
         setting_file: TOML file that they change.
     """
-    folder = folder.absolute()
-    if not (folder / "results.json").is_file():
-        started = (folder / "config.json").is_file()
-        words = ["--resume", str(folder)] if started else _fresh(folder, settings, setting_file)
-        subprocess.run([sys.executable, "-m", "fedsynth.cli", "run", *words], check=True)
-    return dict(json.loads((folder / "results.json").read_text()))
-
-
-def _fresh(folder: Path, settings: Mapping[str, str], setting_file: Path | None) -> list[str]:
-    given = {**settings, "output-dir": str(folder.parent), "run-name": folder.name}
-    options = [word for key, value in given.items() for word in (f"--{key}", value)]
-    return [*([str(setting_file)] if setting_file else []), *options]
+    run = RunFolder(folder.absolute())
+    if not run.results.is_file():
+        place = {"output-dir": str(run.path.parent), "run-name": run.path.name}
+        given = {**read_setting(setting_file), **typed(settings), **place}
+        finish_run(with_absolute_paths(RunConfig.from_run_config(given)), run)
+    return dict(json.loads(run.results.read_text()))
 
 
 def table_row(name: str, results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:

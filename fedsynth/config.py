@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
+from fedsynth.method_sections import Averaging, Cooperation
 from fedsynth.section_types import (
     AUTO,
     REAL_SILOS,
@@ -27,8 +28,6 @@ from fedsynth.section_types import (
 )
 from fedsynth.sections import (
     SECTIONS,
-    Averaging,
-    Cooperation,
     Data,
     Diffusion,
     Evaluation,
@@ -54,6 +53,9 @@ __all__ = [
     "Training",
     "config_keys",
 ]
+
+
+_NO_SUCH_WORD = ("literal_error", "string_pattern_mismatch")
 
 
 class RunConfig(BaseModel):
@@ -135,9 +137,10 @@ def _as_user_error(error: ValidationError) -> UserError:
     key, value = str(details["loc"][0]), details["input"]
     messages = [d for d in error.errors() if d["loc"][0] == details["loc"][0]]
     choices = _choices(key)
-    if choices and isinstance(value, str) and len(messages) == len([d for d in messages if "literal" in d["type"]]):
+    if choices and isinstance(value, str) and all(d["type"] in _NO_SUCH_WORD for d in messages):
         return unknown_choice(key, value, choices)
-    said = " or ".join(str(d["msg"]) for d in messages)
+    # Words are what is asked for: that "module:name" is text too helps nobody who wrote something else.
+    said = " or ".join(str(d["msg"]) for d in messages if not (choices and d["type"] == "string_type"))
     allowed = said.replace("Input should be ", "").replace("String should have", "text of")
     return UserError(f"{key} = {value!r}: must be {allowed}")
 

@@ -33,6 +33,8 @@ StrategyName = Literal[
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder", "silos"]
 REAL_SILOS: DatasetName = "silos"
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
+OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""``module:name`` of a user's own strategy, dataset or sampler."""
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
 FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from fedsynth.method_sections import Averaging, Cooperation
 from fedsynth.section_types import (
     AUTO,
     Auto,
@@ -14,6 +15,7 @@ from fedsynth.section_types import (
     Count,
     DatasetName,
     FeatureExtractorName,
+    OwnName,
     PartitionName,
     Positive,
     PositiveFloat,
@@ -27,7 +29,7 @@ from fedsynth.section_types import (
 class Run(Section):
     """What is run, where it writes and how it is repeated."""
 
-    strategy: StrategyName = Field("dfd", description="how the silos cooperate")
+    strategy: StrategyName | OwnName = Field("dfd", description="how the silos cooperate")
     seed: int = Field(0, ge=0, description="everything random follows from it")
     num_clients: Positive = Field(10, description="number of silos")
     num_rounds: Positive | Auto = Field(AUTO, description="rounds of an averaging strategy")
@@ -41,7 +43,7 @@ class Run(Section):
 class Data(Section):
     """The images and how simulated silos share them."""
 
-    dataset: DatasetName = Field("digits", description="images of a simulated run; silos: real silos' own")
+    dataset: DatasetName | OwnName = Field("digits", description="images of a simulated run; silos: real silos' own")
     data_root: str = Field("", description="folder that holds the dataset (not needed for digits)")
     download: bool = Field(False, description="let torchvision fetch a dataset that data-root lacks")
     image_size: Positive | Auto = Field(AUTO, description="side in pixels; auto: the dataset's own")
@@ -148,7 +150,7 @@ class Sampling(Section):
 
     num_samples: Positive = Field(1000, description="images in the synthetic set")
     labels: Literal["balanced", "observed"] = Field("balanced", description="label frequencies of the synthetic set")
-    sampler: SamplerName | Auto = Field(AUTO, description="how samples move between noise levels")
+    sampler: SamplerName | OwnName | Auto = Field(AUTO, description="how samples move between noise levels")
     sampling_steps: Positive = Field(10, description="noise levels visited when one model is sampled")
     sample_from: Literal["auto", "raw", "ema"] = Field(AUTO, description="weights an averaging strategy samples from")
     server_ema_decay: BelowOne | Auto = Field(
@@ -156,81 +158,6 @@ class Sampling(Section):
     )
     generator_steps: Count = Field(
         0, description="optimiser steps of a model that the server trains on the finished set; 0: none (dfd, pooled)"
-    )
-
-
-class Averaging(Section):
-    """Parameter averaging; words as in Flower."""
-
-    fraction_train: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
-        AUTO, description="share of the silos that train in a round"
-    )
-    min_train_nodes: Positive | Auto = Field(AUTO, description="least number of silos that train in a round")
-    num_malicious_nodes: Count | Auto = Field(AUTO, description="f, hostile silos to survive (krum, multikrum, bulyan)")
-    num_nodes_to_select: Count | Auto = Field(
-        AUTO, description="models averaged by multikrum; 0: all but num-malicious-nodes"
-    )
-    beta: Annotated[float, Field(ge=0, lt=0.5)] | Auto = Field(
-        AUTO, description="share of the values cut at each end (fedtrimmedavg)"
-    )
-    server_learning_rate: PositiveFloat | Auto = Field(AUTO, description="step along the mean update (fedavgm)")
-    server_momentum: BelowOne | Auto = Field(AUTO, description="weight of past updates (fedavgm)")
-    eta: PositiveFloat | Auto = Field(AUTO, description="server step (fedadam, fedyogi, fedadagrad)")
-    tau: PositiveFloat | Auto = Field(AUTO, description="adaptivity: larger is nearer to plain averaging (the same)")
-    beta_1: BelowOne | Auto = Field(AUTO, description="decay of the first moment (fedadam, fedyogi)")
-    beta_2: BelowOne | Auto = Field(AUTO, description="decay of the second moment (fedadam, fedyogi)")
-    proximal_mu: Annotated[float, Field(ge=0)] | Auto = Field(
-        AUTO, description="pull of local training towards the global weights (fedprox)"
-    )
-    feddiffuse_method: Literal["auto", "full", "usplit", "ulatdec", "udec"] = Field(
-        AUTO, description="which parts of the U-Net travel (feddiffuse)"
-    )
-    aux_samples: Positive | Auto = Field(AUTO, description="images in the auxiliary set (fedddpm, fedddpm-plus)")
-    server_steps: Positive | Auto = Field(AUTO, description="optimiser steps of one correction (the same)")
-    correction_learning_rate: PositiveFloat | Auto = Field(AUTO, description="Adam's in a correction (the same)")
-    slow_window: Positive | Auto = Field(AUTO, description="rounds over which progress is judged (fedddpm-plus)")
-    slow_tolerance: BelowOne | Auto = Field(
-        AUTO, description="a relative drop of the loss below it is slow (fedddpm-plus)"
-    )
-    correct_once: bool | Auto = Field(AUTO, description="correct once a run, not whenever slow (fedddpm-plus)")
-
-
-class Cooperation(Section):
-    """Cooperative inference (strategy dfd)."""
-
-    dfd_preset: Literal["default", "paper"] = Field("default", description="what the auto keys of dfd resolve to")
-    dfd_rounds: Positive | Auto = Field(AUTO, description="noise levels visited, one round each")
-    prior: Literal["auto", "uniform", "size", "class"] = Field(AUTO, description="prior weight of a silo")
-    weights: Literal["auto", "constant", "energy", "posterior"] = Field(
-        AUTO, description="what moves the prior: nothing, the energy (paper) or the path"
-    )
-    temperature: Annotated[float, Field(ge=1)] | Auto = Field(
-        AUTO, description="1: posterior weights; larger: nearer to constant ones (weights=posterior)"
-    )
-    experts_per_sample: Count | Auto = Field(
-        AUTO, description="holders, drawn at random, that answer for a sample; 0: all"
-    )
-    energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
-    score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
-    step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
-        AUTO, description="c of the Langevin step size (sampler=ula)"
-    )
-    step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
-    screening: bool = Field(True, description="leave out answers that no model of images could give")
-    min_gain: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
-        AUTO, description="how well an answer must follow the noise to count; lower is laxer"
-    )
-    max_excess: PositiveFloat | Auto = Field(
-        AUTO, description="how far outside the images an answer may point; higher is laxer"
-    )
-    max_silo_weight: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
-        AUTO, description="largest weight of a silo in a class that others hold too"
-    )
-    parallel_levels: Positive | Auto = Field(
-        AUTO, description="noise levels asked about in one message (sampler=ddim or ddpm)"
-    )
-    picard_tolerance: Annotated[float, Field(ge=0)] | Auto = Field(
-        AUTO, description="change up to which a level has converged, as a share of its noise (parallel-levels)"
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedsynth.config import RunConfig
-from fedsynth.errors import unknown_choice
+from fedsynth.errors import UserError, unknown_choice
+from fedsynth.own_code import is_own, load_own
 from strategies.base import SynthesisStrategy
 from strategies.bulyan import Bulyan
 from strategies.centralised import Centralised
@@ -48,16 +49,29 @@ STRATEGIES: dict[str, type[SynthesisStrategy]] = {
 """Name in the configuration -> class."""
 
 
+def strategy_class(name: str) -> type[SynthesisStrategy]:
+    """Return the class of a strategy: one of :data:`STRATEGIES`, or ``module:Class`` of a user's own.
+
+    Raises:
+        UserError: there is none of that name, or it is no :class:`SynthesisStrategy`.
+    """
+    if not is_own(name):
+        if name not in STRATEGIES:
+            raise unknown_choice("strategy", name, STRATEGIES)
+        return STRATEGIES[name]
+    chosen = load_own("strategy", name)
+    if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
+        raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+    return chosen
+
+
 def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
     """Build the configured strategy, and the configuration with its ``"auto"`` keys filled in.
 
     Raises:
         UserError: unknown strategy, or hyper-parameters it refuses.
     """
-    name = config.run.strategy
-    if name not in STRATEGIES:
-        raise unknown_choice("strategy", name, STRATEGIES)
-    chosen = STRATEGIES[name]
+    chosen = strategy_class(config.run.strategy)
     defaults = chosen.defaults(config)
     resolved = config.resolve(defaults)
     flat = resolved.to_run_config()

@@ -15,12 +15,12 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion import SAMPLERS, initial_unet
+from fedsynth.diffusion import initial_unet
 from fedsynth.seeding import make_generator
 from strategies.aggregation import Shapes, shapes
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Census
-from strategies.checks import in_range, one_of
+from strategies.checks import in_range, known_sampler, one_of
 from strategies.global_model import draw_from_model
 from strategies.replies import claimed_name, sound
 from strategies.updates import Update, mean_metrics, read_update
@@ -69,7 +69,7 @@ class AveragingStrategy(SynthesisStrategy):
         fraction_train: float = 1.0,
         min_train_nodes: int = 2,
     ) -> None:
-        self.sampler = one_of("sampler", sampler, SAMPLERS)
+        self.sampler = known_sampler(sampler)
         self.sample_from = one_of("sample-from", sample_from, ("raw", "ema"))
         self.num_rounds = int(in_range("num-rounds", num_rounds, 1))
         self.server_ema_decay = in_range("server-ema-decay", server_ema_decay, 0, 1, high_open=True)
@@ -177,6 +177,11 @@ class AveragingStrategy(SynthesisStrategy):
     def census(self) -> Census | None:
         """The silos, once the run has begun."""
         return self._task.census if self._task else None
+
+    @property
+    def sent(self) -> ArrayRecord:
+        """The weights that this round's silos started from; empty before the first round."""
+        return self._arrays or ArrayRecord()
 
     def num_participants(self, available: int) -> int:
         """Silos that train in a round, of ``available``."""

@@ -12,11 +12,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.diffusion import SAMPLERS, TrainingState, loss_curve, to_model_range, train
+from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import one_of
+from strategies.checks import known_sampler
 from strategies.global_model import draw_from_model, new_training
 
 logger = logging.getLogger("fedsynth")
@@ -35,7 +35,7 @@ class Centralised(SynthesisStrategy):
 
     def __init__(self, *, num_rounds: int = 20, sampler: str = "sde-dpmsolver++", sample_from: str = "ema") -> None:
         self.num_rounds, self.sample_from = num_rounds, sample_from
-        self.sampler = one_of("sampler", sampler, SAMPLERS)
+        self.sampler = known_sampler(sampler)
         self._task: Task | None = None
         self._state: TrainingState | None = None
 

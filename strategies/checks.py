@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import UserError, unknown_choice
+from fedsynth.own_code import is_own, load_own
 
 
 def in_range(
@@ -23,6 +25,18 @@ def in_range(
     left = f"{'>' if low_open else '>='} {low:g}"
     right = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"
     raise UserError(f"{key} = {value}: must be {left}{right}")
+
+
+def known_sampler(sampler: str, *more: str) -> str:
+    """Return ``sampler`` if it is one of ours, one of ``more``, or a user's own that can be imported.
+
+    Raises:
+        UserError: it is not.
+    """
+    if is_own(sampler):
+        load_own("sampler", sampler)
+        return sampler
+    return one_of("sampler", sampler, (*SAMPLERS, *more))
 
 
 def one_of(key: str, value: str, choices: Collection[str]) -> str:

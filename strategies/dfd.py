@@ -7,7 +7,6 @@ the samples. With ``parallel-levels`` a round is a Picard iteration over several
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -18,20 +17,20 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion import SAMPLERS, STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
-from fedsynth.errors import RunError, UserError
+from fedsynth.diffusion import STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.errors import RunError
 from fedsynth.mixture import FlowPosterior, PathPosterior, ULAScheduler, choose_experts, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
 from fedsynth.seeding import derive_seed, make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import trusted_prior
 from strategies.census import Census, train_local_models
-from strategies.checks import in_range, one_of
+from strategies.checks import in_range, known_sampler, one_of
 from strategies.cohort import PosteriorKind, make_cohorts
 from strategies.cooperative_set import CooperativeSet
 from strategies.replies import sound
+from strategies.sampler_rules import refuse_posterior, window_of
 from strategies.screening import Screener
-from strategies.windows import window_of
 
 WEIGHTS = ("constant", "energy", "posterior")
 SLOWNESS, LEAST_PATIENCE = 10, 60.0
@@ -106,17 +105,10 @@ class DfD(SynthesisStrategy):
         picard_tolerance: float = 0.1,
     ) -> None:
         self.dfd_rounds = self.num_rounds = dfd_rounds
-        self.sampler = one_of("sampler", sampler, (*SAMPLERS, "ula"))
+        self.sampler = known_sampler(sampler, "ula")
         self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
-        if weights == "posterior" and sampler == "ula":
-            raise UserError(
-                f"weights = 'posterior' needs sampler = {', '.join(map(repr, SAMPLERS))}, not 'ula': Langevin moves"
-                " stay at a noise level, where no path can be followed; set weights = 'constant' or 'energy'"
-            )
-        self.temperature = in_range("temperature", temperature, 1, math.inf)
-        if temperature > 1 and weights != "posterior":
-            raise UserError(f"temperature = {temperature:g} softens weights = 'posterior', not '{weights}'")
-        self.experts_per_sample = experts_per_sample
+        refuse_posterior(sampler, weights, temperature)
+        self.temperature, self.experts_per_sample = temperature, experts_per_sample
         self.energy_scale, self.score_scale = energy_scale, score_scale
         self.step_scale, self.step_power = step_scale, step_power
         self.min_gain, self.max_excess = min_gain, max_excess

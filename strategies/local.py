@@ -10,12 +10,11 @@ from flwr.serverapp import Grid
 
 from fedsynth import wire
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import RunError
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import Member, train_local_models
-from strategies.checks import one_of
+from strategies.checks import known_sampler
 from strategies.shares import collect_images, sample_requests
 
 
@@ -30,7 +29,7 @@ class Local(SynthesisStrategy):
     num_rounds = 1
 
     def __init__(self, *, sampler: str = "sde-dpmsolver++") -> None:
-        self.sampler = one_of("sampler", sampler, SAMPLERS)
+        self.sampler = known_sampler(sampler)
         self._task: Task | None = None
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:

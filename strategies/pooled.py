@@ -13,11 +13,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import RunError
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.census import train_local_models
-from strategies.checks import one_of
+from strategies.checks import known_sampler
 from strategies.shares import collect_images, draw_owners, sample_requests
 
 
@@ -33,7 +32,7 @@ class Pooled(SynthesisStrategy):
     num_rounds = 1
 
     def __init__(self, *, prior: str = "class", sampler: str = "sde-dpmsolver++") -> None:
-        self.prior, self.sampler = prior, one_of("sampler", sampler, SAMPLERS)
+        self.prior, self.sampler = prior, known_sampler(sampler)
         self._task: Task | None = None
         self._owners = torch.empty(0, dtype=torch.int64)
 

@@ -10,7 +10,7 @@ import numpy as np
 from fedsynth.config import REAL_SILOS
 from fedsynth.evaluation import Evaluation, summarise
 from fedsynth.output import ReportContent, explained, measured_parts
-from strategies import STRATEGIES
+from strategies import strategy_class
 from strategies.base import Outcome, Task
 from strategies.federated_evaluation import SiloEvaluation
 from strategies.measure import Measurements
@@ -31,7 +31,7 @@ def report_content(
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
         explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
-        f" images to themselves: {STRATEGIES[strategy].how}.",
+        f" images to themselves: {strategy_class(strategy).how}.",
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,

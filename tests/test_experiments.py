@@ -2,22 +2,117 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments import cooperation, early_stopping, fedddpm, generator
-from experiments.repeated_runs import mean_and_range, table_row
+from experiments.repeated_runs import mean_and_range, results_of, table_row
+from fedsynth.cli import run_process
 from fedsynth.cli.options import scalar
-from fedsynth.config import RunConfig
+from fedsynth.cli.run import check_data
+from fedsynth.cli.sweep_file import read_sweep
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import CELEBA_CLASSES, label_counts, load_federation
+from fedsynth.output import RunFolder
+from fedsynth.spec import ImageSpec
 from strategies import build_strategy
 
-SETTINGS = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))
+SWEEPS = [path for path in FILES if tomllib.loads(path.read_text()).keys() & {"seeds", "grid", "zip", "method", "run"}]
+SETTINGS = [path for path in FILES if path not in SWEEPS]
+PAPERS = ("cifar10-power-law", "celeba-pathological", "mnist-pairs", "fedddpm-mnist", "fedddpm-cifar10")
+
+
+def config_of(path: Path, **changes: Scalar) -> RunConfig:
+    given = tomllib.loads(path.read_text()) | {key.replace("_", "-"): value for key, value in changes.items()}
+    return build_strategy(RunConfig.from_run_config(given))[1]
 
 
 def test_there_are_settings() -> None:
-    assert {path.stem for path in SETTINGS} >= {"digits-quality", "mnist-small", "imagefolder-small"}
+    names = {path.stem for path in SETTINGS}
+    assert names >= {"digits-quality", "mnist-dirichlet", "mnist-small", "imagefolder-small", *PAPERS}
+    assert names >= {f"{name}-small" for name in PAPERS}
+    assert {path.stem for path in SWEEPS} >= {"digits-methods", "disjoint-8", "disjoint-8-small"}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_papers_settings_have_the_papers_size(name: str) -> None:
+    config = config_of(FILES[0].with_name(f"{name}.toml"))
+    assert (config.run.num_clients, config.data.samples_per_client, config.data.image_size) == (10, 300, "auto")
+    assert config.training.own_steps >= 5000
+    assert (config.model.model, config.model.block_out_channels) == ("auto", "auto")
+    if config.run.strategy == "dfd":
+        assert (config.cooperation.dfd_preset, config.cooperation.dfd_rounds) == ("paper", 1000)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SETTINGS if path.stem.endswith("-small")], ids=lambda path: path.stem
+)
+def test_small_settings_are_small(path: Path) -> None:
+    config = config_of(path)
+    assert config.data.samples_per_client <= 100
+    assert max(config.training.train_steps, config.training.own_steps) <= 60
+    assert max(config.model.channels() or (999,)) <= 32
+    assert config.sampling.num_samples <= 50
+    assert max(config.sampling.sampling_steps, config.run.num_rounds if config.run.num_rounds != "auto" else 0) <= 10
+    large = path.with_name(path.name.replace("-small", ""))
+    if large.exists():
+        ours, theirs = config_of(path), config_of(large)
+        assert (ours.run.strategy, ours.data.dataset, ours.data.partition) == (
+            theirs.run.strategy,
+            theirs.data.dataset,
+            theirs.data.partition,
+        )
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_expand_to_runs_that_their_strategies_accept(path: Path) -> None:
+    runs = read_sweep(path).runs
+    assert len(runs) > 5
+    for run in runs:
+        build_strategy(run.config)
+
+
+def test_the_digits_sweep_is_thirteen_methods_with_one_sampler() -> None:
+    runs = read_sweep(FILES[0].with_name("digits-methods.toml")).runs
+    by_row: dict[str, list[int]] = {}
+    for run in runs:
+        by_row.setdefault(run.row, []).append(run.seed)
+    assert len(by_row) == 13
+    assert by_row.pop("DfD (paper)") == [0]
+    assert set(map(tuple, by_row.values())) == {(0, 1, 2)}
+    samplers = {run.row: build_strategy(run.config)[1].sampling.sampler for run in runs}
+    assert samplers.pop("DfD (paper)") == "ula"
+    assert set(samplers.values()) == {"sde-dpmsolver++"}
+
+
+def test_disjoint_silos_are_eight_of_which_four_train() -> None:
+    for run in read_sweep(FILES[0].with_name("disjoint-8-small.toml")).runs:
+        strategy, config = build_strategy(run.config)
+        assert strategy.num_participants(config.run.num_clients) == 4
+    federation = load_federation(config)
+    owners = (label_counts(federation.train.labels, federation.parts, 10) > 0).sum(axis=0)
+    assert sorted(owners.tolist()) == [1] * 9 + [2]
+
+
+def test_celeba_settings_fit_files_in_its_layout(tmp_path: Path) -> None:
+    folder = tmp_path / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    rows = [(f"{k:06d}.jpg", [1 if k >> bit & 1 else -1 for bit in range(3)], 2 * (k >= 80)) for k in range(96)]
+    for name, _, _ in rows:
+        Image.new("RGB", (178, 218), int(name[:6])).save(folder / "img_align_celeba" / name)
+    attributes = [f"{name} {' '.join(map(str, signs))}" for name, signs, _ in rows]
+    (folder / "list_attr_celeba.txt").write_text("\n".join(["96", "Male Smiling Eyeglasses", *attributes]) + "\n")
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {fold}\n" for name, _, fold in rows))
+    config = config_of(FILES[0].with_name("celeba-pathological-small.toml"), data_root=str(tmp_path))
+    check_data(config)
+    federation = load_federation(config)
+    assert federation.spec == ImageSpec(3, 32, CELEBA_CLASSES)
+    assert ((label_counts(federation.train.labels, federation.parts, 8) > 0).sum(axis=1) == 3).all()
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
@@ -47,6 +142,21 @@ def test_methods_of_an_experiment_are_valid_run_configs(name: str) -> None:
     _, config = build_strategy(RunConfig.from_run_config(given))
     flat = config.to_run_config()
     assert {key: flat[key] for key in given} == given
+
+
+def test_results_of_an_experiment_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Path(__file__).with_name("fake_run.py")
+    monkeypatch.setattr(run_process, "COMMAND", (sys.executable, str(fake)))
+    (tmp_path / "setting.toml").write_text('strategy = "pooled"\nbatch-size = 8\n')
+    for _ in range(2):
+        results = results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+        assert results["frechet-distance"] == 4.5 + 0.3
+    assert (tmp_path / "starts").read_text() == "fresh pooled-3\n"
+    config = RunFolder(tmp_path / "all" / "pooled-3").read_config()
+    assert (config.training.batch_size, config.data.alpha, config.run.seed) == (8, 1.0, 3)
+    (tmp_path / "all" / "pooled-3" / "results.json").unlink()
+    results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+    assert (tmp_path / "starts").read_text() == "fresh pooled-3\n--resume pooled-3\n"
 
 
 def test_a_row_is_the_mean_with_the_range_over_seeds() -> None:

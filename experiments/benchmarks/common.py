@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from fedsynth.files import atomic_file, write_json
+from fedsynth.output.text_tables import markdown_lines
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,11 +54,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Lay out rows with equal keys as a Markdown table whose columns line up as plain text too."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    padded.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+    return markdown_lines([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def publish(

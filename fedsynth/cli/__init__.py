@@ -7,17 +7,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fedsynth.cli import compare, doctor, draw, evaluate, link, run, silo, status, stop, train_local
+from fedsynth.cli import compare, doctor, draw, evaluate, link, run, silo, status, stop, sweep, table, train_local
 from fedsynth.errors import RunError, UserError
 
 COMMANDS = {
     "run": run,
+    "sweep": sweep,
     "status": status,
     "stop": stop,
     "doctor": doctor,
     "draw": draw,
     "evaluate": evaluate,
     "compare": compare,
+    "table": table,
     "link": link,
     "silo": silo,
     "train-local": train_local,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fedsynth.cli.compared_measures import COST, FIDELITY, MEMORISATION, Measure
+from fedsynth.cli.estimates import best_row, estimate, estimate_text, measured_alike
 from fedsynth.cli.run_groups import Run, RunGroup, comparability_warnings, differing_settings, group_runs, read_runs
 from fedsynth.errors import UserError
-from fedsynth.evaluation.intervals import mean_and_interval
 from fedsynth.output import SyntheticDataset, results_table
 from fedsynth.output.comparison import (
     ComparisonCell,
@@ -20,7 +20,6 @@ from fedsynth.output.comparison import (
     read_samples,
     write_comparison,
 )
-from fedsynth.output.comparison_figures import Estimate
 from fedsynth.output.units import show
 
 _REAL = "real images instead"
@@ -57,26 +56,6 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"note: {warning}")
     print(f"comparison {options.output}")
     return 0
-
-
-def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:
-    """Return the place of the best mean if its interval touches no other row's, else None.
-
-    Nothing is best where another row has no interval: the spread of a single run is unknown.
-
-    Args:
-        estimates: mean and half of its interval of every row; None where a row has no value.
-        better: ``higher`` or ``lower``; with anything else nothing is best.
-    """
-    sign = {"higher": 1.0, "lower": -1.0}.get(better)
-    known = [(place, *estimate) for place, estimate in enumerate(estimates) if estimate is not None]
-    if sign is None or len(known) < 2:
-        return None
-    spans = [(sign * mean, half, place) for place, mean, half in known if half is not None]
-    if len(spans) < len(known):
-        return None
-    (mean, half, place), *others = sorted(spans, reverse=True)
-    return place if all(mean - half > other + width for other, width, _ in others) else None
 
 
 def _content(groups: Sequence[RunGroup]) -> ComparisonContent:
@@ -130,47 +109,16 @@ def _table(title: str, measures: Sequence[Measure], groups: Sequence[RunGroup]) 
 
 
 def _cells(measure: Measure, groups: Sequence[RunGroup]) -> list[ComparisonCell]:
-    estimates = [_estimate(measure, group) for group in groups]
-    best = best_row(estimates, measure.better) if _agree([r for g in groups for r in g.runs], measure) else None
-    return [ComparisonCell(_text(estimate, measure.unit), place == best) for place, estimate in enumerate(estimates)]
-
-
-def _estimate(measure: Measure, group: RunGroup) -> Estimate | None:
-    """Return mean and half of its interval; None without values, or where they may not be averaged."""
-    values = group.values(measure.key)
-    return mean_and_interval(values) if values and _agree(group.runs, measure) else None
-
-
-def _agree(runs: Sequence[Run], measure: Measure) -> bool:
-    """Whether the values of these runs were measured alike."""
-    having = [run.results or {} for run in runs if run.value(measure.key) is not None]
-    return all(len({str(results.get(basis)) for results in having}) < 2 for basis in measure.bases)
+    estimates = [estimate(measure, group) for group in groups]
+    best = best_row(estimates, measure.better) if measured_alike([r for g in groups for r in g.runs], measure) else None
+    return [ComparisonCell(estimate_text(found, measure.unit), place == best) for place, found in enumerate(estimates)]
 
 
 def _real(measure: Measure, groups: Sequence[RunGroup]) -> float | None:
     """Return what real images reach, the mean over runs; None if it is not known or not one number."""
     runs = [run for group in groups for run in group.runs]
     values = [value for run in runs if (value := run.value(measure.real)) is not None]
-    return fmean(values) if values and _agree(runs, measure) else None
-
-
-def _text(estimate: Estimate | None, unit: Callable[[float], str]) -> str:
-    if estimate is None:
-        return "-"
-    mean, half = estimate
-    if unit is not show:
-        return unit(mean) + (f" ± {unit(half)}" if half else "")
-    if mean.is_integer() and not half:
-        return show(int(mean))
-    text = show(mean)
-    return text if half is None else f"{text} ± {_as_precise(half, text)}"
-
-
-def _as_precise(half: float, mean: str) -> str:
-    """Write an interval with the decimals of its mean, unless it would vanish."""
-    decimals = len(mean.partition(".")[2])
-    text = f"{half:.{decimals}f}"
-    return text if "e" not in mean and (float(text) or not half) else f"{half:.1g}"
+    return fmean(values) if values and measured_alike(runs, measure) else None
 
 
 def _count(group: RunGroup, measures: Sequence[Measure]) -> str:
@@ -189,14 +137,14 @@ def _dots(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> dict[
     """Return what :func:`fedsynth.output.comparison_figures.measure_dots` draws: all but the cost."""
     measures = [measure for title, row in tables.items() if title != "Cost" for measure in row]
     return {
-        measure.head: {group.label: (group.values(measure.key), _estimate(measure, group)) for group in groups}
+        measure.head: {group.label: (group.values(measure.key), estimate(measure, group)) for group in groups}
         for measure in measures
     }
 
 
 def _refused(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> Iterator[str]:
     for group in groups:
-        refused = [m.key for row in tables.values() for m in row if not _agree(group.runs, m)]
+        refused = [m.key for row in tables.values() for m in row if not measured_alike(group.runs, m)]
         if refused:
             yield f"{group.label}: its runs were not measured alike, so there is no mean of {', '.join(refused)}"
 

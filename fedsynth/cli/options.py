@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedsynth.config import Scalar, config_keys
 from fedsynth.errors import UserError
@@ -21,12 +21,14 @@ def add_keys(parser: argparse.ArgumentParser, keys: Collection[str] = ALL_KEYS) 
 
 def given_keys(options: argparse.Namespace, keys: Collection[str] = ALL_KEYS) -> dict[str, Scalar]:
     """Return the values of the keys that the user gave."""
-    given: dict[str, Scalar] = {}
-    for key, _, info in config_keys():
-        text = getattr(options, key.replace("-", "_")) if key in keys else None
-        if text is not None:
-            given[key] = text if info.annotation is str else scalar(text)
-    return given
+    values = {key: getattr(options, key.replace("-", "_")) for key, _, _ in config_keys() if key in keys}
+    return typed({key: text for key, text in values.items() if text is not None})
+
+
+def typed(settings: Mapping[str, str]) -> dict[str, Scalar]:
+    """Return keys and values as a TOML file would hold them; unknown keys stay for others to refuse."""
+    texts = {key for key, _, info in config_keys() if info.annotation is str}
+    return {key: text if key in texts else scalar(text) for key, text in settings.items()}
 
 
 def refuse_rest(command: str, rest: Sequence[str]) -> None:

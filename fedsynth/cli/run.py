@@ -29,6 +29,9 @@ from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
 
+SWEEP_WORDS = frozenset({"base", "seeds", "grid", "zip", "method", "run"})
+"""Words of a sweep file that are no configuration keys."""
+
 PATH_KEYS = (
     *("output-dir", "state-dir", "data-root", "reference-root"),
     *("feature-extractor-weights-path", "resnet-weights-path"),
@@ -54,10 +57,10 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     config = _configuration(options)
     connection = _connection(options, config)
     if connection is None:
-        initial_unet(config, load_federation(config).spec)
+        check_data(config)
     home = flower_home()
-    if connection is None and superlinks(home):
-        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+    if connection is None:
+        refuse_if_busy(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)
@@ -92,6 +95,28 @@ def _connection(options: argparse.Namespace, config: RunConfig) -> Connection | 
     return connection_to(options.superlink, options.root_certificates)
 
 
+def check_data(config: RunConfig) -> None:
+    """Load and share out the images, and build the network for them.
+
+    Raises:
+        UserError: either cannot be done.
+    """
+    initial_unet(config, load_federation(config).spec)
+
+
+def refuse_if_busy(home: Path) -> None:
+    """Raise UserError while a SuperLink of this ``FLWR_HOME`` is running."""
+    if superlinks(home):
+        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the configuration as processes with another working directory understand it."""
+    flat = config.to_run_config()
+    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    return RunConfig.from_run_config({**flat, **changes})
+
+
 def _last_change(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
@@ -105,17 +130,15 @@ def _refuse_unknown(rest: list[str]) -> None:
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
     earlier = _run_to_resume(options)
-    given = _continued(earlier, options) if earlier else _read_setting(options.setting)
+    given = _continued(earlier, options) if earlier else read_setting(options.setting)
     given |= given_keys(options, ALL_KEYS - {"resume"})
     if options.superlink is not None:
         given.setdefault("dataset", REAL_SILOS)
-    config = RunConfig.from_run_config(given)
-    flat = config.to_run_config()
-    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    config = with_absolute_paths(RunConfig.from_run_config(given))
     if config.run.run_name == AUTO:
         run = config.run
-        changes["run-name"] = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
-    config = RunConfig.from_run_config({**flat, **changes})
+        name = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
+        config = RunConfig.from_run_config({**config.to_run_config(), "run-name": name})
     if earlier:
         earlier.refuse_changes(config)
     return config
@@ -152,7 +175,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _read_setting(path: Path | None) -> dict[str, Any]:
+def read_setting(path: Path | None) -> dict[str, Any]:
+    """Return the content of a setting file, of None nothing.
+
+    Raises:
+        UserError: there is no such file, it is not TOML, it is a sweep, or it names a run to resume.
+    """
     if path is None:
         return {}
     try:
@@ -161,6 +189,8 @@ def _read_setting(path: Path | None) -> dict[str, Any]:
         raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"setting '{path}': not TOML: {error}") from None
+    if setting.keys() & SWEEP_WORDS:
+        raise UserError(f"setting '{path}' is a sweep: start it with 'fedsynth sweep {path}'")
     if setting.get("resume"):
         raise UserError(f"setting '{path}': resume = {setting['resume']!r}: give --resume and no setting file instead")
     return setting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.output.units import show_setting
+from fedsynth.own_code import is_own
 
 FREE_OF_RESULTS = frozenset(
     {
@@ -26,6 +28,8 @@ FREE_OF_RESULTS = frozenset(
 )
 """Keys in which repetitions of one experiment may differ: where it ran, how long it waited, which further measures it
 took. ``min-replies`` is none of them: it decides with how few silos a round counts."""
+
+_FURTHER_MEASURES = frozenset({"evaluate", "evaluate-silos", "membership-inference", "min-statistics-samples"})
 
 _DATA = "the silos do not hold the same images, so a difference between rows is not the method's alone"
 _CONDITIONS = {
@@ -76,9 +80,7 @@ class Run:
 
     def identity(self) -> dict[str, Scalar]:
         """Return the settings that repetitions share."""
-        # An image folder is known by its path alone; the other datasets by their names, wherever they lie.
-        free = FREE_OF_RESULTS if self.config.data.dataset == "imagefolder" else FREE_OF_RESULTS | {"data-root"}
-        return {key: value for key, value in self.config.to_run_config().items() if key not in free}
+        return {key: value for key, value in self.config.to_run_config().items() if key not in _free_of(self.config)}
 
     def value(self, key: str) -> float | None:
         """Return a number of the results; None if it is absent, not finite or no number."""
@@ -115,6 +117,21 @@ class RunGroup:
         return [value for run in self.runs if (value := run.value(key)) is not None]
 
 
+def deciding_settings(config: RunConfig) -> dict[str, Scalar]:
+    """Return what decides a run's numbers: seed, every key that results depend on, and which measures are taken.
+
+    Keys that the program filled in are ``"auto"``, so that a plan and the run made from it have the same.
+    """
+    free = _free_of(config) - {"seed"} - _FURTHER_MEASURES
+    flat = {key: AUTO if key in config.resolved else value for key, value in config.to_run_config().items()}
+    return {key: value for key, value in flat.items() if key not in free}
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return 16 hexadecimal digits that name the run: those of its :func:`deciding_settings`."""
+    return hashlib.sha256(json.dumps(deciding_settings(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read the runs of these folders.
 
@@ -149,6 +166,12 @@ def differing_settings(clusters: Sequence[Sequence[Run]]) -> tuple[list[str], li
     differing = [key for key in keys if len({show_setting(row.get(key)) for row in settings}) > 1]
     chosen = [key for key in differing if any(_was_chosen(cluster, key) for cluster in clusters)]
     return chosen, [key for key in differing if key not in chosen]
+
+
+def _free_of(config: RunConfig) -> frozenset[str]:
+    # Image folders and users' own datasets are known by their path; the others by their names, wherever they lie.
+    by_path = config.data.dataset == "imagefolder" or is_own(config.data.dataset)
+    return FREE_OF_RESULTS if by_path else FREE_OF_RESULTS | {"data-root"}
 
 
 def _was_chosen(cluster: Sequence[Run], key: str) -> bool:

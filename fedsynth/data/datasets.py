@@ -15,6 +15,7 @@ from fedsynth.data.image_folder import has_folds, load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import conform
 from fedsynth.errors import UserError, unknown_choice
+from fedsynth.own_code import is_own, load_own
 
 _DIGITS_SPLIT_SEED = 0
 _TEN_DIGITS = tuple(map(str, range(10)))
@@ -60,7 +61,8 @@ def load_dataset(
     defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.image_folder.read_image_folder`.
 
     Args:
-        name: one of :data:`DATASETS`.
+        name: one of :data:`DATASETS`, or ``module:function`` of a user's own: called with ``root`` and ``image_size``
+            as below, by name, it returns both folds.
         root: the folder with the data; digits needs none.
         image_size: height and width in pixels, at least 1; None: the default above.
         channels: 1 or 3; None: the default above.
@@ -71,14 +73,15 @@ def load_dataset(
     Raises:
         UserError: unknown name, missing or broken data, or an argument out of range.
     """
-    if name not in _LOADERS:
+    if name not in _LOADERS and not is_own(name):
         raise unknown_choice("dataset", name, DATASETS)
     if image_size is not None and image_size < 1:
         raise UserError(f"image-size = {image_size} is out of range: give at least 1 pixel")
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    return _LOADERS[name](_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
+    load = _own if is_own(name) else _LOADERS[name]
+    return load(_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
 
 
 def _digits(request: _Request) -> Folds:
@@ -142,6 +145,17 @@ def _celeba(request: _Request) -> Folds:
 def _imagefolder(request: _Request) -> Folds:
     root = _root(request)
     return load_image_folder(root, request.image_size, request.channels, request.skip_bad_images, request.seed)
+
+
+def _own(request: _Request) -> Folds:
+    folds: Folds = load_own("dataset", request.name)(root=request.root, image_size=request.image_size)
+    fits = isinstance(folds, tuple) and len(folds) == 2 and all(isinstance(fold, LabelledImages) for fold in folds)
+    if not fits or folds[0].classes != folds[1].classes or folds[0].images.shape[1:] != folds[1].images.shape[1:]:
+        raise UserError(
+            f"dataset = '{request.name}': must return two LabelledImages, train and test fold, of the same classes and"
+            " image size"
+        )
+    return folds
 
 
 def _root(request: _Request) -> Path:

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from fedsynth.config import Diffusion
 from fedsynth.errors import unknown_choice
+from fedsynth.own_code import is_own, load_own
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")
@@ -29,14 +30,17 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
         diffusion: the noise schedule.
         num_inference_steps: levels to visit, 1 to T. Karras's levels are rounded to whole timesteps, and those that
             fall together are visited once: a few less than asked for, near T.
-        sampler: one of :data:`SAMPLERS`.
+        sampler: one of :data:`SAMPLERS`, or ``module:function`` of a user's own: called with the noise schedule and the
+            number of levels, it returns a scheduler that keeps nothing between moves.
 
     Raises:
         UserError: unknown sampler.
     """
-    if sampler not in SAMPLERS:
+    if sampler not in SAMPLERS and not is_own(sampler):
         raise unknown_choice("sampler", sampler, SAMPLERS)
     steps = num_inference_steps or diffusion.num_train_timesteps
+    if is_own(sampler):
+        return load_own("sampler", sampler)(diffusion, steps)
     if sampler == "ddpm":
         scheduler = DDPMScheduler(**_schedule(diffusion), timestep_spacing="trailing")
         scheduler.set_timesteps(steps)

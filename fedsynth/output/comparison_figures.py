@@ -17,6 +17,7 @@ Estimate = tuple[float, float | None]
 """A mean and the half width of its interval, None for a single run."""
 
 _STYLES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v")
 _PANELS_A_ROW = 3
 _LONGEST_LABEL = 40
 
@@ -59,6 +60,34 @@ def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: 
             x, y = [x for x, _ in points], [y for _, y in points]
             axes.plot(x, y, "o" + _style(place), color=_colour(place), lw=1.2, ms=2.5, label=name)
     legend(axes, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if max(map(len, runs)) > 40 else 2)
+    return figure
+
+
+def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Estimate | None]]], cost: str) -> Figure:
+    """Draw quality against cost: a dot a row, its interval as a bar, one panel a measure.
+
+    Args:
+        panels: Measure -> row label -> (cost, mean of the measure with half of its interval); rows that lack either
+            are left out. All panels have the same rows.
+        cost: What stands below the panels; its axis is logarithmic, with a place for zero.
+    """
+    figure = Figure(figsize=(4.7 * len(panels), 4.2), layout="constrained")
+    grid = list(figure.subplots(1, len(panels), squeeze=False).flat)
+    for axes, (name, rows) in zip(grid, panels.items(), strict=True):
+        # Below the smallest positive cost the axis is linear, so that a method without any has its place.
+        axes.set_xscale("symlog", linthresh=min((x for x, _ in rows.values() if x), default=1.0))
+        for place, (label, (x, found)) in enumerate(rows.items()):
+            if x is not None and found is not None:
+                # The space keeps names that begin with "_" in the legend.
+                style = {"fmt": _MARKERS[place % len(_MARKERS)], "color": _colour(place), "label": f" {_cut(label)}"}
+                axes.errorbar(x, found[0], yerr=found[1], capsize=3, **style)
+        axes.set_title(name, fontsize=10, color=TEXT)
+        axes.set_xlabel(cost, fontsize=9, color=TEXT)
+        axes.grid(color="#e5e5e5", lw=0.6)
+        axes.tick_params(labelsize=9, colors=TEXT, length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    if grid[-1].has_data():
+        legend(grid[-1])
     return figure
 
 

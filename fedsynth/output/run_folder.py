@@ -42,7 +42,8 @@ FREE_KEYS = frozenset(
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
     """Return ``<time>-<strategy>-<dataset>-<seed>``; names sort by time."""
-    return f"{now:%Y%m%d-%H%M%S}-{strategy}-{dataset}-{seed}"
+    # "module:name" of a user's own would be no name of a folder everywhere.
+    return f"{now:%Y%m%d-%H%M%S}-{strategy}-{dataset}-{seed}".replace(":", ".")
 
 
 class RunFolder:

@@ -1,12 +1,32 @@
-"""Which samplers can work on several noise levels at once."""
+"""Which samplers go with which weights, and with several noise levels at once."""
 
 from __future__ import annotations
 
+import math
+
+from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import UserError
 from fedsynth.mixture.picard import Window
+from strategies.checks import in_range
 
 ONE_STEP = ("ddpm", "ddim")
 """Samplers whose move depends on where the samples stand and on nothing else."""
+
+
+def refuse_posterior(sampler: str, weights: str, temperature: float) -> None:
+    """Refuse posterior weights where no path can be followed, and a temperature where there is nothing to soften.
+
+    Raises:
+        UserError: see there.
+    """
+    if weights == "posterior" and sampler not in SAMPLERS:
+        why = "Langevin moves stay at a noise level" if sampler == "ula" else "its moves are not known"
+        raise UserError(
+            f"weights = 'posterior' needs sampler = {', '.join(map(repr, SAMPLERS))}, not '{sampler}': {why}, so that"
+            " no path can be followed; set weights = 'constant' or 'energy'"
+        )
+    if in_range("temperature", temperature, 1, math.inf) > 1 and weights != "posterior":
+        raise UserError(f"temperature = {temperature:g} softens weights = 'posterior', not '{weights}'")
 
 
 def window_of(sampler: str, weights: str, parallel_levels: int, picard_tolerance: float) -> Window:
