@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Message
 
 from fedsynth import wire
 from fedsynth.mixture import effective_experts
-from fedsynth.mixture.flow_posterior import MOST, largest_divergence
+from fedsynth.mixture.flow_posterior import largest_divergence
 from fedsynth.mixture.picard import Window, converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.census import Census
@@ -189,7 +189,7 @@ class CooperativeSet:
         timestep, places = self._asked.find(k, reply)
         seconds = seconds_worked(reply)
         if self._divergence is not None and timestep is not None:
-            most = MOST * largest_divergence(self._epsilon[0, 0].numel(), self.cohorts[0].alpha_at(timestep))
+            most = largest_divergence(self._epsilon[0, 0].numel(), self.cohorts[0].alpha_at(timestep))
             self._divergence[k, places] = divergence_estimate(reply, len(places), most)
         self._epsilon[k].index_copy_(0, places, noise_prediction(reply, (len(places), *self._epsilon.shape[2:])))
         self._answered[k, places] = True

@@ -144,17 +144,15 @@ def noise_prediction(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def divergence_estimate(reply: Message, count: int, most: float) -> torch.Tensor:
-    """Divergence of an answer's noise predictions, float32 (``count``,), each at most ``most``.
+    """Divergence of an answer's noise predictions, float32 (``count``,), each cut to ``most``.
 
-    There is no lower bound to it: a silo that claims less only loses weight.
+    Honest networks exceed what a model of images can have, hostile ones gain nothing by it. There is no lower bound: a
+    silo that claims less only loses weight.
 
     Raises:
-        ValueError: there is none, it cannot be used, or no model of images could have it.
+        ValueError: there is none, or it cannot be used.
     """
-    divergence = _numbers(reply, wire.DIVERGENCE, "divergence", (count,))
-    if (claimed := float(divergence.max())) > most:
-        raise ValueError(f"divergence {claimed:.4g}: no model of images has more than {most:.4g}")
-    return divergence
+    return _numbers(reply, wire.DIVERGENCE, "divergence", (count,)).clamp(max=most)
 
 
 def _numbers(reply: Message, record: str, what: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -189,7 +189,8 @@ def read_setting(path: Path | None) -> dict[str, Any]:
         raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"setting '{path}': not TOML: {error}") from None
-    if setting.keys() & SWEEP_WORDS:
+    # A table [run] is no sweep's, which has [[run]]: it is refused as the unknown key that it is.
+    if setting.keys() & SWEEP_WORDS and not isinstance(setting.get("run"), dict):
         raise UserError(f"setting '{path}' is a sweep: start it with 'fedsynth sweep {path}'")
     if setting.get("resume"):
         raise UserError(f"setting '{path}': resume = {setting['resume']!r}: give --resume and no setting file instead")

@@ -10,17 +10,13 @@ import torch
 from fedsynth.mixture.compose import row_slices
 from fedsynth.mixture.weights import RunningPosterior, next_level
 
-MOST = 1.5
-"""Divergence of an answer that is refused, in units of what an exact model's can be at most, see
-:func:`largest_divergence`: ten networks trained on digits for 900 steps reached 1.14
-for single samples, 1.03 in the mean of a class. Our choice, to leave room for others."""
-
 
 def largest_divergence(numbers: int, alpha: float) -> float:
     """Upper bound d / √(1-ᾱ) of v·∂ε/∂x·v for v of ±1, of any density smoothed by noise of level ᾱ in (0, 1).
 
     With x = √ᾱ x_0 + √(1-ᾱ) n, the exact ε is E[n | x], so ∂ε/∂x = (1 - ᾱ Cov[x_0 | x] / (1-ᾱ)) / √(1-ᾱ), and no
     covariance is negative. So the bound holds for every probe and every finite difference alike, not in the mean only.
+    Networks break it a little: by 14 % for single samples after 900 steps on 144 digits a silo, by more after fewer.
 
     Args:
         numbers: d = C·H·W.

@@ -148,7 +148,15 @@ def resumed(given: Settings) -> Settings:
 def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
     """Rows of the metrics without what a clock measured, and without traffic, to which a second census adds."""
     unequal = ("seconds", "client-seconds", "bytes-down", "bytes-up")
-    return [{key: value for key, value in row.items() if key not in unequal} for row in folder.read_metrics()]
+
+    def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: {name: without_clocks(was) for name, was in value.items()} if key == "attendance" else value
+            for key, value in row.items()
+            if key not in unequal
+        }
+
+    return [without_clocks(row) for row in folder.read_metrics()]
 
 
 def files_of(folder: RunFolder, part: str) -> dict[str, bytes]:

@@ -80,11 +80,9 @@ def changed(message: Message, silo: int, values: torch.Tensor) -> Message:
     [
         (torch.full((7,), torch.nan), "divergence is not finite"),
         (torch.zeros(6), "divergence has shape (6,), not (7,)"),
-        # 16 numbers near pure noise: at most 16 if exact.
-        (torch.full((7,), 25.0), "divergence 25: no model of images has more than 24"),
     ],
 )
-def test_impossible_divergence_is_left_out_by_name(
+def test_unusable_divergence_is_left_out_by_name(
     values: torch.Tensor, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     moved = []
@@ -97,6 +95,20 @@ def test_impossible_divergence_is_left_out_by_name(
         moved.append(wire.decode(arrays[wire.SAMPLES]))
     assert torch.equal(*moved)
     assert f"silo-1 left out: {said}" in caplog.text
+
+
+def test_a_claim_beyond_the_bound_counts_as_the_bound() -> None:
+    """16 numbers near pure noise: at most 16 / √(1-ᾱ)."""
+    bound = 16 / (1 - float(make_scheduler(Diffusion()).alphas_cumprod[999])) ** 0.5
+    logits = []
+    for claim in (1e30, bound, 0.9 * bound):
+        strategy = flow()
+        asked = by_silo(requests(strategy, 1, begin(strategy, task_of(EVEN))))
+        replies = [answer(asked[0], 0), changed(asked[1], 1, torch.full((7,), claim)), answer(asked[2], 2)]
+        strategy.aggregate_train(1, replies)
+        logits.append(torch.cat([cohort["logits"] for cohort in strategy.state_dict()["cohorts"]], 1))
+    assert torch.equal(logits[0], logits[1])
+    assert (logits[1] - logits[2]).abs().max() > 1e-3
 
 
 def test_answer_without_divergence_is_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
