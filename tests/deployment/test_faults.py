@@ -62,7 +62,7 @@ def test_silo_killed_in_a_round_is_named_and_the_run_goes_on(link: Deployment) -
     link.wait("gone", lambda: rounds_done(link, "gone") >= 2)
     link.kill("north")
     run = link.finish_run("gone")
-    absent = [row["silos"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["silos"]]
+    absent = [row["attendance"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["attendance"]]
     assert absent[:2] == [None, None]
     assert absent[-1]
     assert "north" in run.log.read_text().split("left out")[0].splitlines()[-1]
@@ -74,7 +74,7 @@ def test_late_silo_is_waited_for(link: Deployment) -> None:
     link.wait("late", lambda: "waiting for 3 silos" in link.log("late"))
     start_silo(link, "north")
     run = link.finish_run("late")
-    assert sorted(run.read_metrics()[0]["silos"]) == ["east", "north", "south"]
+    assert sorted(run.read_metrics()[0]["attendance"]) == ["east", "north", "south"]
 
 
 def test_silo_that_never_comes_ends_the_run_with_a_message(link: Deployment) -> None:
@@ -99,7 +99,9 @@ def test_slow_silo_is_left_out_of_its_rounds_by_name(link: Deployment) -> None:
     with link.paused("north"):
         run = link.finish_run("slow")
     assert "no answer in time from north" in run.log.read_text()
-    left_out = [row["silos"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["silos"]]
+    left_out = [
+        row["attendance"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["attendance"]
+    ]
     assert "no answer in time" in left_out
     assert list(classes_of(run)) == ["0", "1", "2", "3"]
 

@@ -1,4 +1,7 @@
-"""A link with TLS and three real silos of different classes, through the commands of the documentation."""
+"""A link with TLS and three real silos of different classes, through the commands of the documentation.
+
+The silos are warm: Flower's own way of a process for every message takes minutes, and is tested in tests/deployment.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         deployment.start_link()
         deployment.register(*SILOS)
         for name, path in data.items():
-            deployment.start_silo(name, path)
+            deployment.start_silo(name, path, "--warm")
         yield deployment
     finally:
         deployment.close()
@@ -31,12 +34,12 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def test_dfd_and_fedavg_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> None:
     for strategy, rounds in (("dfd", 2), ("fedavg", 1)):
-        run = link.run(strategy, strategy=strategy, dfd_rounds=2, num_rounds=1)
+        run = link.run(strategy, strategy=strategy, dfd_rounds=2, num_rounds=1, fast_replies="true")
         assert classes_of(run) == {"0": 15, "1": 15, "2": 15, "3": 15}
         rows = run.read_metrics()
         assert [row["round"] for row in rows] == list(range(1, rounds + 1))
-        assert all(sorted(row["silos"]) == ["east", "north", "south"] for row in rows)
-        assert not [was for row in rows for was in row["silos"].values() if "left-out" in was]
+        assert all(sorted(row["attendance"]) == ["east", "north", "south"] for row in rows)
+        assert not [was for row in rows for was in row["attendance"].values() if "left-out" in was]
         assert run.report.is_file()
         assert json.loads(run.status.read_text())["state"] == "finished"
     assert "north: query.epsilon, round 2" in link.log("north")
