@@ -7,6 +7,7 @@ the samples. With ``parallel-levels`` a round is a Picard iteration over several
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from fedsynth.errors import RunError
 from fedsynth.mixture import FlowPosterior, PathPosterior, ULAScheduler, choose_experts, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
 from fedsynth.seeding import derive_seed, make_generator
+from strategies.advice import advice
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import trusted_prior
 from strategies.census import Census, train_local_models
@@ -31,6 +33,8 @@ from strategies.cooperative_set import CooperativeSet
 from strategies.replies import sound
 from strategies.sampler_rules import refuse_posterior, window_of
 from strategies.screening import Screener
+
+logger = logging.getLogger("fedsynth")
 
 WEIGHTS = ("constant", "energy", "posterior")
 SLOWNESS, LEAST_PATIENCE = 10, 60.0
@@ -137,6 +141,7 @@ class DfD(SynthesisStrategy):
         self.patience = self._patience(0.0)
         self._min_replies = 1 if asked == AUTO else asked
         prior = log_prior(self.prior, task.census.label_counts, task.labels)
+        logger.info("%s", advice(task.census.label_counts))
         train_local_models(grid, task.census, task.spec, task.config)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.

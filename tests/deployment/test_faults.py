@@ -75,6 +75,8 @@ def test_late_silo_is_waited_for(link: Deployment) -> None:
     start_silo(link, "north")
     run = link.finish_run("late")
     assert sorted(run.read_metrics()[0]["attendance"]) == ["east", "north", "south"]
+    assert classes_of(run) == {"0": 15, "1": 15, "2": 15, "3": 15}
+    assert "north: train, round 2 answered after" in link.log("north")
 
 
 def test_silo_that_never_comes_ends_the_run_with_a_message(link: Deployment) -> None:

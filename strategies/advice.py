@@ -1,0 +1,25 @@
+"""Whether cooperation is worth its rounds, from what silos say they hold."""
+
+from __future__ import annotations
+
+import torch
+
+MANY_HOLDERS, FEW_IMAGES = 5.0, 8.0
+"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 14 images, or with 2 to 3
+holders, it was not (``python -m experiments.regimes``). Between these lies our guess."""
+
+
+def advice(label_counts: torch.Tensor) -> str:
+    """Return half a sentence for the log: what silos hold, and what that means for the choice of a strategy.
+
+    Args:
+        label_counts: images per silo and class (K, num_classes).
+    """
+    held = label_counts[:, label_counts.sum(0) > 0].double()
+    shares = held / held.sum(0)
+    holders = float(torch.special.entr(shares).sum(0).exp().mean())
+    images = float(held[held > 0].mean())
+    said = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
+    if holders >= MANY_HOLDERS and images <= FEW_IMAGES:
+        return f"{said}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10"
+    return f"{said}: strategy = 'pooled' is likely to be as good, in one round"
