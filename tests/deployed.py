@@ -31,6 +31,7 @@ TINY = {
     "num-rounds": 2,
     "sampling-steps": 4,
     "evaluate": "false",
+    "fast-replies": "true",
 }
 
 

@@ -33,7 +33,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 
 def test_silos_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> None:
-    run = link.run("dfd", dfd_rounds=2, fast_replies="true")
+    run = link.run("dfd", dfd_rounds=2)
     assert classes_of(run) == {"0": 15, "1": 15, "2": 15, "3": 15}
     rows = run.read_metrics()
     assert [row["round"] for row in rows] == [1, 2]
