@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from flwr.app import Context, Message
 
 from clients.silo_door import silo_name
 from fedsynth import wire
+from fedsynth.logs import log_to_stderr
 
 logger = logging.getLogger("fedsynth")
 
@@ -22,7 +22,7 @@ def journal(message: Message, context: Context) -> Iterator[None]:
     if "data-path" not in context.node_config:
         yield
         return
-    _log_to_stderr()
+    log_to_stderr()
     start, what = time.monotonic(), _what(message)
     try:
         yield
@@ -38,13 +38,3 @@ def _what(message: Message) -> str:
         if key in request:
             said += f", {label} {wire.number(request, key):g}"
     return said
-
-
-def _log_to_stderr() -> None:
-    """Send the project's lines where the SuperNode's go, once a process."""
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("fedsynth %(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False

@@ -22,6 +22,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from clients.local_model import LocalModel
+from experiments import cooperation
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.in_process_run import begin_run, silos_with
 from fedsynth.config import RunConfig, Scalar
@@ -65,15 +66,7 @@ MODES: dict[str, dict[str, Scalar]] = {
 }
 """The first four draw with sde-dpmsolver++, each beside the pooled sampling of its own sampler."""
 
-COLUMNS = {
-    "frechet-distance": "Fréchet distance ↓",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "coverage": "coverage ↑",
-    "accuracy-logistic-regression": "LogReg ↑",
-    "accuracy-cnn": "CNN ↑",
-    "copied-share": "near-copies ↓",
-}
+COLUMNS = {key: head for key, head in cooperation.COLUMNS.items() if key != "rounds"}
 PAIRED = {"frechet-distance": "distance − pooled's", "accuracy-cnn": "CNN − pooled's"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -20,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
+from fedsynth.logs import log_to_stderr
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
@@ -46,7 +46,7 @@ M_MMAP_THRESHOLD = -3
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one synthesis from configuration to report."""
-    _log_to_stderr()
+    log_to_stderr()
     _return_freed_memory()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -186,16 +186,6 @@ def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round]
         progress.update(done.number, **{key: number(done.metrics, key) for key in shown if key in done.metrics})
 
     return report
-
-
-def _log_to_stderr() -> None:
-    """Send the project's log lines where Flower streams from, once a process."""
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("fedsynth %(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def _return_freed_memory() -> None:

@@ -80,7 +80,7 @@ def _log_for_caplog() -> Iterator[None]:
     logger = logging.getLogger("fedsynth")
     level = logger.level
     logger.setLevel(logging.INFO)
-    with mock.patch.object(strategies.app, "_log_to_stderr"):
+    with mock.patch.object(strategies.app, "log_to_stderr"):
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 import clients.journal
 from clients.journal import journal
@@ -18,10 +19,13 @@ from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
+# Flower sets these when it starts an app; a message cannot be built without them.
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
 
 @pytest.fixture(autouse=True)
 def _lines_for_caplog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(clients.journal, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
     logger = logging.getLogger("fedsynth")
     level = logger.level
     logger.setLevel(logging.INFO)
