@@ -74,7 +74,12 @@ def wait_until_held(place: Path) -> int:
 
 
 def in_another_process(*words: str) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main(words)))
+    def work() -> None:
+        # Tests that a shell started in the background ignore it, and so would their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(main(words))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
 
