@@ -113,6 +113,7 @@ def test_slow_silo_is_left_out_of_its_rounds_by_name(link: Deployment) -> None:
 def test_unwritable_state_folder_ends_the_run_with_the_silo_s_name(link: Deployment) -> None:
     link.stop("east")
     state = link.folder / "lost"
+    state.mkdir()
     start_silo(link, "east", "--state-path", str(state))
     link.wait("east", lambda: "SuperNode ID" in link.log("east"))
     (state / "east").write_text("a file in its place")
