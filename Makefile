@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Silos killed, links restarted, wrong certificates, on a real SuperLink: some twenty minutes.
+# Silos and sweeps killed, links restarted, wrong certificates, on a real SuperLink: some twenty minutes.
 test-deployment: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/deployment
 
