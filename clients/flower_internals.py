@@ -1,6 +1,6 @@
 """Everything that uses Flower's internals, for one version of Flower: the warm path of a silo.
 
-``python -m clients.flower_internals …`` is ``flower-supernode …`` without its long sleeps.
+``python -m clients.flower_internals …`` is ``flower-supernode …`` without its long sleeps and its memory of ended runs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ try:
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
     from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
     from flwr.supercore.retry import RetryInvoker, exponential
-    from flwr.supercore.run import Run
+    from flwr.supercore.run import Run, RunNotRunningException
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 except ImportError:
@@ -216,13 +216,45 @@ class PatientClock:
         return getattr(time, name)
 
 
+class RunEndedError(RuntimeError):
+    """The run of a message has ended before all of the message was here."""
+
+
+def forgetting_ended_runs(receive: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Return a ``_pull_and_store_message`` that removes a message, and its task, when the message's run has ended.
+
+    Flower's own keeps both: a warm silo that claims the task waits for the rest of the message for ever.
+    """
+
+    def ended_as_failure(fetch: Callable[..., Any]) -> Callable[..., Any]:
+        def fetched(*arguments: Any) -> Any:
+            try:
+                return fetch(*arguments)
+            except RunNotRunningException as error:
+                raise RunEndedError("its run has ended") from error
+
+        return fetched
+
+    def received(
+        pull_object: Callable[..., Any], confirm_message_received: Callable[..., Any], **rest: Any
+    ) -> int | None:
+        return receive(
+            pull_object=ended_as_failure(pull_object),
+            confirm_message_received=ended_as_failure(confirm_message_received),
+            **rest,
+        )
+
+    return received
+
+
 def run_supernode() -> None:
-    """Run ``flower-supernode`` with patient sleeps in place of its fixed ones (3 s and 0.5 s)."""
+    """Run ``flower-supernode`` without its fixed sleeps (3 s and 0.5 s) and without messages of ended runs."""
     # Only here: the executor has no use for the web server behind it.
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     start_client_internal.time = PatientClock()  # type: ignore[assignment, attr-defined]
+    start_client_internal._pull_and_store_message = forgetting_ended_runs(start_client_internal._pull_and_store_message)
     shorten_object_waits()
     start_parent_process_monitor(os.getppid())
     flower_supernode()

@@ -35,6 +35,10 @@ TINY = {
 }
 
 
+LIMIT_SECONDS = 300
+"""What a run, or a condition, may take: several times what it takes on two cores."""
+
+
 class Deployment:
     """One link and its silos in a folder; whatever is started ends with :meth:`close`, by process id.
 
@@ -52,6 +56,12 @@ class Deployment:
         """What a process has said so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
+    def all_logs(self) -> str:
+        """The end of what every process has said, for the message of a failure."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-2500:]}" for path in self.folder.glob("*.log")
+        )
+
     def start_link(self) -> None:
         """Start the SuperLink and wait until it listens."""
         self.start("link", "link", "start")
@@ -68,10 +78,10 @@ class Deployment:
         given = ["--superlink", f"localhost:{self.port}", "--root-certificates", authority, "--data-path", str(data)]
         self.start(name, "silo", "start", "--folder", f"silo-{name}", "--silo-name", name, *given, *words)
 
-    def run(self, name: str, timeout: float = 900, **changes: str | float) -> RunFolder:
+    def run(self, name: str, **changes: str | float) -> RunFolder:
         """Run to the end; changes in snake case."""
         self.start_run(name, **changes)
-        return self.finish_run(name, timeout)
+        return self.finish_run(name)
 
     def start_run(self, name: str, **changes: str | float) -> None:
         """Start a run whose log is ``<name>.log``."""
@@ -79,10 +89,9 @@ class Deployment:
         words = [word for key, value in config.items() for word in (f"--{key}", str(value))]
         self.start(name, "run", "--superlink", "link", *words)
 
-    def finish_run(self, name: str, timeout: float = 900, folder: str = "") -> RunFolder:
+    def finish_run(self, name: str, folder: str = "") -> RunFolder:
         """Wait for the end of a run that has results, in ``folder`` if that is not called like the process."""
-        status = self._processes.pop(name).wait(timeout)
-        assert status == 0, self.log(name)[-6000:]
+        assert self.ended(name) == 0, self.all_logs()
         return RunFolder(self.folder / "runs" / (folder or name))
 
     def start(self, name: str, *words: str) -> None:
@@ -98,17 +107,21 @@ class Deployment:
         with contextlib.chdir(self.folder), mock.patch.dict(os.environ, self._environment()):
             assert main(words) == 0
 
-    def wait(self, name: str, condition: Callable[[], bool], timeout: float = 600) -> None:
+    def wait(self, name: str, condition: Callable[[], bool]) -> None:
         """Wait for a condition while a process lives."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + LIMIT_SECONDS
         while not condition():
-            assert self._processes[name].poll() is None, self.log(name)[-6000:]
-            assert time.monotonic() < deadline, self.log(name)[-6000:]
+            assert self._processes[name].poll() is None, f"{name} has ended\n{self.all_logs()}"
+            assert time.monotonic() < deadline, f"{name}: {LIMIT_SECONDS} s are over\n{self.all_logs()}"
             time.sleep(0.1)
 
-    def ended(self, name: str, timeout: float = 300) -> int:
+    def ended(self, name: str) -> int:
         """Wait for the end of a process that is meant to end; return its exit status."""
-        return self._processes.pop(name).wait(timeout)
+        process = self._processes[name]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LIMIT_SECONDS)
+        assert process.poll() is not None, f"{name}: {LIMIT_SECONDS} s are over\n{self.all_logs()}"
+        return self._processes.pop(name).returncode
 
     def stop(self, name: str) -> None:
         """Ask a process to stop, as systemd would."""
@@ -156,10 +169,12 @@ class Deployment:
             self._processes[name].terminate()
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        for process in self.left():
+                process.wait(60)
+        left = self.left()
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, timeout=30)
 
     def _listens(self) -> bool:
         return "Uvicorn running" in self.log("link")

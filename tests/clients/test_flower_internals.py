@@ -16,15 +16,27 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeState, NodeStateFactory
-from flwr.supernode.start_client_internal import _insert_message
+from flwr.supernode.start_client_internal import _insert_message, _pull_and_store_message
 
 from clients import flower_internals
-from clients.flower_internals import Job, PatientClock, SuperNodeGoneError, SuperNodeRuntime, version_problem
+from clients.flower_internals import (
+    Job,
+    PatientClock,
+    SuperNodeGoneError,
+    SuperNodeRuntime,
+    forgetting_ended_runs,
+    version_problem,
+)
 
 RUN, NODE, SECRET = 7, 11, b"a secret of this silo"
 FAB_HASH = hashlib.sha256(b"bundle").hexdigest()
@@ -37,11 +49,14 @@ class SuperNode:
     address: str
     state: NodeState
 
+    def message(self, word: str) -> Message:
+        """A message as the ServerApp writes it."""
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
+        return Message(RecordDict({"config": ConfigRecord({"word": word})}), dst_node_id=NODE, message_type="query")
+
     def receive(self, word: str) -> None:
         """What the SuperNode does when a message comes."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
-        message = Message(RecordDict({"config": ConfigRecord({"word": word})}), dst_node_id=NODE, message_type="query")
-        _insert_message(message, self.state, self.state.object_store)
+        _insert_message(self.message(word), self.state, self.state.object_store)
         self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=FAB_HASH)
 
     def replies(self) -> list[Message]:
@@ -101,6 +116,31 @@ def test_the_next_job_goes_by_its_own_token(supernode: SuperNode) -> None:
             runtime.push(Message(message.content, reply_to=message), context, "")
         assert message.content["config"]["word"] == word
     assert len(supernode.replies()) == 2
+
+
+@pytest.mark.parametrize("lost", ["pull_object", "confirm_message_received"])
+def test_a_message_whose_run_ends_on_its_way_leaves_nothing_behind(supernode: SuperNode, lost: str) -> None:
+    def gone(*_: object) -> None:
+        raise RunNotRunningException
+
+    message = supernode.message("late")
+    with no_object_id_recompute():
+        message.metadata.__dict__["_message_id"] = message.object_id
+        tree, objects = get_object_tree(message), get_all_nested_objects(message)
+    unasked = dict.fromkeys(("node_config", "get_run", "get_fab", "trusted_entities"))
+    fetched = {
+        "pull_object": lambda run_id, object_id: objects[object_id].deflate(),
+        "confirm_message_received": lambda run_id, message_id: None,
+    }
+    got = forgetting_ended_runs(_pull_and_store_message)(
+        state=supernode.state,
+        object_store=supernode.state.object_store,
+        receive=lambda: (message, tree),
+        **{**unasked, **fetched, lost: gone},
+    )
+    assert got is None
+    assert supernode.state.get_messages_legacy(is_reply=False) == []
+    assert SuperNodeRuntime(supernode.address, None, SECRET).acquire() is None
 
 
 def test_who_does_not_know_the_secret_gets_no_task(supernode: SuperNode) -> None:
