@@ -27,11 +27,14 @@ class Loopback:
 
     Args:
         folder: for Flower's state and the logs, one a process.
+
+    Attributes:
+        port: of the SuperLink.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._port = _free_port()
+        self.port = _free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         root = str(Path(fedsynth.__file__).parents[1])
         self._environment = {**flower_environment(), "FLWR_HOME": str(folder / "flwr-home"), "PYTHONPATH": root}
@@ -39,9 +42,9 @@ class Loopback:
     def __enter__(self) -> Loopback:
         home = self.folder / "flwr-home"
         home.mkdir(parents=True)
-        link = {"address": f"127.0.0.1:{self._port}", "insecure": True}
+        link = {"address": f"127.0.0.1:{self.port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "loopback", "loopback": link}}))
-        words = ["--insecure", "--host", "127.0.0.1", "--port", str(self._port)]
+        words = ["--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
         self.start("superlink", [_script("flower-superlink"), *words, "--disable-runtime-dependency-installation"])
         self._wait_for_superlink()
         return self
@@ -69,7 +72,12 @@ class Loopback:
         return process
 
     def start_silo(
-        self, name: str, node_config: str = "", warm: bool = False, options: Sequence[str] = ()
+        self,
+        name: str,
+        node_config: str = "",
+        warm: bool = False,
+        options: Sequence[str] = (),
+        port: int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a silo.
 
@@ -78,8 +86,9 @@ class Loopback:
             node_config: its ``--node-config``; empty: none.
             warm: keep its ClientApp warm.
             options: of ``python -m clients.warm_silo``.
+            port: where it finds the SuperLink; None: at the SuperLink's own.
         """
-        words = ["--insecure", "--superlink", f"127.0.0.1:{self._port}"]
+        words = ["--insecure", "--superlink", f"127.0.0.1:{port or self.port}"]
         words += ["--node-config", node_config] if node_config else []
         if warm:
             return self.start(name, [sys.executable, "-m", "clients.warm_silo", *options, "--", *words])
@@ -108,7 +117,7 @@ class Loopback:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.2)
         raise RunError(f"the SuperLink did not start; see {self.folder / 'superlink.log'}")
