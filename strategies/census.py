@@ -7,16 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsynth import wire
-from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
-from fedsynth.evaluation.memorisation import COPYING_SHARE
-from fedsynth.progress import Progress
 from fedsynth.spec import ImageSpec
-from strategies.replies import malformed_named, usable
+from strategies.replies import usable
 
 logger = logging.getLogger("fedsynth")
 
@@ -109,66 +106,3 @@ def _member(reply: Message, num_classes: int, most: int) -> Member:
     if not 1 <= sum(counts) <= most:
         raise ValueError(f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}")
     return Member(reply.metadata.src_node_id, name, sum(counts), counts)
-
-
-def train_local_models(grid: Grid, census: Census, spec: ImageSpec, config: RunConfig) -> None:
-    """Have every silo train its own model, in slices, so that progress shows and a crash loses little.
-
-    A silo that finds its finished model on its disk answers at once.
-
-    Raises:
-        RunError: a silo fails, answers nonsense, or is no further after a slice than before.
-    """
-    goal, exchange = config.training.own_steps, config.exchange
-    request = {**wire.spec_to_config(spec), "train-seconds": exchange.slice_seconds}
-    progress = Progress("local training: step", goal * len(census), logger.info, interval=exchange.slice_seconds / 3)
-    steps = dict.fromkeys(range(len(census)), 0)
-    while waiting := [member for k, member in enumerate(census) if steps[k] < goal]:
-        messages = [
-            wire.request(member.node_id, wire.PREPARE, request, ttl=exchange.reply_timeout) for member in waiting
-        ]
-        before = dict(steps)
-        for reply in usable(grid.send_and_receive(messages), len(waiting)):
-            k = census.position(reply)
-            if k is None:
-                continue
-            with malformed_named(reply):
-                metrics = wire.metrics(reply)
-                steps[k] = goal if metrics["finished"] else int(wire.number(metrics, "steps"))
-                loss = wire.number(metrics, "loss")
-                _note_finish(census.members[k], metrics)
-            progress.update(sum(steps.values()), loss=loss)
-        _refuse_standstill(census, before, steps, goal)
-
-
-def _note_finish(member: Member, metrics: MetricRecord) -> None:
-    if metrics["finished"]:
-        curve = zip(wire.numbers(metrics, "curve-steps"), wire.numbers(metrics, "curve-losses"), strict=True)
-        member.curve = [(int(step), loss) for step, loss in curve]
-        member.train_seconds = wire.number(metrics, "train-seconds")
-        step, loss = member.curve[-1]
-        logger.info("%s: own model ready after %d steps, loss %.4g", member.name, step, loss)
-        _note_copies(member, metrics)
-
-
-def _note_copies(member: Member, metrics: MetricRecord) -> None:
-    if "copied-share" not in metrics:
-        return
-    share = wire.number(metrics, "copied-share")
-    if not 0 <= share <= 1:
-        raise ValueError(f"copied-share = {share}: must be 0 to 1")
-    member.copied_share = share
-    if share > COPYING_SHARE:
-        message = (
-            "%s: %.0f %% of its model's samples are near-copies of its training images;"
-            " more images or fewer steps would help"
-        )
-        logger.warning(message, member.name, 100 * share)
-
-
-def _refuse_standstill(census: Census, before: dict[int, int], after: dict[int, int], goal: int) -> None:
-    for k, member in enumerate(census):
-        if before[k] < goal and after[k] <= before[k]:
-            raise RunError(
-                f"{member.name} stands at step {after[k]} after another slice of training: is its state folder kept?"
-            )

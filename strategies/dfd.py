@@ -26,10 +26,11 @@ from fedsynth.seeding import derive_seed, make_generator
 from strategies.advice import advice
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.calibration import trusted_prior
-from strategies.census import Census, train_local_models
+from strategies.census import Census
 from strategies.checks import in_range, known_sampler, one_of
 from strategies.cohort import PosteriorKind, make_cohorts
 from strategies.cooperative_set import CooperativeSet
+from strategies.local_training import train_local_models
 from strategies.replies import sound
 from strategies.sampler_rules import refuse_posterior, window_of
 from strategies.screening import Screener
@@ -142,7 +143,7 @@ class DfD(SynthesisStrategy):
         self._min_replies = 1 if asked == AUTO else asked
         prior = log_prior(self.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
-        train_local_models(grid, task.census, task.spec, task.config)
+        train_local_models(grid, task.census, task.spec, task.config, self._min_replies)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if task.config.cooperation.screening and self.sampler != "ula":

@@ -15,9 +15,9 @@ from fedsynth.seeding import make_generator
 from strategies.auxiliary import AuxiliarySet, draw_auxiliary_set
 from strategies.averaging import AveragingOptions
 from strategies.base import Task
-from strategies.census import train_local_models
 from strategies.checks import in_range
 from strategies.fedavg import FedAvg
+from strategies.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
 

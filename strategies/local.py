@@ -13,8 +13,9 @@ from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.census import Member, train_local_models
+from strategies.census import Member
 from strategies.checks import known_sampler
+from strategies.local_training import train_local_models
 from strategies.shares import collect_images, sample_requests
 
 

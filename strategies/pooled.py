@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 from fedsynth import wire
 from fedsynth.errors import RunError
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.census import train_local_models
 from strategies.checks import known_sampler
+from strategies.local_training import train_local_models
 from strategies.shares import collect_images, draw_owners, sample_requests
 
 

@@ -42,7 +42,7 @@ def sound(
     Args:
         replies: answers as they come.
         needed: least number of sound answers.
-        read: raises ValueError for an answer that cannot be used.
+        read: raises ValueError or OverflowError for an answer that cannot be used.
         name: who gave an answer.
         counted: number of sound answers once all are read, where it is not that of the messages.
 
@@ -89,7 +89,7 @@ def _read(reply: Message, read: Callable[[Message], T], name: Callable[[Message]
         raise _LeftOutError(reason)
     try:
         return read(reply)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _LeftOutError(str(error), name(reply)) from error
 
 

@@ -9,13 +9,11 @@ from flwr.app import Message
 from hand_made import StubGrid, bare_reply, error_reply, request_to
 
 from fedsynth import wire
-from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
 from fedsynth.spec import ImageSpec
-from strategies.census import Census, Member, take_census, train_local_models
+from strategies.census import Census, Member, take_census
 
 SPEC = ImageSpec(3, 16, ("cat", "dog", "emu"))
-CONFIG = RunConfig.from_run_config({"train-steps": 10, "slice-seconds": 4.0})
 
 
 def silos(identities: dict[int, dict[str, Any]], **metrics: Any) -> Callable[[Message], Message]:
@@ -131,102 +129,3 @@ def test_position_goes_by_name_then_by_node() -> None:
     assert census.position(bare_reply(request_to(5))) == 1
     assert census.position(bare_reply(request_to(8), {"silo-name": "renamed"})) == 0
     assert census.position(bare_reply(request_to(77), {"partition-id": 3})) is None
-
-
-def train_with(respond: Callable[[Message], Message], count: int = 2) -> tuple[Census, StubGrid]:
-    census = Census(Member(40 + k, f"silo-{k}", 3, [1, 1, 1]) for k in range(count))
-    grid = StubGrid([], respond)
-    train_local_models(grid, census, SPEC, CONFIG)
-    return census, grid
-
-
-def done(message: Message, k: int) -> Message:
-    curve = {"curve_steps": [5.0, 10.0], "curve_losses": [0.9, 0.5 - k], "train_seconds": 3.0 + k}
-    return bare_reply(message, {"partition-id": k}, steps=10, loss=0.5, finished=1, **curve)
-
-
-def test_slices_go_on_until_every_silo_has_finished() -> None:
-    steps = {40: 0, 41: 0}
-
-    def respond(message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        steps[node] += 3 if node == 40 else 7
-        if steps[node] >= 10:
-            return done(message, node - 40)
-        return bare_reply(message, {"partition-id": node - 40}, steps=steps[node], loss=0.7, finished=0)
-
-    census, grid = train_with(respond)
-    assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 40, 41, 40, 40]
-    assert {message.content.config_records[wire.CONFIG]["train-seconds"] for message in grid.requests} == {4.0}
-    assert census.members[1].curve == [(5, 0.9), (10, -0.5)]
-    assert [member.train_seconds for member in census] == [3.0, 4.0]
-
-
-def test_silo_may_end_its_training_before_the_budget() -> None:
-    def respond(message: Message) -> Message:
-        curve = {"curve_steps": [3.0, 6.0], "curve_losses": [0.9, 0.5], "train_seconds": 1.0}
-        return bare_reply(message, {"partition-id": 0}, steps=6, loss=0.5, finished=1, **curve)
-
-    census, grid = train_with(respond, 1)
-    assert len(grid.requests) == 1
-    assert census.members[0].curve == [(3, 0.9), (6, 0.5)]
-    assert census.members[0].copied_share is None
-
-
-def answer_with_copies(share: Any) -> Callable[[Message], Message]:
-    def respond(message: Message) -> Message:
-        answer = done(message, message.metadata.dst_node_id - 40)
-        answer.content[wire.METRICS]["copied-share"] = share  # type: ignore[index]
-        return answer
-
-    return respond
-
-
-@pytest.mark.parametrize(("share", "warned"), [(0.0, False), (0.4, False), (0.41, True), (1.0, True)])
-def test_silo_whose_model_copies_is_named(share: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    census, _ = train_with(answer_with_copies(share), 2)
-    assert [member.copied_share for member in census] == [share, share]
-    said = f"silo-1: {100 * share:.0f} % of its model's samples are near-copies of its training images"
-    assert (said in caplog.text) == warned
-    assert ("more images or fewer steps would help" in caplog.text) == warned
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf"), [0.1]])
-def test_share_of_copies_that_makes_no_sense_ends_the_run_by_name(share: Any) -> None:
-    with pytest.raises(RunError, match="silo-0: unusable answer: copied-share = "):
-        train_with(answer_with_copies(share), 1)
-
-
-def test_silo_that_gets_nowhere_ends_the_run() -> None:
-    def respond(message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        if node == 40:
-            return done(message, 0)
-        return bare_reply(message, {"partition-id": 1}, steps=4, loss=0.7, finished=0)
-
-    with pytest.raises(RunError, match="silo-1 stands at step 4 after another slice of training"):
-        train_with(respond)
-
-
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        {},
-        {"steps": 4, "loss": 0.5},
-        {"finished": 0, "loss": 0.5},
-        {"finished": 1, "loss": 0.5},
-        {"finished": 1, "loss": 0.5, "curve_steps": [1.0, 2.0], "curve_losses": [1.0], "train_seconds": 0.0},
-        {"finished": 1, "loss": 0.5, "curve_steps": [], "curve_losses": [], "train_seconds": 0.0},
-    ],
-)
-def test_malformed_progress_ends_the_run_by_name(metrics: dict[str, Any]) -> None:
-    def respond(message: Message) -> Message:
-        return bare_reply(message, {"silo-name": "silo-0"}, **metrics)
-
-    with pytest.raises(RunError, match="silo-0: unusable answer"):
-        train_with(respond, 1)
-
-
-def test_failed_training_ends_the_run_with_the_silo_s_reason() -> None:
-    with pytest.raises(RunError, match="1 needed: silo-0: OSError: no space left"):
-        train_with(lambda message: error_reply(message, "silo-0: OSError: no space left"), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -100,16 +101,11 @@ def test_silo_of_other_sizes_is_resized_once_the_operator_says_the_size(silos: d
     assert {np.asarray(Image.open(folder.path / name)).shape for name in images_of(folder)} == {(8, 8)}
 
 
-def cut_off(name: str, kind: str) -> Callable[[list[Message]], list[Message]]:
-    """A silo that falls silent when asked a kind of message: the SuperLink answers in its place, without its name."""
+def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Message]], list[Message]]:
+    """A silo whose ``lost`` answers do not come: the SuperLink answers in its place, without its name."""
 
     def tamper(replies: list[Message]) -> list[Message]:
-        return [
-            gone(reply) if wire.silo_key(reply)[1] == name and kind in record(reply) else reply for reply in replies
-        ]
-
-    def record(reply: Message) -> str:
-        return wire.EPSILON if wire.EPSILON_RECORD in reply.content else ""
+        return [gone(reply) if wire.silo_key(reply)[1] == name and lost(reply) else reply for reply in replies]
 
     def gone(reply: Message) -> Message:
         error = error_reply(reply, "Node Unavailable")
@@ -119,14 +115,35 @@ def cut_off(name: str, kind: str) -> Callable[[list[Message]], list[Message]]:
     return tamper
 
 
+def predicts(reply: Message) -> bool:
+    """Whether an answer holds noise predictions."""
+    return wire.EPSILON_RECORD in reply.content
+
+
+def trains(reply: Message) -> bool:
+    """Whether an answer tells of training."""
+    return "loss" in wire.metrics(reply)
+
+
 def test_silo_that_is_gone_is_reported_by_name_and_the_run_goes_on(
     silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = run_real(real_settings(tmp_path), silos, cut_off("north", wire.EPSILON))
+    folder = run_real(real_settings(tmp_path), silos, cut_off("north", predicts))
     assert "north left out: Node Unavailable" in folder.log.read_text()
     assert [row["attendance"]["north"]["left-out"] for row in folder.read_metrics()] == ["Node Unavailable"] * 4
     assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
     assert json.loads(folder.status.read_text())["silos"]["north"]["left-out"] == "Node Unavailable"
+
+
+def test_silo_that_is_lost_before_its_model_is_ready_does_not_end_the_run(
+    silos: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = run_real(real_settings(tmp_path), silos, cut_off("north", lambda reply: trains(reply) or predicts(reply)))
+    said = folder.log.read_text()
+    assert said.index("north left out: Node Unavailable") < said.index("round 4/4")
+    assert "own model ready" in said
+    assert "north: own model ready" not in said
+    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
 
 
 def interrupted(silos: dict[str, Path], base: Path) -> RunFolder:
@@ -169,10 +186,15 @@ def test_run_is_not_resumed_with_other_classes(silos: dict[str, Path], tmp_path:
     assert RunConfig.from_run_config(folder.read_config().to_run_config()).run.resume == ""
 
 
-def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["pooled", "dfd"])
+def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], tmp_path: Path, strategy: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    settings = real_settings(tmp_path)
-    with pytest.raises(RunError) as caught:
-        run_real(settings, silos, north={"state-path": str(tmp_path / "file")})
-    assert "north: UserError: state folder" in str(caught.value)
-    assert "start the silo with another --state-path" in str(caught.value)
+    settings = real_settings(tmp_path, strategy=strategy)
+    with pytest.raises(RunError) if strategy == "pooled" else nullcontext():
+        run_real(settings, silos, east={"state-path": str(tmp_path / "file")})
+    folder = RunFolder(tmp_path / "runs" / "run")
+    said = folder.log.read_text()
+    assert "east: UserError: state folder" in said
+    assert "start the silo with another --state-path" in said
+    # Nobody else holds its classes.
+    assert strategy == "pooled" or {path.name for path in folder.synthetic.iterdir() if path.is_dir()} < set(UNION)
