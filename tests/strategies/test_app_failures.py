@@ -41,11 +41,11 @@ def test_failed_run_says_why_and_publishes_nothing(tmp_path: Path, caplog: pytes
     settings = tiny_settings(tmp_path, node_timeout=0.05)
     caplog.set_level(logging.INFO, "fedsynth")
     (tmp_path / "state").write_text("a file where the silos' folders should be")
-    with pytest.raises(RunError, match=r"0 usable answers, 3 needed: silo-\d: UserError: state folder"):
+    with pytest.raises(RunError, match=r"0 usable answers, 1 needed: silo-\d: UserError: state folder"):
         run_tiny(settings)
     folder = RunFolder(tmp_path / "runs" / "run")
     assert caplog.text.count("error: 0 usable answers") == 1
-    assert "error: 0 usable answers, 3 needed: silo-" in folder.log.read_text()
+    assert "error: 0 usable answers, 1 needed: silo-" in folder.log.read_text()
     assert not folder.synthetic.exists()
     assert not folder.results.exists()
     assert not folder.metrics.exists()
