@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsynth.cli.compared_measures import COST, FIDELITY, MEMORISATION, Measure
 from fedsynth.cli.estimates import best_row, estimate, estimate_text, measured_alike
+from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.run_groups import Run, RunGroup, comparability_warnings, differing_settings, group_runs, read_runs
 from fedsynth.errors import UserError
 from fedsynth.output import SyntheticDataset, results_table
@@ -42,8 +43,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: a folder is given twice or is no run folder, or the page cannot be written.
     """
-    if rest:
-        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth compare --help' lists all")
+    refuse_rest("compare", rest)
     groups = group_runs(read_runs(options.runs))
     content = _content(groups)
     write_comparison(options.output, content)

@@ -15,6 +15,7 @@ from typing import Literal
 import psutil
 
 from fedsynth.cli.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
 from fedsynth.data import load_dataset
 from fedsynth.errors import UserError
@@ -45,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """Print every finding; return 1 if one is a failure."""
-    if rest:
-        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth doctor --help' lists all")
+    refuse_rest("doctor", rest)
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         _packages,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsynth import __version__
-from fedsynth.cli.options import add_keys, given_keys
+from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import make_scheduler, pick_device, sample, to_uint8
 from fedsynth.diffusion.brought import BroughtModel, load_brought_model
@@ -41,14 +41,10 @@ _SCHEDULE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the folder for the dataset, and how to sample."""
-    parser.add_argument("model", type=_path, help="diffusers folder of a class-conditional model, as a run leaves it")
-    parser.add_argument("--output", type=_path, required=True, help="folder for the dataset; must not exist")
+    parser.add_argument("model", type=path_of, help="diffusers folder of a class-conditional model, as a run leaves it")
+    parser.add_argument("--output", type=path_of, required=True, help="folder for the dataset; must not exist")
     parser.add_argument("--classes", help="classes to draw, such as 'cat,dog' (default: all of the model's)")
     add_keys(parser, KEYS)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -57,8 +53,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: the model cannot be read, a class or setting is not one, or the dataset cannot be written.
     """
-    if rest:
-        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth draw --help' lists all")
+    refuse_rest("draw", rest)
     given = given_keys(options, KEYS)
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
     spec, config = _spec(options.model), RunConfig.from_run_config({**_schedule(options.model), **given})

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from fedsynth.cli.options import add_keys, given_keys
+from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
 from fedsynth.errors import UserError
@@ -40,15 +40,11 @@ KEYS = frozenset(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
-    parser.add_argument("dataset", type=_path, help="folder with one folder per class, or a run folder of fedsynth")
-    parser.add_argument("--real", type=_path, required=True, help="real images: class folders, or train/ and test/")
-    parser.add_argument("--output", type=_path, help="JSON file for the numbers (default: only print)")
-    parser.add_argument("--report", type=_path, help="HTML page with tables and pictures (shows real images)")
+    parser.add_argument("dataset", type=path_of, help="folder with one folder per class, or a run folder of fedsynth")
+    parser.add_argument("--real", type=path_of, required=True, help="real images: class folders, or train/ and test/")
+    parser.add_argument("--output", type=path_of, help="JSON file for the numbers (default: only print)")
+    parser.add_argument("--report", type=path_of, help="HTML page with tables and pictures (shows real images)")
     add_keys(parser, KEYS)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -57,8 +53,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: a folder cannot be read, the two do not fit each other, or a file cannot be written.
     """
-    if rest:
-        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth evaluate --help' lists all")
+    refuse_rest("evaluate", rest)
     config = RunConfig.from_run_config(given_keys(options, KEYS))
     settings, root = Settings.of(config), _dataset_root(options.dataset)
     _check_files(options, root)

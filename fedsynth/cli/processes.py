@@ -74,12 +74,12 @@ def stop_marked(mark: str, patience: float) -> None:
     psutil.wait_procs(alive, timeout=patience)
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Return the processes whose environment holds ``mark``, as far as this user may look."""
+def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
+    """Return the other processes in whose environment ``variable`` is ``mark``, as far as this user may look."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.pid != os.getpid():
+            if process.environ().get(variable) == mark and process.pid != os.getpid():
                 found.append(process)
     return found
 

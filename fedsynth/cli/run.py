@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import subprocess
-import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ import tomli_w
 from fedsynth.cli.deployment import Connection, connection_to
 from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks, superlinks
 from fedsynth.cli.link_run import link_command, run_on_link
-from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, scalar
+from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
-from fedsynth.errors import RunError, UserError, did_you_mean
+from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
 from fedsynth.output import RunFolder, default_name
 
@@ -53,7 +52,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: bad configuration or data.
         RunError: the run ended without results.
     """
-    _refuse_unknown(rest)
+    refuse_rest("run", rest, ALL_KEYS)
     config = _configuration(options)
     connection = _connection(options, config)
     if connection is None:
@@ -121,12 +120,6 @@ def _last_change(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _refuse_unknown(rest: list[str]) -> None:
-    for word in rest:
-        hint = did_you_mean(word.split("=")[0].lstrip("-"), ALL_KEYS)
-        raise UserError(f"unknown option '{word}'{hint}; 'fedsynth run --help' lists all")
-
-
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
     earlier = _run_to_resume(options)
@@ -184,11 +177,9 @@ def read_setting(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        setting = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"setting '{path}': {error.strerror}; give a TOML file of configuration keys") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"setting '{path}': not TOML: {error}") from None
+        setting = read_toml(path, "configuration keys")
+    except UserError as error:
+        raise UserError(f"setting '{path}': {error}") from None
     # A table [run] is no sweep's, which has [[run]]: it is refused as the unknown key that it is.
     if setting.keys() & SWEEP_WORDS and not isinstance(setting.get("run"), dict):
         raise UserError(f"setting '{path}' is a sweep: start it with 'fedsynth sweep {path}'")

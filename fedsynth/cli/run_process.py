@@ -14,6 +14,7 @@ from typing import IO
 
 import psutil
 
+from fedsynth.cli.processes import marked
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder
@@ -78,7 +79,7 @@ def end_processes(folder: Path) -> int:
     """
     count = 0
     for _ in range(_ATTEMPTS):
-        members = list(_processes(folder))
+        members = marked(str(folder), MARK)
         if not members:
             break
         count += len(members)
@@ -87,14 +88,6 @@ def end_processes(folder: Path) -> int:
                 process.kill()
         psutil.wait_procs(members, timeout=5)
     return count
-
-
-def _processes(folder: Path) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        # Processes of others may not be looked at, and some end meanwhile.
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
-                yield process
 
 
 def _fresh_words(config: RunConfig, folder: RunFolder) -> list[str]:

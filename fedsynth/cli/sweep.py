@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 
 from fedsynth.cli.flower import flower_home
-from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys
+from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, refuse_rest
 from fedsynth.cli.run import check_data, refuse_if_busy
 from fedsynth.cli.run_process import end_processes, finish_run, last_progress
 from fedsynth.cli.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
-from fedsynth.errors import RunError, UserError, did_you_mean
+from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder, explained_writing, results_table
 from fedsynth.progress import duration
 
@@ -38,9 +38,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: anything is wrong with the file or the data: then no run has started.
     """
-    for word in rest:
-        hint = did_you_mean(word.split("=")[0].lstrip("-"), [*ALL_KEYS, "dry-run"])
-        raise UserError(f"unknown option '{word}'{hint}; 'fedsynth sweep --help' lists all")
+    refuse_rest("sweep", rest, [*ALL_KEYS, "dry-run"])
     sweep = read_sweep(options.sweep, given_keys(options))
     _check_all_data(sweep)
     entries = plan(sweep)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsynth.cli.options import ALL_KEYS
+from fedsynth.cli.options import ALL_KEYS, read_toml
 from fedsynth.cli.run import SWEEP_WORDS, read_setting, with_absolute_paths
 from fedsynth.cli.run_groups import config_hash
 from fedsynth.config import RunConfig, Scalar
@@ -110,12 +109,7 @@ def read_sweep(path: Path, given: Mapping[str, Scalar] | None = None) -> Sweep:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{error.strerror}; give a TOML file of a sweep") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not TOML: {error}") from None
+    content = read_toml(path, "a sweep")
     for key in content:
         _check_key(key, SWEEP_WORDS)
     return content

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.run_groups import comparability_warnings
 from fedsynth.cli.sweep_file import read_sweep
 from fedsynth.cli.sweep_manifest import MANIFEST, read_manifest
@@ -33,8 +34,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: there is no such sweep, row or format, or the output cannot be written.
     """
-    if rest:
-        raise UserError(f"unknown option '{rest[0]}'; 'fedsynth table --help' lists all")
+    refuse_rest("table", rest)
     if options.format not in FORMATS:
         raise unknown_choice("format", options.format, FORMATS)
     folder = options.sweep if options.sweep.is_dir() else read_sweep(options.sweep).folder
