@@ -17,6 +17,7 @@ import pytest
 from diffusers import UNet2DModel
 from tiny_runs import images_of, run_tiny, tiny_settings
 
+from fedsynth.cli.flower import superlinks
 from fedsynth.diffusion import ClassConditionalDDPMPipeline
 from fedsynth.output import RunFolder
 
@@ -135,6 +136,11 @@ def test_fedavg_leaves_a_model_that_diffusers_opens(story: Story) -> None:
     assert UNet2DModel.from_pretrained(model / "unet").config.num_class_embeds == 10
     losses = [row["loss"] for row in story.resumed.read_metrics()]
     assert losses[1] < losses[0]
+
+
+def test_command_leaves_no_superlink(story: Story, home: Path) -> None:
+    assert story.resumed.results.is_file()
+    assert superlinks(home) == []
 
 
 def test_nothing_else_is_printed_before_the_command_or_after_the_report(story: Story) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from datasets import load_dataset as load_hub_dataset
 from tiny_runs import run_tiny
 from torchvision.datasets import ImageFolder
 
-from fedsynth.cli.flower import superlinks
 from fedsynth.output import RunFolder
 
 FlowerRun = Callable[..., Path]
@@ -74,35 +72,3 @@ def test_answers_in_another_order_and_models_trained_anew_in_one_process_give_th
     again = run_tiny({**flat, **elsewhere}, lambda replies: replies[::-1], report=False)
     assert images_of(again.path) == images_of(dfd_run)
     assert len(images_of(again.path)) == 40
-
-
-def test_fedsynth_run_pools_and_leaves_no_superlink(tmp_path: Path) -> None:
-    settings = {
-        "strategy": "pooled",
-        "num-clients": "2",
-        "partition": "iid",
-        "samples-per-client": "60",
-        "train-steps": "5",
-        "block-out-channels": "8,8",
-        "layers-per-block": "1",
-        "num-samples": "20",
-        "sampling-steps": "3",
-        "evaluate": "false",
-    }
-    options = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    home = tmp_path / ".flwr"
-    done = subprocess.run(
-        [sys.executable, "-m", "fedsynth.cli", "run", *options],
-        cwd=tmp_path,
-        env={**os.environ, "FLWR_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
-    (run,) = (tmp_path / "runs").iterdir()
-    assert len(images_of(run)) == 20
-    assert "local training" in done.stdout
-    assert f"report     {run / 'report.html'}" in done.stdout
-    assert superlinks(home) == []
