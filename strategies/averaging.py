@@ -149,6 +149,8 @@ class AveragingStrategy(SynthesisStrategy):
             return None, None
         updates = self.select(sound_answers)
         metrics = mean_metrics(updates)
+        # Those that are not chosen have worked, too.
+        metrics["client-seconds"] = sum(update.seconds for update in sound_answers)
         if "loss" in metrics:
             self._losses.append((server_round, wire.number(metrics, "loss")))
         combined = self._in_precision_sent(self.combine(server_round, updates))

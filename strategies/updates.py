@@ -57,13 +57,12 @@ def read_update(reply: Message, expected: Shapes | None, max_silo_images: int) -
 
 
 def mean_metrics(updates: Sequence[Update]) -> MetricRecord:
-    """Sum up what the silos say: images and seconds in all, their loss weighted by images, how many answered."""
+    """Sum up what the silos say: images in all, their loss weighted by images, how many answered."""
     total = sum(update.num_examples for update in updates)
     metrics: dict[str, MetricRecordValues] = {"num-examples": total, "silos": len(updates)}
     saying = [(update.loss, update.num_examples) for update in updates if update.loss is not None]
     if saying:
         metrics["loss"] = sum(loss * n for loss, n in saying) / sum(n for _, n in saying)
-    metrics["client-seconds"] = sum(update.seconds for update in updates)
     return MetricRecord(metrics)
 
 

@@ -121,6 +121,15 @@ def test_multikrum_of_one_is_krum_and_of_all_without_hostile_silos_the_plain_mea
 
 
 @pytest.mark.parametrize("chosen", CLASSES)
+def test_work_of_silos_that_are_not_chosen_counts(chosen: type[KrumFamily]) -> None:
+    strategy, models = chosen(num_malicious_nodes=1), round_of(1, 9, 1)
+    replies = answers(send(strategy, 1, model(0), range(9)), models, counts_of(9))
+    metrics = gather(strategy, 1, replies)[1]
+    assert metrics["client-seconds"] == pytest.approx(9 * 0.5)
+    assert metrics["silos"] == {Krum: 1, MultiKrum: 8, Bulyan: 7}[chosen]
+
+
+@pytest.mark.parametrize("chosen", CLASSES)
 def test_numbers_of_images_buy_nothing(chosen: type[KrumFamily]) -> None:
     models = round_of(1, 9, 1)
     results = [
