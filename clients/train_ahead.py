@@ -17,9 +17,9 @@ from clients.local_model import LocalModel
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Silo, folder_silo, image_folder_spec
 from fedsynth.diffusion import initial_unet
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
-from fedsynth.output import explained_writing
 from fedsynth.progress import Progress
 from fedsynth.spec import ImageSpec
 

@@ -19,7 +19,7 @@ from experiments.benchmarks.common import markdown_table
 from experiments.in_process_run import begin_run
 from fedsynth import wire
 from fedsynth.config import Scalar
-from fedsynth.output.units import human_bytes
+from fedsynth.units import human_bytes
 from strategies.exchange import Round, Traffic
 
 SAMPLERS: dict[str, dict[str, Scalar]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -23,3 +26,12 @@ class ImageSpec:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, self.size, self.size)
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of class names that differ only in case, spaces, hyphens or underscores."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        bare = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        groups.setdefault(bare, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from flwr.app import Message
 from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, did_you_mean
-from fedsynth.spec import ImageSpec
+from fedsynth.spec import ImageSpec, look_alikes
 from strategies.exchange import ExchangeGrid
 from strategies.replies import malformed_named, usable
 
@@ -126,21 +124,12 @@ def _holders(specs: Mapping[str, ImageSpec]) -> dict[str, list[str]]:
 
 
 def _refuse_look_alikes(held: Mapping[str, list[str]]) -> None:
-    groups: dict[str, list[str]] = {}
-    for name in held:
-        groups.setdefault(_bare(name), []).append(name)
-    for names in groups.values():
-        if len(names) > 1:
-            said = ", ".join(f"'{name}' ({', '.join(held[name])})" for name in names)
-            raise RunError(
-                f"classes {said} are probably the same: have the silos rename their folders, or list all classes"
-                " in class-names if they are not"
-            )
-
-
-def _bare(name: str) -> str:
-    """What is left of a name without case, and without what stands between its words."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    for names in look_alikes(held):
+        said = ", ".join(f"'{name}' ({', '.join(held[name])})" for name in names)
+        raise RunError(
+            f"classes {said} are probably the same: have the silos rename their folders, or list all classes"
+            " in class-names if they are not"
+        )
 
 
 def _compare_with_given(held: Mapping[str, list[str]], given: Collection[str]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
-from fedsynth.output import explained_writing
 from strategies.census import Census
 
 logger = logging.getLogger("fedsynth")

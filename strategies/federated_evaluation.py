@@ -16,7 +16,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, train_domain_classifier
 from fedsynth.evaluation.silo import MIN_HELD_OUT, HeldOutMeasures, hash_weights
 from fedsynth.evaluation.statistics import FeatureStatistics, checked, frechet_distance_of_statistics
-from fedsynth.output.units import human_bytes
+from fedsynth.units import human_bytes
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import ExchangeGrid

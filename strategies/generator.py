@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import TrainingState, to_model_range, train
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.output import explained_writing
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from fedsynth.cli import compare, doctor, draw, evaluate, link, run, silo, status, stop, sweep, table, train_local
 from fedsynth.errors import RunError, UserError
 
-COMMANDS = {
-    "run": run,
-    "sweep": sweep,
-    "status": status,
-    "stop": stop,
-    "doctor": doctor,
-    "draw": draw,
-    "evaluate": evaluate,
-    "compare": compare,
-    "table": table,
-    "link": link,
-    "silo": silo,
-    "train-local": train_local,
-}
+COMMANDS = (
+    *("run", "sweep", "status", "stop", "doctor"),
+    *("draw", "evaluate", "compare", "table"),
+    *("link", "silo", "train-local"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    words = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="fedsynth", description=__doc__.split(".")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
-        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
-        module.add_arguments(subparser)
-    options, rest = parser.parse_known_args(arguments)
+    for name in COMMANDS:
+        text = _docstring(name)
+        subparser = subparsers.add_parser(name, help=text.splitlines()[0], description=text, allow_abbrev=False)
+        if name in words:
+            _module(name).add_arguments(subparser)
+    options, rest = parser.parse_known_args(words)
     try:
-        return int(COMMANDS[options.command].execute(options, rest))
+        return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _module(command: str) -> Any:
+    """Import the module of a subcommand; not of all of them, since some wait seconds for torch."""
+    return import_module(f"{__name__}.{command.replace('-', '_')}")
+
+
+def _docstring(command: str) -> str:
+    """Read what a subcommand says of itself, without importing it."""
+    source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text()
+    return ast.get_docstring(ast.parse(source)) or ""

@@ -106,6 +106,11 @@ def check_certificate(path: Path) -> None:
         )
 
 
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 fingerprint of a certificate, as ``openssl x509 -fingerprint -sha256`` prints it."""
+    return x509.load_pem_x509_certificate(path.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+
+
 def check_private_key(path: Path) -> None:
     """Refuse a file that is no key of a silo, or that others may read.
 

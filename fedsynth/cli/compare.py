@@ -21,7 +21,7 @@ from fedsynth.output.comparison import (
     read_samples,
     write_comparison,
 )
-from fedsynth.output.units import show
+from fedsynth.units import show
 
 _REAL = "real images instead"
 

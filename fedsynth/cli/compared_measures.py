@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedsynth.output import human_bytes
-from fedsynth.output.units import show
 from fedsynth.progress import duration
+from fedsynth.units import human_bytes, show
 
 _ARROWS = {"higher": " ↑", "lower": " ↓"}
 _IN_SPACE = ("feature-space", "n")

@@ -149,6 +149,8 @@ def connection_to(link: str, authority: Path | None) -> Connection:
         folder = LinkFolder(path)
         check_certificate(folder.authority)
         return Connection(folder.read().local_address, folder.authority, folder.home)
+    if ":" not in link:
+        raise UserError(f"superlink = '{link}': there is no such link folder, and it is no HOST:PORT")
     check_address(link, "superlink")
     if authority is None:
         raise UserError(f"superlink = '{link}' is no folder; with an address give --root-certificates ca.crt too")
@@ -166,6 +168,16 @@ def check_address(text: str, key: str) -> None:
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
         raise UserError(f"{key} = '{text}': must be HOST:PORT, such as link.example.org:9092, without https://")
+
+
+def check_node_value(key: str, value: str) -> None:
+    """Refuse what Flower's splitting of node configs, TOML between blanks, would tear.
+
+    Raises:
+        UserError: names key and value.
+    """
+    if '"' in value or "\\" in value or not value.isprintable():
+        raise UserError(f"{key} = '{value}': quotes, backslashes and line breaks are not possible; rename it")
 
 
 def join_address(host: str, port: int) -> str:

@@ -18,8 +18,9 @@ from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import make_scheduler, pick_device, sample, to_uint8
 from fedsynth.diffusion.brought import BroughtModel, load_brought_model
+from fedsynth.disk import check_writable
 from fedsynth.errors import UserError, did_you_mean
-from fedsynth.output import SyntheticDataset, check_writable, write_dataset
+from fedsynth.output import SyntheticDataset, write_dataset
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec

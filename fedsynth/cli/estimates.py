@@ -8,7 +8,7 @@ from fedsynth.cli.compared_measures import Measure
 from fedsynth.cli.run_groups import Run, RunGroup
 from fedsynth.evaluation.intervals import mean_and_interval
 from fedsynth.output.comparison_figures import Estimate
-from fedsynth.output.units import show
+from fedsynth.units import show
 
 
 def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:

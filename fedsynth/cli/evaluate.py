@@ -10,15 +10,14 @@ from pathlib import Path
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
+from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, results_rows
 from fedsynth.files import write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
-    check_writable,
     explained,
-    explained_writing,
     folder_names,
     measured_parts,
     results_table,

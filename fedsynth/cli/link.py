@@ -1,7 +1,7 @@
 """The operator's side of a deployment: certificates, registered silos, and the SuperLink itself.
 
 ``link init`` makes the folder, ``link register`` lets a silo in, ``link start`` runs Flower's SuperLink until it is
-stopped. Every command prints the Flower command that it runs.
+stopped. The last two print the Flower command that they run.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from fedsynth.cli.certificates import check_certificate, check_public_key, make_authority, make_server_certificate
-from fedsynth.cli.deployment import CONNECTION, LinkFolder, LinkSettings, connection_to
+from fedsynth.cli.certificates import (
+    alternative_name,
+    check_certificate,
+    check_public_key,
+    fingerprint,
+    make_authority,
+    make_server_certificate,
+)
+from fedsynth.cli.deployment import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
 from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.processes import environment_of, run_in_foreground, show
+from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
-from fedsynth.output import explained_writing
 
 DEFAULT_PORT = 9092
 
@@ -30,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="host names and addresses by which silos reach this machine",
+        help="host names and addresses by which silos reach this machine (default: as before, or this machine alone)",
     )
-    init.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port of the SuperLink (default: {DEFAULT_PORT})")
+    init.add_argument("--port", type=int, help=f"port of the SuperLink (default: as before, or {DEFAULT_PORT})")
     register = actions.add_parser("register", help="let a silo in by its public key", allow_abbrev=False)
     register.add_argument("key", type=Path, help="public key that 'fedsynth silo init' made at the silo")
     register.add_argument("--name", required=True, help="name of the silo")
@@ -59,19 +66,22 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
-    hosts = [*dict.fromkeys([*options.host, "localhost", "127.0.0.1"])]
-    if not 0 < options.port < 65536:
-        raise UserError(f"port = {options.port}: must be 1 to 65535")
+    before = folder.read() if folder.settings.exists() else LinkSettings([], DEFAULT_PORT)
+    hosts = [*dict.fromkeys([*(options.host or before.hosts), "localhost", "127.0.0.1"])]
+    settings = LinkSettings(hosts, before.port if options.port is None else options.port)
+    _check_settings(settings)
     with explained_writing(folder.path):
         # An authority that silos trust already stays: only the server's own certificate is made anew.
         if not folder.authority.exists():
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             make_authority(folder.authority, folder.authority_key)
         make_server_certificate(hosts, folder.authority, folder.authority_key, folder.certificate, folder.key)
-        settings = LinkSettings(hosts, options.port)
         settings.write(folder)
+    if before.hosts:
+        print("renewed: start the link again; silos need nothing new unless the address is another\n")
     print(
-        f"link folder {folder.path}\nserver certificate for {', '.join(hosts)}\n\n"
+        f"link folder {folder.path}\nserver certificate for {', '.join(hosts)}\n"
+        f"authority SHA-256 {fingerprint(folder.authority)}\n\n"
         f"send every silo {folder.authority} (over a channel you trust) and the address {settings.address}\n"
         f"let a silo in:   fedsynth link register SILO.pub --name SILO --folder {folder.path}\n"
         f"start:           fedsynth link start --folder {folder.path} --bind 0.0.0.0\n"
@@ -81,15 +91,33 @@ def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_settings(settings: LinkSettings) -> None:
+    for host in settings.hosts:
+        alternative_name(host)
+    if not 0 < settings.port < 65536:
+        raise UserError(f"port = {settings.port}: must be 1 to 65535")
+
+
 def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     check_public_key(options.key)
+    check_node_value("name", options.name)
     connection = connection_to(str(folder.path), None)
     command = ["flwr", "supernode", "register", str(options.key.absolute()), CONNECTION, "--name", options.name]
     show(command, folder.home)
     if options.dry_run:
         return 0
     connection.write()
-    done = subprocess.run(command, env=environment_of(folder.home), check=False)
+    done = subprocess.run(
+        command,
+        env=environment_of(folder.home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, end="", flush=True)
+    if done.returncode and "already in use" in done.stdout:
+        raise RunError(f"'{options.key}' is registered already: nothing is left to do")
     if done.returncode:
         raise RunError(
             f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"

@@ -15,8 +15,8 @@ from typing import Any
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
-from fedsynth.output.units import show_setting
 from fedsynth.own_code import is_own
+from fedsynth.units import show_setting
 
 FREE_OF_RESULTS = frozenset(
     {

@@ -13,16 +13,19 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.certificates import check_certificate, check_private_key, make_silo_key
-from fedsynth.cli.deployment import check_address
+from fedsynth.cli.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
+from fedsynth.cli.deployment import check_address, check_node_value
 from fedsynth.cli.flower import free_ports
 from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.processes import environment_of, run_in_foreground, show
-from fedsynth.data import image_folder_spec
+from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.output import check_writable, explained_writing
+from fedsynth.spec import look_alikes
 
 logger = logging.getLogger("fedsynth")
+
+_SIGNALLED = 128
+"""Statuses from here on say which signal has stopped it."""
 
 PATIENCE, WARM_PATIENCE = 10.0, 40.0
 """Seconds in which a silo ends by itself: a warm one ends two processes, one after the other."""
@@ -75,18 +78,28 @@ def _init(folder: Path) -> int:
 
 def _start(folder: Path, options: argparse.Namespace) -> int:
     check_address(options.superlink, "superlink")
-    check_certificate(options.root_certificates.expanduser())
+    authority = options.root_certificates.expanduser()
+    check_certificate(authority)
+    logger.info("authority of the link: SHA-256 %s; the operator has the same", fingerprint(authority))
     check_private_key(folder / "silo.key")
     _check_warm(options)
     command = supernode_command(folder, options, node_config(folder, options))
     show(command, folder / "flwr")
-    patience = WARM_PATIENCE if options.warm else PATIENCE
-    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder / "flwr"), folder, patience)
+    if options.dry_run:
+        return 0
+    status = run_in_foreground(
+        command, environment_of(folder / "flwr"), folder, WARM_PATIENCE if options.warm else PATIENCE
+    )
+    if 0 < status < _SIGNALLED:
+        logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)
+    return status
 
 
 def _check_warm(options: argparse.Namespace) -> None:
     if not options.warm and (options.allow_fab or options.or_stock):
         raise UserError(f"{'--allow-fab' if options.allow_fab else '--or-stock'} is for --warm: add it")
+    if options.allow_fab and options.or_stock:
+        raise UserError("--or-stock: Flower's own way does not know --allow-fab; leave one of them out")
     for digest in options.allow_fab:
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise UserError(f"allow-fab = '{digest}': must be the 64 digits that 'sha256sum' prints for the bundle")
@@ -98,9 +111,14 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     Raises:
         UserError: images, model or state folder cannot be used.
     """
+    # Only here: the other actions would wait seconds for torchvision.
+    from fedsynth.data import image_folder_spec
+
     data = _absolute(options.data_path)
     spec = image_folder_spec(data)
     logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
+    for names in look_alikes(spec.classes):
+        logger.warning("classes %s: a run refuses them as one, unless its class-names lists all", ", ".join(names))
     state = _absolute(options.state_path) if options.state_path else folder / "state"
     try:
         check_writable(state / "models")
@@ -110,9 +128,7 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     if options.model_path:
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
     for key, value in given.items():
-        # Flower reads the pairs as TOML between blanks; what its splitting would tear is refused here.
-        if '"' in value or "\\" in value or not value.isprintable():
-            raise UserError(f"{key} = '{value}': quotes, backslashes and line breaks are not possible; rename it")
+        check_node_value(key, value)
     return given
 
 

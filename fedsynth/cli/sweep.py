@@ -18,8 +18,9 @@ from fedsynth.cli.run import check_data, refuse_if_busy
 from fedsynth.cli.run_process import end_processes, finish_run, last_progress
 from fedsynth.cli.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
+from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
-from fedsynth.output import RunFolder, explained_writing, results_table
+from fedsynth.output import RunFolder, results_table
 from fedsynth.progress import duration
 
 _SIGN_OF_LIFE = 60.0

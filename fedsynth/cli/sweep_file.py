@@ -15,7 +15,7 @@ from fedsynth.cli.run import SWEEP_WORDS, read_setting, with_absolute_paths
 from fedsynth.cli.run_groups import config_hash
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import UserError, did_you_mean
-from fedsynth.output.units import show_setting
+from fedsynth.units import show_setting
 
 _NAMED_BY_THE_SWEEP = {
     "seed": "give seeds, a list",

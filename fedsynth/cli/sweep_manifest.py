@@ -12,10 +12,11 @@ from typing import Any, Literal
 from fedsynth.cli.run_groups import config_hash, deciding_settings
 from fedsynth.cli.sweep_file import PlannedRun, Sweep
 from fedsynth.config import RunConfig, Scalar
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import write_json
-from fedsynth.output import RunFolder, explained_writing
-from fedsynth.output.units import show_setting
+from fedsynth.output import RunFolder
+from fedsynth.units import show_setting
 
 MANIFEST = "sweep.json"
 Status = Literal["waiting", "running", "finished", "failed"]

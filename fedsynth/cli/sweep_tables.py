@@ -16,7 +16,7 @@ from fedsynth.evaluation.intervals import mean_and_interval
 from fedsynth.output.comparison import ComparisonCell, ComparisonTable
 from fedsynth.output.comparison_figures import Estimate, trade_off
 from fedsynth.output.text_tables import csv_text
-from fedsynth.output.units import show
+from fedsynth.units import show
 
 INCEPTION = "inception-v3-compat"
 _CLASSIFIERS = {"logistic-regression": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet"}

@@ -12,9 +12,10 @@ from fedsynth.cli.sweep_file import read_sweep
 from fedsynth.cli.sweep_manifest import MANIFEST, read_manifest
 from fedsynth.cli.sweep_rows import SweepRow, sweep_rows
 from fedsynth.cli.sweep_tables import as_csv, paper_tables, table_notes, trade_offs
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.files import atomic_file
-from fedsynth.output import explained_writing, png_bytes
+from fedsynth.output import png_bytes
 from fedsynth.output.text_tables import latex, markdown
 
 FORMATS = ("markdown", "csv", "latex")

@@ -64,4 +64,5 @@ def _train(order: Path) -> int:
         except BaseException:
             # Ctrl-C has reached it too; a signal to this process alone has not.
             process.terminate()
+            print("\nthe same command goes on where it stops now", file=sys.stderr)
             raise

@@ -1,7 +1,6 @@
 """What a run leaves behind: the dataset, the run folder, the pictures and the report."""
 
 from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
-from fedsynth.output.disk import check_free_space, check_writable, describe_write_error, explained_writing
 from fedsynth.output.evaluation_figures import (
     Embedding,
     NearestImages,
@@ -22,7 +21,6 @@ from fedsynth.output.names import folder_names
 from fedsynth.output.report import ReportContent, write_report
 from fedsynth.output.run_folder import RunFolder, default_name
 from fedsynth.output.table import results_table
-from fedsynth.output.units import human_bytes
 
 __all__ = [
     "Embedding",
@@ -30,15 +28,10 @@ __all__ = [
     "ReportContent",
     "RunFolder",
     "SyntheticDataset",
-    "check_free_space",
-    "check_writable",
     "default_name",
-    "describe_write_error",
     "embedding_scatter",
     "explained",
-    "explained_writing",
     "folder_names",
-    "human_bytes",
     "image_grid",
     "label_distribution",
     "loss_curves",

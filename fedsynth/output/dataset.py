@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedsynth.disk import check_free_space, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
 from fedsynth.output.card import dataset_card
-from fedsynth.output.disk import check_free_space, explained_writing
 from fedsynth.output.names import folder_names
 
 METADATA = "metadata.jsonl"

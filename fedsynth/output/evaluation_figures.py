@@ -29,7 +29,7 @@ from fedsynth.output.figures import (
     name_rows,
     short,
 )
-from fedsynth.output.units import show
+from fedsynth.units import show
 
 MOST_BARS = 20
 """Classes that :func:`per_class_bars` shows."""

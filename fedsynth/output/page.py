@@ -14,10 +14,10 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from fedsynth.disk import explained_writing
 from fedsynth.files import atomic_file
-from fedsynth.output.disk import explained_writing
 from fedsynth.output.figures import PIXELS_PER_INCH, png_bytes
-from fedsynth.output.units import show, show_setting
+from fedsynth.units import show, show_setting
 
 STYLE: str = """
 body { margin: 0 auto; max-width: 980px; padding: 24px 20px 60px; background: #fff; color: #222;
@@ -113,7 +113,7 @@ def document(body: str) -> str:
 def render(template: str, **values: Any) -> str:
     """Fill a template: every value is escaped, an unknown name is an error.
 
-    Filters: ``show`` (a measured value) and ``setting`` (a setting, exactly), see :mod:`fedsynth.output.units`.
+    Filters: ``show`` (a measured value) and ``setting`` (a setting, exactly), see :mod:`fedsynth.units`.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

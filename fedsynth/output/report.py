@@ -30,8 +30,8 @@ from fedsynth.output.figures import (
 )
 from fedsynth.output.page import Picture, document, render, rendered, write_page
 from fedsynth.output.report_template import BODY
-from fedsynth.output.units import column_names, human_bytes, show
 from fedsynth.progress import duration
+from fedsynth.units import column_names, human_bytes, show
 
 _PER_CLASS = 8
 _MOST_CLASSES = 20

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.config import RunConfig
+from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
-from fedsynth.output.disk import explained_writing
 
 FREE_KEYS = frozenset(
     {

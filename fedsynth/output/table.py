@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedsynth.output.units import column_names, show
+from fedsynth.units import column_names, show
 
 
 def results_table(rows: Mapping[str, Any]) -> str:

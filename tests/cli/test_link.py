@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
+import ssl
 import subprocess
 import tomllib
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedsynth.cli import main
+from fedsynth.cli.certificates import fingerprint
 from fedsynth.cli.deployment import LinkFolder, check_address, connection_to
 from fedsynth.errors import UserError
 
@@ -44,6 +47,31 @@ def test_init_again_keeps_the_authority_and_renews_the_server(link: LinkFolder) 
     assert link.read().address == "new.example.org:19001"
 
 
+def test_renewal_keeps_names_and_port_that_are_not_given(link: LinkFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    before = link.read()
+    capsys.readouterr()
+    assert main(["link", "init"]) == 0
+    said = capsys.readouterr().out
+    assert link.read() == before
+    assert "server certificate for link.example.org, 10.0.0.5, localhost, 127.0.0.1" in said
+    assert "renewed: start the link again" in said
+    assert main(["link", "init", "--port", "19002"]) == 0
+    assert link.read().address == "link.example.org:19002"
+
+
+def test_both_sides_are_told_the_same_fingerprint(link: LinkFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = hashlib.sha256(ssl.PEM_cert_to_DER_cert(link.authority.read_text())).hexdigest().upper()
+    expected = ":".join(whole[place : place + 2] for place in range(0, 64, 2))
+    assert fingerprint(link.authority) == expected
+    assert main(["link", "init"]) == 0
+    assert f"authority SHA-256 {expected}" in capsys.readouterr().out
+
+
+def test_bad_host_leaves_no_half_made_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "host 'bad host': must be a host name" in said_error(capsys, "link", "init", "--host", "bad host")
+    assert list(project.iterdir()) == []
+
+
 def test_start_prints_flower_s_command(link: LinkFolder, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["link", "start", "--bind", "0.0.0.0", "--dry-run"]) == 0
@@ -63,9 +91,9 @@ def test_register_writes_the_connection_and_runs_flower(
 ) -> None:
     commands: list[tuple[list[str], dict[str, str]]] = []
 
-    def run(command: list[str], *, env: dict[str, str], check: bool) -> Any:
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> Any:
         commands.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
+        return subprocess.CompletedProcess(command, 0, "SuperNode 17 registered\n")
 
     monkeypatch.setattr("fedsynth.cli.link.subprocess.run", run)
     assert main(["silo", "init"]) == 0
@@ -77,14 +105,24 @@ def test_register_writes_the_connection_and_runs_flower(
     assert connection["link"] == {"address": "localhost:19000", "root-certificates": str(link.authority)}
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (
+            "Connection refused",
+            "Flower did not register 'silo/silo.pub' at localhost:19000: does 'fedsynth link start'",
+        ),
+        ("[code: 23] Public key already in use.", "'silo/silo.pub' is registered already: nothing is left to do"),
+    ],
+)
 def test_register_that_flower_refuses_is_an_error(
-    link: LinkFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    link: LinkFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: str, advice: str
 ) -> None:
-    refused = subprocess.CompletedProcess([], 1)
+    refused = subprocess.CompletedProcess([], 1, reason)
     monkeypatch.setattr("fedsynth.cli.link.subprocess.run", lambda *words, **named: refused)
     assert main(["silo", "init"]) == 0
     error = said_error(capsys, "link", "register", "silo/silo.pub", "--name", "a")
-    assert "Flower did not register 'silo/silo.pub' at localhost:19000: does 'fedsynth link start' run?" in error
+    assert advice in error
 
 
 @pytest.mark.parametrize(
@@ -94,6 +132,7 @@ def test_register_that_flower_refuses_is_an_error(
         (["link", "init", "--port", "70000"], "port = 70000: must be 1 to 65535"),
         (["link", "init", "--host", "link:9"], "host 'link:9': must be a host name"),
         (["link", "register", "silo/silo.key", "--name", "a"], "is a private key"),
+        (["link", "register", "silo/silo.pub", "--name", 'a"b'], "quotes, backslashes and line breaks"),
         (["link", "start", "--dry-rnu"], "unknown option '--dry-rnu'; 'fedsynth link start --help' lists all"),
     ],
 )
@@ -115,7 +154,7 @@ def test_connection_by_address_has_a_home_of_its_own(link: LinkFolder, project: 
     ("link_name", "authority", "said"),
     [
         ("link.example.org:19000", None, "give --root-certificates ca.crt too"),
-        ("absent", None, "must be HOST:PORT"),
+        ("absent", None, "no such link folder, and it is no HOST:PORT"),
         ("link.example.org:19000", "absent.crt", "certificate 'absent.crt': No such file"),
         (".", None, "ca.crt': No such file"),
     ],

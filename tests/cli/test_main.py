@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import argparse
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,9 @@ def test_module_runs_like_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
         runpy.run_module("fedsynth.cli", run_name="__main__")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.strip() == "error: fedsynth stop takes no arguments, not 'now'"
+
+
+@pytest.mark.parametrize("words", [["link", "init"], ["silo", "init"], ["stop"]])
+def test_commands_that_need_no_network_load_no_torch(words: list[str], tmp_path: Path) -> None:
+    code = f"import sys; from fedsynth.cli import main; assert main({words}) == 0; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)

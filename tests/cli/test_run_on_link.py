@@ -56,7 +56,7 @@ def test_silos_of_a_link_take_the_place_of_a_dataset(
     [
         (["--superlink", "link", "--dataset", "digits"], "with --superlink the images are the silos' own"),
         (["--dataset", "silos"], "dataset = 'silos': the silos are real; give --superlink LINK"),
-        (["--superlink", "absent"], "superlink = 'absent': must be HOST:PORT"),
+        (["--superlink", "absent"], "superlink = 'absent': there is no such link folder"),
         (["--superlink", "link", "--strategy", "centralised"], "real silos do not show their images"),
     ],
 )

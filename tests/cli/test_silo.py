@@ -85,6 +85,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         (["--allow-fab", "0" * 64], "--allow-fab is for --warm: add it"),
         (["--or-stock"], "--or-stock is for --warm: add it"),
         (["--warm", "--allow-fab", "1234"], "allow-fab = '1234': must be the 64 digits that 'sha256sum' prints"),
+        (["--warm", "--or-stock", "--allow-fab", "0" * 64], "--or-stock: Flower's own way does not know --allow-fab"),
         (["--superlink", "link.example.org"], "superlink = 'link.example.org': must be HOST:PORT"),
         (["--root-certificates", "absent.crt"], "certificate 'absent.crt': No such file or directory"),
         (["--root-certificates", "silo/silo.pub"], "is no PEM certificate"),
@@ -104,6 +105,27 @@ def test_mistakes_are_one_line_before_anything_starts(
     assert main([*words, *given]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+def test_classes_that_look_alike_are_told_at_the_start(
+    words: list[str], project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(words) == 0
+    assert "a run refuses them as one" not in caplog.text
+    for name in ("big cat", "Big_Cat"):
+        shutil.copytree(project / "my images" / "0", project / "my images" / name)
+    assert main(words) == 0
+    assert "classes Big_Cat, big cat: a run refuses them as one" in caplog.text
+
+
+def test_silo_that_ends_by_itself_says_where_reasons_stand(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for status, told in ((1, True), (0, False), (128 + 15, False)):
+        caplog.clear()
+        monkeypatch.setattr("fedsynth.cli.silo.run_in_foreground", lambda *_, status=status: status)
+        assert main([word for word in words if word != "--dry-run"]) == status
+        assert ("the silo has ended (status 1): docs/deploy.md" in caplog.text) == told
 
 
 def test_key_that_others_may_read_is_refused(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsynth.output.units import column_names, human_bytes, show, show_setting
+from fedsynth.units import column_names, human_bytes, show, show_setting
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fedsynth.disk import check_free_space, check_writable, describe_write_error, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.output import check_free_space, check_writable, describe_write_error, explained_writing
 
 
 @pytest.mark.parametrize(
