@@ -117,7 +117,7 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     )
     print(done.stdout, end="", flush=True)
     if done.returncode and "already in use" in done.stdout:
-        raise RunError(f"'{options.key}' is registered already: nothing is left to do")
+        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
     if done.returncode:
         raise RunError(
             f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"

@@ -112,7 +112,10 @@ def test_register_writes_the_connection_and_runs_flower(
             "Connection refused",
             "Flower did not register 'silo/silo.pub' at localhost:19000: does 'fedsynth link start'",
         ),
-        ("[code: 23] Public key already in use.", "'silo/silo.pub' is registered already: nothing is left to do"),
+        (
+            "[code: 23] Public key already in use.",
+            "'silo/silo.pub' is registered already; one that was removed needs a new pair",
+        ),
     ],
 )
 def test_register_that_flower_refuses_is_an_error(
