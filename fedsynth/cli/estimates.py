@@ -33,8 +33,13 @@ def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:
 
 def estimate(measure: Measure, group: RunGroup) -> Estimate | None:
     """Return mean and half of its interval; None without values, or where they may not be averaged."""
-    values = group.values(measure.key)
-    return mean_and_interval(values) if values and measured_alike(group.runs, measure) else None
+    values = alike_values(measure, group)
+    return mean_and_interval(values) if values else None
+
+
+def alike_values(measure: Measure, group: RunGroup) -> list[float]:
+    """Return the values of a group's runs; none where they may not be averaged."""
+    return group.values(measure.key) if measured_alike(group.runs, measure) else []
 
 
 def measured_alike(runs: Sequence[Run], measure: Measure) -> bool:

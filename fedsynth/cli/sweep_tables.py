@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedsynth.cli.compared_measures import COST, FIDELITY, Measure
-from fedsynth.cli.estimates import estimate, estimate_text
+from fedsynth.cli.estimates import alike_values, estimate, estimate_text
 from fedsynth.cli.published import PUBLISHED, SOURCE, PublishedRow
 from fedsynth.cli.sweep_rows import SweepRow, bold_row, paired_differences
 from fedsynth.evaluation.intervals import mean_and_interval
@@ -84,7 +84,7 @@ def trade_offs(rows: Sequence[SweepRow]) -> dict[str, Figure]:
     figures = {}
     for name, keys in costs.items():
         panels = {
-            head: {row.label: (_total(row, keys), estimate(measure, row.group)) for row in rows}
+            head: {row.label: (_total(row, keys), alike_values(measure, row.group)) for row in rows}
             for head, measure in qualities
         }
         if panels:

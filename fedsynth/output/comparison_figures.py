@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from fedsynth.output.figures import COLOURS, TEXT, legend, round_curve
 
@@ -19,6 +20,7 @@ Estimate = tuple[float, float | None]
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v")
 _PANELS_A_ROW = 3
+_WIDE = 8.0
 _LONGEST_LABEL = 40
 
 
@@ -63,12 +65,12 @@ def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: 
     return figure
 
 
-def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Estimate | None]]], cost: str) -> Figure:
-    """Draw quality against cost: a dot a row, its interval as a bar, one panel a measure.
+def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Sequence[float]]]], cost: str) -> Figure:
+    """Draw quality against cost: a dot a row, the range of its runs as a bar, one panel a measure.
 
     Args:
-        panels: Measure -> row label -> (cost, mean of the measure with half of its interval); rows that lack either
-            are left out. All panels have the same rows.
+        panels: Measure -> row label -> (cost, the measure of each of its runs); rows that lack either are left out.
+            All panels have the same rows. A measure that spreads widely has a logarithmic axis.
         cost: What stands below the panels; its axis is logarithmic, with a place for zero.
     """
     figure = Figure(figsize=(4.7 * len(panels), 4.2), layout="constrained")
@@ -76,11 +78,16 @@ def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Estimate | N
     for axes, (name, rows) in zip(grid, panels.items(), strict=True):
         # Below the smallest positive cost the axis is linear, so that a method without any has its place.
         axes.set_xscale("symlog", linthresh=min((x for x, _ in rows.values() if x), default=1.0))
-        for place, (label, (x, found)) in enumerate(rows.items()):
-            if x is not None and found is not None:
+        for place, (label, (x, values)) in enumerate(rows.items()):
+            if x is not None and values:
+                mean = fmean(values)
+                bar = [[mean - min(values)], [max(values) - mean]]
                 # The space keeps names that begin with "_" in the legend.
                 style = {"fmt": _MARKERS[place % len(_MARKERS)], "color": _colour(place), "label": f" {_cut(label)}"}
-                axes.errorbar(x, found[0], yerr=found[1], capsize=3, **style)
+                axes.errorbar(x, mean, yerr=bar, capsize=3, **style)
+        if _spread_wide([value for x, values in rows.values() if x is not None for value in values]):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.set_title(name, fontsize=10, color=TEXT)
         axes.set_xlabel(cost, fontsize=9, color=TEXT)
         axes.grid(color="#e5e5e5", lw=0.6)
@@ -89,6 +96,11 @@ def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Estimate | N
     if grid[-1].has_data():
         legend(grid[-1])
     return figure
+
+
+def _spread_wide(values: Sequence[float]) -> bool:
+    """Whether the largest would press the others against the axis: then it is logarithmic."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
 
 
 def _draw_row(axes: Axes, place: int, values: Sequence[float], estimate: Estimate | None) -> None:

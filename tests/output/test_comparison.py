@@ -20,7 +20,7 @@ from fedsynth.output.comparison import (
     shared_metrics,
     write_comparison,
 )
-from fedsynth.output.comparison_figures import measure_dots, round_lines
+from fedsynth.output.comparison_figures import measure_dots, round_lines, trade_off
 
 ATTACK = '<script>alert("$x_$")</script>'
 ROUNDS = {
@@ -196,3 +196,16 @@ def test_dots_show_every_run_and_the_interval() -> None:
     assert bar.get_segments()[0][:, 0].tolist() == [1.5, 2.5]
     assert [part.get_visible() for part in figure.axes] == [True] * 4 + [False] * 2
     Image.open(io.BytesIO(png_bytes(figure))).verify()
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(12.0, "linear"), (150.0, "log")])
+def test_measures_that_spread_widely_have_a_logarithmic_axis(largest: float, scale: str) -> None:
+    rows = {"a": (10.0, [4.0, 5.0, 9.0]), "b": (1000.0, [largest]), "c": (None, [9000.0]), "d": (5.0, [])}
+    axes = trade_off({"FD": rows}, "bytes").axes[0]
+    assert axes.get_yscale() == scale
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in "os"] == [
+        (10.0, 6.0),
+        (1000.0, largest),
+    ]
+    bars = [segment[:, 1].tolist() for bar in axes.collections for segment in bar.get_segments()]
+    assert bars == [[4.0, 9.0], [largest, largest]]
