@@ -35,7 +35,7 @@ TINY = {
 }
 
 
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 """What a run, or a condition, may take: several times what it takes on two cores."""
 
 
