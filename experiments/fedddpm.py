@@ -15,7 +15,10 @@ from typing import Any
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.repeated_runs import results_of, table_row
 
-SETTING = Path(__file__).with_name("mnist-dirichlet.toml")
+MNIST = {
+    **{"dataset": "mnist", "image-size": "16", "samples-per-client": "300", "model": "small"},
+    **{"block-out-channels": "16,32,32", "train-steps": "900", "sampler": "ddpm", "sampling-steps": "25"},
+}
 HALF = {"train-steps": "450", "local-steps": "450", "early-stop": "false"}
 METHODS = {
     "fedavg": {"strategy": "fedavg"},
@@ -50,8 +53,8 @@ def main() -> None:
 
 
 def _results(name: str, settings: dict[str, str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    given = {**settings, "data-root": options.data_root, "seed": str(seed)}
-    return results_of(options.output_dir / f"{name}-{seed}", given, SETTING)
+    given = {**MNIST, **settings, "data-root": options.data_root, "seed": str(seed)}
+    return results_of(options.output_dir / f"{name}-{seed}", given)
 
 
 if __name__ == "__main__":

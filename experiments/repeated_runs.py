@@ -9,24 +9,23 @@ from statistics import fmean
 from typing import Any
 
 from fedsynth.cli.options import typed
-from fedsynth.cli.run import read_setting, with_absolute_paths
+from fedsynth.cli.run import with_absolute_paths
 from fedsynth.cli.run_process import finish_run
 from fedsynth.config import RunConfig
 from fedsynth.output import RunFolder
 
 
-def results_of(folder: Path, settings: Mapping[str, str], setting_file: Path | None = None) -> dict[str, Any]:
+def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     """Return the results of a run, which is started, or resumed, unless they are there.
 
     Args:
         folder: the run's folder.
         settings: configuration keys and values.
-        setting_file: TOML file that they change.
     """
     run = RunFolder(folder.absolute())
     if not run.results.is_file():
         place = {"output-dir": str(run.path.parent), "run-name": run.path.name}
-        given = {**read_setting(setting_file), **typed(settings), **place}
+        given = {**typed(settings), **place}
         finish_run(with_absolute_paths(RunConfig.from_run_config(given)), run)
     return dict(json.loads(run.results.read_text()))
 

@@ -24,7 +24,10 @@ from strategies import build_strategy
 FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))
 SWEEPS = [path for path in FILES if tomllib.loads(path.read_text()).keys() & {"seeds", "grid", "zip", "method", "run"}]
 SETTINGS = [path for path in FILES if path not in SWEEPS]
-PAPERS = ("cifar10-power-law", "celeba-pathological", "mnist-pairs", "fedddpm-mnist", "fedddpm-cifar10")
+PAPERS = (
+    *("mnist-dirichlet", "mnist-pairs", "cifar10-power-law", "celeba-pathological"),
+    *("fedddpm-mnist", "fedddpm-cifar10"),
+)
 
 
 def config_of(path: Path, **changes: Scalar) -> RunConfig:
@@ -34,9 +37,10 @@ def config_of(path: Path, **changes: Scalar) -> RunConfig:
 
 def test_there_are_settings() -> None:
     names = {path.stem for path in SETTINGS}
-    assert names >= {"digits-quality", "mnist-dirichlet", "mnist-small", "imagefolder-small", *PAPERS}
+    assert names >= {"digits-quality", "imagefolder-small", *PAPERS}
     assert names >= {f"{name}-small" for name in PAPERS}
-    assert {path.stem for path in SWEEPS} >= {"digits-methods", "disjoint-8", "disjoint-8-small"}
+    sweeps = {path.stem for path in SWEEPS}
+    assert sweeps >= {"digits-methods", "disjoint-8", "disjoint-8-small", "mnist-methods", "mnist-methods-small"}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -72,7 +76,7 @@ def test_small_settings_are_small(path: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_expand_to_runs_that_their_strategies_accept(path: Path) -> None:
     runs = read_sweep(path).runs
-    assert len(runs) > 5
+    assert len({run.row for run in runs}) >= 3
     for run in runs:
         build_strategy(run.config)
 
@@ -88,6 +92,25 @@ def test_the_digits_sweep_is_thirteen_methods_with_one_sampler() -> None:
     samplers = {run.row: build_strategy(run.config)[1].sampling.sampler for run in runs}
     assert samplers.pop("DfD (paper)") == "ula"
     assert set(samplers.values()) == {"sde-dpmsolver++"}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "steps"),
+    [("mnist-methods", (None, "auto"), 10_000), ("mnist-methods-small", ((16, 32, 32), "small"), 600)],
+)
+def test_the_mnist_sweeps_compare_three_methods_on_the_papers_silos(
+    name: str, model: tuple[tuple[int, ...] | None, str], steps: int
+) -> None:
+    runs = read_sweep(FILES[0].with_name(f"{name}.toml")).runs
+    assert [run.row for run in runs] == ["DfD", "Pooled", "FedAvg"]
+    for run in runs:
+        config = build_strategy(run.config)[1]
+        assert (config.data.dataset, config.data.partition, config.data.alpha) == ("mnist", "dirichlet", 0.1)
+        assert (config.run.num_clients, config.data.samples_per_client, config.data.image_size) == (10, 300, "auto")
+        assert (config.model.channels(), config.model.model) == model
+        assert (config.training.train_steps, config.training.own_steps) == (steps, steps)
+        assert (config.sampling.sampler, config.sampling.sampling_steps) == ("sde-dpmsolver++", 10)
+    assert build_strategy(runs[0].config)[1].cooperation.dfd_rounds == 10
 
 
 def test_disjoint_silos_are_eight_of_which_four_train() -> None:
@@ -129,7 +152,7 @@ METHODS = {
     **cooperation.MORE,
     **cooperation.PAPER,
     "quick": cooperation.QUICK,
-    **{f"fedddpm {name}": settings for name, settings in fedddpm.METHODS.items()},
+    **{f"fedddpm {name}": {**fedddpm.MNIST, **settings} for name, settings in fedddpm.METHODS.items()},
     "one silo": early_stopping.ALONE,
     **{f"generator {name}": settings for name, settings in generator.METHODS.items()},
 }
@@ -147,15 +170,15 @@ def test_methods_of_an_experiment_are_valid_run_configs(name: str) -> None:
 def test_results_of_an_experiment_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Path(__file__).with_name("fake_run.py")
     monkeypatch.setattr(run_process, "COMMAND", (sys.executable, str(fake)))
-    (tmp_path / "setting.toml").write_text('strategy = "pooled"\nbatch-size = 8\n')
+    settings = {"strategy": "pooled", "batch-size": "8", "seed": "3", "alpha": "1"}
     for _ in range(2):
-        results = results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+        results = results_of(tmp_path / "all" / "pooled-3", settings)
         assert results["frechet-distance"] == 4.5 + 0.3
     assert (tmp_path / "starts").read_text() == "fresh pooled-3\n"
     config = RunFolder(tmp_path / "all" / "pooled-3").read_config()
     assert (config.training.batch_size, config.data.alpha, config.run.seed) == (8, 1.0, 3)
     (tmp_path / "all" / "pooled-3" / "results.json").unlink()
-    results_of(tmp_path / "all" / "pooled-3", {"seed": "3", "alpha": "1"}, tmp_path / "setting.toml")
+    results_of(tmp_path / "all" / "pooled-3", settings)
     assert (tmp_path / "starts").read_text() == "fresh pooled-3\n--resume pooled-3\n"
 
 
