@@ -63,9 +63,12 @@ class Cooperation(Section):
     energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
     score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
     step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
-        AUTO, description="c of the Langevin step size (sampler=ula)"
+        AUTO, description="c of the Langevin step size (sampler=ula, corrector-steps)"
     )
     step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
+    corrector_steps: Count | Auto = Field(
+        AUTO, description="Langevin moves at each noise level, a round each, before the sampler's move"
+    )
     screening: bool = Field(True, description="leave out answers that no model of images could give")
     min_gain: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         AUTO, description="how well an answer must follow the noise to count; lower is laxer"

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
-from fedsynth.mixture import FlowPosterior, PathPosterior, compose, energy, responsibilities, temper
+from fedsynth.mixture import FlowPosterior, LangevinCorrector, PathPosterior, compose, energy, responsibilities, temper
 from fedsynth.mixture.picard import ancestral_deviation, guesses
 from fedsynth.seeding import make_generator
 
 PosteriorKind = type[PathPosterior] | type[FlowPosterior]
+
+NO_CORRECTOR = LangevinCorrector()
 
 COHORT_NUMBERS = 2**16
 """Numbers in the samples of one cohort, at most: a scheduler's step holds half a dozen copies of what it moves."""
@@ -32,6 +34,7 @@ class Cohort:
         log_prior: log prior weights of the silos (K, n).
         posterior: how weights follow the samples' paths; None: they do not.
         temperature: of the posterior, see :func:`fedsynth.mixture.temper`.
+        corrector: moves at every level before the scheduler's; they are no part of a path that a posterior can follow.
     """
 
     def __init__(
@@ -43,17 +46,19 @@ class Cohort:
         log_prior: torch.Tensor,
         posterior: PosteriorKind | None,
         temperature: float = 1.0,
+        corrector: LangevinCorrector = NO_CORRECTOR,
     ) -> None:
         self.number, self.rows, self.label = number, rows, label
         self.scheduler, self.log_prior, self.temperature = scheduler, log_prior, temperature
         self.posterior = posterior(log_prior) if posterior else None
-        self.level = 0
+        self.level, self._corrector = 0, corrector
+        self._visits = corrector.visits(scheduler.timesteps.tolist())
         self._ahead: torch.Tensor | None = None
 
     @property
     def num_levels(self) -> int:
         """Moves from pure noise to images."""
-        return len(self.scheduler.timesteps)
+        return len(self._visits)
 
     @property
     def finished(self) -> bool:
@@ -63,7 +68,7 @@ class Cohort:
     @property
     def timestep(self) -> int:
         """Where its samples stand."""
-        return int(self.scheduler.timesteps[self.level])
+        return self._visits[self.level][0]
 
     def alpha_at(self, timestep: int) -> float:
         """Return ᾱ."""
@@ -72,12 +77,12 @@ class Cohort:
     @property
     def deviation(self) -> float:
         """Noise of an ancestral move to where its samples stand; after the first move."""
-        before = int(self.scheduler.timesteps[self.level - 1])
+        before, _ = self._visits[self.level - 1]
         return ancestral_deviation(self.alpha_at(before), self.alpha_at(self.timestep))
 
     def levels_ahead(self, most: int) -> list[int]:
         """Timesteps of its next ``most`` levels, or of as many as are left."""
-        return [int(t) for t in self.scheduler.timesteps[self.level : self.level + most]]
+        return [timestep for timestep, _ in self._visits[self.level : self.level + most]]
 
     def guesses(self, samples: torch.Tensor, most: int) -> list[torch.Tensor]:
         """Return its samples (n, C, H, W), and guesses of them at the levels that follow: :meth:`levels_ahead`."""
@@ -115,16 +120,12 @@ class Cohort:
         seed: int,
         divergence: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Move its samples (n, C, H, W) one level on the composed answers, and account for it in the posterior.
+        """Make one move of its samples (n, C, H, W) on the composed answers, and account for it in the posterior.
 
         A :class:`~fedsynth.mixture.FlowPosterior` needs the ``divergence`` (K, n) of the answers.
         """
         t = self.timestep
-        generator = make_generator(seed, "cooperative-noise", self.level, self.number)
-        moved: torch.Tensor = self.scheduler.step(
-            compose(epsilon, weights), t, samples, generator=generator
-        ).prev_sample
-        forget_used_outputs(self.scheduler)
+        moved = self._moved(samples, compose(epsilon, weights), seed)
         known = answered[:, None].expand(-1, len(self.rows))
         if isinstance(self.posterior, PathPosterior):
             self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)
@@ -132,6 +133,15 @@ class Cohort:
             assert divergence is not None
             self.posterior.update(samples, moved, epsilon, divergence, self.scheduler, t, known)
         self.level += 1
+        return moved
+
+    def _moved(self, samples: torch.Tensor, composed: torch.Tensor, seed: int) -> torch.Tensor:
+        timestep, corrects = self._visits[self.level]
+        generator = make_generator(seed, "cooperative-noise", self.level, self.number)
+        if corrects:
+            return self._corrector.move(samples, composed, self.alpha_at(timestep), generator)
+        moved: torch.Tensor = self.scheduler.step(composed, timestep, samples, generator=generator).prev_sample
+        forget_used_outputs(self.scheduler)
         return moved
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,6 +165,7 @@ def make_cohorts(
     log_prior: torch.Tensor,
     posterior: PosteriorKind | None,
     temperature: float = 1.0,
+    corrector: LangevinCorrector = NO_CORRECTOR,
 ) -> list[Cohort]:
     """Cut the set into cohorts of one class each, in the order of the classes, that the same silos answer for.
 
@@ -164,7 +175,7 @@ def make_cohorts(
         new_scheduler: makes a scheduler for a cohort.
         log_prior: (K, N).
         posterior: see :class:`Cohort`.
-        temperature: see :class:`Cohort`.
+        temperature, corrector: see :class:`Cohort`.
     """
     most = max(1, COHORT_NUMBERS // max(1, torch.Size(shape).numel()))
     parts = [
@@ -174,7 +185,7 @@ def make_cohorts(
         for part in rows.split(most)
     ]
     return [
-        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior, temperature)
+        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior, temperature, corrector)
         for number, (label, rows) in enumerate(parts)
     ]
 

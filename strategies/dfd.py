@@ -20,7 +20,7 @@ from fedsynth import wire
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError
-from fedsynth.mixture import FlowPosterior, PathPosterior, ULAScheduler, choose_experts, log_prior
+from fedsynth.mixture import FlowPosterior, PathPosterior, choose_experts, log_prior
 from fedsynth.mixture.screening import Thresholds, bound_weights
 from fedsynth.seeding import derive_seed, make_generator
 from strategies.advice import advice
@@ -32,7 +32,7 @@ from strategies.cohort import PosteriorKind, make_cohorts
 from strategies.cooperative_set import CooperativeSet
 from strategies.local_training import train_local_models
 from strategies.replies import sound
-from strategies.sampler_rules import refuse_posterior, window_of
+from strategies.sampler_rules import corrector_of, langevin_scheduler, refuse_posterior, window_of
 from strategies.screening import Screener
 
 logger = logging.getLogger("fedsynth")
@@ -48,7 +48,7 @@ class DfD(SynthesisStrategy):
     """Cooperative inference over the noise levels.
 
     Args:
-        dfd_rounds: noise levels visited, one round each.
+        dfd_rounds: noise levels visited, one round each, and one for every corrector move.
         sampler: how samples move on ε*: one of :data:`fedsynth.diffusion.SAMPLERS`, or ``ula``, the paper's Langevin
             moves.
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
@@ -62,8 +62,11 @@ class DfD(SynthesisStrategy):
             hold its class.
         energy_scale: λ in the energy weights.
         score_scale: λ in the score, with ``ula`` only.
-        step_scale: c of the Langevin step size; like p our choice, as the paper gives none.
+        step_scale: c of the Langevin step size, of ``ula`` and of correctors; like p our choice, as the paper gives
+            none.
         step_power: p of the Langevin step size.
+        corrector_steps: Langevin moves at every noise level but the first, before the sampler's own, see
+            :class:`fedsynth.mixture.LangevinCorrector`; not with ``posterior`` or ``ula``.
         min_gain, max_excess: what an answer must satisfy to count, see :class:`fedsynth.mixture.screening.Thresholds`.
         max_silo_weight: largest share of a sample that a silo's prior, or constant or energy weight, may have where
             there are others; what is above goes to them.
@@ -74,7 +77,7 @@ class DfD(SynthesisStrategy):
             counts as converged.
 
     Raises:
-        UserError: unknown choice, posterior weights with Langevin moves, or parallel levels with another sampler.
+        UserError: unknown choice, or choices that do not go together (:mod:`strategies.sampler_rules`).
     """
 
     how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
@@ -103,6 +106,7 @@ class DfD(SynthesisStrategy):
         score_scale: float = 1.0,
         step_scale: float = 0.2,
         step_power: float = 1.0,
+        corrector_steps: int = 0,
         min_gain: float = 0.1,
         max_excess: float = 1.2,
         max_silo_weight: float = 0.9,
@@ -115,11 +119,12 @@ class DfD(SynthesisStrategy):
         refuse_posterior(sampler, weights, temperature)
         self.temperature, self.experts_per_sample = temperature, experts_per_sample
         self.energy_scale, self.score_scale = energy_scale, score_scale
-        self.step_scale, self.step_power = step_scale, step_power
+        self.step_scale, self.step_power, self.corrector_steps = step_scale, step_power, corrector_steps
         self.min_gain, self.max_excess = min_gain, max_excess
         self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
         self.parallel_levels, self.picard_tolerance = parallel_levels, picard_tolerance
         self._window = window_of(sampler, weights, parallel_levels, picard_tolerance)
+        self._corrector = corrector_of(sampler, weights, parallel_levels, corrector_steps, step_scale, step_power)
         self._thresholds, self._config = Thresholds(min_gain, max_excess), RunConfig()
         self._min_replies, self._rounds_done, self._idle = 1, 0, 0
         self._asked_at, self._slowest = time.monotonic(), 0.0
@@ -127,8 +132,10 @@ class DfD(SynthesisStrategy):
 
     @classmethod
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
-        """The constructor's defaults, changed by ``dfd-preset``; weights that suit the sampler if one was chosen."""
-        weights = {} if config.sampling.sampler in (AUTO, *STOCHASTIC) else {"weights": "constant"}
+        """The constructor's defaults, changed by ``dfd-preset``; weights that suit the moves if some were chosen."""
+        followed = config.sampling.sampler in (AUTO, *STOCHASTIC)
+        followed = followed and config.cooperation.corrector_steps in (AUTO, 0)
+        weights: dict[str, Scalar] = {} if followed else {"weights": "constant"}
         return {**super().defaults(config), **weights, **cls.PRESETS[config.cooperation.dfd_preset]}
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:
@@ -279,7 +286,9 @@ class DfD(SynthesisStrategy):
         if self.experts_per_sample:
             generator = make_generator(self._config.run.seed, "experts")
             bounded = choose_experts(bounded, labels, self.experts_per_sample, generator)
-        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, self._posterior, self.temperature)
+        cohorts = make_cohorts(
+            labels, shape, self._scheduler, bounded, self._posterior, self.temperature, self._corrector
+        )
         self.num_rounds = cohorts[0].num_levels
         divergences = self._posterior is FlowPosterior
         return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self._window, divergences)
@@ -288,11 +297,4 @@ class DfD(SynthesisStrategy):
         diffusion = self._config.diffusion
         if self.sampler != "ula":
             return make_scheduler(diffusion, self.dfd_rounds, self.sampler)
-        scheduler = ULAScheduler(
-            **diffusion.model_dump(),
-            step_scale=self.step_scale,
-            step_power=self.step_power,
-            score_scale=self.score_scale,
-        )
-        scheduler.set_timesteps(self.dfd_rounds)
-        return scheduler
+        return langevin_scheduler(diffusion, self.dfd_rounds, self.step_scale, self.step_power, self.score_scale)

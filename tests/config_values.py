@@ -77,6 +77,7 @@ OTHER_VALUES: dict[str, Any] = {
     "score-scale": 1.0,
     "step-scale": 0.1,
     "step-power": 2.0,
+    "corrector-steps": 1,
     "screening": False,
     "min-gain": 0.2,
     "max-excess": 1.5,

@@ -4,6 +4,7 @@ Notation: ``K`` silos, ``N`` samples of shape ``(C, H, W)``, ``eps`` (K, N, C, H
 """
 
 from fedsynth.mixture.compose import compose, row_slices
+from fedsynth.mixture.corrector import LangevinCorrector
 from fedsynth.mixture.energy import energy
 from fedsynth.mixture.experts import choose_experts
 from fedsynth.mixture.flow_posterior import FlowPosterior
@@ -14,6 +15,7 @@ from fedsynth.mixture.weights import PathPosterior, RunningPosterior, effective_
 __all__ = [
     "PRIORS",
     "FlowPosterior",
+    "LangevinCorrector",
     "PathPosterior",
     "RunningPosterior",
     "ULAScheduler",

@@ -25,9 +25,12 @@ from diffusers import DDPMScheduler
 from hand_made import StubGrid
 
 from fedsynth import wire
+from fedsynth.config import Diffusion, RunConfig
+from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError, UserError
 from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
 from fedsynth.seeding import make_generator
+from strategies import build_strategy
 from strategies.dfd import DfD
 
 
@@ -105,6 +108,48 @@ def test_langevin_rounds_agree_with_a_plain_loop() -> None:
         step = 0.1 * variance
         x = x - step * 2.0 * eps / math.sqrt(variance) + math.sqrt(2 * step) * noise
     np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+def test_rounds_with_correctors_agree_with_a_plain_loop() -> None:
+    strategy = DfD(dfd_rounds=3, sampler="ddim", weights="constant", prior="uniform", corrector_steps=2, step_scale=0.3)
+    got = run(strategy, task_of())
+    scheduler = make_scheduler(Diffusion(), 3, "ddim")
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
+    levels = scheduler.timesteps.tolist()
+    asked = [levels[0], *(t for t in levels[1:] for _ in range(3))]
+    assert strategy.num_rounds == len(asked) == 7
+    for number, t in enumerate(asked):
+        eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
+        if number % 3 == 0:
+            x = scheduler.step(eps, t, x).prev_sample
+            continue
+        noise = torch.empty_like(x)
+        for label in range(3):
+            generator = make_generator(0, "cooperative-noise", number, label)
+            noise[label == LABELS] = torch.randn((int((label == LABELS).sum()), 1, 4, 4), generator=generator)
+        sigma = math.sqrt(1 - float(scheduler.alphas_cumprod[t]))
+        x = x - 0.3 * sigma * eps + sigma * math.sqrt(0.3 * 1.7) * noise
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "weights = 'constant' or 'energy', not 'posterior'"),
+        ({"weights": "constant", "sampler": "ula"}, "another sampler than 'ula'"),
+        ({"weights": "constant", "sampler": "ddim", "parallel_levels": 4}, "parallel-levels = 1, not 4"),
+    ],
+)
+def test_correctors_that_go_with_nothing_else_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=f"^corrector-steps = 1 needs {why}.* corrector-steps = 0$"):
+        DfD(corrector_steps=1, **options)
+
+
+def test_correctors_make_weights_constant_unless_others_are_asked_for() -> None:
+    for given, weights in (({}, "constant"), ({"weights": "energy"}, "energy"), ({"corrector-steps": 0}, "posterior")):
+        strategy, config = build_strategy(RunConfig.from_run_config({"corrector-steps": 2, **given}))
+        assert isinstance(strategy, DfD)
+        assert strategy.weights == config.cooperation.weights == weights
 
 
 def test_silos_are_asked_only_about_classes_they_hold() -> None:

@@ -35,6 +35,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"weights": "constant", "sampler": "ddim"},
     {"weights": "energy", "sampler": "dpmsolver++"},
     {"weights": "constant", "sampler": "ula"},
+    {"weights": "energy", "sampler": "dpmsolver++", "corrector_steps": 2},
 ]
 
 
