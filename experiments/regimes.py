@@ -66,6 +66,18 @@ MODES: dict[str, dict[str, Scalar]] = {
 }
 """The first four draw with sde-dpmsolver++, each beside the pooled sampling of its own sampler."""
 
+CORRECTED: dict[str, dict[str, Scalar]] = {
+    f"{weights}, {sampler} {levels}{', corrector' if steps else ''}": {
+        **{"strategy": "dfd", "weights": weights, "sampler": sampler},
+        **{"dfd-rounds": levels, "corrector-steps": steps},
+    }
+    for weights, sampler, levels, steps in [
+        *(("constant", sampler, *more) for sampler in ("ddim", "dpmsolver++") for more in ((10, 0), (10, 1), (19, 0))),
+        *(("energy", "dpmsolver++", *more) for more in ((10, 0), (10, 1), (19, 0))),
+    ]
+}
+"""Measured too with ``--modes``: ten levels with a corrector at nine of them are as many rounds as nineteen levels."""
+
 COLUMNS = {key: head for key, head in cooperation.COLUMNS.items() if key != "rounds"}
 PAIRED = {"frechet-distance": "distance − pooled's", "accuracy-cnn": "CNN − pooled's"}
 
@@ -101,7 +113,7 @@ class Bench:
 
     def measure(self, mode: str) -> dict[str, Any]:
         """Make a set in one of :data:`MODES` and return its columns of results."""
-        outcome = self._synthesise({**self._settings, **MODES[mode]}, self._regime.noisy)
+        outcome = self._synthesise({**self._settings, **(MODES | CORRECTED)[mode]}, self._regime.noisy)
         return self._evaluator.evaluate(outcome.images, outcome.labels).row()
 
     def _synthesise(self, settings: Mapping[str, Scalar], noisy: bool) -> Outcome:
@@ -166,7 +178,7 @@ def results_of(regime: Regime, seed: int, modes: Sequence[str], folder: Path, st
 
 
 def _row(mode: str, by_seed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    pooled = "pooled, dpmsolver++" if mode.endswith("dpmsolver++") else "pooled"
+    pooled = "pooled, dpmsolver++" if "dpmsolver++" in mode else "pooled"
     means = {head: f"{fmean(seed[mode][key] for seed in by_seed):.3g}" for key, head in COLUMNS.items()}
     paired = {
         head: " ".join(f"{seed[mode][key] - seed[pooled][key]:+.2g}" for seed in by_seed)
@@ -181,15 +193,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet 0.1"], choices=[*PARTITIONS])
     parser.add_argument("--images", type=int, nargs="+", default=[40, 144], choices=[*IMAGES])
+    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=[*MODES, *CORRECTED])
+    parser.add_argument("--models", nargs="+", default=["exact", "noisy"], choices=["exact", "noisy"])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/regimes"))
     parser.add_argument("--state-dir", type=Path, default=Path(".fedsynth"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()
-    for partition, images, noisy in product(options.partitions, options.images, (False, True)):
-        regime = Regime(partition, images, noisy)
-        by_seed = [results_of(regime, s, [*MODES], options.output_dir, options.state_dir) for s in options.seeds]
-        rows = [_row(mode, by_seed) for mode in MODES]
+    measured = list(dict.fromkeys(["pooled", "pooled, dpmsolver++", *options.modes]))
+    for partition, images, models in product(options.partitions, options.images, options.models):
+        regime = Regime(partition, images, models == "noisy")
+        by_seed = [results_of(regime, s, measured, options.output_dir, options.state_dir) for s in options.seeds]
+        rows = [_row(mode, by_seed) for mode in measured]
         facts = machine_facts() | {"regime": str(regime), "seeds": options.seeds}
         publish(str(regime).replace(", ", "-").replace(" ", "-"), facts, rows, by_seed, options.output_dir)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments import cooperation, early_stopping, fedddpm, generator
+from experiments import cooperation, early_stopping, fedddpm, generator, regimes
 from experiments.repeated_runs import mean_and_range, results_of, table_row
 from fedsynth.cli import run_process
 from fedsynth.cli.options import scalar
@@ -163,6 +163,14 @@ def test_methods_of_an_experiment_are_valid_run_configs(name: str) -> None:
     given = {key: scalar(text) for key, text in METHODS[name].items()}
     given["classifiers"] = str(given.get("classifiers", "cnn"))
     _, config = build_strategy(RunConfig.from_run_config(given))
+    flat = config.to_run_config()
+    assert {key: flat[key] for key in given} == given
+
+
+@pytest.mark.parametrize("mode", [*regimes.MODES, *regimes.CORRECTED])
+def test_modes_of_the_study_are_valid_run_configs(mode: str) -> None:
+    given = (regimes.MODES | regimes.CORRECTED)[mode]
+    _, config = build_strategy(RunConfig.from_run_config({**regimes.BASE, **given}))
     flat = config.to_run_config()
     assert {key: flat[key] for key in given} == given
 
