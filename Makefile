@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# Compiled once here: where Python may not write its caches, every process would compile torch and diffusers again.
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 # Processes that share the unit tests.
 WORKERS ?= 2
 # Real Flower runs and measurements of memory need the machine to themselves.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from deployed import Deployment, classes_of
@@ -128,3 +130,31 @@ def test_silo_with_an_unwritable_state_folder_is_named_and_the_run_goes_on(warm_
     assert f"east: UserError: state folder '{state}" in run.log.read_text()
     # Nobody else holds class 3.
     assert list(classes_of(run)) == ["0", "1", "2"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB, less than a model."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_silo_with_a_full_disk_is_named_and_takes_part_when_there_is_space(
+    warm_link: Deployment, small_disk: Path
+) -> None:
+    warm_link.stop("east")
+    start_silo(warm_link, "east", "--state-path", str(small_disk))
+    full = warm_link.run("full", seed=4)
+    told = [line for line in full.log.read_text().splitlines() if "east: " in line]
+    assert "No space left on device" in told[0]
+    assert list(classes_of(full)) == ["0", "1", "2"]
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert list(classes_of(warm_link.run("space", seed=4))) == ["0", "1", "2", "3"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from deployed import LIMIT_SECONDS
 from diffusers import UNet2DModel
 from tiny_runs import images_of, run_tiny, tiny_settings
 
@@ -79,7 +80,7 @@ def start(home: Path, blocker: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(home: Path, process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=280)
+    said, _ = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, said[-8000:]
     _, alive = psutil.wait_procs(family(home), timeout=30)
     assert alive == []
@@ -87,7 +88,7 @@ def finish(home: Path, process: subprocess.Popen[str]) -> str:
 
 
 def kill_after_round(number: int, process: subprocess.Popen[str], home: Path, run: RunFolder) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + LIMIT_SECONDS
     while len(run.read_metrics()) < number:
         assert process.poll() is None, process.communicate()[0][-8000:]
         assert time.monotonic() < deadline
