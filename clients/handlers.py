@@ -253,7 +253,7 @@ def _own_network(context: Context, config: RunConfig) -> UNet2DModel:
     if (brought := uploadable_network(context, config)) is not None:
         return brought
     if LOCAL_MODEL not in context.state:
-        raise UserError("this silo has no trained model yet: 'query.prepare' must come first")
+        raise UserError("this silo has no trained model: 'query.prepare' failed or never came")
     folder = Path(str(context.state.config_records[LOCAL_MODEL]["path"]))
     return _networks.get(context, lambda: load_network(folder, pick_device(config.run.device)))
 

@@ -196,7 +196,7 @@ def test_question_before_the_model_is_there_says_what_must_come_first(clinic: No
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels, wire.NUMBERS: torch.arange(5)})
     for kind in (wire.EPSILON, wire.SAMPLE, wire.UPLOAD):
         reason = clinic.ask(kind, record, timestep=1, sampler="ddpm").error.reason
-        assert reason == "clinic: UserError: this silo has no trained model yet: 'query.prepare' must come first"
+        assert reason == "clinic: UserError: this silo has no trained model: 'query.prepare' failed or never came"
 
 
 def test_label_that_the_model_does_not_know_is_answered_with_an_error(clinic: Node) -> None:

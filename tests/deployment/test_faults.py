@@ -52,18 +52,18 @@ def rounds_done(link: Deployment, name: str) -> int:
 
 
 def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(link: Deployment) -> None:
-    whole = link.run("whole", dfd_rounds=5)
-    link.start_run("broken", dfd_rounds=5)
-    link.wait("broken", lambda: rounds_done(link, "broken") >= 2)
+    whole = link.run("whole", dfd_rounds=3)
+    link.start_run("broken", dfd_rounds=3)
+    link.wait("broken", lambda: rounds_done(link, "broken") >= 1)
     link.kill("link")
     assert link.ended("broken") != 0
     broken = RunFolder(link.folder / "runs" / "broken")
-    assert 2 <= rounds_done(link, "broken") < 5
+    assert 1 <= rounds_done(link, "broken") < 3
     assert not broken.results.exists()
     link.start_link()
     link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
     link.finish_run("again", folder="broken")
-    assert [row["round"] for row in broken.read_metrics()] == [1, 2, 3, 4, 5]
+    assert [row["round"] for row in broken.read_metrics()] == [1, 2, 3]
     assert images_of(broken) == images_of(whole)
     assert len(images_of(broken)) == 60
 
@@ -119,19 +119,6 @@ def test_slow_silo_is_left_out_of_its_rounds_by_name(warm_link: Deployment) -> N
     assert list(classes_of(run)) == ["0", "1", "2", "3"]
 
 
-def test_silo_with_an_unwritable_state_folder_is_named_and_the_run_goes_on(warm_link: Deployment) -> None:
-    warm_link.stop("east")
-    state = warm_link.folder / "lost"
-    state.mkdir()
-    start_silo(warm_link, "east", "--state-path", str(state))
-    warm_link.wait("east", lambda: "SuperNode ID" in warm_link.log("east"))
-    (state / "east").write_text("a file in its place")
-    run = warm_link.run("unwritable", seed=3)
-    assert f"east: UserError: state folder '{state}" in run.log.read_text()
-    # Nobody else holds class 3.
-    assert list(classes_of(run)) == ["0", "1", "2"]
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB, less than a model."""
@@ -153,8 +140,8 @@ def test_silo_with_a_full_disk_is_named_and_takes_part_when_there_is_space(
     warm_link.stop("east")
     start_silo(warm_link, "east", "--state-path", str(small_disk))
     full = warm_link.run("full", seed=4)
-    told = [line for line in full.log.read_text().splitlines() if "east: " in line]
-    assert "No space left on device" in told[0]
+    assert f"east: UserError: state folder '{small_disk}/east': no space left on that disk" in full.log.read_text()
+    # Nobody else holds class 3.
     assert list(classes_of(full)) == ["0", "1", "2"]
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert list(classes_of(warm_link.run("space", seed=4))) == ["0", "1", "2", "3"]
