@@ -21,6 +21,7 @@ from clients.handlers import (
 from clients.journal import journal
 from clients.silo_door import silo_name
 from clients.statistics import handle_evaluate, handle_statistics
+from fedsynth.errors import UserError
 
 Handler = Callable[[Message, Context], Message]
 
@@ -29,7 +30,7 @@ diffusers_logging.disable_progress_bar()
 
 
 def guarded(handler: Handler) -> Handler:
-    """Answer with an error that names the silo and the reason, whatever happens.
+    """Answer with an error that names the silo and the reason, whatever happens; its code tells refusals from crashes.
 
     Even ``SystemExit``: a Ray actor that dies goes back to the pool and fails every later message.
     """
@@ -40,8 +41,10 @@ def guarded(handler: Handler) -> Handler:
             with journal(message, context):
                 return handler(message, context)
         except BaseException as error:
+            refused = isinstance(error, UserError)
+            code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             reason = f"{silo_name(context)}: {type(error).__name__}: {error}"
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+            return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle
 

@@ -4,8 +4,8 @@ A SuperNode starts a process for every message, which imports torch and loads th
 tasks of a ``flower-supernode --isolation process`` instead and runs the ClientApp in itself.
 
 The code it runs comes in the bundle that the SuperLink ships with the run. One process image serves one run: the next
-run, and whatever follows an error, begin in a fresh interpreter under the same process id, so that neither modules nor
-memory of one reach the other.
+run, and whatever follows an error that is no refusal, begin in a fresh interpreter under the same process id, so that
+neither modules nor memory of one reach the other.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class Executor:
             return Message(Error(code, _said(error)), reply_to=message), _said(error)
         finally:
             self._answering = False
-        # A device that an error has broken, or memory it holds, must not meet the next message.
-        self._worn = reply.has_error()
+        # A device that an error has broken, or memory it holds, must not meet the next message; refusals break nothing.
+        self._worn = reply.has_error() and reply.error.code != ErrorCode.MOD_FAILED_PRECONDITION
         return reply, ""
 
     def _load(self, run: flower.Run, fab: flower.Fab) -> ClientApp:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from hand_made import request_to
 
 import clients.app
@@ -60,6 +61,7 @@ def test_every_message_type_has_a_handler_that_survives_an_empty_message(kind: s
     answer = app(request_to(77, kind), context(silo_name="clinic"))
     assert answer.has_error()
     assert answer.error.reason.startswith("clinic: ")
+    assert answer.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def test_bad_run_config_is_answered_too() -> None:
@@ -67,3 +69,4 @@ def test_bad_run_config_is_answered_too() -> None:
     broken.run_config["alpha"] = -1.0
     answer = app(request_to(77), broken)
     assert answer.error.reason.startswith("silo-0: UserError: alpha = -1.0")
+    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION, "a refusal"

@@ -95,8 +95,12 @@ class Silo:
         def say(message: Message, context: Context) -> Message:
             word = str(message.content["config"]["word"])
             self.say(word)
-            if word == "known error":
-                return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "as it says"), reply_to=message)
+            codes = {
+                "known error": ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+                "refusal": ErrorCode.MOD_FAILED_PRECONDITION,
+            }
+            if word in codes:
+                return Message(Error(codes[word], "as it says"), reply_to=message)
             return Message(RecordDict({"config": ConfigRecord({"word": word.upper()})}), reply_to=message)
 
         return app
@@ -145,6 +149,14 @@ def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[
     here.executor.serve()
     assert here.runtime.words == ["A", f"error {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}"]
     assert here.restarts == [None]
+
+
+def test_a_refusal_of_the_app_costs_nothing(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "refusal"), (7, FIRST, "a"))
+    here.executor.serve()
+    assert here.runtime.words == [f"error {ErrorCode.MOD_FAILED_PRECONDITION}", "A"]
+    assert here.loaded == [FIRST]
+    assert here.restarts == []
 
 
 def test_a_bundle_that_cannot_be_loaded_is_answered(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
