@@ -36,6 +36,12 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 
 @pytest.fixture(scope="module")
+def whole(link: Deployment) -> RunFolder:
+    """An uninterrupted run in which one silo is not warm: the same images come of it."""
+    return link.run("whole", dfd_rounds=5)
+
+
+@pytest.fixture(scope="module")
 def warm_link(link: Deployment) -> Deployment:
     """The same with warm silos only."""
     link.stop(STOCK)
@@ -51,19 +57,20 @@ def rounds_done(link: Deployment, name: str) -> int:
     return len(RunFolder(link.folder / "runs" / name).read_metrics())
 
 
-def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(link: Deployment) -> None:
-    whole = link.run("whole", dfd_rounds=3)
-    link.start_run("broken", dfd_rounds=3)
-    link.wait("broken", lambda: rounds_done(link, "broken") >= 1)
-    link.kill("link")
-    assert link.ended("broken") != 0
-    broken = RunFolder(link.folder / "runs" / "broken")
-    assert 1 <= rounds_done(link, "broken") < 3
+def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(
+    whole: RunFolder, warm_link: Deployment
+) -> None:
+    warm_link.start_run("broken", dfd_rounds=5)
+    warm_link.wait("broken", lambda: rounds_done(warm_link, "broken") >= 1)
+    warm_link.kill("link")
+    assert warm_link.ended("broken") != 0
+    broken = RunFolder(warm_link.folder / "runs" / "broken")
+    assert 1 <= rounds_done(warm_link, "broken") < 5
     assert not broken.results.exists()
-    link.start_link()
-    link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
-    link.finish_run("again", folder="broken")
-    assert [row["round"] for row in broken.read_metrics()] == [1, 2, 3]
+    warm_link.start_link()
+    warm_link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
+    warm_link.finish_run("again", folder="broken")
+    assert [row["round"] for row in broken.read_metrics()] == [1, 2, 3, 4, 5]
     assert images_of(broken) == images_of(whole)
     assert len(images_of(broken)) == 60
 
@@ -124,9 +131,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB, less than a model."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False, capture_output=True
-    ).returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
     try:
         yield disk

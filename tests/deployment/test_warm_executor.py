@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from deployed import LIMIT_SECONDS
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode
 
@@ -126,8 +127,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             for name, options in {"open": [], "closed": ["--allow-fab", allowed]}.items()
         }
         outputs = [folder / "first.json", folder / "second.json"]
-        federation.run("run-1", one, {"words": "a,b,crash,c", "output": str(outputs[0])}, timeout=300)
-        federation.run("run-2", two, {"words": "d,e", "output": str(outputs[1])}, timeout=300)
+        federation.run("run-1", one, {"words": "a,b,crash,c", "output": str(outputs[0])}, timeout=LIMIT_SECONDS)
+        federation.run("run-2", two, {"words": "d,e", "output": str(outputs[1])}, timeout=LIMIT_SECONDS)
         first, second = (json.loads(output.read_text()) for output in outputs)
         yield Deployment(silos, folder, first, second, refused)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from capture import Capture, arrays_of, relay_to, resemblance
+from deployed import LIMIT_SECONDS
 from PIL import Image
 from real_silos import real_settings, write_silos
 
@@ -92,9 +93,9 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captured]:
             port, captures[name] = ports[name]
             config = f'data-path="{path}" silo-name="{name}" state-path="{folder / name}"'
             link.start_silo(name, config, warm=True, port=port)
-        link.run("cooperation", ROOT, settings, timeout=300)
+        link.run("cooperation", ROOT, settings, timeout=LIMIT_SECONDS)
         cooperation = Capture(list(captures["north"].exchanges))
-        link.run("leak-run", folder / "app", {}, timeout=300)
+        link.run("leak-run", folder / "app", {}, timeout=LIMIT_SECONDS)
         leak = Capture(captures["north"].exchanges[len(cooperation.exchanges) :])
         yield Captured(cooperation, leak, marker)
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from deployed import LIMIT_SECONDS
@@ -94,8 +93,15 @@ def flower_run(flower_base: Path, bundle_environment: dict[str, str]) -> Iterato
         pairs = " ".join(f"{key}={value}" for key, value in config.items())
         flwr = str(Path(sys.executable).with_name("flwr"))
         command = [flwr, "run", str(app), "local", "--stream", "--federation-config", federation, "--run-config", pairs]
-        outside: dict[str, Any] = {"env": bundle_environment, "cwd": flower_base}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, **outside)
+        done = subprocess.run(
+            command,
+            env=bundle_environment,
+            cwd=flower_base,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
+        )
         folder = flower_base / "runs" / name
         assert (folder / "results.json").is_file(), done.stdout[-5000:] + done.stderr[-3000:]
         return folder
