@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from fedsynth.cli.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
+from fedsynth.cli.clock import check_clock
 from fedsynth.cli.deployment import check_address, check_node_value
 from fedsynth.cli.flower import free_ports
 from fedsynth.cli.options import refuse_rest
@@ -87,6 +88,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     show(command, folder / "flwr")
     if options.dry_run:
         return 0
+    check_clock(options.superlink, authority)
     status = run_in_foreground(
         command, environment_of(folder / "flwr"), folder, WARM_PATIENCE if options.warm else PATIENCE
     )

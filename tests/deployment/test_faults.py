@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,39 @@ def test_slow_silo_is_left_out_of_its_rounds_by_name(warm_link: Deployment) -> N
         row["attendance"]["north"].get("left-out") for row in run.read_metrics() if "north" in row["attendance"]
     ]
     assert "no answer in time" in left_out
+    assert list(classes_of(run)) == ["0", "1", "2", "3"]
+
+
+@pytest.fixture
+def wrong_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that moves the clock of the processes that are started from then on."""
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "clock_offset.so"
+    source = Path(__file__).with_name("clock_offset.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+
+    def move(seconds: int) -> None:
+        monkeypatch.setenv("LD_PRELOAD", str(library) if seconds else "")
+        monkeypatch.setenv("CLOCK_OFFSET", str(seconds))
+
+    return move
+
+
+def test_silo_with_a_clock_of_its_own_takes_part_or_is_told_why_not(
+    warm_link: Deployment, wrong_clock: Callable[[int], None]
+) -> None:
+    warm_link.stop("south")
+    for seconds, said in ((60, "s ahead of the clock of localhost"), (-400, "s behind the clock of localhost")):
+        wrong_clock(seconds)
+        start_silo(warm_link, "south")
+        assert warm_link.ended("south") == 2
+        assert said in warm_link.log("south")
+    wrong_clock(-200)
+    start_silo(warm_link, "south")
+    wrong_clock(0)
+    run = warm_link.run("clocks", seed=5)
+    assert all("left-out" not in row["attendance"]["south"] for row in run.read_metrics())
     assert list(classes_of(run)) == ["0", "1", "2", "3"]
 
 
