@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-MANY_HOLDERS, FEW_IMAGES = 5.0, 8.0
-"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 14 images, or with 2 to 3
-holders, it was not (``python -m experiments.regimes``). Between these lies our guess."""
+MANY_HOLDERS, FEW_IMAGES = 5.0, 6.0
+"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 8 images or more, or with 2
+to 3 holders, it was not (``python -m experiments.regimes``). Between these lies our guess."""
 
 
 def advice(label_counts: torch.Tensor) -> str:
