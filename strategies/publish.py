@@ -18,7 +18,7 @@ from fedsynth.wire import number
 from strategies.base import Outcome, Task
 from strategies.census import Census
 from strategies.exchange import ExchangeGrid, Round, Traffic
-from strategies.generator import FOLDER, generator_note, train_generator
+from strategies.generator import FOLDER, SAMPLER, generator_note, train_generator
 from strategies.measure import LabelledSet, measure_run
 from strategies.summary import report_content
 
@@ -75,7 +75,7 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid:
         _save_model(folder.models / "global", task, outcome.unet)
     generator = train_generator(task, outcome, folder.checkpoints)
     if generator is not None:
-        _save_model(folder.models / FOLDER, task, generator.unet)
+        _save_model(folder.models / FOLDER, task, generator.unet, SAMPLER)
     measured = measure_run(grid, task, outcome, sets, generator)
     cost = {**costs.row(), **(generator.cost() if generator else {})}
     folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
@@ -97,8 +97,8 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
     return {name: (outcome.images[rows], outcome.labels[rows]) for name, rows in zip(folders, mine, strict=True)}
 
 
-def _save_model(path: Path, task: Task, unet: UNet2DModel) -> None:
-    scheduler = make_scheduler(task.config.diffusion)
+def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
+    scheduler = make_scheduler(task.config.diffusion, sampler=sampler)
     pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)

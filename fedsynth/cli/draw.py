@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedsynth import __version__
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion import make_scheduler, pick_device, sample, to_uint8
+from fedsynth.diffusion import SAMPLERS, make_scheduler, pick_device, sample, to_uint8
 from fedsynth.diffusion.brought import BroughtModel, load_brought_model
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError, did_you_mean
@@ -58,8 +58,10 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     given = given_keys(options, KEYS)
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
     spec, config = _spec(options.model), RunConfig.from_run_config({**_schedule(options.model), **given})
+    if config.sampling.sampler == AUTO:
+        config = RunConfig.from_run_config({**config.to_run_config(), "sampler": _own_sampler(options.model)})
     labels = _labels(config, spec.classes, options.classes)
-    make_scheduler(config.diffusion, config.sampling.sampling_steps, _sampler(config))
+    make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
     _check_output(options.output)
     model = load_brought_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
     images = _draw(model, config, spec, labels)
@@ -103,6 +105,12 @@ def _schedule(folder: Path) -> dict[str, Scalar]:
     return {key: config[name] for name, key in _SCHEDULE.items() if name in config}
 
 
+def _own_sampler(folder: Path) -> str:
+    """Return the sampler whose scheduler was saved with a model, as with a generator, or the default."""
+    saved = _read(folder, "scheduler/scheduler_config.json").get("algorithm_type")
+    return saved if saved in SAMPLERS else DEFAULT_SAMPLER
+
+
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
@@ -139,19 +147,15 @@ def _draw(model: BroughtModel, config: RunConfig, spec: ImageSpec, labels: torch
         rows = slice(first, first + BLOCK)
         generator = make_generator(config.run.seed, "draw", first)
         noise = torch.randn((len(labels[rows]), *spec.shape), generator=generator)
-        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, _sampler(config))
+        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
         images[rows] = to_uint8(sample(model.predict, scheduler, noise, labels[rows], generator))
         progress.update(first + len(noise))
     return images
 
 
-def _sampler(config: RunConfig) -> str:
-    return DEFAULT_SAMPLER if config.sampling.sampler == AUTO else config.sampling.sampler
-
-
 def _provenance(model: Path, config: RunConfig) -> dict[str, Any]:
     flat = config.to_run_config()
-    settings = {key: flat[key] for key in sorted(KEYS - {"seed", "device"})} | {"sampler": _sampler(config)}
+    settings = {key: flat[key] for key in sorted(KEYS - {"seed", "device"})}
     return {
         "method": "drawn from a saved model",
         "settings": {"model": str(model), **settings},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
 
@@ -37,7 +37,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         classes: class names, in label order.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, classes: tuple[str, ...] = ()) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(classes=list(classes))

@@ -78,6 +78,16 @@ def test_options_are_those_of_a_run() -> None:
     np.testing.assert_array_equal(dataset.images, by_hand([2, 0, 2, 0, 2], 3, "ddim", Diffusion()))
 
 
+@pytest.mark.parametrize(("words", "used"), [([], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")])
+def test_the_sampler_saved_with_a_model_is_the_default(words: list[str], used: str, folder: Path) -> None:
+    model = pipeline()
+    model.scheduler = make_scheduler(Diffusion(), sampler="dpmsolver++")
+    model.save_pretrained(folder / "generator")
+    dataset = drawn(*words, model="generator")
+    np.testing.assert_array_equal(dataset.images, by_hand(dataset.labels.tolist(), 0, used, Diffusion()))
+    assert dataset.provenance["settings"]["sampler"] == used
+
+
 def test_the_same_seed_gives_the_same_images() -> None:
     first, again, other = drawn(), drawn(output="again"), drawn("--seed", "1", output="other")
     np.testing.assert_array_equal(first.images, again.images)

@@ -165,6 +165,7 @@ def test_a_run_leaves_a_pipeline_that_draws(strategy: str, tmp_path: Path) -> No
     expected = by_hand(task(**{"num-samples": 30}), Outcome(released.images, released.labels)).averaged_unet()
     assert same(weights_of(folder), dict(expected.state_dict()))
     pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+    assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
     assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
     results = json.loads(folder.results.read_text())
     assert results["generator-steps"] == STEPS
