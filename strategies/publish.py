@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, make_scheduler
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
 from fedsynth.wire import number
@@ -98,7 +98,7 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
-    scheduler = make_scheduler(task.config.diffusion, sampler=sampler)
+    scheduler = lasting_scheduler(task.config.diffusion, sampler)
     pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)

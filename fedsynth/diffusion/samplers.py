@@ -55,6 +55,18 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
     return solver
 
 
+def lasting_scheduler(diffusion: Diffusion, sampler: str = "ddpm") -> Any:
+    """Return the scheduler to save beside a network: its own ``set_timesteps(n)`` finds the levels of ``sampler``.
+
+    Args:
+        diffusion: the noise schedule.
+        sampler: one of :data:`SAMPLERS`.
+    """
+    if sampler in ("dpmsolver++", "sde-dpmsolver++"):
+        return _solver(diffusion, algorithm_type=sampler, use_karras_sigmas=True)
+    return make_scheduler(diffusion, sampler=sampler)
+
+
 def sampler_state(scheduler: Any) -> dict[str, Any]:
     """Return what a scheduler remembers of earlier steps: tensors and numbers; nothing for one-step samplers."""
     if not isinstance(scheduler, DPMSolverMultistepScheduler):

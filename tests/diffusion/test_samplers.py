@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from fedsynth.config import Diffusion
-from fedsynth.diffusion import SAMPLERS, make_scheduler, restore_sampler, sample, sampler_state
+from fedsynth.diffusion import SAMPLERS, lasting_scheduler, make_scheduler, restore_sampler, sample, sampler_state
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
 
@@ -47,6 +48,15 @@ def test_the_solver_works_at_the_levels_that_networks_are_asked_at(sampler: str)
         expected = np.sqrt((1 - ALPHAS) / ALPHAS)[scheduler.timesteps.numpy()]
         np.testing.assert_allclose(scheduler.sigmas.numpy()[:-1], expected, rtol=1e-4)
         assert scheduler.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_the_scheduler_saved_with_a_network_finds_the_same_levels(sampler: str, steps: int) -> None:
+    lasting = lasting_scheduler(Diffusion(), sampler)
+    again = type(lasting).from_config(json.loads(lasting.to_json_string()))
+    again.set_timesteps(steps)
+    assert again.timesteps.tolist() == make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
 
 
 def test_dpmsolver_s_levels_are_those_of_karras() -> None:

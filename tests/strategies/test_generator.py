@@ -166,6 +166,7 @@ def test_a_run_leaves_a_pipeline_that_draws(strategy: str, tmp_path: Path) -> No
     assert same(weights_of(folder), dict(expected.state_dict()))
     pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
     assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
+    assert pipeline.scheduler.config.use_karras_sigmas
     assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
     results = json.loads(folder.results.read_text())
     assert results["generator-steps"] == STEPS
