@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Silos and sweeps killed, links restarted, wrong certificates, on a real SuperLink: some twenty minutes.
+# Silos and sweeps killed, links restarted, wrong clocks and certificates, on a real SuperLink: some twenty minutes.
 test-deployment: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/deployment
 
