@@ -37,7 +37,9 @@ class Loopback:
         self.port = _free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         root = str(Path(fedsynth.__file__).parents[1])
-        self._environment = {**flower_environment(), "FLWR_HOME": str(folder / "flwr-home"), "PYTHONPATH": root}
+        # Silos here stand for machines of their own: their threads would wait for each other on the cores of one.
+        paths = {"FLWR_HOME": str(folder / "flwr-home"), "PYTHONPATH": root}
+        self._environment = {**flower_environment(), **paths, "OMP_NUM_THREADS": "1"}
 
     def __enter__(self) -> Loopback:
         home = self.folder / "flwr-home"
