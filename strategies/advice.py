@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 MANY_HOLDERS, FEW_IMAGES = 5.0, 6.0
-"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 8 images or more, or with 2
+"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 7 images or more, or with 2
 to 3 holders, it was not (``python -m experiments.regimes``). Between these lies our guess."""
 
 

@@ -19,22 +19,13 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import (
-    TrainingState,
-    make_scheduler,
-    noise_predictor,
-    pick_device,
-    sample,
-    to_model_range,
-    to_uint8,
-    train,
-)
+from fedsynth.diffusion import TrainingState, to_model_range, train
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
-from strategies.global_model import new_training
+from strategies.global_model import draw_images, new_training
 
 logger = logging.getLogger("fedsynth")
 
@@ -66,11 +57,9 @@ class Generator:
 
     def draw(self, task: Task, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Draw an image uint8 (H, W, C) for each of ``labels`` (n,), from other noise than the released set's."""
-        config, generator = task.config, make_generator(task.config.run.seed, "generator-sampling")
+        generator = make_generator(task.config.run.seed, "generator-sampling")
         noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
-        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, SAMPLER)
-        predict = noise_predictor(self.unet.to(pick_device(config.run.device)))
-        return to_uint8(sample(predict, scheduler, noise, torch.from_numpy(labels), generator))
+        return draw_images(task, self.unet, noise, torch.from_numpy(labels), generator, sampler=SAMPLER)
 
 
 def refuse_generator(config: RunConfig) -> None:

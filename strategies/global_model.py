@@ -51,8 +51,12 @@ def draw_images(
     labels: torch.Tensor,
     generator: torch.Generator,
     on_step: Callable[[int], None] | None = None,
+    sampler: str = "",
 ) -> NDArray[np.uint8]:
-    """Draw uint8 images (n, H, W, C) as the run's settings say; arguments as of :func:`fedsynth.diffusion.sample`."""
-    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps, task.sampler)
+    """Draw uint8 images (n, H, W, C) as the run's settings say; arguments as of :func:`fedsynth.diffusion.sample`.
+
+    ``sampler`` takes the place of the run's.
+    """
+    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps, sampler or task.sampler)
     predict = noise_predictor(unet.to(pick_device(task.config.run.device)))
     return to_uint8(sample(predict, scheduler, noise, labels, generator, on_step))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import time
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -43,13 +44,10 @@ def seconds_ahead(address: str, authority: Path, timeout: float = 5.0) -> float 
     """
     try:
         context = ssl.create_default_context(cafile=authority)
-        connection = http.client.HTTPSConnection(address, timeout=timeout, context=context)
-        try:
+        with closing(http.client.HTTPSConnection(address, timeout=timeout, context=context)) as connection:
             connection.request("HEAD", "/")
             date = connection.getresponse().headers["Date"]
             now = time.time()
-        finally:
-            connection.close()
         # The header drops the fraction of a second.
         return now - parsedate_to_datetime(date).timestamp() - 0.5
     except (OSError, http.client.HTTPException, TypeError, ValueError):

@@ -55,11 +55,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: the model cannot be read, a class or setting is not one, or the dataset cannot be written.
     """
     refuse_rest("draw", rest)
-    given = given_keys(options, KEYS)
+    given = {key: value for key, value in given_keys(options, KEYS).items() if value != AUTO}
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
-    spec, config = _spec(options.model), RunConfig.from_run_config({**_schedule(options.model), **given})
-    if config.sampling.sampler == AUTO:
-        config = RunConfig.from_run_config({**config.to_run_config(), "sampler": _own_sampler(options.model)})
+    spec, config = _spec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
     labels = _labels(config, spec.classes, options.classes)
     make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
     _check_output(options.output)
@@ -97,18 +95,17 @@ def _spec(folder: Path) -> ImageSpec:
     return ImageSpec(channels, size, tuple(map(str, classes)))
 
 
-def _schedule(folder: Path) -> dict[str, Scalar]:
-    """Return the model's own noise schedule, if a run can have it; any other is matched level by level."""
+def _saved_settings(folder: Path) -> dict[str, Scalar]:
+    """Return what was saved with a model: its sampler, or the default, and its noise schedule.
+
+    A noise schedule that no run can have is left out: it is matched level by level.
+    """
     config = _read(folder, "scheduler/scheduler_config.json")
+    sampler = config.get("algorithm_type")
+    settings = {"sampler": sampler if sampler in SAMPLERS else DEFAULT_SAMPLER}
     if config.get("beta_schedule", "linear") != "linear":
-        return {}
-    return {key: config[name] for name, key in _SCHEDULE.items() if name in config}
-
-
-def _own_sampler(folder: Path) -> str:
-    """Return the sampler whose scheduler was saved with a model, as with a generator, or the default."""
-    saved = _read(folder, "scheduler/scheduler_config.json").get("algorithm_type")
-    return saved if saved in SAMPLERS else DEFAULT_SAMPLER
+        return settings
+    return settings | {key: config[name] for name, key in _SCHEDULE.items() if name in config}
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -78,7 +78,9 @@ def test_options_are_those_of_a_run() -> None:
     np.testing.assert_array_equal(dataset.images, by_hand([2, 0, 2, 0, 2], 3, "ddim", Diffusion()))
 
 
-@pytest.mark.parametrize(("words", "used"), [([], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")])
+@pytest.mark.parametrize(
+    ("words", "used"), [([], "dpmsolver++"), (["--sampler", "auto"], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")]
+)
 def test_the_sampler_saved_with_a_model_is_the_default(words: list[str], used: str, folder: Path) -> None:
     model = pipeline()
     model.scheduler = make_scheduler(Diffusion(), sampler="dpmsolver++")
