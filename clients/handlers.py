@@ -165,7 +165,7 @@ def handle_sample(message: Message, context: Context) -> Message:
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, spec.shape)[numbers]
     generator = make_generator(config.run.seed, "sampling", silo_name(context))
     scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, str(request["sampler"]))
-    federated = wire.WEIGHTS in message.content
+    federated = wire.WEIGHTS in wire.array_names(message)
     predict = noise_predictor(_federated_network(message, context)) if federated else _own_predictor(context, config)
     images = torch.from_numpy(to_uint8(sample(predict, scheduler, noise, tensors[wire.LABELS], generator)))
     record = wire.encode_tensors({wire.IMAGES: images, wire.NUMBERS: numbers})

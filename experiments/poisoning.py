@@ -90,7 +90,7 @@ class PoisonedGrid(InProcessGrid):
     def _poison(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
             hostile = wire.silo_key(reply)[0] in HOSTILE
-            if self._attack is not None and hostile and wire.ARRAYS in reply.content:
+            if self._attack is not None and hostile and wire.ARRAYS in wire.array_names(reply):
                 trained = wire.decode_tensors(wire.array_record(reply, wire.ARRAYS))
                 changed = self._attack(wire.decode_tensors(self._sent), trained, self._generator)
                 reply.content[wire.ARRAYS] = wire.encode_tensors(changed)

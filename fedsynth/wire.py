@@ -11,6 +11,9 @@
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
 | ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
+Array records travel packed (:func:`pack`): record ``arrays`` as ``arrays#0``, ``arrays#1``, …; nothing but
+:func:`array_record` needs to know.
+
 ``epsilon`` holds noise predictions (n, C, H, W), and ``divergence`` Σ_j ∂ε_j/∂x_j of every sample, float32 (n,),
 estimated by a probe, only if ``probe-seed`` is given. What ``config`` of a ``query.epsilon`` holds under
 :data:`ECHOED`, the ``metrics`` of its answer repeat. Every answer also holds a ``MetricRecord`` ``metrics`` and a
@@ -19,10 +22,10 @@ estimated by a probe, only if ``probe-seed`` is given. What ``config`` of a ``qu
 
 from __future__ import annotations
 
-import io
+import itertools
 import warnings
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,6 +41,7 @@ from flwr.app import (
 )
 from flwr.common.constant import SType
 
+from fedsynth import npy, packing
 from fedsynth.spec import ImageSpec
 
 TRAIN = "train"
@@ -72,7 +76,7 @@ QUESTION = "question"
 TIMESTEP = "timestep"
 ECHOED = (QUESTION, TIMESTEP)
 
-_MAGIC = np.lib.format.magic(1, 0)
+PACKED = "packed"
 
 with warnings.catch_warnings():
     # torch warns once a process of a tensor on read-only memory, which is the point of peek().
@@ -85,26 +89,65 @@ def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
     if wire_dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(getattr(torch, wire_dtype))
     values = np.asarray(tensor.detach().cpu().numpy(), order="C")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
     # Array(values) would do, but holds two more copies on the way.
-    data = b"".join([header.getvalue(), values.reshape(-1).view(np.uint8).data])
-    return Array(dtype=str(values.dtype), shape=tuple(tensor.shape), stype=SType.NUMPY, data=data)
+    return Array(dtype=str(values.dtype), shape=tuple(tensor.shape), stype=SType.NUMPY, data=npy.dumps(values))
+
+
+def pack(name: str, record: ArrayRecord) -> dict[str, ConfigRecord]:
+    """Return the records in which an array record travels, see :mod:`fedsynth.packing`."""
+    arrays = {key: packing.Packed(array.dtype, array.shape, array.stype, array.data) for key, array in record.items()}
+    return {f"{name}#{k}": ConfigRecord({PACKED: piece}) for k, piece in enumerate(packing.pack(arrays))}
+
+
+def pack_messages(messages: Iterable[Message]) -> None:
+    """Pack the array records of messages; one that they share is packed once, and shared again."""
+    done: dict[tuple[str, int], dict[str, ConfigRecord]] = {}
+    for message in messages:
+        content = RecordDict()
+        for name, record in message.content.items():
+            if isinstance(record, ArrayRecord):
+                # No other record can get its id: all of them were there at the start.
+                key = (name, id(record))
+                if key not in done:
+                    done[key] = pack(name, record)
+                content.update(done[key])
+            else:
+                content[name] = record
+        message.content = content
 
 
 def array_record(message: Message, name: str) -> ArrayRecord:
-    """Return an array record of a message.
+    """Return an array record of a message, packed or as it is.
 
     Not through Flower's ``content.array_records``: that view is a reference cycle, which keeps the arrays in memory
     until the garbage collector comes by.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it cannot be read.
     """
     record = message.content.get(name)
-    if not isinstance(record, ArrayRecord):
+    if isinstance(record, ArrayRecord):
+        return record
+    if name not in array_names(message):
         raise ValueError(f"there is no array record '{name}'")
-    return record
+    try:
+        arrays = packing.unpack(_pieces(message, name))
+        return ArrayRecord({key: Array(*array) for key, array in arrays.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{name}' cannot be read: {error}") from error
+
+
+def _pieces(message: Message, name: str) -> Iterator[bytes]:
+    for number in itertools.count():
+        if not isinstance(record := message.content.get(f"{name}#{number}"), ConfigRecord):
+            return
+        yield cast(bytes, record.get(PACKED))
+
+
+def array_names(message: Message) -> set[str]:
+    """Return the names of a message's array records."""
+    records = message.content.items()
+    return {name.partition("#")[0] for name, record in records if isinstance(record, ArrayRecord) or "#" in name}
 
 
 def metrics(message: Message) -> MetricRecord:
@@ -126,27 +169,11 @@ def peek(array: Array) -> torch.Tensor:
         ValueError: the bytes are not the array they claim to be.
     """
     try:
-        return torch.from_numpy(_view(array))
+        if array.stype != SType.NUMPY:
+            raise TypeError(f"serialised as '{array.stype}', not as '{SType.NUMPY}'")
+        return torch.from_numpy(npy.view(array.data))
     except Exception as error:  # whatever a stranger's bytes set off in the reader
         raise ValueError(f"array cannot be read: {error}") from error
-
-
-def _view(array: Array) -> np.ndarray:
-    if array.stype != SType.NUMPY:
-        raise TypeError(f"serialised as '{array.stype}', not as '{SType.NUMPY}'")
-    if array.data[: len(_MAGIC)] != _MAGIC:
-        return array.numpy()
-    # After the magic words two bytes say how long the header is.
-    first = len(_MAGIC)
-    last = first + 2 + int.from_bytes(array.data[first : first + 2], "little")
-    shape, fortran, dtype = _read_header(array.data[first:last])
-    return np.frombuffer(array.data, dtype, offset=last).reshape(shape, order="F" if fortran else "C")
-
-
-@lru_cache(1024)
-def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Parse a header. It takes longer than all the rest, and the layers of all silos share a few."""
-    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
 
 
 def decode(array: Array) -> torch.Tensor:
@@ -189,10 +216,10 @@ def answer(
     metrics: Mapping[str, MetricRecordValues],
     **arrays: ArrayRecord,
 ) -> Message:
-    """Build the answer to ``message``; ``arrays`` are array records by name."""
+    """Build the answer to ``message``; ``arrays`` are array records by name, and travel packed."""
     content = RecordDict({SILO: silo, METRICS: MetricRecord(dict(metrics))})
     for name, record in arrays.items():
-        content[name] = record
+        content.update(pack(name, record))
     return Message(content, reply_to=message)
 
 
@@ -257,4 +284,7 @@ def payload_bytes(message: Message) -> int:
 def _record_bytes(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     if isinstance(record, ArrayRecord):
         return sum(len(name) + len(array.data) for name, array in record.items())
+    if isinstance(piece := record.get(PACKED), bytes):
+        # Serialising it would hold three copies at once.
+        return len(piece)
     return len(record.deflate())

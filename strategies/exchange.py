@@ -17,8 +17,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedsynth import wire
 from fedsynth.errors import RunError
-from fedsynth.wire import payload_bytes
 from strategies.attendance import Answers, Attendance
 
 logger = logging.getLogger("fedsynth")
@@ -86,8 +86,9 @@ class ExchangeGrid(Grid):
 
     def _send(self, messages: Iterable[Message]) -> dict[str, int]:
         batch = list(messages)
+        wire.pack_messages(batch)
         self.traffic.messages += len(batch)
-        self.traffic.down += sum(payload_bytes(message) for message in batch)
+        self.traffic.down += sum(wire.payload_bytes(message) for message in batch)
         nodes = [message.metadata.dst_node_id for message in batch]
         kind = batch[0].metadata.message_type if batch else ""
         ids = list(self._grid.push_messages(batch))
@@ -107,7 +108,7 @@ class ExchangeGrid(Grid):
             while replies:
                 reply = replies.pop()
                 if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
-                    self.traffic.up += payload_bytes(reply)
+                    self.traffic.up += wire.payload_bytes(reply)
                     self.attendance.heard(reply)
                     yield reply
                 # A loop variable would keep the last answer alive through the next wait.

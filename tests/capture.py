@@ -12,12 +12,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_object_type_from_object_content
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+
+from fedsynth import wire
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Capture:
 
 def arrays_of(message: Message) -> dict[tuple[str, str], np.ndarray]:
     """The arrays of a message, by the names of their record and their own."""
-    records = {name: record for name, record in message.content.items() if isinstance(record, ArrayRecord)}
+    records = {name: wire.array_record(message, name) for name in wire.array_names(message)}
     return {(name, key): array.numpy() for name, record in records.items() for key, array in record.items()}
 
 

@@ -50,7 +50,7 @@ def begin(strategy: DfD, task: Task) -> ArrayRecord:
 
 
 def answer(message: Message, silo: int, model: Predict = predict, seconds: float = 0.5) -> Message:
-    tensors = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
+    tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
     t = int(message.content.config_records[wire.CONFIG]["timestep"])
     samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
     epsilon = model(silo, samples, t, labels)

@@ -10,7 +10,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hand_made import bare_reply, error_reply, request_to
 
-from fedsynth import wire
+from fedsynth import packing, wire
 from fedsynth.spec import ImageSpec
 
 TENSORS = {
@@ -55,7 +55,7 @@ def test_state_dict_survives_serialisation() -> None:
     parts = {number: part.deflate() for number, part in get_all_nested_objects(message).items()}
     back = inflate_object_from_contents(message.object_id, parts)
     assert isinstance(back, Message)
-    tensors = wire.decode_tensors(back.content.array_records[wire.ARRAYS])
+    tensors = wire.decode_tensors(wire.array_record(back, wire.ARRAYS))
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {
         name: tensor.dtype for name, tensor in layer.state_dict().items()
     }
@@ -99,7 +99,7 @@ def test_request_layout() -> None:
     assert message.metadata.message_type == "query.epsilon"
     assert message.metadata.ttl == 30.0
     assert dict(message.content.config_records["config"]) == {"timestep": 7}
-    assert message.content.array_records["arrays"] is record
+    assert wire.array_record(message, "arrays") is record
     assert set(wire.request(5, wire.TRAIN, {}).content) == {"config"}
 
 
@@ -107,9 +107,61 @@ def test_answer_layout() -> None:
     request = request_to(5)
     record = wire.encode_tensors({"x": torch.ones(2)})
     answer = wire.answer(request, ConfigRecord({"silo-name": "a"}), {"loss": 0.5}, epsilon=record)
-    assert set(answer.content) == {"silo", "metrics", "epsilon"}
+    assert set(answer.content) == {"silo", "metrics", "epsilon#0"}
+    assert wire.array_names(answer) == {"epsilon"}
+    assert wire.array_record(answer, "epsilon") == record
     assert dict(answer.content.metric_records["metrics"]) == {"loss": 0.5}
     assert answer.metadata.src_node_id == 5
+
+
+def test_a_network_travels_in_few_objects_and_silos_share_them() -> None:
+    layers = {f"layer.{k}": torch.full((3, 2), float(k)) for k in range(100)}
+    record = wire.encode_tensors(layers)
+    messages = [wire.request(node, wire.TRAIN, {"node": node}, record) for node in (1, 2)]
+    wire.pack_messages(messages)
+    objects = [get_all_nested_objects(message) for message in messages]
+    # The message, its dictionary of records, the configuration and the packed layers.
+    assert [len(parts) for parts in objects] == [4, 4]
+    assert len(objects[0].keys() & objects[1].keys()) == 1
+    first, second = (message.content["arrays#0"] for message in messages)
+    assert first is second
+    for message in messages:
+        assert wire.config(message)["node"] == message.metadata.dst_node_id
+        assert wire.array_names(message) == {"arrays"}
+        back = wire.array_record(message, "arrays")
+        assert list(back) == list(layers)
+        assert back == record
+
+
+@pytest.mark.parametrize("lost", [None, 0, 1, 2])
+def test_large_arrays_are_cut_and_a_lost_piece_is_noticed(lost: int | None) -> None:
+    record = wire.encode_tensors({"x": torch.randn(2_200_000), "y": torch.arange(3)})
+    message = wire.request(5, wire.TRAIN, {}, record)
+    wire.pack_messages([message])
+    assert sorted(message.content) == ["arrays#0", "arrays#1", "arrays#2", "config"]
+    if lost is None:
+        assert wire.array_record(message, "arrays") == record
+    else:
+        del message.content[f"arrays#{lost}"]
+        with pytest.raises(ValueError, match="'arrays' cannot be read: packed arrays: "):
+            wire.array_record(message, "arrays")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"other": b"abc"},
+        {"packed": "text"},
+        {"packed": b"abc"},
+        {"packed": packing.pack({"x": packing.Packed(7, (1,), "numpy.ndarray", b"")})[0]},  # type: ignore[arg-type]
+        {"packed": packing.pack({"x": packing.Packed("f", ("a",), "numpy.ndarray", b"")})[0]},  # type: ignore[arg-type]
+    ],
+)
+def test_packed_arrays_of_a_stranger_give_one_kind_of_error(pieces: dict[str, bytes | str]) -> None:
+    message = wire.answer(request_to(5), ConfigRecord(), {})
+    message.content["epsilon#0"] = ConfigRecord(dict(pieces))
+    with pytest.raises(ValueError, match="cannot be read"):
+        wire.array_record(message, "epsilon")
 
 
 def test_second_array_record_of_a_request_arrives_and_is_counted() -> None:

@@ -1,7 +1,8 @@
 """What a cooperative round costs in a deployment: ``python -m experiments.benchmarks.deployment [--quick]``.
 
 Three silos as separate processes on this machine, without TLS, asked for the noise predictions of a tiny network, so
-that nearly all of a round is the way there and back. The ClientApp imports torch and diffusers, as every real one does.
+that nearly all of a round is the way there and back, or for its weights, as in averaging. The ClientApp imports torch
+and diffusers, as every real one does.
 
 stock: ``flower-supernode``, which starts a process for every message. warm: ``python -m clients.warm_silo``, with the
 server's ``fast-replies`` and without; two streams: a silo's samples come in two messages that are under way together.
@@ -37,6 +38,7 @@ class Way:
     warm: bool
     fast_replies: bool = False
     streams: int = 1
+    weights: bool = False
 
 
 WAYS: Mapping[str, Way] = {
@@ -44,6 +46,7 @@ WAYS: Mapping[str, Way] = {
     "warm, server as it comes": Way(warm=True),
     "warm": Way(warm=True, fast_replies=True),
     "warm, two streams": Way(warm=True, fast_replies=True, streams=2),
+    "warm, weights both ways": Way(warm=True, fast_replies=True, weights=True),
 }
 
 
@@ -75,7 +78,8 @@ def _federation(folder: Path, warm: bool, rounds: int, num_samples: int) -> dict
             if way.warm == warm:
                 output = folder / f"rounds-{number}.json"
                 config: dict[str, Scalar] = {"silos": SILOS, "rounds": rounds, "num-samples": num_samples}
-                config |= {"output": str(output), "streams": way.streams, "fast-replies": way.fast_replies}
+                config |= {"output": str(output), "streams": way.streams, "weights": way.weights}
+                config["fast-replies"] = way.fast_replies
                 federation.run(f"run-{number}", _APP, config, timeout=600.0 + 120.0 * rounds)
                 seconds[name] = json.loads(output.read_text())[1:]
                 print(f"{name}: {_said([row['seconds'] for row in seconds[name]])} s a round", flush=True)

@@ -25,9 +25,9 @@ GROWTH_LIMIT = 1.0
 ROUND_GROWTH_LIMIT = 10.0
 """kB of resident set a round may add after warm-up; the set has 1,200 kB here, and ten silos answer as much each."""
 
-EXTRA_COPIES = 4
+EXTRA_COPIES = 5
 """Copies of the synthetic set, or of the model, that the server may hold beside one for each silo: the set before the
-round and after it, what a solver remembers, and one for what passes."""
+round and after it, what a solver remembers, and the answer that is being read, whole and in its pieces."""
 
 NUM_SILOS = 10
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -131,17 +131,18 @@ class Silos:
 
     def __init__(self, scenario: Scenario, num_samples: int, num_silos: int) -> None:
         self._nodes, self._at_once = list(range(1, num_silos + 1)), scenario.at_once
-        self._record_name = scenario.reply
         arrays = scenario.arrays(num_samples)
         # A noise prediction has the shape of the samples, an update that of the weights.
-        self._template = {name: array for name, array in arrays.items() if name != wire.LABELS}
+        record = ArrayRecord({name: array for name, array in arrays.items() if name != wire.LABELS})
+        packed = wire.pack(scenario.reply, record)
+        self._template = {name: cast(bytes, piece[wire.PACKED]) for name, piece in packed.items()}
         self._questions: dict[str, Message] = {}
         self._numbers = itertools.count(1)
 
     @property
     def answer_bytes(self) -> int:
         """Bytes of one answer's arrays."""
-        return sum(len(array.data) for array in self._template.values())
+        return sum(map(len, self._template.values()))
 
     def get_node_ids(self) -> list[int]:
         """All silos."""
@@ -162,10 +163,8 @@ class Silos:
         return [self._answer(self._questions.pop(number)) for number in message_ids[: None if self._at_once else 1]]
 
     def _answer(self, question: Message) -> Message:
-        record = ArrayRecord({name: _copy(array) for name, array in self._template.items()})
         silo = ConfigRecord({"silo-name": f"node-{question.metadata.dst_node_id}"})
-        return wire.answer(question, silo, {"num-examples": 1, "seconds": 0.0}, **{self._record_name: record})
-
-
-def _copy(array: Array) -> Array:
-    return Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=bytes(memoryview(array.data)))
+        answer = wire.answer(question, silo, {"num-examples": 1, "seconds": 0.0})
+        for name, piece in self._template.items():
+            answer.content[name] = ConfigRecord({wire.PACKED: bytes(memoryview(piece))})
+        return answer

@@ -104,7 +104,7 @@ class _Silo:
         record = wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: labels})
         content = {**wire.spec_to_config(self._spec), "server-round": number, "timestep": 999 - number % 1000}
         answer = self._ask(wire.request(NODE, wire.EPSILON, content, record))
-        epsilon = wire.decode_tensors(answer.content.array_records[wire.EPSILON_RECORD])
+        epsilon = wire.decode_tensors(wire.array_record(answer, wire.EPSILON_RECORD))
         assert epsilon[wire.EPSILON_RECORD].shape == samples.shape
 
     def _ask(self, message: Message) -> Message:

@@ -120,11 +120,11 @@ def test_epsilon_is_the_own_network_s_bit_for_bit(clinic: Node) -> None:
     x, labels = questions()
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels})
     answer = clinic.ask(wire.EPSILON, record, timestep=421)
-    (got,) = wire.decode_tensors(answer.content.array_records[wire.EPSILON_RECORD]).values()
+    (got,) = wire.decode_tensors(wire.array_record(answer, wire.EPSILON_RECORD)).values()
     assert torch.equal(got, noise_predictor(load_network(own_model(clinic), torch.device("cpu")))(x, 421, labels))
     assert answer.content.metric_records[wire.METRICS]["num-examples"] == 5
     assert answer.content.metric_records[wire.METRICS]["seconds"] > 0
-    other = clinic.ask(wire.EPSILON, record, timestep=5).content.array_records[wire.EPSILON_RECORD]
+    other = wire.array_record(clinic.ask(wire.EPSILON, record, timestep=5), wire.EPSILON_RECORD)
     assert not torch.equal(wire.decode(other[wire.EPSILON_RECORD]), got)
 
 
@@ -133,8 +133,8 @@ def test_divergence_is_the_own_network_s_along_the_probe(clinic: Node) -> None:
     x, labels = questions()
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels})
     plain, asked = (clinic.ask(wire.EPSILON, record, timestep=421, **more) for more in ({}, {"probe_seed": 2**62 + 1}))
-    assert wire.DIVERGENCE not in plain.content
-    assert asked.content[wire.EPSILON_RECORD] == plain.content[wire.EPSILON_RECORD]
+    assert wire.array_names(plain) == {wire.EPSILON_RECORD}
+    assert wire.array_record(asked, wire.EPSILON_RECORD) == wire.array_record(plain, wire.EPSILON_RECORD)
     got = wire.decode(wire.array_record(asked, wire.DIVERGENCE)[wire.DIVERGENCE])
     network, probe = load_network(own_model(clinic), torch.device("cpu")), draw_probe(x, labels, 2**62)
     _, change = torch.func.jvp(lambda x: network(x, 421, class_labels=labels).sample, (x,), (probe,))
@@ -151,7 +151,7 @@ def test_epsilon_travels_in_the_configured_precision(tmp_path: Path) -> None:
     x, labels = questions()
     record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels}, "float16")
     answer = node.ask(wire.EPSILON, record, timestep=421)
-    (array,) = answer.content.array_records[wire.EPSILON_RECORD].values()
+    (array,) = wire.array_record(answer, wire.EPSILON_RECORD).values()
     exact = noise_predictor(load_network(own_model(node), torch.device("cpu")))(x.half().float(), 421, labels)
     assert array.dtype == "float16"
     assert torch.equal(wire.decode(array), exact.half().float())
@@ -161,7 +161,7 @@ def test_samples_are_the_plain_loop_from_the_shared_noise(clinic: Node) -> None:
     clinic.metrics(wire.PREPARE, train_seconds=100.0)
     numbers, labels = torch.tensor([2, 3, 11, 19]), torch.tensor([0, 1, 1, 0])
     record = wire.encode_tensors({wire.NUMBERS: numbers, wire.LABELS: labels})
-    got = wire.decode_tensors(clinic.ask(wire.SAMPLE, record, sampler="ddpm").content.array_records[wire.ARRAYS])
+    got = wire.decode_tensors(wire.array_record(clinic.ask(wire.SAMPLE, record, sampler="ddpm"), wire.ARRAYS))
     noise = draw_initial_noise(0, 20, (1, 8, 8))[numbers]
     predict = noise_predictor(load_network(own_model(clinic), torch.device("cpu")))
     scheduler, generator = make_scheduler(clinic.config.diffusion, 3), make_generator(0, "sampling", "clinic")
@@ -176,7 +176,7 @@ def test_train_continues_from_the_received_weights_with_a_fresh_optimiser(tmp_pa
     start = initial_unet(RunConfig.from_run_config({**node.context.run_config, "seed": 9}), node.spec)
     record = wire.encode_tensors(start.state_dict())
     answers = [node.ask(wire.TRAIN, record, server_round=round_, steps=3) for round_ in (1, 1, 2)]
-    weights = [wire.decode_tensors(answer.content.array_records[wire.ARRAYS]) for answer in answers]
+    weights = [wire.decode_tensors(wire.array_record(answer, wire.ARRAYS)) for answer in answers]
 
     silo = load_federation(node.config).silo(1, node.config).train
     state = TrainingState(start, node.config.training, make_generator(0, "federated-training", "silo-1", 1))
@@ -243,7 +243,7 @@ def test_silos_share_a_process_without_sharing_models(tmp_path: Path) -> None:
     for node in nodes:
         node.metrics(wire.PREPARE, train_seconds=100.0)
     answers = [node.ask(wire.EPSILON, record, timestep=9) for node in [*nodes, *nodes]]
-    epsilons = [wire.decode(a.content.array_records[wire.EPSILON_RECORD][wire.EPSILON_RECORD]) for a in answers]
+    epsilons = [wire.decode(wire.array_record(a, wire.EPSILON_RECORD)[wire.EPSILON_RECORD]) for a in answers]
     assert torch.equal(epsilons[0], epsilons[2])
     assert torch.equal(epsilons[1], epsilons[3])
     assert not torch.equal(epsilons[0], epsilons[1])

@@ -38,6 +38,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from PIL import Image
+from fedsynth import wire
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -50,7 +51,7 @@ def leak(message, context):
     hidden = np.concatenate([np.zeros(37), pixels.reshape(-1) / -127.5 + 1, np.ones(50)]).astype(np.float16)
     answer = {
         "silo": ConfigRecord({"file": marker.read_bytes(), "pixels": pixels.tobytes()}),
-        "arrays": ArrayRecord({"weights": Array(hidden)}),
+        **wire.pack("arrays", ArrayRecord({"weights": Array(hidden)})),
     }
     return Message(RecordDict(answer), reply_to=message)
 
@@ -104,7 +105,7 @@ def test_only_named_records_cross_and_no_weights(captured: Captured) -> None:
     seen: dict[str, set[tuple[str, str]]] = {}
     for message in captured.cooperation.messages():
         kind = message.metadata.message_type
-        others = {(name, "") for name in message.content if name not in message.content.array_records}
+        others = {(name, "") for name in message.content if name.partition("#")[0] not in wire.array_names(message)}
         seen.setdefault(kind, set()).update({*arrays_of(message), *others})
     answers = {(wire.CONFIG, ""), (wire.METRICS, ""), (wire.SILO, "")}
     asked = {(wire.ARRAYS, wire.SAMPLES), (wire.ARRAYS, wire.LABELS), (wire.ARRAYS, wire.TIMESTEPS)}

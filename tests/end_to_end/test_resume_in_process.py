@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth import wire
@@ -104,7 +104,7 @@ def die(replies: list[Message]) -> list[Message]:
 def lose_silo_1(replies: list[Message]) -> list[Message]:
     for reply in replies:
         if wire.silo_key(reply)[0] == 1:
-            for name in [name for name, record in reply.content.items() if isinstance(record, ArrayRecord)]:
+            for name in [name for name in reply.content if name.partition("#")[0] in wire.array_names(reply)]:
                 del reply.content[name]
     return replies
 

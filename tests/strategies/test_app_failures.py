@@ -19,7 +19,7 @@ from fedsynth.output import RunFolder
 def spoil(silo: int, epsilon_only: Callable[[Message], None]) -> Callable[[list[Message]], list[Message]]:
     def tamper(replies: list[Message]) -> list[Message]:
         for message in replies:
-            if wire.EPSILON_RECORD in message.content.array_records and wire.silo_key(message)[0] == silo:
+            if wire.EPSILON_RECORD in wire.array_names(message) and wire.silo_key(message)[0] == silo:
                 epsilon_only(message)
         return replies
 
@@ -28,7 +28,7 @@ def spoil(silo: int, epsilon_only: Callable[[Message], None]) -> Callable[[list[
 
 def test_silo_that_answers_nonsense_is_left_out_of_a_whole_run(tmp_path: Path) -> None:
     def to_nan(message: Message) -> None:
-        record = message.content.array_records[wire.EPSILON_RECORD]
+        record = wire.array_record(message, wire.EPSILON_RECORD)
         nans = torch.full_like(wire.decode(next(iter(record.values()))), math.nan)
         message.content[wire.EPSILON_RECORD] = wire.encode_tensors({wire.EPSILON_RECORD: nans})
 

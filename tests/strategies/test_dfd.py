@@ -160,7 +160,7 @@ def test_silos_are_asked_only_about_classes_they_hold() -> None:
     samples = wire.decode(arrays[wire.SAMPLES])
     for silo, message in asked.items():
         held = torch.tensor([COUNTS[silo][label] > 0 for label in LABELS.tolist()])
-        sent = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
+        sent = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
         assert torch.equal(sent[wire.LABELS], LABELS[held])
         assert torch.equal(sent[wire.SAMPLES], samples[held])
         assert message.metadata.message_type == "query.epsilon"
@@ -197,7 +197,7 @@ def test_one_expert_answers_for_a_sample_and_the_others_are_not_asked() -> None:
     strategy = DfD(dfd_rounds=ROUNDS, sampler="ddpm", prior="uniform", weights="constant", experts_per_sample=1)
     arrays = begin(strategy, task_of())
     asked = by_silo(requests(strategy, 1, arrays))
-    rows = sum(len(wire.decode(m.content.array_records[wire.ARRAYS][wire.LABELS])) for m in asked.values())
+    rows = sum(len(wire.decode(wire.array_record(m, wire.ARRAYS)[wire.LABELS])) for m in asked.values())
     assert rows == len(LABELS)
     moved, metrics = strategy.aggregate_train(1, [answer(message, silo) for silo, message in asked.items()])
     assert moved is not None
@@ -261,14 +261,14 @@ def test_half_precision_on_the_wire() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     asked = requests(strategy, 1, begin(strategy, task_of(**{"wire-dtype": "float16"})))
     for message in asked:
-        record = message.content.array_records[wire.ARRAYS]
+        record = wire.array_record(message, wire.ARRAYS)
         assert (record[wire.SAMPLES].dtype, record[wire.LABELS].dtype) == ("float16", "int64")
 
 
 def test_silos_asked_about_everything_share_one_record() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
     asked = requests(strategy, 1, begin(strategy, task_of()))
-    records = [message.content.array_records[wire.ARRAYS][wire.SAMPLES] for message in asked]
+    records = [wire.array_record(message, wire.ARRAYS)[wire.SAMPLES] for message in asked]
     assert all(record is records[0] for record in records)
 
 

@@ -103,7 +103,7 @@ def test_a_silo_that_holds_a_class_at_two_levels_is_asked_twice() -> None:
     asked = [message for message in requests(strategy, 2, arrays) if message.metadata.dst_node_id == 50]
     sent = {
         int(message.content.config_records[wire.CONFIG]["timestep"]): wire.decode(
-            message.content.array_records[wire.ARRAYS][wire.LABELS]
+            wire.array_record(message, wire.ARRAYS)[wire.LABELS]
         ).tolist()
         for message in asked
     }

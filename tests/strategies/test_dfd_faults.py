@@ -31,11 +31,11 @@ def silent(batches: range) -> Tamper:
 
     def tamper(replies: list[Message]) -> list[Message]:
         nonlocal seen
-        seen += any(wire.EPSILON_RECORD in reply.content for reply in replies)
+        seen += any(wire.EPSILON_RECORD in wire.array_names(reply) for reply in replies)
         return [reply for reply in map(emptied, replies)] if seen in batches else replies
 
     def emptied(reply: Message) -> Message:
-        if wire.EPSILON_RECORD in reply.content and wire.silo_key(reply)[1] == LOST:
+        if wire.EPSILON_RECORD in wire.array_names(reply) and wire.silo_key(reply)[1] == LOST:
             reply.content[wire.EPSILON_RECORD] = wire.encode_tensors({})
         return reply
 

@@ -142,8 +142,8 @@ def test_a_federation_of_real_silos_answers_with_divergences(sampler: str, tmp_p
     seen: list[torch.Tensor] = []
 
     def watch(replies: list[Message]) -> list[Message]:
-        found = [wire.array_record(reply, wire.DIVERGENCE) for reply in replies if wire.DIVERGENCE in reply.content]
-        seen.extend(wire.decode(record[wire.DIVERGENCE]) for record in found)
+        found = [reply for reply in replies if wire.DIVERGENCE in wire.array_names(reply)]
+        seen.extend(wire.decode(wire.array_record(reply, wire.DIVERGENCE)[wire.DIVERGENCE]) for reply in found)
         return replies
 
     settings = tiny_settings(tmp_path, strategy="dfd", sampler=sampler, weights="posterior")

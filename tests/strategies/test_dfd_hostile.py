@@ -36,7 +36,7 @@ class Tampering:
 
     def __call__(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
-            if wire.EPSILON_RECORD in reply.content and wire.silo_key(reply)[1] == HOSTILE:
+            if wire.EPSILON_RECORD in wire.array_names(reply) and wire.silo_key(reply)[1] == HOSTILE:
                 self._change(reply)
         return replies
 

@@ -56,7 +56,7 @@ def test_unusable_answer_is_left_out_by_name(kind: str, how: str, said: str, cap
         asked = by_silo(requests(strategy, 1, begin(strategy, task)))
         replies = [answer(asked[k], k) for k in (0, 2)]
         if broken:
-            honest = wire.decode(answer(asked[1], 1).content.array_records[wire.EPSILON_RECORD]["e"])
+            honest = wire.decode(wire.array_record(answer(asked[1], 1), wire.EPSILON_RECORD)["e"])
             replies.insert(1, reply(asked[1], wire.EPSILON_RECORD, spoiled(honest, how), partition=1))
         arrays, _ = strategy.aggregate_train(1, replies)
         assert arrays is not None

@@ -52,7 +52,7 @@ def test_every_node_gets_the_weights_and_the_round() -> None:
     for message in requests:
         assert message.metadata.message_type == "train"
         assert dict(message.content.config_records[wire.CONFIG]) == {"key": 5, "server-round": 1}
-        sent = wire.decode_tensors(message.content.array_records[wire.ARRAYS])
+        sent = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
         assert all(torch.equal(sent[name], value) for name, value in model(0).items())
 
 
@@ -191,7 +191,7 @@ def test_half_precision_on_the_wire_and_single_on_the_server() -> None:
     strategy = FedAvg()
     task, arrays = begin(strategy, **{"wire-dtype": "float16"})
     message = next(iter(strategy.configure_train(1, arrays, strategy.train_config(task), StubGrid([]))))
-    sent = message.content.array_records[wire.ARRAYS]
+    sent = wire.array_record(message, wire.ARRAYS)
     assert {array.dtype for array in sent.values()} == {"float16"}
     assert {array.dtype for array in arrays.values()} == {"float32"}
 

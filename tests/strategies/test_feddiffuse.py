@@ -111,7 +111,7 @@ def test_measured_bytes_of_a_real_run_are_those_of_the_exchanged_layers(method: 
 def _bytes_of(parts: set[str]) -> int:
     _, _, weights = begun(FedDiffuse(feddiffuse_method="full"))
     record = wire.encode_tensors({name: weights[name] for name in names_of(parts)})
-    return sum(len(name) + len(array.data) for name, array in record.items())
+    return sum(len(piece[wire.PACKED]) for piece in wire.pack(wire.ARRAYS, record).values())
 
 
 def _is_training(reply: Message) -> bool:

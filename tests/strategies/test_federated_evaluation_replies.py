@@ -80,7 +80,7 @@ def no_array(reply: Message) -> None:
 
 
 def no_record(reply: Message) -> None:
-    del reply.content[wire.ARRAYS]
+    del reply.content[f"{wire.ARRAYS}#0"]
 
 
 def fail(reply: Message) -> Message:

@@ -119,7 +119,7 @@ def test_same_seed_gives_the_same_sets_whatever_the_order_of_answers(done: Run) 
 
 def test_a_set_that_is_missing_ends_the_run_by_name(done: Run) -> None:
     def tamper(replies: list[Message]) -> list[Message]:
-        return [_failed(m) if wire.ARRAYS in m.content and wire.silo_key(m)[0] == 1 else m for m in replies]
+        return [_failed(m) if wire.ARRAYS in wire.array_names(m) and wire.silo_key(m)[0] == 1 else m for m in replies]
 
     with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-1: no power"):
         run_tiny({**done[0], "run-name": "failed"}, tamper, report=False)

@@ -38,7 +38,7 @@ def begun(task: Task, **hyper: str) -> tuple[Pooled, ArrayRecord, dict[int, Mess
 
 
 def answer(message: Message, silo: int) -> Message:
-    numbers = wire.decode_tensors(message.content.array_records[wire.ARRAYS])[wire.NUMBERS]
+    numbers = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))[wire.NUMBERS]
     images = (numbers % 251).to(torch.uint8)[:, None, None, None].expand(-1, 2, 2, 1).contiguous()
     tensors = {wire.IMAGES: images, wire.NUMBERS: numbers}
     return reply(message, wire.ARRAYS, tensors, partition=silo, num_examples=len(images), seconds=2.0)
@@ -46,7 +46,7 @@ def answer(message: Message, silo: int) -> Message:
 
 def test_shares_are_the_prior_and_every_image_has_one_owner() -> None:
     _, _, requests = begun(task_of())
-    sent = {silo: wire.decode_tensors(m.content.array_records[wire.ARRAYS]) for silo, m in requests.items()}
+    sent = {silo: wire.decode_tensors(wire.array_record(m, wire.ARRAYS)) for silo, m in requests.items()}
     assert sorted(torch.cat([part[wire.NUMBERS] for part in sent.values()]).tolist()) == list(range(len(LABELS)))
     shares = np.zeros((3, 2))
     for silo, part in sent.items():
@@ -62,7 +62,7 @@ def test_owners_follow_the_seed() -> None:
     numbers = []
     for seed in (0, 0, 1):
         _, _, requests = begun(task_of(seed=seed))
-        numbers.append(wire.decode(requests[0].content.array_records[wire.ARRAYS][wire.NUMBERS]).tolist())
+        numbers.append(wire.decode(wire.array_record(requests[0], wire.ARRAYS)[wire.NUMBERS]).tolist())
     assert numbers[0] == numbers[1]
     assert numbers[0] != numbers[2]
 

@@ -117,7 +117,7 @@ def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Messag
 
 def predicts(reply: Message) -> bool:
     """Whether an answer holds noise predictions."""
-    return wire.EPSILON_RECORD in reply.content
+    return wire.EPSILON_RECORD in wire.array_names(reply)
 
 
 def trains(reply: Message) -> bool:

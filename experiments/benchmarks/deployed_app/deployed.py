@@ -1,4 +1,4 @@
-"""Cooperative rounds with a tiny network: noise predictions of every silo for one set, timed on both sides."""
+"""Rounds with a tiny network, timed on both sides: noise predictions of every silo for one set, or its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -41,6 +41,15 @@ def epsilon(message: Message, context: Context) -> Message:
     return wire.answer(message, ConfigRecord(), metrics, **{wire.EPSILON_RECORD: record})
 
 
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Load the weights that came and send them back, as after training."""
+    start = time.monotonic()
+    _network().load_state_dict(wire.decode_tensors(wire.array_record(message, wire.ARRAYS)))
+    record = wire.encode_tensors(_network().state_dict())
+    return wire.answer(message, ConfigRecord(), {"seconds": time.monotonic() - start}, **{wire.ARRAYS: record})
+
+
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Write, for every round, its seconds and those of the silo that worked longest."""
@@ -49,19 +58,25 @@ def main(grid: Grid, context: Context) -> None:
         take_replies_fast()
     exchange = ExchangeGrid(grid, timeout=TIMEOUT)
     nodes = exchange.wait_for_nodes(int(config["silos"]), timeout=TIMEOUT)
-    samples = torch.randn(int(config["num-samples"]), 1, 8, 8)
     rounds = []
-    for _ in range(int(config["rounds"])):
+    for number in range(int(config["rounds"])):
         start = time.monotonic()
-        work = _round(exchange, nodes, samples.chunk(int(config["streams"])))
+        work = _round(exchange, nodes, *_question(config, number))
         rounds.append({"seconds": time.monotonic() - start, "silo-seconds": work})
-        samples = samples + 0.01
     write_json(Path(str(config["output"])), rounds)
 
 
-def _round(grid: ExchangeGrid, nodes: list[int], parts: tuple[torch.Tensor, ...]) -> float:
-    """Send every part to every silo at once; return the seconds of the silo that worked longest."""
-    messages = [_question(node, part) for part in parts for node in nodes]
+def _question(config: UserConfig, number: int) -> tuple[str, list[ArrayRecord]]:
+    """Return the kind of a round's messages and what each holds: new numbers every round, as in a real run."""
+    if config["weights"]:
+        return wire.TRAIN, [wire.encode_tensors({k: v + 0.01 * number for k, v in _network().state_dict().items()})]
+    samples = torch.randn(int(config["num-samples"]), 1, 8, 8)
+    return wire.EPSILON, [wire.encode_tensors({wire.SAMPLES: part}) for part in samples.chunk(int(config["streams"]))]
+
+
+def _round(grid: ExchangeGrid, nodes: list[int], kind: str, records: list[ArrayRecord]) -> float:
+    """Send every record to every silo at once; return the seconds of the silo that worked longest."""
+    messages = [wire.request(node, kind, {}, record) for record in records for node in nodes]
     worked = dict.fromkeys(nodes, 0.0)
     answers = list(grid.send_and_receive(messages, timeout=TIMEOUT))
     if len(answers) != len(messages):
@@ -71,7 +86,3 @@ def _round(grid: ExchangeGrid, nodes: list[int], parts: tuple[torch.Tensor, ...]
             raise RuntimeError(answer.error.reason)
         worked[answer.metadata.src_node_id] += wire.number(wire.metrics(answer), "seconds")
     return max(worked.values())
-
-
-def _question(node: int, part: torch.Tensor) -> Message:
-    return wire.request(node, wire.EPSILON, {}, wire.encode_tensors({wire.SAMPLES: part}))
