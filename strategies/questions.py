@@ -95,9 +95,9 @@ def rows_in(max_message_mb: float, numbers: int, wire_dtype: str) -> int:
     """Return how many samples fit in a message, at least 1.
 
     Args:
-        max_message_mb: largest array data of a request or an answer, in 10^6 bytes. Flower itself sets no limit: it
-            cuts arrays into objects of 5 MB, each a request of its own (2 GiB would be allowed). The limit is for the
-            silo, which holds samples, answer and their serialised forms at once, and for what is lost with a message.
+        max_message_mb: largest array data of a request or an answer, in 10^6 bytes. Flower itself sets no limit, and
+            arrays travel in pieces (:mod:`fedsynth.packing`). The limit is for the silo, which holds samples, answer
+            and their serialised forms at once, and for what is lost with a message.
         numbers: C·H·W of a sample.
         wire_dtype: how they travel.
     """
