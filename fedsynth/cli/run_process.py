@@ -135,10 +135,14 @@ def _wait(process: subprocess.Popen[bytes], watch: Callable[[], None], interval:
 
 
 def _last_word(folder: RunFolder, console: Path | None) -> str:
-    """Return why a run has no results: the last error in its log, or in what it printed, or the last line."""
+    """Return why a run has no results: the last error in its log, or in what it printed, or the last line.
+
+    What is printed goes to ``console``, otherwise to this process's own output, which cannot be read again.
+    """
     lines = [line for path in (console, folder.log) if path for line in _lines(path) if _ENDED not in line]
     errors = [line for line in lines if _ERROR.search(line)]
-    return (errors or lines or [f"{_ENDED}, and without a word"])[-1].removeprefix("error: ")
+    silence = f"{_ENDED}, and without a word" if console else f"{_ENDED}: the reason stands above"
+    return (errors or lines or [silence])[-1].removeprefix("error: ")
 
 
 def _lines(path: Path) -> list[str]:

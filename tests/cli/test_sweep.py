@@ -283,6 +283,11 @@ def test_the_last_word_of_a_failed_run(console: str, log: str, said: str, tmp_pa
     assert run_process._last_word(folder, tmp_path / "console.txt") == said
 
 
+def test_the_last_word_of_a_run_that_was_refused_in_the_terminal(tmp_path: Path) -> None:
+    said = run_process._last_word(RunFolder(tmp_path / "run"), None)
+    assert said == "the run ended without results: the reason stands above"
+
+
 def test_latest_progress(tmp_path: Path) -> None:
     path = tmp_path / "console.txt"
     assert last_progress(path) == ""
