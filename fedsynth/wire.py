@@ -11,8 +11,8 @@
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
 | ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
 
-Array records travel packed (:func:`pack`): record ``arrays`` as ``arrays#0``, ``arrays#1``, …; nothing but
-:func:`array_record` needs to know.
+Array records travel packed (:func:`pack`): record ``arrays`` as ``arrays#0``, ``arrays#1``, …, which
+:func:`array_record` reads.
 
 ``epsilon`` holds noise predictions (n, C, H, W), and ``divergence`` Σ_j ∂ε_j/∂x_j of every sample, float32 (n,),
 estimated by a probe, only if ``probe-seed`` is given. What ``config`` of a ``query.epsilon`` holds under

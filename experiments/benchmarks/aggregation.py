@@ -205,7 +205,10 @@ def _update(weights: ArrayRecord, silo: int) -> ArrayRecord:
 def _reply(silo: int, update: ArrayRecord) -> Message:
     request = wire.request(silo + 1, wire.TRAIN, {})
     metrics = {"num-examples": NUM_EXAMPLES, "loss": 0.1, "seconds": 1.0}
-    return wire.answer(request, ConfigRecord({"partition-id": silo}), metrics, **{wire.ARRAYS: update})
+    answer = wire.answer(request, ConfigRecord({"partition-id": silo}), metrics)
+    # Not packed as on the wire, which Flower's own classes cannot read.
+    answer.content[wire.ARRAYS] = update
+    return answer
 
 
 def _speed_up(ours: Cost, flowers: Cost) -> float:
