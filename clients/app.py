@@ -10,6 +10,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from clients.context import silo_name
 from clients.handlers import (
     handle_describe,
     handle_epsilon,
@@ -19,8 +20,7 @@ from clients.handlers import (
     handle_upload,
 )
 from clients.journal import journal
-from clients.silo_door import silo_name
-from clients.statistics import handle_evaluate, handle_statistics
+from clients.measuring import handle_evaluate, handle_statistics
 from fedsynth.errors import UserError
 
 Handler = Callable[[Message, Context], Message]

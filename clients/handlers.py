@@ -9,11 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecordValues
 
-from clients.brought_model import bring_model, brought_model, finished_metrics, uploadable_network
-from clients.federated_model import FederatedModel
-from clients.local_model import LocalModel, load_network
-from clients.released_counts import released_counts
-from clients.silo_door import (
+from clients.context import (
     describe_silo,
     explained_state,
     identity,
@@ -22,8 +18,16 @@ from clients.silo_door import (
     silo_name,
     state_folder,
 )
-from clients.warm import WarmCache
-from fedsynth import wire
+from clients.models.federated_model import FederatedModel
+from clients.models.local_model import LocalModel, load_network
+from clients.models.pretrained_model import (
+    bring_pretrained_model,
+    finished_metrics,
+    pretrained_model,
+    uploadable_network,
+)
+from clients.released_counts import released_counts
+from clients.warm.silo_cache import WarmCache
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
@@ -44,6 +48,7 @@ from fedsynth.diffusion import (
 )
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -70,7 +75,7 @@ def handle_prepare(message: Message, context: Context) -> Message:
     request = wire.config(message)
     spec = wire.spec_from_config(request)
     silo = silo_of(context, config, spec)
-    brought = bring_model(context, config, spec, silo)
+    brought = bring_pretrained_model(context, config, spec, silo)
     held = silo.train.label_counts() * (1 if brought is None else brought.serves)
     scale, state = config.exchange.label_count_noise, state_folder(context, config)
     with explained_state(state):
@@ -245,7 +250,7 @@ def silo_of(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
 
 
 def _own_predictor(context: Context, config: RunConfig) -> PredictNoise:
-    brought = brought_model(context, config)
+    brought = pretrained_model(context, config)
     return noise_predictor(_own_network(context, config)) if brought is None else brought.predict
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from flwr.app import Context, Message
 
-from clients.silo_door import silo_name
-from fedsynth import wire
+from clients.context import silo_name
 from fedsynth.logs import log_to_stderr
+from fedsynth.messages import wire
 
 logger = logging.getLogger("fedsynth")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffusers.utils import logging as diffusers_logging
 
-from clients.local_model import LocalModel
+from clients.models.local_model import LocalModel
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Silo, folder_silo, image_folder_spec
 from fedsynth.diffusion import initial_unet

@@ -15,8 +15,9 @@ from fedsynth.data import Federation, load_federation
 from strategies import build_strategy
 from strategies.app import draw_labels
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.census import take_census
-from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
+from strategies.conversation.census import take_census
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.run.rounds import Round, RoundsState, run_rounds
 
 
 @dataclass

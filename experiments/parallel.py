@@ -17,10 +17,11 @@ from flwr.app import MetricRecord
 
 from experiments.benchmarks.common import markdown_table
 from experiments.in_process_run import begin_run
-from fedsynth import wire
 from fedsynth.config import Scalar
+from fedsynth.messages import wire
 from fedsynth.units import human_bytes
-from strategies.exchange import Round, Traffic
+from strategies.conversation.exchange import Traffic
+from strategies.run.rounds import Round
 
 SAMPLERS: dict[str, dict[str, Scalar]] = {
     "ddim, constant": {"sampler": "ddim", "weights": "constant"},

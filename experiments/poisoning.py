@@ -21,9 +21,9 @@ import clients.app
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.in_process_grid import InProcessGrid
 from experiments.in_process_run import begin_run
-from fedsynth import wire
 from fedsynth.config import Scalar
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 

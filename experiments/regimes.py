@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from clients.local_model import LocalModel
+from clients.models.local_model import LocalModel
 from experiments import cooperation
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.in_process_run import begin_run, silos_with

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsynth.cli.options import typed
 from fedsynth.cli.run import with_absolute_paths
-from fedsynth.cli.run_process import finish_run
+from fedsynth.cli.sweeps.run_process import finish_run
 from fedsynth.config import RunConfig
 from fedsynth.output import RunFolder
 

@@ -20,21 +20,23 @@ from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import log_to_stderr
+from fedsynth.messages.wire import number
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
-from fedsynth.wire import number
 from strategies import build_strategy
-from strategies.agreement import agree
 from strategies.base import SynthesisStrategy, Task
-from strategies.census import Census, take_census
-from strategies.checkpoint import Checkpoint
-from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
-from strategies.fast_replies import take_replies_fast
-from strategies.opening import check_images, check_partition, load_reference, write_partition
-from strategies.publish import Costs, publish
-from strategies.resume import checkpoint_writer, continue_from, open_run
-from strategies.status import StatusWriter
+from strategies.conversation.agreement import agree
+from strategies.conversation.census import Census, take_census
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.fast_replies import take_replies_fast
+from strategies.results.publish import publish
+from strategies.run.checkpoint import Checkpoint
+from strategies.run.costs import Costs
+from strategies.run.opening import check_images, check_partition, load_reference, write_partition
+from strategies.run.resume import checkpoint_writer, continue_from, open_run
+from strategies.run.rounds import Round, RoundsState, run_rounds
+from strategies.run.status import StatusWriter
 
 logger = logging.getLogger("fedsynth")
 app = ServerApp()
@@ -74,7 +76,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
             check_images(config, federation.spec)
         folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
     exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
-    status = StatusWriter(folder, exchange.attendance, strategy.num_rounds, checkpoint.round if checkpoint else 0)
+    status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
         strategy.summary()
@@ -139,13 +141,13 @@ def _meet_silos(
     logger.info("waiting for %d silos", config.run.num_clients)
     nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
     if federation is None:
-        grid.attendance.names, spec = agree(grid, config, checkpoint.silos if checkpoint else None)
+        grid.reply_log.names, spec = agree(grid, config, checkpoint.silos if checkpoint else None)
         check_images(config, spec)
-        nodes, reference = list(grid.attendance.names), load_reference(config, spec)
+        nodes, reference = list(grid.reply_log.names), load_reference(config, spec)
     else:
         spec = federation.spec
     census = take_census(grid, nodes, spec, exchange.reply_timeout, exchange.max_silo_images)
-    grid.attendance.names = {member.node_id: member.name for member in census}
+    grid.reply_log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
     return Task(config, spec, census, draw_labels(config, census), federation, reference)
@@ -173,7 +175,7 @@ def _metrics_writer(folder: RunFolder, grid: ExchangeGrid, costs: Costs) -> Call
 
 def _silos(grid: ExchangeGrid) -> dict[str, Any]:
     """What the silos did in a round, if it asked any."""
-    row = grid.attendance.row()
+    row = grid.reply_log.row()
     return {"attendance": row} if row else {}
 
 

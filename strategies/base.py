@@ -17,11 +17,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, LabelledImages
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
-from strategies.census import Census
+from strategies.conversation.census import Census
 
 logger = logging.getLogger("fedsynth")
 

@@ -11,9 +11,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedsynth import wire
 from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
 from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.checks import known_sampler

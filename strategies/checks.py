@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from fedsynth.diffusion import SAMPLERS
 from fedsynth.errors import UserError, unknown_choice
-from fedsynth.own_code import is_own, load_own
+from fedsynth.plugins import is_plugin, load_plugin
 
 
 def in_range(
@@ -33,8 +33,8 @@ def known_sampler(sampler: str, *more: str) -> str:
     Raises:
         UserError: it is not.
     """
-    if is_own(sampler):
-        load_own("sampler", sampler)
+    if is_plugin(sampler):
+        load_plugin("sampler", sampler)
         return sampler
     return one_of("sampler", sampler, (*SAMPLERS, *more))
 

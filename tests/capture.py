@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from fedsynth import wire
+from fedsynth.messages import wire
 
 
 @dataclass(frozen=True)

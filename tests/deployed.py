@@ -15,7 +15,7 @@ from uuid import uuid4
 import psutil
 
 from fedsynth.cli import main
-from fedsynth.cli.flower import free_ports
+from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.output import RunFolder
 
 ROOT = Path(__file__).parents[1]

@@ -10,12 +10,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from hand_made import StubGrid, bare_reply, error_reply, reply
 
-from fedsynth import wire
 from fedsynth.config import RunConfig
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 from strategies.base import Task
-from strategies.census import Census, Member
-from strategies.dfd import DfD
+from strategies.conversation.census import Census, Member
+from strategies.cooperation.dfd import DfD
 
 Predict = Callable[[int, torch.Tensor, int, torch.Tensor], torch.Tensor]
 """(silo, x_t, t, labels) -> ε."""

@@ -11,10 +11,10 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from hand_made import StubGrid, reply
 from numpy.typing import NDArray
 
-from fedsynth import wire
 from fedsynth.diffusion import select_parts
+from fedsynth.messages import wire
 from strategies import STRATEGIES
-from strategies.averaging import AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
 
 Model = dict[str, torch.Tensor]
 Exact = dict[str, NDArray[np.float64]]

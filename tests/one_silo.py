@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
-from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 
 # Flower sets these when it starts an app; a message cannot be built without them.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clients.local_model import LocalModel, load_network
+from clients.models.local_model import LocalModel, load_network
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import noise_predictor

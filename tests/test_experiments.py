@@ -11,10 +11,10 @@ from PIL import Image
 
 from experiments import cooperation, early_stopping, fedddpm, generator, regimes
 from experiments.repeated_runs import mean_and_range, results_of, table_row
-from fedsynth.cli import run_process
 from fedsynth.cli.options import scalar
 from fedsynth.cli.run import check_data
-from fedsynth.cli.sweep_file import read_sweep
+from fedsynth.cli.sweeps import run_process
+from fedsynth.cli.sweeps.sweep_file import read_sweep
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import CELEBA_CLASSES, label_counts, load_federation
 from fedsynth.output import RunFolder

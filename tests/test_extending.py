@@ -15,16 +15,16 @@ import torch
 from flwr.app import ArrayRecord
 from tiny_runs import images_of, run_tiny, tiny_settings
 
-from fedsynth import wire
-from fedsynth.cli.run_groups import config_hash
+from fedsynth.cli.tables.run_groups import config_hash
 from fedsynth.config import Diffusion, RunConfig
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import make_scheduler, sample
 from fedsynth.errors import UserError
+from fedsynth.messages import wire
 from fedsynth.output import default_name
 from strategies import build_strategy, strategy_class
-from strategies.averaging import AveragingStrategy
-from strategies.updates import Update
+from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.updates import Update
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", GUIDE, re.DOTALL))

@@ -16,15 +16,15 @@ from tiny_runs import tiny_settings
 from tiny_silos import WatchedGrid
 
 import clients.app
-import strategies.federated_evaluation
+import strategies.results.federated_evaluation
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo, load_federation
 from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, frechet_distance
 from fedsynth.evaluation import train_domain_classifier as train_fully
 from strategies.base import Outcome, Task
-from strategies.census import take_census
-from strategies.exchange import ExchangeGrid
-from strategies.federated_evaluation import SiloEvaluation, evaluate_at_silos
+from strategies.conversation.census import take_census
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
 
 Tamper = Callable[[list[Message]], list[Message]]
 UNEVEN: dict[str, Any] = {"partition": "dirichlet", "alpha": 0.5, "samples_per_client": 100, "holdout_fraction": 0.3}
@@ -37,7 +37,7 @@ STEPS = 60
 def few_steps() -> Iterator[None]:
     """Train the classifier in a tenth of the time."""
     short = partial(train_fully, steps=STEPS)
-    with mock.patch.object(strategies.federated_evaluation, "train_domain_classifier", short):
+    with mock.patch.object(strategies.results.federated_evaluation, "train_domain_classifier", short):
         yield
 
 

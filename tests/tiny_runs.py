@@ -92,7 +92,7 @@ def _maybe_without_report(report: bool) -> Iterator[None]:
     if report:
         yield
         return
-    with mock.patch("strategies.publish.write_report"):
+    with mock.patch("strategies.results.publish.write_report"):
         yield
 
 

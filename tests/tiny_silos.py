@@ -16,14 +16,14 @@ from tiny_runs import tiny_settings
 
 import clients.app
 from experiments.in_process_grid import InProcessGrid
-from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
+from fedsynth.messages import wire
 from strategies import build_strategy
-from strategies.averaging import AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.fedddpm import FedDDPM
 from strategies.base import Task
-from strategies.census import take_census
-from strategies.fedddpm import FedDDPM
+from strategies.conversation.census import take_census
 
 AUX_SAMPLES, SERVER_STEPS, LEARNING_RATE = 50, 3, 1e-3
 

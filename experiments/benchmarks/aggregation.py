@@ -31,8 +31,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.benchmarks import resident
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
-from fedsynth import wire
 from fedsynth.diffusion import build_unet
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES

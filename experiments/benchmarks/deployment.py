@@ -4,8 +4,9 @@ Three silos as separate processes on this machine, without TLS, asked for the no
 that nearly all of a round is the way there and back, or for its weights, as in averaging. The ClientApp imports torch
 and diffusers, as every real one does.
 
-stock: ``flower-supernode``, which starts a process for every message. warm: ``python -m clients.warm_silo``, with the
-server's ``fast-replies`` and without; two streams: a silo's samples come in two messages that are under way together.
+stock: ``flower-supernode``, which starts a process for every message. warm: ``python -m clients.warm.warm_silo``,
+with the server's ``fast-replies`` and without; two streams: a silo's samples come in two messages
+that are under way together.
 
 Overhead is the time of a round less that of the silo that worked longest. Figures are medians without the first round
 of a run, since other work on the machine makes some rounds many times slower.

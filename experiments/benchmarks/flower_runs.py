@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-from fedsynth.cli.flower import flower_environment, prepare_home, stop_superlinks
+from fedsynth.cli.deployment.flower import flower_environment, prepare_home, stop_superlinks
 from fedsynth.config import Scalar
 from fedsynth.errors import RunError
 from fedsynth.output import RunFolder

@@ -15,7 +15,7 @@ import psutil
 import tomli_w
 
 import fedsynth
-from fedsynth.cli.flower import flower_environment
+from fedsynth.cli.deployment.flower import flower_environment
 from fedsynth.config import Scalar
 from fedsynth.errors import RunError
 
@@ -87,13 +87,13 @@ class Loopback:
             name: of its log.
             node_config: its ``--node-config``; empty: none.
             warm: keep its ClientApp warm.
-            options: of ``python -m clients.warm_silo``.
+            options: of ``python -m clients.warm.warm_silo``.
             port: where it finds the SuperLink; None: at the SuperLink's own.
         """
         words = ["--insecure", "--superlink", f"127.0.0.1:{port or self.port}"]
         words += ["--node-config", node_config] if node_config else []
         if warm:
-            return self.start(name, [sys.executable, "-m", "clients.warm_silo", *options, "--", *words])
+            return self.start(name, [sys.executable, "-m", "clients.warm.warm_silo", *options, "--", *words])
         return self.start(name, [_script("flower-supernode"), *words, "--port", str(_free_port())])
 
     def run(self, name: str, app: Path, config: Mapping[str, Scalar], timeout: float) -> str:

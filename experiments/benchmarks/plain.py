@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.local_model import LocalModel, load_network
+from clients.models.local_model import LocalModel, load_network
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import (

@@ -14,14 +14,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.benchmarks import resident
-from fedsynth import wire
 from fedsynth.diffusion import build_unet
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
+from strategies.averaging.fedavg import FedAvg
 from strategies.base import SynthesisStrategy
-from strategies.dfd import DfD
-from strategies.exchange import ExchangeGrid, Round, RoundsState, run_rounds
-from strategies.fedavg import FedAvg
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.cooperation.dfd import DfD
+from strategies.run.rounds import Round, RoundsState, run_rounds
 
 SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
 ROUNDS = 3

@@ -16,12 +16,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app
 from experiments.benchmarks import resident as resident_set
 from experiments.benchmarks.server_memory import SCENARIOS, Silos, run_scenario
-from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
-from strategies.dfd import DfD
-from strategies.exchange import Round
+from strategies.cooperation.dfd import DfD
+from strategies.run.rounds import Round
 
 NODE = 7
 

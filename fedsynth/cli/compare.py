@@ -8,10 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedsynth.cli.compared_measures import COST, FIDELITY, MEMORISATION, Measure
-from fedsynth.cli.estimates import best_row, estimate, estimate_text, measured_alike
 from fedsynth.cli.options import refuse_rest
-from fedsynth.cli.run_groups import Run, RunGroup, comparability_warnings, differing_settings, group_runs, read_runs
+from fedsynth.cli.tables.estimates import best_row, estimate, estimate_text, measured_alike
+from fedsynth.cli.tables.measures import COST, FIDELITY, MEMORISATION, Measure
+from fedsynth.cli.tables.run_groups import (
+    Run,
+    RunGroup,
+    comparability_warnings,
+    differing_settings,
+    group_runs,
+    read_runs,
+)
 from fedsynth.errors import UserError
 from fedsynth.output import SyntheticDataset, results_table
 from fedsynth.output.comparison import (

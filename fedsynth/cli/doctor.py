@@ -14,7 +14,7 @@ from typing import Literal
 
 import psutil
 
-from fedsynth.cli.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
 from fedsynth.data import load_dataset

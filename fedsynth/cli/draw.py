@@ -17,7 +17,7 @@ from fedsynth import __version__
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import SAMPLERS, make_scheduler, pick_device, sample, to_uint8
-from fedsynth.diffusion.brought import BroughtModel, load_brought_model
+from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.output import SyntheticDataset, write_dataset
@@ -61,7 +61,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     labels = _labels(config, spec.classes, options.classes)
     make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
     _check_output(options.output)
-    model = load_brought_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
+    model = load_pretrained_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
     images = _draw(model, config, spec, labels)
     dataset = SyntheticDataset(images, labels.numpy(), spec.classes, _provenance(options.model, config))
     write_dataset(dataset, options.output)
@@ -137,7 +137,7 @@ def _labels(config: RunConfig, classes: tuple[str, ...], asked: str | None) -> t
     return indices[torch.arange(config.sampling.num_samples) % len(names)]
 
 
-def _draw(model: BroughtModel, config: RunConfig, spec: ImageSpec, labels: torch.Tensor) -> NDArray[np.uint8]:
+def _draw(model: PretrainedModel, config: RunConfig, spec: ImageSpec, labels: torch.Tensor) -> NDArray[np.uint8]:
     images = np.empty((len(labels), spec.size, spec.size, spec.channels), np.uint8)
     progress = Progress("image", len(labels), logger.info)
     for first in range(0, len(labels), BLOCK):

@@ -10,7 +10,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from fedsynth.cli.certificates import (
+from fedsynth.cli.deployment.certificates import (
     alternative_name,
     check_certificate,
     check_public_key,
@@ -18,9 +18,9 @@ from fedsynth.cli.certificates import (
     make_authority,
     make_server_certificate,
 )
-from fedsynth.cli.deployment import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
+from fedsynth.cli.deployment.link_folder import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
+from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
-from fedsynth.cli.processes import environment_of, run_in_foreground, show
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
 

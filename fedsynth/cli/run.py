@@ -17,9 +17,16 @@ from typing import Any
 
 import tomli_w
 
-from fedsynth.cli.deployment import Connection, connection_to
-from fedsynth.cli.flower import app_folder, flower_environment, flower_home, prepare_home, stop_superlinks, superlinks
-from fedsynth.cli.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.flower import (
+    app_folder,
+    flower_environment,
+    flower_home,
+    prepare_home,
+    stop_superlinks,
+    superlinks,
+)
+from fedsynth.cli.deployment.link_folder import Connection, connection_to
+from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation

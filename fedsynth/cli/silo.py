@@ -13,12 +13,12 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
-from fedsynth.cli.clock import check_clock
-from fedsynth.cli.deployment import check_address, check_node_value
-from fedsynth.cli.flower import free_ports
+from fedsynth.cli.deployment.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
+from fedsynth.cli.deployment.clock import check_clock
+from fedsynth.cli.deployment.flower import free_ports
+from fedsynth.cli.deployment.link_folder import check_address, check_node_value
+from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
-from fedsynth.cli.processes import environment_of, run_in_foreground, show
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.spec import look_alikes
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
-    start.add_argument("--warm", action="store_true", help="keep the model in memory between messages (Flower 1.41.0)")
+    start.add_argument("--warm", action="store_true", help="keep the model in memory between messages (Flower 1.42.0)")
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
@@ -145,7 +145,7 @@ def supernode_command(folder: Path, options: argparse.Namespace, config: dict[st
     if options.warm:
         allowed = [word for digest in options.allow_fab for word in ("--allow-fab", digest)]
         stock = ["--or-stock"] if options.or_stock else []
-        return [sys.executable, "-m", "clients.warm_silo", *allowed, *stock, "--", *arguments]
+        return [sys.executable, "-m", "clients.warm.warm_silo", *allowed, *stock, "--", *arguments]
     (port,) = free_ports(1)
     return ["flower-supernode", *arguments, "--port", str(port)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fedsynth.cli.flower import flower_home, stop_superlinks
+from fedsynth.cli.deployment.flower import flower_home, stop_superlinks
 from fedsynth.errors import UserError
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from fedsynth.cli.flower import flower_home
+from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, refuse_rest
 from fedsynth.cli.run import check_data, refuse_if_busy
-from fedsynth.cli.run_process import end_processes, finish_run, last_progress
-from fedsynth.cli.sweep_file import PlannedRun, Sweep, read_sweep
-from fedsynth.cli.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
+from fedsynth.cli.sweeps.run_process import end_processes, finish_run, last_progress
+from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep, read_sweep
+from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder, results_table

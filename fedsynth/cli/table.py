@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsynth.cli.options import refuse_rest
-from fedsynth.cli.run_groups import comparability_warnings
-from fedsynth.cli.sweep_file import read_sweep
-from fedsynth.cli.sweep_manifest import MANIFEST, read_manifest
-from fedsynth.cli.sweep_rows import SweepRow, sweep_rows
-from fedsynth.cli.sweep_tables import as_csv, paper_tables, table_notes, trade_offs
+from fedsynth.cli.sweeps.sweep_file import read_sweep
+from fedsynth.cli.sweeps.sweep_manifest import MANIFEST, read_manifest
+from fedsynth.cli.tables.run_groups import comparability_warnings
+from fedsynth.cli.tables.sweep_rows import SweepRow, sweep_rows
+from fedsynth.cli.tables.sweep_tables import as_csv, paper_tables, table_notes, trade_offs
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.files import atomic_file

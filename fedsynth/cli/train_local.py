@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedsynth.cli.flower import app_folder
+from fedsynth.cli.deployment.flower import app_folder
 from fedsynth.cli.options import add_keys, given_keys, refuse_rest
 from fedsynth.config import REAL_SILOS, RunConfig, config_keys
 from fedsynth.files import write_json

@@ -14,7 +14,7 @@ from fedsynth.data.image_folder import (
 )
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
-from fedsynth.data.silo import Silo, folder_silo, simulated_silo, split_holdout
+from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
 
 __all__ = [
     "CELEBA_CLASSES",

@@ -15,7 +15,7 @@ from fedsynth.data.image_folder import has_folds, load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import conform
 from fedsynth.errors import UserError, unknown_choice
-from fedsynth.own_code import is_own, load_own
+from fedsynth.plugins import is_plugin, load_plugin
 
 _DIGITS_SPLIT_SEED = 0
 _TEN_DIGITS = tuple(map(str, range(10)))
@@ -73,14 +73,14 @@ def load_dataset(
     Raises:
         UserError: unknown name, missing or broken data, or an argument out of range.
     """
-    if name not in _LOADERS and not is_own(name):
+    if name not in _LOADERS and not is_plugin(name):
         raise unknown_choice("dataset", name, DATASETS)
     if image_size is not None and image_size < 1:
         raise UserError(f"image-size = {image_size} is out of range: give at least 1 pixel")
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    load = _own if is_own(name) else _LOADERS[name]
+    load = _own if is_plugin(name) else _LOADERS[name]
     return load(_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
 
 
@@ -148,7 +148,7 @@ def _imagefolder(request: _Request) -> Folds:
 
 
 def _own(request: _Request) -> Folds:
-    folds: Folds = load_own("dataset", request.name)(root=request.root, image_size=request.image_size)
+    folds: Folds = load_plugin("dataset", request.name)(root=request.root, image_size=request.image_size)
     fits = isinstance(folds, tuple) and len(folds) == 2 and all(isinstance(fold, LabelledImages) for fold in folds)
     if not fits or folds[0].classes != folds[1].classes or folds[0].images.shape[1:] != folds[1].images.shape[1:]:
         raise UserError(

@@ -12,7 +12,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import manifest, partition, partition_parameters
-from fedsynth.data.silo import Silo, simulated_silo
+from fedsynth.data.silo_images import Silo, simulated_silo
 from fedsynth.spec import ImageSpec
 
 

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from fedsynth.config import Diffusion
 from fedsynth.errors import unknown_choice
-from fedsynth.own_code import is_own, load_own
+from fedsynth.plugins import is_plugin, load_plugin
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")
@@ -36,11 +36,11 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
     Raises:
         UserError: unknown sampler.
     """
-    if sampler not in SAMPLERS and not is_own(sampler):
+    if sampler not in SAMPLERS and not is_plugin(sampler):
         raise unknown_choice("sampler", sampler, SAMPLERS)
     steps = num_inference_steps or diffusion.num_train_timesteps
-    if is_own(sampler):
-        return load_own("sampler", sampler)(diffusion, steps)
+    if is_plugin(sampler):
+        return load_plugin("sampler", sampler)(diffusion, steps)
     if sampler == "ddpm":
         scheduler = DDPMScheduler(**_schedule(diffusion), timestep_spacing="trailing")
         scheduler.set_timesteps(steps)

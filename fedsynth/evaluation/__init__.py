@@ -1,18 +1,18 @@
 """How good a synthetic dataset is: fidelity, coverage, utility and signs of copying, against real images."""
 
 from fedsynth.evaluation.evaluation import Evaluation
-from fedsynth.evaluation.extractors import EXTRACTORS
-from fedsynth.evaluation.features import (
+from fedsynth.evaluation.fidelity import frechet_distance
+from fedsynth.evaluation.image_set import ImageSet
+from fedsynth.evaluation.manifold import precision_recall_density_coverage
+from fedsynth.evaluation.networks.domain_classifier import (
     FEATURE_SPACE,
     DomainClassifier,
     extract_features,
     train_domain_classifier,
 )
-from fedsynth.evaluation.fidelity import frechet_distance
-from fedsynth.evaluation.image_set import ImageSet
-from fedsynth.evaluation.manifold import precision_recall_density_coverage
+from fedsynth.evaluation.networks.extractors import EXTRACTORS
+from fedsynth.evaluation.results_rows import all_notes, results_rows, summarise
 from fedsynth.evaluation.suite import FEATURE_SEED, Evaluator, Settings
-from fedsynth.evaluation.table import all_notes, results_rows, summarise
 from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility
 
 __all__ = [

@@ -14,14 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from fedsynth.evaluation.extractors import Extracted, Extractor
-from fedsynth.evaluation.features import (
+from fedsynth.evaluation.networks.domain_classifier import (
     BATCH_SIZE,
     LEARNING_RATE,
     TRAINING_STEPS,
     DomainClassifier,
     train_domain_classifier,
 )
+from fedsynth.evaluation.networks.extractors import Extracted, Extractor
 from fedsynth.files import atomic_file
 
 logger = logging.getLogger("fedsynth")

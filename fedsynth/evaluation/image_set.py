@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.checks import check_labelled_images, check_same_image_shape
+from fedsynth.evaluation.array_checks import check_labelled_images, check_same_image_shape
 from fedsynth.seeding import derive_seed
 
 Images = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.checks import as_feature_pair
+from fedsynth.evaluation.array_checks import as_feature_pair
 
 Array = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.checks import as_features
+from fedsynth.evaluation.array_checks import as_features
 from fedsynth.evaluation.manifold import squared_distance_blocks
 
 Array = npt.NDArray[np.float64]

@@ -16,14 +16,14 @@ from fedsynth.diffusion import pick_device
 from fedsynth.errors import UserError
 from fedsynth.evaluation.cache import classifier_cached, extract_cached
 from fedsynth.evaluation.evaluation import Evaluation, Utility
-from fedsynth.evaluation.extractors import Extracted, Extractor, create_extractor, resolve_extractor
-from fedsynth.evaluation.features import FEATURE_SPACE
 from fedsynth.evaluation.fidelity import fidelity_measures
 from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
 from fedsynth.evaluation.image_set import Images, ImageSet, Labels, flat, matched_by_class
 from fedsynth.evaluation.membership import Membership, nearness_scores, roc
 from fedsynth.evaluation.memorisation import Memorisation, memorisation
-from fedsynth.evaluation.resnet import resnet_origin
+from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
+from fedsynth.evaluation.networks.extractors import Extracted, Extractor, create_extractor, resolve_extractor
+from fedsynth.evaluation.networks.resnet import resnet_origin
 from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility
 from fedsynth.seeding import derive_seed
 

@@ -17,10 +17,10 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from sklearn.neural_network import MLPClassifier
 
 from fedsynth.errors import UserError, unknown_choice
-from fedsynth.evaluation.checks import check_labelled_images, check_same_image_shape
-from fedsynth.evaluation.features import predict_labels, scale_pixels, train_domain_classifier
+from fedsynth.evaluation.array_checks import check_labelled_images, check_same_image_shape
 from fedsynth.evaluation.intervals import mean_and_interval
-from fedsynth.evaluation.resnet import RESNET_STEPS, Weights, load_weights, predict_resnet_labels, train_resnet
+from fedsynth.evaluation.networks.domain_classifier import predict_labels, scale_pixels, train_domain_classifier
+from fedsynth.evaluation.networks.resnet import RESNET_STEPS, Weights, load_weights, predict_resnet_labels, train_resnet
 from fedsynth.seeding import derive_seed
 
 Images = npt.NDArray[np.uint8]
@@ -98,7 +98,7 @@ def utility(
         seed: fixes initial weights and batches.
         classifiers: names from :data:`CLASSIFIERS`.
         num_seeds: trainings of each classifier, at least 1.
-        resnet_weights: as for :func:`fedsynth.evaluation.resnet.load_weights`; of use to ``resnet`` only.
+        resnet_weights: as for :func:`fedsynth.evaluation.networks.resnet.load_weights`; of use to ``resnet`` only.
         device: where ``resnet`` trains; the others are as fast on the CPU.
 
     Returns:

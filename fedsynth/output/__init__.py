@@ -20,7 +20,7 @@ from fedsynth.output.measured import explained, measured_parts
 from fedsynth.output.names import folder_names
 from fedsynth.output.report import ReportContent, write_report
 from fedsynth.output.run_folder import RunFolder, default_name
-from fedsynth.output.table import results_table
+from fedsynth.output.terminal_table import results_table
 
 __all__ = [
     "Embedding",

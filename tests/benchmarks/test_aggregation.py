@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from experiments.benchmarks import aggregation
-from fedsynth import wire
+from fedsynth.messages import wire
 
 
 @pytest.mark.parametrize("name", aggregation.RULES)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fedsynth.cli import main
-from fedsynth.cli.certificates import fingerprint
-from fedsynth.cli.deployment import LinkFolder, check_address, connection_to
+from fedsynth.cli.deployment.certificates import fingerprint
+from fedsynth.cli.deployment.link_folder import LinkFolder, check_address, connection_to
 from fedsynth.errors import UserError
 
 

@@ -74,7 +74,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
     command, warm = command_of(capsys, *words, "--warm", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64)
     assert warm == config
     cut = command.index("--")
-    expected = ["-m", "clients.warm_silo", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64]
+    expected = ["-m", "clients.warm.warm_silo", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64]
     assert command[2:cut] == expected
     assert command[cut + 1 :] == plain[2:-2], "SuperNode's own options but its port"
 

@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from fedsynth.cli import main, run_process
-from fedsynth.cli.run_process import MARK, end_processes, last_progress
-from fedsynth.cli.sweep_manifest import Entry, estimated_seconds, time_left
+from fedsynth.cli import main
+from fedsynth.cli.sweeps import run_process
+from fedsynth.cli.sweeps.run_process import MARK, end_processes, last_progress
+from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, time_left
 from fedsynth.output import RunFolder
 
 FAKE = Path(__file__).parents[1] / "fake_run.py"

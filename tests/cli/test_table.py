@@ -13,10 +13,10 @@ from PIL import Image
 from scipy import stats
 
 from fedsynth.cli import main, table
-from fedsynth.cli.compared_measures import FIDELITY
-from fedsynth.cli.sweep_file import Sweep
-from fedsynth.cli.sweep_manifest import Entry, write_manifest
-from fedsynth.cli.sweep_rows import bold_row, paired_differences, sweep_rows
+from fedsynth.cli.sweeps.sweep_file import Sweep
+from fedsynth.cli.sweeps.sweep_manifest import Entry, write_manifest
+from fedsynth.cli.tables.measures import FIDELITY
+from fedsynth.cli.tables.sweep_rows import bold_row, paired_differences, sweep_rows
 
 DISTANCE = FIDELITY[0]
 FD = "FD (domain-classifier, N = 360) ↓"

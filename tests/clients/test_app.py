@@ -10,9 +10,9 @@ from hand_made import request_to
 
 import clients.app
 from clients.app import app, guarded
-from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
+from fedsynth.messages import wire
 
 
 def context(**node_config: Any) -> Context:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from one_silo import SPEC, Node, settings_of, simulated
 
-import clients.local_model
-from clients.local_model import load_network
-from fedsynth import wire
+import clients.models.local_model
+from clients.models.local_model import load_network
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import (
@@ -27,6 +26,7 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.diffusion.divergence import draw_probe
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 
 
@@ -85,7 +85,7 @@ def test_slices_report_progress_until_the_model_is_there(clinic: Node) -> None:
 
 def test_found_model_is_not_trained_again(clinic: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     first = clinic.metrics(wire.PREPARE, train_seconds=100.0)
-    monkeypatch.setattr(clients.local_model, "train", None)
+    monkeypatch.setattr(clients.models.local_model, "train", None)
     again = clinic.again()
     assert again.metrics(wire.PREPARE, train_seconds=100.0) == first
     assert own_model(again) == own_model(clinic)
@@ -103,7 +103,7 @@ def test_silo_says_what_share_of_its_samples_are_copies_when_asked(tmp_path: Pat
 
 def test_steps_are_those_taken_when_training_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 1)
-    monkeypatch.setattr(clients.local_model, "HeldOutLoss", lambda *_: lambda unet: 1.0)
+    monkeypatch.setattr(clients.models.local_model, "HeldOutLoss", lambda *_: lambda unet: 1.0)
     node, seen = simulated(tmp_path, train_steps=40), []
     for _ in range(5):
         metrics = node.metrics(wire.PREPARE, train_seconds=1e-9)

@@ -12,11 +12,11 @@ from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import clients.journal
+from clients.context import FULL, describe_silo, explained_state
 from clients.journal import journal
-from clients.silo_door import FULL, describe_silo, explained_state
-from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 
 # Flower sets these when it starts an app; a message cannot be built without them.

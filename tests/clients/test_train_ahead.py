@@ -9,13 +9,13 @@ import torch
 from one_silo import Node
 from real_silos import write_digits
 
-import clients.local_model
+import clients.models.local_model
 from clients.train_ahead import main, train_ahead
-from fedsynth import wire
 from fedsynth.cli import main as command
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, noise_predictor
 from fedsynth.errors import UserError
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 
 UNION = ImageSpec(1, 8, ("0", "1", "2", "3"))
@@ -76,16 +76,16 @@ def test_interrupted_training_goes_on(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, steps = tmp_path / "model", []
-    plain = clients.local_model.LocalModel.train_slice
+    plain = clients.models.local_model.LocalModel.train_slice
 
-    def interrupted(self: clients.local_model.LocalModel, seconds: float) -> object:
+    def interrupted(self: clients.models.local_model.LocalModel, seconds: float) -> object:
         training = plain(self, 1e-9)
         steps.append(training.steps)
         if len(steps) == 3:
             raise KeyboardInterrupt
         return training
 
-    monkeypatch.setattr(clients.local_model.LocalModel, "train_slice", interrupted)
+    monkeypatch.setattr(clients.models.local_model.LocalModel, "train_slice", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_ahead(images, "clinic", out, config_of())
     assert not out.exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from deployed import LIMIT_SECONDS
 
-from fedsynth.cli.run_process import MARK, end_processes
+from fedsynth.cli.sweeps.run_process import MARK, end_processes
 from fedsynth.output import RunFolder
 
 """Seconds to wait for one thing: much, for a machine that has other work."""

@@ -15,7 +15,7 @@ from PIL import Image
 from real_silos import real_settings, write_silos
 
 from experiments.benchmarks.loopback import Loopback
-from fedsynth import wire
+from fedsynth.messages import wire
 
 ROOT = Path(__file__).parents[2]
 SILOS = {"north": (0, 1), "south": (0, 1)}
@@ -38,7 +38,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from PIL import Image
-from fedsynth import wire
+from fedsynth.messages import wire
 
 client_app = ClientApp()
 server_app = ServerApp()

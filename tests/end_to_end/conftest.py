@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from deployed import LIMIT_SECONDS
 
-from fedsynth.cli.flower import flower_environment, prepare_home, stop_superlinks
+from fedsynth.cli.deployment.flower import flower_environment, prepare_home, stop_superlinks
 
 ROOT = Path(__file__).parents[2]
 APP_PARTS = ("fedsynth", "clients", "strategies", "pyproject.toml", "README.md", "LICENSE")

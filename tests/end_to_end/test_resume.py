@@ -18,7 +18,7 @@ from deployed import LIMIT_SECONDS
 from diffusers import UNet2DModel
 from tiny_runs import images_of, run_tiny, tiny_settings
 
-from fedsynth.cli.flower import superlinks
+from fedsynth.cli.deployment.flower import superlinks
 from fedsynth.diffusion import ClassConditionalDDPMPipeline
 from fedsynth.output import RunFolder
 

@@ -15,12 +15,12 @@ import pytest
 from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
-from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError
+from fedsynth.messages import wire
 from fedsynth.output import ReportContent, RunFolder
 from strategies import STRATEGIES, build_strategy
-from strategies.checkpoint import Checkpoint
+from strategies.run.checkpoint import Checkpoint
 
 Settings = dict[str, Scalar]
 Done = tuple[RunFolder, ReportContent]
@@ -130,7 +130,7 @@ def killed_after_the_rounds(given: Settings) -> None:
 
 def run(given: Settings, tamper: Tamper = lambda replies: replies) -> Done:
     """Run, and return the folder and what the report would show."""
-    with mock.patch("strategies.publish.write_report") as report:
+    with mock.patch("strategies.results.publish.write_report") as report:
         folder = run_tiny(given, tamper)
     return folder, report.call_args.args[1]
 

@@ -9,7 +9,6 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation import extract_features, frechet_distance
-from fedsynth.evaluation.extractors import ClassifierExtractor, Extracted
 from fedsynth.evaluation.fidelity import (
     _short_seed,
     fidelity_measures,
@@ -18,6 +17,7 @@ from fedsynth.evaluation.fidelity import (
     kernel_distance,
     measure,
 )
+from fedsynth.evaluation.networks.extractors import ClassifierExtractor, Extracted
 
 
 def oracle(real: np.ndarray, synthetic: np.ndarray) -> float:

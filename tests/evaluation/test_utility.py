@@ -12,7 +12,7 @@ from scipy import stats
 from torchvision.models import resnet18
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.resnet import train_resnet
+from fedsynth.evaluation.networks.resnet import train_resnet
 from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, Scores, _scores, utility
 
 # The package has a function of the module's name.

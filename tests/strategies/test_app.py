@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import images_of, run_tiny, tiny_settings
 from torchvision.datasets import ImageFolder
 
-import clients.local_model
+import clients.models.local_model
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise, make_scheduler, noise_predictor, sample
@@ -194,7 +194,7 @@ def test_a_second_run_and_a_second_method_reuse_the_local_models(
     def no_training(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model that is on disk was trained again")
 
-    monkeypatch.setattr(clients.local_model, "train", no_training)
+    monkeypatch.setattr(clients.models.local_model, "train", no_training)
     seconds = []
     for strategy in ("dfd", "pooled"):
         again = run_tiny(tiny_settings(base, run_name=f"again-{strategy}", strategy=strategy), report=False)

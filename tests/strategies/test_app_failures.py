@@ -10,9 +10,9 @@ import torch
 from flwr.app import Message
 from tiny_runs import images_of, run_tiny, tiny_settings
 
-from fedsynth import wire
 from fedsynth.config import Scalar
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
 from fedsynth.output import RunFolder
 
 

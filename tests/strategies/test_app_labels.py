@@ -7,7 +7,7 @@ import torch
 
 from fedsynth.config import RunConfig
 from strategies.app import draw_labels
-from strategies.census import Census, Member
+from strategies.conversation.census import Census, Member
 
 
 def census_of(*counts: list[int]) -> Census:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsynth import wire
 from fedsynth.config import RunConfig
+from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 from strategies.base import Task
-from strategies.census import Census
-from strategies.dfd import DfD
+from strategies.conversation.census import Census
+from strategies.cooperation.dfd import DfD
 
 SPEC = ImageSpec(3, 16, ("a", "b"))
 

@@ -8,15 +8,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from hand_made import StubGrid
 
-from fedsynth import wire
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import TrainingState, initial_unet, to_model_range, train
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from strategies.base import Task
-from strategies.census import Census
 from strategies.centralised import Centralised
+from strategies.conversation.census import Census
 
 CONFIG = RunConfig.from_run_config(
     {

@@ -8,7 +8,7 @@ from fedsynth.diffusion import draw_initial_noise, initial_unet, make_scheduler
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.base import Task
-from strategies.census import Census
+from strategies.conversation.census import Census
 from strategies.global_model import draw_from_model
 
 

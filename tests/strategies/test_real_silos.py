@@ -16,9 +16,9 @@ from PIL import Image
 from real_silos import real_settings, run_real, write_digits, write_silos
 from tiny_runs import images_of
 
-from fedsynth import wire
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
 from fedsynth.output import RunFolder
 
 UNION = ["0", "1", "2", "3"]

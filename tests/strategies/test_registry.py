@@ -12,7 +12,7 @@ from fedsynth.config import RunConfig, StrategyName
 from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
 from strategies.base import SynthesisStrategy
-from strategies.dfd import DfD
+from strategies.cooperation.dfd import DfD
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsynth import wire
 from fedsynth.files import write_json
-from strategies.exchange import ExchangeGrid
-from strategies.fast_replies import take_replies_fast
+from fedsynth.messages import wire
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.fast_replies import take_replies_fast
 
 TIMEOUT = 300.0
 

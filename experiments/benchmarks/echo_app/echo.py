@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.files import write_json
-from strategies.exchange import ExchangeGrid
+from strategies.conversation.exchange import ExchangeGrid
 
 TIMEOUT = 120.0
 LONGEST_PAUSE = {"at once": 0.0, "with pauses": 0.2}

@@ -1,0 +1,136 @@
+"""A model that a silo has trained before and brings along, in place of one trained for the run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from flwr.app import ConfigRecord, Context, MetricRecordValues
+
+from clients.context import model_path
+from clients.warm.silo_cache import WarmCache
+from fedsynth.config import RunConfig, StrategyName
+from fedsynth.data import Silo
+from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
+from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
+from fedsynth.errors import UserError
+from fedsynth.messages import wire
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+
+logger = logging.getLogger("fedsynth")
+
+PRETRAINED_MODEL = "brought-model"
+OWN_MODEL_STRATEGIES: frozenset[StrategyName] = frozenset({"dfd", "pooled", "local", "fedddpm", "fedddpm-plus"})
+"""Those that ask the silos' own models; for the others a silo takes part with all its images."""
+
+LOSS_LEVELS, LOSS_IMAGES = 8, 32
+"""Network evaluations behind a measured loss, on each level and in number of images: seconds on a CPU."""
+
+_models: WarmCache[PretrainedModel] = WarmCache()
+
+
+def bring_pretrained_model(context: Context, config: RunConfig, spec: ImageSpec, silo: Silo) -> PretrainedModel | None:
+    """Load the model of ``model-path`` and note it in the context; None for a silo that trains its own.
+
+    Raises:
+        UserError: it cannot be used for the run.
+    """
+    folder = model_path(context)
+    if folder is None or config.run.strategy not in OWN_MODEL_STRATEGIES:
+        return None
+    held = [spec.classes[label] for label in np.unique(silo.train.labels)]
+    noted = {**wire.spec_to_config(spec), "path": str(folder), "held-classes": held}
+    context.state[PRETRAINED_MODEL] = ConfigRecord(noted)
+    return pretrained_model(context, config)
+
+
+def pretrained_model(context: Context, config: RunConfig) -> PretrainedModel | None:
+    """Return the model noted by :func:`bring_pretrained_model`, loaded once a process; None if there is none."""
+    if PRETRAINED_MODEL not in context.state:
+        return None
+    noted = context.state.config_records[PRETRAINED_MODEL]
+    return _models.get(context, lambda: _load(noted, config))
+
+
+def _load(noted: ConfigRecord, config: RunConfig) -> PretrainedModel:
+    spec, held = wire.spec_from_config(noted), noted["held-classes"]
+    assert isinstance(held, list)
+    names, device = [str(name) for name in held], pick_device(config.run.device)
+    return load_pretrained_model(Path(str(noted["path"])), spec, config.diffusion, names, device)
+
+
+def finished_metrics(model: PretrainedModel, silo: Silo, config: RunConfig) -> dict[str, MetricRecordValues]:
+    """What ``query.prepare`` answers for a model that needs no training: all steps done, and a measured loss."""
+    loss, steps = measure_loss(model, silo, config), config.training.own_steps
+    if loss >= 1:
+        # Predicting no noise at all has a loss of 1.
+        logger.warning("%s: model-path: loss %.3g: was the model trained on such images, in [-1, 1]?", silo.name, loss)
+    return {
+        "steps": steps,
+        "loss": loss,
+        "finished": 1,
+        "train-seconds": 0.0,
+        "curve-steps": [float(steps)],
+        "curve-losses": [loss],
+    }
+
+
+def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float:
+    """Return the mean of ‖ε - ε_θ(x_t, t, y)‖²/d over random levels, one in each of equal stretches of the schedule.
+
+    Over images of classes that the model knows: held out ones, or where there are none those that others train on.
+    The images, levels and noise are the same every time.
+    """
+    generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
+    images, labels = _known_images(model, silo, generator)
+    scheduler, losses = make_scheduler(config.diffusion), []
+    stretch = config.diffusion.num_train_timesteps / LOSS_LEVELS
+    for level in range(LOSS_LEVELS):
+        t = int((level + float(torch.rand((), generator=generator))) * stretch)
+        noise = torch.randn(images.shape, generator=generator)
+        noisy = scheduler.add_noise(images, noise, torch.full((len(images),), t))
+        losses.append(float(F.mse_loss(model.predict(noisy, t, labels), noise)))
+    return sum(losses) / len(losses)
+
+
+def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = (part.subset(np.flatnonzero(model.serves[part.labels])) for part in (silo.holdout, silo.train))
+    known = next(part for part in parts if len(part))
+    chosen = known.subset(torch.randperm(len(known), generator=generator)[:LOSS_IMAGES].numpy())
+    return to_model_range(chosen.images), torch.from_numpy(chosen.labels)
+
+
+def uploadable_network(context: Context, config: RunConfig) -> UNet2DModel | None:
+    """Return the brought network where its bare weights mean what the run's own would; None if none was brought.
+
+    Raises:
+        UserError: another architecture, noise schedule, prediction or order of classes.
+    """
+    model = pretrained_model(context, config)
+    if model is None:
+        return None
+    noted = context.state.config_records[PRETRAINED_MODEL]
+    run = _architecture(initial_unet(config, wire.spec_from_config(noted)))
+    own = _architecture(model.unet)
+    differences = [key for key in run if own.get(key) != run[key]]
+    if not model.native:
+        differences.append("what it predicts, its noise schedule or its classes")
+    if differences:
+        raise UserError(
+            f"model-path = '{model_path(context)}': strategy = '{config.run.strategy}' has silos upload weights, and"
+            f" this model differs from the run's ({', '.join(differences)}): remove model-path to have the silo train"
+            " one, or use a strategy in which only predictions or images travel (dfd, pooled)"
+        )
+    return model.unet
+
+
+def _architecture(unet: UNet2DModel) -> dict[str, Any]:
+    """The network's settings, without those that are not its own: names with an underscore, the size of images."""
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in unet.config.items()}
+    return {key: value for key, value in settings.items() if not key.startswith("_") and key != "sample_size"}

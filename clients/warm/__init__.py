@@ -1,0 +1,1 @@
+"""A silo whose process stays between messages (opt-in; uses Flower's internals)."""

@@ -1,0 +1,1 @@
+"""Links and silos: folders, certificates, processes."""

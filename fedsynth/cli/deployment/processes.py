@@ -1,0 +1,105 @@
+"""Flower's long-lived processes: run one in the foreground, and leave nothing behind when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from uuid import uuid4
+
+import psutil
+
+from fedsynth.cli.deployment.flower import flower_environment
+
+MARK = "FEDSYNTH_FOREGROUND"
+"""Environment variable that tells the descendants of a command, however far they have got from their parents."""
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the environment for Flower's processes whose state lies in ``home``."""
+    return {**flower_environment(), "FLWR_HOME": str(home)}
+
+
+def show(command: Sequence[str], home: Path) -> None:
+    """Print a command as a shell would take it."""
+    print(f"FLWR_HOME={shlex.quote(str(home))} {shlex.join(command)}\n", flush=True)
+
+
+def run_in_foreground(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, patience: float = 10.0
+) -> int:
+    """Run until it ends or this process is told to stop; then stop it and everything that it started.
+
+    Args:
+        command: its first word is found in the ``PATH`` of ``environment``.
+        environment: of the process.
+        folder: its working directory.
+        patience: seconds to end by itself before it is killed.
+
+    Returns:
+        Its exit status; 128 + number of the signal that stopped it.
+    """
+    mark = uuid4().hex
+    told: list[int] = []
+    # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
+    process = subprocess.Popen(command, env={**environment, MARK: mark}, cwd=folder, start_new_session=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        process.terminate()
+
+    try:
+        with _handling(stop):
+            status = _wait(process, told, patience)
+    finally:
+        stop_marked(mark, patience)
+    return 128 + told[0] if told else status
+
+
+def stop_marked(mark: str, patience: float) -> None:
+    """End every process whose environment holds ``mark``."""
+    family = marked(mark)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=patience)
+
+
+def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
+    """Return the other processes in whose environment ``variable`` is ``mark``, as far as this user may look."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(variable) == mark and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _wait(process: subprocess.Popen[bytes], told: list[int], patience: float) -> int:
+    while not told:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.5)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(patience)
+    process.kill()
+    return process.wait()
+
+
+@contextlib.contextmanager
+def _handling(stop: signal.Handlers | object) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

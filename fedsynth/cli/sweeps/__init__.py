@@ -1,0 +1,1 @@
+"""Sweeps: the file, the plan, the processes."""

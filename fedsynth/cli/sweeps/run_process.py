@@ -1,0 +1,160 @@
+"""A run as a process of its own: started or gone on with, watched, and reaped with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from fedsynth.cli.deployment.processes import marked
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.errors import RunError, UserError
+from fedsynth.output import RunFolder
+from fedsynth.output.run_folder import FREE_KEYS
+
+MARK = "FEDSYNTH_RUN_FOLDER"
+"""Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
+Flower's SuperLink leaves its process group, and Ray's workers leave theirs."""
+
+COMMAND = (sys.executable, "-m", "fedsynth.cli", "run")
+
+_ATTEMPTS = 10
+_ENDED = "the run ended without results"
+_TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
+_ERROR = re.compile(r"\b(?:error|\w+Error|\w+Exception): ")
+
+
+def finish_run(
+    config: RunConfig,
+    folder: RunFolder,
+    console: Path | None = None,
+    watch: Callable[[], None] = lambda: None,
+    interval: float = 1.0,
+) -> None:
+    """Make a run that has no results yet, and wait for its end; afterwards nothing of it is running.
+
+    A run that was interrupted after it wrote its configuration is resumed.
+
+    Args:
+        config: with absolute paths; its ``output-dir`` and ``run-name`` are the folder's if it is a new run.
+        folder: the run's.
+        console: file for what the run prints; None: it prints where we do.
+        watch: called about every ``interval`` seconds.
+        interval: in seconds.
+
+    Raises:
+        RunError: the run ended without results; the message is its last word.
+    """
+    end_processes(folder.path)
+    words = _resume_words(config, folder) if folder.config.is_file() else _fresh_words(config, folder)
+    with _output(console) as output:
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            env={**os.environ, MARK: str(folder.path)},
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+        )
+        try:
+            _wait(process, watch, interval)
+        finally:
+            end_processes(folder.path)
+            process.wait()
+    if not folder.results.is_file():
+        raise RunError(_last_word(folder, console))
+
+
+def end_processes(folder: Path) -> int:
+    """Kill all processes that were started for the run in ``folder``; return how many there were.
+
+    Killing loses nothing but the round in work: a run writes its files whole or not at all.
+    """
+    count = 0
+    for _ in range(_ATTEMPTS):
+        members = marked(str(folder), MARK)
+        if not members:
+            break
+        count += len(members)
+        for process in members:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(members, timeout=5)
+    return count
+
+
+def _fresh_words(config: RunConfig, folder: RunFolder) -> list[str]:
+    _clear_torn_start(folder)
+    defaults = RunConfig().to_run_config()
+    return [_option(key, value) for key, value in config.to_run_config().items() if value != defaults[key]]
+
+
+def _resume_words(config: RunConfig, folder: RunFolder) -> list[str]:
+    keys = FREE_KEYS - {"resume", "run-name", "output-dir", "num-rounds", "train-steps"}
+    flat = config.to_run_config()
+    return ["--resume", str(folder.path), *(_option(key, flat[key]) for key in sorted(keys))]
+
+
+def _option(key: str, value: Scalar) -> str:
+    return f"--{key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _clear_torn_start(folder: RunFolder) -> None:
+    """Remove the folder of a run that was killed before it wrote its configuration: there is nothing to go on with."""
+    left = [path.name for path in folder.path.iterdir()] if folder.path.is_dir() else []
+    if any(name != folder.log.name and not name.endswith(".part") for name in left):
+        raise UserError(f"'{folder.path}' is in the way: it is no run folder (no config.json); move it elsewhere")
+    if left:
+        shutil.rmtree(folder.path)
+
+
+@contextlib.contextmanager
+def _output(console: Path | None) -> Iterator[IO[bytes] | None]:
+    if console is None:
+        yield None
+        return
+    console.parent.mkdir(parents=True, exist_ok=True)
+    with console.open("wb") as file:
+        yield file
+
+
+def _wait(process: subprocess.Popen[bytes], watch: Callable[[], None], interval: float) -> None:
+    while True:
+        try:
+            process.wait(interval)
+            return
+        except subprocess.TimeoutExpired:
+            watch()
+
+
+def _last_word(folder: RunFolder, console: Path | None) -> str:
+    """Return why a run has no results: the last error in its log, or in what it printed, or the last line.
+
+    What is printed goes to ``console``, otherwise to this process's own output, which cannot be read again.
+    """
+    lines = [line for path in (console, folder.log) if path for line in _lines(path) if _ENDED not in line]
+    errors = [line for line in lines if _ERROR.search(line)]
+    silence = f"{_ENDED}, and without a word" if console else f"{_ENDED}: the reason stands above"
+    return (errors or lines or [silence])[-1].removeprefix("error: ")
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a log that say something, without the time of day."""
+    if not path.is_file():
+        return []
+    text = re.sub(r"\s*│\n│\s*", " ", path.read_text(errors="replace"))  # Flower breaks its errors to fit a frame
+    lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+def last_progress(console: Path) -> str:
+    """Return the latest progress that a run printed, empty if there is none."""
+    lines = [line for line in _lines(console) if re.search(r"\d+/\d+ \(\d+ %\)", line)]
+    return lines[-1] if lines else ""

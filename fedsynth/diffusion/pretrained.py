@@ -1,0 +1,299 @@
+"""A diffusion model that a silo brings along: any U-Net, any noise schedule, asked in the terms of the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from numpy.typing import NDArray
+
+from fedsynth.config import Diffusion
+from fedsynth.diffusion.noise_levels import PREDICTION_TYPES, Level, match_levels, to_noise
+from fedsynth.diffusion.samplers import make_scheduler
+from fedsynth.errors import UserError, did_you_mean
+from fedsynth.spec import ImageSpec
+
+logger = logging.getLogger("fedsynth")
+
+CLASSES_FILE = "classes.json"
+BATCH_SIZE = 256
+UNKNOWN = -1
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
+class PretrainedModel:
+    """Answers for ε(x_t, t, y) at the run's timesteps and labels.
+
+    Args:
+        unet: the network, on its device.
+        prediction_type: what it predicts, one of :data:`~fedsynth.diffusion.noise_levels.PREDICTION_TYPES`.
+        levels: how to ask it at each timestep of the run (T).
+        indices: its class for every label of the run, int64 (num_classes,); :data:`UNKNOWN` where it has none.
+        classes: names of the run's classes.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        prediction_type: str,
+        levels: list[Level],
+        indices: torch.Tensor,
+        classes: tuple[str, ...],
+    ) -> None:
+        self.unet, self.prediction_type, self.levels = unet.eval(), prediction_type, levels
+        self._indices, self._classes = indices, classes
+        self._conditional = unet.config.num_class_embeds is not None
+
+    @property
+    def serves(self) -> NDArray[np.bool_]:
+        """Which of the run's classes it can be asked about, bool (num_classes,)."""
+        return (self._indices != UNKNOWN).numpy()
+
+    @property
+    def native(self) -> bool:
+        """Whether the bare network answers in the run's terms: noise, at the run's own levels, for its labels."""
+        levels = all(level.exact and level.timestep == t for t, level in enumerate(self.levels))
+        labels = self._conditional and torch.equal(self._indices, torch.arange(len(self._indices)))
+        return levels and labels and self.prediction_type == "epsilon"
+
+    @torch.inference_mode()
+    def predict(self, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        """Return ε (N, C, H, W) as :func:`~fedsynth.diffusion.sampling.noise_predictor` does, on the CPU.
+
+        Evaluated in batches on the network's device. What happens at levels outside the range of the model's own
+        schedule: see :func:`~fedsynth.diffusion.noise_levels.match_levels`.
+
+        Args:
+            x: samples (N, C, H, W) on the CPU.
+            t: timestep of the run.
+            labels: classes of the run (N,).
+
+        Raises:
+            UserError: a class that the model does not know.
+        """
+        level, indices = self.levels[t], self._own_classes(labels)
+        eps = torch.empty_like(x)
+        for first in range(0, len(x), BATCH_SIZE):
+            rows = slice(first, first + BATCH_SIZE)
+            eps[rows] = self._ask(x[rows], level, indices[rows])
+        return eps
+
+    def _ask(self, x: torch.Tensor, level: Level, indices: torch.Tensor) -> torch.Tensor:
+        device = self.unet.device
+        own_x = x if level.scale == 1 else x * level.scale
+        classes = indices.to(device) if self._conditional else None
+        output = self.unet(own_x.to(device), _timestep(level, device), class_labels=classes).sample.cpu()
+        return level.to_run(to_noise(output, own_x, level.own_alpha, self.prediction_type), x)
+
+    def _own_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        indices = self._indices[labels]
+        if (indices == UNKNOWN).any():
+            name = self._classes[int(labels[indices == UNKNOWN][0])]
+            known = ", ".join(self._classes[k] for k in np.flatnonzero(self.serves))
+            raise UserError(
+                f"asked about class '{name}', which the model brought to model-path does not know (it knows {known}):"
+                " set prior = 'class', with which a silo is only asked about its own classes"
+            )
+        return indices
+
+
+def _timestep(level: Level, device: torch.device) -> int | torch.Tensor:
+    # The network would cut a Python float down to a whole number.
+    return int(level.timestep) if level.timestep.is_integer() else torch.tensor(level.timestep, device=device)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the parts of a model lie: a pipeline folder, or the folder of a bare network."""
+
+    folder: Path
+    unet: Path
+    roots: tuple[Path, ...]
+
+    def error(self, problem: str) -> UserError:
+        return UserError(f"model-path = '{self.folder}': {problem}")
+
+    def read(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise self.error(f"'{path.name}' cannot be read as JSON ({error}): copy or save the model again") from error
+
+    def read_config(self, path: Path) -> dict[str, Any]:
+        config = self.read(path)
+        if not isinstance(config, dict):
+            raise self.error(f"'{path.name}' holds no settings by name: copy or save the model again")
+        return config
+
+    def first(self, *names: str) -> Path | None:
+        """The first of these files that exists, nearest folder first."""
+        files = (root / name for root in self.roots for name in names)
+        return next((file for file in files if file.is_file()), None)
+
+
+def load_pretrained_model(
+    folder: Path,
+    spec: ImageSpec,
+    diffusion: Diffusion,
+    held_classes: Sequence[str],
+    device: torch.device | None = None,
+) -> PretrainedModel:
+    """Load the model that a silo has trained before, elsewhere.
+
+    Nothing is unpickled and no code of the folder is run: JSON and safetensors files only. The model must have been
+    trained on images in [-1, 1], as diffusers' pipelines are.
+
+    Args:
+        folder: a diffusers pipeline folder (``unet/`` and ``scheduler/``), or that of a ``UNet2DModel`` with
+            ``scheduler_config.json`` in it or in ``scheduler/`` in or beside it. A class-conditional model needs the
+            names of its classes in index order: our pipeline's, or a list in ``classes.json`` in the same places.
+        spec: images and classes of the run; classes are matched by name.
+        diffusion: noise schedule of the run.
+        held_classes: names of the classes that the silo holds. A model without classes is that of the only one.
+        device: where the network works; None: the CPU.
+
+    Raises:
+        UserError: the folder, the network, its scheduler or its classes cannot be used.
+    """
+    place = _find(folder)
+    unet = _read_unet(place, spec)
+    schedule, prediction_type = _read_scheduler(place)
+    indices = _class_indices(place, unet, spec, held_classes)
+    run_schedule = _alphas_cumprod(make_scheduler(diffusion))
+    # A table of embeddings has rows for whole timesteps only.
+    fractional = unet.config.time_embedding_type == "positional"
+    levels = match_levels(run_schedule, schedule, fractional)
+    return PretrainedModel(unet.to(device or "cpu"), prediction_type, levels, torch.tensor(indices), spec.classes)
+
+
+def _find(folder: Path) -> _Place:
+    if not folder.is_dir():
+        raise UserError(f"model-path = '{folder}': there is no such folder: give a diffusers folder on this silo")
+    if (folder / "unet" / "config.json").is_file():
+        return _Place(folder, folder / "unet", (folder,))
+    if (folder / "config.json").is_file():
+        return _Place(folder, folder, (folder, folder.parent))
+    raise UserError(
+        f"model-path = '{folder}': holds no network (unet/config.json or config.json): give a folder that a diffusers"
+        " pipeline or UNet2DModel wrote with save_pretrained"
+    )
+
+
+def _read_unet(place: _Place, spec: ImageSpec) -> UNet2DModel:
+    _check_config(place, place.read_config(place.unet / "config.json"), spec)
+    if not list(place.unet.glob("*.safetensors")):
+        found = ", ".join(sorted(file.name for file in place.unet.iterdir() if file.name != "config.json")) or "nothing"
+        raise place.error(
+            f"no safetensors weights in '{place.unet.name}' (found {found}), and pickled ones are not read, as they can"
+            " run code: save the model again with safe_serialization=True"
+        )
+    try:
+        unet, report = UNet2DModel.from_pretrained(
+            place.unet, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise place.error(f"the network is damaged: copy or save it again ({error})") from error
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    wrong += [name for name, value in unet.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise place.error(f"the network is damaged: copy or save it again (missing, unknown or not finite: {wrong[0]})")
+    return unet.float()
+
+
+def _check_config(place: _Place, config: dict[str, Any], spec: ImageSpec) -> None:
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise place.error(f"the network is a {kind}: bring a UNet2DModel")
+    if missing := [key for key in ("in_channels", "out_channels", "block_out_channels") if key not in config]:
+        raise place.error(f"the network's config.json has no {missing[0]}: copy or save the model again")
+    channels = [config["in_channels"], config["out_channels"]]
+    if channels != [spec.channels] * 2:
+        raise place.error(
+            f"the network takes {channels[0]} channels and answers {channels[1]}, but the run's images have"
+            f" {spec.channels}: bring a model of such images, or remove model-path to train one here"
+        )
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if spec.size % factor:
+        raise place.error(f"the network halves images to 1/{factor}, and image-size = {spec.size} is no multiple of it")
+    if config.get("time_embedding_type", "positional") not in ("positional", "learned"):
+        raise place.error("the network is told noise deviations in place of timesteps: bring one with positional ones")
+    if config.get("class_embed_type") is not None:
+        raise place.error(f"class_embed_type = '{config['class_embed_type']}': bring a model with num_class_embeds")
+    if config.get("sample_size") not in (None, spec.size, [spec.size, spec.size]):
+        made = config["sample_size"]
+        logger.warning("model-path = '%s': made for images of size %s, asked about %d", place.folder, made, spec.size)
+
+
+def _read_scheduler(place: _Place) -> tuple[NDArray[np.float64], str]:
+    path = place.first("scheduler/scheduler_config.json", "scheduler_config.json")
+    if path is None:
+        raise place.error(
+            "no scheduler_config.json says which noise schedule the network was trained with: save its scheduler to"
+            f" '{place.roots[0] / 'scheduler'}' with save_pretrained"
+        )
+    config = place.read_config(path)
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
+        raise place.error(f"prediction_type = '{kind}' in {path.name}: must be one of {', '.join(PREDICTION_TYPES)}")
+    if "beta_start" not in config and not config.get("trained_betas"):
+        raise place.error(f"{path.name} has no betas: bring a model of a variance-preserving schedule, such as DDPM's")
+    try:
+        alphas = _alphas_cumprod(DDPMScheduler(**{key: config[key] for key in _SCHEDULE if key in config}))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise place.error(f"{path.name} describes no noise schedule ({error}): save the scheduler again") from error
+    if not (np.diff(alphas, prepend=1.0) < 0).all() or alphas[-1] < 0:
+        raise place.error(f"{path.name} describes no noise schedule: every beta must be > 0 and at most 1")
+    return alphas, kind
+
+
+def _alphas_cumprod(scheduler: Any) -> NDArray[np.float64]:
+    """ᾱ in float64: in float32 the ratio at the cleanest level is off by up to a thousandth."""
+    return np.asarray(np.cumprod(1 - scheduler.betas.double().numpy()))
+
+
+def _class_indices(place: _Place, unet: UNet2DModel, spec: ImageSpec, held: Sequence[str]) -> list[int]:
+    if unet.config.num_class_embeds is None:
+        if len(held) != 1:
+            raise place.error(
+                f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
+                f" ({', '.join(held)}): bring a class-conditional model, or start one silo per class"
+            )
+        return [0 if name == held[0] else UNKNOWN for name in spec.classes]
+    names = _class_names(place, int(unet.config.num_class_embeds))
+    if not set(held) & set(names):
+        raise place.error(
+            f"the model knows {', '.join(names)}, but this silo holds {', '.join(held)}{did_you_mean(held[0], names)}:"
+            f" give the model's classes the run's names, in '{place.roots[0] / CLASSES_FILE}'"
+        )
+    return [names.index(name) if name in names else UNKNOWN for name in spec.classes]
+
+
+def _class_names(place: _Place, count: int) -> list[str]:
+    path = place.first(CLASSES_FILE)
+    index = place.first("model_index.json")
+    names = place.read(path) if path else place.read_config(index).get("classes") if index else None
+    if not names and path is None:
+        raise place.error(
+            f"the model has {count} classes, and nothing says which: put '{CLASSES_FILE}' there, a list of their names"
+            ' in index order, such as ["cat", "dog"]'
+        )
+    if not isinstance(names, list) or not 1 <= len({str(name) for name in names}) == len(names) <= count:
+        raise place.error(
+            f"{path.name if path else 'model_index.json'} must list 1 to {count} different class names in index order,"
+            f" not {names!r}"
+        )
+    return [str(name) for name in names]

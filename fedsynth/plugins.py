@@ -1,0 +1,38 @@
+"""Strategies, datasets and samplers of users: a configuration names them as ``module:name``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from fedsynth.errors import UserError, did_you_mean
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name of the configuration is ``module:name`` rather than one of ours."""
+    return ":" in name
+
+
+def load_plugin(key: str, name: str) -> Any:
+    """Import what a user wrote.
+
+    Every process of a run imports it: the module must be installed beside fedsynth, or lie on ``PYTHONPATH``.
+
+    Args:
+        key: configuration key, for errors.
+        name: ``module:name``.
+
+    Raises:
+        UserError: there is no such module, or nothing of that name in it.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{key} = '{name}': cannot import '{module}' ({error}): install it beside fedsynth, or put its folder on"
+            " PYTHONPATH"
+        ) from error
+    if not hasattr(found, attribute):
+        raise UserError(f"{key} = '{name}': '{module}' has no '{attribute}'{did_you_mean(attribute, vars(found))}")
+    return getattr(found, attribute)

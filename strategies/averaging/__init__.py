@@ -1,0 +1,1 @@
+"""Parameter averaging: FedAvg and its family, robust rules, server optimisers."""

@@ -1,0 +1,145 @@
+"""Checks of models, and how several become one, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedsynth.messages import wire
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and kind of number of every layer of a model, by name.
+
+The kind is ``floating-point`` whatever the precision, otherwise the dtype, such as ``int64``.
+"""
+
+Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""From the values of K models, each (n,) and read-only, to the combined values (n,) in float64; n is arbitrary."""
+
+_CHUNK = 2**19  # numbers of all models together that are in work at once: 4 MB in float64, which caches can hold
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from sharing out what memory bounds: its threads would wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def shapes(record: ArrayRecord) -> Shapes:
+    """Return shape and kind of number of every layer.
+
+    Raises:
+        ValueError: a layer cannot be read.
+    """
+    return {name: _shape_and_kind(wire.peek(array)) for name, array in record.items()}
+
+
+@one_thread()
+def check_model(record: ArrayRecord, expected: Shapes) -> None:
+    """Refuse a model that does not fit or is not finite, one layer at a time and without copies.
+
+    Finite means in single precision, in which models are kept.
+
+    Raises:
+        ValueError: says which layer and why.
+    """
+    if record.keys() != expected.keys():
+        raise ValueError(f"layers {sorted(record.keys() ^ expected.keys())} are missing or unknown")
+    for name, array in record.items():
+        layer = wire.peek(array)
+        (shape, kind), (expected_shape, expected_kind) = _shape_and_kind(layer), expected[name]
+        if shape != expected_shape:
+            raise ValueError(f"layer {name} has shape {shape}, not {expected_shape}")
+        if kind != expected_kind:
+            raise ValueError(f"layer {name} holds {kind} numbers, not {expected_kind}")
+        if layer.is_floating_point() and not _is_finite(layer):
+            raise ValueError(f"layer {name} is not finite")
+
+
+def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
+    """Weighted mean of models with equal names and shapes, accumulated in float64.
+
+    The result depends on the order of ``records`` only by float64 rounding; callers sort them.
+
+    Args:
+        records: one model each, emptied on return.
+        weights: as many positive numbers; they need not sum to 1.
+
+    Returns:
+        The mean, as :func:`combine_layers` returns it.
+    """
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    memory = working_memory(len(records))
+    return combine_layers(records, lambda values: shares @ fill(memory, values))
+
+
+@one_thread()
+def combine_layers(records: Sequence[ArrayRecord], rule: Rule) -> ArrayRecord:
+    """Combine models with equal names and shapes into one, coordinate by coordinate.
+
+    Every layer is removed from the records once it is used, so that no second set of models is ever held.
+
+    Args:
+        records: one model each, emptied on return.
+        rule: called with no more than :func:`chunk_length` coordinates at once.
+
+    Returns:
+        The combined model in the dtypes of the first; half precision becomes single, whole-number buffers are rounded
+        to the nearest whole number (exact below 2^53).
+    """
+    return ArrayRecord({name: _combine_layer(name, records, rule) for name in list(records[0])})
+
+
+def pop_layer(records: Sequence[ArrayRecord], name: str) -> list[torch.Tensor]:
+    """Remove one layer from every record and return it, as tensors on the arrays' own bytes: not to be written to."""
+    return [wire.peek(record.pop(name)) for record in records]
+
+
+def chunk_length(number: int) -> int:
+    """Coordinates of ``number`` models that are worked on at once."""
+    return max(1, _CHUNK // number)
+
+
+def working_memory(number: int) -> torch.Tensor:
+    """Return memory for :func:`fill` with a chunk of ``number`` models, one-dimensional, float64."""
+    return torch.empty(number * chunk_length(number), dtype=torch.float64)
+
+
+def fill(memory: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Copy values of K models, each (n,), to the start of ``memory`` and return that as (K, n), contiguous."""
+    shape = len(values), len(values[0])
+    rows = memory[: shape[0] * shape[1]].view(shape)
+    for row, value in zip(rows, values, strict=True):
+        row.copy_(value)
+    return rows
+
+
+def _combine_layer(name: str, records: Sequence[ArrayRecord], rule: Rule) -> Array:
+    layers = pop_layer(records, name)
+    first, flat = layers[0], [layer.reshape(-1) for layer in layers]
+    combined = torch.empty(first.shape, dtype=torch.float32 if first.dtype == torch.float16 else first.dtype)
+    length = chunk_length(len(layers))
+    for start in range(0, first.numel(), length):
+        part = slice(start, start + length)
+        values = rule([layer[part] for layer in flat])
+        combined.view(-1)[part] = values if first.is_floating_point() else values.round()
+    return wire.encode(combined)
+
+
+def _shape_and_kind(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    kind = "floating-point" if layer.is_floating_point() else str(layer.dtype).removeprefix("torch.")
+    return tuple(layer.shape), kind
+
+
+def _is_finite(layer: torch.Tensor) -> bool:
+    # Not isfinite().all(): many times slower, and it makes a mask. aminmax passes NaN on, which is in no range.
+    return layer.numel() == 0 or all(-_LARGEST <= float(end) <= _LARGEST for end in layer.aminmax())

@@ -1,0 +1,109 @@
+"""FedDDPM (Peng et al. 2025, arXiv 2503.06426)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Unpack
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
+from fedsynth.errors import RunError
+from fedsynth.messages import wire
+from fedsynth.seeding import make_generator
+from strategies.averaging.auxiliary import AuxiliarySet, draw_auxiliary_set
+from strategies.averaging.base import AveragingOptions
+from strategies.averaging.fedavg import FedAvg
+from strategies.base import Task
+from strategies.checks import in_range
+from strategies.own_models.local_training import train_local_models
+
+logger = logging.getLogger("fedsynth")
+
+
+class FedDDPM(FedAvg):
+    """FedAvg, corrected on the server after every round with images that stand for all silos.
+
+    Before the rounds every silo trains a model of its own for ``local-steps`` steps, which come on top of the rounds',
+    and uploads it; the server draws the auxiliary set from them. After every average it takes optimiser steps on that
+    set. The paper's sizes, steps and rates could not be found: the defaults are our choice.
+
+    Args:
+        aux_samples: images in the auxiliary set.
+        server_steps: optimiser steps of a correction.
+        correction_learning_rate: Adam's in a correction.
+        options: see :class:`AveragingStrategy`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    how = (
+        "the silos trained one diffusion model together, which the server corrected with images drawn"
+        " from models that the silos had uploaded"
+    )
+
+    def __init__(
+        self,
+        *,
+        aux_samples: int = 1000,
+        server_steps: int = 50,
+        correction_learning_rate: float = 1e-4,
+        **options: Unpack[AveragingOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.aux_samples = int(in_range("aux-samples", aux_samples, 1))
+        self.server_steps = int(in_range("server-steps", server_steps, 1))
+        self.correction_learning_rate = in_range("correction-learning-rate", correction_learning_rate, 0, low_open=True)
+        self._auxiliary: AuxiliarySet | None = None
+
+    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+        """Return the initial weights, with the auxiliary set at hand."""
+        train_local_models(grid, task.census, task.spec, task.config)
+        self._auxiliary = draw_auxiliary_set(task, grid, self.aux_samples)
+        return super().begin(task, grid)
+
+    def resume(self, task: Task, grid: Grid, state: dict[str, Any]) -> None:
+        """Continue with the auxiliary set of the run: the silos upload nothing again."""
+        super().begin(task, grid)
+        self.load_state_dict(state)
+
+    def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
+        """Correct the average."""
+        metrics["server-steps"] = self.server_steps
+        return self.correct(server_round, arrays)
+
+    def correct(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the weights after ``server_steps`` optimiser steps on the auxiliary set.
+
+        Raises:
+            RunError: there is no auxiliary set.
+        """
+        if self._auxiliary is None or self._task is None:
+            raise RunError("a correction needs the auxiliary set: call begin first")
+        config = self._config
+        training = config.training.model_copy(update={"learning_rate": self.correction_learning_rate})
+        unet = initial_unet(config, self._task.spec)
+        unet.load_state_dict(wire.decode_tensors(arrays))
+        generator = make_generator(config.run.seed, "correction", server_round)
+        state = TrainingState(unet.to(pick_device(config.run.device)), training, generator)
+        images = to_model_range(self._auxiliary.images.numpy())
+        losses = train(state, images, self._auxiliary.labels, training, config.diffusion, self.server_steps)
+        logger.info("round %d corrected: loss on the auxiliary set %.4g", server_round, sum(losses) / len(losses))
+        return wire.encode_tensors(state.unet.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the auxiliary set, and what the silos' own models cost."""
+        state = super().state_dict()
+        if self._auxiliary is not None and self.census is not None:
+            state["auxiliary"] = {"images": self._auxiliary.images, "labels": self._auxiliary.labels}
+            state["train-seconds"] = {member.name: member.train_seconds for member in self.census}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self._auxiliary = AuxiliarySet(**state["auxiliary"])
+        for member in self.census or ():
+            member.train_seconds = state["train-seconds"][member.name]

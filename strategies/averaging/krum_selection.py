@@ -1,0 +1,109 @@
+"""Whom Krum and Bulyan trust, by the distances between models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import ArrayRecord
+
+from fedsynth.messages import wire
+from strategies.averaging.aggregation import chunk_length, fill, one_thread, working_memory
+
+
+@one_thread()
+def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
+    """Squared Euclidean distances between models with equal names and shapes.
+
+    Values are subtracted before they are squared, in float64: models that are almost equal keep their distances, and
+    one that is far away from all others spoils only its own. Whole-number buffers are left out.
+
+    Args:
+        records: one model each, K >= 1, finite; left as they are.
+
+    Returns:
+        float64 of shape (K, K), symmetric, with a zero diagonal.
+    """
+    number = len(records)
+    upper = torch.zeros(number * (number - 1) // 2, dtype=torch.float64)
+    memory = working_memory(number)
+    for name in records[0]:
+        layers = [wire.peek(record[name]).reshape(-1) for record in records]
+        if layers[0].is_floating_point():
+            for chunks in zip(*(layer.split(chunk_length(number)) for layer in layers), strict=True):
+                upper += torch.pdist(fill(memory, chunks)).square_()
+    distances = torch.zeros(number, number, dtype=torch.float64)
+    distances[*torch.triu_indices(number, number, 1)] = upper
+    return distances + distances.T
+
+
+def krum_scores(distances: torch.Tensor, num_malicious: int) -> torch.Tensor:
+    """Krum scores (Blanchard et al. 2017, arXiv 1703.02757, Section 4): the lower, the more trustworthy.
+
+    Args:
+        distances: squared, of shape (K, K).
+        num_malicious: f >= 0; K >= f + 3, and the paper's guarantee needs K >= 2f + 3, which callers check.
+
+    Returns:
+        For every model the sum of its squared distances to the K - f - 2 nearest others, of shape (K,).
+
+    Raises:
+        ValueError: no other model would count.
+    """
+    neighbours = len(distances) - num_malicious - 2
+    if num_malicious < 0 or neighbours < 1:
+        raise ValueError(f"num_malicious = {num_malicious}: must be >= 0 and <= {len(distances) - 3}")
+    return _scores(distances, neighbours)
+
+
+def krum_select(distances: torch.Tensor, num_malicious: int, count: int) -> list[int]:
+    """Choose the models of Multi-Krum, or of Krum with ``count`` 1.
+
+    Args:
+        distances: squared, of shape (K, K).
+        num_malicious: as in :func:`krum_scores`.
+        count: models to choose.
+
+    Returns:
+        Their positions, the best first; of equal scores the smaller position comes first.
+
+    Raises:
+        ValueError: as :func:`krum_scores`, or ``count`` out of range.
+    """
+    if not 1 <= count <= len(distances):
+        raise ValueError(f"count = {count}: must be >= 1 and at most {len(distances)}, the number of models")
+    return krum_scores(distances, num_malicious).argsort(stable=True)[:count].tolist()
+
+
+def bulyan_select(distances: torch.Tensor, num_malicious: int) -> list[int]:
+    """Choose the models of Bulyan's first step (El Mhamdi et al. 2018, arXiv 1802.07927, Section 4).
+
+    Krum's winner is taken out of the models again and again, K - 2f times. Its scores count the r - f - 2 nearest of
+    the r models that remain. The last choices have r < f + 3, where the paper's own rule would count none: our choice
+    is to count one then. They are as little guaranteed as in the paper, since r < 2f + 3; up to f hostile models may
+    be chosen, which the second step withstands.
+
+    Args:
+        distances: squared, of shape (K, K).
+        num_malicious: f >= 0 with 2f < K; the paper's guarantee needs K >= 4f + 3, which callers check.
+
+    Returns:
+        Their positions in the order of choice; of equal scores the smaller position comes first.
+
+    Raises:
+        ValueError: ``num_malicious`` out of range.
+    """
+    if not 0 <= 2 * num_malicious < len(distances):
+        raise ValueError(f"num_malicious = {num_malicious}: must be >= 0 and less than half of {len(distances)} models")
+    remaining, chosen = list(range(len(distances))), []
+    for _ in range(len(distances) - 2 * num_malicious):
+        neighbours = max(1, len(remaining) - num_malicious - 2)
+        scores = _scores(distances[remaining][:, remaining], neighbours)
+        chosen.append(remaining.pop(int(scores.argsort(stable=True)[0])))
+    return chosen
+
+
+def _scores(distances: torch.Tensor, neighbours: int) -> torch.Tensor:
+    # A model's own distance goes by position: that of an equal model is zero too.
+    itself = torch.eye(len(distances), dtype=torch.bool)
+    return distances.masked_fill(itself, torch.inf).sort(dim=1).values[:, :neighbours].sum(dim=1)

@@ -1,0 +1,85 @@
+"""What the strategies with an optimiser on the server share (Reddi et al. 2021, arXiv 2003.00295, Algorithm 2)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedsynth.errors import RunError
+from fedsynth.messages import wire
+from strategies.averaging.aggregation import pop_layer, weighted_mean
+from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.updates import Update
+
+Moments = dict[str, dict[str, torch.Tensor]]
+"""Moment -> layer -> values, float64."""
+
+
+class ServerOptimizer(AveragingStrategy):
+    """Treats Δ = Σ n_k (w_k - w) / Σ n_k as a gradient: w ← w + step(Δ).
+
+    Differences are taken before they are averaged, and all is computed in float64, because Δ is small against w.
+    Whole-number buffers are averaged.
+    """
+
+    how = "the silos trained one diffusion model together; the server stepped along their mean update"
+
+    def __init__(self, **options: Unpack[AveragingOptions]) -> None:
+        super().__init__(**options)
+        self._moments: Moments = {}
+
+    @abstractmethod
+    def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the weights of one layer, and advance its moments.
+
+        Args:
+            name: of the layer.
+            delta: Δ, float64.
+        """
+
+    def moment(self, which: str, name: str, delta: torch.Tensor, start: float = 0.0) -> torch.Tensor:
+        """Return a moment of a layer, to be changed in place; filled with ``start`` at first."""
+        layers = self._moments.setdefault(which, {})
+        if name not in layers:
+            layers[name] = torch.full_like(delta, start)
+        return layers[name]
+
+    def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
+        """Step from the weights that were sent out.
+
+        Raises:
+            RunError: no weights were sent out.
+        """
+        if self._arrays is None:
+            raise RunError("aggregate_train before configure_train")
+        records = [update.record for update in updates]
+        counts = [update.num_examples for update in updates]
+        shares = [count / sum(counts) for count in counts]
+        current = {name: wire.peek(array) for name, array in self._arrays.items()}
+        moved = {
+            name: self._move(name, layer, pop_layer(records, name), shares)
+            for name, layer in current.items()
+            if layer.is_floating_point()
+        }
+        rest = weighted_mean(records, counts)
+        return ArrayRecord({name: moved[name] if name in moved else rest[name] for name in current})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the moments."""
+        return {**super().state_dict(), "moments": self._moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self._moments = state["moments"]
+
+    def _move(self, name: str, layer: torch.Tensor, answers: Sequence[torch.Tensor], shares: Sequence[float]) -> Array:
+        start = layer.double()
+        delta = torch.zeros_like(start)
+        for answer, share in zip(answers, shares, strict=True):
+            delta.add_(answer.double().sub_(start), alpha=share)
+        return wire.encode((start + self.step(name, delta)).to(layer.dtype))

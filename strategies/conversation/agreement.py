@@ -1,0 +1,140 @@
+"""What real silos agree on before they are counted: one image format, and the union of their classes by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from flwr.app import Message
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError, did_you_mean
+from fedsynth.messages import wire
+from fedsynth.spec import ImageSpec, look_alikes
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.replies import malformed_named, usable
+
+logger = logging.getLogger("fedsynth")
+
+MAX_CLASSES, MAX_NAME_LENGTH, MAX_SIZE = 10_000, 255, 4096
+_WITH_CLASSES = "have the silo rename or remove the folder, or list it in class-names"
+
+
+class Description(NamedTuple):
+    """What a silo says of its images: its Flower node, their own format, and the classes it holds."""
+
+    node_id: int
+    spec: ImageSpec
+
+
+def agree(
+    grid: ExchangeGrid, config: RunConfig, known: Collection[str] | None = None
+) -> tuple[dict[int, str], ImageSpec]:
+    """Ask every connected silo what its images look like, and settle what they share.
+
+    Args:
+        grid: the silos; at least ``num-clients`` are connected.
+        config: the run's.
+        known: silos of the run that continues; None for a new one.
+
+    Returns:
+        Names of the silos that take part by node id, and the format that their images are brought into.
+
+    Raises:
+        RunError: too few silos, two of one name, or formats or classes that do not fit together; says whose.
+    """
+    nodes = sorted(grid.get_node_ids())
+    requests = [wire.request(node, wire.DESCRIBE, {}, ttl=config.exchange.reply_timeout) for node in nodes]
+    found: dict[str, Description] = {}
+    for reply in usable(grid.send_and_receive(requests), config.run.num_clients):
+        name = wire.silo_key(reply)[1]
+        if name in found:
+            raise RunError(f"two silos go by one name ('{name}'): give each its own silo-name")
+        found[name] = Description(reply.metadata.src_node_id, _read(reply))
+    chosen = choose_silos(found, config.run.num_clients, known)
+    spec = reconcile({name: found[name].spec for name in chosen}, config)
+    return {found[name].node_id: name for name in chosen}, spec
+
+
+def choose_silos(found: Collection[str], count: int, known: Collection[str] | None) -> list[str]:
+    """Return the silos that take part: those of the run that continues, otherwise the first ``count`` by name.
+
+    Raises:
+        RunError: one of the former is not connected.
+    """
+    if known is not None and (absent := sorted(set(known) - set(found))):
+        raise RunError(f"{', '.join(absent)}: not connected, but the run to resume has them; start them and resume")
+    chosen = sorted(found if known is None else known)[:count]
+    if idle := sorted(set(found) - set(chosen)):
+        logger.info("num-clients = %d: %s stand(s) by", count, ", ".join(idle))
+    return chosen
+
+
+def reconcile(specs: Mapping[str, ImageSpec], config: RunConfig) -> ImageSpec:
+    """Settle the format of a run: the silos' own size, colour if any has colour, and all classes sorted by name.
+
+    Args:
+        specs: what each silo says, by name.
+        config: the run's; ``class-names`` lists the classes where the operator wants no others.
+
+    Raises:
+        RunError: sizes differ and ``image-size`` is not given, class names differ only in case, spaces, hyphens or
+            underscores, or a name is not in ``class-names``.
+    """
+    sizes = {name: spec.size for name, spec in specs.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))
+        raise RunError(f"the silos' images differ in size ({said} pixels): set image-size")
+    given, held = config.data.classes(), _holders(specs)
+    if given is None:
+        _refuse_look_alikes(held)
+    else:
+        _compare_with_given(held, given)
+    for name, silos in held.items():
+        if len(silos) < len(specs):
+            logger.info("class '%s' is held by %s only", name, ", ".join(silos))
+    channels = max(spec.channels for spec in specs.values())
+    agreed = ImageSpec(channels, next(iter(sizes.values())), given or tuple(held))
+    depth = "grey" if channels == 1 else "colour"
+    logger.info("images: %s, %d x %d; classes: %s", depth, agreed.size, agreed.size, ", ".join(agreed.classes))
+    return agreed
+
+
+def _read(reply: Message) -> ImageSpec:
+    with malformed_named(reply):
+        said = wire.config(reply)
+        if not isinstance(said.get("classes"), list):
+            raise ValueError("classes: must be a list of names")
+        spec = wire.spec_from_config(said)
+        if spec.channels not in (1, 3) or not 1 <= spec.size <= MAX_SIZE:
+            raise ValueError(f"images of {spec.size} pixels and {spec.channels} channels")
+        if not 1 <= len(spec.classes) <= MAX_CLASSES or len(set(spec.classes)) < len(spec.classes):
+            raise ValueError(f"{len(spec.classes)} classes: must be 1 to {MAX_CLASSES} distinct names")
+        for name in spec.classes:
+            if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+                raise ValueError(f"class name {name[:MAX_NAME_LENGTH]!r}: must be 1 to {MAX_NAME_LENGTH} characters")
+    return spec
+
+
+def _holders(specs: Mapping[str, ImageSpec]) -> dict[str, list[str]]:
+    """Class -> silos that hold it, both sorted."""
+    names = sorted({name for spec in specs.values() for name in spec.classes})
+    return {name: [silo for silo in sorted(specs) if name in specs[silo].classes] for name in names}
+
+
+def _refuse_look_alikes(held: Mapping[str, list[str]]) -> None:
+    for names in look_alikes(held):
+        said = ", ".join(f"'{name}' ({', '.join(held[name])})" for name in names)
+        raise RunError(
+            f"classes {said} are probably the same: have the silos rename their folders, or list all classes"
+            " in class-names if they are not"
+        )
+
+
+def _compare_with_given(held: Mapping[str, list[str]], given: Collection[str]) -> None:
+    unknown = [f"'{name}' ({', '.join(held[name])}{did_you_mean(name, given)})" for name in held if name not in given]
+    if unknown:
+        raise RunError(f"not in class-names: {'; '.join(unknown)}: {_WITH_CLASSES}")
+    if absent := [name for name in given if name not in held]:
+        raise RunError(f"class-names: no silo holds {', '.join(map(repr, absent))}: leave it out, or connect who does")

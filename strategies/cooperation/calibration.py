@@ -1,0 +1,217 @@
+"""Calibration: four small questions before the rounds, which tell silos apart whose models cannot be trusted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedsynth.diffusion import make_scheduler
+from fedsynth.errors import RunError
+from fedsynth.messages import wire
+from fedsynth.mixture.screening import Thresholds, median_answer, screen
+from fedsynth.seeding import make_generator
+from strategies.base import Task
+from strategies.conversation.replies import noise_prediction, sound
+from strategies.cooperation.screener import AnswerMemory
+
+logger = logging.getLogger("fedsynth")
+
+LEVELS = (1.0, 0.7, 0.4, 0.1)
+"""Noise levels of the calibration, as shares of T: at T and 0.7 T all honest answers are nearly the same, so that zero,
+scaled and unrelated answers stand out; at 0.1 T an input that is echoed does."""
+
+SAMPLES = 8
+"""Samples of every class."""
+
+
+class Calibration:
+    """Four small questions before the rounds, on samples that the server makes without any real image.
+
+    The samples start as noise. After each question the coordinate-wise median of the sound answers says what images
+    they imply, which are clipped to [-1, 1] and noised again to the next of :data:`LEVELS`. Because that noise is
+    new, an answer to earlier samples does not follow it. Silos that are honest at T alone are found out below. Where
+    the only holder of a class echoes its input, the images are grey and the echo is a right answer: it passes.
+
+    Ask every silo k about ``samples[asks[k]]`` at ``timestep``, hand the answers to :meth:`advance`, and go on until
+    ``finished``.
+
+    Args:
+        holds: whether silo k holds images of class y, bool (K, num_classes).
+        shape: (C, H, W) of an image.
+        alphas_cumprod: ᾱ of every timestep (T,).
+        seed: the run's.
+        thresholds: what an answer must satisfy.
+
+    Attributes:
+        samples: what to ask about next, (M, C, H, W).
+        labels: their classes (M,), :data:`SAMPLES` of every class that anybody holds.
+        asks: whom to ask about what, bool (K, M).
+        faults: what was found so far, by (silo, class).
+        equal: groups that gave equal answers to the last question, by class.
+    """
+
+    def __init__(
+        self,
+        holds: torch.Tensor,
+        shape: Sequence[int],
+        alphas_cumprod: torch.Tensor,
+        seed: int,
+        thresholds: Thresholds,
+    ) -> None:
+        self._alphas, self._seed, self._thresholds = alphas_cumprod.double(), seed, thresholds
+        last = len(alphas_cumprod) - 1
+        self._timesteps = [round(share * last) for share in LEVELS]
+        self._level, self._memory = 0, AnswerMemory()
+        self.labels = torch.nonzero(holds.any(0)).flatten().repeat_interleave(SAMPLES)
+        self.asks = holds[:, self.labels]
+        self.samples = self._noise((len(self.labels), *shape))
+        self.faults: dict[tuple[int, int], str] = {}
+        self.equal: dict[int, tuple[tuple[int, ...], ...]] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all questions have been asked."""
+        return self._level == len(self._timesteps)
+
+    @property
+    def timestep(self) -> int:
+        """Noise level of ``samples``."""
+        return self._timesteps[self._level]
+
+    def excluded(self, num_classes: int) -> torch.Tensor:
+        """Which silos must not be asked about which class, bool (K, num_classes)."""
+        excluded = torch.zeros((len(self.asks), num_classes), dtype=torch.bool)
+        for silo, label in self.faults:
+            excluded[silo, label] = True
+        return excluded
+
+    def reasons(self, silo: int) -> list[str]:
+        """What speaks against a silo, a line a reason; empty if it may take part in everything."""
+        found: dict[str, list[int]] = {}
+        for (k, label), why in sorted(self.faults.items()):
+            if k == silo:
+                found.setdefault(why, []).append(label)
+        return [f"class index {', '.join(map(str, labels))}: {why}" for why, labels in found.items()]
+
+    def advance(self, eps: torch.Tensor, answered: torch.Tensor) -> None:
+        """Judge the answers about ``samples`` and make those of the next level.
+
+        A silo is not asked again about a class for which it was found out. Where nobody gave a sound answer, the next
+        samples are grey images.
+
+        Args:
+            eps: answers (K, M, C, H, W); what a silo was not asked or did not answer may be anything.
+            answered: bool (K,).
+        """
+        for label in self.labels.unique().tolist():
+            rows = torch.nonzero(self.labels == label).flatten()
+            known = answered & self.asks[:, rows[0]]
+            answers = eps[:, rows]
+            sound = known & ~self._judge(answers, rows, label, known)
+            self.asks[:, rows] &= (sound | ~answered)[:, None]
+            self.samples[rows] = self._implied(answers, rows, sound) if sound.any() else 0.0
+        self._level += 1
+        if not self.finished:
+            alpha = float(self._alphas[self.timestep])
+            self.samples = alpha**0.5 * self.samples + (1 - alpha) ** 0.5 * self._noise(self.samples.shape)
+
+    def _judge(self, eps: torch.Tensor, rows: torch.Tensor, label: int, known: torch.Tensor) -> torch.Tensor:
+        """Note what is wrong; return whom that concerns, bool (K,)."""
+        alpha = float(self._alphas[self.timestep])
+        outcome = screen(eps, self.samples[rows], alpha, known, self._thresholds)
+        for k in torch.nonzero(known).flatten().tolist():
+            why = outcome.faults.get(k)
+            if self._memory.repeats(k, label, eps[k], self.samples[rows], alpha):
+                why = why or "repeats its last answer"
+            if why:
+                self.faults[k, label] = f"t = {self.timestep}: {why}"
+        self.equal[label] = outcome.equal
+        return torch.tensor([(k, label) in self.faults for k in range(len(known))])
+
+    def _implied(self, eps: torch.Tensor, rows: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+        alpha = float(self._alphas[self.timestep])
+        clean: torch.Tensor = (self.samples[rows] - (1 - alpha) ** 0.5 * median_answer(eps, sound)) / alpha**0.5
+        return clean.clamp(-1.0, 1.0)
+
+    def _noise(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.randn(tuple(shape), generator=make_generator(self._seed, "calibration", self._level))
+
+
+def calibrate(grid: Grid, task: Task, holds: torch.Tensor, thresholds: Thresholds) -> torch.Tensor:
+    """Ask the four questions; log who is not trusted with what, and why.
+
+    A silo that does not answer is neither trusted nor distrusted: the rounds will show.
+
+    Args:
+        grid: the silos.
+        task: who they are.
+        holds: whether silo k is to be asked about class y, bool (K, num_classes).
+        thresholds: what an answer must satisfy.
+
+    Returns:
+        Which silos must not be asked about which class, bool (K, num_classes).
+    """
+    config = task.config
+    alphas = make_scheduler(config.diffusion).alphas_cumprod
+    calibration = Calibration(holds, task.spec.shape, alphas, config.run.seed, thresholds)
+    while not calibration.finished:
+        calibration.advance(*_answers(grid, task, calibration))
+    for k, member in enumerate(task.census):
+        for reason in calibration.reasons(k):
+            logger.warning("%s is not asked further: %s", member.name, reason)
+    return calibration.excluded(holds.shape[1])
+
+
+def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task, thresholds: Thresholds) -> torch.Tensor:
+    """Calibrate, and exclude silos from classes for which their models are not fit.
+
+    Args:
+        prior: log prior weights (K, N).
+        grid: the silos.
+        task: who they are.
+        thresholds: what an answer must satisfy.
+
+    Raises:
+        RunError: no silo's model is fit to answer.
+    """
+    num_classes = len(task.spec.classes)
+    holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
+    holds[:, task.labels] = ~torch.isneginf(prior)
+    excluded = calibrate(grid, task, holds, thresholds)
+    if not (holds & ~excluded).any():
+        raise RunError(
+            "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
+            f" (train-steps), be laxer (min-gain = {thresholds.min_gain}, max-excess = {thresholds.max_excess}), or set"
+            " screening = false"
+        )
+    return prior.masked_fill(excluded[:, task.labels], -torch.inf)
+
+
+def _answers(grid: Grid, task: Task, calibration: Calibration) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return noise predictions (K, M, C, H, W) for the calibration's samples, and who answered, bool (K,)."""
+    census, exchange = task.census, task.config.exchange
+    rows = [torch.nonzero(asked).flatten() for asked in calibration.asks]
+    requests = []
+    for member, mine in zip(census, rows, strict=True):
+        if len(mine):
+            arrays = {wire.SAMPLES: calibration.samples[mine], wire.LABELS: calibration.labels[mine]}
+            record = wire.encode_tensors(arrays, exchange.wire_dtype)
+            content = {"timestep": calibration.timestep}
+            requests.append(wire.request(member.node_id, wire.EPSILON, content, record, exchange.reply_timeout))
+
+    def read(reply: Message) -> tuple[int, torch.Tensor]:
+        k = census.position(reply)
+        if k is None or not len(rows[k]):
+            raise ValueError("not asked")
+        return k, noise_prediction(reply, (len(rows[k]), *task.spec.shape))
+
+    eps = torch.zeros((len(census), *calibration.samples.shape))
+    answered = torch.zeros(len(census), dtype=torch.bool)
+    for k, epsilon in sound(grid.send_and_receive(requests), 0, read):
+        eps[k, rows[k]] = epsilon
+        answered[k] = True
+    return eps, answered

@@ -1,0 +1,107 @@
+"""Screening of noise predictions in every round: what may count, and what a silo has said before."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from fedsynth.mixture.screening import EQUAL, Thresholds, screen
+from strategies.cooperation.cohort import Cohort
+
+logger = logging.getLogger("fedsynth")
+
+EqualGroups = tuple[tuple[int, ...], ...]
+
+SKETCH = 256
+"""Numbers that are kept of an answer."""
+
+MOVED = 1e-3
+"""Relative distance from which samples have moved enough for an honest answer to change."""
+
+
+class AnswerMemory:
+    """Recognises an answer that a silo has given before, to samples that have moved since."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, float]] = {}
+
+    def repeats(self, silo: int, cohort: int, eps: torch.Tensor, x_t: torch.Tensor, alpha: float) -> bool:
+        """Whether a silo's answer is its last one about this cohort although it should have changed; remember it.
+
+        Samples that moved along the answer itself, as DDIM moves them, imply the same images as before: there an exact
+        model repeats itself.
+
+        Args:
+            silo: its position.
+            cohort: which samples, the same ones in the same order every time.
+            eps: the answer (n, C, H, W).
+            x_t: the samples (n, C, H, W).
+            alpha: their ᾱ_t in (0, 1).
+        """
+        answer, samples = _sketch(eps), _sketch(x_t)
+        before = self._last.get((silo, cohort))
+        self._last[silo, cohort] = (answer, samples, alpha)
+        if before is None or _apart(answer, before[0]) > EQUAL:
+            return False
+        given, stood, level = before
+        implied = (stood - (1 - level) ** 0.5 * given) / level**0.5
+        return _apart(samples, alpha**0.5 * implied + (1 - alpha) ** 0.5 * given) > MOVED
+
+
+def _sketch(values: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced numbers; a copy, so that it does not keep the answer's memory."""
+    flat = values.flatten()
+    return flat[:: max(1, len(flat) // SKETCH)].double()
+
+
+def _apart(now: torch.Tensor, before: torch.Tensor) -> float:
+    return float((now - before).norm() / before.norm().clamp(min=1e-30))
+
+
+class Screener:
+    """Leaves out answers that no model of images could give, cohort by cohort.
+
+    Args:
+        names: of the silos.
+        thresholds: what an answer must satisfy.
+    """
+
+    def __init__(self, names: list[str], thresholds: Thresholds) -> None:
+        self._names, self._thresholds, self._memory = names, thresholds, AnswerMemory()
+        self._faults: dict[int, str] = {}
+        self._known: set[EqualGroups] = set()
+
+    def admit(
+        self, cohort: Cohort, samples: torch.Tensor, epsilon: torch.Tensor, answered: torch.Tensor
+    ) -> tuple[torch.Tensor, EqualGroups]:
+        """Judge the answers (K, n, C, H, W) about a cohort's samples (n, C, H, W).
+
+        Returns:
+            Whose answers count, bool (K,), and the silos among them that gave equal ones.
+        """
+        alpha = float(cohort.scheduler.alphas_cumprod[cohort.timestep])
+        outcome = screen(epsilon, samples, alpha, answered, self._thresholds)
+        sound = answered.clone()
+        for k in torch.nonzero(answered).flatten().tolist():
+            repeated = self._memory.repeats(k, cohort.number, epsilon[k], samples, alpha)
+            why = outcome.faults.get(k) or ("repeats its last answer" if repeated else None)
+            if why:
+                self._faults.setdefault(k, f"class index {cohort.label}, t = {cohort.timestep}: {why}")
+                sound[k] = False
+        equal = tuple(group for group in outcome.equal if all(sound[k] for k in group))
+        self._warn_of(equal)
+        return sound, equal
+
+    def report(self) -> None:
+        """Log what was left out since the last report, one line a silo."""
+        for k, why in sorted(self._faults.items()):
+            logger.warning("%s left out: %s", self._names[k], why)
+        self._faults = {}
+
+    def _warn_of(self, equal: EqualGroups) -> None:
+        for group in equal:
+            if (group,) not in self._known:
+                self._known.add((group,))
+                names = ", ".join(self._names[k] for k in group)
+                logger.warning("%s gave equal answers: they count as one silo", names)

@@ -1,0 +1,1 @@
+"""Strategies in which every silo trains a model of its own."""

@@ -1,0 +1,81 @@
+"""The registry: strategies by their name in the configuration."""
+
+from __future__ import annotations
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import UserError, unknown_choice
+from fedsynth.plugins import is_plugin, load_plugin
+from strategies.averaging.bulyan import Bulyan
+from strategies.averaging.fedadagrad import FedAdagrad
+from strategies.averaging.fedadam import FedAdam
+from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.fedavgm import FedAvgM
+from strategies.averaging.fedddpm import FedDDPM
+from strategies.averaging.fedddpm_plus import FedDDPMPlus
+from strategies.averaging.feddiffuse import FedDiffuse
+from strategies.averaging.fedmedian import FedMedian
+from strategies.averaging.fedprox import FedProx
+from strategies.averaging.fedtrimmedavg import FedTrimmedAvg
+from strategies.averaging.fedyogi import FedYogi
+from strategies.averaging.krum import Krum
+from strategies.averaging.multikrum import MultiKrum
+from strategies.base import SynthesisStrategy
+from strategies.centralised import Centralised
+from strategies.cooperation.dfd import DfD
+from strategies.own_models.local import Local
+from strategies.own_models.pooled import Pooled
+from strategies.results.generator import refuse_generator
+
+STRATEGIES: dict[str, type[SynthesisStrategy]] = {
+    "fedavg": FedAvg,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+    "multikrum": MultiKrum,
+    "bulyan": Bulyan,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedprox": FedProx,
+    "feddiffuse": FedDiffuse,
+    "fedddpm": FedDDPM,
+    "fedddpm-plus": FedDDPMPlus,
+    "dfd": DfD,
+    "pooled": Pooled,
+    "local": Local,
+    "centralised": Centralised,
+}
+"""Name in the configuration -> class."""
+
+
+def strategy_class(name: str) -> type[SynthesisStrategy]:
+    """Return the class of a strategy: one of :data:`STRATEGIES`, or ``module:Class`` of a user's own.
+
+    Raises:
+        UserError: there is none of that name, or it is no :class:`SynthesisStrategy`.
+    """
+    if not is_plugin(name):
+        if name not in STRATEGIES:
+            raise unknown_choice("strategy", name, STRATEGIES)
+        return STRATEGIES[name]
+    chosen = load_plugin("strategy", name)
+    if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
+        raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+    return chosen
+
+
+def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
+    """Build the configured strategy, and the configuration with its ``"auto"`` keys filled in.
+
+    Raises:
+        UserError: unknown strategy, or hyper-parameters it refuses.
+    """
+    chosen = strategy_class(config.run.strategy)
+    defaults = chosen.defaults(config)
+    resolved = config.resolve(defaults)
+    flat = resolved.to_run_config()
+    strategy = chosen(**{key.replace("-", "_"): flat[key] for key in defaults})
+    strategy.check(resolved)
+    refuse_generator(resolved)
+    return strategy, resolved

@@ -1,0 +1,78 @@
+"""The end of a run: dataset on disk, measured, reported."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from fedsynth import __version__
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler
+from fedsynth.files import atomic_directory
+from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
+from strategies.base import Outcome, Task
+from strategies.conversation.exchange import ExchangeGrid
+from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
+from strategies.results.measure import LabelledSet, measure_run
+from strategies.results.summary import report_content
+from strategies.run.costs import Costs
+
+logger = logging.getLogger("fedsynth")
+
+
+def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid: ExchangeGrid) -> None:
+    """Write datasets and models, measure them, write results and report, and log where they are.
+
+    ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too.
+    """
+    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config)))
+    sets = _sets(outcome, task)
+    for name, (images, labels) in sets.items():
+        dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
+        write_dataset(dataset, folder.synthetic / name)
+    if outcome.unet is not None:
+        _save_model(folder.models / "global", task, outcome.unet)
+    generator = train_generator(task, outcome, folder.checkpoints)
+    if generator is not None:
+        _save_model(folder.models / FOLDER, task, generator.unet, SAMPLER)
+    measured = measure_run(grid, task, outcome, sets, generator)
+    cost = {**costs.row(), **(generator.cost() if generator else {})}
+    folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
+    content = report_content(task, outcome, cost, measured, folder.read_metrics())
+    write_report(folder.report, content)
+    logger.info("results\n%s", results_table(content.results or cost))
+    logger.info("dataset %s", folder.synthetic)
+    if generator is not None:
+        logger.info("generator %s", folder.models / FOLDER)
+    logger.info("report  %s", folder.report)
+
+
+def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
+    """Return images and labels of every dataset by folder below ``synthetic/``; "" when there is one dataset."""
+    if outcome.owners is None:
+        return {"": (outcome.images, outcome.labels)}
+    folders = folder_names([member.name for member in task.census])
+    mine = [outcome.owners == k for k in range(len(folders))]
+    return {name: (outcome.images[rows], outcome.labels[rows]) for name, rows in zip(folders, mine, strict=True)}
+
+
+def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
+    scheduler = lasting_scheduler(task.config.diffusion, sampler)
+    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
+    with atomic_directory(path) as temporary:
+        pipeline.save_pretrained(temporary)
+
+
+def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
+    return {
+        "method": task.config.run.strategy,
+        "settings": task.config.to_run_config(),
+        "silos": [silo] if silo else [member.name for member in task.census],
+        "seed": task.config.run.seed,
+        "caveats": list(outcome.notes),
+        "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
+    }

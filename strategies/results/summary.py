@@ -1,0 +1,84 @@
+"""What a run's report and results table say, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsynth.config import REAL_SILOS
+from fedsynth.evaluation import Evaluation, summarise
+from fedsynth.output import ReportContent, explained, measured_parts
+from strategies import strategy_class
+from strategies.base import Outcome, Task
+from strategies.results.federated_evaluation import SiloEvaluation
+from strategies.results.measure import Measurements
+
+
+def report_content(
+    task: Task,
+    outcome: Outcome,
+    cost: Mapping[str, float],
+    measured: Measurements,
+    rounds: list[dict[str, Any]],
+) -> ReportContent:
+    """Gather everything the report shows."""
+    evaluations, results = list(measured.evaluations.values()), measured.table()
+    config, census, real = task.config, task.census, task.real_folds
+    strategy = config.run.strategy
+    dataset = "real silos" if config.data.dataset == REAL_SILOS else config.data.dataset
+    return ReportContent(
+        title=f"{strategy} on {dataset}, {len(census)} silos",
+        explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
+        f" images to themselves: {strategy_class(strategy).how}.",
+        classes=task.spec.classes,
+        synthetic_images=outcome.images,
+        synthetic_labels=outcome.labels,
+        headline=_headline(outcome, cost, evaluations),
+        results=results,
+        real_images=real[1].images if real else None,
+        real_labels=real[1].labels if real else None,
+        silos=[_silo_row(task, k, measured.at_silos) for k in range(len(census))],
+        silo_names=[member.name for member in census],
+        label_counts=census.label_counts.numpy(),
+        losses=outcome.curves,
+        rounds=rounds,
+        round_keys=[key for key in ("effective-experts",) if rounds and key in rounds[0]],
+        cost=cost,
+        settings=config.to_run_config(),
+        resolved=config.resolved,
+        limits=measured.limits(),
+        **explained(results),
+        **(measured_parts(evaluations[0]) if len(evaluations) == 1 else {}),
+    )
+
+
+def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    headline: dict[str, Any] = {"synthetic images": len(outcome.labels), "rounds": cost["rounds"]}
+    if evaluations:
+        row = summarise(evaluations)
+        of_silos = ", mean over the silos" if len(evaluations) > 1 else ""
+        name = evaluations[0].main_classifier
+        accuracy = f"accuracy on real test images ({name.upper()} trained on synthetic{of_silos})"
+        headline[accuracy] = row[f"accuracy-{name}"]
+        headline["the same trained on real images"] = row[f"real-accuracy-{name}"]
+        headline[f"coverage of real test images{of_silos}"] = row["coverage"]
+    return headline
+
+
+def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, Any]:
+    member = task.census.members[k]
+    row: dict[str, Any] = {
+        "silo": member.name,
+        "training images": member.num_examples,
+        "classes": int(np.count_nonzero(member.label_counts)),
+    }
+    if member.curve:
+        step, loss = member.curve[-1]
+        row |= {"final loss": loss, "training seconds": round(member.train_seconds, 1)}
+        if step < task.config.training.own_steps:
+            row["stopped at step"] = step
+    if member.copied_share is not None:
+        row["near-copies"] = member.copied_share
+    return row | (at_silos.report_columns(member.name) if at_silos else {})

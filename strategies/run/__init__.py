@@ -1,0 +1,1 @@
+"""One run: its start, rounds, checkpoints, status and costs."""

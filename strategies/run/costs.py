@@ -1,0 +1,46 @@
+"""What a run cost: rounds, bytes, seconds, optimiser steps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from fedsynth.messages.wire import number
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Traffic
+from strategies.run.rounds import Round
+
+
+@dataclass
+class Costs:
+    """What a run cost.
+
+    Attributes:
+        rounds: rounds of the strategy, without census and local training.
+        bytes_down: server to silos, as serialised.
+        bytes_up: silos to server.
+        client_seconds: time the silos worked, including the training of their own models, now or in an earlier run.
+        wall_seconds: from start to the finished images.
+        server_steps: optimiser steps on the server.
+    """
+
+    rounds: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    client_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    server_steps: int = 0
+
+    def add(self, done: Round) -> None:
+        """Count one round."""
+        self.rounds += 1
+        self.server_steps += int(number(done.metrics, "server-steps", 0))
+        self.client_seconds += number(done.metrics, "client-seconds", 0.0)
+
+    def close(self, traffic: Traffic, census: Census, wall_seconds: float) -> None:
+        """Add what is known at the end."""
+        self.bytes_down, self.bytes_up, self.wall_seconds = traffic.down, traffic.up, wall_seconds
+        self.client_seconds += sum(member.train_seconds for member in census)
+
+    def row(self) -> dict[str, float]:
+        """Return the numbers by kebab-case name."""
+        return {name.replace("_", "-"): value for name, value in asdict(self).items()}

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedsynth.cli.deployment.processes import MARK, marked, run_in_foreground
+
+CHILD = """
+import subprocess, sys, time
+stubborn = "import os, signal, time; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
+child = subprocess.Popen([sys.executable, "-c", stubborn])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(100)
+"""
+
+
+def wait_for(path: Path) -> psutil.Process:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return psutil.Process(int(path.read_text()))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Nothing of it runs; whether its last parent has noticed is no concern of ours."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_the_wrapper_stops_everything_even_what_hides_in_a_session_of_its_own(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "pid")]
+
+    def wrap() -> None:
+        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, patience=1.0))
+
+    wrapper = multiprocessing.get_context("fork").Process(target=wrap)
+    wrapper.start()
+    try:
+        grandchild = wait_for(tmp_path / "pid")
+        child = grandchild.parent()
+        assert child is not None
+        time.sleep(0.3)
+        assert wrapper.pid is not None
+        os.kill(wrapper.pid, number)
+        wrapper.join(60)
+        assert wrapper.exitcode == 128 + number
+        assert has_ended(child)
+        assert has_ended(grandchild)
+    finally:
+        wrapper.kill()
+
+
+def test_status_of_the_command_is_handed_on_and_its_descendants_end(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']);"
+        " open(sys.argv[1], 'w').write(str(p.pid)); sys.exit(7)"
+    )
+    assert run_in_foreground([sys.executable, "-c", code, "pid"], dict(os.environ), tmp_path) == 7
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text()))
+
+
+def test_processes_without_the_mark_are_left_alone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], env={**os.environ, MARK: "mine"})
+    try:
+        time.sleep(0.3)
+        assert [found.pid for found in marked("mine")] == [process.pid]
+        assert marked("another") == []
+    finally:
+        process.kill()
+        process.wait()

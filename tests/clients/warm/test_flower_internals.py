@@ -1,0 +1,220 @@
+"""The runtime API is a real SuperNode's, on a port of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.main import create_app
+from flwr.supernode.nodestate import NodeState, NodeStateFactory
+from flwr.supernode.start_client_internal import _insert_message, _pull_and_store_message
+
+from clients.warm import flower_internals
+from clients.warm.flower_internals import (
+    Job,
+    PatientClock,
+    SuperNodeGoneError,
+    SuperNodeRuntime,
+    forgetting_ended_runs,
+    version_problem,
+)
+
+RUN, NODE, SECRET = 7, 11, b"a secret of this silo"
+FAB_HASH = hashlib.sha256(b"bundle").hexdigest()
+
+
+@dataclass
+class SuperNode:
+    """The runtime API of a SuperNode and the state behind it."""
+
+    address: str
+    state: NodeState
+
+    def message(self, word: str) -> Message:
+        """A message as the ServerApp writes it."""
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
+        return Message(RecordDict({"config": ConfigRecord({"word": word})}), dst_node_id=NODE, message_type="query")
+
+    def receive(self, word: str) -> None:
+        """What the SuperNode does when a message comes."""
+        _insert_message(self.message(word), self.state, self.state.object_store)
+        self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=FAB_HASH)
+
+    def replies(self) -> list[Message]:
+        return list(self.state.get_messages_legacy(is_reply=True))
+
+
+@pytest.fixture(scope="module")
+def supernode() -> Iterator[SuperNode]:
+    factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+    state = factory.state()
+    state.set_node_id(NODE)
+    run = Run.create_empty(RUN)
+    run.fab_hash, run.series_id = FAB_HASH, 5
+    state.store_run(run)
+    state.store_fab(Fab(FAB_HASH, b"bundle", {}))
+    state.set_run_series_context(5, Context(RUN, NODE, {"silo-name": "north"}, RecordDict(), {}))
+    server = uvicorn.Server(uvicorn.Config(create_app(factory, SECRET), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield SuperNode(f"127.0.0.1:{port}", state)
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_message_comes_and_its_reply_goes(supernode: SuperNode) -> None:
+    runtime = SuperNodeRuntime(supernode.address, None, SECRET)
+    assert runtime.acquire() is None
+    supernode.receive("hello")
+    job = runtime.acquire()
+    assert isinstance(job, Job)
+    assert job.run_id == RUN
+    assert runtime.acquire() is None
+    with runtime.holding(job):
+        message, context, run, fab = runtime.pull()
+        context.state["seen"] = ConfigRecord({"times": 1})
+        runtime.push(Message(message.content, reply_to=message), context, "")
+    assert message.content["config"]["word"] == "hello"
+    assert (context.node_config, run.run_id, fab.content) == ({"silo-name": "north"}, RUN, b"bundle")
+    [reply] = supernode.replies()
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id
+    kept = supernode.state.get_run_series_context(5)
+    assert kept is not None
+    assert kept.state["seen"]["times"] == 1
+
+
+def test_the_next_job_goes_by_its_own_token(supernode: SuperNode) -> None:
+    runtime = SuperNodeRuntime(supernode.address, None, SECRET)
+    for word in ("one", "two"):
+        supernode.receive(word)
+        job = runtime.acquire()
+        assert job is not None
+        with runtime.holding(job):
+            message, context, _, _ = runtime.pull()
+            runtime.push(Message(message.content, reply_to=message), context, "")
+        assert message.content["config"]["word"] == word
+    assert len(supernode.replies()) == 2
+
+
+@pytest.mark.parametrize("lost", ["pull_object", "confirm_message_received"])
+def test_a_message_whose_run_ends_on_its_way_leaves_nothing_behind(supernode: SuperNode, lost: str) -> None:
+    def gone(*_: object) -> None:
+        raise RunNotRunningException
+
+    message = supernode.message("late")
+    with no_object_id_recompute():
+        message.metadata.__dict__["_message_id"] = message.object_id
+        tree, objects = get_object_tree(message), get_all_nested_objects(message)
+    unasked = dict.fromkeys(("node_config", "get_run", "get_fab", "trusted_entities"))
+    fetched = {
+        "pull_object": lambda run_id, object_id: objects[object_id].deflate(),
+        "confirm_message_received": lambda run_id, message_id: None,
+    }
+    got = forgetting_ended_runs(_pull_and_store_message)(
+        state=supernode.state,
+        object_store=supernode.state.object_store,
+        receive=lambda: (message, tree),
+        **{**unasked, **fetched, lost: gone},
+    )
+    assert got is None
+    assert supernode.state.get_messages_legacy(is_reply=False) == []
+    assert SuperNodeRuntime(supernode.address, None, SECRET).acquire() is None
+
+
+def test_who_does_not_know_the_secret_gets_no_task(supernode: SuperNode) -> None:
+    for secret in (None, b"another"):
+        with pytest.raises(SuperNodeGoneError, match="give both the same --superexec-auth-secret-file"):
+            SuperNodeRuntime(supernode.address, None, secret).acquire()
+
+
+def test_a_supernode_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower_internals, "START_SECONDS", 3.0)
+    runtime = SuperNodeRuntime("127.0.0.1:9", None, None)
+    assert runtime.acquire() is None
+    runtime._seen -= 5.0
+    with pytest.raises(SuperNodeGoneError, match=r"has not answered for [5-9] s: .*refused"):
+        runtime.acquire()
+
+
+def test_only_one_version_is_served() -> None:
+    assert version_problem("1.42.0") == ""
+    assert "this is Flower 1.42.1: run without --warm" in version_problem("1.42.1")
+
+
+def test_objects_are_looked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pull, looks = flower_internals.inflatable_utils.pull_objects, []
+    monkeypatch.setattr(pull, "__kwdefaults__", pull.__kwdefaults__)
+
+    def look(name: str) -> bytes:
+        looks.append(time.monotonic())
+        if len(looks) < 3:
+            raise flower_internals.inflatable_utils.ObjectUnavailableError(name)
+        return b"content"
+
+    flower_internals.shorten_object_waits()
+    assert pull(["a"], look) == {"a": b"content"}
+    assert len(looks) == 3
+    # Twice, with 20 % of chance; Flower would have slept three seconds.
+    assert 0.8 * 3 * flower_internals.SHORTEST_WAIT <= looks[-1] - looks[0] < 1.0
+
+
+def test_sleeps_grow_with_the_wait_and_begin_anew_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, clock, now = [], PatientClock(), [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+    monkeypatch.setattr(flower_internals, "time", Clock)
+    for now[0] in (0.0, 1.0, 10.0, 100.0):
+        clock.sleep(3)
+    clock.sleep(0.5)
+    clock.sleep(3)
+    assert slept == pytest.approx([0.01, 0.15, 1.5, 3, 0.01, 0.01])
+    assert clock.monotonic() == 100.0
+
+
+def test_a_bundle_is_unpacked_and_its_app_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a_tiny_silo.py").write_text("from flwr.clientapp import ClientApp\n\napp = ClientApp()\n")
+    (source / "a_tiny_server.py").write_text("from flwr.serverapp import ServerApp\n\napp = ServerApp()\n")
+    (source / "pyproject.toml").write_text(
+        '[project]\nname = "tiny"\nversion = "0.1.0"\nlicense = "MIT"\n[tool.flwr.app]\npublisher = "me"\n'
+        '[tool.flwr.app.components]\nserverapp = "a_tiny_server:app"\nclientapp = "a_tiny_silo:app"\n'
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    run = Run.create_empty(RUN)
+    run.fab_id, run.fab_version = "me/tiny", "0.1.0"
+    app = flower_internals.load_bundle(run, Fab("", build_fab_from_disk(source), {}), tmp_path / "unpacked")
+    module = sys.modules["a_tiny_silo"]
+    assert app is module.app
+    assert Path(str(module.__file__)).is_relative_to(tmp_path / "unpacked")

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.supercore.fab import Fab
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.warm import flower_internals, warm_executor
+from clients.warm.flower_internals import Job
+from clients.warm.warm_executor import Executor
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+FIRST, SECOND = b"first bundle", b"second bundle"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class FakeRuntime:
+    """Hands out tasks one after the other and keeps the replies; then it has the executor stop."""
+
+    def __init__(self, *tasks: tuple[int, bytes, str]) -> None:
+        self.tasks = list(tasks)
+        self.replies: list[tuple[Message, str]] = []
+        self.held: list[str] = []
+        self.whenever_idle: Callable[[], None] = lambda: None
+        self.broken_pulls = self.broken_pushes = 0
+
+    def acquire(self) -> Job | None:
+        if not self.tasks:
+            self.whenever_idle()
+            return None
+        return Job(self.tasks[0][0], f"token {len(self.tasks)}")
+
+    @contextlib.contextmanager
+    def holding(self, job: Job) -> Iterator[None]:
+        self.held.append(job.token)
+        yield
+        self.held.append(f"end of {job.token}")
+
+    def pull(self) -> tuple[Message, Context, Run, Fab]:
+        run_id, content, word = self.tasks.pop(0)
+        if self.broken_pulls:
+            self.broken_pulls -= 1
+            raise RuntimeError("no message")
+        message = Message(RecordDict({"config": ConfigRecord({"word": word})}), dst_node_id=1, message_type="query.say")
+        context = Context(run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        # Flower's own hash is what the SuperLink says it is: only the content can be trusted.
+        return message, context, Run.create_empty(run_id), Fab(digest(FIRST), content, {})
+
+    def push(self, reply: Message, context: Context, failure: str) -> None:
+        if self.broken_pushes:
+            self.broken_pushes -= 1
+            raise RuntimeError("this task is over")
+        self.replies.append((reply, failure))
+
+    @property
+    def words(self) -> list[str]:
+        return [
+            f"error {reply.error.code}" if reply.has_error() else str(reply.content["config"]["word"])
+            for reply, _ in self.replies
+        ]
+
+
+class Silo:
+    """An executor whose bundles all hold one ClientApp: it repeats the word it is sent, in capitals."""
+
+    def __init__(self, runtime: FakeRuntime, allowed: tuple[bytes, ...] = ()) -> None:
+        self.runtime = runtime
+        self.loaded: list[bytes] = []
+        self.restarts: list[Job | None] = []
+        self.say: Callable[[str], None] = lambda word: None
+        self.executor = Executor(runtime, frozenset(map(digest, allowed)), self.restarts.append)
+        runtime.whenever_idle = self.executor.stop
+
+    def load(self, run: Run, fab: Fab, folder: Path) -> ClientApp:
+        assert folder.is_dir()
+        self.loaded.append(fab.content)
+        app = ClientApp()
+
+        @app.query("say")
+        def say(message: Message, context: Context) -> Message:
+            word = str(message.content["config"]["word"])
+            self.say(word)
+            codes = {
+                "known error": ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+                "refusal": ErrorCode.MOD_FAILED_PRECONDITION,
+            }
+            if word in codes:
+                return Message(Error(codes[word], "as it says"), reply_to=message)
+            return Message(RecordDict({"config": ConfigRecord({"word": word.upper()})}), reply_to=message)
+
+        return app
+
+
+@pytest.fixture
+def silo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Silo]:
+    """A function that makes a silo from its tasks: run, bundle, word."""
+    monkeypatch.setattr(warm_executor, "_forget_this_project", lambda: None)
+
+    def make(*tasks: tuple[int, bytes, str], allowed: tuple[bytes, ...] = ()) -> Silo:
+        made = Silo(FakeRuntime(*tasks), allowed)
+        monkeypatch.setattr(flower_internals, "load_bundle", made.load)
+        return made
+
+    return make
+
+
+def test_messages_of_a_run_meet_the_same_app(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"), (7, FIRST, "c"))
+    here.executor.serve()
+    assert here.runtime.words == ["A", "B", "C"]
+    assert [failure for _, failure in here.runtime.replies] == ["", "", ""]
+    assert here.loaded == [FIRST]
+    assert here.runtime.held[:3] == ["token 3", "end of token 3", "token 2"]
+    assert here.restarts == []
+
+
+@pytest.mark.parametrize("kind", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
+def test_a_crash_is_answered_and_costs_a_fresh_process(silo: Callable[..., Silo], kind: type[BaseException]) -> None:
+    def crash(word: str) -> None:
+        raise kind("for a reason")
+
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
+    here.say = crash
+    here.executor.serve()
+    [(reply, failure)] = here.runtime.replies
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reply.error.reason == failure == f"{kind.__name__}: for a reason"
+    assert here.restarts == [Job(7, "token 1")]
+
+
+def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "known error"))
+    here.runtime.whenever_idle = lambda: None
+    here.executor.serve()
+    assert here.runtime.words == ["A", f"error {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}"]
+    assert here.restarts == [None]
+
+
+def test_a_refusal_of_the_app_costs_nothing(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "refusal"), (7, FIRST, "a"))
+    here.executor.serve()
+    assert here.runtime.words == [f"error {ErrorCode.MOD_FAILED_PRECONDITION}", "A"]
+    assert here.loaded == [FIRST]
+    assert here.restarts == []
+
+
+def test_a_bundle_that_cannot_be_loaded_is_answered(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Run, fab: Fab, folder: Path) -> ClientApp:
+        raise ModuleNotFoundError("No module named 'nothing'")
+
+    here = silo((7, FIRST, "a"))
+    monkeypatch.setattr(flower_internals, "load_bundle", fail)
+    here.executor.serve()
+    [(reply, _)] = here.runtime.replies
+    assert reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+    assert "No module named 'nothing'" in reply.error.reason
+
+
+def test_another_run_gets_a_fresh_process(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (8, SECOND, "b"))
+    here.executor.serve()
+    assert here.runtime.words == ["A"]
+    assert here.restarts == [Job(8, "token 1")]
+    assert here.loaded == [FIRST]
+
+
+def test_the_fresh_process_begins_with_the_waiting_task(silo: Callable[..., Silo]) -> None:
+    here = silo((8, SECOND, "b"))
+    here.executor.serve(Job(8, "token of old"))
+    assert here.runtime.words == ["B"]
+    assert here.runtime.held[0] == "token of old"
+
+
+def test_only_allowed_bundles_run(silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture) -> None:
+    here = silo((7, SECOND, "a"), (8, FIRST, "b"), allowed=(FIRST,))
+    here.executor.serve()
+    assert here.runtime.words == [f"error {ErrorCode.INVALID_FAB}", "B"]
+    refusal = f"run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
+    assert here.runtime.replies[0][0].error.reason == here.runtime.replies[0][1] == refusal
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        f"refused: {refusal}"
+    ]
+    assert here.loaded == [FIRST]
+    assert here.restarts == []
+
+
+def test_a_run_cannot_exchange_its_bundle(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, SECOND, "b"), (7, FIRST, "c"))
+    here.executor.serve()
+    assert here.runtime.words == ["A", f"error {ErrorCode.INVALID_FAB}", "C"]
+    assert here.loaded == [FIRST]
+
+
+def test_a_signal_interrupts_the_app_and_ends_the_executor(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
+    here.say = lambda word: signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, here.executor.stop)
+    try:
+        here.executor.serve()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    [(reply, _)] = here.runtime.replies
+    assert reply.error.reason == "SystemExit: the silo is being stopped"
+    assert here.restarts == []
+
+
+def test_a_signal_between_messages_ends_the_executor(silo: Callable[..., Silo]) -> None:
+    here = silo()
+    here.executor.serve()
+    assert here.runtime.replies == here.restarts == []
+
+
+def test_a_task_without_input_gets_no_reply(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
+    here.runtime.broken_pulls = 1
+    here.executor.serve()
+    assert here.runtime.words == ["B"]
+
+
+def test_a_reply_that_nobody_takes_is_dropped(silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
+    here.runtime.broken_pushes = 1
+    here.executor.serve()
+    assert here.runtime.words == ["B"]
+    assert "did not take: RuntimeError: this task is over" in caplog.text
+
+
+def test_bundles_leave_nothing_on_disk(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
+    here, folders = silo((7, FIRST, "a"), (8, FIRST, "b")), []
+    monkeypatch.setattr(
+        flower_internals, "load_bundle", lambda run, fab, folder: folders.append(folder) or here.load(run, fab, folder)
+    )
+    here.executor.serve()
+    assert len(folders) == 1
+    assert not folders[0].exists()
+
+
+def test_this_project_is_forgotten_before_a_bundle_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    assert {"clients", "clients.warm.warm_executor", "clients.warm.flower_internals"} <= set(sys.modules)
+    warm_executor._forget_this_project()
+    assert not [name for name in sys.modules if name.partition(".")[0] == "clients"]
+    assert "flwr" in sys.modules
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["warm_executor", *words])
+    return warm_executor.main()
+
+
+def test_another_version_of_flower_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warm_executor, "version", lambda name: "1.43.0")
+    assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9") == 2
+    assert caplog.messages == [
+        "error: the warm path uses internals of Flower 1.42.0 and this is Flower 1.43.0:"
+        " run without --warm (slower, otherwise the same), or install flwr==1.42.0"
+    ]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:9094", "silo.example.org:9094"])
+def test_plain_http_stays_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    assert run_main(monkeypatch, "--supernode-address", address) == 2
+    assert caplog.messages == [
+        f"error: --supernode-address = '{address}': give --root-certificates, or a loopback address"
+    ]
+
+
+@pytest.mark.parametrize("text", ["0c5b900a", digest(FIRST) + "0", "z" * 64])
+def test_a_part_of_a_hash_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", "--allow-fab", text)
+    assert f"'{text}': must be the 64 hex digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--root-certificates", "--superexec-auth-secret-file"])
+def test_a_file_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, option: str, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent"
+    assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", option, str(absent)) == 2
+    assert caplog.messages == [f"error: {absent}: no such file"]

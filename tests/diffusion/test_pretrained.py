@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from pretrained_folders import save_model, unet_of
+
+from fedsynth.config import Diffusion
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, build_unet, make_scheduler, noise_predictor
+from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+CLASSES = ("zero", "one", "two")
+SPEC = ImageSpec(1, 8, CLASSES)
+DIFFUSION = Diffusion()
+ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+MEAN, DEVIATION = 0.6, 0.3
+OTHER_SHAPES = (
+    {"block_out_channels": (8, 16, 16), "layers_per_block": 2},
+    {"block_out_channels": (16,), "attention": True},
+    {"block_out_channels": (4, 8), "time_embedding_type": "learned", "num_train_timesteps": 400},
+    {"block_out_channels": (8, 8), "resnet_time_scale_shift": "scale_shift", "sample_size": 16},
+)
+
+
+def save(
+    folder: Path, unet: UNet2DModel, scheduler: Any = None, classes: tuple[str, ...] = CLASSES, **schedule: Any
+) -> Path:
+    return save_model(folder, unet, classes, scheduler, **schedule)
+
+
+def load(folder: Path, held: tuple[str, ...] = CLASSES, spec: ImageSpec = SPEC) -> PretrainedModel:
+    return load_pretrained_model(folder, spec, DIFFUSION, held)
+
+
+def questions(count: int = 5, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(3)), torch.arange(count) % 3
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., torch.Tensor]], None]:
+    """Has every network answer what a function of (input, timestep, class labels) says."""
+
+    def replace(answer: Callable[..., torch.Tensor]) -> None:
+        def forward(self: Any, x: torch.Tensor, t: Any, class_labels: torch.Tensor | None = None) -> SimpleNamespace:
+            return SimpleNamespace(sample=answer(x, t, class_labels))
+
+        monkeypatch.setattr(UNet2DModel, "forward", forward)
+
+    return replace
+
+
+@pytest.mark.parametrize("count", [5, 300])
+@pytest.mark.parametrize("t", [0, 421, 999])
+def test_our_own_model_answers_bit_for_bit_as_if_trained_here(t: int, count: int, tmp_path: Path) -> None:
+    unet = build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8), 1)
+    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), CLASSES).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    x, labels = questions(count)
+    answer = model.predict(x, t, labels)
+    assert torch.equal(answer, noise_predictor(unet)(x, t, labels))
+    assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
+    assert model.native
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_predictions_are_turned_into_noise(kind: str, t: int, tmp_path: Path) -> None:
+    unet = unet_of()
+    model = load(save(tmp_path, unet, prediction_type=kind))
+    x, labels = questions()
+    output = noise_predictor(unet)(x, t, labels).double().numpy()
+    signal, noise = math.sqrt(ALPHAS[t]), math.sqrt(1 - ALPHAS[t])
+    velocity, clean = signal * output + noise * x.numpy(), (x.numpy() - signal * output) / noise
+    expected = velocity if kind == "v_prediction" else clean
+    np.testing.assert_allclose(model.predict(x, t, labels).numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert not model.native
+
+
+def cosine(timestep: float, steps: int) -> float:
+    """ᾱ of the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17) at any real timestep."""
+
+    def level(share: float) -> float:
+        return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return level((timestep + 1) / steps) / level(0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_gaussian_under_a_cosine_schedule_is_exact_at_our_levels(
+    kind: str, tmp_path: Path, pretend: Callable[[Callable[..., torch.Tensor]], None]
+) -> None:
+    def answer(x: torch.Tensor, t: Any, _: Any) -> torch.Tensor:
+        alpha = cosine(float(t), 400)
+        eps = exact_eps(x, alpha)
+        clean = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
+        velocity = math.sqrt(alpha) * eps - math.sqrt(1 - alpha) * clean
+        return {"epsilon": eps, "v_prediction": velocity, "sample": clean}[kind]
+
+    folder = save(tmp_path, unet_of(), num_train_timesteps=400, beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    pretend(answer)
+    model, errors = load(folder), []
+    for t in range(0, 1000, 9):
+        noise, labels = questions(64)
+        clean = MEAN + DEVIATION * noise.flip(0).double()
+        x = math.sqrt(ALPHAS[t]) * clean + math.sqrt(1 - ALPHAS[t]) * noise
+        errors.append((t, float((model.predict(x, t, labels) - exact_eps(x, ALPHAS[t])).abs().max())))
+    assert max(error for t, error in errors if 60 <= t < 900) < 1e-4
+    # Near its ends the schedule bends between two of its levels.
+    assert max(error for t, error in errors if t > 0) < 0.002
+
+
+def exact_eps(x: torch.Tensor, alpha: float) -> torch.Tensor:
+    return (x - math.sqrt(alpha) * MEAN) * math.sqrt(1 - alpha) / (alpha * DEVIATION**2 + 1 - alpha)
+
+
+def test_network_is_told_fractional_timesteps(
+    tmp_path: Path, pretend: Callable[[Callable[..., torch.Tensor]], None]
+) -> None:
+    told = []
+    folder = save(tmp_path, unet_of(), num_train_timesteps=4000, beta_start=2.5e-5, beta_end=5e-3)
+    pretend(lambda x, t, _: (told.append(float(t)), x)[1])
+    model = load(folder)
+    for t in (0, 10, 500, 999):
+        model.predict(*questions()[:1], t, questions()[1])
+    own = np.cumprod(1 - np.linspace(2.5e-5, 5e-3, 4000))
+    assert [4 * t for t in (0, 10, 500, 999)] == pytest.approx(told, rel=0.02, abs=4)
+    below = np.floor(told).astype(int)
+    assert (own[below] >= ALPHAS[[0, 10, 500, 999]]).all()
+    assert any(t != round(t) for t in told)
+
+
+def test_real_network_between_two_levels_answers_between_them(tmp_path: Path) -> None:
+    unet = unet_of()
+    model = load(save(tmp_path, unet, num_train_timesteps=400, beta_schedule="squaredcos_cap_v2"))
+    x, labels = questions()
+    level = model.levels[500]
+    assert not level.timestep.is_integer()
+    below, above = (noise_predictor(unet)(x, math.floor(level.timestep) + k, labels) for k in (0, 1))
+    got = model.predict(x, 500, labels)
+    assert float((got - below).abs().max()) <= 1.5 * float((above - below).abs().max()) > 0
+    assert float((got - below).abs().max()) > 0
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES, ids=lambda shape: str(shape["block_out_channels"]))
+@pytest.mark.parametrize("schedule", [{}, {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}])
+@pytest.mark.parametrize("classes", [3, None])
+def test_any_shape_answers(
+    classes: int | None, schedule: dict[str, Any], shape: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = shape.get("num_train_timesteps", 1000)
+    folder = save(tmp_path, unet_of(classes=classes, **shape), **schedule, num_train_timesteps=steps)
+    model = load(folder, CLASSES if classes else ("one",))
+    x, labels = questions()
+    labels = labels if classes else torch.ones_like(labels)
+    for t in (0, 500, 999):
+        answer = model.predict(x, t, labels)
+        assert answer.shape == x.shape
+        assert answer.isfinite().all()
+
+
+def test_scheduler_of_another_sampler_tells_the_same_schedule(tmp_path: Path) -> None:
+    unet = unet_of()
+    models = [
+        load(save(tmp_path / type(scheduler).__name__, unet, scheduler))
+        for scheduler in (DDPMScheduler(), DDIMScheduler())
+    ]
+    x, labels = questions()
+    assert torch.equal(*(model.predict(x, 700, labels) for model in models))
+
+
+def test_half_precision_weights_answer_in_single_precision(tmp_path: Path) -> None:
+    model = load(save(tmp_path, unet_of().half()))
+    assert model.unet.dtype == torch.float32
+    assert model.predict(*questions()[:1], 5, questions()[1]).dtype == torch.float32
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    unet = unet_of(classes=4)
+    model = load(save(tmp_path, unet, classes=("two", "moon", "zero", "one")))
+    x, labels = questions()
+    assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([2, 3, 0])[labels]))
+    assert model.serves.tolist() == [True, True, True]
+    assert not model.native
+
+
+def test_class_names_of_our_pipeline_are_enough_and_a_file_overrides_them(tmp_path: Path) -> None:
+    unet = unet_of()
+    names = ("two", "zero", "one")
+    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), names).save_pretrained(tmp_path)
+    x, labels = questions()
+    assert torch.equal(
+        load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([1, 2, 0])[labels])
+    )
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    assert torch.equal(load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, labels))
+
+
+def test_unknown_class_is_not_served_and_not_answered(tmp_path: Path) -> None:
+    model = load(save(tmp_path, unet_of(), classes=("two", "moon", "zero")))
+    assert model.serves.tolist() == [True, False, True]
+    x, _ = questions()
+    assert model.predict(x, 9, torch.tensor([0, 2, 2, 0, 0])).isfinite().all()
+    with pytest.raises(UserError, match=re.escape("class 'one', which the model brought to model-path does not know")):
+        model.predict(x, 9, torch.tensor([0, 2, 1, 0, 0]))
+
+
+def test_spare_class_without_a_name_is_allowed(tmp_path: Path) -> None:
+    assert load(save(tmp_path, unet_of(classes=4))).serves.all()
+
+
+def test_model_without_classes_is_that_of_the_silo_s_only_class(tmp_path: Path) -> None:
+    unet = unet_of(classes=None)
+    model = load(save(tmp_path, unet), held=("one",))
+    assert model.serves.tolist() == [False, True, False]
+    x, _ = questions()
+    with torch.inference_mode():
+        assert torch.equal(model.predict(x, 44, torch.ones(5, dtype=torch.long)), unet.eval()(x, 44).sample)
+    assert not model.native
+
+
+@pytest.mark.parametrize("scheduler_in", ["net", "net/scheduler", "scheduler"])
+def test_bare_network_with_a_scheduler_in_or_beside_it(scheduler_in: str, tmp_path: Path) -> None:
+    unet = unet_of()
+    unet.save_pretrained(tmp_path / "net")
+    DDPMScheduler(prediction_type="sample").save_pretrained(tmp_path / scheduler_in)
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    assert load(tmp_path / "net").prediction_type == "sample"

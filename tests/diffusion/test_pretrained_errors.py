@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from pretrained_folders import save_model, unet_of
+from safetensors.torch import load_file, save_file
+
+from fedsynth.config import Diffusion
+from fedsynth.diffusion.pretrained import load_pretrained_model
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+CLASSES = ("zero", "one", "two")
+SPEC = ImageSpec(1, 8, CLASSES)
+
+
+def save(folder: Path, unet: UNet2DModel) -> Path:
+    return save_model(folder, unet, CLASSES)
+
+
+def error_of(folder: Path, held: tuple[str, ...] = CLASSES, spec: ImageSpec = SPEC) -> str:
+    with pytest.raises(UserError) as caught:
+        load_pretrained_model(folder, spec, Diffusion(), held)
+    start = f"model-path = '{folder}': "
+    assert str(caught.value).startswith(start)
+    return str(caught.value).removeprefix(start)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in {**config, **changes}.items() if value != "absent"}))
+
+
+def test_missing_folders_and_files_are_named_with_the_remedy(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "nowhere") == "there is no such folder: give a diffusers folder on this silo"
+    assert error_of(tmp_path).startswith("holds no network (unet/config.json or config.json): give a folder that")
+    folder = save(tmp_path / "model", unet_of())
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    assert error_of(folder) == (
+        "no scheduler_config.json says which noise schedule the network was trained with: save its scheduler to"
+        f" '{folder / 'scheduler'}' with save_pretrained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "the network is a UNet2DConditionModel: bring a UNet2DModel"),
+        ({"time_embedding_type": "fourier"}, "the network is told noise deviations in place of timesteps"),
+        ({"class_embed_type": "identity"}, "class_embed_type = 'identity': bring a model with num_class_embeds"),
+        ({"block_out_channels": "absent"}, "the network's config.json has no block_out_channels"),
+        ({"down_block_types": ["DownBlock2D"]}, "the network is damaged: copy or save it again (Must provide the same"),
+        ({"layers_per_block": 2}, "the network is damaged: copy or save it again ("),
+    ],
+)
+def test_network_that_cannot_be_asked(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of())
+    edit(folder / "unet" / "config.json", **changes)
+    assert error_of(folder).startswith(message)
+
+
+def test_images_that_do_not_fit_the_network(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of(block_out_channels=(8, 8, 8)))
+    assert error_of(folder, spec=ImageSpec(3, 8, CLASSES)) == (
+        "the network takes 1 channels and answers 1, but the run's images have 3: bring a model of such images, or"
+        " remove model-path to train one here"
+    )
+    assert error_of(folder, spec=ImageSpec(1, 10, CLASSES)) == (
+        "the network halves images to 1/4, and image-size = 10 is no multiple of it"
+    )
+
+
+def test_other_size_than_trained_for_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save(tmp_path / "model", unet_of())
+    load_pretrained_model(folder, SPEC, Diffusion(), CLASSES)
+    assert not caplog.messages
+    load_pretrained_model(folder, ImageSpec(1, 16, CLASSES), Diffusion(), CLASSES)
+    assert caplog.messages == [f"model-path = '{folder}': made for images of size 8, asked about 16"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prediction_type": "flow_prediction"},
+            "prediction_type = 'flow_prediction' in scheduler_config.json:"
+            " must be one of epsilon, v_prediction, sample",
+        ),
+        ({"beta_start": "absent"}, "scheduler_config.json has no betas: bring a model of a variance-preserving"),
+        ({"beta_schedule": "spiral"}, "scheduler_config.json describes no noise schedule (spiral is not implemented"),
+        ({"beta_start": 0.0}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
+        ({"beta_end": 1.5}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
+        ({"num_train_timesteps": "many"}, "scheduler_config.json describes no noise schedule ("),
+    ],
+)
+def test_schedule_that_cannot_be_used(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of())
+    edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    assert error_of(folder).startswith(message)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of())
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    whole, tensors = weights.read_bytes(), {name: value.clone() for name, value in load_file(weights).items()}
+    damaged = "the network is damaged: copy or save it again ("
+    weights.unlink()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert error_of(folder).startswith(damaged)
+    for change, name in (("missing", "conv_in.bias"), ("nan", "conv_out.weight"), ("extra", "spy.weight")):
+        edited = dict(tensors)
+        if change == "missing":
+            del edited[name]
+        else:
+            edited[name] = torch.full((1, 8, 3, 3), math.nan)
+        weights.unlink()
+        save_file(edited, weights)
+        assert error_of(folder) == f"{damaged}missing, unknown or not finite: {name})"
+    for file in ("unet/config.json", "scheduler/scheduler_config.json", "classes.json"):
+        broken = save(tmp_path / file.replace("/", "-"), unet_of())
+        (broken / file).write_text("{")
+        assert error_of(broken).startswith(f"'{Path(file).name}' cannot be read as JSON (")
+        (broken / file).write_text("5")
+        assert Path(file).name in error_of(broken)
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    folder = save(tmp_path / "model", unet_of())
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    weights.unlink()
+    torch.save(Trap(), weights.with_suffix(".bin"))
+    assert error_of(folder) == (
+        "no safetensors weights in 'unet' (found diffusion_pytorch_model.bin), and pickled ones are not read, as they"
+        " can run code: save the model again with safe_serialization=True"
+    )
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_classes_that_cannot_be_matched(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of())
+    (folder / "classes.json").unlink()
+    assert error_of(folder) == (
+        "the model has 3 classes, and nothing says which: put 'classes.json' there, a list of their names in index"
+        ' order, such as ["cat", "dog"]'
+    )
+    for names in (["a", "b", "c", "d"], ["a", "a"], [], {"a": 1}):
+        (folder / "classes.json").write_text(json.dumps(names))
+        assert error_of(folder) == (
+            f"classes.json must list 1 to 3 different class names in index order, not {names!r}"
+        )
+    (folder / "classes.json").write_text(json.dumps(["Zero", "One"]))
+    assert error_of(folder, ("zero", "two")) == (
+        "the model knows Zero, One, but this silo holds zero, two: did you mean 'Zero'?: give the model's classes the"
+        f" run's names, in '{folder / 'classes.json'}'"
+    )
+
+
+@pytest.mark.parametrize("held", [(), ("zero", "two")])
+def test_model_without_classes_serves_no_silo_of_several(held: tuple[str, ...], tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", unet_of(classes=None))
+    assert error_of(folder, held) == (
+        f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
+        f" ({', '.join(held)}): bring a class-conditional model, or start one silo per class"
+    )

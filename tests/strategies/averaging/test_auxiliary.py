@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Error, Message
+from tiny_silos import AUX_SAMPLES, Tamper, TinySilos
+
+from fedsynth.diffusion import make_scheduler
+from fedsynth.errors import RunError
+from fedsynth.messages import wire
+from fedsynth.seeding import make_generator
+from strategies.averaging.auxiliary import apportion
+from strategies.base import Task
+
+
+@pytest.fixture(scope="module")
+def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
+    return TinySilos(tmp_path_factory.mktemp("auxiliary"))
+
+
+def shares_by_hand(counts: list[int], total: int) -> list[int]:
+    """Largest remainders in fractions; of equal ones the first."""
+    quotas = [Fraction(count * total, sum(counts)) for count in counts]
+    shares = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(counts)), key=lambda k: (shares[k] - quotas[k], k))
+    for k in by_remainder[: total - sum(shares)]:
+        shares[k] += 1
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "expected"),
+    [
+        ([1, 1, 1], 10, [4, 3, 3]),
+        ([1, 1, 1], 11, [4, 4, 3]),
+        ([5, 3, 2], 7, [4, 2, 1]),
+        ([0, 3, 0, 1], 8, [0, 6, 0, 2]),
+        ([[2, 0], [1, 1]], 6, [[3, 0], [2, 1]]),
+        ([7, 5], 0, [0, 0]),
+        ([1], 9, [9]),
+        ([10**15] * 3, 1000, [334, 333, 333]),
+    ],
+)
+def test_apportion_by_largest_remainders(counts: list[Any], total: int, expected: list[Any]) -> None:
+    found = apportion(torch.tensor(counts), total)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
+
+
+def test_apportion_agrees_with_fractions_and_is_never_off_by_one() -> None:
+    source = np.random.default_rng(0)
+    for _ in range(200):
+        counts, total = source.integers(0, 60, source.integers(1, 40)), int(source.integers(0, 500))
+        counts[0] += 1
+        found = apportion(torch.from_numpy(counts), total)
+        assert found.tolist() == shares_by_hand(counts.tolist(), total)
+        assert (np.abs(found.numpy() - counts * total / counts.sum()) < 1).all()
+
+
+def test_auxiliary_set_has_the_silos_shares_and_labels(silos: TinySilos) -> None:
+    task, grid, strategy = silos.meet()
+    strategy.begin(task, grid)
+    auxiliary = strategy.state_dict()["auxiliary"]
+    counts = task.census.label_counts
+    shares = torch.tensor(shares_by_hand(counts.flatten().tolist(), AUX_SAMPLES)).reshape(counts.shape)
+    expected = [y for row in shares.tolist() for y, count in enumerate(row) for _ in range(count)]
+    assert auxiliary["labels"].tolist() == expected
+    assert (auxiliary["images"].shape, auxiliary["images"].dtype) == ((AUX_SAMPLES, 8, 8, 1), torch.uint8)
+    sizes = counts.sum(1).double()
+    assert sizes.max() > 1.5 * sizes.min(), "uneven silos"
+    np.testing.assert_allclose(shares.sum(1), AUX_SAMPLES * sizes / sizes.sum(), atol=2)
+    assert (shares[counts == 0] == 0).all()
+    assert grid.kinds["query.upload"] == 3
+
+
+def test_every_silo_s_images_come_from_its_own_model(silos: TinySilos) -> None:
+    task, strategy, _ = silos.begin()
+    auxiliary, first = strategy.state_dict()["auxiliary"], 0
+    for k in range(3):
+        network, scheduler = silos.own_model(k), make_scheduler(task.config.diffusion, 4)
+        labels = auxiliary["labels"][first : first + _share(task, k)]
+        generator = make_generator(0, "auxiliary-set", f"silo-{k}")
+        x = torch.randn(len(labels), 1, 8, 8, generator=generator)
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                x = scheduler.step(network(x, t, class_labels=labels).sample, t, x, generator=generator).prev_sample
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
+        found = auxiliary["images"][first : first + len(labels)]
+        np.testing.assert_allclose(found.float().numpy(), pixels.numpy(), atol=1)
+        first += len(labels)
+    assert first == AUX_SAMPLES
+
+
+def _share(task: Task, k: int) -> int:
+    return int(apportion(task.census.label_counts, AUX_SAMPLES)[k].sum())
+
+
+def failing(silo: int, spoil: Callable[[Message], Message]) -> Tamper:
+    """Spoil one silo's upload."""
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        mine = [wire.silo_key(m)[0] == silo and m.metadata.message_type == wire.UPLOAD for m in replies]
+        return [spoil(m) if hit else m for m, hit in zip(replies, mine, strict=True)]
+
+    return tamper
+
+
+def to_nan(message: Message) -> Message:
+    weights = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+    weights["conv_out.bias"] = torch.full_like(weights["conv_out.bias"], math.nan)
+    message.content[wire.ARRAYS] = wire.encode_tensors(weights)
+    return message
+
+
+def to_error(message: Message) -> Message:
+    return Message(Error(code=2, reason="silo-1: disk gone"), reply_to=message)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(to_nan, "silo-1 left out: layer conv_out.bias is not finite"), (to_error, "left out: silo-1: disk gone")],
+)
+def test_upload_that_cannot_be_used_is_left_out_with_its_share(
+    silos: TinySilos, spoil: Callable[[Message], Message], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = silos.begin()[1].state_dict()["auxiliary"]
+    task, grid, strategy = silos.meet(failing(1, spoil))
+    strategy.begin(task, grid)
+    rest = strategy.state_dict()["auxiliary"]
+    start = _share(task, 0)
+    kept = [k for k in range(AUX_SAMPLES) if not start <= k < start + _share(task, 1)]
+    assert said in caplog.text
+    assert torch.equal(rest["images"], whole["images"][kept])
+    assert torch.equal(rest["labels"], whole["labels"][kept])
+
+
+def test_too_few_uploads_end_the_run(silos: TinySilos) -> None:
+    task, grid, strategy = silos.meet(failing(1, to_nan), min_replies=3)
+    with pytest.raises(RunError, match=r"2 usable answers, 3 needed: silo-1: layer conv_out\.bias is not finite"):
+        strategy.begin(task, grid)
+
+
+def test_half_of_the_uploads_are_enough_unless_told_otherwise(silos: TinySilos) -> None:
+    def only_silo_2(replies: list[Message]) -> list[Message]:
+        return failing(0, to_error)(failing(1, to_error)(replies))
+
+    task, grid, strategy = silos.meet(only_silo_2)
+    with pytest.raises(RunError, match="1 usable answers, 2 needed: silo-1: disk gone"):
+        strategy.begin(task, grid)
+    task, grid, strategy = silos.meet(only_silo_2, min_replies=1)
+    strategy.begin(task, grid)
+    assert len(strategy.state_dict()["auxiliary"]["labels"]) == _share(task, 2)
+
+
+def test_set_does_not_depend_on_the_order_of_uploads(silos: TinySilos) -> None:
+    whole = silos.begin()[1].state_dict()["auxiliary"]
+    task, grid, strategy = silos.meet(lambda replies: replies[::-1])
+    strategy.begin(task, grid)
+    assert torch.equal(strategy.state_dict()["auxiliary"]["images"], whole["images"])
+
+
+def test_silo_without_a_share_is_not_asked(silos: TinySilos) -> None:
+    task, grid, strategy = silos.meet(aux_samples=1)
+    strategy.begin(task, grid)
+    assert grid.kinds["query.upload"] == 1
+    (label,) = strategy.state_dict()["auxiliary"]["labels"].tolist()
+    assert task.census.label_counts[:, label].max() == task.census.label_counts.max()

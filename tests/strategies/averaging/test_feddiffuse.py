@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from hand_made import StubGrid
+from hand_made_models import (
+    BUFFER,
+    Model,
+    answer,
+    answers,
+    assert_equal,
+    assert_near,
+    exact,
+    gather,
+    mean_of,
+    model,
+    near,
+    send,
+)
+from tiny_runs import images_of, run_tiny, tiny_settings
+
+from fedsynth.config import RunConfig
+from fedsynth.diffusion import PARTS, initial_unet, select_parts
+from fedsynth.messages import wire
+from fedsynth.output import RunFolder
+from fedsynth.spec import ImageSpec
+from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.feddiffuse import FedDiffuse
+from strategies.base import Task
+from strategies.conversation.census import Census, Member
+
+ENCODER, BOTTLENECK, DECODER = PARTS
+SHARED = {
+    "full": {ENCODER, BOTTLENECK, DECODER},
+    "usplit": {ENCODER, BOTTLENECK, DECODER},
+    "ulatdec": {BOTTLENECK, DECODER},
+    "udec": {DECODER},
+}
+"""de Goede et al. 2024: the parts that leave a silo."""
+
+FIRST_HALF, SECOND_HALF = {ENCODER, BOTTLENECK}, {DECODER}
+SPEC = ImageSpec(1, 8, tuple("0123456789"))
+
+
+def begun(strategy: AveragingStrategy, silos: int = 3, **changes: Any) -> tuple[AveragingStrategy, Task, Model]:
+    """A strategy that knows its silos, and the weights of a real network it begins with."""
+    settings = {"strategy": "feddiffuse", "block-out-channels": "8,8", "num-clients": max(silos, 1), **changes}
+    census = Census(Member(90 - k, f"silo-{k}", 30, [3] * 10) for k in range(silos))
+    task = Task(RunConfig.from_run_config(settings), SPEC, census, torch.arange(10))
+    return strategy, task, wire.decode_tensors(strategy.begin(task, StubGrid([])))
+
+
+def names_of(parts: set[str]) -> list[str]:
+    """Layers of a part, by the modules of the network rather than by name."""
+    unet = initial_unet(RunConfig.from_run_config({"block-out-channels": "8,8"}), SPEC)
+    modules = {
+        ENCODER: (unet.conv_in, unet.time_embedding, unet.class_embedding, unet.down_blocks),
+        BOTTLENECK: (unet.mid_block,),
+        DECODER: (unet.up_blocks, unet.conv_norm_out, unet.conv_out),
+    }
+    ours = {id(parameter) for part in parts for module in modules[part] for parameter in module.parameters()}
+    return [name for name, parameter in unet.named_parameters() if id(parameter) in ours]
+
+
+def reported(requests: Sequence[Message]) -> list[set[str]]:
+    return [set(wire.config(message)["report-parts"]) for message in requests]
+
+
+@pytest.mark.parametrize("method", SHARED)
+def test_only_the_exchanged_layers_travel(method: str) -> None:
+    strategy, task, weights = begun(FedDiffuse(feddiffuse_method=method))
+    assert list(weights) == names_of(SHARED[method])
+    requests = send(strategy, 1, weights, [], **dict(strategy.train_config(task)))
+    for message in requests:
+        assert list(wire.array_record(message, wire.ARRAYS)) == names_of(SHARED[method])
+    up = reported(requests)
+    assert up == [SHARED[method]] * 3 or (method == "usplit" and all(part in (FIRST_HALF, SECOND_HALF) for part in up))
+
+
+@pytest.mark.parametrize("method", SHARED)
+def test_measured_bytes_of_a_real_run_are_those_of_the_exchanged_layers(method: str, tmp_path: Path) -> None:
+    sizes = {part: _bytes_of({part}) for part in PARTS}
+    sent: list[tuple[set[str], int]] = []
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        sent.extend((_parts(reply), wire.payload_bytes(reply)) for reply in replies if _is_training(reply))
+        return replies
+
+    settings = tiny_settings(tmp_path, strategy="feddiffuse", feddiffuse_method=method, num_samples=10)
+    folder = run_tiny(settings, tamper, report=False)
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert len(sent) == 6
+    for parts, size in sent:
+        assert parts == SHARED[method] or (method == "usplit" and parts in (FIRST_HALF, SECOND_HALF))
+        # Names, numbers and settings beside the layers take less than a kilobyte.
+        assert 0 < size - sum(sizes[part] for part in parts) < 1000
+    assert rows[1]["bytes-up"] - rows[0]["bytes-up"] == sum(size for _, size in sent[3:])
+    layers = sum(sizes[part] for part in SHARED[method])
+    assert 0 < rows[1]["bytes-down"] - rows[0]["bytes-down"] - 3 * layers < 3 * 1000
+
+
+def _bytes_of(parts: set[str]) -> int:
+    _, _, weights = begun(FedDiffuse(feddiffuse_method="full"))
+    record = wire.encode_tensors({name: weights[name] for name in names_of(parts)})
+    return sum(len(piece[wire.PACKED]) for piece in wire.pack(wire.ARRAYS, record).values())
+
+
+def _is_training(reply: Message) -> bool:
+    return reply.metadata.message_type == wire.TRAIN
+
+
+def _parts(message: Message) -> set[str]:
+    return {part for part in PARTS if select_parts(dict.fromkeys(wire.array_record(message, wire.ARRAYS)), [part])}
+
+
+def test_full_is_fedavg_bit_for_bit() -> None:
+    whole, plain = FedDiffuse(feddiffuse_method="full"), FedAvg()
+    results = []
+    for strategy in (whole, plain):
+        weights = model(0)
+        for number in (1, 2, 3):
+            requests = send(strategy, number, weights, range(4))
+            models = [near(weights, 10 * number + k) for k in range(4)]
+            weights, metrics = gather(strategy, number, answers(requests, models, [7, 1, 30, 400]))
+        results.append((weights, metrics))
+    assert_equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_whole_run_of_full_gives_the_images_of_fedavg(tmp_path: Path) -> None:
+    full = tiny_settings(tmp_path, strategy="feddiffuse", feddiffuse_method="full", run_name="full")
+    plain = tiny_settings(tmp_path, strategy="fedavg", run_name="fedavg")
+    assert images_of(run_tiny(full, report=False)) == images_of(run_tiny(plain, report=False))
+
+
+@pytest.mark.parametrize("silos", [2, 3, 6, 9])
+def test_halves_have_equal_numbers_of_silos_and_are_drawn_anew(silos: int) -> None:
+    strategy, _, weights = begun(FedDiffuse(), silos)
+    firsts = []
+    for number in range(1, 41):
+        halves = reported(send(strategy, number, weights, []))
+        counts = Counter(map(frozenset, halves))
+        assert counts == {frozenset(FIRST_HALF): -(-silos // 2), frozenset(SECOND_HALF): silos // 2}
+        firsts.append(tuple(k for k, half in enumerate(halves) if half == FIRST_HALF))
+    assert len(set(firsts)) > 1
+    # Four standard deviations of a share of 40 draws.
+    share = -(-silos // 2) / silos
+    frequencies = [sum(k in first for first in firsts) / 40 for k in range(silos)]
+    np.testing.assert_allclose(frequencies, share, atol=4 * np.sqrt(share * (1 - share) / 40))
+
+
+def test_halves_follow_the_seed_and_not_the_node_ids() -> None:
+    draws = []
+    for seed in (0, 0, 1):
+        strategy, task, weights = begun(FedDiffuse(), 6, seed=seed)
+        for member in task.census:
+            member.node_id = 7 * member.node_id + 1 if draws else member.node_id
+        draws.append([reported(send(strategy, number, weights, [])) for number in range(1, 8)])
+    assert draws[1] == draws[0]
+    assert draws[2] != draws[0]
+
+
+def test_one_silo_alone_reports_everything() -> None:
+    strategy, _, weights = begun(FedDiffuse(min_train_nodes=1, fraction_train=0.3), 3)
+    assert reported(send(strategy, 1, weights, [])) == [set(PARTS)]
+
+
+@pytest.mark.parametrize("silos", [2, 5])
+def test_every_half_is_the_weighted_mean_of_those_who_reported_it(silos: int) -> None:
+    strategy, weights = FedDiffuse(), model(0)
+    for number in range(1, 5):
+        requests = send(strategy, number, weights, range(silos))
+        models = [near(weights, 10 * number + k) for k in range(silos)]
+        counts = [1 + 37 * k * k for k in range(silos)]
+        halves = reported(requests)
+        expected = {}
+        for half in (FIRST_HALF, SECOND_HALF):
+            mine = [k for k, reporting in enumerate(halves) if reporting == half]
+            mean = mean_of([models[k] for k in mine], [counts[k] for k in mine])
+            expected |= {name: mean[name] for name in select_parts(weights, half)}
+        weights, _ = gather(strategy, number, answers(requests, models, counts))
+        assert_near(weights, {name: expected[name] for name in weights})
+
+
+@pytest.mark.parametrize("absent", [FIRST_HALF, SECOND_HALF])
+def test_a_half_that_nobody_reports_stays_as_it_was(absent: set[str]) -> None:
+    strategy, start = FedDiffuse(), model(0)
+    requests = send(strategy, 1, start, range(4))
+    present = [k for k, half in enumerate(reported(requests)) if half != absent]
+    models = {k: near(start, k) for k in present}
+    found, metrics = gather(strategy, 1, [answer(requests[k], models[k], k, 1 + k) for k in present])
+    assert metrics["silos"] == len(present) == 2
+    mean = mean_of([models[k] for k in present], [1 + k for k in present])
+    kept = select_parts(start, absent)
+    assert_near(found, {name: exact(start)[name] if name in kept else mean[name] for name in found})
+    assert_equal(select_parts(found, absent), kept)
+
+
+def test_half_that_was_not_asked_for_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A silo that answers the whole model, or the other half, would count twice as much as it may."""
+    strategy, start = FedDiffuse(), model(0)
+    requests = send(strategy, 1, start, range(4))
+    halves = reported(requests)
+    replies = [answer(request, near(start, k), k) for k, request in enumerate(requests)]
+    other = SECOND_HALF if halves[2] == FIRST_HALF else FIRST_HALF
+    replies[2].content[wire.ARRAYS] = wire.encode_tensors(select_parts(near(start, 2), other))
+    replies[3].content[wire.ARRAYS] = wire.encode_tensors(near(start, 3))
+    _, metrics = gather(strategy, 1, replies)
+    assert metrics["silos"] == 2
+    assert "silo-2 left out: layers [" in caplog.text
+    assert "silo-3 left out: layers [" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["ulatdec", "udec"])
+def test_exchanged_parts_are_averaged_by_images(method: str) -> None:
+    strategy, start = FedDiffuse(feddiffuse_method=method), select_parts(model(0), SHARED[method])
+    assert BUFFER not in start
+    requests = send(strategy, 1, start, range(3))
+    models = [near(model(0), k) for k in range(3)]
+    found, _ = gather(strategy, 1, answers(requests, models, [5, 1, 30]))
+    mean = mean_of(models, [5, 1, 30])
+    assert_near(found, {name: mean[name] for name in start})
+
+
+class PowerCutError(Exception):
+    """Ends a run in the middle."""
+
+
+def cut_in_round_2() -> Any:
+    trained = 0
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        nonlocal trained
+        trained += sum(map(_is_training, replies))
+        if trained >= 6:
+            raise PowerCutError
+        return replies
+
+    return tamper
+
+
+def tokens(folder: Path) -> list[set[str]]:
+    """Names under which every silo keeps its own tensors."""
+    return [{path.name for path in (folder / "state" / f"silo-{k}" / "personal").iterdir()} for k in range(3)]
+
+
+@pytest.mark.parametrize("method", ["ulatdec", "udec"])
+def test_silos_draw_the_images_with_their_own_encoders_and_a_cut_run_goes_on(method: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes: dict[str, Any] = {"strategy": "feddiffuse", "feddiffuse_method": method, "num_rounds": 3}
+    folder = run_tiny(tiny_settings(whole, **changes), report=False)
+    images = images_of(folder)
+    assert len(images) == 30
+    assert not folder.models.exists(), "there is no whole model on the server"
+    with pytest.raises(PowerCutError):
+        run_tiny(tiny_settings(cut, **changes), cut_in_round_2(), report=False)
+    (token,) = tokens(cut)[0]
+    stopped = RunFolder(cut / "runs" / "run")
+    assert not stopped.synthetic.exists()
+    resumed = run_tiny(tiny_settings(cut, resume=str(stopped.path), **changes), report=False)
+    assert tokens(cut) == [{token}] * 3, "the silos go on with their own tensors"
+    assert images_of(resumed) == images
+    assert tokens(whole)[0] != {token}, "runs keep apart"

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hand_made_models import (
+    BUFFER,
+    Exact,
+    Model,
+    answers,
+    assert_equal,
+    assert_near,
+    exact,
+    flat,
+    gather,
+    mean_of,
+    model,
+    near,
+    play,
+    send,
+)
+from numpy.typing import NDArray
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError, UserError
+from strategies import build_strategy
+from strategies.averaging.bulyan import Bulyan
+from strategies.averaging.krum import Krum
+from strategies.averaging.krum_family import KrumFamily
+from strategies.averaging.multikrum import MultiKrum
+
+CLASSES = [Krum, MultiKrum, Bulyan]
+
+
+def rank(models: list[NDArray[np.float64]], neighbours: int) -> list[int]:
+    """Positions by Krum's score, the sum of squared distances to the nearest others, the smallest first."""
+    scores = []
+    for i, mine in enumerate(models):
+        distances = sorted(((mine - other) ** 2).sum() for j, other in enumerate(models) if j != i)
+        scores.append(sum(distances[:neighbours]))
+    return sorted(range(len(models)), key=lambda i: scores[i])
+
+
+def krum_by_hand(models: list[Model], f: int) -> Exact:
+    """Blanchard et al. 2017, Section 3: n - f - 2 neighbours."""
+    return exact(models[rank([flat(weights) for weights in models], len(models) - f - 2)[0]])
+
+
+def multikrum_by_hand(models: list[Model], f: int, m: int) -> Exact:
+    """The same, Section 4: the plain mean of the m best."""
+    best = rank([flat(weights) for weights in models], len(models) - f - 2)[:m]
+    return mean_of([models[k] for k in best], [1] * m)
+
+
+def bulyan_by_hand(models: list[Model], f: int) -> Exact:
+    """El Mhamdi et al. 2018, Section 4: n - 2f times Krum among the rest, then the n - 4f values nearest the median."""
+    rest, chosen = list(models), []
+    for _ in range(len(models) - 2 * f):
+        neighbours = max(1, len(rest) - f - 2)
+        chosen.append(rest.pop(rank([flat(weights) for weights in rest], neighbours)[0]))
+    result = {}
+    for name in models[0]:
+        values = np.stack([exact(weights)[name] for weights in chosen])
+        middle = np.median(values, axis=0)
+        nearest = np.argsort(np.abs(values - middle), axis=0, kind="stable")[: len(models) - 4 * f]
+        result[name] = np.take_along_axis(values, nearest, axis=0).mean(axis=0)
+    return result
+
+
+def round_of(seed: int, n: int, f: int, drift: float = 0.01) -> list[Model]:
+    """``n`` answers, of which ``f``, in places that the seed draws, point elsewhere together."""
+    hostile = set(np.random.default_rng(seed).permutation(n)[:f].tolist())
+    away = near(model(0), 9999, 3 * drift)
+    return [near(away if k in hostile else model(0), 100 * seed + k, drift) for k in range(n)]
+
+
+def counts_of(n: int) -> list[int]:
+    return [1 + 37 * k * k for k in range(n)]
+
+
+@pytest.mark.parametrize(("n", "f"), [(3, 0), (5, 1), (8, 1), (7, 2), (11, 4)])
+def test_krum_agrees_with_brute_force(n: int, f: int) -> None:
+    strategy, weights, winners = Krum(num_malicious_nodes=f), model(0), []
+    for number in range(1, 7):
+        models = round_of(number, n, f)
+        weights = play(strategy, number, weights, models, counts_of(n))
+        winners.append(next(k for k, mine in enumerate(models) if torch.equal(mine[BUFFER], weights[BUFFER])))
+        assert_equal(weights, models[winners[-1]])
+        assert_near(weights, krum_by_hand(models, f))
+    assert len(set(winners)) > 1
+
+
+@pytest.mark.parametrize(("n", "f", "m"), [(3, 0, 2), (5, 1, 1), (8, 1, 5), (7, 2, 0), (11, 4, 7), (10, 2, 8)])
+def test_multikrum_is_the_plain_mean_of_the_m_best(n: int, f: int, m: int) -> None:
+    strategy, weights = MultiKrum(num_malicious_nodes=f, num_nodes_to_select=m), model(0)
+    for number in range(1, 6):
+        models = round_of(number, n, f)
+        weights = play(strategy, number, weights, models, counts_of(n))
+        assert_near(weights, multikrum_by_hand(models, f, m or n - f))
+
+
+@pytest.mark.parametrize(("n", "f"), [(3, 0), (4, 0), (7, 1), (10, 1), (11, 2), (12, 2), (16, 3)])
+def test_bulyan_agrees_with_brute_force(n: int, f: int) -> None:
+    strategy, weights = Bulyan(num_malicious_nodes=f), model(0)
+    for number in range(1, 5):
+        models = round_of(number, n, f)
+        weights = play(strategy, number, weights, models, counts_of(n))
+        assert_near(weights, bulyan_by_hand(models, f))
+
+
+def test_multikrum_of_one_is_krum_and_of_all_without_hostile_silos_the_plain_mean() -> None:
+    models = round_of(3, 9, 3)
+    one = play(MultiKrum(num_malicious_nodes=3, num_nodes_to_select=1), 1, model(0), models, counts_of(9))
+    assert_equal(one, play(Krum(num_malicious_nodes=3), 1, model(0), models, counts_of(9)))
+    everyone = play(MultiKrum(num_nodes_to_select=9), 1, model(0), models, counts_of(9))
+    assert_near(everyone, mean_of(models, [1] * 9))
+    assert_equal(everyone, play(MultiKrum(), 1, model(0), models, counts_of(9)))
+
+
+@pytest.mark.parametrize("chosen", CLASSES)
+def test_work_of_silos_that_are_not_chosen_counts(chosen: type[KrumFamily]) -> None:
+    strategy, models = chosen(num_malicious_nodes=1), round_of(1, 9, 1)
+    replies = answers(send(strategy, 1, model(0), range(9)), models, counts_of(9))
+    metrics = gather(strategy, 1, replies)[1]
+    assert metrics["client-seconds"] == pytest.approx(9 * 0.5)
+    assert metrics["silos"] == {Krum: 1, MultiKrum: 8, Bulyan: 7}[chosen]
+
+
+@pytest.mark.parametrize("chosen", CLASSES)
+def test_numbers_of_images_buy_nothing(chosen: type[KrumFamily]) -> None:
+    models = round_of(1, 9, 1)
+    results = [
+        play(chosen(num_malicious_nodes=1), 1, model(0), models, counts) for counts in ([1] * 9, [*[1] * 8, 10**6])
+    ]
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("chosen", CLASSES)
+def test_equal_answers_give_those_weights(chosen: type[KrumFamily]) -> None:
+    assert_equal(play(chosen(), 1, model(0), [model(4)] * 7, counts_of(7)), model(4))
+    assert_equal(play(chosen(num_malicious_nodes=1), 1, model(0), [model(4)] * 7, counts_of(7)), model(4))
+
+
+@pytest.mark.parametrize("chosen", CLASSES)
+@pytest.mark.parametrize("attack", [-8.0, 1e4, 1e37])
+def test_hostile_silos_move_nothing_far(chosen: type[KrumFamily], attack: float) -> None:
+    """Two silos that agree on weights far away, among eleven: every weight stays between the honest ones."""
+    honest = [near(model(0), k) for k in range(9)]
+    hostile = [{name: value + attack if name != BUFFER else value for name, value in model(0).items()}] * 2
+    result = play(chosen(num_malicious_nodes=2), 1, model(0), [*honest, *hostile], counts_of(11))
+    for name, value in result.items():
+        stacked = torch.stack([weights[name] for weights in honest])
+        # The mean of many may round outwards by a unit in the last place.
+        slack = 1e-7 if value.is_floating_point() else 1
+        assert (value >= stacked.amin(0) - slack).all(), name
+        assert (value <= stacked.amax(0) + slack).all(), name
+
+
+def test_small_updates_of_many_weights_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """Drifts of 1e-5 on 200,000 weights of size 0.05, where ‖x‖² + ‖y‖² - 2x·y in single precision says nothing."""
+    caplog.set_level(logging.INFO, "fedsynth")
+    generator = torch.Generator().manual_seed(0)
+    start = 0.05 * torch.randn(200_000, generator=generator)
+    drifts = [1e-5 * (1 + 0.01 * abs(k - 4)) * torch.randn(200_000, generator=generator) for k in range(9)]
+    models = [{"w": start + drift} for drift in drifts]
+    best = rank([flat(weights) for weights in models], 9 - 2 - 2)
+    assert best != sorted(best)
+    play(MultiKrum(num_malicious_nodes=2, num_nodes_to_select=5), 1, {"w": start}, models, [1] * 9)
+    assert f"chosen: {', '.join(f'silo-{k}' for k in sorted(best[:5]))}" in caplog.text
+
+
+def test_only_the_chosen_are_in_the_metrics() -> None:
+    models = [near(model(0), k, 1e-3 if k < 5 else 1.0) for k in range(7)]
+    strategy = MultiKrum(num_malicious_nodes=2)
+    requests = send(strategy, 1, model(0), range(7))
+    _, metrics = gather(strategy, 1, answers(requests, models, counts_of(7)))
+    assert metrics["silos"] == 5
+    assert metrics["num-examples"] == sum(counts_of(5))
+
+
+def config_of(strategy: str, **changes: int | float) -> RunConfig:
+    flat_config = {key.replace("_", "-"): value for key, value in changes.items()}
+    return RunConfig.from_run_config({"strategy": strategy, **flat_config})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "said"),
+    [
+        ("krum", {"num_malicious_nodes": 4}, r"= 4: Krum needs 2f \+ 3 = 11 of them, but 10 .* must be <= 3"),
+        ("krum", {"num_malicious_nodes": 3, "fraction_train": 0.8}, r"= 9 of them, but 8 silos .* must be <= 2"),
+        ("multikrum", {"num_malicious_nodes": 5}, r"= 13 of them, but 10 silos are asked a round; must be <= 3"),
+        ("bulyan", {"num_malicious_nodes": 2}, r"Bulyan needs 4f \+ 3 = 11 of them, but 10 .* must be <= 1"),
+        ("bulyan", {"num_malicious_nodes": 1, "num_clients": 6}, r"= 7 of them, but 6 silos .* must be <= 0"),
+        ("krum", {"num_clients": 2}, r"num-malicious-nodes = 0: Krum needs 2f \+ 3 = 3 of them, but 2 silos"),
+        ("krum", {"fraction_train": 0.1}, r"2f \+ 3 = 3 of them, but 2 silos are asked a round; .* fraction-train"),
+        ("multikrum", {"num_nodes_to_select": 11}, r"num-nodes-to-select = 11: must be <= 10, .* = 0"),
+        (
+            "multikrum",
+            {"num_malicious_nodes": 2, "num_nodes_to_select": 9},
+            r"num-nodes-to-select = 9: must be <= 8, the silos of a round less num-malicious-nodes = 2",
+        ),
+    ],
+)
+def test_more_hostile_silos_than_the_rule_bears_are_refused_before_the_run(
+    strategy: str, changes: dict[str, int | float], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        build_strategy(config_of(strategy, **changes))
+
+
+@pytest.mark.parametrize(("chosen", "per_hostile"), [(Krum, 2), (MultiKrum, 2), (Bulyan, 4)])
+def test_exactly_the_papers_numbers_of_silos_are_taken(chosen: type[KrumFamily], per_hostile: int) -> None:
+    for n, f in itertools.product(range(1, 20), range(5)):
+        strategy, config = chosen(num_malicious_nodes=f), config_of("krum", num_clients=n)
+        if n >= per_hostile * f + 3:
+            strategy.check(config)
+        else:
+            with pytest.raises(UserError, match=f"num-malicious-nodes = {f}: "):
+                strategy.check(config)
+
+
+@pytest.mark.parametrize("strategy", ["krum", "multikrum", "bulyan"])
+def test_no_hostile_silo_by_default_and_a_warning(strategy: str, caplog: pytest.LogCaptureFixture) -> None:
+    build_strategy(config_of(strategy))
+    assert "num-malicious-nodes = 0 promises nothing against hostile silos" in caplog.text
+    caplog.clear()
+    build_strategy(config_of(strategy, num_malicious_nodes=1))
+    assert "hostile" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "n", "f", "said"),
+    [
+        (Krum, 6, 2, r"6 sound answers: Krum needs 2f \+ 3 = 7 of them; lower num-malicious-nodes"),
+        (MultiKrum, 4, 1, r"4 sound answers: MultiKrum needs 2f \+ 3 = 5 of them; lower num-malicious-nodes"),
+        (Bulyan, 10, 2, r"10 sound answers: Bulyan needs 4f \+ 3 = 11 of them; lower num-malicious-nodes"),
+        (Krum, 2, 0, r"2 sound answers: Krum needs 2f \+ 3 = 3 of them; .* more silos"),
+    ],
+)
+def test_too_few_sound_answers_say_what_to_do(chosen: type[KrumFamily], n: int, f: int, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        play(chosen(num_malicious_nodes=f), 1, model(0), round_of(1, n, f), counts_of(n))
+
+
+def test_too_few_to_select_say_what_to_do() -> None:
+    strategy = MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8)
+    with pytest.raises(RunError, match=r"9 sound .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select"):
+        play(strategy, 1, model(0), round_of(1, 9, 2), counts_of(9))

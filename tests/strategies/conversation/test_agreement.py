@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message
+from hand_made import StubGrid, bare_reply, error_reply
+
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
+from fedsynth.spec import ImageSpec
+from strategies.conversation.agreement import agree, choose_silos, reconcile
+
+
+def config_of(**keys: Scalar) -> RunConfig:
+    given = {"dataset": "silos", "num-clients": 2, **{key.replace("_", "-"): value for key, value in keys.items()}}
+    return RunConfig.from_run_config(given)
+
+
+def specs(**classes: str) -> dict[str, ImageSpec]:
+    return {name: ImageSpec(1, 8, tuple(said.split(","))) for name, said in classes.items()}
+
+
+def test_classes_are_the_union_sorted_by_name_whatever_silos_say_first() -> None:
+    one = reconcile(specs(north="b,a", south="c,b"), config_of())
+    assert one == ImageSpec(1, 8, ("a", "b", "c"))
+    assert reconcile(specs(south="c,b", north="b,a"), config_of()) == one
+
+
+def test_one_colour_silo_makes_the_run_colour() -> None:
+    found = {"north": ImageSpec(1, 8, ("a",)), "south": ImageSpec(3, 8, ("a",))}
+    assert reconcile(found, config_of()).channels == 3
+
+
+def test_different_sizes_are_named_and_the_key_that_settles_them() -> None:
+    found = {"north": ImageSpec(1, 8, ("a",)), "south": ImageSpec(1, 16, ("a",))}
+    with pytest.raises(RunError, match=r"differ in size \(north 8, south 16 pixels\): set image-size"):
+        reconcile(found, config_of())
+
+
+@pytest.mark.parametrize(
+    ("north", "south"),
+    [("Cat", "cat"), ("cat ", "cat"), ("big cat", "big_cat"), ("big-cat", "Big  cat"), ("ﬁsh", "fish")],
+)
+def test_names_that_are_probably_the_same_are_refused_with_who_has_them(north: str, south: str) -> None:
+    with pytest.raises(RunError) as caught:
+        reconcile(specs(north=north, south=south, east="dog"), config_of())
+    assert f"'{north}' (north)" in str(caught.value)
+    assert f"'{south}' (south)" in str(caught.value)
+    assert "probably the same" in str(caught.value)
+    assert "class-names" in str(caught.value)
+
+
+def test_operator_may_say_that_look_alikes_are_two_classes() -> None:
+    agreed = reconcile(specs(north="Cat", south="cat"), config_of(class_names="cat, Cat"))
+    assert agreed.classes == ("cat", "Cat")
+
+
+def test_class_that_the_operator_does_not_list_is_named_with_its_silo_and_the_nearest() -> None:
+    with pytest.raises(RunError, match=r"not in class-names: 'dgo' \(south: did you mean 'dog'\?\)"):
+        reconcile(specs(north="cat,dog", south="dgo"), config_of(class_names="cat,dog"))
+
+
+def test_class_that_nobody_holds_is_refused() -> None:
+    with pytest.raises(RunError, match="class-names: no silo holds 'emu'"):
+        reconcile(specs(north="cat", south="dog"), config_of(class_names="cat,dog,emu"))
+
+
+@pytest.mark.parametrize("names", ["cat,cat", "cat,,dog", ",", "cat,"])
+def test_class_names_must_be_distinct_names(names: str) -> None:
+    with pytest.raises(UserError, match=r"class-names = .*must be distinct names"):
+        config_of(class_names=names)
+
+
+def test_first_silos_by_name_take_part_and_the_others_stand_by() -> None:
+    assert choose_silos(["south", "east", "north"], 2, None) == ["east", "north"]
+
+
+def test_run_that_continues_takes_its_own_silos_however_many_are_there() -> None:
+    assert choose_silos(["south", "east", "north"], 2, ["south", "north"]) == ["north", "south"]
+    with pytest.raises(RunError, match="south: not connected, but the run to resume has them"):
+        choose_silos(["east", "north"], 2, ["south", "north"])
+
+
+def description(message: Message, name: str, **said: Any) -> Message:
+    answer = bare_reply(message, {"silo-name": name})
+    given = {"image-channels": 1, "image-size": 8, "classes": ["cat"]}
+    answer.content[wire.CONFIG] = ConfigRecord({**given, **{key.replace("_", "-"): v for key, v in said.items()}})
+    return answer
+
+
+def test_silos_are_asked_before_they_know_any_format() -> None:
+    names = {4: "south", 9: "north"}
+    grid = StubGrid([9, 4], lambda message: description(message, names[message.metadata.dst_node_id]))
+    chosen, spec = agree(grid, config_of())  # type: ignore[arg-type]
+    assert chosen == {9: "north", 4: "south"}
+    assert spec == ImageSpec(1, 8, ("cat",))
+    assert [message.metadata.message_type for message in grid.requests] == ["query.describe"] * 2
+    assert [dict(wire.config(message)) for message in grid.requests] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"classes": "cat"}, "classes: must be a list of names"),
+        ({"classes": []}, "0 classes"),
+        ({"classes": ["cat", "cat"]}, "2 classes: must be 1 to 10000 distinct names"),
+        ({"classes": ["a\nb"]}, "class name"),
+        ({"classes": [""]}, "class name ''"),
+        ({"classes": ["x" * 256]}, "must be 1 to 255 characters"),
+        ({"classes": [str(k) for k in range(10_001)]}, "10001 classes"),
+        ({"image_size": 0}, "images of 0 pixels"),
+        ({"image_size": 1e9}, "images of 1000000000 pixels"),
+        ({"image_size": float("inf")}, "unusable answer"),
+        ({"image_channels": 2}, "and 2 channels"),
+        ({"image_channels": "1"}, "image-channels = '1': must be a number"),
+    ],
+)
+def test_nonsense_ends_the_run_by_name(said: dict[str, Any], why: str) -> None:
+    grid = StubGrid([1], lambda message: description(message, "clinic", **said))
+    with pytest.raises(RunError) as caught:
+        agree(grid, config_of(num_clients=1))  # type: ignore[arg-type]
+    assert str(caught.value).startswith("clinic: unusable answer: ")
+    assert why in str(caught.value)
+
+
+def test_two_silos_of_one_name_are_refused() -> None:
+    grid = StubGrid([1, 2], lambda message: description(message, "clinic"))
+    with pytest.raises(RunError, match=r"two silos go by one name \('clinic'\): give each its own silo-name"):
+        agree(grid, config_of())  # type: ignore[arg-type]
+
+
+def test_spare_silo_that_fails_does_not_stop_the_others() -> None:
+    def respond(message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        return error_reply(message, "south: UserError: no images") if node == 2 else description(message, f"s{node}")
+
+    chosen, _ = agree(StubGrid([1, 2, 3], respond), config_of())  # type: ignore[arg-type]
+    assert chosen == {1: "s1", 3: "s3"}
+    with pytest.raises(RunError, match="2 usable answers, 3 needed: south: UserError: no images"):
+        agree(StubGrid([1, 2, 3], respond), config_of(num_clients=3))  # type: ignore[arg-type]

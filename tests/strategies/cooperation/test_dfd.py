@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dfd_by_hand import (
+    COUNTS,
+    LABELS,
+    ROUNDS,
+    SPEC,
+    answer,
+    begin,
+    by_silo,
+    fresh,
+    predict,
+    requests,
+    run,
+    task_of,
+    trained_at_once,
+)
+from diffusers import DDPMScheduler
+from hand_made import StubGrid
+
+from fedsynth.config import Diffusion, RunConfig
+from fedsynth.diffusion import make_scheduler
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
+from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
+from fedsynth.seeding import make_generator
+from strategies import build_strategy
+from strategies.cooperation.dfd import DfD
+
+
+def scheduler_of_levels() -> DDPMScheduler:
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, timestep_spacing="trailing")
+    scheduler.set_timesteps(ROUNDS)
+    return scheduler
+
+
+def looped_weights(kind: str, prior: np.ndarray, eps: torch.Tensor, posterior: PathPosterior, lam: float) -> np.ndarray:
+    """Weights (K, N) by double loops in float64."""
+    weights = np.zeros(prior.shape)
+    if kind == "posterior":
+        return posterior.weights.numpy()
+    for n in range(prior.shape[1]):
+        energies = [0.5 * float(eps[k, n].double().square().sum()) for k in range(prior.shape[0])]
+        least = min(energies)
+        for k in range(prior.shape[0]):
+            weights[k, n] = prior[k, n] * (math.exp(-lam * (energies[k] - least)) if kind == "energy" else 1.0)
+        weights[:, n] /= weights[:, n].sum()
+    return weights
+
+
+def step_by_class(
+    scheduler: Any, composed: torch.Tensor, level: int, x: torch.Tensor, labels: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Move every class with noise of its own."""
+    moved = torch.empty_like(x)
+    for number, label in enumerate(torch.unique(labels).tolist()):
+        rows, t = labels == label, int(scheduler.timesteps[level])
+        generator = make_generator(seed, "cooperative-noise", level, number)
+        moved[rows] = scheduler.step(composed[rows], t, x[rows], generator=generator).prev_sample
+    return moved
+
+
+@pytest.mark.parametrize("prior_kind", ["class", "size", "uniform"])
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
+    lam = 0.3
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind, prior=prior_kind, energy_scale=lam)
+    got = run(strategy, task_of(seed=3))
+
+    scheduler = scheduler_of_levels()
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(3, "initial-noise"))
+    log_weights = log_prior(prior_kind, torch.tensor(COUNTS), LABELS)
+    prior, posterior = log_weights.exp().numpy(), PathPosterior(log_weights)
+    for level, t in enumerate(scheduler.timesteps.tolist()):
+        eps = torch.stack([predict(k, x, t, LABELS) for k in range(3)])
+        weights = looped_weights(kind, prior, eps, posterior, lam)
+        composed = np.zeros(x.shape)
+        for k in range(3):
+            for n in range(len(LABELS)):
+                composed[n] += weights[k, n] * eps[k, n].double().numpy()
+        moved = step_by_class(scheduler, torch.from_numpy(composed).float(), level, x, LABELS, seed=3)
+        posterior.update(x, moved, eps, scheduler, t)
+        x = moved
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+def test_langevin_rounds_agree_with_a_plain_loop() -> None:
+    strategy = DfD(
+        dfd_rounds=ROUNDS, sampler="ula", weights="constant", prior="uniform", step_scale=0.1, score_scale=2.0
+    )
+    got = run(strategy, task_of())
+    scheduler = ULAScheduler(step_scale=0.1, score_scale=2.0)
+    scheduler.set_timesteps(ROUNDS)
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
+    for level, t in enumerate(scheduler.timesteps.tolist()):
+        eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
+        variance = 1 - float(scheduler.alphas_cumprod[t])
+        noise = torch.empty_like(x)
+        for label in range(3):
+            generator = make_generator(0, "cooperative-noise", level, label)
+            noise[label == LABELS] = torch.randn((int((label == LABELS).sum()), 1, 4, 4), generator=generator)
+        step = 0.1 * variance
+        x = x - step * 2.0 * eps / math.sqrt(variance) + math.sqrt(2 * step) * noise
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+def test_rounds_with_correctors_agree_with_a_plain_loop() -> None:
+    strategy = DfD(dfd_rounds=3, sampler="ddim", weights="constant", prior="uniform", corrector_steps=2, step_scale=0.3)
+    got = run(strategy, task_of())
+    scheduler = make_scheduler(Diffusion(), 3, "ddim")
+    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
+    levels = scheduler.timesteps.tolist()
+    asked = [levels[0], *(t for t in levels[1:] for _ in range(3))]
+    assert strategy.num_rounds == len(asked) == 7
+    for number, t in enumerate(asked):
+        eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
+        if number % 3 == 0:
+            x = scheduler.step(eps, t, x).prev_sample
+            continue
+        noise = torch.empty_like(x)
+        for label in range(3):
+            generator = make_generator(0, "cooperative-noise", number, label)
+            noise[label == LABELS] = torch.randn((int((label == LABELS).sum()), 1, 4, 4), generator=generator)
+        sigma = math.sqrt(1 - float(scheduler.alphas_cumprod[t]))
+        x = x - 0.3 * sigma * eps + sigma * math.sqrt(0.3 * 1.7) * noise
+    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "weights = 'constant' or 'energy', not 'posterior'"),
+        ({"weights": "constant", "sampler": "ula"}, "another sampler than 'ula'"),
+        ({"weights": "constant", "sampler": "ddim", "parallel_levels": 4}, "parallel-levels = 1, not 4"),
+    ],
+)
+def test_correctors_that_go_with_nothing_else_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=f"^corrector-steps = 1 needs {why}.* corrector-steps = 0$"):
+        DfD(corrector_steps=1, **options)
+
+
+def test_correctors_make_weights_constant_unless_others_are_asked_for() -> None:
+    for given, weights in (({}, "constant"), ({"weights": "energy"}, "energy"), ({"corrector-steps": 0}, "posterior")):
+        strategy, config = build_strategy(RunConfig.from_run_config({"corrector-steps": 2, **given}))
+        assert isinstance(strategy, DfD)
+        assert strategy.weights == config.cooperation.weights == weights
+
+
+def test_silos_are_asked_only_about_classes_they_hold() -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
+    asked = by_silo(requests(strategy, 1, arrays))
+    assert sorted(asked) == [0, 1, 2]
+    samples = wire.decode(arrays[wire.SAMPLES])
+    for silo, message in asked.items():
+        held = torch.tensor([COUNTS[silo][label] > 0 for label in LABELS.tolist()])
+        sent = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+        assert torch.equal(sent[wire.LABELS], LABELS[held])
+        assert torch.equal(sent[wire.SAMPLES], samples[held])
+        assert message.metadata.message_type == "query.epsilon"
+        assert message.content.config_records[wire.CONFIG]["timestep"] == 999
+
+
+def test_what_silos_without_a_class_would_say_never_counts() -> None:
+    def nonsense_where_nothing_is_held(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        held = torch.tensor([COUNTS[silo][label] > 0 for label in labels.tolist()])
+        assert held.all()
+        return predict(silo, x, t, labels)
+
+    assert run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(), nonsense_where_nothing_is_held).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_identical_silos_are_one_silo(kind: str) -> None:
+    def same(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        return predict(1, x, t, labels)
+
+    alone = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]]), same)
+    together = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]] * 5), same)
+    np.testing.assert_allclose(together.numpy(), alone.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
+    straight = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of())
+    shuffled = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
+    assert torch.equal(straight, shuffled)
+
+
+def test_one_expert_answers_for_a_sample_and_the_others_are_not_asked() -> None:
+    strategy = DfD(dfd_rounds=ROUNDS, sampler="ddpm", prior="uniform", weights="constant", experts_per_sample=1)
+    arrays = begin(strategy, task_of())
+    asked = by_silo(requests(strategy, 1, arrays))
+    rows = sum(len(wire.decode(wire.array_record(m, wire.ARRAYS)[wire.LABELS])) for m in asked.values())
+    assert rows == len(LABELS)
+    moved, metrics = strategy.aggregate_train(1, [answer(message, silo) for silo, message in asked.items()])
+    assert moved is not None
+    assert metrics is not None
+    assert metrics["effective-experts"] == pytest.approx(1)
+
+
+def test_a_high_temperature_tends_to_constant_weights() -> None:
+    results = [
+        run(DfD(dfd_rounds=ROUNDS, sampler="ddpm", **words), task_of())
+        for words in ({"weights": "constant"}, {"temperature": 1e9}, {"temperature": 2.0}, {})
+    ]
+    constant, hot, warm, posterior = results
+    assert (hot - constant).abs().max() < 1e-6
+    assert (warm - constant).abs().max() > 1e-3
+    assert (warm - posterior).abs().max() > 1e-3
+
+
+def test_temperature_without_posterior_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="temperature = 2 softens weights = 'posterior', not 'constant'"):
+        DfD(weights="constant", temperature=2.0)
+    with pytest.raises(UserError, match=r"temperature = 0\.5: must be >= 1"):
+        DfD(temperature=0.5)
+
+
+def test_noise_follows_the_seed() -> None:
+    first, other = (run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
+    assert (first - other).abs().max() > 0.1
+
+
+def test_without_a_census_all_connected_silos_count_alike() -> None:
+    x, labels = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1])
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights="constant")
+    asked = requests(strategy, 1, fresh(x, labels), StubGrid([70, 5, 33]))
+    assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
+    arrays, metrics = strategy.aggregate_train(1, [answer(message, k) for k, message in enumerate(asked)])
+    eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
+    expected = step_by_class(scheduler_of_levels(), eps, 0, x, labels, seed=0)
+    assert arrays is not None
+    assert metrics is not None
+    np.testing.assert_allclose(wire.decode(arrays[wire.SAMPLES]).numpy(), expected.numpy(), atol=1e-5)
+    assert torch.equal(wire.decode(arrays[wire.LABELS]), labels)
+    assert metrics["effective-experts"] == pytest.approx(3.0)
+    assert metrics["timestep"] == 999
+    assert metrics["client-seconds"] == pytest.approx(1.5)
+
+
+def test_aggregation_cannot_come_first() -> None:
+    with pytest.raises(RunError, match="aggregate_train before configure_train"):
+        DfD().aggregate_train(1, [])
+
+
+def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
+    grid = StubGrid([], trained_at_once)
+    with pytest.raises(UserError, match=r"no silo holds images of class index \[2\]"):
+        DfD().begin(task_of([[5, 1, 0], [2, 1, 0]]), grid)
+    assert grid.requests == []
+
+
+def test_half_precision_on_the_wire() -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    asked = requests(strategy, 1, begin(strategy, task_of(**{"wire-dtype": "float16"})))
+    for message in asked:
+        record = wire.array_record(message, wire.ARRAYS)
+        assert (record[wire.SAMPLES].dtype, record[wire.LABELS].dtype) == ("float16", "int64")
+
+
+def test_silos_asked_about_everything_share_one_record() -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
+    asked = requests(strategy, 1, begin(strategy, task_of()))
+    records = [wire.array_record(message, wire.ARRAYS)[wire.SAMPLES] for message in asked]
+    assert all(record is records[0] for record in records)
+
+
+def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of()
+    run(strategy, task)
+    samples = torch.linspace(-2, 2, 7 * 16).reshape(7, 1, 4, 4)
+    outcome = strategy.finish(task, fresh(samples, LABELS))
+    assert outcome.notes == ()
+    expected = np.clip(np.round((np.clip(samples.numpy(), -1, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(outcome.images, expected.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(outcome.labels, LABELS.numpy())
+    assert outcome.curves == {f"silo-{k}": [(5, 0.25)] for k in range(3)}
+    assert [member.train_seconds for member in task.census] == [1.5] * 3

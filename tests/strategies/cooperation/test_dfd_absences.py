@@ -1,0 +1,186 @@
+"""Silos that miss rounds: classes wait, catch up and end as if nothing had happened, or stay out by name."""
+
+from __future__ import annotations
+
+import io
+import random
+from typing import Any
+
+import pytest
+import torch
+from dfd_by_hand import (
+    LABELS,
+    ROUNDS,
+    answer,
+    begin,
+    drive,
+    requests,
+    task_of,
+)
+from flwr.app import ArrayRecord
+
+from fedsynth.errors import RunError
+from fedsynth.messages import wire
+from strategies.cooperation.dfd import DfD
+
+# Class 2 has one holder, silo-1; the others share classes 0 and 1.
+COUNTS = [[5, 1, 0], [0, 0, 4], [1, 3, 0]]
+VARIANTS: list[dict[str, Any]] = [
+    {"weights": "posterior"},
+    {"weights": "posterior", "sampler": "sde-dpmsolver++"},
+    {"weights": "posterior", "sampler": "ddim"},
+    {"weights": "posterior", "sampler": "dpmsolver++"},
+    {"weights": "constant"},
+    {"weights": "energy"},
+    {"weights": "constant", "sampler": "ddim"},
+    {"weights": "energy", "sampler": "dpmsolver++"},
+    {"weights": "constant", "sampler": "ula"},
+    {"weights": "energy", "sampler": "dpmsolver++", "corrector_steps": 2},
+]
+
+
+def variant_name(options: dict[str, Any]) -> str:
+    return "-".join(map(str, options.values()))
+
+
+def samples_of(arrays: ArrayRecord) -> torch.Tensor:
+    return wire.decode(arrays[wire.SAMPLES])
+
+
+def strategy_of(options: dict[str, Any], levels: int = 6) -> DfD:
+    return DfD(dfd_rounds=levels, **{"sampler": "ddpm", **options})
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=variant_name)
+def test_a_class_whose_holder_comes_back_ends_as_if_it_had_never_been_away(options: dict[str, Any]) -> None:
+    whole, gappy = strategy_of(options), strategy_of(options)
+    expected = drive(whole, begin(whole, task_of(COUNTS)))
+    levels = whole.num_rounds
+    away = {2, 3, 5}
+    task = task_of(COUNTS)
+    got = drive(gappy, begin(gappy, task), absent=lambda number, silo: silo == 1 and number in away)
+    assert gappy.num_rounds == levels + len(away)
+    assert torch.equal(samples_of(got), samples_of(expected))
+    assert gappy.finish(task, got).notes == ()
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=variant_name)
+def test_samples_are_never_moved_by_a_silo_without_their_class(options: dict[str, Any]) -> None:
+    strategy, task = strategy_of(options), task_of(COUNTS)
+    before = drive(strategy, begin(strategy, task), stop=2)
+    after = drive(strategy, before, first=3, stop=4, absent=lambda number, silo: silo == 1)
+    still = (samples_of(after) == samples_of(before)).flatten(1).all(1)
+    assert still.tolist() == (LABELS == 2).tolist()
+
+
+def test_a_class_whose_holder_stays_away_is_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
+    arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: silo == 1 and number > 2)
+    # Three more rounds, in which nobody answers for the class that is missing.
+    assert strategy.num_rounds == ROUNDS + 3
+    outcome = strategy.finish(task, arrays)
+    assert sorted(outcome.labels.tolist()) == [0, 0, 0, 1, 1]
+    assert outcome.images.shape == (5, 4, 4, 1)
+    assert outcome.notes == ("no images of class c: its holders stopped answering before the end",)
+    assert caplog.text.count("class index 2 waits: none of its holders answered") == 1
+    whole = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    full = samples_of(drive(whole, begin(whole, task_of(COUNTS))))
+    assert torch.equal(samples_of(arrays)[LABELS != 2], full[LABELS != 2])
+
+
+def test_without_any_finished_class_there_is_no_dataset() -> None:
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
+    arrays = drive(strategy, begin(strategy, task), stop=2)
+    with pytest.raises(RunError, match="no class was finished"):
+        strategy.finish(task, arrays)
+
+
+def test_a_silo_that_holds_a_class_at_two_levels_is_asked_twice() -> None:
+    # Silo 0 alone holds class 0 and shares class 1 with silo 2: its absence holds class 0 back only.
+    counts = [[5, 1, 0], [0, 0, 4], [0, 3, 0]]
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    arrays = drive(strategy, begin(strategy, task_of(counts)), stop=1, absent=lambda number, silo: silo == 0)
+    asked = [message for message in requests(strategy, 2, arrays) if message.metadata.dst_node_id == 50]
+    sent = {
+        int(message.content.config_records[wire.CONFIG]["timestep"]): wire.decode(
+            wire.array_record(message, wire.ARRAYS)[wire.LABELS]
+        ).tolist()
+        for message in asked
+    }
+    assert sent == {999: [0, 0, 0], 749: [1, 1]}
+
+
+def test_answers_to_two_questions_are_told_apart_by_their_level(caplog: pytest.LogCaptureFixture) -> None:
+    counts = [[5, 1, 0], [0, 0, 4], [0, 3, 0]]
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    arrays = drive(strategy, begin(strategy, task_of(counts)), stop=1, absent=lambda number, silo: silo == 0)
+    unnamed = [answer(message, 50 - message.metadata.dst_node_id) for message in requests(strategy, 2, arrays)]
+    strategy.aggregate_train(2, unnamed)
+    assert caplog.text.count("silo-0 left out: timestep = None: asked about [749, 999]") == 2
+
+
+def test_one_of_two_holders_is_enough() -> None:
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
+    absent = {(1, 0), (2, 2), (3, 0), (4, 2)}
+    arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: (number, silo) in absent)
+    assert strategy.num_rounds == ROUNDS
+    assert len(strategy.finish(task, arrays).labels) == 7
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=variant_name)
+@pytest.mark.parametrize("cut", [1, 3, 5, 7])
+def test_a_run_cut_after_any_round_goes_on_bit_for_bit(options: dict[str, Any], cut: int) -> None:
+    def absent(number: int, silo: int) -> bool:
+        return silo == 1 and number in {2, 3}
+
+    whole = strategy_of(options)
+    expected = drive(whole, begin(whole, task_of(COUNTS)), absent=absent)
+    first = strategy_of(options)
+    half = drive(first, begin(first, task_of(COUNTS)), stop=cut, absent=absent)
+    file = io.BytesIO()
+    torch.save({"samples": samples_of(half), "state": first.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    second = strategy_of(options)
+    begin(second, task_of(COUNTS))
+    second.load_state_dict(saved["state"])
+    arrays = wire.encode_tensors({wire.SAMPLES: saved["samples"], wire.LABELS: LABELS})
+    assert torch.equal(samples_of(drive(second, arrays, first=cut + 1, absent=absent)), samples_of(expected))
+    assert second.num_rounds == whole.num_rounds
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_absences_cost_rounds_or_classes_by_name(seed: int) -> None:
+    chance = random.Random(seed)
+    # One silo at least is there in every round.
+    gone = {(number, silo) for number in range(60) for silo in range(3) if chance.random() < 0.4 and silo != number % 3}
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=8), task_of(COUNTS)
+    arrays = drive(strategy, begin(strategy, task), absent=lambda number, silo: (number, silo) in gone)
+    outcome = strategy.finish(task, arrays)
+    lost = {"abc"[label] for label in set(LABELS.tolist()) - set(outcome.labels.tolist())}
+    assert lost == {name for name in "abc" if any(f"class {name}" in note for note in outcome.notes)}
+    assert len(outcome.images) == sum(name not in lost for name in map("abc".__getitem__, LABELS.tolist()))
+
+
+def test_after_the_first_round_nobody_waits_an_hour_for_a_silo_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("strategies.cooperation.dfd.time.monotonic", lambda: clock[0])
+    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
+    arrays: ArrayRecord | None = begin(strategy, task)
+    assert strategy.patience is None
+    waited = []
+    for number, seconds in ((1, 2.0), (2, 9.0), (3, 1.0)):
+        assert arrays is not None
+        asked = requests(strategy, number, arrays)
+        clock[0] += seconds
+        arrays, _ = strategy.aggregate_train(number, [answer(m, 50 - m.metadata.dst_node_id) for m in asked])
+        waited.append(strategy.patience)
+    # Ten times the slowest answer so far, but never less than a minute.
+    assert waited == [60.0, 90.0, 90.0]
+
+
+def test_the_user_s_patience_counts_from_the_first_round() -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    begin(strategy, task_of(COUNTS, **{"round-timeout": 7.5}))
+    assert strategy.patience == 7.5

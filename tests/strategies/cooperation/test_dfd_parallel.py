@@ -1,0 +1,347 @@
+"""Windows of noise levels and bounded messages, with silos whose noise predictions are exact for what they hold."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from dfd_by_hand import SPEC, begin, census_of, fresh, requests, trained_at_once
+from flwr.app import ArrayRecord, Message, MetricRecord
+from hand_made import StubGrid, error_reply, reply
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
+from strategies.base import Task
+from strategies.cooperation.dfd import DfD
+
+ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+LABELS = torch.arange(24) % 3
+# Class 2 has one holder, silo-1; the others share classes 0 and 1.
+COUNTS = [[5, 1, 0], [0, 0, 4], [1, 3, 0]]
+LEVELS = 8
+VARIANTS = {
+    "ddim constant": {"sampler": "ddim", "weights": "constant"},
+    "ddim energy": {"sampler": "ddim", "weights": "energy", "energy_scale": 0.3},
+    "ddpm constant": {"sampler": "ddpm", "weights": "constant"},
+    "ddpm posterior": {"sampler": "ddpm", "weights": "posterior"},
+}
+Answer = Callable[[Message, int], Message]
+Absent = Callable[[int, int], bool]
+
+
+IMAGES = 1.8 * torch.rand((3, 3, 2, 1, 4, 4), generator=torch.Generator().manual_seed(0)) - 0.9
+"""Two images of every class, others for every silo."""
+
+
+def exact(silo: int, x: torch.Tensor, t: torch.Tensor | int, labels: torch.Tensor) -> torch.Tensor:
+    """The prediction for the silo's images with some noise on them."""
+    alpha = ALPHAS[torch.as_tensor(t)].expand(len(x))[:, None, None, None, None]
+    spread = alpha * 0.1**2 + 1 - alpha
+    apart = x[:, None] - alpha.sqrt() * IMAGES[silo, labels]
+    share = torch.softmax(-(apart.square() / (2 * spread)).flatten(2).sum(2), 1)[..., None, None, None]
+    return ((1 - alpha).sqrt() / spread * share * apart).sum(1)
+
+
+def answer(message: Message, silo: int) -> Message:
+    tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+    samples, labels, request = tensors[wire.SAMPLES], tensors[wire.LABELS], wire.config(message)
+    t = tensors[wire.TIMESTEPS] if wire.TIMESTEPS in tensors else int(wire.number(request, wire.TIMESTEP))
+    epsilon = {"e": exact(silo, samples, t, labels)}
+    made = reply(message, wire.EPSILON_RECORD, epsilon, partition=silo, num_examples=len(labels))
+    wire.metrics(made)[wire.QUESTION] = int(wire.number(request, wire.QUESTION))
+    return made
+
+
+def task_of(**changes: Any) -> Task:
+    config = RunConfig.from_run_config({"num-clients": 3, "train-steps": 5, "screening": False, **changes})
+    return Task(config, SPEC, census_of(COUNTS), LABELS)
+
+
+def strategy_of(variant: str, window: int = 1, tolerance: float = 0.0, levels: int = LEVELS) -> DfD:
+    words: dict[str, Any] = VARIANTS[variant]
+    return DfD(dfd_rounds=levels, parallel_levels=window, picard_tolerance=tolerance, **words)
+
+
+def drive(
+    strategy: DfD,
+    arrays: ArrayRecord,
+    first: int = 1,
+    stop: int = 1000,
+    absent: Absent = lambda number, silo: False,
+    answers: Answer = answer,
+) -> tuple[ArrayRecord, list[MetricRecord]]:
+    """Play rounds ``first`` to the last, or to ``stop``."""
+    number, rows = first - 1, []
+    while number < min(strategy.num_rounds, stop):
+        number += 1
+        replies = []
+        for message in requests(strategy, number, arrays):
+            silo = 50 - message.metadata.dst_node_id
+            gone = absent(number, silo)
+            replies.append(error_reply(message, f"silo-{silo}: gone") if gone else answers(message, silo))
+        moved, metrics = strategy.aggregate_train(number, replies)
+        assert moved is not None
+        assert metrics is not None
+        arrays = moved
+        rows.append(metrics)
+    return arrays, rows
+
+
+def samples_of(arrays: ArrayRecord) -> torch.Tensor:
+    return wire.decode(arrays[wire.SAMPLES])
+
+
+def final(strategy: DfD, **options: Any) -> torch.Tensor:
+    return samples_of(drive(strategy, begin(strategy, task_of()), **options)[0])
+
+
+@pytest.mark.parametrize("window", [3, 20])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_windows_end_where_one_level_after_the_other_ends(variant: str, window: int) -> None:
+    sequential, strategy = final(strategy_of(variant)), strategy_of(variant, window, 1e-6)
+    assert (final(strategy) - sequential).abs().max() < 1e-5
+    assert strategy.num_rounds <= LEVELS
+
+
+@pytest.mark.parametrize(("variant", "most"), [("ddim energy", 0.02), ("ddpm posterior", 0.02)])
+def test_at_the_default_tolerance_rounds_are_half_and_images_nearly_the_same(variant: str, most: float) -> None:
+    sequential = final(strategy_of(variant, levels=50))
+    strategy = strategy_of(variant, 20, DfD().picard_tolerance, levels=50)
+    assert (final(strategy) - sequential).abs().max() < most
+    assert strategy.num_rounds <= 25
+
+
+def test_a_silo_is_asked_about_all_levels_of_the_window_in_one_message() -> None:
+    strategy = strategy_of("ddim constant", 3)
+    arrays = begin(strategy, task_of())
+    steps = [round(999 - n * 1000 / LEVELS) for n in range(LEVELS)]
+    for number, expected in ((1, steps[:3]), (2, steps[1:4])):
+        asked = requests(strategy, number, arrays)
+        assert sorted(message.metadata.dst_node_id for message in asked) == [48, 49, 50]
+        for message in asked:
+            tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+            held = torch.tensor(COUNTS[50 - message.metadata.dst_node_id])[LABELS] > 0
+            assert wire.TIMESTEP not in wire.config(message)
+            assert torch.equal(tensors[wire.LABELS], LABELS[held].repeat(3))
+            given = tensors[wire.TIMESTEPS].reshape(3, -1)
+            assert (given - torch.tensor(expected)[:, None]).abs().max() <= 1
+        moved, _ = strategy.aggregate_train(
+            number, [answer(message, 50 - message.metadata.dst_node_id) for message in asked]
+        )
+        assert moved is not None
+        arrays = moved
+
+
+def test_metrics_say_how_far_samples_got_and_what_it_cost() -> None:
+    strategy = strategy_of("ddim constant", 5, 0.1)
+    _, rows = drive(strategy, begin(strategy, task_of()))
+    done, evaluations = ([wire.number(row, key) for row in rows] for key in ("levels-done", "function-evaluations"))
+    assert sum(done) == pytest.approx(LEVELS)
+    assert min(done) >= 1 or done[-1] < 1, "no class waits before the first is finished"
+    assert evaluations[0] == 5
+    assert evaluations[-1] <= 5
+    assert LEVELS < sum(evaluations) <= 5 * len(rows)
+    sequential = strategy_of("ddim constant")
+    _, rows = drive(sequential, begin(sequential, task_of()))
+    for key in ("levels-done", "function-evaluations"):
+        assert [wire.number(row, key) for row in rows] == [1.0] * LEVELS
+
+
+@pytest.mark.parametrize("variant", ["ddim constant", "ddpm posterior"])
+@pytest.mark.parametrize("size", [100.0, 3e38])
+def test_nonsense_about_guesses_costs_no_more_than_the_gain(variant: str, size: float) -> None:
+    def honest_where_samples_stand(message: Message, silo: int) -> Message:
+        timesteps = wire.decode(wire.array_record(message, wire.ARRAYS)[wire.TIMESTEPS])
+        made = answer(message, silo)
+        epsilon = wire.decode(wire.array_record(made, wire.EPSILON_RECORD)["e"])
+        guessed = timesteps < timesteps.max()
+        epsilon[guessed] = size * torch.sin(40 * epsilon[guessed])
+        made.content[wire.EPSILON_RECORD] = wire.encode_tensors({"e": epsilon})
+        return made
+
+    strategy = strategy_of(variant, 5, 1e-6)
+    assert torch.equal(final(strategy, answers=honest_where_samples_stand), final(strategy_of(variant)))
+    assert strategy.num_rounds == LEVELS
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_class_waits_for_its_holder_and_ends_as_if_it_had_never_been_away(variant: str) -> None:
+    away = {2, 3, 5}
+    whole, gappy = strategy_of(variant, 4, 0.05), strategy_of(variant, 4, 0.05)
+    arrays, rows = drive(gappy, begin(gappy, task_of()), absent=lambda number, silo: silo == 1 and number in away)
+    assert torch.equal(samples_of(arrays), final(whole))
+    assert [wire.number(row, "waiting-samples") for row in rows[:5]] == [0, 8, 8, 0, 8]
+    assert gappy.finish(task_of(), arrays).notes == ()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_silo_that_stays_away_is_left_out_as_one_level_after_the_other_would(variant: str) -> None:
+    def absent(number: int, silo: int) -> bool:
+        return silo == 0
+
+    sequential, parallel = (final(strategy_of(variant, window), absent=absent) for window in (1, 5))
+    assert (parallel - sequential).abs().max() < 1e-5
+    assert (parallel - final(strategy_of(variant, 5))).abs().max() > 0.1, "silo-0 has a say when it is there"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_silo_that_misses_an_iteration_is_left_out_of_the_levels_that_it_settles(variant: str) -> None:
+    """With a tolerance of 0 the first iteration settles the first level: there the sequential run misses it too."""
+
+    def absent(number: int, silo: int) -> bool:
+        return silo == 0 and number == 1
+
+    sequential, parallel = (final(strategy_of(variant, window), absent=absent) for window in (1, 5))
+    assert (parallel - sequential).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+@pytest.mark.parametrize("variant", ["ddim energy", "ddpm posterior"])
+def test_a_run_cut_after_any_round_goes_on_bit_for_bit(variant: str, cut: int) -> None:
+    def absent(number: int, silo: int) -> bool:
+        return silo == 1 and number in {2, 3}
+
+    whole, first, second = (strategy_of(variant, 4, 1e-3) for _ in range(3))
+    expected = final(whole, absent=absent)
+    half, _ = drive(first, begin(first, task_of()), stop=cut, absent=absent)
+    file = io.BytesIO()
+    torch.save({"samples": samples_of(half), "state": first.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    ahead = [state["ahead"] for state in saved["state"]["cohorts"] if "ahead" in state]
+    assert ahead
+    assert all(guesses.untyped_storage().nbytes() == guesses.nbytes > 0 for guesses in ahead)
+    begin(second, task_of())
+    second.load_state_dict(saved["state"])
+    got, _ = drive(second, fresh(saved["samples"], LABELS), first=cut + 1, absent=absent)
+    assert torch.equal(samples_of(got), expected)
+    assert second.num_rounds == whole.num_rounds
+
+
+@pytest.mark.parametrize(
+    ("sampler", "why"),
+    [
+        ("sde-dpmsolver++", r"a move of 'sde-dpmsolver\+\+' also looks back at the answers of the level before"),
+        ("dpmsolver++", "looks back"),
+        ("ula", "Langevin moves are no ancestral ones"),
+    ],
+)
+def test_samplers_that_cannot_are_refused_with_the_reason(sampler: str, why: str) -> None:
+    with pytest.raises(UserError, match=f"parallel-levels = 2 needs sampler = 'ddpm' or 'ddim', not .*{why}"):
+        DfD(sampler=sampler, weights="constant", parallel_levels=2)
+    assert DfD(sampler=sampler, weights="constant", parallel_levels=1).parallel_levels == 1
+
+
+def test_the_posterior_of_ddim_is_for_one_level_at_a_time() -> None:
+    with pytest.raises(UserError, match="needs sampler = 'ddpm' with weights = 'posterior': with 'ddim' the weights"):
+        DfD(sampler="ddim", weights="posterior", parallel_levels=2)
+    assert DfD(sampler="ddim", weights="posterior").parallel_levels == 1
+
+
+class TestScreening:
+    """Answers about guesses off their noise level, honest and hostile."""
+
+    @staticmethod
+    def play(strategy: DfD, answers: Answer) -> torch.Tensor:
+        """Play a run with screening, whose calibration all silos pass."""
+
+        def respond(message: Message) -> Message:
+            if message.metadata.message_type == wire.PREPARE:
+                return trained_at_once(message)
+            tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+            t, silo = int(wire.number(wire.config(message), wire.TIMESTEP)), 50 - message.metadata.dst_node_id
+            epsilon = exact(silo, tensors[wire.SAMPLES], t, tensors[wire.LABELS])
+            return reply(message, wire.EPSILON_RECORD, {"e": epsilon}, partition=silo, num_examples=1)
+
+        arrays = strategy.begin(task_of(screening=True), StubGrid([], respond))
+        return samples_of(drive(strategy, arrays, answers=answers)[0])
+
+    @pytest.mark.parametrize("variant", ["ddim constant", "ddpm posterior"])
+    def test_honest_silos_are_not_accused(self, variant: str, caplog: pytest.LogCaptureFixture) -> None:
+        screened = self.play(strategy_of(variant, 8, 0.05), answer)
+        assert torch.equal(screened, final(strategy_of(variant, 8, 0.05)))
+        assert "left out" not in caplog.text
+
+    def test_a_hostile_silo_is_left_out_of_every_level_that_counts(self, caplog: pytest.LogCaptureFixture) -> None:
+        def hostile(message: Message, silo: int) -> Message:
+            made = answer(message, silo)
+            if silo == 0:
+                epsilon = wire.decode(wire.array_record(made, wire.EPSILON_RECORD)["e"])
+                made.content[wire.EPSILON_RECORD] = wire.encode_tensors({"e": -epsilon})
+            return made
+
+        got = self.play(strategy_of("ddim constant", 6), hostile)
+        without = final(strategy_of("ddim constant"), absent=lambda number, silo: silo == 0)
+        assert (got - without).abs().max() < 1e-5
+        assert "silo-0 left out: class index 0" in caplog.text
+        assert "silo-2 left out" not in caplog.text
+
+
+class TestChunks:
+    """Questions that are cut: a sample of 16 numbers takes 80 bytes with its label and timestep."""
+
+    @pytest.mark.parametrize("window", [1, 4])
+    @pytest.mark.parametrize("rows", [3, 5])
+    def test_a_run_does_not_change_by_a_bit(self, window: int, rows: int) -> None:
+        strategy = strategy_of("ddpm posterior", window, 0.05)
+        arrays = begin(strategy, task_of(**{"max-message-mb": rows * 80e-6}))
+        sent = requests(strategy, 1, arrays)
+        sizes = [wire.array_record(message, wire.ARRAYS)[wire.SAMPLES].shape[0] for message in sent]
+        assert max(sizes) == rows
+        assert sum(sizes) == window * (16 + 8 + 16)
+        numbers = [wire.number(wire.config(message), wire.QUESTION) for message in sent]
+        assert numbers == list(range(len(sent)))
+        again = strategy_of("ddpm posterior", window, 0.05)
+        chunked, _ = drive(again, begin(again, task_of(**{"max-message-mb": rows * 80e-6})))
+        assert torch.equal(samples_of(chunked), final(strategy_of("ddpm posterior", window, 0.05)))
+
+    @pytest.mark.parametrize("lost", [0, 1])
+    def test_a_lost_part_of_an_answer_costs_the_silo_s_say_about_the_classes_in_it(self, lost: int) -> None:
+        """Silo 0 is asked about classes 0 and 1 in the order of the samples, silo 1 about class 2 alone."""
+        strategy = strategy_of("ddim constant", levels=1)
+        task = task_of(**{"max-message-mb": 8 * 80e-6})
+        # All of class 0 first: its answers are in the first part, those about class 1 in the second.
+        task.labels = torch.arange(3).repeat_interleave(8)
+        arrays = begin(strategy, task)
+        x, prior = samples_of(arrays), torch.tensor(COUNTS) / torch.tensor(COUNTS).sum(0)
+        asked = requests(strategy, 1, arrays)
+        mine = [message for message in asked if message.metadata.dst_node_id == 50]
+        assert len(mine) == 2
+        replies = [answer(message, 50 - message.metadata.dst_node_id) for message in asked if message is not mine[lost]]
+        got, _ = strategy.aggregate_train(1, replies)
+        assert got is not None
+        weights = prior.clone()
+        weights[0, lost], weights[2, lost] = 0.0, 1.0
+        shares = weights[:, task.labels][..., None, None, None]
+        epsilon = sum(shares[k] * exact(k, x, 999, task.labels) for k in range(3))
+        alpha = float(ALPHAS[999])
+        clean = ((x - (1 - alpha) ** 0.5 * epsilon) / alpha**0.5).clamp(-1, 1)
+        torch.testing.assert_close(samples_of(got), clean, rtol=0, atol=1e-2)
+
+    def test_a_class_with_a_lost_part_of_its_only_answer_waits(self) -> None:
+        strategy = strategy_of("ddim constant", 3)
+        arrays = begin(strategy, task_of(**{"max-message-mb": 5 * 80e-6}))
+        asked = requests(strategy, 1, arrays)
+        mine = [message for message in asked if message.metadata.dst_node_id == 49]
+        assert len(mine) == 3 * math.ceil(8 / 5)
+        replies = [answer(message, 50 - message.metadata.dst_node_id) for message in asked if message is not mine[-1]]
+        moved, metrics = strategy.aggregate_train(1, replies)
+        assert moved is not None
+        assert metrics is not None
+        still = (samples_of(moved) == samples_of(arrays)).flatten(1).all(1)
+        assert still.tolist() == (LABELS == 2).tolist()
+        assert metrics["waiting-samples"] == 8
+
+    def test_parts_count_as_one_silo(self) -> None:
+        strategy = strategy_of("ddim constant")
+        arrays = begin(strategy, task_of(**{"max-message-mb": 80e-6, "min-replies": 2}))
+        asked = requests(strategy, 1, arrays)
+        replies = [answer(message, 0) for message in asked if message.metadata.dst_node_id == 50]
+        assert len(replies) == 16
+        with pytest.raises(RunError, match="1 usable answers, 2 needed"):
+            strategy.aggregate_train(1, replies)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message
+from hand_made import StubGrid
+from PIL import Image
+from tiny_runs import images_of, run_tiny, tiny_settings
+from torchvision.datasets import ImageFolder
+
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import load_federation
+from fedsynth.diffusion import draw_initial_noise, make_scheduler
+from fedsynth.errors import RunError
+from fedsynth.evaluation import Evaluator, ImageSet, Settings, train_domain_classifier
+from fedsynth.messages import wire
+from fedsynth.output import RunFolder
+from fedsynth.seeding import make_generator
+from strategies.conversation.census import Member
+from strategies.own_models.local import Local, draw_labels_of
+
+SILOS, SIZE = 3, 7
+NAMES = [f"silo-{k}" for k in range(SILOS)]
+Run = tuple[dict[str, Scalar], RunFolder]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of silos with two classes each."""
+    settings = tiny_settings(tmp_path_factory.mktemp("local"), strategy="local", partition="pairs", num_samples=SIZE)
+    return settings, run_tiny(settings)
+
+
+def held_by(settings: dict[str, Scalar]) -> list[list[int]]:
+    """Classes that every silo trains on."""
+    config = RunConfig.from_run_config(settings)
+    federation = load_federation(config)
+    return [np.flatnonzero(federation.silo(k, config).train.label_counts()).tolist() for k in range(SILOS)]
+
+
+def set_of(folder: RunFolder, silo: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W, 1) and labels of one silo's set, in the order of their numbers."""
+    rows = [json.loads(line) for line in (folder.synthetic / silo / "metadata.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: Path(row["file_name"]).stem)
+    pixels = [np.asarray(Image.open(folder.synthetic / silo / row["file_name"]))[..., None] for row in rows]
+    return np.stack(pixels), np.array([int(row["label"]) for row in rows])
+
+
+def test_every_silo_has_a_whole_set_of_the_classes_it_holds(done: Run) -> None:
+    settings, folder = done
+    assert sorted(path.name for path in folder.synthetic.iterdir()) == NAMES
+    held = held_by(settings)
+    assert [len(classes) for classes in held] == [2, 2, 2]
+    for name, classes in zip(NAMES, held, strict=True):
+        images, labels = set_of(folder, name)
+        assert images.shape == (SIZE, 8, 8, 1)
+        assert Counter(labels.tolist()) == {classes[0]: 4, classes[1]: 3}
+        files = ImageFolder(str(folder.synthetic / name))
+        assert files.classes == [str(label) for label in classes]
+        assert len(files) == SIZE
+        assert "README.md" in {path.name for path in (folder.synthetic / name).iterdir()}
+
+
+def test_every_set_is_drawn_from_its_silo_s_own_model(done: Run) -> None:
+    settings, folder = done
+    scheduler = make_scheduler(RunConfig.from_run_config(settings).diffusion, 4)
+    for k, name in enumerate(NAMES):
+        (weights,) = Path(str(settings["state-dir"])).glob(f"{name}/models/*/unet")
+        network = UNet2DModel.from_pretrained(weights, low_cpu_mem_usage=False).eval()
+        images, labels = set_of(folder, name)
+        assert labels.tolist() == [held_by(settings)[k][number % 2] for number in range(SIZE)]
+        x, generator = draw_initial_noise(0, SIZE, (1, 8, 8)), make_generator(0, "sampling", name)
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                noise = network(x, t, class_labels=torch.from_numpy(labels)).sample
+            x = scheduler.step(noise, t, x, generator=generator).prev_sample
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
+        np.testing.assert_allclose(images.astype(float), pixels.numpy(), atol=1)
+
+
+def test_sets_of_two_silos_differ(done: Run) -> None:
+    first, second, third = (set_of(done[1], name)[0] for name in NAMES)
+    assert (first != second).any()
+    assert (second != third).any()
+
+
+def test_nothing_is_shared_and_nothing_is_measured_unless_asked(done: Run) -> None:
+    _, folder = done
+    results = json.loads(folder.results.read_text())
+    assert "silos" not in results
+    assert results["strategy"] == "local"
+    assert results["rounds"] == 1
+    # Census, labels and images: no network is as small.
+    assert results["bytes-up"] < 15_000
+    assert not folder.models.exists()
+    assert "local on digits, 3 silos" in folder.report.read_text()
+
+
+def test_same_seed_gives_the_same_sets_whatever_the_order_of_answers(done: Run) -> None:
+    settings, folder = done
+    again = run_tiny({**settings, "run-name": "again"}, lambda replies: replies[::-1], report=False)
+    for name in NAMES:
+        images, labels = set_of(again, name)
+        expected, expected_labels = set_of(folder, name)
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(labels, expected_labels)
+    assert images_of(folder) == {}, "no images outside the silos' folders"
+
+
+def test_a_set_that_is_missing_ends_the_run_by_name(done: Run) -> None:
+    def tamper(replies: list[Message]) -> list[Message]:
+        return [_failed(m) if wire.ARRAYS in wire.array_names(m) and wire.silo_key(m)[0] == 1 else m for m in replies]
+
+    with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-1: no power"):
+        run_tiny({**done[0], "run-name": "failed"}, tamper, report=False)
+    assert not (Path(str(done[0]["output-dir"])) / "failed" / "synthetic").exists()
+
+
+def _failed(reply: Message) -> Message:
+    failed = Message(Error(code=2, reason="silo-1: no power"), reply_to=reply)
+    failed.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return failed
+
+
+def test_round_without_begin_says_so() -> None:
+    with pytest.raises(RunError, match="call begin first"):
+        Local().configure_train(1, ArrayRecord(), ConfigRecord(), StubGrid([]))
+
+
+def labels_of(counts: list[int], size: int, kind: str, seed: int = 0) -> list[int]:
+    config = RunConfig.from_run_config({"num-samples": size, "labels": kind, "seed": seed})
+    return draw_labels_of(Member(1, "silo-0", sum(counts), counts), config).bincount(minlength=len(counts)).tolist()
+
+
+def test_balanced_labels_share_the_held_classes_equally() -> None:
+    assert labels_of([0, 900, 1, 0, 5], 11, "balanced") == [0, 4, 4, 0, 3]
+    assert labels_of([0, 0, 1], 4, "balanced") == [0, 0, 4]
+    assert labels_of([3, 3, 3], 2, "balanced") == [1, 1, 0]
+
+
+def test_observed_labels_follow_the_silo_s_own_counts() -> None:
+    shares = np.array(labels_of([0, 30, 10, 0], 20_000, "observed")) / 20_000
+    # Four standard deviations.
+    np.testing.assert_allclose(shares, [0, 0.75, 0.25, 0], atol=4 * np.sqrt(0.75 * 0.25 / 20_000))
+    assert shares[0] == shares[3] == 0
+    assert labels_of([1, 1], 1000, "observed") != labels_of([1, 1], 1000, "observed", seed=1)
+
+
+@pytest.fixture
+def quick_measures(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Few steps for every classifier: the numbers are worth nothing, but follow the same rules."""
+    utility = import_module("fedsynth.evaluation.utility")
+    monkeypatch.setattr(utility, "CNN_STEPS", 20)
+    monkeypatch.setattr(utility, "MLP_STEPS", 20)
+    cache = import_module("fedsynth.evaluation.cache")
+    monkeypatch.setattr(cache, "train_domain_classifier", partial(train_domain_classifier, steps=20))
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_results_are_the_mean_of_the_silos_rows_with_their_range(done: Run, quick_measures: Any) -> None:
+    settings = {**done[0], "run-name": "measured", "evaluate": True, "num-samples": 20, "classifier-seeds": 1}
+    folder = run_tiny(settings, report=False)
+    results = json.loads(folder.results.read_text())
+    assert sorted(results["silos"]) == NAMES
+    federation = load_federation(RunConfig.from_run_config(settings))
+    config = RunConfig.from_run_config(settings)
+    silos = [federation.silo(k, config).train for k in range(len(NAMES))]
+    seen = ImageSet("seen", *(np.concatenate([getattr(silo, part) for silo in silos]) for part in ("images", "labels")))
+    folds = (federation.train, "real training images"), (federation.test, "real test images")
+    named = (ImageSet(name, fold.images, fold.labels) for fold, name in folds)
+    measuring = Evaluator(*named, federation.train.classes, 0, Settings(classifier_seeds=1), trained_on=seen)
+    rows = [measuring.evaluate(*set_of(folder, name)).row() for name in NAMES]
+    for name, row in zip(NAMES, rows, strict=True):
+        for key in row.keys() - {"per-class", "real-per-class"}:
+            assert results["silos"][name][key] == pytest.approx(row[key]), key
+        for key in ("per-class", "real-per-class"):
+            assert results["silos"][name][key].keys() == row[key].keys()
+    for key in rows[0].keys() - {"notes", "per-class", "real-per-class"}:
+        values = [row[key] for row in rows]
+        if isinstance(values[0], str):
+            assert results[key] == values[0]
+        else:
+            assert results[key] == pytest.approx(fmean(values)), key
+            assert results.get(f"{key}-lowest", values[0]) == pytest.approx(min(values)), key
+            assert results.get(f"{key}-highest", values[0]) == pytest.approx(max(values)), key
+    said = [note for row in rows for note in str(row["notes"]).split("; ")]
+    assert results["notes"].split("; ") == list(dict.fromkeys(said))
+    assert results["n"] == results["n-train"] == 20
+    assert results["frechet-distance-lowest"] < results["frechet-distance"] < results["frechet-distance-highest"]
+    ceiling = {key for key in results if key.startswith("real-")}
+    assert ceiling
+    assert not any(key.endswith(("-lowest", "-highest")) for key in ceiling), "the ceiling is the same for all silos"

@@ -1,0 +1,226 @@
+"""The model that the server trains on the finished set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import images_of, run_tiny, tiny_settings
+
+import strategies.results.generator
+from fedsynth.config import RunConfig
+from fedsynth.data import load_federation
+from fedsynth.diffusion import (
+    ClassConditionalDDPMPipeline,
+    TrainingState,
+    initial_unet,
+    make_scheduler,
+    noise_predictor,
+    sample,
+    to_model_range,
+    to_uint8,
+    train,
+)
+from fedsynth.errors import UserError
+from fedsynth.output import RunFolder, read_dataset
+from fedsynth.seeding import make_generator
+from strategies import build_strategy
+from strategies.base import Outcome, Task
+from strategies.conversation.census import Census
+from strategies.results.generator import train_generator
+
+STEPS = 5
+Weights = dict[str, torch.Tensor]
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def weights_of(folder: RunFolder) -> Weights:
+    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+    return dict(pipeline.unet.state_dict())
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def config(**changes: Any) -> RunConfig:
+    words = {"block-out-channels": "8,8", "device": "cpu", "generator-steps": STEPS, "sampling-steps": 3}
+    given = {key.replace("_", "-"): value for key, value in changes.items()}
+    return RunConfig.from_run_config({**words, **given})
+
+
+def task(**changes: Any) -> Task:
+    """Without a federation: no real image is at hand."""
+    settings = config(**changes)
+    spec = load_federation(settings).spec
+    return Task(settings, spec, Census.unknown([1, 2], 10), torch.arange(12) % 10)
+
+
+def outcome(seed: int = 0) -> Outcome:
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    return Outcome(pixels, np.arange(12) % 10)
+
+
+def by_hand(todo: Task, done: Outcome) -> TrainingState:
+    settings = todo.config
+    state = TrainingState(initial_unet(settings, todo.spec), settings.training, make_generator(0, "generator-training"))
+    images, labels = to_model_range(done.images), torch.from_numpy(done.labels)
+    train(state, images, labels, settings.training, settings.diffusion, settings.sampling.generator_steps)
+    return state
+
+
+def generator_of(todo: Task, done: Outcome, folder: Path) -> strategies.results.generator.Generator:
+    trained = train_generator(todo, done, folder)
+    assert trained is not None
+    return trained
+
+
+def test_it_is_trained_on_the_released_images_as_a_silos_model_is_on_its_own(tmp_path: Path) -> None:
+    trained = generator_of(task(), outcome(), tmp_path)
+    assert trained.steps == STEPS
+    assert same(trained.unet.state_dict(), by_hand(task(), outcome()).averaged_unet().state_dict())
+    assert not same(trained.unet.state_dict(), generator_of(task(), outcome(1), tmp_path).unet.state_dict())
+    assert not same(trained.unet.state_dict(), generator_of(task(seed=1), outcome(), tmp_path / "b").unet.state_dict())
+
+
+def test_there_is_none_unless_asked_for(tmp_path: Path) -> None:
+    assert train_generator(task(generator_steps=0), outcome(), tmp_path) is None
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("sampler", ["auto", "ddim"])
+def test_its_images_start_from_other_noise_than_the_released_ones_and_move_without(
+    sampler: str, tmp_path: Path
+) -> None:
+    todo = task(sampler=sampler)
+    trained = generator_of(todo, outcome(), tmp_path)
+    labels = np.array([3, 1, 4])
+    noise_of = make_generator(0, "generator-sampling")
+    noise = torch.randn((3, 1, 8, 8), generator=noise_of)
+    scheduler = make_scheduler(todo.config.diffusion, 3, "dpmsolver++")
+    expected = to_uint8(sample(noise_predictor(trained.unet), scheduler, noise, torch.tensor(labels), noise_of))
+    np.testing.assert_array_equal(trained.draw(todo, labels), expected)
+    released = torch.randn((3, 1, 8, 8), generator=make_generator(0, "initial-noise"))
+    assert not torch.equal(noise, released)
+
+
+def test_a_killed_training_goes_on_where_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = generator_of(task(), outcome(), tmp_path / "whole").unet.state_dict()
+    monkeypatch.setattr(strategies.results.generator, "SAVE_SECONDS", 0.0)
+    save, saved = TrainingState.save, []
+
+    def save_and_die(state: TrainingState, path: Path) -> None:
+        save(state, path)
+        saved.append(state.steps)
+        if state.steps == 3:
+            raise KilledError
+
+    monkeypatch.setattr(TrainingState, "save", save_and_die)
+    with pytest.raises(KilledError):
+        train_generator(task(), outcome(), tmp_path)
+    assert same(generator_of(task(), outcome(), tmp_path).unet.state_dict(), whole)
+    assert saved == [1, 2, 3, 4, 5]
+
+
+def test_more_steps_continue_a_finished_training_and_fewer_start_again(tmp_path: Path) -> None:
+    longer, shorter = task(generator_steps=7), task(generator_steps=2)
+    generator_of(task(), outcome(), tmp_path)
+    with mock.patch.object(strategies.results.generator, "train", wraps=train) as trained:
+        continued = generator_of(longer, outcome(), tmp_path)
+        assert trained.call_args.args[0].steps - STEPS == 2
+    assert same(continued.unet.state_dict(), by_hand(longer, outcome()).averaged_unet().state_dict())
+    restarted = generator_of(shorter, outcome(), tmp_path)
+    assert restarted.steps == 2
+    assert same(restarted.unet.state_dict(), by_hand(shorter, outcome()).averaged_unet().state_dict())
+
+
+def test_a_torn_checkpoint_is_named_and_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = generator_of(task(), outcome(), tmp_path).unet.state_dict()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert same(generator_of(task(), outcome(), tmp_path).unet.state_dict(), whole)
+    assert f"generator: checkpoint '{path}' is damaged, training starts again" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "local", "centralised"])
+def test_methods_with_a_model_or_many_sets_are_refused(strategy: str) -> None:
+    with pytest.raises(UserError, match=f"generator-steps = 5 needs strategy = 'dfd' or 'pooled': with '{strategy}' "):
+        build_strategy(config(strategy=strategy))
+    build_strategy(config(strategy=strategy, generator_steps=0))
+
+
+@pytest.mark.parametrize("strategy", ["dfd", "pooled"])
+def test_a_run_leaves_a_pipeline_that_draws(strategy: str, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, strategy=strategy, generator_steps=STEPS)
+    folder = run_tiny(settings, report=False)
+    released = read_dataset(folder.synthetic)
+    expected = by_hand(task(**{"num-samples": 30}), Outcome(released.images, released.labels)).averaged_unet()
+    assert same(weights_of(folder), dict(expected.state_dict()))
+    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+    assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
+    assert pipeline.scheduler.config.use_karras_sigmas
+    assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
+    results = json.loads(folder.results.read_text())
+    assert results["generator-steps"] == STEPS
+    assert results["generator-seconds"] > 0
+    note = f"models/generator, trained for {STEPS} steps on these images alone"
+    assert note in (folder.synthetic / "README.md").read_text()
+    assert note in results["notes"]
+
+
+def test_the_released_set_is_the_same_with_and_without(tmp_path: Path) -> None:
+    plain = run_tiny(tiny_settings(tmp_path), report=False)
+    assert not (plain.models / "generator").exists()
+    assert "generator-steps" not in json.loads(plain.results.read_text())
+    with_one = run_tiny(tiny_settings(tmp_path, generator_steps=STEPS, run_name="second"), report=False)
+    assert images_of(plain) == images_of(with_one)
+
+
+def test_a_finished_run_is_given_a_generator_later(tmp_path: Path) -> None:
+    at_once = run_tiny(tiny_settings(tmp_path, generator_steps=STEPS), report=False)
+    later = run_tiny(tiny_settings(tmp_path, run_name="later"), report=False)
+    resumed = tiny_settings(tmp_path, generator_steps=STEPS, run_name="later", resume=str(later.path))
+    run_tiny(resumed, report=False)
+    assert same(weights_of(later), weights_of(at_once))
+    assert images_of(later) == images_of(at_once)
+
+
+def test_a_run_measures_what_its_generator_draws(tmp_path: Path) -> None:
+    quick = {"evaluate": True, "classifiers": "logistic-regression", "feature_extractor": "pixels"}
+    folder = run_tiny(
+        tiny_settings(tmp_path, generator_steps=STEPS, sampler="dpmsolver++", weights="constant", **quick)
+    )
+    results = json.loads(folder.results.read_text())
+    released = read_dataset(folder.synthetic)
+    settings = RunConfig.from_run_config(tiny_settings(tmp_path, sampler="dpmsolver++", weights="constant"))
+    federation = load_federation(settings)
+    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+    todo = Task(settings, federation.spec, Census.unknown([1, 2, 3], 10), torch.from_numpy(released.labels))
+    fresh = strategies.results.generator.Generator(pipeline.unet, STEPS, 0.0).draw(todo, released.labels)
+    assert results["n"] == 30
+    ratio = results["generator-frechet-distance"] / results["frechet-distance"]
+    assert results["generator-frechet-ratio"] == pytest.approx(ratio)
+    test = federation.test.images.reshape(360, -1).astype(float)
+    near = np.percentile(_nearest(test, released.images), 5)
+    assert results["generator-repeated-share"] == np.mean(_nearest(fresh, released.images) <= near)
+    assert 0 <= results["generator-copied-share"] <= 1
+    assert 0 <= results["generator-epsilon-membership-auc"] <= 1
+    assert 0 <= results["generator-accuracy-logistic-regression"] <= 1
+    page = folder.report.read_text()
+    assert ">generator<" in page
+    assert "generator-frechet-ratio" in page
+    assert "models/generator" in page
+
+
+def _nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    flat, others = images.reshape(len(images), -1).astype(float), references.reshape(len(references), -1).astype(float)
+    nearest: np.ndarray = np.linalg.norm(flat[:, None] - others[None], axis=2).min(1)
+    return nearest

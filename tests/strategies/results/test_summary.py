@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedsynth.config import RunConfig
+from fedsynth.evaluation import DEFAULT_CLASSIFIERS, Evaluation, results_rows, summarise
+from fedsynth.evaluation.membership import Membership
+from fedsynth.evaluation.utility import Scores
+from fedsynth.spec import ImageSpec
+from strategies import STRATEGIES
+from strategies.base import Outcome, Task
+from strategies.conversation.census import Census, Member
+from strategies.results.measure import Measurements
+from strategies.results.membership_inference import ModelAttack
+from strategies.results.summary import report_content
+from strategies.run.costs import Costs
+
+FIDELITY = {"n": 30, "k": 5, "frechet-distance": 18.4, "kernel-distance": 0.3, "kernel-distance-std": 0.1}
+FIDELITY |= {"precision": 0.8, "recall": 0.4, "density": 0.9, "coverage": 0.7}
+REAL_FIDELITY = {**FIDELITY, "frechet-distance": 4.0}
+
+
+def scores(accuracy: float, interval: float | None) -> Scores:
+    return Scores(accuracy, 0.0, 0.0, 0.0, interval, (accuracy, accuracy), (accuracy, accuracy))
+
+
+def utility(more: float) -> dict[str, Scores]:
+    return {name: scores(0.5 + k / 10 + more, k / 100 or None) for k, name in enumerate(DEFAULT_CLASSIFIERS)}
+
+
+EVALUATION = Evaluation(
+    feature_space="domain-classifier",
+    fidelity={"overall": FIDELITY, "per-class": {"a": FIDELITY}, "left-out": {"b": "too few"}},
+    reference={"overall": REAL_FIDELITY, "per-class": {}, "left-out": {}},
+    n_train=25,
+    utility=utility(0.0),
+    real_utility=utility(0.2),
+    joint_utility=utility(0.25),
+    classes=("a", "b"),
+    notes=("biased",),
+    membership=Membership(9, 9, 0.6, 0.02),
+)
+ATTACK = ModelAttack((1, 2), {"north": Membership(7, 7, 0.5, 0.0), "south": Membership(5, 5, 0.8, 0.4)})
+
+
+def outcome() -> Outcome:
+    return Outcome(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2)
+
+
+def task(strategy: str) -> Task:
+    census = Census([Member(1, "north", 7, [7, 0], [(9, 0.25)], 3.14), Member(2, "south", 5, [2, 3])])
+    config = RunConfig.from_run_config({"strategy": strategy})
+    return Task(config, ImageSpec(1, 8, ("a", "b")), census, torch.arange(4) % 2)
+
+
+def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
+    rows = results_rows([EVALUATION])
+    assert [*rows][:2] == ["kernel-distance", "frechet-distance"]  # the former depends less on so small an n
+    beside = {"N": 30, "in": "domain-classifier"}
+    assert rows["frechet-distance"] == {"synthetic": 18.4, "real": 4.0, "better": "lower", **beside}
+    kernel = {"synthetic": 0.3, "±": 0.1, "real": 0.3, "better": "lower", **beside}
+    assert rows["kernel-distance"] == kernel
+    assert [rows[measure]["synthetic"] for measure in ("precision", "recall", "density", "coverage")] == [
+        0.8,
+        0.4,
+        0.9,
+        0.7,
+    ]
+    for k, name in enumerate(DEFAULT_CLASSIFIERS):
+        row = rows[f"accuracy-{name}"]
+        accuracies = [row["synthetic"], row["real"], row["real + synthetic"]]
+        assert accuracies == pytest.approx([0.5 + k / 10, 0.7 + k / 10, 0.75 + k / 10])
+        assert (row.get("±"), row["N"]) == (k / 100 or None, 25)
+    attack = rows["released-membership-auc"]
+    assert (attack["synthetic"], attack["real"], attack["N"], attack["in"]) == (0.6, 0.5, 9, "pixels")
+
+
+def test_with_images_enough_the_frechet_distance_comes_first() -> None:
+    fidelity = {**EVALUATION.fidelity, "overall": {**FIDELITY, "n": 2048}}
+    assert [*results_rows([replace(EVALUATION, fidelity=fidelity)])][:2] == ["frechet-distance", "kernel-distance"]
+
+
+def test_several_sets_are_summarised_by_mean_and_range() -> None:
+    fidelity = {**EVALUATION.fidelity, "overall": {**FIDELITY, "frechet-distance": 10.4}}
+    other = replace(EVALUATION, fidelity=fidelity, notes=("biased", "small"))
+    row = results_rows([EVALUATION, other])["frechet-distance"]
+    assert (row["synthetic"], row["lowest"], row["highest"]) == (pytest.approx(14.4), 10.4, 18.4)
+    summary = summarise([EVALUATION, other])
+    assert summary["notes"] == "biased; small"
+    assert "per-class" not in summary
+
+
+def test_models_are_attacked_in_the_mean_and_at_worst() -> None:
+    row = ATTACK.table()["epsilon-membership-auc"]
+    assert (row["synthetic"], row["highest"], row["real"], row["N"]) == (pytest.approx(0.65), 0.8, 0.5, 12)
+    assert row["in"] == "noise predictions at t = 1, 2"
+    found = ATTACK.table()["epsilon-membership-tpr-at-1-percent-fpr"]
+    assert (found["synthetic"], found["highest"], found["real"]) == (0.2, 0.4, 0.01)
+    assert ATTACK.row()["epsilon-membership"]["south"]["epsilon-members"] == 5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_report_says_how_every_method_works(strategy: str) -> None:
+    content = report_content(
+        task(strategy), outcome(), Costs(rounds=2).row(), Measurements({"": EVALUATION}, attack=ATTACK), []
+    )
+    assert content.title == f"{strategy} on digits, 2 silos"
+    assert "4 labelled synthetic images from 2 silos" in content.explanation
+    assert content.headline["rounds"] == 2
+    assert content.headline["accuracy on real test images (CNN trained on synthetic)"] == pytest.approx(0.7)
+    assert content.silos == [
+        {"silo": "north", "training images": 7, "classes": 1, "final loss": 0.25, "training seconds": 3.1}
+        | {"stopped at step": 9},
+        {"silo": "south", "training images": 5, "classes": 2},
+    ]
+    assert content.limits == ("biased",)
+    assert content.per_class is not None
+    assert content.per_class["accuracy-cnn"] == pytest.approx({"a": 0.7, "b": 0.7})
+    assert content.per_class["coverage"] == {"a": 0.7}
+    assert set(content.result_groups) == {
+        *("kernel-distance", "accuracy-logistic-regression", "released-membership-auc", "epsilon-membership-auc")
+    }
+    assert content.meanings.keys() == content.results.keys()
+
+
+def test_silos_that_stopped_early_or_copy_are_seen() -> None:
+    full = Member(1, "full", 7, [7, 0], [(450, 0.5), (900, 0.25)], 3.0, 0.0)
+    stopped = Member(2, "stopped", 7, [7, 0], [(300, 0.5), (600, 0.25)], 2.0, 0.41)
+    given = replace(task("pooled"), census=Census([full, stopped]))
+    rows = report_content(given, outcome(), Costs().row(), Measurements(), []).silos
+    assert "stopped at step" not in rows[0], "900 steps are all there were"
+    assert rows[1]["stopped at step"] == 600
+    assert [row["near-copies"] for row in rows] == [0.0, 0.41]
+
+
+def test_report_without_measurements_or_real_images_says_nothing_about_them() -> None:
+    content = report_content(
+        task("dfd"), outcome(), Costs().row(), Measurements(), [{"round": 1, "effective-experts": 2.0}]
+    )
+    assert content.results == {}
+    assert content.real_images is None
+    assert set(content.headline) == {"synthetic images", "rounds"}
+    assert content.round_keys == ["effective-experts"]
