@@ -54,7 +54,7 @@ __all__ = [
 SHORTEST_POLL_INTERVAL, LONGEST_POLL_INTERVAL = 0.01, 0.5
 """Seconds."""
 POLL_SHARE = 0.15
-"""The poll interval as a share of the time waited so far: looking late costs at most 15 %, and a long wait few looks."""
+"""The poll interval as a share of the time waited so far: looking late costs at most 15 %, long waits few looks."""
 START_TIMEOUT, ANSWER_TIMEOUT = 120.0, 15.0
 """Seconds that the SuperNode may take to start, and to answer again, before it counts as gone."""
 
