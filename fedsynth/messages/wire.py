@@ -44,6 +44,9 @@ from flwr.common.constant import SType
 from fedsynth.messages import npy, packing
 from fedsynth.spec import ImageSpec
 
+Arrays = ArrayRecord
+"""Named arrays as they travel."""
+
 TRAIN = "train"
 DESCRIBE = "query.describe"
 PREPARE = "query.prepare"
