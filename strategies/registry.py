@@ -5,20 +5,13 @@ from __future__ import annotations
 from fedsynth.config import RunConfig
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
-from strategies.averaging.bulyan import Bulyan
-from strategies.averaging.fedadagrad import FedAdagrad
-from strategies.averaging.fedadam import FedAdam
 from strategies.averaging.fedavg import FedAvg
-from strategies.averaging.fedavgm import FedAvgM
-from strategies.averaging.fedddpm import FedDDPM
-from strategies.averaging.fedddpm_plus import FedDDPMPlus
+from strategies.averaging.fedddpm import FedDDPM, FedDDPMPlus
 from strategies.averaging.feddiffuse import FedDiffuse
-from strategies.averaging.fedmedian import FedMedian
 from strategies.averaging.fedprox import FedProx
-from strategies.averaging.fedtrimmedavg import FedTrimmedAvg
-from strategies.averaging.fedyogi import FedYogi
-from strategies.averaging.krum import Krum
-from strategies.averaging.multikrum import MultiKrum
+from strategies.averaging.krum import Bulyan, Krum, MultiKrum
+from strategies.averaging.robust import FedMedian, FedTrimmedAvg
+from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from strategies.base import SynthesisStrategy
 from strategies.centralised import Centralised
 from strategies.cooperation.dfd import DfD

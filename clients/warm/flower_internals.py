@@ -19,7 +19,7 @@ import httpx
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-FLOWER_VERSION = "1.42.0"
+from fedsynth.flower_version import FLOWER_VERSION, version_problem
 
 try:
     from flwr.cli.install import install_from_fab
@@ -40,7 +40,7 @@ try:
 except ImportError:
     if version("flwr") == FLOWER_VERSION:
         raise
-    # Of any other version, version_problem says what to do.
+    # Of any other version, warm_path_problem says what to do.
 
 __all__ = [
     "Fab",
@@ -63,14 +63,9 @@ class SuperNodeGoneError(RuntimeError):
     """The SuperNode does not answer any more, or not to this executor."""
 
 
-def version_problem(installed: str) -> str:
+def warm_path_problem() -> str:
     """Return why the warm path cannot run on this version of Flower and what to do; empty if it can."""
-    if installed == FLOWER_VERSION:
-        return ""
-    return (
-        f"the warm path uses internals of Flower {FLOWER_VERSION} and this is Flower {installed}:"
-        f" run without --warm (slower, otherwise the same), or install flwr=={FLOWER_VERSION}"
-    )
+    return version_problem("the warm path", "run without --warm (slower, otherwise the same)")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -164,8 +163,8 @@ class Executor:
 
 
 def _forget_this_project() -> None:
-    """Make the import system forget this package: it would hide the bundle's package of that name."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "clients"]:
+    """Make the import system forget this project's packages: they would hide the bundle's of the same names."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("clients", "fedsynth")]:
         del sys.modules[name]
 
 
@@ -214,7 +213,7 @@ def _problem(options: argparse.Namespace) -> str:
     for path in filter(None, (options.root_certificates, options.superexec_auth_secret_file)):
         if not path.is_file():
             return f"{path}: no such file"
-    return flower.version_problem(version("flwr"))
+    return flower.warm_path_problem()
 
 
 def main() -> int:

@@ -16,11 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
-from clients.warm.flower_internals import version_problem
+from clients.warm.flower_internals import warm_path_problem
 from clients.warm.warm_executor import add_arguments
 
 TAKEN = ("--isolation", "--host", "--port", "--superexec-auth-secret-file", "--ssl-")
@@ -41,7 +40,7 @@ def main(words: Sequence[str] | None = None, log: TextIO = sys.stderr) -> int:
     """
     options = _parser().parse_args(words)
     arguments = [word for word in options.supernode if word != "--"]
-    problem = version_problem(version("flwr"))
+    problem = warm_path_problem()
     if problem and options.or_stock and not options.allow_fab:
         print(f"silo: {problem}. Going on without, as --or-stock says", file=log, flush=True)
         return supervise({"SuperNode": _started([_script("flower-supernode"), *arguments])}, log)

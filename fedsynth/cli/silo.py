@@ -21,6 +21,7 @@ from fedsynth.cli.deployment.processes import environment_of, run_in_foreground,
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
+from fedsynth.flower_version import FLOWER_VERSION
 from fedsynth.spec import look_alikes
 
 logger = logging.getLogger("fedsynth")
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
-    start.add_argument("--warm", action="store_true", help="keep the model in memory between messages (Flower 1.42.0)")
+    start.add_argument(
+        "--warm", action="store_true", help=f"keep the model in memory between messages (Flower {FLOWER_VERSION})"
+    )
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")

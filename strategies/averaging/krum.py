@@ -1,11 +1,93 @@
-"""Krum (Blanchard et al. 2017, arXiv 1703.02757, Section 3)."""
+"""The Krum family: models are chosen by their distances from each other.
+
+Krum and MultiKrum: Blanchard et al. 2017, arXiv 1703.02757, Sections 3 and 4. Bulyan: El Mhamdi et al. 2018,
+arXiv 1802.07927, Section 4.
+"""
 
 from __future__ import annotations
 
-import torch
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Unpack
 
-from strategies.averaging.krum_family import KrumFamily
-from strategies.averaging.krum_selection import krum_select
+import torch
+from flwr.app import ArrayRecord
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError, UserError
+from strategies.averaging.aggregation import weighted_mean
+from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.coordinatewise import mean_around_median
+from strategies.averaging.krum_selection import bulyan_select, krum_select, squared_distances
+from strategies.averaging.updates import Update
+from strategies.checks import in_range
+
+logger = logging.getLogger("fedsynth")
+
+
+class KrumFamily(AveragingStrategy):
+    """Averages the chosen models, each counting the same.
+
+    Args:
+        num_malicious_nodes: f, hostile silos to survive.
+        options: see :class:`AveragingStrategy`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    silos_per_malicious: ClassVar[int] = 2
+    """Needed are this times f, and 3, silos."""
+
+    def __init__(self, *, num_malicious_nodes: int = 0, **options: Unpack[AveragingOptions]) -> None:
+        super().__init__(**options)
+        self.num_malicious_nodes = int(in_range("num-malicious-nodes", num_malicious_nodes, 0))
+
+    @abstractmethod
+    def choose(self, distances: torch.Tensor) -> list[int]:
+        """Return the positions of the chosen models, from squared distances (n, n), float64."""
+
+    def needed(self) -> int:
+        """Sound answers a round needs."""
+        return self.silos_per_malicious * self.num_malicious_nodes + 3
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse what cannot work with the silos of a round.
+
+        Raises:
+            UserError: more hostile silos than the rule can tell from honest ones.
+        """
+        asked = self.num_participants(config.run.num_clients)
+        if asked < self.needed():
+            raise UserError(
+                f"num-malicious-nodes = {self.num_malicious_nodes}: {self._rule()}, but {asked} silos are asked"
+                f" a round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with 3 silos or more:"
+                " see num-clients, fraction-train and min-train-nodes"
+            )
+        if self.num_malicious_nodes == 0:
+            logger.warning("num-malicious-nodes = 0 promises nothing against hostile silos")
+
+    def select(self, updates: list[Update]) -> list[Update]:
+        """Keep the chosen ones.
+
+        Raises:
+            RunError: too few sound answers.
+        """
+        if len(updates) < self.needed():
+            raise RunError(
+                f"{len(updates)} sound answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
+            )
+        chosen = [updates[k] for k in sorted(self.choose(squared_distances([update.record for update in updates])))]
+        logger.info("chosen: %s", ", ".join(update.name for update in chosen))
+        return chosen
+
+    def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
+        """Average, in the order of silos."""
+        return weighted_mean([update.record for update in updates], [1.0] * len(updates))
+
+    def _rule(self) -> str:
+        return f"{type(self).__name__} needs {self.silos_per_malicious}f + 3 = {self.needed()} of them"
 
 
 class Krum(KrumFamily):
@@ -20,3 +102,74 @@ class Krum(KrumFamily):
     def choose(self, distances: torch.Tensor) -> list[int]:
         """Return the position of the best."""
         return krum_select(distances, self.num_malicious_nodes, 1)
+
+
+class MultiKrum(KrumFamily):
+    """The plain mean of the m models with the best scores, see :class:`Krum`.
+
+    Flower's weights that mean by images, which lets a silo buy influence; its choice has the faults of its Krum.
+
+    Args:
+        num_malicious_nodes: f, hostile silos to survive; needs n >= 2f + 3 sound answers.
+        num_nodes_to_select: m, 1 <= m <= n - f; 0: n - f.
+        options: see :class:`AveragingStrategy`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    how = "the silos trained one diffusion model together; each round averaged the models nearest to their neighbours"
+
+    def __init__(
+        self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 0, **options: Unpack[AveragingOptions]
+    ) -> None:
+        super().__init__(num_malicious_nodes=num_malicious_nodes, **options)
+        self.num_nodes_to_select = int(in_range("num-nodes-to-select", num_nodes_to_select, 0))
+
+    def check(self, config: RunConfig) -> None:
+        """Also refuse to select more than the honest silos of a round.
+
+        Raises:
+            UserError: a value does not fit the silos of a round.
+        """
+        super().check(config)
+        honest = self.num_participants(config.run.num_clients) - self.num_malicious_nodes
+        if self.num_nodes_to_select > honest:
+            raise UserError(
+                f"num-nodes-to-select = {self.num_nodes_to_select}: must be <= {honest}, the silos of a round less"
+                f" num-malicious-nodes = {self.num_malicious_nodes}"
+            )
+
+    def choose(self, distances: torch.Tensor) -> list[int]:
+        """Return the positions of the m best.
+
+        Raises:
+            RunError: fewer than m + f sound answers.
+        """
+        honest = len(distances) - self.num_malicious_nodes
+        count = self.num_nodes_to_select or honest
+        if count > honest:
+            raise RunError(
+                f"{len(distances)} sound answers: MultiKrum needs {count + self.num_malicious_nodes} of them to select"
+                f" {count} against {self.num_malicious_nodes} hostile ones; lower num-nodes-to-select"
+            )
+        return krum_select(distances, self.num_malicious_nodes, count)
+
+
+class Bulyan(KrumFamily):
+    """Krum chooses θ = n - 2f models one by one; every weight is the mean of the θ - 2f values nearest their median.
+
+    Needs n >= 4f + 3. Flower's differs: it takes the θ best by one ranking, where the paper removes each winner and
+    ranks the rest anew, and its distances have the faults of its Krum.
+    """
+
+    how = "the silos trained one diffusion model together; outlying models and values were left out"
+    silos_per_malicious: ClassVar[int] = 4
+
+    def choose(self, distances: torch.Tensor) -> list[int]:
+        """Return the positions of the θ chosen."""
+        return bulyan_select(distances, self.num_malicious_nodes)
+
+    def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
+        """Average around the median."""
+        return mean_around_median([update.record for update in updates], len(updates) - 2 * self.num_malicious_nodes)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from flwr.supercore.inflatable import inflatable_utils
 
 from fedsynth.errors import UserError
+from fedsynth.flower_version import version_problem
 
-FLOWER_VERSION = "1.42.0"
 FIRST_WAIT = 0.02
 """Seconds before the second look for a part of an answer; Flower's second doubles from there."""
 
@@ -22,9 +20,7 @@ def take_replies_fast() -> None:
     Raises:
         UserError: Flower is of another version than the one this was written for.
     """
-    if (installed := version("flwr")) != FLOWER_VERSION:
-        raise UserError(
-            f"fast-replies = true needs Flower {FLOWER_VERSION}, and this is {installed}: leave fast-replies out"
-        )
+    if problem := version_problem("fast-replies = true", "leave fast-replies out"):
+        raise UserError(problem)
     pull = inflatable_utils.pull_objects
     pull.__kwdefaults__ = {**(pull.__kwdefaults__ or {}), "initial_backoff": FIRST_WAIT}

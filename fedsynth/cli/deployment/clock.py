@@ -14,7 +14,7 @@ from pathlib import Path
 from fedsynth.errors import UserError
 
 MOST_BEHIND, MOST_AHEAD = 305.0, 5.0
-"""Seconds within which Flower 1.41 accepts the time of a signature."""
+"""Seconds within which Flower accepts the time of a signature."""
 
 
 def check_clock(address: str, authority: Path) -> None:

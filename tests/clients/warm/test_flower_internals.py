@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from flower_waits import comes_at_look, recorded_waits
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TaskType
@@ -21,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     no_object_id_recompute,
 )
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
@@ -35,7 +37,6 @@ from clients.warm.flower_internals import (
     SuperNodeGoneError,
     SuperNodeRuntime,
     forgetting_ended_runs,
-    version_problem,
 )
 
 RUN, NODE, SECRET = 7, 11, b"a secret of this silo"
@@ -158,26 +159,12 @@ def test_a_supernode_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
         runtime.acquire()
 
 
-def test_only_one_version_is_served() -> None:
-    assert version_problem("1.42.0") == ""
-    assert "this is Flower 1.42.1: run without --warm" in version_problem("1.42.1")
-
-
 def test_objects_are_looked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pull, looks = flower_internals.inflatable_utils.pull_objects, []
-    monkeypatch.setattr(pull, "__kwdefaults__", pull.__kwdefaults__)
-
-    def look(name: str) -> bytes:
-        looks.append(time.monotonic())
-        if len(looks) < 3:
-            raise flower_internals.inflatable_utils.ObjectUnavailableError(name)
-        return b"content"
-
+    waits = recorded_waits(monkeypatch)
     flower_internals.shorten_object_waits()
-    assert pull(["a"], look) == {"a": b"content"}
-    assert len(looks) == 3
-    # Twice, with 20 % of chance; Flower would have slept three seconds.
-    assert 0.8 * 3 * flower_internals.SHORTEST_WAIT <= looks[-1] - looks[0] < 1.0
+    assert pull_objects(["a"], comes_at_look(3)) == {"a": b"content"}
+    # Flower adds or takes 20 %, at random, and doubles.
+    assert waits == [pytest.approx(n * flower_internals.SHORTEST_WAIT, rel=0.2) for n in (1, 2)]
 
 
 def test_sleeps_grow_with_the_wait_and_begin_anew_for_another(monkeypatch: pytest.MonkeyPatch) -> None:

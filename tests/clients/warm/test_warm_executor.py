@@ -19,6 +19,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.warm import flower_internals, warm_executor
 from clients.warm.flower_internals import Job
 from clients.warm.warm_executor import Executor
+from fedsynth import flower_version
+from fedsynth.flower_version import FLOWER_VERSION
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
@@ -252,9 +254,9 @@ def test_bundles_leave_nothing_on_disk(silo: Callable[..., Silo], monkeypatch: p
 
 def test_this_project_is_forgotten_before_a_bundle_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    assert {"clients", "clients.warm.warm_executor", "clients.warm.flower_internals"} <= set(sys.modules)
+    assert {"clients", "clients.warm.warm_executor", "fedsynth.flower_version"} <= set(sys.modules)
     warm_executor._forget_this_project()
-    assert not [name for name in sys.modules if name.partition(".")[0] == "clients"]
+    assert not [name for name in sys.modules if name.partition(".")[0] in ("clients", "fedsynth")]
     assert "flwr" in sys.modules
 
 
@@ -266,11 +268,11 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_another_version_of_flower_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(warm_executor, "version", lambda name: "1.43.0")
+    monkeypatch.setattr(flower_version, "version", lambda name: "1.43.0")
     assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9") == 2
     assert caplog.messages == [
-        "error: the warm path uses internals of Flower 1.42.0 and this is Flower 1.43.0:"
-        " run without --warm (slower, otherwise the same), or install flwr==1.42.0"
+        f"error: the warm path uses internals of Flower {FLOWER_VERSION} and this is Flower 1.43.0:"
+        f" run without --warm (slower, otherwise the same), or install flwr=={FLOWER_VERSION}"
     ]
 
 

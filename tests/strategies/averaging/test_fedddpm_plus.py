@@ -11,7 +11,7 @@ from tiny_silos import SERVER_STEPS, TinySilos, play_real
 
 from fedsynth.messages import wire
 from strategies.averaging.fedavg import FedAvg
-from strategies.averaging.fedddpm_plus import FedDDPMPlus, learning_is_slow
+from strategies.averaging.fedddpm import FedDDPMPlus, learning_is_slow
 
 LOSSES = [1.0, 0.8, 0.7, 0.699, 0.698, 0.5, 0.499, 0.498, 0.497]
 """Falls, stands from round 4 to 5, falls once more, stands from round 8 on, when judged over two rounds at 2 %."""

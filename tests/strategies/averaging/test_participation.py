@@ -20,10 +20,9 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline
 from fedsynth.messages import wire
 from fedsynth.spec import ImageSpec
 from strategies.averaging.base import AveragingStrategy
-from strategies.averaging.fedadam import FedAdam
 from strategies.averaging.fedavg import FedAvg
-from strategies.averaging.fedavgm import FedAvgM
-from strategies.averaging.fedmedian import FedMedian
+from strategies.averaging.robust import FedMedian
+from strategies.averaging.server_optimizers import FedAdam, FedAvgM
 from strategies.base import Task
 from strategies.conversation.census import Census, Member
 

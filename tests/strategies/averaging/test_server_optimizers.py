@@ -11,12 +11,8 @@ from hand_made_models import BUFFER, Model, answers, assert_equal, assert_near, 
 from numpy.typing import NDArray
 
 from fedsynth.errors import RunError, UserError
-from strategies.averaging.fedadagrad import FedAdagrad
-from strategies.averaging.fedadam import FedAdam
 from strategies.averaging.fedavg import FedAvg
-from strategies.averaging.fedavgm import FedAvgM
-from strategies.averaging.fedyogi import FedYogi
-from strategies.averaging.server_optimizer import ServerOptimizer
+from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimizer
 
 Values = NDArray[np.float64]
 Step = Callable[[Values, dict[str, Values], dict[str, float]], Values]

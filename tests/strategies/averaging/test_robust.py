@@ -34,8 +34,7 @@ from strategies import STRATEGIES
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedavg import FedAvg
 from strategies.averaging.fedddpm import FedDDPM
-from strategies.averaging.fedmedian import FedMedian
-from strategies.averaging.fedtrimmedavg import FedTrimmedAvg
+from strategies.averaging.robust import FedMedian, FedTrimmedAvg
 from strategies.base import Task
 from strategies.conversation.census import Census
 

@@ -27,10 +27,7 @@ from numpy.typing import NDArray
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, UserError
 from strategies import build_strategy
-from strategies.averaging.bulyan import Bulyan
-from strategies.averaging.krum import Krum
-from strategies.averaging.krum_family import KrumFamily
-from strategies.averaging.multikrum import MultiKrum
+from strategies.averaging.krum import Bulyan, Krum, KrumFamily, MultiKrum
 
 CLASSES = [Krum, MultiKrum, Bulyan]
 
