@@ -62,8 +62,8 @@ def ask(
         check: what the caller knows and the message does not.
 
     Raises:
-        RunError: fewer than ``needed`` silos; says the first reason. Also as soon as a simulation worker has died, since
-            every later message would fail.
+        RunError: fewer than ``needed`` silos; says the first reason. Also as soon as a simulation worker has died,
+            since every later message would fail.
     """
     batch = list(questions)
     asked: list[tuple[int, Reader[A]]] = [(k, request.reader()) for k, request in batch]
@@ -89,6 +89,11 @@ class DrivenRound(list[Message]):
             # Replies made with reply_to repeat it; Flower gives another one to what it sends.
             message.metadata.__dict__["_message_id"] = f"round-{server_round}-question-{index}"
         self._metadata = [message.metadata for message in self]
+
+    @property
+    def num_silos(self) -> int:
+        """Silos that are asked something."""
+        return len({silo for silo, _ in self._asked})
 
     def answers(
         self, replies: Iterable[Message], needed: int, check: Check[A] | None = None
