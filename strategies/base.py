@@ -182,9 +182,7 @@ class SynthesisStrategy(Strategy):
 
     def _ask(self, exchange: Exchange, questions: Sequence[Question[Any]]) -> Iterator[tuple[int, Any]]:
         needed = self.replies_needed(len({silo for silo, _ in questions}))
-        return ask(
-            exchange, questions, self.census, needed=needed, timeout=self.timeout, check=self.check_answer
-        )
+        return ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=self.check_answer)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -20,7 +20,7 @@ from fedsynth.files import write_json
 KEYS = frozenset(
     {
         *(key for key, section, _ in config_keys() if section in ("model", "training", "diffusion")),
-        *("seed", "device", "image-size", "skip-bad-images", "holdout-fraction", "slice-seconds"),
+        *("seed", "device", "image-size", "skip-bad-images", "holdout-fraction"),
     }
 )
 """Keys that decide how a model is trained."""

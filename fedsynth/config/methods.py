@@ -57,31 +57,15 @@ class Cooperation(Section):
     temperature: Annotated[float, Field(ge=1)] | Auto = Field(
         AUTO, description="1: posterior weights; larger: nearer to constant ones (weights=posterior)"
     )
-    experts_per_sample: Count | Auto = Field(
-        AUTO, description="holders, drawn at random, that answer for a sample; 0: all"
-    )
     energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
     score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
     step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
-        AUTO, description="c of the Langevin step size (sampler=ula, corrector-steps)"
-    )
-    step_power: Annotated[float, Field(ge=1)] | Auto = Field(AUTO, description="p of the Langevin step size")
-    corrector_steps: Count | Auto = Field(
-        AUTO, description="Langevin moves at each noise level, a round each, before the sampler's move"
+        AUTO, description="c of the Langevin step size (sampler=ula)"
     )
     screening: bool = Field(True, description="leave out answers that no model of images could give")
-    min_gain: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
-        AUTO, description="how well an answer must follow the noise to count; lower is laxer"
-    )
-    max_excess: PositiveFloat | Auto = Field(
-        AUTO, description="how far outside the images an answer may point; higher is laxer"
-    )
     max_silo_weight: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         AUTO, description="largest weight of a silo in a class that others hold too"
     )
     parallel_levels: Positive | Auto = Field(
         AUTO, description="noise levels asked about in one message (sampler=ddim or ddpm)"
-    )
-    picard_tolerance: Annotated[float, Field(ge=0)] | Auto = Field(
-        AUTO, description="change up to which a level has converged, as a share of its noise (parallel-levels)"
     )

@@ -137,10 +137,10 @@ def _refuse_contradictions(config: RunConfig) -> None:
     cooperation, sampler = config.cooperation, config.sampling.sampler
     paper = cooperation.dfd_preset == "paper"
     langevin = sampler == "ula" or (sampler == AUTO and paper)
-    if cooperation.weights == "posterior" and langevin:
+    if cooperation.weights == "posterior" and (langevin or sampler in ("ddim", "dpmsolver++")):
         raise UserError(
-            "weights = 'posterior' needs sampler = 'ddpm', 'ddim', 'dpmsolver++' or 'sde-dpmsolver++', whose paths it"
-            " follows: with sampler = 'ula' set weights = 'energy' or 'constant'"
+            "weights = 'posterior' needs sampler = 'ddpm' or 'sde-dpmsolver++', whose paths it follows: with sampler ="
+            f" '{'ula' if langevin else sampler}' set weights = 'energy' or 'constant'"
         )
     if not langevin and cooperation.score_scale not in (AUTO, 1.0):
         raise UserError(f"score-scale = {cooperation.score_scale} needs sampler = 'ula': otherwise set it to 1.0")

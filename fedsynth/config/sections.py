@@ -178,7 +178,6 @@ class Exchange(Section):
     label_count_noise: float = Field(
         0.0, ge=0, description="scale of the noise that silos add to the label counts they release; 0: none"
     )
-    slice_seconds: PositiveFloat = Field(15.0, description="seconds a silo trains before it reports progress")
     fast_replies: bool = Field(False, description="wait 20 ms, not 1 s, for the rest of an answer; Flower 1.42.0 only")
 
 

@@ -27,7 +27,6 @@ FREE_KEYS = frozenset(
             "reply-timeout",
             "round-timeout",
             "min-replies",
-            "slice-seconds",
             "max-message-mb",
             "fast-replies",
             "evaluate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flwr.app import Message
 
@@ -80,10 +80,10 @@ class DrivenRound(list[Message]):
     Flower's ``configure_train`` and ``aggregate_train`` come to this: a strategy can be driven without an exchange.
     """
 
-    def __init__(self, questions: Iterable[Question[A]], census: Census, server_round: int) -> None:
+    def __init__(self, questions: Iterable[Question[Any]], census: Census, server_round: int) -> None:
         batch = list(questions)
         super().__init__(_messages(batch, census, None))
-        self._asked = [(k, request.reader()) for k, request in batch]
+        self._asked: list[tuple[int, Reader[Any]]] = [(k, request.reader()) for k, request in batch]
         self._census = census
         for index, message in enumerate(self):
             # Replies made with reply_to repeat it; Flower gives another one to what it sends.

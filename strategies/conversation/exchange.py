@@ -103,9 +103,7 @@ class Exchange:
             logger.warning("no message could be sent to %s", self.reply_log.missed(refused))
         return self._receive(pending, nodes, deadline)
 
-    def _receive(
-        self, pending: dict[str, int], nodes: list[int], deadline: float
-    ) -> Iterator[tuple[int, Message]]:
+    def _receive(self, pending: dict[str, int], nodes: list[int], deadline: float) -> Iterator[tuple[int, Message]]:
         since = time.monotonic()
         while pending and time.monotonic() < deadline:
             replies = list(self._grid.pull_messages(list(pending)))

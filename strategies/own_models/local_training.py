@@ -57,7 +57,7 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
             else:
                 waiting.append(k)
             steps[k] = goal if answer.finished else answer.steps or 0
-            progress.update(sum(steps.values()), loss=answer.loss)
+            progress.update(sum(steps.values()), loss=answer.loss or 0.0)
         waiting.sort()
     return ready
 

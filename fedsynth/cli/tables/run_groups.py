@@ -21,7 +21,7 @@ from fedsynth.units import show_setting
 FREE_OF_RESULTS = frozenset(
     {
         *("seed", "run-name", "output-dir", "state-dir", "resume", "download", "device"),
-        *("node-timeout", "reply-timeout", "round-timeout", "slice-seconds", "max-message-mb", "fast-replies"),
+        *("node-timeout", "reply-timeout", "round-timeout", "max-message-mb", "fast-replies"),
         *("evaluate", "evaluate-silos", "membership-inference", "min-statistics-samples"),
         "feature-extractor-weights-path",
     }
