@@ -186,7 +186,9 @@ def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round]
 
     def report(done: Round) -> None:
         progress.total = strategy.num_rounds
-        progress.update(done.number, **{key: float(cast(float, done.metrics[key])) for key in shown if key in done.metrics})
+        progress.update(
+            done.number, **{key: float(cast(float, done.metrics[key])) for key in shown if key in done.metrics}
+        )
 
     return report
 

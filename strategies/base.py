@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -175,6 +175,7 @@ class SynthesisStrategy(Strategy):
         Raises:
             RunError: too few usable answers.
         """
+        self._meet(exchange.get_node_ids, arrays)
         moved, metrics = self.fold(server_round, self._ask(exchange, self.questions(server_round, arrays)))
         if moved is None:
             raise RunError(f"round {server_round}: no usable answer")
@@ -195,10 +196,13 @@ class SynthesisStrategy(Strategy):
             config: not used: messages are typed.
             grid: says who the silos are, if :meth:`begin` was not called.
         """
-        if self._task is None:
-            self._census = self.unknown_census(grid.get_node_ids(), arrays)
+        self._meet(grid.get_node_ids, arrays)
         self._driven = DrivenRound(self.questions(server_round, arrays), self.census, server_round)
         return self._driven
+
+    def _meet(self, node_ids: Callable[[], Iterable[int]], arrays: ArrayRecord) -> None:
+        if self._task is None:
+            self._census = self.unknown_census(node_ids(), arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
