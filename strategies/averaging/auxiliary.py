@@ -9,6 +9,7 @@ import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import initial_unet
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
@@ -34,24 +35,6 @@ class AuxiliarySet:
     labels: torch.Tensor
 
 
-def apportion(counts: torch.Tensor, total: int) -> torch.Tensor:
-    """Share ``total`` out in proportion to ``counts`` by largest remainders (ties: the earlier entry).
-
-    Args:
-        counts: whole numbers of any shape, not all 0.
-        total: to be shared out.
-
-    Returns:
-        int64, in the shape of ``counts``, summing to ``total``.
-    """
-    flat = counts.flatten()
-    # In whole numbers: a float quotient may round a remainder to the wrong side.
-    shares, remainders = flat * total // flat.sum(), flat * total % flat.sum()
-    missing = total - int(shares.sum())
-    shares[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
-    return shares.reshape(counts.shape)
-
-
 def draw_auxiliary_set(task: Task, grid: Grid, size: int) -> AuxiliarySet:
     """Have every silo upload its own model, and draw its share n_i / n of the set, labelled as its images are.
 
@@ -62,7 +45,7 @@ def draw_auxiliary_set(task: Task, grid: Grid, size: int) -> AuxiliarySet:
         RunError: fewer sound uploads than ``min-replies``, by default half of the silos.
     """
     census, config = task.census, task.config
-    shares = apportion(census.label_counts, size)
+    shares = torch.from_numpy(apportion(size, census.label_counts.numpy()))
     asked = [member.node_id for k, member in enumerate(census) if shares[k].any()]
     content, timeout = wire.spec_to_config(task.spec), config.exchange.reply_timeout
     requests = [wire.request(node, wire.UPLOAD, content, ttl=timeout) for node in asked]
