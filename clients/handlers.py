@@ -41,7 +41,6 @@ from fedsynth.diffusion import (
     pick_device,
     sample,
     select_parts,
-    to_model_range,
     to_uint8,
     train,
 )
@@ -196,9 +195,9 @@ def _train_federated(unet: UNet2DModel, silo: Silo, config: RunConfig, request: 
     server_round, steps = int(wire.number(request, "server-round")), int(wire.number(request, "steps"))
     generator = make_generator(config.run.seed, "federated-training", silo.name, server_round)
     state = TrainingState(unet, config.training, generator)
-    images, labels = to_model_range(silo.train.images), torch.from_numpy(silo.train.labels)
+    labels = torch.from_numpy(silo.train.labels)
     mu = wire.number(request, "proximal-mu", 0.0)
-    return train(state, images, labels, config.training, config.diffusion, steps, proximal_mu=mu)
+    return train(state, silo.train.images, labels, config.training, config.diffusion, steps, proximal_mu=mu)
 
 
 def _report_parts(request: ConfigRecord) -> list[str]:
