@@ -28,8 +28,9 @@ MIN_HELD_OUT = 8
 def copied_share(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig) -> float | None:
     """Return the share of 64 samples that lie as near to a training image as only 1 in 20 held-out images does.
 
-    Whoever gets the share warns of it: the server, which says so of every silo once. Distances are those of pixels. The 20th part is itself an estimate: honest models have a share of about .05 beside
-    very many held-out images, .10 beside 15 and .14 beside 8.
+    Nothing is logged here: the server warns of a large share, once. Distances are those of pixels. The 20th part is
+    itself an estimate: honest models have a share of about .05 beside very many held-out images, .10 beside 15 and .14
+    beside 8.
 
     Args:
         silo: the images that the network was trained on, and those held out.
