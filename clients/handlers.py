@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from fedsynth.diffusion import (
     noise_predictor,
     pick_device,
     select_parts,
-    to_model_range,
     to_uint8,
 )
 from fedsynth.diffusion import sample as draw
@@ -71,35 +71,23 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     with silo.explained_state():
         seed = config.run.seed if silo.simulated else None
         counts = released_counts(held, config.exchange.label_count_noise, images, silo.state, seed)
-    num_examples, label_counts = int(counts.sum()), tuple(counts.tolist())
+    held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
     if not request.train_seconds:
-        return PrepareAnswer(num_examples=num_examples, label_counts=label_counts)
+        return held_only
     if brought is not None:
-        loss, steps = measure_loss(brought, images, config), config.training.own_steps
-        return PrepareAnswer(
-            num_examples=num_examples,
-            label_counts=label_counts,
-            steps=steps,
-            loss=loss,
-            finished=True,
-            curve_steps=(float(steps),),
-            curve_losses=(loss,),
-        )
+        loss = measure_loss(brought, images, config)
+        steps = config.training.own_steps
+        curve = {"curve_steps": (float(steps),), "curve_losses": (loss,)}
+        return replace(held_only, steps=steps, loss=loss, finished=True, **curve)
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state)
         training = None if model.finished else model.train_slice(request.train_seconds)
         if training is not None and not model.finished:
-            return PrepareAnswer(
-                num_examples=num_examples,
-                label_counts=label_counts,
-                steps=training.steps,
-                loss=loss_curve(training.losses)["losses"][-1],
-            )
+            return replace(held_only, steps=training.steps, loss=loss_curve(training.losses)["losses"][-1])
         silo.note(LOCAL_MODEL, ConfigRecord({"path": str(model.folder), "hash": model.key}))
         history = model.history()
-        return PrepareAnswer(
-            num_examples=num_examples,
-            label_counts=label_counts,
+        return replace(
+            held_only,
             steps=int(history["steps"][-1]),
             loss=history["losses"][-1],
             finished=True,
@@ -153,7 +141,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
     losses = train_network(
         TrainingState(unet, config.training, generator),
-        to_model_range(images.images),
+        images.images,
         torch.from_numpy(images.labels),
         config.training,
         config.diffusion,

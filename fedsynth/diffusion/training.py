@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Diffusion, Training
+from fedsynth.diffusion.images import Images, rows_in_model_range
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.files import atomic_file
@@ -119,7 +120,7 @@ class TrainingState:
 
 def train(
     state: TrainingState,
-    images: torch.Tensor,
+    images: Images,
     labels: torch.Tensor,
     config: Training,
     diffusion: Diffusion,
@@ -134,8 +135,9 @@ def train(
 
     Args:
         state: network and optimiser, advanced in place.
-        images: training images (n, C, H, W) in [-1, 1], drawn with replacement: uniformly, or under
-            ``config.oversample`` so that every class among ``labels`` is equally likely.
+        images: training images, tensors (n, C, H, W) in [-1, 1] or stored uint8 images (n, H, W, C), of which every
+            batch is converted by itself. They are drawn with replacement: uniformly, or under ``config.oversample`` so
+            that every class among ``labels`` is equally likely.
         labels: their classes (n,).
         config: batch size, oversampling, clipping, precision.
         diffusion: noise schedule.
@@ -155,8 +157,10 @@ def train(
     first = state.steps
     while state.steps < until_step:
         rows = _draw_rows(len(images), weights, config.batch_size, state.generator)
-        batch = _draw_batch(images[rows], labels[rows], diffusion.num_train_timesteps, state.generator)
-        state.losses.append(_step(state, scheduler, batch, config, proximal))
+        clean = rows_in_model_range(images, rows)
+        t = torch.randint(diffusion.num_train_timesteps, (len(clean),), generator=state.generator)
+        noise = torch.randn(clean.shape, generator=state.generator)
+        state.losses.append(_step(state, scheduler, (clean, labels[rows], t, noise), config, proximal))
         if on_step is not None:
             on_step(state.steps, state.losses[-1])
         if deadline is not None and time.monotonic() >= deadline:
@@ -199,13 +203,6 @@ def _draw_rows(count: int, weights: torch.Tensor | None, size: int, generator: t
     if weights is None:
         return torch.randint(count, (size,), generator=generator)
     return torch.multinomial(weights, size, replacement=True, generator=generator)
-
-
-def _draw_batch(
-    images: torch.Tensor, labels: torch.Tensor, num_levels: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    t = torch.randint(num_levels, (len(images),), generator=generator)
-    return images, labels, t, torch.randn(images.shape, generator=generator)
 
 
 def _step(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import initial_unet
 from fedsynth.messages import UploadAnswer, UploadRequest, wire
 from fedsynth.seeding import make_generator
@@ -33,24 +34,6 @@ class AuxiliarySet:
     labels: torch.Tensor
 
 
-def apportion(counts: torch.Tensor, total: int) -> torch.Tensor:
-    """Share ``total`` out in proportion to ``counts`` by largest remainders (ties: the earlier entry).
-
-    Args:
-        counts: whole numbers of any shape, not all 0.
-        total: to be shared out.
-
-    Returns:
-        int64, in the shape of ``counts``, summing to ``total``.
-    """
-    flat = counts.flatten()
-    # In whole numbers: a float quotient may round a remainder to the wrong side.
-    shares, remainders = flat * total // flat.sum(), flat * total % flat.sum()
-    missing = total - int(shares.sum())
-    shares[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
-    return shares.reshape(counts.shape)
-
-
 def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySet:
     """Have every silo upload its own model, and draw its share n_i / n of the set, labelled as its images are.
 
@@ -61,7 +44,7 @@ def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySe
         RunError: fewer usable uploads than ``min-replies``, by default half of the silos.
     """
     census = task.census
-    shares = apportion(census.label_counts, size)
+    shares = torch.from_numpy(apportion(size, census.label_counts.numpy()))
     asked = [k for k in range(len(census)) if shares[k].any()]
     expected = shapes(wire.encode_tensors(initial_unet(task.config, task.spec).state_dict()))
 
