@@ -77,8 +77,9 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     if brought is not None:
         loss = measure_loss(brought, images, config)
         steps = config.training.own_steps
-        curve = {"curve_steps": (float(steps),), "curve_losses": (loss,)}
-        return replace(held_only, steps=steps, loss=loss, finished=True, **curve)
+        return replace(
+            held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
+        )
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state)
         training = None if model.finished else model.train_slice(request.train_seconds)

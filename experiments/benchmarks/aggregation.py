@@ -206,8 +206,8 @@ def _reply(silo: int, update: ArrayRecord) -> Message:
     request = Message(RecordDict(), dst_node_id=silo + 1, message_type=TrainRequest.kind)
     metrics = MetricRecord({"num-examples": NUM_EXAMPLES, "loss": 0.1, "seconds": 1.0})
     # Not packed as on the wire, which Flower's own classes cannot read.
-    content = {"silo": ConfigRecord({"partition-id": silo}), "metrics": metrics, "arrays": update}
-    return Message(RecordDict(content), reply_to=request)
+    content = RecordDict({"silo": ConfigRecord({"partition-id": silo}), "metrics": metrics, "arrays": update})
+    return Message(content, reply_to=request)
 
 
 def _speed_up(ours: Cost, flowers: Cost) -> float:
