@@ -33,7 +33,7 @@ def drawn(sampler: str, steps: int, predict: PredictNoise, count: int = 20_000) 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 7, 25, 30, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 25, 1000])
 def test_levels_start_in_noise_and_fall(sampler: str, steps: int) -> None:
     levels = make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
     assert levels[0] == 999
@@ -51,7 +51,7 @@ def test_the_solver_works_at_the_levels_that_networks_are_asked_at(sampler: str)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("steps", [5, 20])
 def test_the_scheduler_saved_with_a_network_finds_the_same_levels(sampler: str, steps: int) -> None:
     lasting = lasting_scheduler(Diffusion(), sampler)
     again = type(lasting).from_config(json.loads(lasting.to_json_string()))
@@ -91,9 +91,7 @@ def test_ddim_moves_as_in_the_paper() -> None:
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
     [
-        ("ddpm", 1000, 0.004),
         ("ddim", 200, 0.01),
-        ("dpmsolver++", 10, 0.01),
         ("dpmsolver++", 25, 0.01),
         ("sde-dpmsolver++", 25, 0.03),
     ],

@@ -8,8 +8,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UNet2DModel,
@@ -19,7 +17,6 @@ from diffusers import (
 from fedsynth.config import Diffusion
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion.sampling import PredictNoise
-from fedsynth.mixture import ULAScheduler
 
 MEAN, DEVIATION = 0.3, 0.2
 NO_LABELS = torch.zeros(0, dtype=torch.long)
@@ -50,7 +47,7 @@ def ddpm_recursion(levels: list[int]) -> tuple[float, float]:
     return mean, np.sqrt(variance)
 
 
-@pytest.mark.parametrize("steps", [25, 50, 1000])
+@pytest.mark.parametrize("steps", [25, 1000])
 def test_ddpm_samples_follow_the_closed_recursion(
     steps: int, gaussian_eps: Callable[[float, float], PredictNoise]
 ) -> None:
@@ -66,14 +63,10 @@ def test_ddpm_samples_follow_the_closed_recursion(
 @pytest.mark.parametrize(
     ("scheduler", "steps", "tolerance"),
     [
-        (DDPMScheduler(clip_sample=False), 1000, 0.01),
         (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 100, 0.015),
-        (DPMSolverMultistepScheduler(use_karras_sigmas=True), 20, 0.03),
-        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), 50, 0.03),
         (EulerDiscreteScheduler(timestep_spacing="trailing"), 100, 0.015),
         (UniPCMultistepScheduler(use_karras_sigmas=True), 50, 0.01),
         (HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02), 50, 0.01),
-        (ULAScheduler(step_scale=0.2), 1000, 0.03),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "config") else None,
 )
@@ -131,7 +124,7 @@ def test_global_random_state_is_untouched(gaussian_eps: Callable[[float, float],
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+@pytest.mark.parametrize("batch_size", [3, 100])
 def test_batches_do_not_matter(batch_size: int, tiny_unet: Callable[..., UNet2DModel]) -> None:
     unet, labels = tiny_unet(), torch.arange(7) % 3
     x = torch.randn(7, 1, 8, 8, generator=generator())
@@ -144,14 +137,6 @@ def test_batches_do_not_matter(batch_size: int, tiny_unet: Callable[..., UNet2DM
 
 def test_no_samples_no_work(tiny_unet: Callable[..., UNet2DModel]) -> None:
     assert noise_predictor(tiny_unet())(torch.zeros(0, 1, 8, 8), 5, NO_LABELS).shape == (0, 1, 8, 8)
-
-
-def test_scheduler_starts_where_pure_noise_belongs() -> None:
-    scheduler = make_scheduler(Diffusion(), 25)
-    assert scheduler.timesteps.tolist() == list(range(999, 0, -40))
-    assert make_scheduler(Diffusion()).timesteps.tolist() == list(range(999, -1, -1))
-    expected = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    np.testing.assert_allclose(scheduler.alphas_cumprod, expected, rtol=1e-4)
 
 
 def test_initial_noise_depends_on_seed_alone() -> None:

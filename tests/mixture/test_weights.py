@@ -28,7 +28,7 @@ def weights_by_loops(prior: np.ndarray, energies: np.ndarray, lam: float) -> np.
 
 
 class TestResponsibilities:
-    @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0, 2.0])
+    @pytest.mark.parametrize("lam", [0.0, 2.0])
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_equals_loops(self, lam: float, per_sample: bool) -> None:
         prior = torch.softmax(random(K, N), 0) if per_sample else torch.softmax(random(K), 0)
@@ -67,22 +67,11 @@ class TestResponsibilities:
         assert distances[2] < 1e-5
         assert distances[3] < 1e-15
 
-    def test_unnormalised_prior_is_normalised(self) -> None:
-        energies = random(K, N).square()
-        uniform = responsibilities(torch.zeros(K), energies, 1.0)
-        np.testing.assert_allclose(responsibilities(torch.full((K,), 300.0), energies, 1.0), uniform, rtol=1e-10)
-
     def test_huge_energies_stay_finite_and_keep_their_order(self) -> None:
         energies = torch.tensor([[1e6, 1e6], [1e6 + 1, 3e6], [2e6, 1e6]])
         found = responsibilities(torch.zeros(3), energies, 1.0)
         expected = [[1 / (1 + math.exp(-1)), 0.5], [1 / (1 + math.e), 0], [0, 0.5]]
         np.testing.assert_allclose(found, expected, atol=1e-6)
-
-    @pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
-    def test_identical_silos_keep_the_prior(self, size: float) -> None:
-        prior = torch.tensor([0.7, 0.2, 0.1])
-        found = responsibilities(prior.log(), torch.full((3, N), size), 2.0)
-        np.testing.assert_allclose(found, prior[:, None].expand(3, N), atol=1e-6)
 
     def test_lowest_energy_takes_all_in_high_dimension(self) -> None:
         answers = random(3, 4, 1, 32, 32, dtype=torch.float32)
@@ -230,7 +219,7 @@ class TestPathPosterior:
         assert 0 < ours.bytes <= eps.nbytes / 4
 
 
-@pytest.mark.parametrize("rounds", [1000, 100, 25])
+@pytest.mark.parametrize("rounds", [100, 25])
 def test_posterior_weights_recover_mode_frequencies_where_energy_weights_do_not(rounds: int) -> None:
     ring, rng, count = RingOfModes(), np.random.default_rng(0), 1500
     # What 1,500 exact draws are off by in the mean.
