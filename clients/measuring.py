@@ -53,7 +53,8 @@ def handle_evaluate(message: Message, context: Context) -> Message:
     if len(silo.holdout) < MIN_HELD_OUT:
         return _answer(message, context, {"num-examples": len(silo.holdout)})
     synthetic = wire.decode(wire.array_record(message, wire.ARRAYS)[wire.FEATURES]).numpy()
-    measures = measure_held_out(classifier, silo, synthetic, len(spec.classes))
+    held_out, classes = silo.holdout, len(spec.classes)
+    measures = measure_held_out(classifier, held_out.images, held_out.labels, silo.train.images, synthetic, classes)
     metrics: dict[str, MetricRecordValues] = {
         "num-examples": measures.n,
         "label-counts": list(measures.label_counts),
