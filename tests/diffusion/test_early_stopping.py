@@ -83,8 +83,8 @@ def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
     rows = torch.cat([torch.randperm(9, generator=draw) for _ in range(29)])[:256]
     t = ((np.arange(256) + torch.rand(256, generator=draw, dtype=torch.float64).numpy()) * 1000 / 256).astype(int)
     noise = torch.randn(256, 1, 8, 8, generator=draw)
-    alpha = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t][:, None, None, None]
-    noisy = (alpha.sqrt() * images[rows].double() + (1 - alpha).sqrt() * noise.double()).float()
+    alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t][:, None, None, None]
+    noisy = (alpha_bar.sqrt() * images[rows].double() + (1 - alpha_bar).sqrt() * noise.double()).float()
     with torch.no_grad():
         predicted = unet.eval()(noisy, torch.from_numpy(t), class_labels=labels[rows]).sample
     expected = float((predicted.double() - noise.double()).square().mean())

@@ -61,8 +61,8 @@ def test_frequencies(oversample: bool, drawn: Callable[[bool], torch.Tensor]) ->
     rows = drawn(oversample)
     frequencies = np.bincount(rows, minlength=100) / DRAWS
     expected = np.array([1 / 3 / COUNTS[int(label)] if oversample else 0.01 for label in LABELS])
-    deviation = np.sqrt(expected * (1 - expected) / DRAWS)
-    assert (np.abs(frequencies - expected) < 4.5 * deviation).all()
+    std = np.sqrt(expected * (1 - expected) / DRAWS)
+    assert (np.abs(frequencies - expected) < 4.5 * std).all()
     for label, count in COUNTS.items():
         share = float((LABELS[rows] == label).double().mean())
         assert share == pytest.approx(1 / 3 if oversample else count / 100, abs=0.02)

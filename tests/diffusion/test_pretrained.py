@@ -24,7 +24,7 @@ CLASSES = ("zero", "one", "two")
 SPEC = ImageSpec(1, 8, CLASSES)
 DIFFUSION = Diffusion()
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-MEAN, DEVIATION = 0.6, 0.3
+MEAN, STD = 0.6, 0.3
 OTHER_SHAPES = (
     {"block_out_channels": (8, 16, 16), "layers_per_block": 2},
     {"block_out_channels": (16,), "attention": True},
@@ -110,7 +110,7 @@ def test_gaussian_under_a_cosine_schedule_is_exact_at_our_levels(
     model, errors = load(folder), []
     for t in range(0, 1000, 9):
         noise, labels = questions(64)
-        clean = MEAN + DEVIATION * noise.flip(0).double()
+        clean = MEAN + STD * noise.flip(0).double()
         x = math.sqrt(ALPHAS[t]) * clean + math.sqrt(1 - ALPHAS[t]) * noise
         errors.append((t, float((model.predict(x, t, labels) - exact_eps(x, ALPHAS[t])).abs().max())))
     assert max(error for t, error in errors if 60 <= t < 900) < 1e-4
@@ -118,8 +118,8 @@ def test_gaussian_under_a_cosine_schedule_is_exact_at_our_levels(
     assert max(error for t, error in errors if t > 0) < 0.002
 
 
-def exact_eps(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    return (x - math.sqrt(alpha) * MEAN) * math.sqrt(1 - alpha) / (alpha * DEVIATION**2 + 1 - alpha)
+def exact_eps(x: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    return (x - math.sqrt(alpha_bar) * MEAN) * math.sqrt(1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
 def test_network_is_told_fractional_timesteps(

@@ -18,7 +18,7 @@ from fedsynth.config import Diffusion
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion.sampling import PredictNoise
 
-MEAN, DEVIATION = 0.3, 0.2
+MEAN, STD = 0.3, 0.2
 NO_LABELS = torch.zeros(0, dtype=torch.long)
 
 
@@ -29,18 +29,18 @@ def generator(seed: int = 0) -> torch.Generator:
 def exact(scheduler: Any, steps: int, gaussian_eps: Callable[[float, float], PredictNoise]) -> torch.Tensor:
     scheduler.set_timesteps(steps)
     noise = torch.randn(20_000, 1, 1, 1, generator=generator())
-    return sample(gaussian_eps(MEAN, DEVIATION), scheduler, noise, NO_LABELS, generator(1))
+    return sample(gaussian_eps(MEAN, STD), scheduler, noise, NO_LABELS, generator(1))
 
 
 def ddpm_recursion(levels: list[int]) -> tuple[float, float]:
-    """Mean and deviation of ancestral samples under the exact ε, in float64."""
+    """Mean and std of ancestral samples under the exact ε, in float64."""
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     mean, variance = 0.0, 1.0
     for t, s in zip(levels, [*levels[1:], None], strict=True):
         a_t, a_s = alphas[t], 1.0 if s is None else alphas[s]
-        total = a_t * DEVIATION**2 + 1 - a_t
+        total = a_t * STD**2 + 1 - a_t
         # x̂₀ = gain·x + offset, then Ho et al. 2020, Eq. 7.
-        gain, offset = np.sqrt(a_t) * DEVIATION**2 / total, MEAN - a_t * DEVIATION**2 / total * MEAN
+        gain, offset = np.sqrt(a_t) * STD**2 / total, MEAN - a_t * STD**2 / total * MEAN
         clean, current = np.sqrt(a_s) * (1 - a_t / a_s) / (1 - a_t), np.sqrt(a_t / a_s) * (1 - a_s) / (1 - a_t)
         mean = (clean * gain + current) * mean + clean * offset
         variance = (clean * gain + current) ** 2 * variance + (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
@@ -52,12 +52,12 @@ def test_ddpm_samples_follow_the_closed_recursion(
     steps: int, gaussian_eps: Callable[[float, float], PredictNoise]
 ) -> None:
     scheduler = make_scheduler(Diffusion(), steps)
-    mean, deviation = ddpm_recursion(scheduler.timesteps.tolist())
+    mean, std = ddpm_recursion(scheduler.timesteps.tolist())
     found = exact(scheduler, steps, gaussian_eps)
     assert float(found.mean()) == pytest.approx(mean, abs=6e-3)
-    assert float(found.std()) == pytest.approx(deviation, abs=4e-3)
+    assert float(found.std()) == pytest.approx(std, abs=4e-3)
     if steps == 1000:
-        assert (mean, deviation) == pytest.approx((MEAN, DEVIATION), abs=4e-3)
+        assert (mean, std) == pytest.approx((MEAN, STD), abs=4e-3)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_any_scheduler_recovers_a_gaussian(
 ) -> None:
     found = exact(scheduler, steps, gaussian_eps)
     assert float(found.mean()) == pytest.approx(MEAN, abs=tolerance)
-    assert float(found.std()) == pytest.approx(DEVIATION, abs=tolerance)
+    assert float(found.std()) == pytest.approx(STD, abs=tolerance)
 
 
 def test_equals_a_loop_by_hand(tiny_unet: Callable[..., UNet2DModel]) -> None:
@@ -107,7 +107,7 @@ def test_predictor_receives_level_and_labels() -> None:
 
 def test_same_generator_seed_same_samples(gaussian_eps: Callable[[float, float], PredictNoise]) -> None:
     noise = torch.randn(8, 1, 2, 2, generator=generator())
-    kept, predict = noise.clone(), gaussian_eps(MEAN, DEVIATION)
+    kept, predict = noise.clone(), gaussian_eps(MEAN, STD)
     one, same, other = (
         sample(predict, make_scheduler(Diffusion(), 10), noise, NO_LABELS, generator(seed)) for seed in (1, 1, 2)
     )
@@ -118,9 +118,7 @@ def test_same_generator_seed_same_samples(gaussian_eps: Callable[[float, float],
 
 def test_global_random_state_is_untouched(gaussian_eps: Callable[[float, float], PredictNoise]) -> None:
     before = torch.get_rng_state()
-    sample(
-        gaussian_eps(MEAN, DEVIATION), make_scheduler(Diffusion(), 5), torch.zeros(2, 1, 2, 2), NO_LABELS, generator()
-    )
+    sample(gaussian_eps(MEAN, STD), make_scheduler(Diffusion(), 5), torch.zeros(2, 1, 2, 2), NO_LABELS, generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 

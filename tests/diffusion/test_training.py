@@ -45,9 +45,11 @@ def test_first_loss_is_the_error_of_the_predicted_noise(tiny_unet: Build) -> Non
     rows = torch.randint(len(images), (8,), generator=draw)
     t = torch.randint(1000, (8,), generator=draw)
     noise = torch.randn(8, 1, 8, 8, generator=draw)
-    alpha = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t].float()[:, None, None, None]
+    alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t].float()[:, None, None, None]
     with torch.no_grad():
-        predicted = unet(alpha.sqrt() * images[rows] + (1 - alpha).sqrt() * noise, t, class_labels=labels[rows]).sample
+        predicted = unet(
+            alpha_bar.sqrt() * images[rows] + (1 - alpha_bar).sqrt() * noise, t, class_labels=labels[rows]
+        ).sample
     expected = float((predicted.double() - noise.double()).square().mean())
     assert train(state, images, labels, CONFIG, DIFFUSION, 1) == [pytest.approx(expected, rel=1e-4)]
 
@@ -178,8 +180,8 @@ def test_proximal_gradient_is_autograd_s_of_the_explicit_term(tiny_unet: Build) 
         rows = torch.randint(len(images), (8,), generator=draw)
         t = torch.randint(1000, (8,), generator=draw)
         noise = torch.randn(8, 1, 8, 8, generator=draw)
-        alpha = alphas[t].float()[:, None, None, None]
-        noisy = alpha.sqrt() * images[rows] + (1 - alpha).sqrt() * noise
+        alpha_bar = alphas[t].float()[:, None, None, None]
+        noisy = alpha_bar.sqrt() * images[rows] + (1 - alpha_bar).sqrt() * noise
         loss = (unet(noisy, t, class_labels=labels[rows]).sample - noise).square().mean()
         distance = sum((w - s).square().sum() for w, s in zip(unet.parameters(), start, strict=True))
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ import torch
 from fedsynth.errors import UserError
 from fedsynth.mixture import ULAScheduler
 
-MEAN, DEVIATION = 0.6, 0.3
+MEAN, STD = 0.6, 0.3
 
 
 def alphas(num_levels: int = 1000) -> np.ndarray:
@@ -21,17 +21,17 @@ def alphas(num_levels: int = 1000) -> np.ndarray:
 def recursion(c: float, lam: float, levels: np.ndarray) -> tuple[float, float]:
     """Mean and std after Langevin moves with the exact ε of N(0.6, 0.3²), from N(0, 1)."""
     mean, variance = 0.0, 1.0
-    for alpha in alphas()[levels]:
-        true_variance = alpha * DEVIATION**2 + 1 - alpha
-        step = c * (1 - alpha)
+    for alpha_bar in alphas()[levels]:
+        true_variance = alpha_bar * STD**2 + 1 - alpha_bar
+        step = c * (1 - alpha_bar)
         contraction = 1 - lam * step / true_variance
-        mean = contraction * mean + lam * step / true_variance * np.sqrt(alpha) * MEAN
+        mean = contraction * mean + lam * step / true_variance * np.sqrt(alpha_bar) * MEAN
         variance = contraction**2 * variance + 2 * step
     return mean, np.sqrt(variance)
 
 
-def exact_eps(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return (1 - alpha).sqrt() * (x - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha)
+def exact_eps(x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
 def run(scheduler: Any, num_samples: int) -> torch.Tensor:
@@ -83,8 +83,8 @@ def test_one_step_by_hand() -> None:
 def test_add_noise_is_the_forward_process() -> None:
     clean, noise = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(4))
     t = torch.tensor([0, 500, 999])
-    alpha = alphas()[t][:, None, None, None]
-    expected = np.sqrt(alpha) * clean.numpy() + np.sqrt(1 - alpha) * noise.numpy()
+    alpha_bar = alphas()[t][:, None, None, None]
+    expected = np.sqrt(alpha_bar) * clean.numpy() + np.sqrt(1 - alpha_bar) * noise.numpy()
     np.testing.assert_allclose(ULAScheduler().add_noise(clean, noise, t), expected, atol=1e-5)
 
 

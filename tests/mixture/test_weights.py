@@ -102,7 +102,7 @@ def test_effective_experts_is_the_exponential_of_entropy() -> None:
 
 
 def ancestral_move(alpha_t: float, alpha_s: float, x_t: np.ndarray, eps: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean and deviation of p(x_s | x_t) as Ho et al. 2020, Eq. 7, write them for neighbouring levels."""
+    """Mean and std of p(x_s | x_t) as Ho et al. 2020, Eq. 7, write them for neighbouring levels."""
     step_alpha, step_beta = alpha_t / alpha_s, 1 - alpha_t / alpha_s
     clean = (x_t - np.sqrt(1 - alpha_t) * eps) / np.sqrt(alpha_t)
     mean = np.sqrt(alpha_s) * step_beta * clean + np.sqrt(step_alpha) * (1 - alpha_s) * x_t
@@ -126,11 +126,11 @@ class Path:
     def log_likelihoods(self) -> list[np.ndarray]:
         """log p_k(x_s | x_t) (K, N) of every move but the last, by scipy."""
         levels = [t for t, *_ in self.moves]
-        alpha = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+        alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
         out = []
         for (t, x, moved, eps), s in zip(self.moves[:-1], levels[1:], strict=True):
-            mean, deviation = ancestral_move(alpha[t], alpha[s], x.double().numpy(), eps.double().numpy())
-            out.append(norm.logpdf(moved.double().numpy(), mean, deviation).sum((2, 3, 4)))
+            mean, std = ancestral_move(alpha_bar[t], alpha_bar[s], x.double().numpy(), eps.double().numpy())
+            out.append(norm.logpdf(moved.double().numpy(), mean, std).sum((2, 3, 4)))
         return out
 
     def run(self, posterior: PathPosterior, answered: dict[int, torch.Tensor] | None = None) -> list[torch.Tensor]:
