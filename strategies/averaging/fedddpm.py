@@ -6,7 +6,6 @@ import logging
 from typing import Any, Unpack
 
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp import Grid
 
 from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
 from fedsynth.errors import RunError
@@ -17,6 +16,7 @@ from strategies.averaging.base import AveragingOptions
 from strategies.averaging.fedavg import FedAvg
 from strategies.base import Task
 from strategies.checks import in_range
+from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
@@ -58,15 +58,15 @@ class FedDDPM(FedAvg):
         self.correction_learning_rate = in_range("correction-learning-rate", correction_learning_rate, 0, low_open=True)
         self._auxiliary: AuxiliarySet | None = None
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights, with the auxiliary set at hand."""
-        train_local_models(grid, task.census, task.spec, task.config)
-        self._auxiliary = draw_auxiliary_set(task, grid, self.aux_samples)
-        return super().begin(task, grid)
+        train_local_models(exchange, task)
+        self._auxiliary = draw_auxiliary_set(task, exchange, self.aux_samples)
+        return super().begin(task, exchange)
 
-    def resume(self, task: Task, grid: Grid, state: dict[str, Any]) -> None:
+    def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
         """Continue with the auxiliary set of the run: the silos upload nothing again."""
-        super().begin(task, grid)
+        super().begin(task, exchange)
         self.load_state_dict(state)
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
@@ -96,7 +96,7 @@ class FedDDPM(FedAvg):
     def state_dict(self) -> dict[str, Any]:
         """Add the auxiliary set, and what the silos' own models cost."""
         state = super().state_dict()
-        if self._auxiliary is not None and self.census is not None:
+        if self._auxiliary is not None:
             state["auxiliary"] = {"images": self._auxiliary.images, "labels": self._auxiliary.labels}
             state["train-seconds"] = {member.name: member.train_seconds for member in self.census}
         return state
@@ -105,7 +105,7 @@ class FedDDPM(FedAvg):
         """Inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._auxiliary = AuxiliarySet(**state["auxiliary"])
-        for member in self.census or ():
+        for member in self.census:
             member.train_seconds = state["train-seconds"][member.name]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, results_rows, summarise
+from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, mean_columns, measure_rows
 from strategies.base import Outcome, Task
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.exchange import Exchange
 from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
 from strategies.results.generator import Generator
 from strategies.results.generator_measures import GeneratorMeasures, measure_generator
@@ -44,7 +44,7 @@ class Measurements:
 
     def row(self) -> dict[str, Any]:
         """Return the columns of ``results.json``; ``silos`` holds those of each dataset when there are several."""
-        row: dict[str, Any] = summarise(list(self.evaluations.values()))
+        row: dict[str, Any] = mean_columns(list(self.evaluations.values()))
         if len(self.evaluations) > 1:
             row["silos"] = {name: evaluation.row() for name, evaluation in self.evaluations.items()}
         row |= self.attack.row() if self.attack else {}
@@ -55,7 +55,7 @@ class Measurements:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Lay out as measure -> columns."""
-        rows = results_rows(list(self.evaluations.values())) if self.evaluations else {}
+        rows = measure_rows(list(self.evaluations.values())) if self.evaluations else {}
         rows |= self.attack.table() if self.attack else {}
         rows |= self.at_silos.table() if self.at_silos else {}
         return self.generator.beside(rows) if self.generator else rows
@@ -67,7 +67,7 @@ class Measurements:
 
 
 def measure_run(
-    grid: ExchangeGrid,
+    exchange: Exchange,
     task: Task,
     outcome: Outcome,
     sets: Mapping[str, LabelledSet],
@@ -80,7 +80,7 @@ def measure_run(
     try:
         evaluator = _evaluator(task) if asked.evaluate else None
         evaluations = _evaluate(task, evaluator, sets) if evaluator else {}
-        attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
+        attack = attack_models(exchange, task, outcome) if asked.evaluate and asked.membership_inference else None
         if evaluator and generator:
             of_generator = measure_generator(task, outcome, generator, evaluator, evaluations[""])
             if task.federation is None:
@@ -89,7 +89,7 @@ def measure_run(
         # The dataset is finished: whatever goes wrong in measuring it, what it cost and where it lies is still told.
         logger.warning("measurement given up: %s", error, exc_info=not isinstance(error, (UserError, RunError)))
         notes.append(f"measurement given up: {error}")
-    at_silos = evaluate_at_silos(grid, task, outcome) if asked.evaluate_silos else None
+    at_silos = evaluate_at_silos(exchange, task, outcome) if asked.evaluate_silos else None
     return Measurements(evaluations, at_silos, attack, of_generator, tuple(notes))
 
 

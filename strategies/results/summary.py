@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedsynth.config import REAL_SILOS
-from fedsynth.evaluation import Evaluation, summarise
-from fedsynth.output import ReportContent, explained, measured_parts
-from strategies import strategy_class
+from fedsynth.evaluation import Evaluation, mean_columns
+from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
@@ -19,11 +18,12 @@ from strategies.results.measure import Measurements
 def report_content(
     task: Task,
     outcome: Outcome,
+    how: str,
     cost: Mapping[str, float],
     measured: Measurements,
     rounds: list[dict[str, Any]],
 ) -> ReportContent:
-    """Gather everything the report shows."""
+    """Gather everything the report shows; ``how`` says what the silos did, in half a sentence."""
     evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.real_folds
     strategy = config.run.strategy
@@ -31,7 +31,7 @@ def report_content(
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
         explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
-        f" images to themselves: {strategy_class(strategy).how}.",
+        f" images to themselves: {how}.",
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
@@ -49,15 +49,15 @@ def report_content(
         settings=config.to_run_config(),
         resolved=config.resolved,
         limits=measured.limits(),
-        **explained(results),
-        **(measured_parts(evaluations[0]) if len(evaluations) == 1 else {}),
+        **headings_and_meanings(results),
+        **(evaluation_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
 
 
 def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     headline: dict[str, Any] = {"synthetic images": len(outcome.labels), "rounds": cost["rounds"]}
     if evaluations:
-        row = summarise(evaluations)
+        row = mean_columns(evaluations)
         of_silos = ", mean over the silos" if len(evaluations) > 1 else ""
         name = evaluations[0].main_classifier
         accuracy = f"accuracy on real test images ({name.upper()} trained on synthetic{of_silos})"

@@ -36,8 +36,8 @@ def test_same_data_and_seed_same_silo() -> None:
         simulated_silo(TRAIN, indices, client, 0.1, seed) for client, seed in ((3, 0), (3, 0), (3, 1), (4, 0))
     )
     assert silo.name == "silo-3"
-    assert silo.fingerprint() == again.fingerprint()
-    assert len({silo.fingerprint(), other_seed.fingerprint(), other_name.fingerprint()}) == 3
+    assert silo.fingerprint == again.fingerprint
+    assert len({silo.fingerprint, other_seed.fingerprint, other_name.fingerprint}) == 3
     assert silo.holdout.fingerprint() == other_name.holdout.fingerprint()
 
 
