@@ -51,7 +51,9 @@ class LocalModel:
     """
 
     def __init__(self, silo: Silo, spec: ImageSpec, config: RunConfig, state: Path) -> None:
-        self._silo, self._spec, self._config = silo, spec, config
+        self._silo = silo
+        self._spec = spec
+        self._config = config
         self.key = _content_key(silo, spec, config)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"

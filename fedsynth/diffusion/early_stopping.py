@@ -80,11 +80,13 @@ def out_of_patience(losses: Sequence[float], patience: int = PATIENCE, min_delta
 
     Progress is a loss below (1 - ``min_delta``) times the one at the last progress, so that small steps add up.
     """
-    reference, waited = math.inf, 0
+    reference = math.inf
+    waited = 0
     for loss in losses:
         waited += 1
         if loss < reference * (1 - min_delta):
-            reference, waited = loss, 0
+            reference = loss
+            waited = 0
         if waited >= patience:
             return True
     return False

@@ -43,7 +43,8 @@ class TrainingState:
     """
 
     def __init__(self, unet: UNet2DModel, config: Training, generator: torch.Generator) -> None:
-        self.unet, self.generator = unet, generator
+        self.unet = unet
+        self.generator = generator
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.losses: list[float] = []
@@ -94,7 +95,8 @@ class TrainingState:
         self.ema.to(next(self.unet.parameters()).device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.losses, self.seconds = state["losses"].tolist(), state["seconds"]
+        self.losses = state["losses"].tolist()
+        self.seconds = state["seconds"]
         # A checkpoint from before there were checks lacks these.
         self.held_out_losses = state.get("held-out-losses", torch.empty(0)).tolist()
         self.best_weights = state.get("best-weights", [])
@@ -151,12 +153,16 @@ def train(
         Losses of the steps made by this call, without the proximal term.
     """
     scheduler = make_scheduler(diffusion)
-    weights = _balancing_weights(labels) if config.oversample else None
+    # 1/count of its class for every image.
+    weights = 1 / torch.bincount(labels)[labels].double() if config.oversample else None
     proximal = _ProximalTerm.around(state.unet, proximal_mu) if proximal_mu else None
     state.unet.train()
     first = state.steps
     while state.steps < until_step:
-        rows = _draw_rows(len(images), weights, config.batch_size, state.generator)
+        if weights is None:
+            rows = torch.randint(len(images), (config.batch_size,), generator=state.generator)
+        else:
+            rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=state.generator)
         clean = rows_in_model_range(images, rows)
         t = torch.randint(diffusion.num_train_timesteps, (len(clean),), generator=state.generator)
         noise = torch.randn(clean.shape, generator=state.generator)
@@ -192,17 +198,6 @@ class _ProximalTerm:
         for parameter, start in zip(unet.parameters(), self.start, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.mu)
-
-
-def _balancing_weights(labels: torch.Tensor) -> torch.Tensor:
-    """Weight 1/count of its class for every image (n,)."""
-    return 1 / torch.bincount(labels)[labels].double()
-
-
-def _draw_rows(count: int, weights: torch.Tensor | None, size: int, generator: torch.Generator) -> torch.Tensor:
-    if weights is None:
-        return torch.randint(count, (size,), generator=generator)
-    return torch.multinomial(weights, size, replacement=True, generator=generator)
 
 
 def _step(

@@ -11,7 +11,7 @@ from fedsynth.mixture import ULAScheduler
 from strategies.checks import in_range
 
 ONE_STEP = ("ddpm", "ddim")
-"""Samplers whose move depends on where the samples stand and on nothing else."""
+"""Samplers whose move depends on the samples and the answers at one noise level alone."""
 
 
 def refuse_posterior(sampler: str, weights: str, temperature: float) -> None:
@@ -48,11 +48,11 @@ def refuse_window(sampler: str, parallel_levels: int) -> None:
         UserError: see there, or less than one level.
     """
     if in_range("parallel-levels", parallel_levels, 1) > 1 and sampler not in ONE_STEP:
-        why = (
-            "Langevin moves are no ancestral ones, by whose noise convergence is judged"
-            if sampler == "ula"
-            else f"a move of '{sampler}' also looks back at the answers of the level before"
-        )
+        why = "what its moves depend on is not known"
+        if sampler == "ula":
+            why = "Langevin moves are no ancestral ones, by whose noise convergence is judged"
+        elif sampler in SAMPLERS:
+            why = f"a move of '{sampler}' also looks back at the answers of the level before"
         raise UserError(
             f"parallel-levels = {parallel_levels} needs sampler = {' or '.join(map(repr, ONE_STEP))}, not '{sampler}'"
             f" ({why}): set one of them, or parallel-levels = 1"
