@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -207,7 +207,8 @@ class Request(_Typed, Generic[A_co]):
             shared: records of the requests that are sent together with this one.
         """
         content = self._content({} if shared is None else shared)
-        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **content.config_records[CONFIG]})
+        # Not through content.config_records, see wire.array_record.
+        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **cast(ConfigRecord, content[CONFIG])})
         del content[METRICS]
         return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
 
