@@ -219,6 +219,7 @@ class AveragingStrategy(SynthesisStrategy):
             return
         for name, value in self._average.items():
             if value.is_floating_point():
-                value.lerp_(current[name], 1 - self.server_ema_decay)
+                # Not lerp_: whether that rounds its product depends on the CPU.
+                value.mul_(self.server_ema_decay).add_((1 - self.server_ema_decay) * current[name])
             else:
                 value.copy_(current[name])

@@ -86,7 +86,8 @@ class ServerOptimizer(AveragingStrategy):
         start = layer.double()
         delta = torch.zeros_like(start)
         for answer, share in zip(answers, shares, strict=True):
-            delta.add_(answer.double().sub_(start), alpha=share)
+            # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
+            delta.add_(answer.double().sub_(start).mul_(share))
         return wire.encode((start + self.step(name, delta)).to(layer.dtype))
 
 
@@ -184,14 +185,14 @@ class FedAdam(ServerOptimizer):
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηm / (√v + τ)."""
-        first = self.moment("first", name, delta).mul_(self.beta_1).add_(delta, alpha=1 - self.beta_1)
+        first = self.moment("first", name, delta).mul_(self.beta_1).add_((1 - self.beta_1) * delta)
         second = self.moment("second", name, delta, self.tau**2)
         self.advance_second(second, delta.square())
         return self.eta * first / (second.sqrt() + self.tau)
 
     def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
         """Advance v in place by Δ²."""
-        second.mul_(self.beta_2).add_(square, alpha=1 - self.beta_2)
+        second.mul_(self.beta_2).add_((1 - self.beta_2) * square)
 
 
 class FedYogi(FedAdam):
