@@ -13,7 +13,11 @@ IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_pro
 # A file stays in one process: its tests share what they set up.
 PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: run quality test test-deployment test-unit lint install clean
+# The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
+config: $(VENV)/.installed
+	$(BIN)/python -m fedsynth.config
+
+.PHONY: run config quality test test-deployment test-unit lint install clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedsynth run
