@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecordValues
+from flwr.app import ConfigRecord, Context, Message, MetricRecordValues
 
 from clients.context import (
     describe_silo,
@@ -34,7 +34,6 @@ from fedsynth.diffusion import (
     PARTS,
     TrainingState,
     draw_initial_noise,
-    estimate_divergence,
     initial_unet,
     loss_curve,
     make_scheduler,
@@ -112,10 +111,7 @@ def _train_own_model(model: LocalModel, context: Context, seconds: float) -> dic
 
 
 def handle_epsilon(message: Message, context: Context) -> Message:
-    """``query.epsilon``: the own model's noise prediction for samples, all at one noise level or each at its own.
-
-    Given ``probe-seed``, also its divergence, at the price of a second evaluation.
-    """
+    """``query.epsilon``: the own model's noise prediction for samples, all at one noise level or each at its own."""
     start = time.monotonic()
     config, request = RunConfig.from_run_config(context.run_config), wire.config(message)
     tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
@@ -124,27 +120,10 @@ def handle_epsilon(message: Message, context: Context) -> Message:
         epsilon = _predict_levels(predict, tensors)
     else:
         epsilon = predict(tensors[wire.SAMPLES], int(wire.number(request, wire.TIMESTEP)), tensors[wire.LABELS])
-    records = {wire.EPSILON_RECORD: wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)}
-    if wire.PROBE_SEED in request:
-        records[wire.DIVERGENCE] = _divergence(request, config, predict, tensors, epsilon)
+    record = wire.encode_tensors({wire.EPSILON_RECORD: epsilon}, config.exchange.wire_dtype)
     echoed = {key: int(wire.number(request, key)) for key in wire.ECHOED if key in request}
     metrics = {"num-examples": len(epsilon), **echoed, "seconds": time.monotonic() - start}
-    return wire.answer(message, identity(context), metrics, **records)
-
-
-def _divergence(
-    request: ConfigRecord,
-    config: RunConfig,
-    predict: PredictNoise,
-    tensors: dict[str, torch.Tensor],
-    epsilon: torch.Tensor,
-) -> ArrayRecord:
-    timestep, seed = int(wire.number(request, wire.TIMESTEP)), int(wire.number(request, wire.PROBE_SEED))
-    alpha = float(make_scheduler(config.diffusion).alphas_cumprod[timestep])
-    samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
-    divergence = estimate_divergence(predict, samples, timestep, labels, epsilon, alpha, seed)
-    # Half precision would cost more than it saves: n numbers beside n·d, up to d / √(1-ᾱ) in size.
-    return wire.encode_tensors({wire.DIVERGENCE: divergence})
+    return wire.answer(message, identity(context), metrics, epsilon=record)
 
 
 def _predict_levels(predict: PredictNoise, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
-from fedsynth.progress import Progress
+from fedsynth.progress import SLICE_SECONDS, Progress
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
@@ -73,7 +73,7 @@ def _train(model: LocalModel, config: RunConfig) -> None:
     goal = config.training.own_steps
     progress: Progress | None = None
     while not model.finished:
-        training = model.train_slice(config.exchange.slice_seconds)
+        training = model.train_slice(SLICE_SECONDS)
         loss = training.losses[-1]
         if progress is None:
             progress = Progress("training: step", goal, logger.info, interval=0.0, done=training.steps)

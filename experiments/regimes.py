@@ -60,23 +60,9 @@ MODES: dict[str, dict[str, Scalar]] = {
     "tempered posterior": {"strategy": "dfd", "temperature": 10.0},
     "constant": {"strategy": "dfd", "weights": "constant"},
     "pooled, dpmsolver++": {"strategy": "pooled", "sampler": "dpmsolver++"},
-    "posterior, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++", "weights": "posterior"},
     "constant, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++"},
-    "two experts, dpmsolver++": {"strategy": "dfd", "sampler": "dpmsolver++", "experts-per-sample": 2},
 }
 """The first four draw with sde-dpmsolver++, each beside the pooled sampling of its own sampler."""
-
-CORRECTED: dict[str, dict[str, Scalar]] = {
-    f"{weights}, {sampler} {levels}{', corrector' if steps else ''}": {
-        **{"strategy": "dfd", "weights": weights, "sampler": sampler},
-        **{"dfd-rounds": levels, "corrector-steps": steps},
-    }
-    for weights, sampler, levels, steps in [
-        *(("constant", sampler, *more) for sampler in ("ddim", "dpmsolver++") for more in ((10, 0), (10, 1), (19, 0))),
-        *(("energy", "dpmsolver++", *more) for more in ((10, 0), (10, 1), (19, 0))),
-    ]
-}
-"""Measured too with ``--modes``: ten levels with a corrector at nine of them are as many rounds as nineteen levels."""
 
 COLUMNS = {key: head for key, head in cooperation.COLUMNS.items() if key != "rounds"}
 PAIRED = {"frechet-distance": "distance − pooled's", "accuracy-cnn": "CNN − pooled's"}
@@ -113,7 +99,7 @@ class Bench:
 
     def measure(self, mode: str) -> dict[str, Any]:
         """Make a set in one of :data:`MODES` and return its columns of results."""
-        outcome = self._synthesise({**self._settings, **(MODES | CORRECTED)[mode]}, self._regime.noisy)
+        outcome = self._synthesise({**self._settings, **MODES[mode]}, self._regime.noisy)
         return self._evaluator.evaluate(outcome.images, outcome.labels).row()
 
     def _synthesise(self, settings: Mapping[str, Scalar], noisy: bool) -> Outcome:
@@ -193,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet 0.1"], choices=[*PARTITIONS])
     parser.add_argument("--images", type=int, nargs="+", default=[40, 144], choices=[*IMAGES])
-    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=[*MODES, *CORRECTED])
+    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=[*MODES])
     parser.add_argument("--models", nargs="+", default=["exact", "noisy"], choices=["exact", "noisy"])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/regimes"))
     parser.add_argument("--state-dir", type=Path, default=Path(".fedsynth"))

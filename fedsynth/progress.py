@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+SLICE_SECONDS = 15.0
+"""Seconds that a silo trains before it says how far it is."""
+
 
 class Progress:
     """Write ``label 320/900 (36 %), loss 0.081, 1 min 20 s left`` now and then.

@@ -54,17 +54,7 @@ def answer(message: Message, silo: int, model: Predict = predict, seconds: float
     t = int(message.content.config_records[wire.CONFIG]["timestep"])
     samples, labels = tensors[wire.SAMPLES], tensors[wire.LABELS]
     epsilon = model(silo, samples, t, labels)
-    made = reply(message, wire.EPSILON_RECORD, {"e": epsilon}, partition=silo, num_examples=1, seconds=seconds)
-    if wire.PROBE_SEED in message.content.config_records[wire.CONFIG]:
-        made.content[wire.DIVERGENCE] = wire.encode_tensors({"d": divergence(silo, samples, t, labels, model)})
-    return made
-
-
-def divergence(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor, model: Predict = predict) -> torch.Tensor:
-    """Exact divergence (n,) of a silo's ε whose every number depends on its own place alone."""
-    x = x.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(model(silo, x, t, labels).sum(), x)
-    return slope.flatten(1).sum(1)
+    return reply(message, wire.EPSILON_RECORD, {"e": epsilon}, partition=silo, num_examples=1, seconds=seconds)
 
 
 def by_silo(messages: list[Message]) -> dict[int, Message]:

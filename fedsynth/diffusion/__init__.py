@@ -1,6 +1,5 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
-from fedsynth.diffusion.divergence import estimate_divergence
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import initial_unet, pick_device
@@ -31,7 +30,6 @@ __all__ = [
     "build_unet",
     "check_steps",
     "draw_initial_noise",
-    "estimate_divergence",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",

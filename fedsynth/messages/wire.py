@@ -5,7 +5,7 @@
 | ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
 | ``query.describe`` | nothing | format and class names of its images, ``config`` |
 | ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
-| ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon``; ``divergence`` |
+| ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon`` |
 | ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
 | ``query.upload`` | image spec | ``arrays``: weights of its own model |
 | ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
@@ -14,10 +14,9 @@
 Array records travel packed (:func:`pack`): record ``arrays`` as ``arrays#0``, ``arrays#1``, …, which
 :func:`array_record` reads.
 
-``epsilon`` holds noise predictions (n, C, H, W), and ``divergence`` Σ_j ∂ε_j/∂x_j of every sample, float32 (n,),
-estimated by a probe, only if ``probe-seed`` is given. What ``config`` of a ``query.epsilon`` holds under
-:data:`ECHOED`, the ``metrics`` of its answer repeat. Every answer also holds a ``MetricRecord`` ``metrics`` and a
-``ConfigRecord`` ``silo`` that says who answers.
+``epsilon`` holds noise predictions (n, C, H, W). What ``config`` of a ``query.epsilon`` holds under :data:`ECHOED`, the
+``metrics`` of its answer repeat. Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo``
+that says who answers.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 EPSILON_RECORD = "epsilon"
-DIVERGENCE = "divergence"
 WEIGHTS = "weights"
 SILO = "silo"
 
@@ -66,7 +64,6 @@ LABELS = "labels"
 TIMESTEPS = "timesteps"
 NUMBERS = "numbers"
 IMAGES = "images"
-PROBE_SEED = "probe-seed"
 SHIFT = "shift"
 TOTAL = "total"
 PRODUCTS = "products"

@@ -4,22 +4,15 @@ Notation: ``K`` silos, ``N`` samples of shape ``(C, H, W)``, ``eps`` (K, N, C, H
 """
 
 from fedsynth.mixture.compose import compose, row_slices
-from fedsynth.mixture.corrector import LangevinCorrector
 from fedsynth.mixture.energy import energy
-from fedsynth.mixture.experts import choose_experts
-from fedsynth.mixture.flow_posterior import FlowPosterior
 from fedsynth.mixture.prior import PRIORS, log_prior
 from fedsynth.mixture.ula import ULAScheduler
-from fedsynth.mixture.weights import PathPosterior, RunningPosterior, effective_experts, responsibilities, temper
+from fedsynth.mixture.weights import PathPosterior, effective_experts, responsibilities, temper
 
 __all__ = [
     "PRIORS",
-    "FlowPosterior",
-    "LangevinCorrector",
     "PathPosterior",
-    "RunningPosterior",
     "ULAScheduler",
-    "choose_experts",
     "compose",
     "effective_experts",
     "energy",

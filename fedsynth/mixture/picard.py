@@ -8,34 +8,11 @@ the fixed point is the result of moving one level after the other, and the first
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from fedsynth.errors import UserError
-
-
-@dataclass(frozen=True)
-class Window:
-    """Noise levels that are worked on together.
-
-    Attributes:
-        levels: how many; 1: one level after the other.
-        tolerance: largest change of a sample in an iteration, relative to the noise of an ancestral move, up to which
-            its state stands. 0 waits until nothing changes.
-
-    Raises:
-        UserError: out of range.
-    """
-
-    levels: int = 1
-    tolerance: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise UserError(f"parallel-levels = {self.levels}: must be >= 1")
-        if not self.tolerance >= 0:
-            raise UserError(f"picard-tolerance = {self.tolerance}: must be >= 0")
+TOLERANCE = 0.1
+"""Largest change of a sample in an iteration, relative to the noise of an ancestral move, at which it has converged."""
 
 
 def guesses(state: torch.Tensor, ahead: Sequence[torch.Tensor], levels: int) -> list[torch.Tensor]:
@@ -63,8 +40,8 @@ def picard_step(moved: torch.Tensor, state: torch.Tensor, guess: torch.Tensor) -
     return moved if state is guess else moved + (state - guess)
 
 
-def converged(state: torch.Tensor, guess: torch.Tensor, deviation: float, tolerance: float) -> bool:
-    """Whether no sample's root mean square change exceeds ``tolerance`` of the noise (ParaDiGMS, Sec. 3.2).
+def converged(state: torch.Tensor, guess: torch.Tensor, noise_std: float) -> bool:
+    """Whether no sample's root mean square change exceeds :data:`TOLERANCE` of the noise (ParaDiGMS, Sec. 3.2).
 
     The paper counts in the noise of the move that leaves a state; here it is that of the move that leads there, since
     the last move carries none.
@@ -72,18 +49,17 @@ def converged(state: torch.Tensor, guess: torch.Tensor, deviation: float, tolera
     Args:
         state: x_j of this iteration (n, C, H, W).
         guess: g_j.
-        deviation: see :func:`ancestral_deviation`.
-        tolerance: see :class:`Window`.
+        noise_std: see :func:`ancestral_std`.
     """
     change = (state - guess).flatten(1).double().square().mean(1).max()
-    return bool(change <= (tolerance * deviation) ** 2)
+    return bool(change <= (TOLERANCE * noise_std) ** 2)
 
 
-def ancestral_deviation(alpha_t: float, alpha_s: float) -> float:
-    """Deviation of the noise in an ancestral move t → s (Ho et al. 2020, Eq. 7): √((1-ᾱ_s)/(1-ᾱ_t) (1-ᾱ_t/ᾱ_s)).
+def ancestral_std(alpha_bar_t: float, alpha_bar_s: float) -> float:
+    """Return the std of the noise in an ancestral move t → s (Ho et al. 2020, Eq. 7): √((1-ᾱ_s)/(1-ᾱ_t) (1-ᾱ_t/ᾱ_s)).
 
     Args:
-        alpha_t: ᾱ before the move, in (0, 1).
-        alpha_s: ᾱ after it, in (alpha_t, 1].
+        alpha_bar_t: ᾱ before the move, in (0, 1).
+        alpha_bar_s: ᾱ after it, in (alpha_bar_t, 1].
     """
-    return float(((1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)) ** 0.5)
+    return float(((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)) ** 0.5)

@@ -58,36 +58,7 @@ def effective_experts(weights: torch.Tensor) -> torch.Tensor:
     return entropy.exp()
 
 
-class RunningPosterior:
-    """Posterior weights of the silos for every sample, kept as logits in float64 that gain with every move.
-
-    Args:
-        log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo for good.
-    """
-
-    def __init__(self, log_prior: torch.Tensor) -> None:
-        self.logits = log_prior.double() if log_prior.ndim == 2 else log_prior.double()[:, None]
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """Weights for the next step (K, N), or (K, 1) before the first update of a (K,) prior."""
-        return torch.softmax(self.logits, dim=0)
-
-    def _gain(self, gain: torch.Tensor, answered: torch.Tensor | None) -> None:
-        """Add ``gain`` (K, N) to the logits of those that answered, bool (K, N) or None for all, and normalise.
-
-        The total weight of those in each column stays as it was, so that the others keep theirs.
-        """
-        counted = (~torch.isneginf(self.logits) & (True if answered is None else answered)).expand_as(gain)
-        before = torch.log_softmax(self.logits, dim=0).expand_as(gain)
-        ours = before.masked_fill(~counted, -torch.inf)
-        mass = torch.logsumexp(ours, dim=0)
-        shifted = (ours + gain).masked_fill(~counted, -torch.inf)
-        after = shifted - torch.logsumexp(shifted, dim=0) + mass
-        self.logits = torch.where(counted, after, before)
-
-
-class PathPosterior(RunningPosterior):
+class PathPosterior:
     """Posterior weights p(silo | path of the sample) for samplers whose moves carry noise.
 
     By Bayes along the reverse path the logit of silo i gains -‖x_s - m_i(x_t)‖² / (2v) at every move t → s, where
@@ -95,12 +66,22 @@ class PathPosterior(RunningPosterior):
     estimator of SuperDiff, Skreta et al. 2025, arXiv 2412.17762). No extra message or network call is needed.
     Bayes' rule holds for whatever made the move; that silo i's own step is Gaussian holds near its own ancestral moves.
     So it is for ancestral moves and those of stochastic solvers, on any grid of levels, not for Langevin moves at a
-    fixed noise level, and not for deterministic ones, which no model's own step would make: for those see
-    :class:`~fedsynth.mixture.flow_posterior.FlowPosterior`.
+    fixed noise level, and not for deterministic ones, which no model's own step would make.
 
     Args:
-        log_prior: see :class:`RunningPosterior`.
+        log_prior: log of the prior weights, (K,) or (K, N); ``-inf`` excludes a silo for good.
+
+    Attributes:
+        logits: log posterior weights in float64, (K, N), or (K, 1) before the first update of a (K,) prior.
     """
+
+    def __init__(self, log_prior: torch.Tensor) -> None:
+        self.logits = log_prior.double() if log_prior.ndim == 2 else log_prior.double()[:, None]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Weights for the next step, of the shape of ``logits``; columns sum to 1."""
+        return torch.softmax(self.logits, dim=0)
 
     def update(
         self,
@@ -125,23 +106,26 @@ class PathPosterior(RunningPosterior):
             t: timestep of ``x_t``.
             answered: whether silo k answered for sample n, (K, N) boolean; None: all did.
         """
-        s = next_level(scheduler, t)
-        if s is None:
+        later = scheduler.timesteps[scheduler.timesteps < t]
+        if not len(later):
             return
-        alpha_t, alpha_s = scheduler.alphas_cumprod[t].double(), scheduler.alphas_cumprod[s].double()
-        variance = (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
-        scale = (alpha_s / alpha_t).sqrt()
-        pull = (1 - alpha_s - variance).sqrt() - scale * (1 - alpha_t).sqrt()
+        alpha_bar_t = scheduler.alphas_cumprod[t].double()
+        alpha_bar_s = scheduler.alphas_cumprod[later.max()].double()
+        variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
+        scale = (alpha_bar_s / alpha_bar_t).sqrt()
+        pull = (1 - alpha_bar_s - variance).sqrt() - scale * (1 - alpha_bar_t).sqrt()
         # x_s - m_i = (x_s - scale·x_t) - pull·ε_i with m_i = scale (x_t - √(1-ᾱ_t) ε_i) + √(1-ᾱ_s-v) ε_i.
-        # One room for all distances: a small result kept from each slice would pin the memory the slice gave back.
+        # One buffer for all distances: a small result kept from each slice would pin the memory the slice gave back.
         distance = torch.empty(eps.shape[:2], dtype=torch.float64)
         for rows in row_slices(eps):
             target = x_prev[rows].double() - scale * x_t[rows].double()
             distance[:, rows] = (target - pull * eps[:, rows].double()).flatten(2).square().sum(2)
-        self._gain(-distance / (2 * variance), answered)
-
-
-def next_level(scheduler: Any, t: int) -> int | None:
-    """Timestep that follows ``t``; None after the last."""
-    following = scheduler.timesteps[scheduler.timesteps < t]
-    return int(following.max()) if len(following) else None
+        gain = -distance / (2 * variance)
+        counted = (~torch.isneginf(self.logits) & (True if answered is None else answered)).expand_as(gain)
+        before = torch.log_softmax(self.logits, dim=0).expand_as(gain)
+        ours = before.masked_fill(~counted, -torch.inf)
+        # The total weight of those that answered stays as it was, so that the others keep theirs.
+        mass = torch.logsumexp(ours, dim=0)
+        shifted = (ours + gain).masked_fill(~counted, -torch.inf)
+        after = shifted - torch.logsumexp(shifted, dim=0) + mass
+        self.logits = torch.where(counted, after, before)

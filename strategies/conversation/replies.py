@@ -140,29 +140,13 @@ def noise_prediction(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
     Raises:
         ValueError: there is none, or it cannot be used.
     """
-    return _numbers(reply, wire.EPSILON_RECORD, "answer", shape)
-
-
-def divergence_estimate(reply: Message, count: int, most: float) -> torch.Tensor:
-    """Divergence of an answer's noise predictions, float32 (``count``,), each cut to ``most``.
-
-    Honest networks exceed what a model of images can have, hostile ones gain nothing by it. There is no lower bound: a
-    silo that claims less only loses weight.
-
-    Raises:
-        ValueError: there is none, or it cannot be used.
-    """
-    return _numbers(reply, wire.DIVERGENCE, "divergence", (count,)).clamp(max=most)
-
-
-def _numbers(reply: Message, record: str, what: str, shape: tuple[int, ...]) -> torch.Tensor:
-    arrays = list(wire.array_record(reply, record).values())
+    arrays = list(wire.array_record(reply, wire.EPSILON_RECORD).values())
     if not arrays:
-        raise ValueError(f"'{record}' is empty")
+        raise ValueError(f"'{wire.EPSILON_RECORD}' is empty")
     values = wire.peek(arrays[0])
     if values.shape != shape:
-        raise ValueError(f"{what} has shape {tuple(values.shape)}, not {shape}")
+        raise ValueError(f"answer has shape {tuple(values.shape)}, not {shape}")
     # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
     if not torch.stack(torch.aminmax(values)).float().isfinite().all():
-        raise ValueError(f"{what} is not finite")
+        raise ValueError("answer is not finite")
     return values.float()

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
-from fedsynth.mixture.screening import Thresholds, median_answer, screen
+from fedsynth.mixture.screening import median_answer, screen
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 from strategies.conversation.replies import noise_prediction, sound
@@ -44,7 +44,6 @@ class Calibration:
         shape: (C, H, W) of an image.
         alphas_cumprod: ᾱ of every timestep (T,).
         seed: the run's.
-        thresholds: what an answer must satisfy.
 
     Attributes:
         samples: what to ask about next, (M, C, H, W).
@@ -60,9 +59,8 @@ class Calibration:
         shape: Sequence[int],
         alphas_cumprod: torch.Tensor,
         seed: int,
-        thresholds: Thresholds,
     ) -> None:
-        self._alphas, self._seed, self._thresholds = alphas_cumprod.double(), seed, thresholds
+        self._alphas, self._seed = alphas_cumprod.double(), seed
         last = len(alphas_cumprod) - 1
         self._timesteps = [round(share * last) for share in LEVELS]
         self._level, self._memory = 0, AnswerMemory()
@@ -122,7 +120,7 @@ class Calibration:
     def _judge(self, eps: torch.Tensor, rows: torch.Tensor, label: int, known: torch.Tensor) -> torch.Tensor:
         """Note what is wrong; return whom that concerns, bool (K,)."""
         alpha = float(self._alphas[self.timestep])
-        outcome = screen(eps, self.samples[rows], alpha, known, self._thresholds)
+        outcome = screen(eps, self.samples[rows], alpha, known)
         for k in torch.nonzero(known).flatten().tolist():
             why = outcome.faults.get(k)
             if self._memory.repeats(k, label, eps[k], self.samples[rows], alpha):
@@ -141,7 +139,7 @@ class Calibration:
         return torch.randn(tuple(shape), generator=make_generator(self._seed, "calibration", self._level))
 
 
-def calibrate(grid: Grid, task: Task, holds: torch.Tensor, thresholds: Thresholds) -> torch.Tensor:
+def calibrate(grid: Grid, task: Task, holds: torch.Tensor) -> torch.Tensor:
     """Ask the four questions; log who is not trusted with what, and why.
 
     A silo that does not answer is neither trusted nor distrusted: the rounds will show.
@@ -150,14 +148,13 @@ def calibrate(grid: Grid, task: Task, holds: torch.Tensor, thresholds: Threshold
         grid: the silos.
         task: who they are.
         holds: whether silo k is to be asked about class y, bool (K, num_classes).
-        thresholds: what an answer must satisfy.
 
     Returns:
         Which silos must not be asked about which class, bool (K, num_classes).
     """
     config = task.config
     alphas = make_scheduler(config.diffusion).alphas_cumprod
-    calibration = Calibration(holds, task.spec.shape, alphas, config.run.seed, thresholds)
+    calibration = Calibration(holds, task.spec.shape, alphas, config.run.seed)
     while not calibration.finished:
         calibration.advance(*_answers(grid, task, calibration))
     for k, member in enumerate(task.census):
@@ -166,14 +163,13 @@ def calibrate(grid: Grid, task: Task, holds: torch.Tensor, thresholds: Threshold
     return calibration.excluded(holds.shape[1])
 
 
-def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task, thresholds: Thresholds) -> torch.Tensor:
+def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task) -> torch.Tensor:
     """Calibrate, and exclude silos from classes for which their models are not fit.
 
     Args:
         prior: log prior weights (K, N).
         grid: the silos.
         task: who they are.
-        thresholds: what an answer must satisfy.
 
     Raises:
         RunError: no silo's model is fit to answer.
@@ -181,12 +177,11 @@ def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task, thresholds: Thres
     num_classes = len(task.spec.classes)
     holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
     holds[:, task.labels] = ~torch.isneginf(prior)
-    excluded = calibrate(grid, task, holds, thresholds)
+    excluded = calibrate(grid, task, holds)
     if not (holds & ~excluded).any():
         raise RunError(
             "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
-            f" (train-steps), be laxer (min-gain = {thresholds.min_gain}, max-excess = {thresholds.max_excess}), or set"
-            " screening = false"
+            " (train-steps), or set screening = false"
         )
     return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 

@@ -8,13 +8,9 @@ from typing import Any
 import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
-from fedsynth.mixture import FlowPosterior, LangevinCorrector, PathPosterior, compose, energy, responsibilities, temper
-from fedsynth.mixture.picard import ancestral_deviation, guesses
+from fedsynth.mixture import PathPosterior, compose, energy, responsibilities, temper
+from fedsynth.mixture.picard import ancestral_std, guesses
 from fedsynth.seeding import make_generator
-
-PosteriorKind = type[PathPosterior] | type[FlowPosterior]
-
-NO_CORRECTOR = LangevinCorrector()
 
 COHORT_NUMBERS = 2**16
 """Numbers in the samples of one cohort, at most: a scheduler's step holds half a dozen copies of what it moves."""
@@ -32,9 +28,8 @@ class Cohort:
         label: their class.
         scheduler: moves them; its timesteps are set and it serves no other cohort.
         log_prior: log prior weights of the silos (K, n).
-        posterior: how weights follow the samples' paths; None: they do not.
+        follows_path: whether weights follow the samples' paths (:class:`fedsynth.mixture.PathPosterior`).
         temperature: of the posterior, see :func:`fedsynth.mixture.temper`.
-        corrector: moves at every level before the scheduler's; they are no part of a path that a posterior can follow.
     """
 
     def __init__(
@@ -44,21 +39,24 @@ class Cohort:
         label: int,
         scheduler: Any,
         log_prior: torch.Tensor,
-        posterior: PosteriorKind | None,
+        follows_path: bool,
         temperature: float = 1.0,
-        corrector: LangevinCorrector = NO_CORRECTOR,
     ) -> None:
-        self.number, self.rows, self.label = number, rows, label
-        self.scheduler, self.log_prior, self.temperature = scheduler, log_prior, temperature
-        self.posterior = posterior(log_prior) if posterior else None
-        self.level, self._corrector = 0, corrector
-        self._visits = corrector.visits(scheduler.timesteps.tolist())
+        self.number = number
+        self.rows = rows
+        self.label = label
+        self.scheduler = scheduler
+        self.log_prior = log_prior
+        self.temperature = temperature
+        self.posterior = PathPosterior(log_prior) if follows_path else None
+        self.level = 0
+        self._timesteps: list[int] = scheduler.timesteps.tolist()
         self._ahead: torch.Tensor | None = None
 
     @property
     def num_levels(self) -> int:
         """Moves from pure noise to images."""
-        return len(self._visits)
+        return len(self._timesteps)
 
     @property
     def finished(self) -> bool:
@@ -68,21 +66,17 @@ class Cohort:
     @property
     def timestep(self) -> int:
         """Where its samples stand."""
-        return self._visits[self.level][0]
-
-    def alpha_at(self, timestep: int) -> float:
-        """Return ᾱ."""
-        return float(self.scheduler.alphas_cumprod[timestep])
+        return self._timesteps[self.level]
 
     @property
-    def deviation(self) -> float:
-        """Noise of an ancestral move to where its samples stand; after the first move."""
-        before, _ = self._visits[self.level - 1]
-        return ancestral_deviation(self.alpha_at(before), self.alpha_at(self.timestep))
+    def noise_std(self) -> float:
+        """Std of the noise in an ancestral move to where its samples stand; after the first move."""
+        alphas_bar = self.scheduler.alphas_cumprod
+        return ancestral_std(float(alphas_bar[self._timesteps[self.level - 1]]), float(alphas_bar[self.timestep]))
 
     def levels_ahead(self, most: int) -> list[int]:
         """Timesteps of its next ``most`` levels, or of as many as are left."""
-        return [timestep for timestep, _ in self._visits[self.level : self.level + most]]
+        return self._timesteps[self.level : self.level + most]
 
     def guesses(self, samples: torch.Tensor, most: int) -> list[torch.Tensor]:
         """Return its samples (n, C, H, W), and guesses of them at the levels that follow: :meth:`levels_ahead`."""
@@ -118,30 +112,17 @@ class Cohort:
         answered: torch.Tensor,
         weights: torch.Tensor,
         seed: int,
-        divergence: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Make one move of its samples (n, C, H, W) on the composed answers, and account for it in the posterior.
-
-        A :class:`~fedsynth.mixture.FlowPosterior` needs the ``divergence`` (K, n) of the answers.
-        """
+        """Make one move of its samples (n, C, H, W) on the composed answers, and account for it in the posterior."""
         t = self.timestep
-        moved = self._moved(samples, compose(epsilon, weights), seed)
-        known = answered[:, None].expand(-1, len(self.rows))
-        if isinstance(self.posterior, PathPosterior):
-            self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)
-        elif self.posterior is not None:
-            assert divergence is not None
-            self.posterior.update(samples, moved, epsilon, divergence, self.scheduler, t, known)
-        self.level += 1
-        return moved
-
-    def _moved(self, samples: torch.Tensor, composed: torch.Tensor, seed: int) -> torch.Tensor:
-        timestep, corrects = self._visits[self.level]
         generator = make_generator(seed, "cooperative-noise", self.level, self.number)
-        if corrects:
-            return self._corrector.move(samples, composed, self.alpha_at(timestep), generator)
-        moved: torch.Tensor = self.scheduler.step(composed, timestep, samples, generator=generator).prev_sample
+        composed = compose(epsilon, weights)
+        moved: torch.Tensor = self.scheduler.step(composed, t, samples, generator=generator).prev_sample
         forget_used_outputs(self.scheduler)
+        if self.posterior is not None:
+            known = answered[:, None].expand(-1, len(self.rows))
+            self.posterior.update(samples, moved, epsilon, self.scheduler, t, known)
+        self.level += 1
         return moved
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,9 +144,8 @@ def make_cohorts(
     shape: tuple[int, ...],
     new_scheduler: Callable[[], Any],
     log_prior: torch.Tensor,
-    posterior: PosteriorKind | None,
+    follows_path: bool,
     temperature: float = 1.0,
-    corrector: LangevinCorrector = NO_CORRECTOR,
 ) -> list[Cohort]:
     """Cut the set into cohorts of one class each, in the order of the classes, that the same silos answer for.
 
@@ -174,8 +154,7 @@ def make_cohorts(
         shape: (C, H, W) of one.
         new_scheduler: makes a scheduler for a cohort.
         log_prior: (K, N).
-        posterior: see :class:`Cohort`.
-        temperature, corrector: see :class:`Cohort`.
+        follows_path, temperature: see :class:`Cohort`.
     """
     most = max(1, COHORT_NUMBERS // max(1, torch.Size(shape).numel()))
     parts = [
@@ -185,7 +164,7 @@ def make_cohorts(
         for part in rows.split(most)
     ]
     return [
-        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], posterior, temperature, corrector)
+        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], follows_path, temperature)
         for number, (label, rows) in enumerate(parts)
     ]
 

@@ -12,11 +12,10 @@ from flwr.app import ArrayRecord, Message
 
 from fedsynth.messages import wire
 from fedsynth.mixture import effective_experts
-from fedsynth.mixture.flow_posterior import largest_divergence
-from fedsynth.mixture.picard import Window, converged, picard_step
+from fedsynth.mixture.picard import converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.conversation.census import Census
-from strategies.conversation.replies import claimed_name, divergence_estimate, noise_prediction, seconds_worked
+from strategies.conversation.replies import claimed_name, noise_prediction, seconds_worked
 from strategies.cooperation.cohort import Cohort
 from strategies.cooperation.questions import Asked, Level, Question, cut, rows_in
 from strategies.cooperation.screener import EqualGroups, Screener
@@ -39,8 +38,7 @@ class CooperativeSet:
         cohorts: the samples by class.
         log_prior: log prior weights (K, N); a silo is asked about samples it is not excluded from.
         screener: judges answers; None: whatever is finite counts.
-        window: noise levels that are worked on together; None: one at a time.
-        divergences: whether answers come with their divergence; one level at a time only.
+        parallel_levels: noise levels that are worked on together, at least 1.
 
     Attributes:
         evaluations: states that a sample is asked about in this round, a mean over all samples.
@@ -55,16 +53,14 @@ class CooperativeSet:
         cohorts: list[Cohort],
         log_prior: torch.Tensor,
         screener: Screener | None = None,
-        window: Window | None = None,
-        divergences: bool = False,
+        parallel_levels: int = 1,
     ) -> None:
-        self._screener, self._window = screener, window or Window()
+        self._screener = screener
         self.labels, self.census, self.cohorts = labels, census, cohorts
         self.arrays = ArrayRecord()
         # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
-        self._levels = min(self._window.levels, max((cohort.num_levels for cohort in cohorts), default=1))
+        self._levels = min(parallel_levels, max((cohort.num_levels for cohort in cohorts), default=1))
         self._epsilon = torch.zeros((len(census), self._levels * len(labels), *shape))
-        self._divergence = torch.zeros((len(census), len(labels))) if divergences else None
         self._answered = torch.zeros(self._epsilon.shape[:2], dtype=torch.bool)
         self._asks = ~torch.isneginf(log_prior)
         self._asked = Asked()
@@ -186,11 +182,8 @@ class CooperativeSet:
             ValueError: it cannot be used.
         """
         k = self.census.position(reply)
-        timestep, places = self._asked.find(k, reply)
+        places = self._asked.find(k, reply)
         seconds = seconds_worked(reply)
-        if self._divergence is not None and timestep is not None:
-            most = largest_divergence(self._epsilon[0, 0].numel(), self.cohorts[0].alpha_at(timestep))
-            self._divergence[k, places] = divergence_estimate(reply, len(places), most)
         self._epsilon[k].index_copy_(0, places, noise_prediction(reply, (len(places), *self._epsilon.shape[2:])))
         self._answered[k, places] = True
         return seconds
@@ -244,16 +237,13 @@ class CooperativeSet:
         equal: EqualGroups = ()
         for place, guess in zip(places, cohort.guesses(samples, self._levels), strict=True):
             epsilon, level = self._epsilon[:, place], len(states) - 1
-            stands = len(experts) == level and (
-                level == 0 or converged(states[-1], guess, cohort.deviation, self._window.tolerance)
-            )
+            stands = len(experts) == level and (level == 0 or converged(states[-1], guess, cohort.noise_std))
             if stands and self._screener is not None:
                 answered, equal = self._screener.admit(cohort, guess, epsilon, answered)
             if not answered.any():
                 break
             weights = bound_weights(cohort.weigh(epsilon, answered, energy_scale), max_weight, equal)
-            divergence = None if self._divergence is None else self._divergence[:, place]
-            moved = cohort.move(guess, epsilon, answered, weights, seed, divergence)
+            moved = cohort.move(guess, epsilon, answered, weights, seed)
             states.append(picard_step(moved, states[-1], guess))
             if stands:
                 experts.append(effective_experts(weights))

@@ -13,25 +13,24 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Message, MetricRecord, MetricRecordValues
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion import STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
-from fedsynth.mixture import FlowPosterior, PathPosterior, choose_experts, log_prior
-from fedsynth.mixture.screening import Thresholds, bound_weights
-from fedsynth.seeding import derive_seed, make_generator
+from fedsynth.mixture import log_prior
+from fedsynth.mixture.screening import bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.checks import in_range, known_sampler, one_of
 from strategies.conversation.census import Census
 from strategies.conversation.replies import sound
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import trusted_prior
-from strategies.cooperation.cohort import PosteriorKind, make_cohorts
+from strategies.cooperation.cohort import make_cohorts
 from strategies.cooperation.cooperative_set import CooperativeSet
-from strategies.cooperation.sampler_rules import corrector_of, langevin_scheduler, refuse_posterior, window_of
+from strategies.cooperation.sampler_rules import langevin_scheduler, refuse_posterior, refuse_window
 from strategies.cooperation.screener import Screener
 from strategies.own_models.local_training import train_local_models
 
@@ -48,33 +47,23 @@ class DfD(SynthesisStrategy):
     """Cooperative inference over the noise levels.
 
     Args:
-        dfd_rounds: noise levels visited, one round each, and one for every corrector move.
+        dfd_rounds: noise levels visited, one round each.
         sampler: how samples move on ε*: one of :data:`fedsynth.diffusion.SAMPLERS`, or ``ula``, the paper's Langevin
             moves.
         prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
             only asked about classes it holds.
-        weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`
-            with samplers whose moves carry noise, :class:`fedsynth.mixture.FlowPosterior` with the others but ``ula``:
-            there silos evaluate their networks twice).
+        weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
+            with samplers whose moves carry noise only).
         temperature: what a path says for and against a silo is divided by it: 1 for posterior weights, ∞ would make
             them constant. With ``posterior`` only.
-        experts_per_sample: silos that answer for a sample, see :func:`fedsynth.mixture.choose_experts`; 0: all who
-            hold its class.
         energy_scale: λ in the energy weights.
         score_scale: λ in the score, with ``ula`` only.
-        step_scale: c of the Langevin step size, of ``ula`` and of correctors; like p our choice, as the paper gives
-            none.
-        step_power: p of the Langevin step size.
-        corrector_steps: Langevin moves at every noise level but the first, before the sampler's own, see
-            :class:`fedsynth.mixture.LangevinCorrector`; not with ``posterior`` or ``ula``.
-        min_gain, max_excess: what an answer must satisfy to count, see :class:`fedsynth.mixture.screening.Thresholds`.
+        step_scale: c of the Langevin step size, with ``ula`` only; our choice, as the paper gives none.
         max_silo_weight: largest share of a sample that a silo's prior, or constant or energy weight, may have where
             there are others; what is above goes to them.
         parallel_levels: noise levels that silos are asked about in one message, with ``ddim`` and ``ddpm``; 1: one
             after the other. See :mod:`fedsynth.mixture.picard`, and for the server's memory
             :class:`~strategies.cooperation.cooperative_set.CooperativeSet`.
-        picard_tolerance: change in an iteration, relative to the noise of an ancestral move, up to which a state
-            counts as converged.
 
     Raises:
         UserError: unknown choice, or choices that do not go together (:mod:`strategies.cooperation.sampler_rules`).
@@ -101,31 +90,24 @@ class DfD(SynthesisStrategy):
         prior: str = "class",
         weights: str = "posterior",
         temperature: float = 1.0,
-        experts_per_sample: int = 0,
         energy_scale: float = 1.0,
         score_scale: float = 1.0,
         step_scale: float = 0.2,
-        step_power: float = 1.0,
-        corrector_steps: int = 0,
-        min_gain: float = 0.1,
-        max_excess: float = 1.2,
         max_silo_weight: float = 0.9,
         parallel_levels: int = 1,
-        picard_tolerance: float = 0.1,
     ) -> None:
         self.dfd_rounds = self.num_rounds = dfd_rounds
         self.sampler = known_sampler(sampler, "ula")
         self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
         refuse_posterior(sampler, weights, temperature)
-        self.temperature, self.experts_per_sample = temperature, experts_per_sample
-        self.energy_scale, self.score_scale = energy_scale, score_scale
-        self.step_scale, self.step_power, self.corrector_steps = step_scale, step_power, corrector_steps
-        self.min_gain, self.max_excess = min_gain, max_excess
+        refuse_window(sampler, parallel_levels)
+        self.temperature = temperature
+        self.energy_scale = energy_scale
+        self.score_scale = score_scale
+        self.step_scale = step_scale
         self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
-        self.parallel_levels, self.picard_tolerance = parallel_levels, picard_tolerance
-        self._window = window_of(sampler, weights, parallel_levels, picard_tolerance)
-        self._corrector = corrector_of(sampler, weights, parallel_levels, corrector_steps, step_scale, step_power)
-        self._thresholds, self._config = Thresholds(min_gain, max_excess), RunConfig()
+        self.parallel_levels = parallel_levels
+        self._config = RunConfig()
         self._min_replies, self._rounds_done, self._idle = 1, 0, 0
         self._asked_at, self._slowest = time.monotonic(), 0.0
         self._set: CooperativeSet | None = None
@@ -134,7 +116,6 @@ class DfD(SynthesisStrategy):
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
         """The constructor's defaults, changed by ``dfd-preset``; weights that suit the moves if some were chosen."""
         followed = config.sampling.sampler in (AUTO, *STOCHASTIC)
-        followed = followed and config.cooperation.corrector_steps in (AUTO, 0)
         weights: dict[str, Scalar] = {} if followed else {"weights": "constant"}
         return {**super().defaults(config), **weights, **cls.PRESETS[config.cooperation.dfd_preset]}
 
@@ -154,8 +135,8 @@ class DfD(SynthesisStrategy):
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if task.config.cooperation.screening and self.sampler != "ula":
-            prior = trusted_prior(prior, grid, task, self._thresholds)
-            screener = Screener([member.name for member in task.census], self._thresholds)
+            prior = trusted_prior(prior, grid, task)
+            screener = Screener([member.name for member in task.census])
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
         return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: task.labels})
@@ -182,7 +163,7 @@ class DfD(SynthesisStrategy):
             wire.request(
                 members[question.silo].node_id,
                 wire.EPSILON,
-                {**config, "server-round": server_round, **question.config, **self._probe(question.timestep)},
+                {**config, "server-round": server_round, **question.config},
                 question.arrays,
                 exchange.reply_timeout,
             )
@@ -252,18 +233,6 @@ class DfD(SynthesisStrategy):
             self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
 
-    @property
-    def _posterior(self) -> PosteriorKind | None:
-        if self.weights != "posterior":
-            return None
-        return PathPosterior if self.sampler in STOCHASTIC else FlowPosterior
-
-    def _probe(self, timestep: int | None) -> dict[str, ConfigRecordValues]:
-        """Say how divergences are estimated: all silos get the same probe, so that its errors nearly cancel."""
-        if self._posterior is not FlowPosterior or timestep is None:
-            return {}
-        return {wire.PROBE_SEED: derive_seed(self._config.run.seed, "divergence", timestep)}
-
     def _patience(self, slowest: float) -> float | None:
         """Seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an hour."""
         asked = self._config.exchange.round_timeout
@@ -279,22 +248,17 @@ class DfD(SynthesisStrategy):
         prior: torch.Tensor,
         screener: Screener | None = None,
     ) -> CooperativeSet:
-        """Bound and normalise the prior (K, N), draw who answers for what, and cut the set into cohorts."""
+        """Bound and normalise the prior (K, N), and cut the set into cohorts."""
         alone = torch.isneginf(prior).all(0)
         bounded = bound_weights(prior.masked_fill(alone, 0.0).exp(), self.max_silo_weight).log()
         bounded = bounded.masked_fill(alone, -torch.inf)
-        if self.experts_per_sample:
-            generator = make_generator(self._config.run.seed, "experts")
-            bounded = choose_experts(bounded, labels, self.experts_per_sample, generator)
-        cohorts = make_cohorts(
-            labels, shape, self._scheduler, bounded, self._posterior, self.temperature, self._corrector
-        )
+        follows_path = self.weights == "posterior"
+        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, follows_path, self.temperature)
         self.num_rounds = cohorts[0].num_levels
-        divergences = self._posterior is FlowPosterior
-        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self._window, divergences)
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.parallel_levels)
 
     def _scheduler(self) -> Any:
         diffusion = self._config.diffusion
         if self.sampler != "ula":
             return make_scheduler(diffusion, self.dfd_rounds, self.sampler)
-        return langevin_scheduler(diffusion, self.dfd_rounds, self.step_scale, self.step_power, self.score_scale)
+        return langevin_scheduler(diffusion, self.dfd_rounds, self.step_scale, self.score_scale)

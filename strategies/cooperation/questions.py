@@ -61,8 +61,8 @@ class Asked:
         self._questions.setdefault(silo, {})[number] = (timestep, places)
         return Question(number, silo, timestep, arrays)
 
-    def find(self, silo: int | None, reply: Message) -> tuple[int | None, torch.Tensor]:
-        """Return timestep and places of the question that an answer is about.
+    def find(self, silo: int | None, reply: Message) -> torch.Tensor:
+        """Return the places of the question that an answer is about.
 
         A silo that repeats the question's number is believed. Without it the timestep is enough where one question
         alone was about it, and nothing is needed where there was one question alone.
@@ -79,7 +79,8 @@ class Asked:
         # A list, which metrics may hold, cannot be looked up.
         if not isinstance(number, int) or number not in mine:
             raise ValueError(f"{wire.QUESTION} = {number}: asked {sorted(mine)}")
-        return mine[number]
+        _, places = mine[number]
+        return places
 
     @staticmethod
     def _number_of(given: object, mine: dict[int, tuple[int | None, torch.Tensor]]) -> int | None:

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from fedsynth.mixture.screening import EQUAL, Thresholds, screen
+from fedsynth.mixture.screening import EQUAL, screen
 from strategies.cooperation.cohort import Cohort
 
 logger = logging.getLogger("fedsynth")
@@ -64,11 +64,11 @@ class Screener:
 
     Args:
         names: of the silos.
-        thresholds: what an answer must satisfy.
     """
 
-    def __init__(self, names: list[str], thresholds: Thresholds) -> None:
-        self._names, self._thresholds, self._memory = names, thresholds, AnswerMemory()
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._memory = AnswerMemory()
         self._faults: dict[int, str] = {}
         self._known: set[EqualGroups] = set()
 
@@ -81,7 +81,7 @@ class Screener:
             Whose answers count, bool (K,), and the silos among them that gave equal ones.
         """
         alpha = float(cohort.scheduler.alphas_cumprod[cohort.timestep])
-        outcome = screen(epsilon, samples, alpha, answered, self._thresholds)
+        outcome = screen(epsilon, samples, alpha, answered)
         sound = answered.clone()
         for k in torch.nonzero(answered).flatten().tolist():
             repeated = self._memory.repeats(k, cohort.number, epsilon[k], samples, alpha)

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedsynth.config import RunConfig
 from fedsynth.evaluation.memorisation import COPYING_SHARE
 from fedsynth.messages import wire
-from fedsynth.progress import Progress
+from fedsynth.progress import SLICE_SECONDS, Progress
 from fedsynth.spec import ImageSpec
 from strategies.conversation.census import Census, Member
 from strategies.conversation.replies import sound
@@ -38,9 +38,9 @@ def train_local_models(
         RunError: fewer than ``needed``; says the first reason.
     """
     needed, exchange = len(census) if needed is None else needed, config.exchange
-    request = {**wire.spec_to_config(spec), "train-seconds": exchange.slice_seconds}
+    request = {**wire.spec_to_config(spec), "train-seconds": SLICE_SECONDS}
     total = config.training.own_steps * len(census)
-    progress = Progress("local training: step", total, logger.info, interval=exchange.slice_seconds / 3)
+    progress = Progress("local training: step", total, logger.info, interval=SLICE_SECONDS / 3)
     stand, waiting = _Stand(census, config.training.own_steps), set(range(len(census)))
     while waiting:
         asked = [census.members[k].node_id for k in sorted(waiting)]

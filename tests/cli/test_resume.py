@@ -76,7 +76,6 @@ CHANGES = {
     "reply-timeout": "6.5",
     "round-timeout": "20.5",
     "min-replies": "2",
-    "slice-seconds": "1",
     "max-message-mb": "3.5",
     "fast-replies": "true",
     "evaluate": "false",

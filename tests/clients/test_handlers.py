@@ -25,7 +25,6 @@ from fedsynth.diffusion import (
     to_uint8,
     train,
 )
-from fedsynth.diffusion.divergence import draw_probe
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 
@@ -126,23 +125,6 @@ def test_epsilon_is_the_own_network_s_bit_for_bit(clinic: Node) -> None:
     assert answer.content.metric_records[wire.METRICS]["seconds"] > 0
     other = wire.array_record(clinic.ask(wire.EPSILON, record, timestep=5), wire.EPSILON_RECORD)
     assert not torch.equal(wire.decode(other[wire.EPSILON_RECORD]), got)
-
-
-def test_divergence_is_the_own_network_s_along_the_probe(clinic: Node) -> None:
-    clinic.metrics(wire.PREPARE, train_seconds=100.0)
-    x, labels = questions()
-    record = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels})
-    plain, asked = (clinic.ask(wire.EPSILON, record, timestep=421, **more) for more in ({}, {"probe_seed": 2**62 + 1}))
-    assert wire.array_names(plain) == {wire.EPSILON_RECORD}
-    assert wire.array_record(asked, wire.EPSILON_RECORD) == wire.array_record(plain, wire.EPSILON_RECORD)
-    got = wire.decode(wire.array_record(asked, wire.DIVERGENCE)[wire.DIVERGENCE])
-    network, probe = load_network(own_model(clinic), torch.device("cpu")), draw_probe(x, labels, 2**62)
-    _, change = torch.func.jvp(lambda x: network(x, 421, class_labels=labels).sample, (x,), (probe,))
-    np.testing.assert_allclose(got, (change * probe).sum((1, 2, 3)).detach(), rtol=0.01, atol=0.02)
-    assert got.dtype == torch.float32
-    # Of the same class the same signs, whatever else is asked about.
-    odd = labels == 1
-    assert torch.equal(draw_probe(x[odd], labels[odd], 2**62), probe[odd])
 
 
 def test_epsilon_travels_in_the_configured_precision(tmp_path: Path) -> None:

@@ -64,9 +64,10 @@ def test_silo_answers_with_it_in_a_run_of_more_classes(model: Path, images: Path
 
 
 def test_same_images_and_keys_give_the_same_model_and_another_seed_another(
-    model: Path, images: Path, tmp_path: Path
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_ahead(images, "clinic", tmp_path / "again", config_of(slice_seconds=1e-9))
+    monkeypatch.setattr("clients.train_ahead.SLICE_SECONDS", 1e-9)
+    train_ahead(images, "clinic", tmp_path / "again", config_of())
     train_ahead(images, "clinic", tmp_path / "other", config_of(seed=1))
     assert weights_of(tmp_path / "again") == weights_of(model)
     assert weights_of(tmp_path / "other") != weights_of(model)
@@ -94,9 +95,12 @@ def test_interrupted_training_goes_on(
     assert weights_of(out) == weights_of(model)
 
 
-def test_progress_is_told(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_told(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.train_ahead.SLICE_SECONDS", 1e-9)
     with caplog.at_level(logging.INFO, logger="fedsynth"):
-        train_ahead(images, "clinic", tmp_path / "model", config_of(train_steps=3, slice_seconds=1e-9))
+        train_ahead(images, "clinic", tmp_path / "model", config_of(train_steps=3))
     said = [line for line in caplog.messages if line.startswith("training: step")]
     assert [line.split(",")[0] for line in said] == [f"training: step {k}/3 ({100 * k // 3} %)" for k in (1, 2, 3)]
 

@@ -15,7 +15,7 @@ from fedsynth.config import AUTO, Diffusion, RunConfig, config_keys
 from fedsynth.config.sections import Model
 from fedsynth.errors import UserError
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PROJECT = tomllib.loads(PYPROJECT.read_text())
 DEFAULTS = PROJECT["tool"]["flwr"]["app"]["config"]
 
@@ -141,7 +141,6 @@ class TestRefusals:
             ("energy-scale", -0.5, "greater than or equal to 0 or 'auto'"),
             ("step-scale", 0.0, "greater than 0 or 'auto'"),
             ("step-scale", 0.6, "less than or equal to 0.5 or 'auto'"),
-            ("step-power", 0.5, "greater than or equal to 1 or 'auto'"),
             ("reply-timeout", 0.0, "greater than 0"),
             ("run-name", "", "text of at least 1 character"),
         ],
@@ -172,6 +171,7 @@ class TestContradictions:
         [
             ({"weights": "posterior", "sampler": "ula"}, ["weights = 'posterior'", "sampler = 'ddpm'", "'energy'"]),
             ({"weights": "posterior", "dfd_preset": "paper"}, ["weights = 'posterior'", "sampler = 'ddpm'"]),
+            ({"weights": "posterior", "sampler": "ddim"}, ["'ddpm' or 'sde-dpmsolver++'", "'ddim' set", "'constant'"]),
             ({"score_scale": 2.0}, ["score-scale = 2.0", "sampler = 'ula'"]),
             ({"score_scale": 2.0, "sampler": "ddpm", "dfd_preset": "paper"}, ["score-scale = 2.0", "sampler = 'ula'"]),
             ({"score_scale": 6.0, "step_scale": 0.5, "sampler": "ula"}, ["score-scale = 6.0", "< 4", "step-scale"]),

@@ -67,7 +67,6 @@ RUNS: dict[str, Settings] = {
     "dfd, solver": {"sampler": "dpmsolver++"},
     "dfd, energy": {"weights": "energy"},
     "dfd, langevin": {"dfd_preset": "paper"},
-    "dfd, correctors": {"sampler": "dpmsolver++", "corrector_steps": 1},
     "centralised": {},
     "centralised, raw": {"sample_from": "raw"},
     "pooled": {},

@@ -20,6 +20,7 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise,
 from fedsynth.diffusion import to_uint8 as as_images
 from fedsynth.output import RunFolder
 from fedsynth.seeding import make_generator
+from strategies.own_models import local_training
 
 METHODS: dict[str, dict[str, Scalar]] = {
     "dfd": {"strategy": "dfd"},
@@ -205,9 +206,10 @@ def test_a_second_run_and_a_second_method_reuse_the_local_models(
     assert min(seconds) > trained > 0, "the cost of the reused training is charged"
 
 
-def test_small_slices_give_the_models_of_one_slice(base: Path, tmp_path: Path) -> None:
+def test_small_slices_give_the_models_of_one_slice(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_tiny(tiny_settings(base, run_name="whole"), report=False)
-    sliced = run_tiny(tiny_settings(tmp_path, slice_seconds=1e-9), report=False)
+    monkeypatch.setattr(local_training, "SLICE_SECONDS", 1e-9)
+    sliced = run_tiny(tiny_settings(tmp_path), report=False)
     assert images_of(sliced) == images_of(whole)
     weights = "models/*/unet/diffusion_pytorch_model.safetensors"
     for k in range(3):

@@ -87,7 +87,11 @@ def test_a_resolved_configuration_resolves_to_itself() -> None:
     [
         ({"weights": "posteriori"}, r"unknown weights 'posteriori': did you mean 'posterior'\?"),
         ({"sampler": "dimm"}, r"unknown sampler 'dimm': did you mean 'ddim'\?"),
-        ({"sampler": "ula"}, "weights = 'posterior' needs sampler = 'ddpm'"),
+        ({"sampler": "ula"}, "needs sampler = 'ddpm' or .*, not 'ula': Langevin moves stay at a noise level"),
+        (
+            {"sampler": "ddim"},
+            "needs sampler = 'ddpm' or .*, not 'ddim': its moves carry no noise.* weights = 'constant'",
+        ),
     ],
 )
 def test_wrong_hyper_parameters_are_refused(wrong: dict[str, str], message: str) -> None:

@@ -152,7 +152,6 @@ def test_key_changes_with_one_pixel(tmp_path: Path) -> None:
         {"dfd_rounds": 3},
         {"sampling_steps": 3},
         {"wire_dtype": "float16"},
-        {"slice_seconds": 1.0},
         {"reply_timeout": 1.0},
         {"evaluate": False},
         {"copy_check": False},

@@ -24,13 +24,10 @@ from dfd_by_hand import (
 from diffusers import DDPMScheduler
 from hand_made import StubGrid
 
-from fedsynth.config import Diffusion, RunConfig
-from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import wire
 from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
 from fedsynth.seeding import make_generator
-from strategies import build_strategy
 from strategies.cooperation.dfd import DfD
 
 
@@ -110,48 +107,6 @@ def test_langevin_rounds_agree_with_a_plain_loop() -> None:
     np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
 
 
-def test_rounds_with_correctors_agree_with_a_plain_loop() -> None:
-    strategy = DfD(dfd_rounds=3, sampler="ddim", weights="constant", prior="uniform", corrector_steps=2, step_scale=0.3)
-    got = run(strategy, task_of())
-    scheduler = make_scheduler(Diffusion(), 3, "ddim")
-    x = torch.randn((len(LABELS), *SPEC.shape), generator=make_generator(0, "initial-noise"))
-    levels = scheduler.timesteps.tolist()
-    asked = [levels[0], *(t for t in levels[1:] for _ in range(3))]
-    assert strategy.num_rounds == len(asked) == 7
-    for number, t in enumerate(asked):
-        eps = sum(predict(k, x, t, LABELS) for k in range(3)) / 3
-        if number % 3 == 0:
-            x = scheduler.step(eps, t, x).prev_sample
-            continue
-        noise = torch.empty_like(x)
-        for label in range(3):
-            generator = make_generator(0, "cooperative-noise", number, label)
-            noise[label == LABELS] = torch.randn((int((label == LABELS).sum()), 1, 4, 4), generator=generator)
-        sigma = math.sqrt(1 - float(scheduler.alphas_cumprod[t]))
-        x = x - 0.3 * sigma * eps + sigma * math.sqrt(0.3 * 1.7) * noise
-    np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({}, "weights = 'constant' or 'energy', not 'posterior'"),
-        ({"weights": "constant", "sampler": "ula"}, "another sampler than 'ula'"),
-        ({"weights": "constant", "sampler": "ddim", "parallel_levels": 4}, "parallel-levels = 1, not 4"),
-    ],
-)
-def test_correctors_that_go_with_nothing_else_are_refused(options: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=f"^corrector-steps = 1 needs {why}.* corrector-steps = 0$"):
-        DfD(corrector_steps=1, **options)
-
-
-def test_correctors_make_weights_constant_unless_others_are_asked_for() -> None:
-    for given, weights in (({}, "constant"), ({"weights": "energy"}, "energy"), ({"corrector-steps": 0}, "posterior")):
-        strategy, config = build_strategy(RunConfig.from_run_config({"corrector-steps": 2, **given}))
-        assert isinstance(strategy, DfD)
-        assert strategy.weights == config.cooperation.weights == weights
-
-
 def test_silos_are_asked_only_about_classes_they_hold() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
@@ -191,18 +146,6 @@ def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
     straight = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of())
     shuffled = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
     assert torch.equal(straight, shuffled)
-
-
-def test_one_expert_answers_for_a_sample_and_the_others_are_not_asked() -> None:
-    strategy = DfD(dfd_rounds=ROUNDS, sampler="ddpm", prior="uniform", weights="constant", experts_per_sample=1)
-    arrays = begin(strategy, task_of())
-    asked = by_silo(requests(strategy, 1, arrays))
-    rows = sum(len(wire.decode(wire.array_record(m, wire.ARRAYS)[wire.LABELS])) for m in asked.values())
-    assert rows == len(LABELS)
-    moved, metrics = strategy.aggregate_train(1, [answer(message, silo) for silo, message in asked.items()])
-    assert moved is not None
-    assert metrics is not None
-    assert metrics["effective-experts"] == pytest.approx(1)
 
 
 def test_a_high_temperature_tends_to_constant_weights() -> None:

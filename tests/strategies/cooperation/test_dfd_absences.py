@@ -28,14 +28,11 @@ COUNTS = [[5, 1, 0], [0, 0, 4], [1, 3, 0]]
 VARIANTS: list[dict[str, Any]] = [
     {"weights": "posterior"},
     {"weights": "posterior", "sampler": "sde-dpmsolver++"},
-    {"weights": "posterior", "sampler": "ddim"},
-    {"weights": "posterior", "sampler": "dpmsolver++"},
     {"weights": "constant"},
     {"weights": "energy"},
     {"weights": "constant", "sampler": "ddim"},
     {"weights": "energy", "sampler": "dpmsolver++"},
     {"weights": "constant", "sampler": "ula"},
-    {"weights": "energy", "sampler": "dpmsolver++", "corrector_steps": 2},
 ]
 
 

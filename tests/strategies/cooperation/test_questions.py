@@ -61,18 +61,18 @@ def test_a_sample_larger_than_the_limit_travels_alone() -> None:
 
 def test_the_number_tells_questions_apart() -> None:
     found = asked((0, 999, [1, 2]), (0, 999, [3]), (1, 999, [1]), (0, None, [7, 8]))
-    assert found.find(0, reply(question=0))[1].tolist() == [1, 2]
-    assert found.find(0, reply(question=1, timestep=999))[1].tolist() == [3]
-    assert found.find(0, reply(question=3))[1].tolist() == [7, 8]
-    assert found.find(1, reply(question=2))[1].tolist() == [1]
+    assert found.find(0, reply(question=0)).tolist() == [1, 2]
+    assert found.find(0, reply(question=1, timestep=999)).tolist() == [3]
+    assert found.find(0, reply(question=3)).tolist() == [7, 8]
+    assert found.find(1, reply(question=2)).tolist() == [1]
     assert found.num_silos == 2
 
 
 def test_an_answer_without_a_number_counts_where_there_is_no_doubt() -> None:
     found = asked((0, 999, [1, 2]), (0, 749, [3]), (1, None, [4]))
-    assert found.find(0, reply(timestep=749))[1].tolist() == [3]
-    assert found.find(1, reply())[1].tolist() == [4]
-    assert found.find(1, reply(num_examples=1))[1].tolist() == [4]
+    assert found.find(0, reply(timestep=749)).tolist() == [3]
+    assert found.find(1, reply()).tolist() == [4]
+    assert found.find(1, reply(num_examples=1)).tolist() == [4]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import build_unet, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
-from fedsynth.mixture.screening import Thresholds
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.cooperation.calibration import LEVELS, SAMPLES, Calibration
@@ -61,7 +60,7 @@ def honest_only_at_the_start(answer: Answer, later: Answer) -> Answer:
 
 def calibrate(silos: list[Answer], holds: torch.Tensor | None = None, seed: int = 0) -> Calibration:
     holds = torch.ones(len(silos), 1, dtype=torch.bool) if holds is None else holds
-    found = Calibration(holds, SHAPE, ALPHAS, seed, Thresholds())
+    found = Calibration(holds, SHAPE, ALPHAS, seed)
     while not found.finished:
         eps = torch.full((len(silos), *found.samples.shape), torch.nan)
         for k, silo in enumerate(silos):
@@ -124,7 +123,7 @@ def test_honest_silos_pass_fifty_times() -> None:
 
 def test_only_holders_are_asked_and_only_until_they_are_found_out() -> None:
     holds = torch.tensor([[True, False, True, False], [True, False, False, False]])
-    found = Calibration(holds, SHAPE, ALPHAS, 0, Thresholds())
+    found = Calibration(holds, SHAPE, ALPHAS, 0)
     assert found.labels.tolist() == [0] * SAMPLES + [2] * SAMPLES
     assert found.asks.tolist() == [[True] * 16, [True] * 8 + [False] * 8]
     eps = torch.stack([knows(pictures(3, 0))(found.samples, 999, 0), 10 * found.samples])
@@ -136,7 +135,7 @@ def test_only_holders_are_asked_and_only_until_they_are_found_out() -> None:
 
 def test_next_samples_are_the_median_image_under_new_noise() -> None:
     images = pictures(1, 0)
-    found = Calibration(torch.ones(3, 1, dtype=torch.bool), SHAPE, ALPHAS, 5, Thresholds())
+    found = Calibration(torch.ones(3, 1, dtype=torch.bool), SHAPE, ALPHAS, 5)
     answer = knows(images)(found.samples, 999, 0)
     found.advance(torch.stack([answer, answer + 0.05, answer - 0.3]), torch.tensor([True, True, True]))
     alpha = float(ALPHAS[699])
@@ -148,7 +147,7 @@ def test_next_samples_are_the_median_image_under_new_noise() -> None:
 
 def test_a_silent_silo_is_asked_again_and_a_silent_class_goes_on_from_grey() -> None:
     holds = torch.tensor([[True, False], [False, True]])
-    found = Calibration(holds, SHAPE, ALPHAS, 0, Thresholds())
+    found = Calibration(holds, SHAPE, ALPHAS, 0)
     eps = torch.full((2, 16, *SHAPE), torch.nan)
     eps[0, :8] = knows(pictures(3, 0))(found.samples[:8], 999, 0)
     found.advance(eps, torch.tensor([True, False]))

@@ -15,7 +15,7 @@ from strategies.conversation.census import Census, Member
 from strategies.own_models.local_training import train_local_models
 
 SPEC = ImageSpec(3, 16, ("cat", "dog", "emu"))
-CONFIG = RunConfig.from_run_config({"train-steps": 10, "slice-seconds": 4.0})
+CONFIG = RunConfig.from_run_config({"train-steps": 10})
 
 
 def train_with(
@@ -44,7 +44,7 @@ def test_slices_go_on_until_every_silo_has_finished() -> None:
 
     census, grid = train_with(respond)
     assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 40, 41, 40, 40]
-    assert {message.content.config_records[wire.CONFIG]["train-seconds"] for message in grid.requests} == {4.0}
+    assert {message.content.config_records[wire.CONFIG]["train-seconds"] for message in grid.requests} == {15.0}
     assert census.members[1].curve == [(5, 0.9), (10, -0.5)]
     assert [member.train_seconds for member in census] == [3.0, 4.0]
 
