@@ -27,6 +27,7 @@ from fedsynth.output.dataset import PROVENANCE
 
 logger = logging.getLogger("fedsynth")
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
     parser.add_argument("dataset", type=path_of, help="folder with one folder per class, or a run folder of fedsynth")

@@ -22,14 +22,14 @@ def add_keys(parser: argparse.ArgumentParser, keys: Collection[str] = ALL_KEYS) 
     """
     strategy = _chosen_strategy(parser.get_default("words") or ())
     shown = [key for name, key in KEYS.items() if name in keys]
-    groups: dict[str, list[Key]] = {}
+    first, groups = f"strategy {strategy}", dict[str, list[Key]]()
     for key in shown:
         if strategy in key.acts_with.get("strategy", (strategy,)):
-            heading = f"strategy {strategy}" if key.section == "strategy_keys" else key.group
+            heading = first if key.section == "strategy_keys" else key.group
         else:
             heading = f"not with strategy {strategy}: {key.group}"
         groups.setdefault(heading, []).append(key)
-    for heading in sorted(groups, key=lambda heading: (heading.startswith("not "), not heading.startswith("strategy "))):
+    for heading in sorted(groups, key=lambda heading: (heading.startswith("not "), heading != first)):
         group = parser.add_argument_group(heading)
         for key in groups[heading]:
             default = own_defaults(key).get(strategy, key.default)

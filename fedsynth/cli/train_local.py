@@ -17,6 +17,7 @@ from fedsynth.cli.options import add_keys, given_keys, refuse_rest
 from fedsynth.config import REAL_SILOS, RunConfig, keys_of
 from fedsynth.files import write_json
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The images, where the model goes, and one option a key that decides how it is trained."""
     parser.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")

@@ -44,7 +44,8 @@ def reference_page() -> str:
     """Return ``docs/configuration.md``."""
     lines = [_INTRODUCTION]
     for heading, keys in _groups():
-        lines += [f"## {heading}", "", "| key | values | default | meaning | when a run continues |", "|---|---|---|---|---|"]
+        head = "| key | values | default | meaning | when a run continues |"
+        lines += [f"## {heading}", "", head, "|---|---|---|---|---|"]
         for key in keys:
             conditions = "".join(f"; acts with {text}" for text in _conditions(key, most=99))
             change = "may change" if key.may_change else "stays"

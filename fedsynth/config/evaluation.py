@@ -52,9 +52,7 @@ class Evaluation(Section):
         may_change=True,
         acts_with={"dataset": (REAL_SILOS,)},
     )
-    membership_inference: bool = key(
-        True, "attack the models of a simulation: who was trained on?", affects="measures"
-    )
+    membership_inference: bool = key(True, "attack the models of a simulation: who was trained on?", affects="measures")
     evaluate_silos: bool = key(
         False, "have the silos measure it against theirs, which stay at home", affects="measures"
     )

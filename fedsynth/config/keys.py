@@ -134,7 +134,6 @@ class Key:
         """Whether it may change when a run continues."""
         return self.facts.may_change or self.facts.affects != "results"
 
-
     def why_idle(self, value: Scalar, values: Mapping[str, Any]) -> str:
         """As the function of that name."""
         return why_idle(self.name, value, self.acts_with, values)

@@ -98,7 +98,7 @@ class AveragingSettings(RoundsSettings):
 class TrimmedSettings(AveragingSettings):
     """Trimmed mean."""
 
-    beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "share of the values cut at each end")
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "β, share of the values cut at each end")
 
 
 class KrumSettings(AveragingSettings):
@@ -116,8 +116,8 @@ class MultiKrumSettings(KrumSettings):
 class MomentumSettings(AveragingSettings):
     """Server momentum."""
 
-    server_learning_rate: PositiveFloat = key(1.0, "step along the mean update")
-    server_momentum: BelowOne = key(0.9, "weight of past updates")
+    server_learning_rate: PositiveFloat = key(1.0, "η, step along the mean update")
+    server_momentum: BelowOne = key(0.9, "β, weight of past updates")
 
     @model_validator(mode="after")
     def _is_not_fedavg(self) -> Self:
@@ -132,22 +132,22 @@ class AdaptiveSettings(AveragingSettings):
     """Adaptive optimisers on the server."""
 
     # Ten times below Flower's, which overshoots on small updates; FedYogi's in the source.
-    eta: PositiveFloat = key(1e-2, "step of the server")
-    tau: PositiveFloat = key(1e-3, "adaptivity: larger is nearer to plain averaging")
+    eta: PositiveFloat = key(1e-2, "η, step of the server")
+    tau: PositiveFloat = key(1e-3, "τ, adaptivity: larger is nearer to plain averaging")
 
 
 class AdamSettings(AdaptiveSettings):
     """Adaptive optimisers with two moments."""
 
-    beta_1: BelowOne = key(0.9, "decay of the first moment")
-    beta_2: BelowOne = key(0.99, "decay of the second moment")
+    beta_1: BelowOne = key(0.9, "β₁, decay of the first moment")
+    beta_2: BelowOne = key(0.99, "β₂, decay of the second moment")
 
 
 class FedProxSettings(AveragingSettings):
     """Proximal local training."""
 
     # Our choice: the source tunes it from {0.001, 0.01, 0.1, 1}.
-    proximal_mu: NonNegative = key(0.01, "pull of local training towards the global weights")
+    proximal_mu: NonNegative = key(0.01, "μ, pull of local training towards the global weights")
 
 
 class FedDiffuseSettings(AveragingSettings):
@@ -202,17 +202,15 @@ class DfDSettings(OwnModelsSettings):
     temperature: Annotated[float, Field(ge=1)] = key(
         1.0, "1: posterior weights; larger: nearer to constant ones", acts_with={"weights": ("posterior",)}
     )
-    energy_scale: NonNegative = key(1.0, "lambda in the energy weights", acts_with={"weights": ("energy",)})
-    score_scale: PositiveFloat = key(1.0, "lambda in the score, a temperature", acts_with={"sampler": ("ula",)})
+    energy_scale: NonNegative = key(1.0, "λ in the energy weights", acts_with={"weights": ("energy",)})
+    score_scale: PositiveFloat = key(1.0, "λ in the score, a temperature", acts_with={"sampler": ("ula",)})
     step_scale: Annotated[float, Field(gt=0, le=0.5)] = key(
         0.2, "c of the Langevin step size", acts_with={"sampler": ("ula",)}
     )
     # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
     screening: bool = key(True, "leave out answers that no model of images could give; not with ula")
     max_silo_weight: Share = key(0.9, "largest weight of a silo in a class that others hold too")
-    parallel_levels: Positive = key(
-        1, "timesteps asked about in one message", acts_with={"sampler": ("ddpm", "ddim")}
-    )
+    parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ("ddpm", "ddim")})
 
     @classmethod
     def defaults(cls, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -25,9 +25,9 @@ from fedsynth.plugins import is_plugin
 
 def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:
     """Return every field of the strategies' settings, with the class that declares it."""
-    classes = [cls for settings in SETTINGS.values() for cls in reversed(settings.__mro__) if issubclass(cls, Section)]
+    bases = [cls for settings in SETTINGS.values() for cls in reversed(settings.__mro__)]
     found: dict[str, tuple[type[StrategySettings], FieldInfo]] = {}
-    for cls in dict.fromkeys(classes):
+    for cls in dict.fromkeys(cls for cls in bases if issubclass(cls, StrategySettings)):
         for name, info in cls.model_fields.items():
             found.setdefault(name, (cls, info))
     return found
@@ -163,8 +163,7 @@ def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
     return {
         name: why
         for name, key in KEYS.items()
-        if values[name] not in (key.default, own.get(name, key.default))
-        and (why := key.why_idle(values[name], acting))
+        if values[name] not in (key.default, own.get(name, key.default)) and (why := key.why_idle(values[name], acting))
     }
 
 

@@ -59,9 +59,7 @@ class Training(Section):
         "optimiser steps per silo, over all rounds of an averaging strategy or of its own model",
         may_change=True,
     )
-    local_steps: Positive | Auto = key(
-        AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN
-    )
+    local_steps: Positive | Auto = key(AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN)
     batch_size: Positive = key(32, "images per step")
     learning_rate: PositiveFloat = key(2e-4, "Adam's")
     ema_decay: BelowOne = key(0.995, "decay of the weight average, after its warm-up")
@@ -71,9 +69,7 @@ class Training(Section):
     early_stop: bool = key(
         True, "end a silo's own model when its loss on held-out images stops falling", acts_with=_OWN
     )
-    copy_check: bool = key(
-        True, "have a silo say how often its own model copies training images", acts_with=_OWN
-    )
+    copy_check: bool = key(True, "have a silo say how often its own model copies training images", acts_with=_OWN)
 
     @property
     def own_steps(self) -> int:

@@ -18,6 +18,7 @@ from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
 
+
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
     """Return ``<time>-<strategy>-<dataset>-<seed>``; names sort by time."""
     # "module:name" of a user's own would be no name of a folder everywhere.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedsynth.config.methods import FedDiffuseSettings
 from fedsynth.diffusion import PARTS, part_of
-from fedsynth.errors import unknown_choice
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import Shapes, weighted_mean
-from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 from strategies.base import Outcome, Task
 from strategies.own_models.shares import collect_images, draw_owners, sample_requests
@@ -45,23 +45,16 @@ class FedDiffuse(AveragingStrategy):
     each round. Under ``ulatdec`` bottleneck and decoder are exchanged, under ``udec`` the decoder alone: each silo then
     has an encoder, with its embeddings of time and class, of its own, there is no whole model on the server, and at the
     end every synthetic image is drawn by a silo that holds its class (our choice; the paper's code was not at hand).
-
-    Args:
-        feddiffuse_method: ``full``, ``usplit``, ``ulatdec`` or ``udec``.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     how = "the silos trained one diffusion model together and exchanged parts of its weights"
 
-    def __init__(self, *, feddiffuse_method: str = "usplit", **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        if feddiffuse_method not in EXCHANGED:
-            raise unknown_choice("feddiffuse-method", feddiffuse_method, EXCHANGED)
-        self.feddiffuse_method = feddiffuse_method
-        self._exchanged: Sequence[str] = EXCHANGED[feddiffuse_method]
+    Settings = FedDiffuseSettings
+    settings: FedDiffuseSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._exchanged: Sequence[str] = EXCHANGED[self.settings.feddiffuse_method]
         self._reported: dict[int, Sequence[str]] = {}
         # Tells the silos' own tensors of this run from those of another; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
@@ -107,7 +100,7 @@ class FedDiffuse(AveragingStrategy):
         """Sample the global model, or have the silos sample theirs."""
         if len(self._exchanged) == len(PARTS):
             return super().finish(task, arrays)
-        if self.sample_from == "ema" and self._average is not None:
+        if self.settings.sample_from == "ema" and self._average is not None:
             arrays = wire.encode_tensors(self._average)
         images = self._sampled_by_silos(task, arrays)
         return Outcome(images, task.labels.numpy(), curves={"mean over silos, by round": self._losses})
@@ -123,7 +116,7 @@ class FedDiffuse(AveragingStrategy):
 
     def _assign(self, server_round: int, nodes: list[int]) -> dict[int, Sequence[str]]:
         """Decide what every silo reports; ``usplit`` draws two groups of equal size, or one silo more for the first."""
-        if self.feddiffuse_method != "usplit" or len(nodes) < len(HALVES):
+        if self.settings.feddiffuse_method != "usplit" or len(nodes) < len(HALVES):
             return dict.fromkeys(nodes, self._exchanged)
         generator = make_generator(self._config.run.seed, "halves", server_round)
         order = torch.randperm(len(nodes), generator=generator).tolist()

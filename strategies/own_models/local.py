@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,24 +14,19 @@ from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import known_sampler
 from strategies.conversation.census import Member
 from strategies.own_models.local_training import train_local_models
 from strategies.own_models.shares import collect_images, sample_requests
 
 
 class Local(SynthesisStrategy):
-    """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds.
-
-    Args:
-        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
-    """
+    """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds."""
 
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
 
-    def __init__(self, *, sampler: str = "sde-dpmsolver++") -> None:
-        self.sampler = known_sampler(sampler)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._task: Task | None = None
 
     def begin(self, task: Task, grid: Grid) -> ArrayRecord:

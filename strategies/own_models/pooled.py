@@ -7,32 +7,31 @@ cooperation must justify itself against.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
+from fedsynth.config.methods import OwnModelsSettings
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import known_sampler
 from strategies.own_models.local_training import train_local_models
 from strategies.own_models.shares import collect_images, draw_owners, sample_requests
 
 
 class Pooled(SynthesisStrategy):
-    """Each synthetic image comes from one silo, chosen with probability w_{i,y}.
-
-    Args:
-        prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`.
-        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
-    """
+    """Each synthetic image comes from one silo, chosen with probability w_{i,y}."""
 
     how = "each silo trained its own diffusion model and drew its share of the images from it"
     num_rounds = 1
 
-    def __init__(self, *, prior: str = "class", sampler: str = "sde-dpmsolver++") -> None:
-        self.prior, self.sampler = prior, known_sampler(sampler)
+    Settings = OwnModelsSettings
+    settings: OwnModelsSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._task: Task | None = None
         self._owners = torch.empty(0, dtype=torch.int64)
 
@@ -42,7 +41,7 @@ class Pooled(SynthesisStrategy):
         Raises:
             UserError: a class that no silo holds.
         """
-        self._task, self._owners = task, draw_owners(task, self.prior)
+        self._task, self._owners = task, draw_owners(task, self.settings.prior)
         train_local_models(grid, task.census, task.spec, task.config)
         return wire.encode_tensors({wire.LABELS: task.labels})
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from config_values import OTHER_VALUES
+from fedsynth.config.sections import Model
 from pydantic import ValidationError
 
 from fedsynth import __version__
 from fedsynth.config import AUTO, Diffusion, RunConfig, config_keys
-from fedsynth.config.sections import Model
 from fedsynth.errors import UserError
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"

@@ -98,7 +98,7 @@ def deciding_settings(config: RunConfig) -> dict[str, Scalar]:
     Keys that the program filled in are ``"auto"``, so that a plan and the run made from it have the same.
     """
     flat = {key: AUTO if key in config.resolved else value for key, value in config.to_run_config().items()}
-    return {key: value for key, value in flat.items() if key == "seed" or _decides(key, config, ("results", "measures"))}
+    return {key: value for key, value in flat.items() if _decides(key, config, ("results", "measures"))}
 
 
 def config_hash(config: RunConfig) -> str:
