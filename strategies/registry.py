@@ -19,7 +19,6 @@ from strategies.centralised import Centralised
 from strategies.cooperation.dfd import DfD
 from strategies.own_models.local import Local
 from strategies.own_models.pooled import Pooled
-from strategies.results.generator import refuse_generator
 
 STRATEGIES: dict[str, type[SynthesisStrategy]] = {
     "fedavg": FedAvg,
@@ -73,7 +72,6 @@ def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
     flat = resolved.to_run_config()
     strategy = chosen(**{key.replace("-", "_"): flat[key] for key in defaults})
     strategy.check(resolved)
-    refuse_generator(resolved)
     return strategy, resolved
 
 

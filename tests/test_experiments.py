@@ -50,7 +50,7 @@ def test_papers_settings_have_the_papers_size(name: str) -> None:
     assert config.training.own_steps >= 5000
     assert (config.model.model, config.model.block_out_channels) == ("auto", "auto")
     if config.run.strategy == "dfd":
-        assert (config.cooperation.dfd_preset, config.cooperation.dfd_rounds) == ("paper", 1000)
+        assert (config.run.dfd_preset, config.settings.model_dump()["dfd_rounds"]) == ("paper", 1000)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_small_settings_are_small(path: Path) -> None:
     assert max(config.training.train_steps, config.training.own_steps) <= 60
     assert max(config.model.channels() or (999,)) <= 32
     assert config.sampling.num_samples <= 50
-    assert max(config.sampling.sampling_steps, config.run.num_rounds if config.run.num_rounds != "auto" else 0) <= 10
+    assert max(config.sampling.sampling_steps, config.settings.model_dump().get("num_rounds", 0)) <= 10
     large = path.with_name(path.name.replace("-small", ""))
     if large.exists():
         ours, theirs = config_of(path), config_of(large)
@@ -89,7 +89,7 @@ def test_the_digits_sweep_is_thirteen_methods_with_one_sampler() -> None:
     assert len(by_row) == 13
     assert by_row.pop("DfD (paper)") == [0]
     assert set(map(tuple, by_row.values())) == {(0, 1, 2)}
-    samplers = {run.row: build_strategy(run.config)[1].sampling.sampler for run in runs}
+    samplers = {run.row: build_strategy(run.config)[1].settings.sampler for run in runs}
     assert samplers.pop("DfD (paper)") == "ula"
     assert set(samplers.values()) == {"sde-dpmsolver++"}
 
@@ -109,8 +109,8 @@ def test_the_mnist_sweeps_compare_three_methods_on_the_papers_silos(
         assert (config.run.num_clients, config.data.samples_per_client, config.data.image_size) == (10, 300, "auto")
         assert (config.model.channels(), config.model.model) == model
         assert (config.training.train_steps, config.training.own_steps) == (steps, steps)
-        assert (config.sampling.sampler, config.sampling.sampling_steps) == ("sde-dpmsolver++", 10)
-    assert build_strategy(runs[0].config)[1].cooperation.dfd_rounds == 10
+        assert (config.settings.sampler, config.sampling.sampling_steps) == ("sde-dpmsolver++", 10)
+    assert build_strategy(runs[0].config)[1].to_run_config()["dfd-rounds"] == 10
 
 
 def test_disjoint_silos_are_eight_of_which_four_train() -> None:

@@ -66,7 +66,7 @@ def test_a_run_of_one_s_own_strategy_dataset_and_sampler(tmp_path: Path) -> None
 
 def test_one_s_own_sampler_composes_the_answers_of_silos(tmp_path: Path) -> None:
     folder = run_tiny(tiny_settings(tmp_path, strategy="dfd", sampler=SAMPLER), report=False)
-    assert folder.read_config().cooperation.weights == "constant"
+    assert folder.read_config().to_run_config()["weights"] == "constant"
     assert len(images_of(folder)) == 30
 
 

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, MetricRecordValues
 
 from clients.context import model_path
 from clients.warm.silo_cache import WarmCache
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
@@ -26,8 +26,6 @@ from fedsynth.spec import ImageSpec
 logger = logging.getLogger("fedsynth")
 
 PRETRAINED_MODEL = "brought-model"
-OWN_MODEL_STRATEGIES: frozenset[StrategyName] = frozenset({"dfd", "pooled", "local", "fedddpm", "fedddpm-plus"})
-"""Those that ask the silos' own models; for the others a silo takes part with all its images."""
 
 LOSS_LEVELS, LOSS_IMAGES = 8, 32
 """Network evaluations behind a measured loss, on each level and in number of images: seconds on a CPU."""
@@ -42,7 +40,7 @@ def bring_pretrained_model(context: Context, config: RunConfig, spec: ImageSpec,
         UserError: it cannot be used for the run.
     """
     folder = model_path(context)
-    if folder is None or config.run.strategy not in OWN_MODEL_STRATEGIES:
+    if folder is None or config.run.strategy not in OWN_MODELS:
         return None
     held = [spec.classes[label] for label in np.unique(silo.train.labels)]
     noted = {**wire.spec_to_config(spec), "path": str(folder), "held-classes": held}

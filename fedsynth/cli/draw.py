@@ -53,8 +53,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: the model cannot be read, a class or setting is not one, or the dataset cannot be written.
     """
     refuse_rest("draw", rest)
-    chosen = {key: value for key, value in given_keys(options, keys_of("draw")).items() if value != AUTO}
-    given = {"strategy": "fedavg", **chosen}  # one model, as of an averaging strategy
+    given = {key: value for key, value in given_keys(options, keys_of("draw")).items() if value != AUTO}
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
     spec, config = _spec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
     labels = _labels(config, spec.classes, options.classes)

@@ -161,7 +161,7 @@ def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Sca
     given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
     if options.num_rounds is not None and options.train_steps is None:
         had, wanted = given["num-rounds"], scalar(options.num_rounds)
-        if isinstance(had, int) and isinstance(wanted, int):
+        if isinstance(had, int) and isinstance(wanted, int) and wanted > 0:
             given["train-steps"] = config.training.train_steps * wanted // had
     return given
 

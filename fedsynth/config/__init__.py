@@ -6,6 +6,7 @@ from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, key
 from fedsynth.config.training import Diffusion, Training
 from fedsynth.config.types import (
     AUTO,
+    OWN_MODELS,
     REAL_SILOS,
     STOCHASTIC,
     DatasetName,
@@ -19,6 +20,7 @@ from fedsynth.config.types import (
 __all__ = [
     "AUTO",
     "KEYS",
+    "OWN_MODELS",
     "REAL_SILOS",
     "SECTIONS",
     "SETTINGS",
