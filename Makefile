@@ -1,23 +1,28 @@
 # make run: install what is missing, then ten simulated silos make one dataset. make test: the tests.
-PYTHON ?= $(shell command -v python3.11 || echo python3)
+# The Python to use, by name or path; by default the first that fits.
+PYTHON ?=
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3)
+FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled once here: where Python may not write its caches, every process would compile torch and diffusers again.
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
-# Processes that share the unit tests.
+# Processes that share the unit tests, and the deployments, which mostly wait.
 WORKERS ?= 2
+DEPLOYMENTS ?= 3
+# A file stays in one process: its tests share what they set up. Long files first: see tests/conftest.py.
+SHARED := --dist loadfile --no-loadscope-reorder --numprocesses
 # Real Flower runs and measurements of memory need the machine to themselves.
 SERIAL := tests/end_to_end tests/benchmarks
-# Those of them that do not.
-IN_PROCESS := $(addprefix tests/end_to_end/,test_poisoning.py test_resume_in_process.py)
-# A file stays in one process: its tests share what they set up.
-PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+APART := $(SERIAL) tests/deployment tests/long
+TEST_PARTS := lint test-unit test-engines
 
 # The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
 config: $(VENV)/.installed
 	$(BIN)/python -m fedsynth.config
 
-.PHONY: run config quality test test-deployment test-unit lint install clean
+.PHONY: run config quality test ci test-unit test-engines test-deployment test-long lint coverage durations
+.PHONY: install install-dev clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedsynth run
@@ -26,29 +31,57 @@ run: $(VENV)/.installed
 quality: $(VENV)/.installed
 	$(BIN)/fedsynth run experiments/digits-quality.toml
 
-test: lint test-unit
-	$(BIN)/pytest $(PARALLEL) $(IN_PROCESS)
-	$(BIN)/pytest $(SERIAL) $(IN_PROCESS:%=--ignore=%)
+test:
+	@.ci/parts install-dev $(TEST_PARTS)
+
+ci:
+	@.ci/parts install-dev $(TEST_PARTS) test-deployment
 
 test-unit: $(VENV)/.installed-dev
-	$(BIN)/pytest $(PARALLEL) $(SERIAL:%=--ignore=%) --ignore=tests/deployment
+	$(BIN)/pytest $(SHARED) $(WORKERS) $(APART:%=--ignore=%)
+
+test-engines: $(VENV)/.installed-dev
+	$(BIN)/pytest $(SERIAL)
+
+# Silos killed, links restarted, full disks and wrong certificates, on real SuperLinks.
+test-deployment: $(VENV)/.installed-dev
+	$(BIN)/pytest $(SHARED) $(DEPLOYMENTS) tests/deployment
+
+# What protects against rare faults: every resume setting, sweeps killed, wrong clocks, memory that grows slowly, every
+# Python of this machine. Half an hour.
+test-long: $(VENV)/.installed-dev
+	$(BIN)/pytest -rs tests/long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Silos and sweeps killed, links restarted, wrong clocks and certificates, on a real SuperLink: some twenty minutes.
-test-deployment: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/deployment
+# Lines that no test in this process reaches.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage run -m pytest $(APART:%=--ignore=%)
+	$(BIN)/coverage report
+
+# Note in tests/durations.json how long every file takes.
+durations: $(VENV)/.installed-dev
+	$(BIN)/pytest --write-durations $(SHARED) $(WORKERS) $(APART:%=--ignore=%)
+	$(BIN)/pytest --write-durations $(SERIAL)
+	$(BIN)/pytest --write-durations $(SHARED) $(DEPLOYMENTS) tests/deployment
 
 install: $(VENV)/.installed
 
-$(VENV)/bin/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+install-dev: $(VENV)/.installed-dev
 
-$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+$(BIN)/uv:
+	@for python in $(PYTHONS); do \
+		if "$$python" -c '$(FITS)' 2>/dev/null; then exec "$$python" -m venv $(VENV); fi; \
+	done; \
+	echo "No Python 3.11 to 3.14 with venv among: $(PYTHONS)." \
+		"Install one (Debian, Ubuntu: apt install python3-venv), or name it: make run PYTHON=/path/to/python" >&2; \
+	exit 1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+
+$(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
 	@echo "installing fedsynth and its packages into $(VENV) (several GB, a few minutes)"
 	$(UV) --editable .
 	touch $@

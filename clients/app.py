@@ -1,45 +1,54 @@
-"""The ClientApp: message names to handlers, and a net under every one of them."""
+"""The ClientApp: every message is parsed, handled and answered here; whatever goes wrong becomes an error answer."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 from diffusers.utils import logging as diffusers_logging
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients.context import silo_name
-from clients.handlers import (
-    handle_describe,
-    handle_epsilon,
-    handle_prepare,
-    handle_sample,
-    handle_train,
-    handle_upload,
-)
+from clients import handlers, measuring
+from clients.context import SiloContext, silo_name
 from clients.journal import journal
-from clients.measuring import handle_evaluate, handle_statistics
 from fedsynth.errors import UserError
+from fedsynth.messages import (
+    Answer,
+    DescribeRequest,
+    EpsilonRequest,
+    EvaluateRequest,
+    PrepareRequest,
+    Request,
+    SampleRequest,
+    StatisticsRequest,
+    TrainRequest,
+    UploadRequest,
+)
 
-Handler = Callable[[Message, Context], Message]
+R = TypeVar("R", bound=Request[Answer])
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 
 
-def guarded(handler: Handler) -> Handler:
-    """Answer with an error that names the silo and the reason, whatever happens; its code tells refusals from crashes.
+def answering(
+    request_type: type[R], handler: Callable[[R, SiloContext], Answer]
+) -> Callable[[Message, Context], Message]:
+    """Return what Flower calls for one kind of message.
 
-    Even ``SystemExit``: a Ray actor that dies goes back to the pool and fails every later message.
+    Whatever happens, the answer is a message: an error names the silo and the reason, and its code tells refusals from
+    crashes. Even ``SystemExit`` is caught: a Ray actor that dies goes back to the pool and fails every later message.
     """
 
-    @functools.wraps(handler)
     def handle(message: Message, context: Context) -> Message:
         try:
-            with journal(message, context):
-                return handler(message, context)
+            with journal(message, context) as entry:
+                silo = SiloContext(context)
+                answer = handler(request_type.from_message(message), silo)
+                return replace(answer, seconds=entry.seconds).to_message(message, silo.sender)
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -50,11 +59,11 @@ def guarded(handler: Handler) -> Handler:
 
 
 app = ClientApp()
-app.query("describe")(guarded(handle_describe))
-app.query("prepare")(guarded(handle_prepare))
-app.query("epsilon")(guarded(handle_epsilon))
-app.query("sample")(guarded(handle_sample))
-app.query("upload")(guarded(handle_upload))
-app.query("statistics")(guarded(handle_statistics))
-app.train()(guarded(handle_train))
-app.evaluate()(guarded(handle_evaluate))
+app.query("describe")(answering(DescribeRequest, handlers.describe))
+app.query("prepare")(answering(PrepareRequest, handlers.prepare))
+app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
+app.query("sample")(answering(SampleRequest, handlers.sample))
+app.query("upload")(answering(UploadRequest, handlers.upload))
+app.query("statistics")(answering(StatisticsRequest, measuring.statistics))
+app.train()(answering(TrainRequest, handlers.train))
+app.evaluate()(answering(EvaluateRequest, measuring.evaluate))

@@ -1,4 +1,4 @@
-"""From a Flower context to the silo behind it."""
+"""The silo behind a message: its configuration, images, folders and name, parsed once."""
 
 from __future__ import annotations
 
@@ -9,118 +9,147 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.warm.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
+from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
 
 FULL = 2**20
 """A disk with fewer bytes free is full: torch and safetensors do not say why they could not write."""
 
+_silos: SiloCache[Silo] = SiloCache()
+
 
 @lru_cache(maxsize=2)
 def _federation(config: RunConfig) -> Federation:
-    """The simulated silos' dataset, read once a process: one Ray actor serves many clients."""
+    """The simulated silos' dataset, read once per process: one Ray actor serves many clients."""
     return load_federation(config)
 
 
+class SiloContext:
+    """A Flower context as handlers see it.
+
+    Args:
+        context: Flower's, of one message.
+
+    Attributes:
+        config: the run's configuration.
+        name: the silo's, in logs and answers.
+        sender: how its answers say who gives them.
+        simulated: whether the silo is a partition of a named dataset.
+        state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
+        model_path: folder of the pretrained model that the silo brings (``model-path`` of the node config), or None.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._flower = context
+        node = context.node_config
+        self.config = RunConfig.from_run_config(context.run_config)
+        self.name = silo_name(context)
+        self.simulated = "partition-id" in node and "data-path" not in node
+        self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
+        folder = re.sub(r"[^\w.-]", "_", self.name)
+        self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
+        given = str(node.get("model-path", ""))
+        self.model_path = Path(given).expanduser() if given else None
+
+    @property
+    def process_key(self) -> tuple[int, int]:
+        """Run and node: what a process keeps of a silo is kept under this."""
+        return self._flower.run_id, self._flower.node_id
+
+    def silo(self, spec: ImageSpec) -> Silo:
+        """Return the silo's images, opened once per process: its folder, or its partition of the named dataset.
+
+        Raises:
+            UserError: there is neither, or the images cannot be used.
+        """
+        return _silos.get(self.process_key, lambda: self._open(spec))
+
+    def describe(self) -> ImageSpec:
+        """Return format and class names of the silo's own folder; other sizes than ``image-size`` count as that one.
+
+        Raises:
+            UserError: it has no folder of its own, or that one cannot be used.
+        """
+        if "data-path" not in self._flower.node_config:
+            raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
+        size = self.config.data.image_size
+        return image_folder_spec(self._data_path(), None if size == AUTO else size)
+
+    def note(self, name: str, record: ConfigRecord | ArrayRecord) -> None:
+        """Keep a record for later messages of this run."""
+        self._flower.state[name] = record
+
+    def noted(self, name: str) -> ConfigRecord | ArrayRecord | None:
+        """Return a record that :meth:`note` kept; None if there is none."""
+        record = self._flower.state.get(name)
+        return record if isinstance(record, ConfigRecord | ArrayRecord) else None
+
+    def _open(self, spec: ImageSpec) -> Silo:
+        node, config = self._flower.node_config, self.config
+        if "data-path" in node:
+            return folder_silo(
+                self._data_path(),
+                self.name,
+                holdout_fraction=config.data.holdout_fraction,
+                seed=config.run.seed,
+                image_size=spec.size,
+                channels=spec.channels,
+                classes=spec.classes,
+                skip_bad_images=config.data.skip_bad_images,
+            )
+        if "partition-id" in node:
+            partition = int(node["partition-id"])
+            if partition >= config.run.num_clients:
+                raise UserError(
+                    f"num-clients = {config.run.num_clients}, but there is a partition {partition}:"
+                    " set num-supernodes and num-clients to the same number"
+                )
+            return _federation(config).silo(partition, config)
+        raise UserError(
+            "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
+        )
+
+    def _data_path(self) -> Path:
+        return Path(str(self._flower.node_config["data-path"]))
+
+    @contextmanager
+    def explained_state(self) -> Iterator[None]:
+        """Say in the block's stead that the state folder is full or cannot be written.
+
+        Raises:
+            UserError: an ``OSError`` of the block, or whatever a library made of a full disk.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise self._state_error(error.strerror or str(error)) from error
+        except UserError:
+            raise
+        except Exception as error:
+            if self.state.exists() and shutil.disk_usage(self.state).free < FULL:
+                raise self._state_error("no space left on that disk") from error
+            raise
+
+    def _state_error(self, reason: str) -> UserError:
+        return UserError(
+            f"state folder '{self.state}': {reason}: make room there, or start the silo with another --state-path"
+        )
+
+
 def silo_name(context: Context) -> str:
-    """Name of the silo in logs and answers: ``silo-name``, its folder, or ``silo-<partition-id>``."""
+    """Return a silo's name: ``silo-name`` of the node config, its folder, or ``silo-<partition-id>``."""
     node = context.node_config
     if "silo-name" in node:
         return str(node["silo-name"])
     if "data-path" in node:
         return Path(str(node["data-path"])).name
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
-
-
-def is_simulated(context: Context) -> bool:
-    """Whether the silo is a partition of a named dataset."""
-    return "partition-id" in context.node_config and "data-path" not in context.node_config
-
-
-def identity(context: Context) -> ConfigRecord:
-    """The ``silo`` record of every answer."""
-    if is_simulated(context):
-        return ConfigRecord({"partition-id": int(context.node_config["partition-id"])})
-    return ConfigRecord({"silo-name": silo_name(context)})
-
-
-def open_silo(context: Context, config: RunConfig, spec: ImageSpec) -> Silo:
-    """Open the silo's own folder (``data-path`` of the node config), or its partition of the named dataset.
-
-    Raises:
-        UserError: neither is given, or the images cannot be used.
-    """
-    node = context.node_config
-    if "data-path" in node:
-        return folder_silo(
-            Path(str(node["data-path"])),
-            silo_name(context),
-            holdout_fraction=config.data.holdout_fraction,
-            seed=config.run.seed,
-            image_size=spec.size,
-            channels=spec.channels,
-            classes=spec.classes,
-            skip_bad_images=config.data.skip_bad_images,
-        )
-    if "partition-id" in node:
-        partition = int(node["partition-id"])
-        if partition >= config.run.num_clients:
-            raise UserError(
-                f"num-clients = {config.run.num_clients}, but there is a partition {partition}:"
-                " set num-supernodes and num-clients to the same number"
-            )
-        return _federation(config).silo(partition, config)
-    raise UserError(
-        "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
-    )
-
-
-def describe_silo(context: Context, config: RunConfig) -> ImageSpec:
-    """Return format and class names of the silo's own folder; other sizes than ``image-size`` count as that one.
-
-    Raises:
-        UserError: it has no folder of its own, or that one cannot be used.
-    """
-    if "data-path" not in context.node_config:
-        raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
-    size = config.data.image_size
-    return image_folder_spec(Path(str(context.node_config["data-path"])), None if size == AUTO else size)
-
-
-def model_path(context: Context) -> Path | None:
-    """The folder of the model that a silo brings along (``model-path`` of the node config), if it does."""
-    given = str(context.node_config.get("model-path", ""))
-    return Path(given).expanduser() if given else None
-
-
-def state_folder(context: Context, config: RunConfig) -> Path:
-    """Where this silo keeps its models: ``state-path`` of the node config, otherwise ``state-dir`` of the run."""
-    silo = re.sub(r"[^\w.-]", "_", silo_name(context))
-    return Path(str(context.node_config.get("state-path", config.run.state_dir))).absolute() / silo
-
-
-@contextmanager
-def explained_state(folder: Path) -> Iterator[None]:
-    """Say in the block's stead that the state folder is full or cannot be written.
-
-    Raises:
-        UserError: an ``OSError`` of the block, or whatever a library made of a full disk.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise _state_error(folder, error.strerror or str(error)) from error
-    except UserError:
-        raise
-    except Exception as error:
-        if folder.exists() and shutil.disk_usage(folder).free < FULL:
-            raise _state_error(folder, "no space left on that disk") from error
-        raise
-
-
-def _state_error(folder: Path, reason: str) -> UserError:
-    return UserError(f"state folder '{folder}': {reason}: make room there, or start the silo with another --state-path")

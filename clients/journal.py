@@ -6,35 +6,54 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from flwr.app import Context, Message
 
 from clients.context import silo_name
 from fedsynth.logs import log_to_stderr
-from fedsynth.messages import wire
+from fedsynth.messages.envelope import said
 
 logger = logging.getLogger("fedsynth")
 
 
+@dataclass
+class Entry:
+    """The work on one message.
+
+    Attributes:
+        start: monotonic seconds.
+    """
+
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Time worked so far."""
+        return time.monotonic() - self.start
+
+
 @contextlib.contextmanager
-def journal(message: Message, context: Context) -> Iterator[None]:
-    """Log one line a message at a real silo; simulated ones share the server's terminal and stay quiet."""
+def journal(message: Message, context: Context) -> Iterator[Entry]:
+    """Log one line per message at a real silo; simulated ones share the server's terminal and stay quiet."""
+    entry = Entry()
     if "data-path" not in context.node_config:
-        yield
+        yield entry
         return
     log_to_stderr()
-    start, what = time.monotonic(), _what(message)
+    what = _what(message)
     try:
-        yield
+        yield entry
     except BaseException as error:
         logger.error("%s: %s failed: %s: %s", silo_name(context), what, type(error).__name__, error)
         raise
-    logger.info("%s: %s answered after %.1f s", silo_name(context), what, time.monotonic() - start)
+    logger.info("%s: %s answered after %.1f s", silo_name(context), what, entry.seconds)
 
 
 def _what(message: Message) -> str:
-    said, request = message.metadata.message_type, wire.config(message)
-    for key, label in (("server-round", "round"), ("timestep", "level")):
-        if key in request:
-            said += f", {label} {wire.number(request, key):g}"
-    return said
+    """Return kind, round and timestep; what is no number was not asked by a server of ours, and is not repeated."""
+    text, config = message.metadata.message_type, said(message)
+    for key, label in (("server-round", "round"), ("timestep", "timestep")):
+        if isinstance(value := config.get(key), int | float):
+            text += f", {label} {value:g}"
+    return text

@@ -2,79 +2,61 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecordValues
+from flwr.app import ArrayRecord
 
-from clients.context import identity
-from clients.handlers import silo_of
-from fedsynth.config import RunConfig
+from clients.context import SiloContext
 from fedsynth.errors import UserError
 from fedsynth.evaluation.networks.domain_classifier import DomainClassifier
 from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, load_classifier, measure_held_out, real_statistics
-from fedsynth.messages import wire
+from fedsynth.messages import EvaluateAnswer, EvaluateRequest, StatisticsAnswer, StatisticsRequest, wire
+from fedsynth.spec import ImageSpec
 
 CLASSIFIER = "domain-classifier"
 
 
-def handle_statistics(message: Message, context: Context) -> Message:
-    """``query.statistics``: count and sums of the features of all real images, in the received classifier.
+def statistics(request: StatisticsRequest, silo: SiloContext) -> StatisticsAnswer:
+    """Return count and sums of the features of all real images, in the received classifier.
 
-    A silo with fewer images than ``min-statistics-samples`` answers its count alone. The classifier stays in the
-    context for ``evaluate``.
+    A silo with fewer images than ``min_statistics_samples`` answers its count alone. The classifier stays in the
+    context for :func:`evaluate`.
     """
-    start = time.monotonic()
-    request = wire.config(message)
-    silo = silo_of(context, RunConfig.from_run_config(context.run_config), wire.spec_from_config(request))
-    context.state[CLASSIFIER] = wire.array_record(message, wire.WEIGHTS)
-    classifier = _classifier(context, request)
-    count = len(silo.train) + len(silo.holdout)
-    if count < wire.number(request, "min-statistics-samples"):
-        return _answer(message, context, {"num-examples": count})
-    shift = wire.decode(wire.array_record(message, wire.ARRAYS)[wire.SHIFT]).numpy()
-    statistics = real_statistics(classifier, (silo.train.images, silo.holdout.images), shift)
-    sums = {wire.TOTAL: statistics.total, wire.PRODUCTS: statistics.products}
-    record = wire.encode_tensors({name: torch.from_numpy(values) for name, values in sums.items()})
-    metrics: dict[str, MetricRecordValues] = {"num-examples": statistics.n, "seconds": time.monotonic() - start}
-    return _answer(message, context, metrics, arrays=record)
+    images = silo.silo(request.spec)
+    silo.note(CLASSIFIER, request.weights)
+    classifier = _classifier(silo, request.spec, request.weights_hash)
+    count = len(images.train) + len(images.holdout)
+    if count < request.min_statistics_samples:
+        return StatisticsAnswer(num_examples=count, weights_hash=request.weights_hash)
+    sums = real_statistics(classifier, (images.train.images, images.holdout.images), request.shift.numpy())
+    return StatisticsAnswer(
+        num_examples=sums.n,
+        weights_hash=request.weights_hash,
+        total=torch.from_numpy(sums.total),
+        products=torch.from_numpy(sums.products),
+    )
 
 
-def handle_evaluate(message: Message, context: Context) -> Message:
-    """``evaluate``: how the classifier and the features of the synthetic set do on the silo's held-out images.
+def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
+    """Return how the classifier and the features of the synthetic set do on the silo's held-out images.
 
     A silo with fewer than ``MIN_HELD_OUT`` of them answers its count alone.
     """
-    start = time.monotonic()
-    request = wire.config(message)
-    spec = wire.spec_from_config(request)
-    classifier = _classifier(context, request)
-    silo = silo_of(context, RunConfig.from_run_config(context.run_config), spec)
-    if len(silo.holdout) < MIN_HELD_OUT:
-        return _answer(message, context, {"num-examples": len(silo.holdout)})
-    synthetic = wire.decode(wire.array_record(message, wire.ARRAYS)[wire.FEATURES]).numpy()
-    measures = measure_held_out(classifier, silo, synthetic, len(spec.classes))
-    metrics: dict[str, MetricRecordValues] = {
-        "num-examples": measures.n,
-        "label-counts": list(measures.label_counts),
-        "label-correct": list(measures.label_correct),
-        "coverage": measures.coverage,
-        "seconds": time.monotonic() - start,
-    }
-    return _answer(message, context, metrics)
+    classifier = _classifier(silo, request.spec, request.weights_hash)
+    images = silo.silo(request.spec)
+    if len(images.holdout) < MIN_HELD_OUT:
+        return EvaluateAnswer(num_examples=len(images.holdout), weights_hash=request.weights_hash)
+    measures = measure_held_out(classifier, images, request.features.numpy(), len(request.spec.classes))
+    return EvaluateAnswer(
+        num_examples=measures.n,
+        weights_hash=request.weights_hash,
+        label_counts=tuple(measures.label_counts),
+        label_correct=tuple(measures.label_correct),
+        coverage=measures.coverage,
+    )
 
 
-def _classifier(context: Context, request: ConfigRecord) -> DomainClassifier:
-    if CLASSIFIER not in context.state:
+def _classifier(silo: SiloContext, spec: ImageSpec, weights_hash: str) -> DomainClassifier:
+    weights = silo.noted(CLASSIFIER)
+    if not isinstance(weights, ArrayRecord):
         raise UserError("this silo has no classifier of the synthetic set yet: 'query.statistics' must come first")
-    weights = wire.decode_tensors(context.state.array_records[CLASSIFIER])
-    return load_classifier(weights, wire.spec_from_config(request), str(request["weights-hash"]))
-
-
-def _answer(
-    message: Message, context: Context, metrics: dict[str, MetricRecordValues], **arrays: ArrayRecord
-) -> Message:
-    """Answer, and say with which classifier."""
-    answer = wire.answer(message, identity(context), metrics, **arrays)
-    answer.content[wire.CONFIG] = ConfigRecord({"weights-hash": wire.config(message)["weights-hash"]})
-    return answer
+    return load_classifier(wire.decode_tensors(weights), spec, weights_hash)

@@ -40,7 +40,7 @@ def released_counts(
         return counts
     if seed is not None:
         return _noised(counts, scale, np.random.default_rng(derive_seed(seed, "label-count-noise", silo.name)))
-    content = json.dumps([silo.fingerprint(), counts.tolist(), scale])
+    content = json.dumps([silo.fingerprint, counts.tolist(), scale])
     kept = state / "released-counts" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from scipy.ndimage import uniform_filter
 
 from experiments.benchmarks.common import markdown_table
 from fedsynth.data import LabelledImages, load_dataset
-from fedsynth.data.labelled_images import apportion, stratified_split
+from fedsynth.data.apportion import apportion
+from fedsynth.data.labelled_images import stratified_split
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
 from fedsynth.seeding import derive_seed
 

@@ -15,9 +15,9 @@ from fedsynth.data import Federation, load_federation
 from strategies import build_strategy
 from strategies.app import draw_labels
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.conversation.census import take_census
-from strategies.conversation.exchange import ExchangeGrid
-from strategies.run.rounds import Round, RoundsState, run_rounds
+from strategies.conversation.exchange import Exchange
+from strategies.conversation.meeting import take_census
+from strategies.run.rounds import Round, run_rounds
 
 
 @dataclass
@@ -27,20 +27,18 @@ class InProcessRun:
     Attributes:
         strategy: what is run.
         task: the federation and the labels.
-        grid: the silos.
+        exchange: the way to the silos.
         arrays: what the first round starts from.
     """
 
     strategy: SynthesisStrategy
     task: Task
-    grid: ExchangeGrid
+    exchange: Exchange
     arrays: ArrayRecord
 
     def rounds(self, *observers: Callable[[Round], None]) -> ArrayRecord:
         """Run all rounds, with the observers called after each, and return the arrays after the last."""
-        return run_rounds(
-            self.strategy, self.grid, RoundsState(self.arrays, self.strategy.train_config(self.task), observers)
-        )
+        return run_rounds(self.strategy, self.exchange, self.arrays, observers)
 
     def outcome(self) -> Outcome:
         """Run all rounds and finish."""
@@ -60,13 +58,13 @@ def begin_run(
         silos: makes them from the resolved settings and their number; None: the ClientApp as it is.
     """
     strategy, config = build_strategy(RunConfig.from_run_config(settings))
-    known, exchange = federation or load_federation(config), config.exchange
+    known = federation or load_federation(config)
     make = silos or (lambda flat, number: InProcessGrid(clients.app.app, flat, number))
-    grid = ExchangeGrid(make(config.to_run_config(), config.run.num_clients), exchange.reply_timeout)
-    nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
-    census = take_census(grid, nodes, known.spec, exchange.reply_timeout, exchange.max_silo_images)
+    exchange = Exchange(make(config.to_run_config(), config.run.num_clients), config.exchange.reply_timeout)
+    nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
+    census = take_census(exchange, nodes, known.spec, config.exchange.max_silo_images)
     task = Task(config, known.spec, census, draw_labels(config, census), known)
-    return InProcessRun(strategy, task, grid, strategy.begin(task, grid))
+    return InProcessRun(strategy, task, exchange, strategy.begin(task, exchange))
 
 
 def silos_with(node_config: Callable[[int], dict[str, Any]]) -> Callable[[dict[str, Scalar], int], InProcessGrid]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import MetricRecord
@@ -47,7 +47,7 @@ class Played:
 
     def total(self, key: str) -> float:
         """Sum of a metric over the rounds."""
-        return sum(wire.number(row, key) for row in self.metrics)
+        return sum(float(cast(float, row[key])) for row in self.metrics)
 
     def row(self, sequential: torch.Tensor) -> dict[str, str]:
         """Cells of the table, beside the images of the sequential run."""
@@ -68,14 +68,14 @@ def play(settings: Mapping[str, Scalar]) -> Played:
         settings: configuration keys that are not left at their defaults.
     """
     run = begin_run(settings)
-    run.grid.traffic = Traffic()
+    run.exchange.traffic = Traffic()
     metrics: list[MetricRecord] = []
 
     def keep(done: Round) -> None:
         metrics.append(done.metrics)
 
     arrays = run.rounds(keep)
-    return Played(wire.decode(arrays[wire.SAMPLES]), metrics, run.grid.traffic)
+    return Played(wire.decode(arrays["samples"]), metrics, run.exchange.traffic)
 
 
 def main() -> None:

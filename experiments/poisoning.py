@@ -23,7 +23,7 @@ from experiments.in_process_grid import InProcessGrid
 from experiments.in_process_run import begin_run
 from fedsynth.config import Scalar
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
-from fedsynth.messages import wire
+from fedsynth.messages import TrainRequest, sender_of, wire
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 
@@ -83,17 +83,17 @@ class PoisonedGrid(InProcessGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Remember the weights that go out."""
         batch = list(messages)
-        if batch[0].metadata.message_type == wire.TRAIN:
-            self._sent = wire.array_record(batch[0], wire.ARRAYS)
+        if batch[0].metadata.message_type == TrainRequest.kind:
+            self._sent = wire.array_record(batch[0], "arrays")
         return super().push_messages(batch)
 
     def _poison(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
-            hostile = wire.silo_key(reply)[0] in HOSTILE
-            if self._attack is not None and hostile and wire.ARRAYS in wire.array_names(reply):
-                trained = wire.decode_tensors(wire.array_record(reply, wire.ARRAYS))
+            hostile = sender_of(reply).order in HOSTILE
+            if self._attack is not None and hostile and "arrays" in wire.array_names(reply):
+                trained = wire.decode_tensors(wire.array_record(reply, "arrays"))
                 changed = self._attack(wire.decode_tensors(self._sent), trained, self._generator)
-                reply.content[wire.ARRAYS] = wire.encode_tensors(changed)
+                reply.content["arrays"] = wire.encode_tensors(changed)
         return replies
 
 

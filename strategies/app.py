@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -20,22 +20,22 @@ from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import log_to_stderr
-from fedsynth.messages.wire import number
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies import build_strategy
 from strategies.base import SynthesisStrategy, Task
 from strategies.conversation.agreement import agree
-from strategies.conversation.census import Census, take_census
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
+from strategies.conversation.meeting import take_census
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
 from strategies.run.opening import check_images, check_partition, load_reference, write_partition
 from strategies.run.resume import checkpoint_writer, continue_from, open_run
-from strategies.run.rounds import Round, RoundsState, run_rounds
+from strategies.run.rounds import Round, run_rounds
 from strategies.run.status import StatusWriter
 
 logger = logging.getLogger("fedsynth")
@@ -75,7 +75,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
         if federation is not None:
             check_images(config, federation.spec)
         folder, config, checkpoint = open_run(config, strategy) if config.run.resume else _new_run(config)
-    exchange = ExchangeGrid(grid, config.exchange.reply_timeout)
+    exchange = Exchange(grid, config.exchange.reply_timeout)
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
@@ -85,7 +85,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
 
 def _synthesise(
     strategy: SynthesisStrategy,
-    grid: ExchangeGrid,
+    exchange: Exchange,
     config: RunConfig,
     federation: Federation | None,
     folder: RunFolder,
@@ -96,28 +96,28 @@ def _synthesise(
     if checkpoint is None:
         _prepare_folder(folder, config, 0)
         status.begin()
-    task = _meet_silos(grid, config, federation, checkpoint)
+    task = _meet_silos(exchange, config, federation, checkpoint)
     if checkpoint is None:
         write_partition(folder, task)
-        arrays, costs, first = strategy.begin(task, grid), Costs(), 1
+        arrays, costs, first = strategy.begin(task, exchange), Costs(), 1
     else:
         checkpoint.check_silos(task.census)
         check_partition(folder, task)
         status.begin()
         write_partition(folder, task)
         _prepare_folder(folder, config, checkpoint.round)
-        arrays, costs = continue_from(checkpoint, strategy, task, grid)
-        first, start = checkpoint.round + 1, start - costs.wall_seconds
+        arrays, costs = continue_from(checkpoint, strategy, task, exchange)
+        first = checkpoint.round + 1
+        start -= costs.wall_seconds
     observers = [
-        _metrics_writer(folder, grid, costs),
+        _metrics_writer(folder, exchange, costs),
         _progress(strategy, first - 1),
         status.observe(strategy),
-        checkpoint_writer(folder, strategy, task, grid, costs, start),
+        checkpoint_writer(folder, strategy, task, exchange, costs, start),
     ]
-    state = RoundsState(arrays, strategy.train_config(task), observers)
-    outcome = strategy.finish(task, run_rounds(strategy, grid, state, first))
-    costs.close(grid.traffic, task.census, time.monotonic() - start)
-    publish(folder, task, outcome, costs, grid)
+    outcome = strategy.finish(task, run_rounds(strategy, exchange, arrays, observers, first))
+    costs.close(exchange.traffic, task.census, time.monotonic() - start)
+    publish(folder, task, outcome, costs, exchange, strategy.how)
 
 
 def _prepare_folder(folder: RunFolder, config: RunConfig, rounds: int) -> None:
@@ -135,19 +135,20 @@ def _new_run(config: RunConfig) -> tuple[RunFolder, RunConfig, None]:
 
 
 def _meet_silos(
-    grid: ExchangeGrid, config: RunConfig, federation: Federation | None, checkpoint: Checkpoint | None
+    exchange: Exchange, config: RunConfig, federation: Federation | None, checkpoint: Checkpoint | None
 ) -> Task:
-    exchange, reference = config.exchange, None
+    log = exchange.reply_log
+    reference = None
     logger.info("waiting for %d silos", config.run.num_clients)
-    nodes = grid.wait_for_nodes(config.run.num_clients, exchange.node_timeout)
+    nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
     if federation is None:
-        grid.reply_log.names, spec = agree(grid, config, checkpoint.silos if checkpoint else None)
+        log.names, spec = agree(exchange, config, checkpoint.silos if checkpoint else None)
         check_images(config, spec)
-        nodes, reference = list(grid.reply_log.names), load_reference(config, spec)
+        nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
-    census = take_census(grid, nodes, spec, exchange.reply_timeout, exchange.max_silo_images)
-    grid.reply_log.names = {member.node_id: member.name for member in census}
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images)
+    log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
     return Task(config, spec, census, draw_labels(config, census), federation, reference)
@@ -162,20 +163,20 @@ def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:
     return torch.multinomial(counts.double(), num_samples, replacement=True, generator=generator)
 
 
-def _metrics_writer(folder: RunFolder, grid: ExchangeGrid, costs: Costs) -> Callable[[Round], None]:
+def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs) -> Callable[[Round], None]:
     def write(done: Round) -> None:
         costs.add(done)
-        traffic = {"bytes-down": grid.traffic.down, "bytes-up": grid.traffic.up}
+        traffic = {"bytes-down": exchange.traffic.down, "bytes-up": exchange.traffic.up}
         folder.append_metrics(
-            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(grid)}
+            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(exchange)}
         )
 
     return write
 
 
-def _silos(grid: ExchangeGrid) -> dict[str, Any]:
+def _silos(exchange: Exchange) -> dict[str, Any]:
     """What the silos did in a round, if it asked any."""
-    row = grid.reply_log.row()
+    row = exchange.reply_log.row()
     return {"attendance": row} if row else {}
 
 
@@ -185,7 +186,9 @@ def _progress(strategy: SynthesisStrategy, rounds_done: int) -> Callable[[Round]
 
     def report(done: Round) -> None:
         progress.total = strategy.num_rounds
-        progress.update(done.number, **{key: number(done.metrics, key) for key in shown if key in done.metrics})
+        progress.update(
+            done.number, **{key: float(cast(float, done.metrics[key])) for key in shown if key in done.metrics}
+        )
 
     return report
 

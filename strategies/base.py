@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from fedsynth.config import RunConfig, Scalar, StrategySettings
 from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
-from fedsynth.messages import wire
+from fedsynth.errors import RunError
 from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.spec import ImageSpec
+from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
@@ -59,12 +61,6 @@ class Task:
         sampler = self.config.settings.sampler
         return "sde-dpmsolver++" if sampler == "ula" else sampler
 
-    @property
-    def min_replies(self) -> int:
-        """Usable answers a round needs."""
-        asked = self.config.exchange.min_replies
-        return len(self.census) if asked == "auto" else asked
-
 
 @dataclass
 class Outcome:
@@ -91,22 +87,28 @@ class SynthesisStrategy(Strategy):
     """A way for silos to make one synthetic dataset.
 
     Hyper-parameters are the fields of ``Settings``, keyword arguments of the constructor, named like their config keys;
-    their defaults are what ``"auto"`` resolves to. ``configure_train`` and ``aggregate_train`` work on a fresh object,
-    so that a strategy can be driven without a network.
+    their defaults are what ``"auto"`` resolves to. A round asks :meth:`questions` and hands the usable answers to
+    :meth:`fold`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a strategy
+    can be driven without an exchange.
 
     Attributes:
         how: what the silos did, half a sentence for the report.
         Settings: class of its settings.
         settings: their values.
+        quorum: silos whose answers a round needs unless ``min-replies`` says otherwise.
         num_rounds: rounds it runs.
-        patience: seconds to wait for the answers of a round; None: ``reply-timeout``.
+        timeout: seconds to wait for the answers of a round; None: ``reply-timeout``.
     """
 
     how: ClassVar[str]
     Settings: ClassVar[type[StrategySettings]] = StrategySettings
     settings: StrategySettings
+    quorum: ClassVar[Quorum] = "all"
     num_rounds: int
-    patience: float | None = None
+    timeout: float | None = None
+    _task: Task | None = None
+    _census: Census | None = None
+    _driven: DrivenRound | None = None
 
     def __init__(self, **settings: Any) -> None:
         """Check and keep the settings.
@@ -143,22 +145,111 @@ class SynthesisStrategy(Strategy):
         """
 
     @abstractmethod
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Prepare the silos and return the arrays the first round starts from."""
+
+    @abstractmethod
+    def questions(self, server_round: int, arrays: ArrayRecord) -> Sequence[Question[Any]]:
+        """Return what a round asks the silos; 1 is the first round."""
+
+    @abstractmethod
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, Any]]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Turn the usable answers, each with its silo's index, into the arrays after the round and what was measured.
+
+        Whatever order they come in makes no difference. None stands for a round without any usable answer.
+        """
 
     @abstractmethod
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the arrays after the last round into the synthetic set."""
 
-    def resume(self, task: Task, grid: Grid, state: dict[str, Any]) -> None:
+    def check_answer(self, silo: int, answer: Any) -> None:
+        """Refuse an answer for what only the strategy knows.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+
+    def replies_needed(self, asked: int) -> int:
+        """Return how many of ``asked`` silos must give a usable answer in a round."""
+        return 0 if self._task is None else replies_needed(self._task.config.exchange.min_replies, asked, self.quorum)
+
+    def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
+        """Return the silos of a strategy that is driven without having begun."""
+        return Census.unknown(node_ids)
+
+    @property
+    def census(self) -> Census:
+        """The silos.
+
+        Raises:
+            RunError: neither :meth:`begin` nor :meth:`configure_train` was called.
+        """
+        if self._task is not None:
+            return self._task.census
+        if self._census is None:
+            raise RunError(f"{type(self).__name__} knows no silos yet: call begin or configure_train first")
+        return self._census
+
+    def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, and return the state after the round and what was measured.
+
+        Raises:
+            RunError: too few usable answers.
+        """
+        self._meet(exchange.get_node_ids, arrays)
+        moved, metrics = self.fold(server_round, self._ask(exchange, self.questions(server_round, arrays)))
+        if moved is None:
+            raise RunError(f"round {server_round}: no usable answer")
+        return moved, metrics or MetricRecord()
+
+    def _ask(self, exchange: Exchange, questions: Sequence[Question[Any]]) -> Iterator[tuple[int, Any]]:
+        needed = self.replies_needed(len({silo for silo, _ in questions}))
+        return ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=self.check_answer)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages of a round that somebody else sends.
+
+        Args:
+            server_round: 1 for the first.
+            arrays: as the round before left them.
+            config: not used: messages are typed.
+            grid: says who the silos are, if :meth:`begin` was not called.
+        """
+        self._meet(grid.get_node_ids, arrays)
+        self._driven = DrivenRound(self.questions(server_round, arrays), self.census, server_round)
+        return self._driven
+
+    def _meet(self, node_ids: Callable[[], Iterable[int]], arrays: ArrayRecord) -> None:
+        if self._task is None:
+            self._census = self.unknown_census(node_ids(), arrays)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies to the messages of :meth:`configure_train`.
+
+        Raises:
+            RunError: there were no such messages, or too few usable answers.
+        """
+        if self._driven is None:
+            raise RunError("aggregate_train before configure_train")
+        needed = self.replies_needed(self._driven.num_silos)
+        return self.fold(server_round, self._driven.answers(replies, needed, self.check_answer))
+
+    def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
         """Prepare the silos in place of :meth:`begin` when a run continues.
 
         Args:
             task: as for :meth:`begin`.
-            grid: the silos.
+            exchange: the silos.
             state: what :meth:`state_dict` returned after the last finished round.
         """
-        self.begin(task, grid)
+        self.begin(task, exchange)
         self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,10 +259,6 @@ class SynthesisStrategy(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
 
-    def train_config(self, task: Task) -> ConfigRecord:
-        """Return what every round's messages carry besides arrays."""
-        return ConfigRecord(wire.spec_to_config(task.spec))
-
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -179,7 +266,7 @@ class SynthesisStrategy(Strategy):
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
+        """Return nothing: there is nothing to aggregate."""
         return None
 
     def summary(self) -> None:

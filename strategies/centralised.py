@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config.methods import CentralisedSettings
 from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import Answer, wire
 from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.ask import Question
+from strategies.conversation.exchange import Exchange
 from strategies.global_model import draw_from_model, new_training
 
 logger = logging.getLogger("fedsynth")
@@ -33,10 +34,9 @@ class Centralised(SynthesisStrategy):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.num_rounds = self.settings.num_rounds
-        self._task: Task | None = None
         self._state: TrainingState | None = None
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Gather the training images of all silos.
 
         Raises:
@@ -53,14 +53,12 @@ class Centralised(SynthesisStrategy):
         self._progress = self._new_progress(0)
         return wire.encode_tensors(self._state.unet.state_dict())
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send nothing."""
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[Answer]]:
+        """Ask nothing."""
         return []
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, Answer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice."""
         if self._task is None or self._state is None:

@@ -1,8 +1,14 @@
-"""For all tests."""
+"""For all tests: their environment, their order, how long they took, and which of them may be skipped."""
 
+from __future__ import annotations
+
+import json
 import os
 import shutil
+from collections import defaultdict
 from pathlib import Path
+
+import pytest
 
 # Threads gain nothing on networks this small, and wait for each other many times longer when a core is taken. Set
 # before the first import of an OpenMP library; processes that tests start inherit it.
@@ -12,3 +18,61 @@ os.environ["OMP_NUM_THREADS"] = "1"
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+DURATIONS = Path(__file__).with_name("durations.json")
+ALLOWED_SKIPS = ("no chromium", "no MNIST", "no CIFAR10", "no other Python", "no GPU")
+"""How the reason of a skip may begin where the environment says CI=true; any other fails the session."""
+
+
+class Sessions:
+    """What the tests of a session took, by file, and the skips that nobody allowed."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.unexpected: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid.partition("::")[0]] += report.duration
+        self._see(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._see(report)
+
+    def _see(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        # Of a skip, longrepr is file, line and "Skipped: <reason>"; an expected failure has another.
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            if not reason.startswith(ALLOWED_SKIPS):
+                self.unexpected.append(f"{report.nodeid}: {reason}")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.unexpected and os.environ.get("CI") == "true":
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if session.config.getoption("--write-durations") and not hasattr(session.config, "workerinput"):
+            rounded = {file: round(seconds, 1) for file, seconds in self.seconds.items()}
+            merged = {**_durations(), **rounded}
+            kept = {file: merged[file] for file in sorted(merged) if (DURATIONS.parents[1] / file).is_file()}
+            DURATIONS.write_text(json.dumps(kept, indent=0) + "\n")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self.unexpected:
+            terminalreporter.line(f"unexpected skip, which fails where CI=true: {line}")
+
+
+def _durations() -> dict[str, float]:
+    return json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-durations", action="store_true", help=f"note the seconds of every file in {DURATIONS}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Sessions())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, begin with the files that take longest, so that all end together."""
+    if hasattr(config, "workerinput"):
+        seconds = _durations()
+        items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0.0))

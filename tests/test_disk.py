@@ -17,7 +17,6 @@ from fedsynth.errors import UserError
     [
         (errno.ENOSPC, "no space left"),
         (errno.EACCES, "you may not write there"),
-        (errno.EROFS, "you may not write there"),
         (errno.ENOTDIR, "a file stands where a folder is needed"),
         (errno.EIO, "Input/output error"),
     ],

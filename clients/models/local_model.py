@@ -26,7 +26,6 @@ from fedsynth.diffusion import (
     loss_curve,
     make_scheduler,
     pick_device,
-    to_model_range,
     train,
     train_early_stopping,
 )
@@ -52,7 +51,9 @@ class LocalModel:
     """
 
     def __init__(self, silo: Silo, spec: ImageSpec, config: RunConfig, state: Path) -> None:
-        self._silo, self._spec, self._config = silo, spec, config
+        self._silo = silo
+        self._spec = spec
+        self._config = config
         self.key = _content_key(silo, spec, config)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"
@@ -97,8 +98,10 @@ class LocalModel:
         return training
 
     def _advance(self, training: TrainingState, deadline: float) -> bool:
-        config, goal = self._config, self._config.training.own_steps
-        images, labels = to_model_range(self._silo.train.images), torch.from_numpy(self._silo.train.labels)
+        config = self._config
+        goal = config.training.own_steps
+        images = self._silo.train.images
+        labels = torch.from_numpy(self._silo.train.labels)
         if not _stops_early(self._silo, config):
             if config.training.early_stop and not training.steps:
                 count = len(self._silo.holdout)
@@ -106,14 +109,12 @@ class LocalModel:
                 logger.info(message, self._silo.name, count, MIN_HELD_OUT)
             train(training, images, labels, config.training, config.diffusion, goal, deadline)
             return training.steps >= goal
+        holdout = self._silo.holdout
+        generator = make_generator(config.run.seed, "held-out-loss", self._silo.name)
+        held_out_loss = HeldOutLoss(holdout.images, torch.from_numpy(holdout.labels), config.diffusion, generator)
         return train_early_stopping(
-            training, self._held_out_loss(), images, labels, config.training, config.diffusion, goal, deadline
+            training, held_out_loss, images, labels, config.training, config.diffusion, goal, deadline
         )
-
-    def _held_out_loss(self) -> HeldOutLoss:
-        holdout, generator = self._silo.holdout, make_generator(self._config.run.seed, "held-out-loss", self._silo.name)
-        images, labels = to_model_range(holdout.images), torch.from_numpy(holdout.labels)
-        return HeldOutLoss(images, labels, self._config.diffusion, generator)
 
     def _resume(self) -> TrainingState:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
@@ -134,7 +135,8 @@ class LocalModel:
         self._checkpoint.unlink(missing_ok=True)
 
     def _checks(self, training: TrainingState) -> dict[str, list[float]]:
-        goal, losses = self._config.training.own_steps, training.held_out_losses
+        goal = self._config.training.own_steps
+        losses = training.held_out_losses
         steps = check_steps(goal)[: len(losses)]
         kept = steps[losses.index(min(losses))]
         message = "%s: training ended at step %d of %d, weights of step %d kept (held-out loss %.4g)"
@@ -166,7 +168,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
     content = {
         "fedsynth": __version__,
         "silo": silo.name,
-        "data": silo.fingerprint(),
+        "data": silo.fingerprint,
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord, Context, MetricRecordValues
+from flwr.app import ArrayRecord, ConfigRecord
 
-from clients.context import model_path
-from clients.warm.silo_cache import WarmCache
+from clients.context import SiloContext
+from clients.warm.silo_cache import SiloCache
 from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.errors import UserError
-from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -30,53 +29,49 @@ PRETRAINED_MODEL = "brought-model"
 LOSS_LEVELS, LOSS_IMAGES = 8, 32
 """Network evaluations behind a measured loss, on each level and in number of images: seconds on a CPU."""
 
-_models: WarmCache[PretrainedModel] = WarmCache()
+_models: SiloCache[PretrainedModel] = SiloCache()
 
 
-def bring_pretrained_model(context: Context, config: RunConfig, spec: ImageSpec, silo: Silo) -> PretrainedModel | None:
+def bring_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel | None:
     """Load the model of ``model-path`` and note it in the context; None for a silo that trains its own.
 
     Raises:
         UserError: it cannot be used for the run.
     """
-    folder = model_path(context)
-    if folder is None or config.run.strategy not in OWN_MODELS:
+    if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
         return None
-    held = [spec.classes[label] for label in np.unique(silo.train.labels)]
-    noted = {**wire.spec_to_config(spec), "path": str(folder), "held-classes": held}
-    context.state[PRETRAINED_MODEL] = ConfigRecord(noted)
-    return pretrained_model(context, config)
+    held = [spec.classes[label] for label in np.unique(silo.silo(spec).train.labels)]
+    noted = ConfigRecord(
+        {
+            "path": str(silo.model_path),
+            "held-classes": held,
+            "image-channels": spec.channels,
+            "image-size": spec.size,
+            "classes": list(spec.classes),
+        }
+    )
+    silo.note(PRETRAINED_MODEL, noted)
+    return pretrained_model(silo)
 
 
-def pretrained_model(context: Context, config: RunConfig) -> PretrainedModel | None:
-    """Return the model noted by :func:`bring_pretrained_model`, loaded once a process; None if there is none."""
-    if PRETRAINED_MODEL not in context.state:
+def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
+    """Return the model noted by :func:`bring_pretrained_model`, loaded once per process; None if there is none."""
+    noted = silo.noted(PRETRAINED_MODEL)
+    if noted is None:
         return None
-    noted = context.state.config_records[PRETRAINED_MODEL]
-    return _models.get(context, lambda: _load(noted, config))
+    config = silo.config
+    held = [str(name) for name in cast(list[str], noted["held-classes"])]
+
+    def load() -> PretrainedModel:
+        device = pick_device(config.run.device)
+        return load_pretrained_model(Path(str(noted["path"])), _noted_spec(noted), config.diffusion, held, device)
+
+    return _models.get(silo.process_key, load)
 
 
-def _load(noted: ConfigRecord, config: RunConfig) -> PretrainedModel:
-    spec, held = wire.spec_from_config(noted), noted["held-classes"]
-    assert isinstance(held, list)
-    names, device = [str(name) for name in held], pick_device(config.run.device)
-    return load_pretrained_model(Path(str(noted["path"])), spec, config.diffusion, names, device)
-
-
-def finished_metrics(model: PretrainedModel, silo: Silo, config: RunConfig) -> dict[str, MetricRecordValues]:
-    """What ``query.prepare`` answers for a model that needs no training: all steps done, and a measured loss."""
-    loss, steps = measure_loss(model, silo, config), config.training.own_steps
-    if loss >= 1:
-        # Predicting no noise at all has a loss of 1.
-        logger.warning("%s: model-path: loss %.3g: was the model trained on such images, in [-1, 1]?", silo.name, loss)
-    return {
-        "steps": steps,
-        "loss": loss,
-        "finished": 1,
-        "train-seconds": 0.0,
-        "curve-steps": [float(steps)],
-        "curve-losses": [loss],
-    }
+def _noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
+    classes = tuple(cast(list[str], noted["classes"]))
+    return ImageSpec(cast(int, noted["image-channels"]), cast(int, noted["image-size"]), classes)
 
 
 def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float:
@@ -94,7 +89,11 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
         noise = torch.randn(images.shape, generator=generator)
         noisy = scheduler.add_noise(images, noise, torch.full((len(images),), t))
         losses.append(float(F.mse_loss(model.predict(noisy, t, labels), noise)))
-    return sum(losses) / len(losses)
+    loss = sum(losses) / len(losses)
+    if loss >= 1:
+        # Predicting no noise at all has a loss of 1.
+        logger.warning("%s: model-path: loss %.3g: was the model trained on such images, in [-1, 1]?", silo.name, loss)
+    return loss
 
 
 def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,24 +103,23 @@ def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator
     return to_model_range(chosen.images), torch.from_numpy(chosen.labels)
 
 
-def uploadable_network(context: Context, config: RunConfig) -> UNet2DModel | None:
-    """Return the brought network where its bare weights mean what the run's own would; None if none was brought.
+def uploadable_network(silo: SiloContext) -> UNet2DModel | None:
+    """Return the pretrained network where its bare weights mean what the run's own would; None if none was brought.
 
     Raises:
         UserError: another architecture, noise schedule, prediction or order of classes.
     """
-    model = pretrained_model(context, config)
-    if model is None:
+    model, noted, config = pretrained_model(silo), silo.noted(PRETRAINED_MODEL), silo.config
+    if model is None or noted is None:
         return None
-    noted = context.state.config_records[PRETRAINED_MODEL]
-    run = _architecture(initial_unet(config, wire.spec_from_config(noted)))
+    run = _architecture(initial_unet(config, _noted_spec(noted)))
     own = _architecture(model.unet)
     differences = [key for key in run if own.get(key) != run[key]]
     if not model.native:
         differences.append("what it predicts, its noise schedule or its classes")
     if differences:
         raise UserError(
-            f"model-path = '{model_path(context)}': strategy = '{config.run.strategy}' has silos upload weights, and"
+            f"model-path = '{silo.model_path}': strategy = '{config.run.strategy}' has silos upload weights, and"
             f" this model differs from the run's ({', '.join(differences)}): remove model-path to have the silo train"
             " one, or use a strategy in which only predictions or images travel (dfd, pooled)"
         )

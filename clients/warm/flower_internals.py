@@ -51,12 +51,12 @@ __all__ = [
     "start_parent_process_monitor",
 ]
 
-SHORTEST_WAIT, LONGEST_POLL = 0.01, 0.5
-PATIENCE = 0.15
-"""Seconds between two looks for something: this share of the time waited so far, so that looking late costs at most
-15 % and a long wait costs few looks."""
-START_SECONDS, SILENCE_SECONDS = 120.0, 15.0
-"""How long the SuperNode may take to start, and to answer again, before it counts as gone."""
+SHORTEST_POLL_INTERVAL, LONGEST_POLL_INTERVAL = 0.01, 0.5
+"""Seconds."""
+POLL_SHARE = 0.15
+"""The poll interval as a share of the time waited so far: looking late costs at most 15 %, long waits few looks."""
+START_TIMEOUT, ANSWER_TIMEOUT = 120.0, 15.0
+"""Seconds that the SuperNode may take to start, and to answer again, before it counts as gone."""
 
 
 class SuperNodeGoneError(RuntimeError):
@@ -101,10 +101,10 @@ class SuperNodeRuntime:
     """
 
     def __init__(self, address: str, certificates: bytes | None, secret: bytes | None) -> None:
-        self._seen, self._allowance = time.monotonic(), START_SECONDS
+        self._seen, self._allowance = time.monotonic(), START_TIMEOUT
         self._token = _TokenInterceptor()
         retry = RetryInvoker(
-            lambda: exponential(max_delay=2), httpx.TransportError, max_tries=None, max_time=SILENCE_SECONDS
+            lambda: exponential(max_delay=2), httpx.TransportError, max_tries=None, max_time=ANSWER_TIMEOUT
         )
         self._polls = _client(address, certificates, [] if secret is None else [_superexec_signature(secret)], None)
         self._tasks = _client(address, certificates, [self._token], retry)
@@ -120,7 +120,7 @@ class SuperNodeRuntime:
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             self._bear(error)
             return None
-        self._seen, self._allowance = time.monotonic(), SILENCE_SECONDS
+        self._seen, self._allowance = time.monotonic(), ANSWER_TIMEOUT
         return Job(answer.task.run_id, answer.token) if answer.token else None
 
     def _bear(self, error: httpx.HTTPError) -> None:
@@ -185,18 +185,18 @@ def load_bundle(run: Run, fab: Fab, folder: Path) -> ClientApp:
     return load(run.fab_id, run.fab_version, fab.hash_str)
 
 
-def patience(since: float, longest: float) -> float:
+def poll_interval(since: float, longest: float) -> float:
     """Return seconds to sleep before the next look for what has been awaited since ``since`` (monotonic seconds)."""
-    return min(max(PATIENCE * (time.monotonic() - since), SHORTEST_WAIT), longest)
+    return min(max(POLL_SHARE * (time.monotonic() - since), SHORTEST_POLL_INTERVAL), longest)
 
 
 def shorten_object_waits() -> None:
     """Look again at once, not after 1 s, for objects of a message that are still on their way."""
     for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
-        pull.__kwdefaults__ = {**(pull.__kwdefaults__ or {}), "initial_backoff": SHORTEST_WAIT}
+        pull.__kwdefaults__ = {**(pull.__kwdefaults__ or {}), "initial_backoff": SHORTEST_POLL_INTERVAL}
 
 
-class PatientClock:
+class PollingClock:
     """Stands in for ``time`` in the SuperNode's loop: a sleep lasts a share of the wait so far, at most as asked."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class PatientClock:
         """Sleep; as long as the loop asks for the same seconds, it is waiting for the same thing."""
         if seconds != self._asked:
             self._asked, self._since = seconds, time.monotonic()
-        time.sleep(patience(self._since, seconds))
+        time.sleep(poll_interval(self._since, seconds))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
@@ -249,7 +249,7 @@ def run_supernode() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    start_client_internal.time = PatientClock()  # type: ignore[assignment, attr-defined]
+    start_client_internal.time = PollingClock()  # type: ignore[assignment, attr-defined]
     start_client_internal._pull_and_store_message = forgetting_ended_runs(start_client_internal._pull_and_store_message)
     shorten_object_waits()
     start_parent_process_monitor(os.getppid())

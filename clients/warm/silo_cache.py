@@ -6,13 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from flwr.app import Context
-
 T = TypeVar("T")
 
 
-class WarmCache(Generic[T]):
-    """Things of the silos this process has served, least recently used first out.
+class SiloCache(Generic[T]):
+    """One item per silo that this process has served, least recently used first out.
 
     Keyed by run and node, because one Ray actor serves many silos and outlives none of their runs.
 
@@ -24,9 +22,8 @@ class WarmCache(Generic[T]):
         self._capacity = capacity
         self._items: OrderedDict[tuple[int, int], T] = OrderedDict()
 
-    def get(self, context: Context, make: Callable[[], T]) -> T:
-        """Return the item of the silo behind ``context``, made on first use."""
-        key = (context.run_id, context.node_id)
+    def get(self, key: tuple[int, int], make: Callable[[], T]) -> T:
+        """Return the item of a silo, see :attr:`clients.context.SiloContext.process_key`; made on first use."""
         if key not in self._items:
             self._items[key] = make()
         self._items.move_to_end(key)

@@ -108,7 +108,7 @@ class Executor:
             if self._worn or (job is not None and self._run_id not in (None, job.run_id)):
                 return job
             if job is None:
-                time.sleep(flower.patience(idle_since, flower.LONGEST_POLL))
+                time.sleep(flower.poll_interval(idle_since, flower.LONGEST_POLL_INTERVAL))
                 continue
             self._perform(job)
             job, idle_since = None, time.monotonic()

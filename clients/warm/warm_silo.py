@@ -24,9 +24,9 @@ from clients.warm.warm_executor import add_arguments
 
 TAKEN = ("--isolation", "--host", "--port", "--superexec-auth-secret-file", "--ssl-")
 """Options of ``flower-supernode`` that the warm path sets itself, by how they begin."""
-GRACE_SECONDS = 15.0
-"""What a process gets to end by itself."""
-_LOOK_SECONDS = 0.1
+GRACE_PERIOD = 15.0
+"""Seconds in which a process may end by itself."""
+_POLL_INTERVAL = 0.1
 
 Processes = Mapping[str, "subprocess.Popen[bytes]"]
 
@@ -125,7 +125,7 @@ def supervise(processes: Processes, log: TextIO = sys.stderr) -> int:
     before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while not asked and not (ended := [name for name in processes if processes[name].poll() is not None]):
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_INTERVAL)
         stop(processes)
     finally:
         for number, handler in before.items():
@@ -138,12 +138,12 @@ def supervise(processes: Processes, log: TextIO = sys.stderr) -> int:
 
 
 def stop(processes: Processes) -> None:
-    """End processes one after the other; those that do not within ``GRACE_SECONDS`` are killed."""
+    """End processes one after the other; those that do not within ``GRACE_PERIOD`` are killed."""
     for process in processes.values():
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
+                process.wait(GRACE_PERIOD)
         if process.poll() is None:
             process.kill()
         process.wait()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
@@ -32,7 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from experiments.benchmarks import resident
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from fedsynth.diffusion import build_unet
-from fedsynth.messages import wire
+from fedsynth.messages import TrainRequest, wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
@@ -203,12 +203,11 @@ def _update(weights: ArrayRecord, silo: int) -> ArrayRecord:
 
 
 def _reply(silo: int, update: ArrayRecord) -> Message:
-    request = wire.request(silo + 1, wire.TRAIN, {})
-    metrics = {"num-examples": NUM_EXAMPLES, "loss": 0.1, "seconds": 1.0}
-    answer = wire.answer(request, ConfigRecord({"partition-id": silo}), metrics)
+    request = Message(RecordDict(), dst_node_id=silo + 1, message_type=TrainRequest.kind)
+    metrics = MetricRecord({"num-examples": NUM_EXAMPLES, "loss": 0.1, "seconds": 1.0})
     # Not packed as on the wire, which Flower's own classes cannot read.
-    answer.content[wire.ARRAYS] = update
-    return answer
+    content = RecordDict({"silo": ConfigRecord({"partition-id": silo}), "metrics": metrics, "arrays": update})
+    return Message(content, reply_to=request)
 
 
 def _speed_up(ours: Cost, flowers: Cost) -> float:

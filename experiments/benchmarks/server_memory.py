@@ -15,14 +15,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.benchmarks import resident
 from fedsynth.diffusion import build_unet
-from fedsynth.messages import wire
+from fedsynth.messages import Answer, Sender, wire
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.averaging.fedavg import FedAvg
 from strategies.base import SynthesisStrategy
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.exchange import Exchange
 from strategies.cooperation.dfd import DfD
-from strategies.run.rounds import Round, RoundsState, run_rounds
+from strategies.run.rounds import Round, run_rounds
 
 SPEC = ImageSpec(3, 32, tuple("abcdefghij"))
 ROUNDS = 3
@@ -100,13 +100,13 @@ def run_scenario(
     """
     # Flower sets these when it starts an app; a message cannot be built without them.
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    exchange = ExchangeGrid(cast(Grid, silos), timeout=60.0)
-    run_rounds(scenario.strategy(), exchange, RoundsState(scenario.arrays(num_samples), observers=observers))
+    exchange = Exchange(cast(Grid, silos), timeout=60.0)
+    run_rounds(scenario.strategy(), exchange, scenario.arrays(num_samples), observers)
 
 
 def _samples(num_samples: int) -> ArrayRecord:
     samples = torch.randn(num_samples, *SPEC.shape)
-    return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: torch.arange(num_samples) % len(SPEC.classes)})
+    return wire.encode_tensors({"samples": samples, "labels": torch.arange(num_samples) % len(SPEC.classes)})
 
 
 def _weights(_: int) -> ArrayRecord:
@@ -116,13 +116,11 @@ def _weights(_: int) -> ArrayRecord:
 
 _DFD, _FEDAVG = partial(DfD, dfd_rounds=ROUNDS, prior="size"), partial(FedAvg, num_rounds=ROUNDS)
 SCENARIOS = {
-    "dfd, posterior weights": Scenario(_DFD, _samples, wire.EPSILON_RECORD),
-    "dfd, energy weights and ULA": Scenario(
-        partial(_DFD, weights="energy", sampler="ula"), _samples, wire.EPSILON_RECORD
-    ),
-    "dfd, all answers at once": Scenario(_DFD, _samples, wire.EPSILON_RECORD, at_once=True),
-    "fedavg": Scenario(_FEDAVG, _weights, wire.ARRAYS, at_once=True),
-    "fedavg, sample-from=ema": Scenario(partial(_FEDAVG, sample_from="ema"), _weights, wire.ARRAYS, at_once=True),
+    "dfd, posterior weights": Scenario(_DFD, _samples, "epsilon"),
+    "dfd, energy weights and ULA": Scenario(partial(_DFD, weights="energy", sampler="ula"), _samples, "epsilon"),
+    "dfd, all answers at once": Scenario(_DFD, _samples, "epsilon", at_once=True),
+    "fedavg": Scenario(_FEDAVG, _weights, "arrays", at_once=True),
+    "fedavg, sample-from=ema": Scenario(partial(_FEDAVG, sample_from="ema"), _weights, "arrays", at_once=True),
 }
 """By name; in the DfD ones every silo is asked about every sample."""
 
@@ -134,7 +132,7 @@ class Silos:
         self._nodes, self._at_once = list(range(1, num_silos + 1)), scenario.at_once
         arrays = scenario.arrays(num_samples)
         # A noise prediction has the shape of the samples, an update that of the weights.
-        record = ArrayRecord({name: array for name, array in arrays.items() if name != wire.LABELS})
+        record = ArrayRecord({name: array for name, array in arrays.items() if name != "labels"})
         packed = wire.pack(scenario.reply, record)
         self._template = {name: cast(bytes, piece[wire.PACKED]) for name, piece in packed.items()}
         self._questions: dict[str, Message] = {}
@@ -164,8 +162,7 @@ class Silos:
         return [self._answer(self._questions.pop(number)) for number in message_ids[: None if self._at_once else 1]]
 
     def _answer(self, question: Message) -> Message:
-        silo = ConfigRecord({"silo-name": f"node-{question.metadata.dst_node_id}"})
-        answer = wire.answer(question, silo, {"num-examples": 1, "seconds": 0.0})
+        answer = Answer(num_examples=1).to_message(question, Sender(0, f"node-{question.metadata.dst_node_id}"))
         for name, piece in self._template.items():
             answer.content[name] = ConfigRecord({wire.PACKED: bytes(memoryview(piece))})
         return answer

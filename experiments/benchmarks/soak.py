@@ -18,7 +18,7 @@ from experiments.benchmarks import resident as resident_set
 from experiments.benchmarks.server_memory import SCENARIOS, Silos, run_scenario
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonRequest, PrepareRequest
 from fedsynth.spec import ImageSpec
 from strategies.cooperation.dfd import DfD
 from strategies.run.rounds import Round
@@ -96,16 +96,13 @@ class _Silo:
         self._config = {**RunConfig().to_run_config(), **settings}
         self._context = Context(1, NODE, {"partition-id": 0, "num-partitions": 10}, RecordDict(), self._config)
         self._spec: ImageSpec = load_federation(RunConfig.from_run_config(self._config)).spec
-        self._ask(wire.request(NODE, wire.PREPARE, {**wire.spec_to_config(self._spec), "train-seconds": 60.0}))
+        self._ask(PrepareRequest(spec=self._spec, train_seconds=60.0).to_message(NODE))
 
     def ask_for_noise(self, number: int) -> None:
         """Send the question of round ``number`` about samples it has not seen before."""
         samples, labels = torch.randn(20, *self._spec.shape), torch.arange(20) % len(self._spec.classes)
-        record = wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: labels})
-        content = {**wire.spec_to_config(self._spec), "server-round": number, "timestep": 999 - number % 1000}
-        answer = self._ask(wire.request(NODE, wire.EPSILON, content, record))
-        epsilon = wire.decode_tensors(wire.array_record(answer, wire.EPSILON_RECORD))
-        assert epsilon[wire.EPSILON_RECORD].shape == samples.shape
+        request = EpsilonRequest(samples=samples, labels=labels, timestep=999 - number % 1000, server_round=number)
+        request.reader()(self._ask(request.to_message(NODE)))
 
     def _ask(self, message: Message) -> Message:
         message.metadata.__dict__["_message_id"] = "question"

@@ -8,11 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
 from fedsynth.cli.options import refuse_rest
@@ -66,27 +68,26 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _python() -> Iterator[Finding]:
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] == (3, 11):
+    found, wanted = ".".join(map(str, sys.version_info[:3])), SpecifierSet(metadata("fedsynth")["Requires-Python"])
+    if found in wanted:
         yield Finding("ok", f"Python {found}")
     else:
-        yield Finding("fail", f"Python {found}: fedsynth is tested with 3.11; make a virtual environment with it")
+        yield Finding("fail", f"Python {found}: fedsynth needs {wanted}; make a virtual environment with such a Python")
 
 
 def _packages() -> Iterator[Finding]:
     for line in requires("fedsynth") or []:
-        requirement = line.split(";")[0].strip()
-        if "extra ==" in line or "==" not in requirement:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        name, wanted = requirement.split("==")
-        name = name.split("[")[0]
+        name, wanted = requirement.name, requirement.specifier
         try:
             found = version(name)
         except PackageNotFoundError:
             yield Finding("fail", f"{name} is not installed: pip install '{requirement}'")
             continue
-        if found.split("+")[0] != wanted:
-            yield Finding("warn", f"{name} {found} instead of {wanted}: pip install '{requirement}'")
+        if not wanted.contains(found, prereleases=True):
+            yield Finding("warn", f"{name} {found}, where {wanted} is tested: pip install '{requirement}'")
     try:
         importlib.import_module("ray")
         yield Finding("ok", f"flwr {version('flwr')}, Ray {version('ray')}")

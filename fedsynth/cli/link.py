@@ -85,7 +85,7 @@ def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
         f"send every silo {folder.authority} (over a channel you trust) and the address {settings.address}\n"
         f"let a silo in:   fedsynth link register SILO.pub --name SILO --folder {folder.path}\n"
         f"start:           fedsynth link start --folder {folder.path} --bind 0.0.0.0\n"
-        f"Never send ca.key or server.key. Let only silos and yourself reach port {options.port}: whoever reaches it"
+        f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
         " can register silos and start runs."
     )
     return 0

@@ -29,8 +29,8 @@ logger = logging.getLogger("fedsynth")
 _SIGNALLED = 128
 """Statuses from here on say which signal has stopped it."""
 
-PATIENCE, WARM_PATIENCE = 10.0, 40.0
-"""Seconds in which a silo ends by itself: a warm one ends two processes, one after the other."""
+GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
+"""Seconds in which a silo may end by itself: a warm one ends two processes, one after the other."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
         return 0
     check_clock(options.superlink, authority)
     status = run_in_foreground(
-        command, environment_of(folder / "flwr"), folder, WARM_PATIENCE if options.warm else PATIENCE
+        command, environment_of(folder / "flwr"), folder, WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
     )
     if 0 < status < _SIGNALLED:
         logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)

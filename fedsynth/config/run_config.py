@@ -158,7 +158,8 @@ def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
     values = {name: flat.get(name, key.default) for name, key in KEYS.items()}
     settings = SETTINGS.get(str(values["strategy"]), StrategySettings)
     own = {kebab(field): info.default for field, info in settings.model_fields.items()}
-    acting = {**values, **{name: value for name, value in settings.defaults(values).items() if values[name] == AUTO}}
+    defaults = settings.defaults(values)
+    acting = {**values, **{name: default for name, default in defaults.items() if values[name] == AUTO}}
     # Which settings a plug-in takes, and what their defaults are, its class says when it is built.
     known = [
         key for key in KEYS.values() if not (key.section == "strategy_keys" and is_plugin(str(values["strategy"])))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.data.apportion import apportion
 from fedsynth.errors import UserError
 
 
@@ -64,23 +65,6 @@ class LabelledImages:
 Folds = tuple[LabelledImages, LabelledImages]
 
 
-def apportion(total: int, weights: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Split ``total`` into integers proportional to ``weights`` by the largest-remainder method.
-
-    Args:
-        total: the sum to hand out, at least 0.
-        weights: any shape, non-negative, with a positive sum.
-
-    Returns:
-        int64 of the same shape; sums to ``total``, each entry less than 1 away from its exact share.
-    """
-    shares = total * (weights / weights.sum())
-    whole: NDArray[np.int64] = np.floor(shares).astype(np.int64)
-    largest = np.argsort(-(shares - whole), axis=None, kind="stable")[: total - int(whole.sum())]
-    whole.flat[largest] += 1
-    return whole
-
-
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,7 +83,11 @@ def stratified_split(
         return np.empty(0, np.int64), np.empty(0, np.int64)
     counts = np.bincount(labels)
     # The subtraction keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
-    wanted = apportion(math.ceil(fraction * len(labels) - 1e-9), counts)
+    total = math.ceil(fraction * len(labels) - 1e-9)
+    # Of equal remainders the larger class gives the image.
+    order = np.argsort(-counts, kind="stable")
+    wanted = np.empty_like(counts)
+    wanted[order] = apportion(total, counts[order])
     quota = np.minimum(wanted, np.maximum(counts - 1, 0))
     taken = np.zeros(len(labels), dtype=bool)
     for label, number in enumerate(quota):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.data.labelled_images import apportion
+from fedsynth.data.apportion import apportion
 from fedsynth.data.subsampling import thin_out
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.seeding import derive_seed

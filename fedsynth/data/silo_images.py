@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ class Silo:
     train: LabelledImages
     holdout: LabelledImages
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the name and of both parts."""
+        """SHA-256 (hex) of the name and of both parts, computed once: nobody writes to the images of an open silo."""
         parts = [self.name, self.train.fingerprint(), self.holdout.fingerprint()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

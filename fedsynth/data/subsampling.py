@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.data.labelled_images import apportion
+from fedsynth.data.apportion import apportion
 from fedsynth.errors import UserError
 
 Indices = NDArray[np.int64]

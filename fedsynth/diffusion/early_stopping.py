@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import Diffusion, Training
+from fedsynth.diffusion.images import Images, rows_in_model_range
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.diffusion.training import TrainingState, train
 
@@ -38,21 +39,21 @@ class HeldOutLoss:
     The levels are stratified: one in every 256th of 0 to T - 1, and each image has its levels spread over all of them.
 
     Args:
-        images: never trained on, (n, C, H, W) in [-1, 1], n >= 1. Of more than 256, as many at random take part.
+        images: never trained on, tensors (n, C, H, W) in [-1, 1] or stored uint8 images (n, H, W, C), n >= 1. Of more
+            than 256, as many at random take part.
         labels: their classes (n,).
         diffusion: noise schedule.
         generator: decides the pairs.
     """
 
-    def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor, diffusion: Diffusion, generator: torch.Generator
-    ) -> None:
+    def __init__(self, images: Images, labels: torch.Tensor, diffusion: Diffusion, generator: torch.Generator) -> None:
         rounds = -(-PAIRS // len(images))
         rows = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:PAIRS]
-        places = torch.arange(PAIRS) + torch.rand(PAIRS, generator=generator, dtype=torch.float64)
-        self._t = (places / PAIRS * diffusion.num_train_timesteps).long().clamp(max=diffusion.num_train_timesteps - 1)
-        self._noise = torch.randn((PAIRS, *images.shape[1:]), generator=generator)
-        self._noisy = make_scheduler(diffusion).add_noise(images[rows], self._noise, self._t)
+        clean = rows_in_model_range(images, rows)
+        levels = torch.arange(PAIRS) + torch.rand(PAIRS, generator=generator, dtype=torch.float64)
+        self._t = (levels / PAIRS * diffusion.num_train_timesteps).long().clamp(max=diffusion.num_train_timesteps - 1)
+        self._noise = torch.randn(clean.shape, generator=generator)
+        self._noisy = make_scheduler(diffusion).add_noise(clean, self._noise, self._t)
         self._labels = labels[rows]
 
     @torch.inference_mode()
@@ -79,11 +80,13 @@ def out_of_patience(losses: Sequence[float], patience: int = PATIENCE, min_delta
 
     Progress is a loss below (1 - ``min_delta``) times the one at the last progress, so that small steps add up.
     """
-    reference, waited = math.inf, 0
+    reference = math.inf
+    waited = 0
     for loss in losses:
         waited += 1
         if loss < reference * (1 - min_delta):
-            reference, waited = loss, 0
+            reference = loss
+            waited = 0
         if waited >= patience:
             return True
     return False
@@ -92,7 +95,7 @@ def out_of_patience(losses: Sequence[float], patience: int = PATIENCE, min_delta
 def train_early_stopping(
     state: TrainingState,
     held_out_loss: Callable[[UNet2DModel], float],
-    images: torch.Tensor,
+    images: Images,
     labels: torch.Tensor,
     config: Training,
     diffusion: Diffusion,

@@ -18,20 +18,20 @@ class Level:
 
     Attributes:
         timestep: what its network is told; fractional between two of its own levels.
-        alpha: ᾱ of the samples, in (0, 1).
-        own_alpha: ᾱ' of the level that the network takes its input for.
+        alpha_bar: ᾱ of the samples, in (0, 1).
+        own_alpha_bar: ᾱ' of the level that the network takes its input for.
         scale: its input is ``scale`` · x.
     """
 
     timestep: float
-    alpha: float
-    own_alpha: float
+    alpha_bar: float
+    own_alpha_bar: float
     scale: float
 
     @property
     def exact(self) -> bool:
         """Whether the network answers at the very level of the samples."""
-        return self.alpha == self.own_alpha
+        return self.alpha_bar == self.own_alpha_bar
 
     def to_run(self, own_eps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ε at the level of ``x`` for a prediction at the network's, keeping what it says about x_0.
@@ -44,12 +44,13 @@ class Level:
         """
         if self.exact:
             return own_eps
-        ratio, deviation = math.sqrt(self.alpha / self.own_alpha), math.sqrt(1 - self.alpha)
-        kept = ratio * math.sqrt(1 - self.own_alpha) / deviation
-        return own_eps * kept + x * ((1 - ratio * self.scale) / deviation)
+        ratio = math.sqrt(self.alpha_bar / self.own_alpha_bar)
+        noise_std = math.sqrt(1 - self.alpha_bar)
+        kept = ratio * math.sqrt(1 - self.own_alpha_bar) / noise_std
+        return own_eps * kept + x * ((1 - ratio * self.scale) / noise_std)
 
 
-def match_levels(alphas: NDArray[np.float64], own_alphas: NDArray[np.float64], fractional: bool) -> list[Level]:
+def match_levels(alpha_bars: NDArray[np.float64], own_alpha_bars: NDArray[np.float64], fractional: bool) -> list[Level]:
     """Find, for every level of the run, the level of a model with the same signal-to-noise ratio ᾱ/(1-ᾱ).
 
     Both processes preserve variance, so that x_t is the same at equal ᾱ. Between two levels of the model its timestep
@@ -61,29 +62,27 @@ def match_levels(alphas: NDArray[np.float64], own_alphas: NDArray[np.float64], f
       image under it, scaled up, would come with more noise than the network has ever seen.
 
     Args:
-        alphas: ᾱ_t of the run (T,), decreasing, in (0, 1).
-        own_alphas: ᾱ'_t of the model (T',), decreasing, in [0, 1); levels without any signal are not used.
+        alpha_bars: ᾱ_t of the run (T,), decreasing, in (0, 1).
+        own_alpha_bars: ᾱ'_t of the model (T',), decreasing, in [0, 1); levels without any signal are not used.
         fractional: whether the network takes timesteps between whole ones.
     """
-    own = own_alphas[own_alphas > 0]
-    places = np.interp(-_log_snr(alphas), -_log_snr(own), np.arange(len(own), dtype=np.float64))
-    return [
-        _level(float(alpha), own, float(place if fractional else round(place)))
-        for alpha, place in zip(alphas, places, strict=True)
-    ]
+    own = own_alpha_bars[own_alpha_bars > 0]
+    timesteps = np.interp(-_log_snr(alpha_bars), -_log_snr(own), np.arange(len(own), dtype=np.float64))
+    if not fractional:
+        timesteps = timesteps.round()
+    levels = []
+    for alpha_bar, timestep in zip(alpha_bars.tolist(), timesteps.tolist(), strict=True):
+        own_alpha_bar = float(own[int(timestep)]) if timestep.is_integer() else alpha_bar
+        scale = 1.0 if alpha_bar < own[-1] else math.sqrt(own_alpha_bar / alpha_bar)
+        levels.append(Level(timestep, alpha_bar, own_alpha_bar, scale))
+    return levels
 
 
-def _level(alpha: float, own: NDArray[np.float64], place: float) -> Level:
-    own_alpha = float(own[int(place)]) if place.is_integer() else alpha
-    scale = 1.0 if alpha < own[-1] else math.sqrt(own_alpha / alpha)
-    return Level(place, alpha, own_alpha, scale)
+def _log_snr(alpha_bars: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log(alpha_bars) - np.log1p(-alpha_bars))
 
 
-def _log_snr(alphas: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.log(alphas) - np.log1p(-alphas))
-
-
-def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha: float, prediction_type: str) -> torch.Tensor:
+def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str) -> torch.Tensor:
     """Turn what a network predicts into ε, at the level of its input.
 
     With x = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, Eq. 4): for ``sample``, which predicts x_0, ε = (x - √ᾱ x_0) / √(1-ᾱ);
@@ -92,12 +91,13 @@ def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha: float, prediction
     Args:
         prediction: output of the network (N, C, H, W).
         x: its input (N, C, H, W).
-        alpha: ᾱ in (0, 1).
+        alpha_bar: ᾱ in (0, 1).
         prediction_type: one of :data:`PREDICTION_TYPES`.
     """
-    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
+    signal = math.sqrt(alpha_bar)
+    noise_std = math.sqrt(1 - alpha_bar)
     if prediction_type == "v_prediction":
-        return signal * prediction + noise * x
+        return signal * prediction + noise_std * x
     if prediction_type == "sample":
-        return (x - signal * prediction) / noise
+        return (x - signal * prediction) / noise_std
     return prediction

@@ -50,7 +50,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         batch_size: int = 256,
     ) -> LabelledImagePipelineOutput:
-        """Draw one image a label.
+        """Draw one image per label.
 
         Args:
             labels: class indices or names (N,).

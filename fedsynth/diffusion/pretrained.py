@@ -1,4 +1,4 @@
-"""A diffusion model that a silo brings along: any U-Net, any noise schedule, asked in the terms of the run."""
+"""A pretrained diffusion model: any U-Net, any noise schedule, asked at the run's timesteps and labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SCHEDULE = (
 
 
 class PretrainedModel:
-    """Answers for ε(x_t, t, y) at the run's timesteps and labels.
+    """Predicts ε(x_t, t, y) at the run's timesteps and labels.
 
     Args:
         unet: the network, on its device.
@@ -54,8 +54,11 @@ class PretrainedModel:
         indices: torch.Tensor,
         classes: tuple[str, ...],
     ) -> None:
-        self.unet, self.prediction_type, self.levels = unet.eval(), prediction_type, levels
-        self._indices, self._classes = indices, classes
+        self.unet = unet.eval()
+        self.prediction_type = prediction_type
+        self.levels = levels
+        self._indices = indices
+        self._classes = classes
         self._conditional = unet.config.num_class_embeds is not None
 
     @property
@@ -85,7 +88,8 @@ class PretrainedModel:
         Raises:
             UserError: a class that the model does not know.
         """
-        level, indices = self.levels[t], self._own_classes(labels)
+        level = self.levels[t]
+        indices = self._own_classes(labels)
         eps = torch.empty_like(x)
         for first in range(0, len(x), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
@@ -95,9 +99,12 @@ class PretrainedModel:
     def _ask(self, x: torch.Tensor, level: Level, indices: torch.Tensor) -> torch.Tensor:
         device = self.unet.device
         own_x = x if level.scale == 1 else x * level.scale
+        # The network would cut a Python float down to a whole number.
+        whole = level.timestep.is_integer()
+        timestep = int(level.timestep) if whole else torch.tensor(level.timestep, device=device)
         classes = indices.to(device) if self._conditional else None
-        output = self.unet(own_x.to(device), _timestep(level, device), class_labels=classes).sample.cpu()
-        return level.to_run(to_noise(output, own_x, level.own_alpha, self.prediction_type), x)
+        output = self.unet(own_x.to(device), timestep, class_labels=classes).sample.cpu()
+        return level.to_run(to_noise(output, own_x, level.own_alpha_bar, self.prediction_type), x)
 
     def _own_classes(self, labels: torch.Tensor) -> torch.Tensor:
         indices = self._indices[labels]
@@ -105,20 +112,15 @@ class PretrainedModel:
             name = self._classes[int(labels[indices == UNKNOWN][0])]
             known = ", ".join(self._classes[k] for k in np.flatnonzero(self.serves))
             raise UserError(
-                f"asked about class '{name}', which the model brought to model-path does not know (it knows {known}):"
+                f"asked about class '{name}', which the model in model-path does not know (it knows {known}):"
                 " set prior = 'class', with which a silo is only asked about its own classes"
             )
         return indices
 
 
-def _timestep(level: Level, device: torch.device) -> int | torch.Tensor:
-    # The network would cut a Python float down to a whole number.
-    return int(level.timestep) if level.timestep.is_integer() else torch.tensor(level.timestep, device=device)
-
-
 @dataclass(frozen=True)
-class _Place:
-    """Where the parts of a model lie: a pipeline folder, or the folder of a bare network."""
+class _ModelFiles:
+    """The files of a model: of a pipeline folder, or of the folder of a bare network."""
 
     folder: Path
     unet: Path
@@ -141,8 +143,8 @@ class _Place:
 
     def first(self, *names: str) -> Path | None:
         """The first of these files that exists, nearest folder first."""
-        files = (root / name for root in self.roots for name in names)
-        return next((file for file in files if file.is_file()), None)
+        candidates = (root / name for root in self.roots for name in names)
+        return next((file for file in candidates if file.is_file()), None)
 
 
 def load_pretrained_model(
@@ -169,10 +171,10 @@ def load_pretrained_model(
     Raises:
         UserError: the folder, the network, its scheduler or its classes cannot be used.
     """
-    place = _find(folder)
-    unet = _read_unet(place, spec)
-    schedule, prediction_type = _read_scheduler(place)
-    indices = _class_indices(place, unet, spec, held_classes)
+    files = _find(folder)
+    unet = _read_unet(files, spec)
+    schedule, prediction_type = _read_scheduler(files)
+    indices = _class_indices(files, unet, spec, held_classes)
     run_schedule = _alphas_cumprod(make_scheduler(diffusion))
     # A table of embeddings has rows for whole timesteps only.
     fractional = unet.config.time_embedding_type == "positional"
@@ -180,84 +182,88 @@ def load_pretrained_model(
     return PretrainedModel(unet.to(device or "cpu"), prediction_type, levels, torch.tensor(indices), spec.classes)
 
 
-def _find(folder: Path) -> _Place:
+def _find(folder: Path) -> _ModelFiles:
     if not folder.is_dir():
         raise UserError(f"model-path = '{folder}': there is no such folder: give a diffusers folder on this silo")
     if (folder / "unet" / "config.json").is_file():
-        return _Place(folder, folder / "unet", (folder,))
+        return _ModelFiles(folder, folder / "unet", (folder,))
     if (folder / "config.json").is_file():
-        return _Place(folder, folder, (folder, folder.parent))
+        return _ModelFiles(folder, folder, (folder, folder.parent))
     raise UserError(
         f"model-path = '{folder}': holds no network (unet/config.json or config.json): give a folder that a diffusers"
         " pipeline or UNet2DModel wrote with save_pretrained"
     )
 
 
-def _read_unet(place: _Place, spec: ImageSpec) -> UNet2DModel:
-    _check_config(place, place.read_config(place.unet / "config.json"), spec)
-    if not list(place.unet.glob("*.safetensors")):
-        found = ", ".join(sorted(file.name for file in place.unet.iterdir() if file.name != "config.json")) or "nothing"
-        raise place.error(
-            f"no safetensors weights in '{place.unet.name}' (found {found}), and pickled ones are not read, as they can"
+def _read_unet(files: _ModelFiles, spec: ImageSpec) -> UNet2DModel:
+    _check_config(files, files.read_config(files.unet / "config.json"), spec)
+    if not list(files.unet.glob("*.safetensors")):
+        found = ", ".join(sorted(file.name for file in files.unet.iterdir() if file.name != "config.json")) or "nothing"
+        raise files.error(
+            f"no safetensors weights in '{files.unet.name}' (found {found}), and pickled ones are not read, as they can"
             " run code: save the model again with safe_serialization=True"
         )
     try:
         unet, report = UNet2DModel.from_pretrained(
-            place.unet, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
+            files.unet, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise place.error(f"the network is damaged: copy or save it again ({error})") from error
+        raise files.error(f"the network is damaged: copy or save it again ({error})") from error
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     wrong += [name for name, value in unet.state_dict().items() if not value.isfinite().all()]
     if wrong:
-        raise place.error(f"the network is damaged: copy or save it again (missing, unknown or not finite: {wrong[0]})")
+        raise files.error(f"the network is damaged: copy or save it again (missing, unknown or not finite: {wrong[0]})")
     return unet.float()
 
 
-def _check_config(place: _Place, config: dict[str, Any], spec: ImageSpec) -> None:
+def _check_config(files: _ModelFiles, config: dict[str, Any], spec: ImageSpec) -> None:
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise place.error(f"the network is a {kind}: bring a UNet2DModel")
-    if missing := [key for key in ("in_channels", "out_channels", "block_out_channels") if key not in config]:
-        raise place.error(f"the network's config.json has no {missing[0]}: copy or save the model again")
+        raise files.error(f"the network is a {kind}: give a UNet2DModel")
+    for key in ("in_channels", "out_channels", "block_out_channels"):
+        if key not in config:
+            raise files.error(f"the network's config.json has no {key}: copy or save the model again")
     channels = [config["in_channels"], config["out_channels"]]
     if channels != [spec.channels] * 2:
-        raise place.error(
+        raise files.error(
             f"the network takes {channels[0]} channels and answers {channels[1]}, but the run's images have"
-            f" {spec.channels}: bring a model of such images, or remove model-path to train one here"
+            f" {spec.channels}: give a model of such images, or remove model-path to train one here"
         )
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if spec.size % factor:
-        raise place.error(f"the network halves images to 1/{factor}, and image-size = {spec.size} is no multiple of it")
+        raise files.error(f"the network halves images to 1/{factor}, and image-size = {spec.size} is no multiple of it")
     if config.get("time_embedding_type", "positional") not in ("positional", "learned"):
-        raise place.error("the network is told noise deviations in place of timesteps: bring one with positional ones")
+        raise files.error(
+            "the network takes noise standard deviations in place of timesteps: give one with positional timesteps"
+        )
     if config.get("class_embed_type") is not None:
-        raise place.error(f"class_embed_type = '{config['class_embed_type']}': bring a model with num_class_embeds")
+        raise files.error(f"class_embed_type = '{config['class_embed_type']}': give a model with num_class_embeds")
     if config.get("sample_size") not in (None, spec.size, [spec.size, spec.size]):
         made = config["sample_size"]
-        logger.warning("model-path = '%s': made for images of size %s, asked about %d", place.folder, made, spec.size)
+        logger.warning("model-path = '%s': made for images of size %s, asked about %d", files.folder, made, spec.size)
 
 
-def _read_scheduler(place: _Place) -> tuple[NDArray[np.float64], str]:
-    path = place.first("scheduler/scheduler_config.json", "scheduler_config.json")
+def _read_scheduler(files: _ModelFiles) -> tuple[NDArray[np.float64], str]:
+    path = files.first("scheduler/scheduler_config.json", "scheduler_config.json")
     if path is None:
-        raise place.error(
+        raise files.error(
             "no scheduler_config.json says which noise schedule the network was trained with: save its scheduler to"
-            f" '{place.roots[0] / 'scheduler'}' with save_pretrained"
+            f" '{files.roots[0] / 'scheduler'}' with save_pretrained"
         )
-    config = place.read_config(path)
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise place.error(f"prediction_type = '{kind}' in {path.name}: must be one of {', '.join(PREDICTION_TYPES)}")
+    config = files.read_config(path)
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        allowed = ", ".join(PREDICTION_TYPES)
+        raise files.error(f"prediction_type = '{prediction_type}' in {path.name}: must be one of {allowed}")
     if "beta_start" not in config and not config.get("trained_betas"):
-        raise place.error(f"{path.name} has no betas: bring a model of a variance-preserving schedule, such as DDPM's")
+        raise files.error(f"{path.name} has no betas: give a model of a variance-preserving schedule, such as DDPM's")
     try:
-        alphas = _alphas_cumprod(DDPMScheduler(**{key: config[key] for key in _SCHEDULE if key in config}))
+        alpha_bars = _alphas_cumprod(DDPMScheduler(**{key: config[key] for key in _SCHEDULE if key in config}))
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise place.error(f"{path.name} describes no noise schedule ({error}): save the scheduler again") from error
-    if not (np.diff(alphas, prepend=1.0) < 0).all() or alphas[-1] < 0:
-        raise place.error(f"{path.name} describes no noise schedule: every beta must be > 0 and at most 1")
-    return alphas, kind
+        raise files.error(f"{path.name} describes no noise schedule ({error}): save the scheduler again") from error
+    if not (np.diff(alpha_bars, prepend=1.0) < 0).all() or alpha_bars[-1] < 0:
+        raise files.error(f"{path.name} describes no noise schedule: every beta must be > 0 and at most 1")
+    return alpha_bars, prediction_type
 
 
 def _alphas_cumprod(scheduler: Any) -> NDArray[np.float64]:
@@ -265,34 +271,34 @@ def _alphas_cumprod(scheduler: Any) -> NDArray[np.float64]:
     return np.asarray(np.cumprod(1 - scheduler.betas.double().numpy()))
 
 
-def _class_indices(place: _Place, unet: UNet2DModel, spec: ImageSpec, held: Sequence[str]) -> list[int]:
+def _class_indices(files: _ModelFiles, unet: UNet2DModel, spec: ImageSpec, held: Sequence[str]) -> list[int]:
     if unet.config.num_class_embeds is None:
         if len(held) != 1:
-            raise place.error(
+            raise files.error(
                 f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
-                f" ({', '.join(held)}): bring a class-conditional model, or start one silo per class"
+                f" ({', '.join(held)}): give a class-conditional model, or start one silo per class"
             )
         return [0 if name == held[0] else UNKNOWN for name in spec.classes]
-    names = _class_names(place, int(unet.config.num_class_embeds))
+    names = _class_names(files, int(unet.config.num_class_embeds))
     if not set(held) & set(names):
-        raise place.error(
+        raise files.error(
             f"the model knows {', '.join(names)}, but this silo holds {', '.join(held)}{did_you_mean(held[0], names)}:"
-            f" give the model's classes the run's names, in '{place.roots[0] / CLASSES_FILE}'"
+            f" give the model's classes the run's names, in '{files.roots[0] / CLASSES_FILE}'"
         )
     return [names.index(name) if name in names else UNKNOWN for name in spec.classes]
 
 
-def _class_names(place: _Place, count: int) -> list[str]:
-    path = place.first(CLASSES_FILE)
-    index = place.first("model_index.json")
-    names = place.read(path) if path else place.read_config(index).get("classes") if index else None
+def _class_names(files: _ModelFiles, count: int) -> list[str]:
+    path = files.first(CLASSES_FILE)
+    index = files.first("model_index.json")
+    names = files.read(path) if path else files.read_config(index).get("classes") if index else None
     if not names and path is None:
-        raise place.error(
+        raise files.error(
             f"the model has {count} classes, and nothing says which: put '{CLASSES_FILE}' there, a list of their names"
             ' in index order, such as ["cat", "dog"]'
         )
     if not isinstance(names, list) or not 1 <= len({str(name) for name in names}) == len(names) <= count:
-        raise place.error(
+        raise files.error(
             f"{path.name if path else 'model_index.json'} must list 1 to {count} different class names in index order,"
             f" not {names!r}"
         )

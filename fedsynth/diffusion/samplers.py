@@ -28,7 +28,7 @@ def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None,
         diffusion: the noise schedule.
         num_inference_steps: levels to visit, 1 to T. Karras's levels are rounded to whole timesteps, and those that
             fall together are visited once: a few less than asked for, near T.
-        sampler: one of :data:`SAMPLERS`, or ``module:function`` of a user's own: called with the noise schedule and the
+        sampler: one of :data:`SAMPLERS`, or ``module:function`` of a plug-in, called with the noise schedule and the
             number of levels, it returns a scheduler that keeps nothing between moves.
 
     Raises:
@@ -66,10 +66,10 @@ def lasting_scheduler(diffusion: Diffusion, sampler: str = "ddpm") -> Any:
 
 
 def sampler_state(scheduler: Any) -> dict[str, Any]:
-    """Return what a scheduler remembers of earlier steps: tensors and numbers; nothing for one-step samplers."""
+    """Return a scheduler's state between two steps: tensors and numbers; nothing for one-step samplers."""
     if not isinstance(scheduler, DPMSolverMultistepScheduler):
         return {}
-    outputs = {str(place): output for place, output in enumerate(scheduler.model_outputs) if output is not None}
+    outputs = {str(index): output for index, output in enumerate(scheduler.model_outputs) if output is not None}
     return {"outputs": outputs, "lower-order-nums": scheduler.lower_order_nums, "step-index": scheduler.step_index or 0}
 
 
@@ -80,13 +80,13 @@ def forget_used_outputs(scheduler: Any) -> None:
 
 
 def restore_sampler(scheduler: Any, state: dict[str, Any]) -> None:
-    """Have a fresh scheduler continue where :func:`sampler_state` was taken."""
+    """Have a fresh scheduler continue from a :func:`sampler_state`."""
     if not state:
         return
-    for place in range(len(scheduler.model_outputs)):
-        scheduler.model_outputs[place] = state["outputs"].get(str(place))
+    for index in range(len(scheduler.model_outputs)):
+        scheduler.model_outputs[index] = state["outputs"].get(str(index))
     scheduler.lower_order_nums = state["lower-order-nums"]
-    # diffusers has no setter for the place it has reached, only for the one to start from.
+    # diffusers has no setter for the step it has reached, only for the one to start from.
     scheduler._step_index = state["step-index"]
 
 

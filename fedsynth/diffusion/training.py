@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Diffusion, Training
+from fedsynth.diffusion.images import Images, rows_in_model_range
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.files import atomic_file
@@ -42,7 +43,8 @@ class TrainingState:
     """
 
     def __init__(self, unet: UNet2DModel, config: Training, generator: torch.Generator) -> None:
-        self.unet, self.generator = unet, generator
+        self.unet = unet
+        self.generator = generator
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.losses: list[float] = []
@@ -93,7 +95,8 @@ class TrainingState:
         self.ema.to(next(self.unet.parameters()).device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.losses, self.seconds = state["losses"].tolist(), state["seconds"]
+        self.losses = state["losses"].tolist()
+        self.seconds = state["seconds"]
         # A checkpoint from before there were checks lacks these.
         self.held_out_losses = state.get("held-out-losses", torch.empty(0)).tolist()
         self.best_weights = state.get("best-weights", [])
@@ -119,7 +122,7 @@ class TrainingState:
 
 def train(
     state: TrainingState,
-    images: torch.Tensor,
+    images: Images,
     labels: torch.Tensor,
     config: Training,
     diffusion: Diffusion,
@@ -134,8 +137,9 @@ def train(
 
     Args:
         state: network and optimiser, advanced in place.
-        images: training images (n, C, H, W) in [-1, 1], drawn with replacement: uniformly, or under
-            ``config.oversample`` so that every class among ``labels`` is equally likely.
+        images: training images, tensors (n, C, H, W) in [-1, 1] or stored uint8 images (n, H, W, C), of which every
+            batch is converted by itself. They are drawn with replacement: uniformly, or under ``config.oversample`` so
+            that every class among ``labels`` is equally likely.
         labels: their classes (n,).
         config: batch size, oversampling, clipping, precision.
         diffusion: noise schedule.
@@ -149,14 +153,20 @@ def train(
         Losses of the steps made by this call, without the proximal term.
     """
     scheduler = make_scheduler(diffusion)
-    weights = _balancing_weights(labels) if config.oversample else None
+    # 1/count of its class for every image.
+    weights = 1 / torch.bincount(labels)[labels].double() if config.oversample else None
     proximal = _ProximalTerm.around(state.unet, proximal_mu) if proximal_mu else None
     state.unet.train()
     first = state.steps
     while state.steps < until_step:
-        rows = _draw_rows(len(images), weights, config.batch_size, state.generator)
-        batch = _draw_batch(images[rows], labels[rows], diffusion.num_train_timesteps, state.generator)
-        state.losses.append(_step(state, scheduler, batch, config, proximal))
+        if weights is None:
+            rows = torch.randint(len(images), (config.batch_size,), generator=state.generator)
+        else:
+            rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=state.generator)
+        clean = rows_in_model_range(images, rows)
+        t = torch.randint(diffusion.num_train_timesteps, (len(clean),), generator=state.generator)
+        noise = torch.randn(clean.shape, generator=state.generator)
+        state.losses.append(_step(state, scheduler, (clean, labels[rows], t, noise), config, proximal))
         if on_step is not None:
             on_step(state.steps, state.losses[-1])
         if deadline is not None and time.monotonic() >= deadline:
@@ -188,24 +198,6 @@ class _ProximalTerm:
         for parameter, start in zip(unet.parameters(), self.start, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.mu)
-
-
-def _balancing_weights(labels: torch.Tensor) -> torch.Tensor:
-    """Weight 1/count of its class for every image (n,)."""
-    return 1 / torch.bincount(labels)[labels].double()
-
-
-def _draw_rows(count: int, weights: torch.Tensor | None, size: int, generator: torch.Generator) -> torch.Tensor:
-    if weights is None:
-        return torch.randint(count, (size,), generator=generator)
-    return torch.multinomial(weights, size, replacement=True, generator=generator)
-
-
-def _draw_batch(
-    images: torch.Tensor, labels: torch.Tensor, num_levels: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    t = torch.randint(num_levels, (len(images),), generator=generator)
-    return images, labels, t, torch.randn(images.shape, generator=generator)
 
 
 def _step(

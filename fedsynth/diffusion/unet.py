@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DModel
@@ -18,7 +18,7 @@ class UNetPreset:
 
     Attributes:
         block_out_channels: channels of each resolution level, finest first.
-        layers_per_block: residual layers a level.
+        layers_per_block: residual layers per level.
         attention_level: index of the level with self-attention, or None.
         middle_attention: whether the bottleneck attends.
     """
@@ -36,7 +36,7 @@ PRESETS = {
     "cifar10": UNetPreset((128, 256, 256, 256), 2, 2, True),
     "celeba": UNetPreset((128, 256, 256, 256), 2, 2, True),
 }
-"""``mnist``, ``cifar10`` and ``celeba`` have the parameter counts of Hahn & Lee (2025), the other two fit a CPU."""
+"""``mnist``, ``cifar10`` and ``celeba`` have the parameter counts of Hahn & Lee (2025), the other two suit a CPU."""
 
 
 def preset_for(dataset: str) -> str:
@@ -51,7 +51,7 @@ def build_unet(
     block_out_channels: tuple[int, ...] | None = None,
     layers_per_block: int | None = None,
 ) -> UNet2DModel:
-    """Build a freshly initialised U-Net with one embedding a class (no spare "null" class).
+    """Build a freshly initialised U-Net with one embedding per class (no spare "null" class).
 
     Args:
         preset: key of :data:`PRESETS`.
@@ -61,46 +61,34 @@ def build_unet(
         layers_per_block: replaces the preset's.
 
     Raises:
-        UserError: unknown preset, or images too small to be halved once a level.
+        UserError: unknown preset, or images too small to be halved once per level.
     """
     if preset not in PRESETS:
         raise unknown_choice("model", preset, PRESETS)
     shape = PRESETS[preset]
-    shape = replace(
-        shape,
-        block_out_channels=block_out_channels or shape.block_out_channels,
-        layers_per_block=layers_per_block or shape.layers_per_block,
-    )
-    _check_size(spec.size, len(shape.block_out_channels))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        return UNet2DModel(**_arguments(shape, spec))
-
-
-def _check_size(size: int, levels: int) -> None:
-    factor = 2 ** (levels - 1)
-    if size % factor:
+    channels = block_out_channels or shape.block_out_channels
+    factor = 2 ** (len(channels) - 1)
+    if spec.size % factor:
         raise UserError(
-            f"image-size = {size}: must be a multiple of {factor} for a U-Net of {levels} levels;"
+            f"image-size = {spec.size}: must be a multiple of {factor} for a U-Net of {len(channels)} levels;"
             " change image-size, or give fewer block-out-channels"
         )
-
-
-def _arguments(shape: UNetPreset, spec: ImageSpec) -> dict[str, object]:
-    channels = shape.block_out_channels
     attends = [level == shape.attention_level for level in range(len(channels))]
-    return {
-        "sample_size": spec.size,
-        "in_channels": spec.channels,
-        "out_channels": spec.channels,
-        "layers_per_block": shape.layers_per_block,
-        "block_out_channels": channels,
-        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        # The norm after the embeddings are added takes a group's mean away: alone in its group, a channel loses them.
-        "norm_num_groups": math.gcd(32, math.gcd(*channels) // 4),
-        "num_class_embeds": len(spec.classes),
-        "add_attention": shape.middle_attention,
-        # Narrow test networks have fewer channels than a default attention head.
-        "attention_head_dim": min(8, *channels),
-    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        return UNet2DModel(
+            sample_size=spec.size,
+            in_channels=spec.channels,
+            out_channels=spec.channels,
+            layers_per_block=layers_per_block or shape.layers_per_block,
+            block_out_channels=channels,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            # The norm after the embeddings are added takes a group's mean away: alone in its group, a channel loses
+            # them.
+            norm_num_groups=math.gcd(32, math.gcd(*channels) // 4),
+            num_class_embeds=len(spec.classes),
+            add_attention=shape.middle_attention,
+            # Narrow test networks have fewer channels than a default attention head.
+            attention_head_dim=min(8, *channels),
+        )

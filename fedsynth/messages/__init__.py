@@ -1,1 +1,66 @@
-"""What crosses between server and silos."""
+"""What crosses between server and silos: one file a message, each with a frozen request and answer.
+
+| message | server sends | silo answers |
+|---|---|---|
+| :mod:`~fedsynth.messages.describe` | nothing | format and class names of its images |
+| :mod:`~fedsynth.messages.prepare` | image format, seconds to train | image and label counts, training progress |
+| :mod:`~fedsynth.messages.train` | weights, all or some parts | weights of the parts asked for |
+| :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
+| :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
+| :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
+| :mod:`~fedsynth.messages.statistics` | a classifier of the synthetic set | sums of features |
+| :mod:`~fedsynth.messages.evaluate` | features of the synthetic set | held-out images classified correctly |
+
+:mod:`~fedsynth.messages.fields` declares where a field travels and what it must be,
+:mod:`~fedsynth.messages.envelope` what all messages have in common, :mod:`~fedsynth.messages.wire` turns tensors
+into bytes.
+"""
+
+from fedsynth.messages.describe import DescribeAnswer, DescribeRequest
+from fedsynth.messages.envelope import PROTOCOL, Answer, Request, Sender, sender_of
+from fedsynth.messages.epsilon import EpsilonAnswer, EpsilonRequest
+from fedsynth.messages.evaluate import EvaluateAnswer, EvaluateRequest
+from fedsynth.messages.fields import MessageError
+from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
+from fedsynth.messages.sample import SampleAnswer, SampleRequest
+from fedsynth.messages.statistics import StatisticsAnswer, StatisticsRequest
+from fedsynth.messages.train import TrainAnswer, TrainRequest
+from fedsynth.messages.upload import UploadAnswer, UploadRequest
+
+REQUESTS: tuple[type[Request[Answer]], ...] = (
+    DescribeRequest,
+    PrepareRequest,
+    TrainRequest,
+    EpsilonRequest,
+    SampleRequest,
+    UploadRequest,
+    StatisticsRequest,
+    EvaluateRequest,
+)
+"""All of them."""
+
+__all__ = [
+    "PROTOCOL",
+    "REQUESTS",
+    "Answer",
+    "DescribeAnswer",
+    "DescribeRequest",
+    "EpsilonAnswer",
+    "EpsilonRequest",
+    "EvaluateAnswer",
+    "EvaluateRequest",
+    "MessageError",
+    "PrepareAnswer",
+    "PrepareRequest",
+    "Request",
+    "SampleAnswer",
+    "SampleRequest",
+    "Sender",
+    "StatisticsAnswer",
+    "StatisticsRequest",
+    "TrainAnswer",
+    "TrainRequest",
+    "UploadAnswer",
+    "UploadRequest",
+    "sender_of",
+]

@@ -1,22 +1,7 @@
-"""What crosses between server and silo: message names, record layout, codecs, byte counting.
-
-| message | server sends | silo answers |
-|---|---|---|
-| ``train`` | ``arrays``: weights, all or some parts; parts to report | ``arrays``: weights of those parts |
-| ``query.describe`` | nothing | format and class names of its images, ``config`` |
-| ``query.prepare`` | image spec, steps to reach | image and label counts, progress of its own training |
-| ``query.epsilon`` | ``arrays``: samples, labels; noise level, or ``timesteps`` of each | ``epsilon`` |
-| ``query.sample`` | ``arrays``: labels and sample numbers; perhaps ``weights`` of the model | ``arrays``: images |
-| ``query.upload`` | image spec | ``arrays``: weights of its own model |
-| ``query.statistics`` | ``weights`` of a classifier and their hash; ``arrays``: shift | ``arrays``: sums of features |
-| ``evaluate`` | that hash; ``arrays``: features of the synthetic set | held-out images, how many right; coverage |
+"""Tensors and array records as bytes: codecs, packing, counting.
 
 Array records travel packed (:func:`pack`): record ``arrays`` as ``arrays#0``, ``arrays#1``, …, which
 :func:`array_record` reads.
-
-``epsilon`` holds noise predictions (n, C, H, W). What ``config`` of a ``query.epsilon`` holds under :data:`ECHOED`, the
-``metrics`` of its answer repeat. Every answer also holds a ``MetricRecord`` ``metrics`` and a ``ConfigRecord`` ``silo``
-that says who answers.
 """
 
 from __future__ import annotations
@@ -32,46 +17,16 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    ConfigRecordValues,
     Message,
     MetricRecord,
-    MetricRecordValues,
     RecordDict,
 )
 from flwr.common.constant import SType
 
 from fedsynth.messages import npy, packing
-from fedsynth.spec import ImageSpec
 
-TRAIN = "train"
-DESCRIBE = "query.describe"
-PREPARE = "query.prepare"
-EPSILON = "query.epsilon"
-SAMPLE = "query.sample"
-UPLOAD = "query.upload"
-STATISTICS = "query.statistics"
-EVALUATE = "evaluate"
-
-ARRAYS = "arrays"
-CONFIG = "config"
-METRICS = "metrics"
-EPSILON_RECORD = "epsilon"
-WEIGHTS = "weights"
-SILO = "silo"
-
-SAMPLES = "samples"
-LABELS = "labels"
-TIMESTEPS = "timesteps"
-NUMBERS = "numbers"
-IMAGES = "images"
-SHIFT = "shift"
-TOTAL = "total"
-PRODUCTS = "products"
-FEATURES = "features"
-
-QUESTION = "question"
-TIMESTEP = "timestep"
-ECHOED = (QUESTION, TIMESTEP)
+Arrays = ArrayRecord
+"""Named arrays as they travel."""
 
 PACKED = "packed"
 
@@ -147,18 +102,6 @@ def array_names(message: Message) -> set[str]:
     return {name.partition("#")[0] for name, record in records if isinstance(record, ArrayRecord) or "#" in name}
 
 
-def metrics(message: Message) -> MetricRecord:
-    """Return the ``metrics`` of an answer, empty if it has none."""
-    record = message.content.get(METRICS)
-    return record if isinstance(record, MetricRecord) else MetricRecord()
-
-
-def config(message: Message) -> ConfigRecord:
-    """Return the ``config`` of a request, empty if it has none."""
-    record = message.content.get(CONFIG)
-    return record if isinstance(record, ConfigRecord) else ConfigRecord()
-
-
 def peek(array: Array) -> torch.Tensor:
     """Look at a Flower array as a tensor on the array's own bytes: it must not be written to.
 
@@ -191,84 +134,6 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor], wire_dtype: str | None =
 def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
     """Inverse of :func:`encode_tensors`."""
     return {name: decode(array) for name, array in record.items()}
-
-
-def request(
-    node_id: int,
-    message_type: str,
-    config: Mapping[str, ConfigRecordValues],
-    arrays: ArrayRecord | None = None,
-    ttl: float | None = None,
-) -> Message:
-    """Build a message to one silo; it expires ``ttl`` seconds after now (None: Flower's default)."""
-    content = RecordDict({CONFIG: ConfigRecord(dict(config))})
-    if arrays is not None:
-        content[ARRAYS] = arrays
-    return Message(content, dst_node_id=node_id, message_type=message_type, ttl=ttl)
-
-
-def answer(
-    message: Message,
-    silo: ConfigRecord,
-    metrics: Mapping[str, MetricRecordValues],
-    **arrays: ArrayRecord,
-) -> Message:
-    """Build the answer to ``message``; ``arrays`` are array records by name, and travel packed."""
-    content = RecordDict({SILO: silo, METRICS: MetricRecord(dict(metrics))})
-    for name, record in arrays.items():
-        content.update(pack(name, record))
-    return Message(content, reply_to=message)
-
-
-def spec_to_config(spec: ImageSpec) -> dict[str, ConfigRecordValues]:
-    """Write an image spec as config values."""
-    return {"image-channels": spec.channels, "image-size": spec.size, "classes": list(spec.classes)}
-
-
-def spec_from_config(config: ConfigRecord) -> ImageSpec:
-    """Inverse of :func:`spec_to_config`."""
-    classes = config["classes"]
-    assert isinstance(classes, list)
-    return ImageSpec(int(number(config, "image-channels")), int(number(config, "image-size")), tuple(map(str, classes)))
-
-
-def number(record: ConfigRecord | MetricRecord, key: str, default: float | None = None) -> float:
-    """Read one number of a record.
-
-    Raises:
-        ValueError: absent without a default, or no number.
-    """
-    value = record.get(key, default)
-    if not isinstance(value, int | float):
-        raise ValueError(f"{key} = {value!r}: must be a number")
-    return float(value)
-
-
-def numbers(record: MetricRecord, key: str) -> list[float]:
-    """Read a list of numbers of a record.
-
-    Raises:
-        ValueError: absent, or no list.
-    """
-    value = record.get(key)
-    if not isinstance(value, list):
-        raise ValueError(f"{key} = {value!r}: must be a list of numbers")
-    return [float(item) for item in value]
-
-
-def silo_key(message: Message) -> tuple[int, str]:
-    """Sort key and name of the silo behind an answer, the same in every run.
-
-    Simulated silos sort by partition, real ones by name; an answer without a ``silo`` record goes by node id.
-    """
-    silo = message.content.get(SILO) if message.has_content() else None
-    if isinstance(silo, ConfigRecord):
-        partition = silo.get("partition-id")
-        if isinstance(partition, int):
-            return partition, f"silo-{partition}"
-        if "silo-name" in silo:
-            return 0, str(silo["silo-name"])
-    return message.metadata.src_node_id, f"node-{message.metadata.src_node_id}"
 
 
 def payload_bytes(message: Message) -> int:

@@ -43,8 +43,8 @@ def picard_step(moved: torch.Tensor, state: torch.Tensor, guess: torch.Tensor) -
 def converged(state: torch.Tensor, guess: torch.Tensor, noise_std: float) -> bool:
     """Whether no sample's root mean square change exceeds :data:`TOLERANCE` of the noise (ParaDiGMS, Sec. 3.2).
 
-    The paper counts in the noise of the move that leaves a state; here it is that of the move that leads there, since
-    the last move carries none.
+    The paper takes the noise of the move that leaves a state; here it is that of the move that leads to it, since the
+    last move carries none.
 
     Args:
         state: x_j of this iteration (n, C, H, W).

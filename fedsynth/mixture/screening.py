@@ -1,9 +1,9 @@
 """Screening: which silos' noise predictions may count, and for how much.
 
 Three checks look at one silo alone and one at pairs. All images lie in [-1, 1], so the prediction of an exact model
-implies an image x_0 = (x_t - √(1-ᾱ) ε) / √ᾱ in that range, at any noise level and wherever x_t stands. That is the
-ground of the first two checks: an exact model passes them whatever its images are, so that a silo of unusual
-images is not taken for a hostile one, and near pure noise they leave hardly any room.
+implies an image x_0 = (x_t - √(1-ᾱ) ε) / √ᾱ in that range, at any noise level and for any x_t. The first two checks
+rest on that: an exact model passes them whatever its images are, so that a silo of unusual images is not taken for a
+hostile one, and near pure noise they leave hardly any room.
 
 What the checks let pass, an honest silo could have answered. Not detected are therefore: a silo whose model draws
 images that it should not hold; answers scaled by a factor from about :data:`MIN_GAIN` to 2; an input echoed with
@@ -15,7 +15,6 @@ few levels, where an answer hardly moves the images any more. No check helps ene
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -70,7 +69,7 @@ within the range, at most the model's error; in the last levels see :data:`LEAST
 
 @dataclass(frozen=True)
 class AnswerStatistics:
-    """What there is to know of one silo's answer about samples of one class at one level.
+    """Measures of one silo's answer about samples of one class at one timestep.
 
     Attributes:
         energy: ‖ε‖² / d, for an exact model at most about 1.
@@ -80,8 +79,6 @@ class AnswerStatistics:
         excess: see :data:`MAX_EXCESS`.
         echo: cosine of ε and x.
         noise_share: √(1-ᾱ) over the root mean square of x.
-        distance: ‖ε - m‖ / ‖m‖, m the median answer. For the log: at low noise honest silos of different
-            images lie as far apart as a hostile one from them, so nobody is left out for it.
     """
 
     energy: float
@@ -90,7 +87,6 @@ class AnswerStatistics:
     excess: float
     echo: float
     noise_share: float
-    distance: float
 
     @property
     def fault(self) -> str | None:
@@ -112,68 +108,62 @@ class Screening:
     Attributes:
         faults: silos to leave out, with the reason.
         equal: groups of the other silos that gave equal answers, ascending.
-        statistics: of all that answered, by silo.
     """
 
     faults: dict[int, str]
     equal: tuple[tuple[int, ...], ...]
-    statistics: dict[int, AnswerStatistics]
 
 
-def screen(eps: torch.Tensor, x_t: torch.Tensor, alpha: float, answered: torch.Tensor) -> Screening:
-    """Judge the answers about samples of one class at one level.
+def screen(eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor) -> Screening:
+    """Judge the answers about samples of one class at one timestep, in slices of samples.
 
     Args:
         eps: answers (K, n, C, H, W), finite where ``answered``; n·C·H·W of 64 at least, better 500.
         x_t: samples (n, C, H, W).
-        alpha: ᾱ_t in (0, 1).
+        alpha_bar: ᾱ_t in (0, 1).
         answered: bool (K,).
 
     Returns:
-        Nothing in it depends on the order of the silos. Works in slices of samples.
+        The outcome; nothing in it depends on the order of the silos.
     """
-    statistics = answer_statistics(eps, x_t, alpha, answered)
+    statistics = answer_statistics(eps, x_t, alpha_bar, answered)
     faults = {k: found.fault for k, found in statistics.items() if found.fault}
     sound = {k: found for k, found in statistics.items() if k not in faults}
-    return Screening(faults, equal_answers(eps, sound), statistics)
+    return Screening(faults, equal_answers(eps, sound))
 
 
 def answer_statistics(
-    eps: torch.Tensor, x_t: torch.Tensor, alpha: float, answered: torch.Tensor
+    eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor
 ) -> dict[int, AnswerStatistics]:
     """Measure every silo that answered; arguments as in :func:`screen`."""
     silos = torch.nonzero(answered).flatten().tolist()
-    if not silos:
-        return {}
-    sums = {k: torch.zeros(4, dtype=torch.float64) for k in silos}
-    known = torch.zeros(3, dtype=torch.float64)
+    noise_std = (1 - alpha_bar) ** 0.5
+    x_sums = torch.zeros(2, dtype=torch.float64)
+    sums = {k: torch.zeros(3, dtype=torch.float64) for k in silos}
     for rows in row_slices(eps):
-        x, median = x_t[rows].double(), median_answer(eps[:, rows], answered).double()
-        known += torch.stack([x.square().sum(), x.abs().sum(), median.square().sum()])
+        x = x_t[rows].double()
+        x_sums += torch.stack([x.square().sum(), x.abs().sum()])
         for k in silos:
-            sums[k] += _sums(eps[k, rows].double(), x, median, alpha)
-    return {k: _statistics(sums[k].tolist(), known.tolist(), alpha, x_t.numel()) for k in silos}
+            answer = eps[k, rows].double()
+            # |√ᾱ x_0| - √ᾱ rather than |x_0| - 1: dividing by √ᾱ_T would blow up every rounding error.
+            outside = ((x - noise_std * answer).abs_() - alpha_bar**0.5).clamp_(min=0)
+            sums[k] += torch.stack([answer.square().sum(), (answer * x).sum(), outside.square_().sum()])
 
-
-def _sums(eps: torch.Tensor, x: torch.Tensor, median: torch.Tensor, alpha: float) -> torch.Tensor:
-    # |√ᾱ x_0| - √ᾱ rather than |x_0| - 1: dividing by √ᾱ_T would blow up every rounding error.
-    outside = ((x - (1 - alpha) ** 0.5 * eps).abs_() - alpha**0.5).clamp_(min=0)
-    return torch.stack([eps.square().sum(), (eps * x).sum(), outside.square_().sum(), (eps - median).square_().sum()])
-
-
-def _statistics(sums: list[float], known: list[float], alpha: float, numbers: int) -> AnswerStatistics:
-    square, product, outside, apart = sums
-    x_square, x_size, median_square = known
-    noise = (1 - alpha) ** 0.5
-    return AnswerStatistics(
-        energy=square / numbers,
-        gain=product / (numbers * noise),
-        least_gain=(x_square - alpha**0.5 * x_size) / (numbers * (1 - alpha)) if noise >= LEAST_NOISE else -math.inf,
-        excess=(outside / numbers) ** 0.5 / max(noise, LEAST_NOISE),
-        echo=product / max((square * x_square) ** 0.5, 1e-30),
-        noise_share=noise * (numbers / max(x_square, 1e-30)) ** 0.5,
-        distance=(apart / max(median_square, 1e-30)) ** 0.5,
-    )
+    numbers = x_t.numel()
+    x_square, x_size = x_sums.tolist()
+    statistics = {}
+    for k in silos:
+        square, product, outside_square = sums[k].tolist()
+        least_gain = (x_square - alpha_bar**0.5 * x_size) / (numbers * (1 - alpha_bar))
+        statistics[k] = AnswerStatistics(
+            energy=square / numbers,
+            gain=product / (numbers * noise_std),
+            least_gain=least_gain if noise_std >= LEAST_NOISE else -math.inf,
+            excess=(outside_square / numbers) ** 0.5 / max(noise_std, LEAST_NOISE),
+            echo=product / max((square * x_square) ** 0.5, 1e-30),
+            noise_share=noise_std * (numbers / max(x_square, 1e-30)) ** 0.5,
+        )
+    return statistics
 
 
 def median_answer(eps: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
@@ -181,7 +171,8 @@ def median_answer(eps: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
 
     Of an even number it is the mean of the middle two. Works in slices of samples.
     """
-    median, count = torch.empty_like(eps[0]), int(answered.sum())
+    median = torch.empty_like(eps[0])
+    count = int(answered.sum())
     for rows in row_slices(eps):
         ordered = eps[:, rows][answered].sort(0).values
         median[rows] = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
@@ -191,28 +182,22 @@ def median_answer(eps: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
 def equal_answers(eps: torch.Tensor, statistics: dict[int, AnswerStatistics]) -> tuple[tuple[int, ...], ...]:
     """Group the silos in ``statistics`` whose answers ``eps`` differ by less than :data:`EQUAL` of their size."""
     groups = [{k} for k in statistics]
-    for one, other in _similar_sizes(statistics):
+    norms = {k: found.energy**0.5 for k, found in statistics.items()}
+    for one, other in combinations(norms, 2):
+        # |‖a‖ - ‖b‖| ≤ ‖a - b‖, so that most pairs need no look at the answers.
+        if abs(norms[one] - norms[other]) > 2 * EQUAL * norms[one]:
+            continue
         mine, theirs = (next(group for group in groups if k in group) for k in (one, other))
-        if mine is not theirs and _are_equal(eps[one], eps[other]):
+        if mine is theirs:
+            continue
+        difference, square = 0.0, 0.0
+        for rows in row_slices(eps[one : one + 1]):
+            difference += float((eps[one, rows] - eps[other, rows]).double().square().sum())
+            square += float(eps[one, rows].double().square().sum())
+        if difference <= EQUAL**2 * square:
             mine |= theirs
             groups.remove(theirs)
     return tuple(sorted(tuple(sorted(group)) for group in groups if len(group) > 1))
-
-
-def _similar_sizes(statistics: dict[int, AnswerStatistics]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs that may be equal: |‖a‖ - ‖b‖| ≤ ‖a - b‖, so that most pairs need no look at the answers."""
-    sizes = {k: found.energy**0.5 for k, found in statistics.items()}
-    for one, other in combinations(sizes, 2):
-        if abs(sizes[one] - sizes[other]) <= 2 * EQUAL * sizes[one]:
-            yield one, other
-
-
-def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    apart, size = 0.0, 0.0
-    for rows in row_slices(one[None]):
-        apart += float((one[rows] - other[rows]).double().square().sum())
-        size += float(one[rows].double().square().sum())
-    return apart <= EQUAL**2 * size
 
 
 def bound_weights(

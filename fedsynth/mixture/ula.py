@@ -100,16 +100,17 @@ class ULAScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a tuple when false.
         """
         t = int(timestep)
-        step_size, one_minus_alpha = self.step_sizes[t], 1.0 - self.alphas_cumprod[t]
-        score = -self.config.score_scale * model_output / one_minus_alpha.sqrt()  # Eq. (11)
+        step_size = self.step_sizes[t]
+        noise_std = (1.0 - self.alphas_cumprod[t]).sqrt()
+        score = -self.config.score_scale * model_output / noise_std  # Eq. (11)
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         moved = sample + step_size * score + (2 * step_size).sqrt() * noise  # Eq. (8)
         return ULASchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Forward process q(x_t | x_0) at ``timesteps`` (N,), as in every diffusers scheduler."""
-        alpha = self.alphas_cumprod.to(original)[timesteps][:, None, None, None]
-        return alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+        alpha_bar = self.alphas_cumprod.to(original)[timesteps][:, None, None, None]
+        return alpha_bar.sqrt() * original + (1 - alpha_bar).sqrt() * noise
 
     def __len__(self) -> int:
         """Number of noise levels T."""

@@ -6,16 +6,16 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Message
-from flwr.serverapp import Grid
 
+from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import initial_unet
-from fedsynth.messages import wire
+from fedsynth.messages import UploadAnswer, UploadRequest, wire
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import check_model, shapes
 from strategies.base import Task
+from strategies.conversation.ask import ask, replies_needed
 from strategies.conversation.census import Member
-from strategies.conversation.replies import sound
+from strategies.conversation.exchange import Exchange
 from strategies.global_model import draw_images
 
 logger = logging.getLogger("fedsynth")
@@ -34,61 +34,38 @@ class AuxiliarySet:
     labels: torch.Tensor
 
 
-def apportion(counts: torch.Tensor, total: int) -> torch.Tensor:
-    """Share ``total`` out in proportion to ``counts`` by largest remainders (ties: the earlier entry).
-
-    Args:
-        counts: whole numbers of any shape, not all 0.
-        total: to be shared out.
-
-    Returns:
-        int64, in the shape of ``counts``, summing to ``total``.
-    """
-    flat = counts.flatten()
-    # In whole numbers: a float quotient may round a remainder to the wrong side.
-    shares, remainders = flat * total // flat.sum(), flat * total % flat.sum()
-    missing = total - int(shares.sum())
-    shares[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
-    return shares.reshape(counts.shape)
-
-
-def draw_auxiliary_set(task: Task, grid: Grid, size: int) -> AuxiliarySet:
+def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySet:
     """Have every silo upload its own model, and draw its share n_i / n of the set, labelled as its images are.
 
     One model is held at a time. A silo whose upload fails, or does not fit the run's network, is left out by name
     together with its share.
 
     Raises:
-        RunError: fewer sound uploads than ``min-replies``, by default half of the silos.
+        RunError: fewer usable uploads than ``min-replies``, by default half of the silos.
     """
-    census, config = task.census, task.config
-    shares = apportion(census.label_counts, size)
-    asked = [member.node_id for k, member in enumerate(census) if shares[k].any()]
-    content, timeout = wire.spec_to_config(task.spec), config.exchange.reply_timeout
-    requests = [wire.request(node, wire.UPLOAD, content, ttl=timeout) for node in asked]
-    needed = config.exchange.min_replies
-    least = -(-len(asked) // 2) if needed == "auto" else min(needed, len(asked))
+    census = task.census
+    shares = torch.from_numpy(apportion(size, census.label_counts.numpy()))
+    asked = [k for k in range(len(census)) if shares[k].any()]
+    expected = shapes(wire.encode_tensors(initial_unet(task.config, task.spec).state_dict()))
+
+    def check(silo: int, answer: UploadAnswer) -> None:
+        check_model(answer.arrays, expected)
+
+    questions = [(k, UploadRequest(spec=task.spec)) for k in asked]
+    needed = replies_needed(task.config.exchange.min_replies, len(asked), "half")
     parts: dict[int, AuxiliarySet] = {}
-
-    def draw(reply: Message) -> None:
-        k = census.position(reply)
-        if k is None:
-            raise ValueError("nobody of the census")
-        parts[k] = _draw_share(task, reply, census.members[k], shares[k])
-
-    for _ in sound(grid.send_and_receive(requests), least, draw):
+    for k, answer in ask(exchange, questions, census, needed=needed, check=check):
+        parts[k] = _draw_share(task, answer, census.members[k], shares[k])
         logger.info("auxiliary set: %d of %d models sampled", len(parts), len(asked))
+        del answer
     ordered = [parts[k] for k in sorted(parts)]
     return AuxiliarySet(torch.cat([part.images for part in ordered]), torch.cat([part.labels for part in ordered]))
 
 
-def _draw_share(task: Task, reply: Message, member: Member, counts: torch.Tensor) -> AuxiliarySet:
-    config = task.config
-    unet = initial_unet(config, task.spec)
-    record = wire.array_record(reply, wire.ARRAYS)
-    check_model(record, shapes(wire.encode_tensors(unet.state_dict())))
-    unet.load_state_dict(wire.decode_tensors(record))
+def _draw_share(task: Task, answer: UploadAnswer, member: Member, counts: torch.Tensor) -> AuxiliarySet:
+    unet = initial_unet(task.config, task.spec)
+    unet.load_state_dict(wire.decode_tensors(answer.arrays))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    generator = make_generator(config.run.seed, "auxiliary-set", member.name)
+    generator = make_generator(task.config.run.seed, "auxiliary-set", member.name)
     noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
     return AuxiliarySet(torch.from_numpy(draw_images(task, unet, noise, labels, generator)), labels)

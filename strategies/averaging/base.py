@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet
-from fedsynth.messages import wire
+from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, wire
 from fedsynth.seeding import make_generator
-from strategies.averaging.aggregation import Shapes, shapes
-from strategies.averaging.updates import Update, mean_metrics, read_update
+from fedsynth.spec import ImageSpec
+from strategies.averaging.aggregation import Shapes, check_model, shapes
+from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.conversation.census import Census
-from strategies.conversation.replies import claimed_name, sound
+from strategies.conversation.ask import Question, Quorum
+from strategies.conversation.exchange import Exchange
 from strategies.global_model import draw_from_model
-
-logger = logging.getLogger("fedsynth")
 
 
 class AveragingStrategy(SynthesisStrategy):
@@ -36,6 +33,7 @@ class AveragingStrategy(SynthesisStrategy):
     takes part again in the next round it is drawn for.
     """
 
+    quorum: ClassVar[Quorum] = "half"
     Settings = AveragingSettings
     settings: AveragingSettings
 
@@ -43,10 +41,8 @@ class AveragingStrategy(SynthesisStrategy):
         super().__init__(**settings)
         self.num_rounds = self.settings.num_rounds
         self._config = RunConfig()
-        self._task: Task | None = None
         self._arrays: ArrayRecord | None = None
-        self._shapes: Shapes | None = None
-        self._asked = 1
+        self._shapes: Shapes = {}
         self._average: dict[str, torch.Tensor] | None = None
         self._losses: list[tuple[int, float]] = []
 
@@ -67,54 +63,66 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the combined weights after work of the server's own, by default none; may add to ``metrics``."""
         return arrays
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights."""
-        self._task, self._config = task, task.config
+        self._task = task
+        self._config = task.config
         return wire.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
-    def train_config(self, task: Task) -> ConfigRecord:
-        """Add the optimiser steps of the whole run."""
-        config = super().train_config(task)
-        config["train-steps"] = task.config.training.train_steps
-        return config
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
         """Send the weights to the silos of this round, with their number of optimiser steps."""
-        self._arrays, self._shapes = arrays, shapes(arrays)
-        content = {**config, "server-round": server_round}
-        if "train-steps" in config:
-            content["steps"] = self._share_of_steps(server_round, int(wire.number(config, "train-steps")))
-        nodes = self._participants(server_round, grid)
-        self._asked = len(nodes)
-        dtype, ttl = self._config.exchange.wire_dtype, self._config.exchange.reply_timeout
+        self._arrays = arrays
+        self._shapes = shapes(arrays)
+        dtype = self._config.exchange.wire_dtype
         if dtype != "float32":
             arrays = wire.encode_tensors(wire.decode_tensors(arrays), dtype)
-        return [wire.request(node, wire.TRAIN, content, arrays, ttl) for node in nodes]
+        silos = self._participants(server_round)
+        return [(silo, self.train_request(server_round, arrays, silo)) for silo in silos]
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+    def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
+        """Return what one silo is asked; without a run there are no images to speak of, and no steps."""
+        if self._task is None:
+            return TrainRequest(arrays=arrays, spec=ImageSpec(1, 1, ("unknown",)), server_round=server_round, steps=0)
+        total = self._config.training.train_steps
+        steps = total * server_round // self.num_rounds - total * (server_round - 1) // self.num_rounds
+        return TrainRequest(arrays=arrays, spec=self._task.spec, server_round=server_round, steps=steps)
+
+    def check_answer(self, silo: int, answer: TrainAnswer) -> None:
+        """Refuse a weight that cannot be had for the asking, and a model that does not fit."""
+        most = self._config.exchange.max_silo_images
+        if not 1 <= answer.num_examples <= most:
+            raise MessageError(
+                f"num-examples = {answer.num_examples}: must be a whole number from 1 to max-silo-images = {most}"
+            )
+        check_model(answer.arrays, self.expected_shapes(silo))
+
+    def expected_shapes(self, silo: int) -> Shapes:
+        """Return the layers that a silo's answer must hold, by default all of the global model's."""
+        return self._shapes
+
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the weights of all sound answers, in the order of silos rather than of arrival.
-
-        Raises:
-            RunError: fewer sound answers than ``min-replies``.
-        """
-        sound_answers = self._collect(replies)
-        if not sound_answers:
+        """Combine the weights of all usable answers, in the order of silos rather than of arrival."""
+        answered = sorted((self._update(silo, answer) for silo, answer in answers), key=lambda update: update.silo)
+        if not answered:
             return None, None
-        updates = self.select(sound_answers)
+        updates = self.select(answered)
         metrics = mean_metrics(updates)
         # Those that are not chosen have worked, too.
-        metrics["client-seconds"] = sum(update.seconds for update in sound_answers)
+        metrics["client-seconds"] = sum(update.seconds for update in answered)
         if "loss" in metrics:
-            self._losses.append((server_round, wire.number(metrics, "loss")))
+            self._losses.append((server_round, float(cast(float, metrics["loss"]))))
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
         if self.settings.sample_from == "ema":
             self._follow(wire.decode_tensors(arrays))
         return arrays, metrics
+
+    def _update(self, silo: int, answer: TrainAnswer) -> Update:
+        # The census says who was asked: an answer may claim another name.
+        name = self.census.members[silo].name if self.census.known else answer.sender.name
+        return Update(silo, name, answer.arrays, answer.num_examples, answer.loss, answer.seconds)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model."""
@@ -133,11 +141,6 @@ class AveragingStrategy(SynthesisStrategy):
         self._losses = [(int(number), float(loss)) for number, loss in state["losses"]]
 
     @property
-    def census(self) -> Census | None:
-        """The silos, once the run has begun."""
-        return self._task.census if self._task else None
-
-    @property
     def sent(self) -> ArrayRecord:
         """The weights that this round's silos started from; empty before the first round."""
         return self._arrays or ArrayRecord()
@@ -148,44 +151,15 @@ class AveragingStrategy(SynthesisStrategy):
         share = math.floor(self.settings.fraction_train * available + 1e-9)
         return min(available, max(share, self.settings.min_train_nodes))
 
-    def _participants(self, server_round: int, grid: Grid) -> list[int]:
-        """Draw the silos of a round: by position, since node ids change from run to run."""
-        nodes = [member.node_id for member in self.census] if self.census else sorted(grid.get_node_ids())
-        count = self.num_participants(len(nodes))
-        if count == len(nodes):
-            return nodes
+    def _participants(self, server_round: int) -> list[int]:
+        """Draw the silos of a round: by index, since node ids change from run to run."""
+        silos = list(range(len(self.census)))
+        count = self.num_participants(len(silos))
+        if count == len(silos):
+            return silos
         generator = make_generator(self._config.run.seed, "participants", server_round)
-        drawn = torch.randperm(len(nodes), generator=generator)[:count]
-        return [nodes[k] for k in sorted(drawn.tolist())]
-
-    def _share_of_steps(self, server_round: int, total: int) -> int:
-        return total * server_round // self.num_rounds - total * (server_round - 1) // self.num_rounds
-
-    def _collect(self, replies: Iterable[Message]) -> list[Update]:
-        return sorted(sound(replies, self._needed(), self._read, self._name), key=lambda update: update.order)
-
-    def _needed(self) -> int:
-        """Sound answers a round needs."""
-        if self._task is None:
-            return 0
-        asked = self._config.exchange.min_replies
-        return math.ceil(self._asked / 2) if asked == AUTO else min(asked, self._asked)
-
-    def _name(self, reply: Message) -> str:
-        """Name of the silo that was asked: an answer may claim another."""
-        position = self.census.position(reply) if self.census else None
-        return self.census.members[position].name if self.census and position is not None else claimed_name(reply)
-
-    def _read(self, reply: Message) -> Update:
-        update = read_update(reply, self.expected_shapes(reply), self._config.exchange.max_silo_images)
-        position = self.census.position(reply) if self.census else None
-        if self.census and position is not None:
-            update.order = position, self.census.members[position].name
-        return update
-
-    def expected_shapes(self, reply: Message) -> Shapes | None:
-        """Layers an answer must hold, by default all of the global model's."""
-        return self._shapes
+        drawn = torch.randperm(len(silos), generator=generator)[:count]
+        return sorted(drawn.tolist())
 
     def _in_precision_sent(self, arrays: ArrayRecord) -> ArrayRecord:
         """Undo what answers in double precision would make of the model, and of everybody's traffic."""

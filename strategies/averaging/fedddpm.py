@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp import Grid
 
 from fedsynth.config.methods import FedDDPMPlusSettings, FedDDPMSettings
 from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
@@ -16,6 +15,7 @@ from fedsynth.seeding import make_generator
 from strategies.averaging.auxiliary import AuxiliarySet, draw_auxiliary_set
 from strategies.averaging.fedavg import FedAvg
 from strategies.base import Task
+from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
@@ -41,15 +41,15 @@ class FedDDPM(FedAvg):
         super().__init__(**settings)
         self._auxiliary: AuxiliarySet | None = None
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights, with the auxiliary set at hand."""
-        train_local_models(grid, task.census, task.spec, task.config)
-        self._auxiliary = draw_auxiliary_set(task, grid, self.settings.aux_samples)
-        return super().begin(task, grid)
+        train_local_models(exchange, task)
+        self._auxiliary = draw_auxiliary_set(task, exchange, self.settings.aux_samples)
+        return super().begin(task, exchange)
 
-    def resume(self, task: Task, grid: Grid, state: dict[str, Any]) -> None:
+    def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
         """Continue with the auxiliary set of the run: the silos upload nothing again."""
-        super().begin(task, grid)
+        super().begin(task, exchange)
         self.load_state_dict(state)
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
@@ -79,7 +79,7 @@ class FedDDPM(FedAvg):
     def state_dict(self) -> dict[str, Any]:
         """Add the auxiliary set, and what the silos' own models cost."""
         state = super().state_dict()
-        if self._auxiliary is not None and self.census is not None:
+        if self._auxiliary is not None:
             state["auxiliary"] = {"images": self._auxiliary.images, "labels": self._auxiliary.labels}
             state["train-seconds"] = {member.name: member.train_seconds for member in self.census}
         return state
@@ -88,7 +88,7 @@ class FedDDPM(FedAvg):
         """Inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._auxiliary = AuxiliarySet(**state["auxiliary"])
-        for member in self.census or ():
+        for member in self.census:
             member.train_seconds = state["train-seconds"][member.name]
 
 
@@ -108,9 +108,10 @@ class FedDDPMPlus(FedDDPM):
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
         """Correct the average if learning is slow."""
-        settings, losses = self.settings, [loss for _, loss in self._losses]
-        done = settings.correct_once and bool(self._corrected)
-        if done or not learning_is_slow(losses, settings.slow_window, settings.slow_tolerance):
+        done = self.settings.correct_once and bool(self._corrected)
+        if done or not learning_is_slow(
+            [loss for _, loss in self._losses], self.settings.slow_window, self.settings.slow_tolerance
+        ):
             metrics["server-steps"] = 0
             return arrays
         logger.info("round %d: learning is slow", server_round)

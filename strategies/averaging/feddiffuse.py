@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord
 
 from fedsynth.config.methods import FedDiffuseSettings
 from fedsynth.diffusion import PARTS, part_of
-from fedsynth.messages import wire
+from fedsynth.errors import RunError
+from fedsynth.messages import TrainAnswer, TrainRequest, wire
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import Shapes, weighted_mean
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 from strategies.base import Outcome, Task
-from strategies.own_models.shares import collect_images, draw_owners, sample_requests
+from strategies.conversation.ask import Question, ask, replies_needed
+from strategies.conversation.exchange import Exchange
+from strategies.own_models.shares import collect_images, draw_owners, sample_questions
 
 logger = logging.getLogger("fedsynth")
 
@@ -58,34 +60,32 @@ class FedDiffuse(AveragingStrategy):
         self._reported: dict[int, Sequence[str]] = {}
         # Tells the silos' own tensors of this run from those of another; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
-        self._grid: Grid | None = None
+        self._exchange: Exchange | None = None
         self._trained: set[str] = set()
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the exchanged part of the initial weights."""
-        self._grid = grid
-        return self._only(super().begin(task, grid), self._exchanged)
+        self._exchange = exchange
+        whole = super().begin(task, exchange)
+        return ArrayRecord({name: array for name, array in whole.items() if part_of(name) in self._exchanged})
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the exchanged parts, and say which to report and whether the silo must have kept the others."""
-        content = ConfigRecord({**config, "run-token": self._run_token})
-        messages = list(super().configure_train(server_round, arrays, content, grid))
-        self._reported = self._assign(server_round, [message.metadata.dst_node_id for message in messages])
-        names = {member.node_id: member.name for member in self.census or ()}
-        for message in messages:
-            node = message.metadata.dst_node_id
-            wire.config(message)["report-parts"] = list(self._reported[node])
-            wire.config(message)["has-trained"] = names.get(node) in self._trained
-        return messages
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
+        """Draw which parts every silo reports, and send the exchanged parts."""
+        self._reported = self._assign(server_round, self._participants(server_round))
+        return super().questions(server_round, arrays)
 
-    def expected_shapes(self, reply: Message) -> Shapes | None:
-        """Layers of the parts that the silo was to report."""
-        parts = self._reported.get(reply.metadata.src_node_id)
-        if self._shapes is None or parts is None:
-            return self._shapes
-        return {name: shape for name, shape in self._shapes.items() if part_of(name) in parts}
+    def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
+        """Say which parts to report, and whether the silo must have kept the others."""
+        return replace(
+            super().train_request(server_round, arrays, silo),
+            run_token=self._run_token,
+            report_parts=tuple(self._reported[silo]),
+            has_trained=self.census.members[silo].name in self._trained,
+        )
+
+    def expected_shapes(self, silo: int) -> Shapes:
+        """Return the layers of the parts that the silo was to report."""
+        return {name: shape for name, shape in self._shapes.items() if part_of(name) in self._reported[silo]}
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Average every half over the silos that reported it; one that nobody reported stays as it was."""
@@ -102,8 +102,7 @@ class FedDiffuse(AveragingStrategy):
             return super().finish(task, arrays)
         if self.settings.sample_from == "ema" and self._average is not None:
             arrays = wire.encode_tensors(self._average)
-        images = self._sampled_by_silos(task, arrays)
-        return Outcome(images, task.labels.numpy(), curves={"mean over silos, by round": self._losses})
+        return self._sampled_by_silos(task, arrays)
 
     def state_dict(self) -> dict[str, Any]:
         """Add the token under which the silos keep their own tensors, and which of them have any."""
@@ -114,13 +113,13 @@ class FedDiffuse(AveragingStrategy):
         super().load_state_dict(state)
         self._run_token, self._trained = state["run-token"], set(state["trained"])
 
-    def _assign(self, server_round: int, nodes: list[int]) -> dict[int, Sequence[str]]:
+    def _assign(self, server_round: int, silos: Sequence[int]) -> dict[int, Sequence[str]]:
         """Decide what every silo reports; ``usplit`` draws two groups of equal size, or one silo more for the first."""
-        if self.settings.feddiffuse_method != "usplit" or len(nodes) < len(HALVES):
-            return dict.fromkeys(nodes, self._exchanged)
+        if self.settings.feddiffuse_method != "usplit" or len(silos) < len(HALVES):
+            return dict.fromkeys(silos, self._exchanged)
         generator = make_generator(self._config.run.seed, "halves", server_round)
-        order = torch.randperm(len(nodes), generator=generator).tolist()
-        return {nodes[k]: HALVES[place % len(HALVES)] for place, k in enumerate(order)}
+        order = torch.randperm(len(silos), generator=generator).tolist()
+        return {silos[k]: HALVES[place % len(HALVES)] for place, k in enumerate(order)}
 
     def _groups(self, updates: Sequence[Update]) -> list[list[Update]]:
         """Answers that hold the same parts, in the order of silos."""
@@ -129,18 +128,29 @@ class FedDiffuse(AveragingStrategy):
             groups.setdefault(frozenset(update.record), []).append(update)
         return list(groups.values())
 
-    def _sampled_by_silos(self, task: Task, arrays: ArrayRecord) -> np.ndarray:
-        """Every silo that has trained draws its share of the set with its own encoder."""
-        assert self._grid is not None, "begin keeps the grid"
+    def _sampled_by_silos(self, task: Task, arrays: ArrayRecord) -> Outcome:
+        """Have every silo that has trained draw its share of the set with its own encoder."""
+        if self._exchange is None:
+            raise RunError("the silos draw the images: call begin first")
         trained = torch.tensor([member.name in self._trained for member in task.census])
         if absent := [member.name for member in task.census if member.name not in self._trained]:
             logger.warning("without a model, and left out of the drawing: %s", ", ".join(absent))
         owners = draw_owners(task, "class", trained)
-        config = {**self.train_config(task), "run-token": self._run_token, "server-round": self.num_rounds}
-        numbers = torch.arange(len(owners))
-        requests = sample_requests(task, owners, task.labels, numbers, config, arrays)
-        return collect_images(self._grid.send_and_receive(requests), task, owners)[0].numpy()
-
-    @staticmethod
-    def _only(arrays: ArrayRecord, parts: Sequence[str]) -> ArrayRecord:
-        return ArrayRecord({name: array for name, array in arrays.items() if part_of(name) in parts})
+        questions = sample_questions(
+            task,
+            owners,
+            task.labels,
+            torch.arange(len(owners)),
+            weights=arrays,
+            server_round=self.num_rounds,
+            run_token=self._run_token,
+        )
+        needed = replies_needed(task.config.exchange.min_replies, len(questions), "all")
+        shares = collect_images(ask(self._exchange, questions, task.census, needed=needed), task, owners)
+        rows = shares.drawn.numpy()
+        return Outcome(
+            shares.images.numpy()[rows],
+            task.labels.numpy()[rows],
+            curves={"mean over silos, by round": self._losses},
+            notes=shares.notes,
+        )

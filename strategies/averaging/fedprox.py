@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord
 
 from fedsynth.config.methods import FedProxSettings
+from fedsynth.messages import TrainRequest
 from strategies.averaging.fedavg import FedAvg
 
 logger = logging.getLogger("fedsynth")
@@ -32,10 +32,6 @@ class FedProx(FedAvg):
         if self.settings.proximal_mu == 0:
             logger.warning("proximal-mu = 0 makes fedprox the same as fedavg")
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
         """Send μ along."""
-        return super().configure_train(
-            server_round, arrays, ConfigRecord({**config, "proximal-mu": self.settings.proximal_mu}), grid
-        )
+        return replace(super().train_request(server_round, arrays, silo), proximal_mu=self.settings.proximal_mu)

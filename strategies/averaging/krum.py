@@ -38,7 +38,7 @@ class KrumFamily(AveragingStrategy):
     def choose(self, distances: torch.Tensor) -> list[int]:
         """Return the positions of the chosen models, from squared distances (n, n), float64."""
 
-    def needed(self) -> int:
+    def models_needed(self) -> int:
         """Sound answers a round needs."""
         return self.silos_per_malicious * self.settings.num_malicious_nodes + 3
 
@@ -49,7 +49,7 @@ class KrumFamily(AveragingStrategy):
             UserError: more hostile silos than the rule can tell from honest ones.
         """
         asked, malicious = self.num_participants(config.run.num_clients), self.settings.num_malicious_nodes
-        if asked < self.needed():
+        if asked < self.models_needed():
             raise UserError(
                 f"num-malicious-nodes = {malicious}: {self._rule()}, but {asked} silos are asked"
                 f" per round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with 3 silos or more:"
@@ -64,7 +64,7 @@ class KrumFamily(AveragingStrategy):
         Raises:
             RunError: too few sound answers.
         """
-        if len(updates) < self.needed():
+        if len(updates) < self.models_needed():
             raise RunError(
                 f"{len(updates)} sound answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
             )
@@ -77,7 +77,7 @@ class KrumFamily(AveragingStrategy):
         return weighted_mean([update.record for update in updates], [1.0] * len(updates))
 
     def _rule(self) -> str:
-        return f"{type(self).__name__} needs {self.silos_per_malicious}f + 3 = {self.needed()} of them"
+        return f"{type(self).__name__} needs {self.silos_per_malicious}f + 3 = {self.models_needed()} of them"
 
 
 class Krum(KrumFamily):

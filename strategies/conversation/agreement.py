@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
-
-from flwr.app import Message
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, did_you_mean
-from fedsynth.messages import wire
+from fedsynth.messages import DescribeRequest
 from fedsynth.spec import ImageSpec, look_alikes
-from strategies.conversation.exchange import ExchangeGrid
-from strategies.conversation.replies import malformed_named, usable
+from strategies.conversation.ask import ask
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
-MAX_CLASSES, MAX_NAME_LENGTH, MAX_SIZE = 10_000, 255, 4096
 _WITH_CLASSES = "have the silo rename or remove the folder, or list it in class-names"
 
 
-class Description(NamedTuple):
-    """What a silo says of its images: its Flower node, their own format, and the classes it holds."""
-
-    node_id: int
-    spec: ImageSpec
-
-
 def agree(
-    grid: ExchangeGrid, config: RunConfig, known: Collection[str] | None = None
+    exchange: Exchange, config: RunConfig, known: Collection[str] | None = None
 ) -> tuple[dict[int, str], ImageSpec]:
     """Ask every connected silo what its images look like, and settle what they share.
 
     Args:
-        grid: the silos; at least ``num-clients`` are connected.
+        exchange: the silos; at least ``num-clients`` are connected.
         config: the run's.
         known: silos of the run that continues; None for a new one.
 
@@ -44,17 +34,19 @@ def agree(
     Raises:
         RunError: too few silos, two of one name, or formats or classes that do not fit together; says whose.
     """
-    nodes = sorted(grid.get_node_ids())
-    requests = [wire.request(node, wire.DESCRIBE, {}, ttl=config.exchange.reply_timeout) for node in nodes]
-    found: dict[str, Description] = {}
-    for reply in usable(grid.send_and_receive(requests), config.run.num_clients):
-        name = wire.silo_key(reply)[1]
+    nodes = Census.unknown(exchange.get_node_ids())
+    questions = [(k, DescribeRequest()) for k in range(len(nodes))]
+    found: dict[str, int] = {}
+    specs: dict[str, ImageSpec] = {}
+    for k, answer in ask(exchange, questions, nodes, needed=config.run.num_clients):
+        name = answer.sender.name
         if name in found:
             raise RunError(f"two silos go by one name ('{name}'): give each its own silo-name")
-        found[name] = Description(reply.metadata.src_node_id, _read(reply))
+        found[name] = nodes.members[k].node_id
+        specs[name] = answer.spec
     chosen = choose_silos(found, config.run.num_clients, known)
-    spec = reconcile({name: found[name].spec for name in chosen}, config)
-    return {found[name].node_id: name for name in chosen}, spec
+    spec = reconcile({name: specs[name] for name in chosen}, config)
+    return {found[name]: name for name in chosen}, spec
 
 
 def choose_silos(found: Collection[str], count: int, known: Collection[str] | None) -> list[str]:
@@ -99,22 +91,6 @@ def reconcile(specs: Mapping[str, ImageSpec], config: RunConfig) -> ImageSpec:
     depth = "grey" if channels == 1 else "colour"
     logger.info("images: %s, %d x %d; classes: %s", depth, agreed.size, agreed.size, ", ".join(agreed.classes))
     return agreed
-
-
-def _read(reply: Message) -> ImageSpec:
-    with malformed_named(reply):
-        said = wire.config(reply)
-        if not isinstance(said.get("classes"), list):
-            raise ValueError("classes: must be a list of names")
-        spec = wire.spec_from_config(said)
-        if spec.channels not in (1, 3) or not 1 <= spec.size <= MAX_SIZE:
-            raise ValueError(f"images of {spec.size} pixels and {spec.channels} channels")
-        if not 1 <= len(spec.classes) <= MAX_CLASSES or len(set(spec.classes)) < len(spec.classes):
-            raise ValueError(f"{len(spec.classes)} classes: must be 1 to {MAX_CLASSES} distinct names")
-        for name in spec.classes:
-            if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-                raise ValueError(f"class name {name[:MAX_NAME_LENGTH]!r}: must be 1 to {MAX_NAME_LENGTH} characters")
-    return spec
 
 
 def _holders(specs: Mapping[str, ImageSpec]) -> dict[str, list[str]]:

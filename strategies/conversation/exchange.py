@@ -1,7 +1,7 @@
-"""The conversation with the silos: one loop for every strategy, in simulation and in deployment.
+"""Messages out, answers in: one loop for every question, in simulation and in deployment.
 
 Flower's own ``send_and_receive`` polls at fixed intervals (0.1 s, or 3 s against a SuperLink), returns silently
-short and does not count bytes; its ``start`` can neither resume nor stop early.
+short and does not count bytes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
-from strategies.conversation.reply_log import Answers, ReplyLog
+from strategies.conversation.reply_log import ReplyLog
 
 logger = logging.getLogger("fedsynth")
 
-SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.05
-PATIENCE = 0.15
-"""Seconds between two looks for answers: this share of the time waited so far, within these bounds, so that looking
-late costs at most 15 % and a long wait costs few looks."""
+SHORTEST_POLL, LONGEST_POLL = 0.002, 0.05
+POLL_SHARE = 0.15
+"""The poll interval, in seconds, is this share of the time waited so far, within these bounds: polling late costs at
+most 15 %, and a long wait costs few polls."""
 
 
 @dataclass
@@ -43,8 +41,8 @@ class Traffic:
     messages: int = 0
 
 
-class ExchangeGrid(Grid):
-    """A Flower grid whose ``send_and_receive`` is a fast, counted and time-limited loop.
+class Exchange:
+    """A fast, counted and time-limited exchange of messages over a Flower grid.
 
     Args:
         grid: the grid Flower gave to the ServerApp.
@@ -56,16 +54,14 @@ class ExchangeGrid(Grid):
     """
 
     def __init__(self, grid: Grid, timeout: float) -> None:
-        self._grid, self.timeout, self.traffic, self.reply_log = grid, timeout, Traffic(), ReplyLog()
+        self._grid = grid
+        self.timeout = timeout
+        self.traffic = Traffic()
+        self.reply_log = ReplyLog()
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Answers:
-        """Send at once, then yield every answer as it comes, errors included.
-
-        The iterator keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that
-        have not answered after ``timeout`` seconds are named in the log, and the iterator ends.
-        """
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        return Answers(self._receive(self._send(messages), deadline), self.reply_log)
+    def get_node_ids(self) -> list[int]:
+        """Return the connected silos' node ids, sorted."""
+        return sorted(self._grid.get_node_ids())
 
     def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
@@ -74,16 +70,23 @@ class ExchangeGrid(Grid):
             RunError: fewer than ``count`` after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        while len(nodes := sorted(self._grid.get_node_ids())) < count:
+        while len(nodes := self.get_node_ids()) < count:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"{len(nodes)} of num-clients = {count} silos connected within node-timeout = {timeout:g} s:"
                     " start the missing SuperNodes, or set num-supernodes and num-clients to the same number"
                 )
-            time.sleep(LONGEST_WAIT)
+            time.sleep(LONGEST_POLL)
         return nodes[:count]
 
-    def _send(self, messages: Iterable[Message]) -> dict[str, int]:
+    def send(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """Send at once, and return an iterator over the answers as they come, errors included.
+
+        An answer is paired with its message by the id that it repeats; it comes with the message's index. The iterator
+        keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that have not answered after
+        ``timeout`` seconds (None: the exchange's own) are named in the log, and the iterator ends.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         batch = list(messages)
         wire.pack_messages(batch)
         self.traffic.messages += len(batch)
@@ -94,57 +97,28 @@ class ExchangeGrid(Grid):
         if len(ids) < len(batch):
             raise RunError(f"{len(ids)} of {len(batch)} messages sent: a silo has left, or they are too large")
         # Flower puts None in the place of a message that the SuperLink refused.
-        sent = {number: node for number, node in zip(ids, nodes, strict=True) if number is not None}
-        self.reply_log.ask(kind, sent)
-        if refused := set(nodes) - set(sent.values()):
+        pending = {number: index for index, number in enumerate(ids) if number is not None}
+        self.reply_log.ask(kind)
+        if refused := {nodes[index] for index, number in enumerate(ids) if number is None}:
             logger.warning("no message could be sent to %s", self.reply_log.missed(refused))
-        return sent
+        return self._receive(pending, nodes, deadline)
 
-    def _receive(self, pending: dict[str, int], deadline: float) -> Iterator[Message]:
+    def _receive(self, pending: dict[str, int], nodes: list[int], deadline: float) -> Iterator[tuple[int, Message]]:
         since = time.monotonic()
         while pending and time.monotonic() < deadline:
             replies = list(self._grid.pull_messages(list(pending)))
             while replies:
                 reply = replies.pop()
-                if pending.pop(reply.metadata.reply_to_message_id, None) is not None:
+                index = pending.pop(reply.metadata.reply_to_message_id, None)
+                if index is not None:
                     self.traffic.up += wire.payload_bytes(reply)
-                    self.reply_log.heard(reply)
-                    yield reply
+                    self.reply_log.heard(nodes[index], reply)
+                    yield index, reply
                 # A loop variable would keep the last answer alive through the next wait.
                 del reply
             if pending:
-                time.sleep(min(max(PATIENCE * (time.monotonic() - since), SHORTEST_WAIT), LONGEST_WAIT))
+                time.sleep(min(max(POLL_SHARE * (time.monotonic() - since), SHORTEST_POLL), LONGEST_POLL))
         if pending:
-            logger.warning("no answer in time from %s", self.reply_log.missed(set(pending.values())))
+            silent = {nodes[index] for index in pending.values()}
+            logger.warning("no answer in time from %s", self.reply_log.missed(silent))
         self.reply_log.listener()
-
-    def set_run(self, run: Run) -> None:
-        """Delegate to the wrapped grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run of the wrapped grid."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegate to the wrapped grid."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegate to the wrapped grid."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Delegate to the wrapped grid."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate to the wrapped grid, uncounted."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate to the wrapped grid, uncounted."""
-        return self._grid.pull_messages(message_ids)

@@ -1,27 +1,27 @@
-"""Who answered: for every silo its last answer, how long it took, or why it was left out."""
+"""The reply log: for every silo its last answer, how long it took, or why it was left out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 
-from fedsynth.messages import wire
+from fedsynth.messages.envelope import METRICS
 
 LONGEST_REASON = 160
-"""Characters kept of the reason why an answer was left out: a traceback does not belong into a line a round."""
+"""Characters kept of the reason why an answer was left out: a traceback does not belong into one line per round."""
 
 
 @dataclass
-class Presence:
-    """What one silo did in an exchange.
+class Entry:
+    """What one silo did when it was last asked.
 
     Attributes:
         message: what it was asked.
-        at: when it answered or was given up, in seconds since 1970.
+        at: when it answered or the wait for it ended, in seconds since 1970.
         seconds: from the question to its answer; None without one.
         loss: the loss it reports, if any.
         left_out: why its answer does not count; empty if it does.
@@ -35,13 +35,13 @@ class Presence:
 
     def row(self) -> dict[str, Any]:
         """Return what ``metrics.jsonl`` says of the silo."""
-        said = {"seconds": self.seconds, "loss": self.loss, "left-out": self.left_out or None}
-        return {key: value for key, value in said.items() if value is not None}
+        values = {"seconds": self.seconds, "loss": self.loss, "left-out": self.left_out or None}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass
 class ReplyLog:
-    """Keeps the roll of one exchange after the other.
+    """Keeps the entries of one exchange after the other, by node.
 
     Attributes:
         names: silo by node id; until they are known, a node goes by ``node-<id>``.
@@ -50,39 +50,35 @@ class ReplyLog:
 
     names: Mapping[int, str] = field(default_factory=dict)
     listener: Callable[[], None] = lambda: None
-    _last: dict[int, Presence] = field(default_factory=dict)
-    _asked: dict[int, Presence] = field(default_factory=dict)
-    _nodes: Mapping[str, int] = field(default_factory=dict)
+    _last: dict[int, Entry] = field(default_factory=dict)
+    _current: dict[int, Entry] = field(default_factory=dict)
     _message: str = ""
     _start: float = 0.0
 
     def name(self, node_id: int) -> str:
-        """Name of the silo at a node."""
+        """Return the name of the silo at a node."""
         return self.names.get(node_id, f"node-{node_id}")
 
-    def ask(self, message: str, nodes: Mapping[str, int]) -> None:
-        """Begin an exchange; ``nodes`` says who was sent which message."""
-        self._message, self._nodes, self._start = message, dict(nodes), time.monotonic()
-        self._asked = {}
+    def ask(self, message: str) -> None:
+        """Begin an exchange."""
+        self._message = message
+        self._start = time.monotonic()
+        self._current = {}
 
-    def name_behind(self, reply: Message) -> str:
-        """Name of the silo that was asked: Flower's own errors, about a node that is gone, come from the SuperLink."""
-        return self.name(self._node(reply))
-
-    def heard(self, reply: Message) -> None:
+    def heard(self, node_id: int, reply: Message) -> None:
         """Note an answer, errors included."""
-        said = wire.metrics(reply).get("loss") if reply.has_content() else None
+        metrics = reply.content.get(METRICS) if reply.has_content() else None
+        loss = metrics.get("loss") if isinstance(metrics, MetricRecord) else None
         self._note(
-            self._node(reply),
+            node_id,
             seconds=round(time.monotonic() - self._start, 3),
-            loss=float(said) if isinstance(said, int | float) else None,
+            loss=float(loss) if isinstance(loss, int | float) else None,
         )
 
-    def leave_out(self, reply: Message, reason: str) -> None:
-        """Note why an answer does not count."""
-        present = self._asked.get(self._node(reply))
-        seconds = present.seconds if present else None
-        self._note(self._node(reply), seconds=seconds, left_out=reason[:LONGEST_REASON])
+    def leave_out(self, node_id: int, reason: str) -> None:
+        """Note why a silo's answer does not count."""
+        entry = self._current.get(node_id)
+        self._note(node_id, seconds=entry.seconds if entry else None, left_out=reason[:LONGEST_REASON])
 
     def missed(self, node_ids: Iterable[int]) -> str:
         """Note silos that did not answer in time; return their names."""
@@ -93,34 +89,15 @@ class ReplyLog:
 
     def row(self) -> dict[str, dict[str, Any]]:
         """Return what every silo did in the last exchange, by name."""
-        return {self.name(node): was.row() for node, was in sorted(self._asked.items(), key=self._order)}
+        return {self.name(node): entry.row() for node, entry in sorted(self._current.items(), key=self._order)}
 
-    def last(self) -> dict[str, Presence]:
+    def last(self) -> dict[str, Entry]:
         """Return the last thing known of every silo that was asked and, once they have names, takes part."""
-        known = {node: was for node, was in self._last.items() if not self.names or node in self.names}
-        return {self.name(node): was for node, was in sorted(known.items(), key=self._order)}
-
-    def _node(self, reply: Message) -> int:
-        return self._nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        known = {node: entry for node, entry in self._last.items() if not self.names or node in self.names}
+        return {self.name(node): entry for node, entry in sorted(known.items(), key=self._order)}
 
     def _note(self, node_id: int, **what: Any) -> None:
-        self._asked[node_id] = self._last[node_id] = Presence(self._message, time.time(), **what)
+        self._current[node_id] = self._last[node_id] = Entry(self._message, time.time(), **what)
 
-    def _order(self, item: tuple[int, Presence]) -> str:
+    def _order(self, item: tuple[int, Entry]) -> str:
         return self.name(item[0])
-
-
-class Answers(Iterator[Message]):
-    """The answers of one exchange as they come, and the roll to note there which of them do not count.
-
-    Args:
-        replies: the answers; none is kept.
-        reply_log: the roll.
-    """
-
-    def __init__(self, replies: Iterator[Message], reply_log: ReplyLog) -> None:
-        self._replies, self.reply_log = replies, reply_log
-
-    def __next__(self) -> Message:
-        """Return the next answer."""
-        return next(self._replies)

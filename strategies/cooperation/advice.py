@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-MANY_HOLDERS, FEW_IMAGES = 5.0, 6.0
-"""Cooperation was ahead of pooled sampling with 10 holders of 4 images of each class; with 7 images or more, or with 2
-to 3 holders, it was not (``python -m experiments.regimes``). Between these lies our guess."""
+MANY_HOLDERS = 5.0
+FEW_IMAGES = 6.0
+"""Cooperation was ahead of pooled sampling where 10 silos held 4 images of each class; with 7 images or more, or with 2
+to 3 holders, it was not (``python -m experiments.regimes``). These two bounds lie between and are a guess."""
 
 
 def advice(label_counts: torch.Tensor) -> str:
@@ -19,7 +20,7 @@ def advice(label_counts: torch.Tensor) -> str:
     shares = held / held.sum(0)
     holders = float(torch.special.entr(shares).sum(0).exp().mean())
     images = float(held[held > 0].mean())
-    said = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
+    found = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
     if holders >= MANY_HOLDERS and images <= FEW_IMAGES:
-        return f"{said}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10"
-    return f"{said}: strategy = 'pooled' is likely to be as good, in one round"
+        return f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10"
+    return f"{found}: strategy = 'pooled' is likely to be as good, in one round"

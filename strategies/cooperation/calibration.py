@@ -6,16 +6,15 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from flwr.app import Message
-from flwr.serverapp import Grid
 
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonAnswer, EpsilonRequest
 from fedsynth.mixture.screening import median_answer, screen
 from fedsynth.seeding import make_generator
 from strategies.base import Task
-from strategies.conversation.replies import noise_prediction, sound
+from strategies.conversation.ask import Question, ask
+from strategies.conversation.exchange import Exchange
 from strategies.cooperation.screener import AnswerMemory
 
 logger = logging.getLogger("fedsynth")
@@ -139,13 +138,13 @@ class Calibration:
         return torch.randn(tuple(shape), generator=make_generator(self._seed, "calibration", self._level))
 
 
-def calibrate(grid: Grid, task: Task, holds: torch.Tensor) -> torch.Tensor:
+def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> torch.Tensor:
     """Ask the four questions; log who is not trusted with what, and why.
 
     A silo that does not answer is neither trusted nor distrusted: the rounds will show.
 
     Args:
-        grid: the silos.
+        exchange: the way to the silos.
         task: who they are.
         holds: whether silo k is to be asked about class y, bool (K, num_classes).
 
@@ -156,19 +155,19 @@ def calibrate(grid: Grid, task: Task, holds: torch.Tensor) -> torch.Tensor:
     alphas = make_scheduler(config.diffusion).alphas_cumprod
     calibration = Calibration(holds, task.spec.shape, alphas, config.run.seed)
     while not calibration.finished:
-        calibration.advance(*_answers(grid, task, calibration))
+        calibration.advance(*_answers(exchange, task, calibration))
     for k, member in enumerate(task.census):
         for reason in calibration.reasons(k):
             logger.warning("%s is not asked further: %s", member.name, reason)
     return calibration.excluded(holds.shape[1])
 
 
-def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task) -> torch.Tensor:
+def trusted_prior(prior: torch.Tensor, exchange: Exchange, task: Task) -> torch.Tensor:
     """Calibrate, and exclude silos from classes for which their models are not fit.
 
     Args:
         prior: log prior weights (K, N).
-        grid: the silos.
+        exchange: the way to the silos.
         task: who they are.
 
     Raises:
@@ -177,7 +176,7 @@ def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task) -> torch.Tensor:
     num_classes = len(task.spec.classes)
     holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
     holds[:, task.labels] = ~torch.isneginf(prior)
-    excluded = calibrate(grid, task, holds)
+    excluded = calibrate(exchange, task, holds)
     if not (holds & ~excluded).any():
         raise RunError(
             "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
@@ -186,27 +185,23 @@ def trusted_prior(prior: torch.Tensor, grid: Grid, task: Task) -> torch.Tensor:
     return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 
 
-def _answers(grid: Grid, task: Task, calibration: Calibration) -> tuple[torch.Tensor, torch.Tensor]:
+def _answers(exchange: Exchange, task: Task, calibration: Calibration) -> tuple[torch.Tensor, torch.Tensor]:
     """Return noise predictions (K, M, C, H, W) for the calibration's samples, and who answered, bool (K,)."""
-    census, exchange = task.census, task.config.exchange
-    rows = [torch.nonzero(asked).flatten() for asked in calibration.asks]
-    requests = []
-    for member, mine in zip(census, rows, strict=True):
-        if len(mine):
-            arrays = {wire.SAMPLES: calibration.samples[mine], wire.LABELS: calibration.labels[mine]}
-            record = wire.encode_tensors(arrays, exchange.wire_dtype)
-            content = {"timestep": calibration.timestep}
-            requests.append(wire.request(member.node_id, wire.EPSILON, content, record, exchange.reply_timeout))
-
-    def read(reply: Message) -> tuple[int, torch.Tensor]:
-        k = census.position(reply)
-        if k is None or not len(rows[k]):
-            raise ValueError("not asked")
-        return k, noise_prediction(reply, (len(rows[k]), *task.spec.shape))
-
-    eps = torch.zeros((len(census), *calibration.samples.shape))
-    answered = torch.zeros(len(census), dtype=torch.bool)
-    for k, epsilon in sound(grid.send_and_receive(requests), 0, read):
-        eps[k, rows[k]] = epsilon
+    questions: list[Question[EpsilonAnswer]] = []
+    for k, asked in enumerate(calibration.asks):
+        rows = torch.nonzero(asked).flatten()
+        if len(rows):
+            request = EpsilonRequest(
+                samples=calibration.samples[rows],
+                labels=calibration.labels[rows],
+                timestep=calibration.timestep,
+                rows=rows,
+                wire_dtype=task.config.exchange.wire_dtype,
+            )
+            questions.append((k, request))
+    eps = torch.zeros((len(task.census), *calibration.samples.shape))
+    answered = torch.zeros(len(task.census), dtype=torch.bool)
+    for k, answer in ask(exchange, questions, task.census, needed=0):
+        eps[k, answer.rows] = answer.epsilon
         answered[k] = True
     return eps, answered

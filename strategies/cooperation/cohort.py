@@ -1,4 +1,4 @@
-"""Samples that move together: one class, one noise level, one sampler's memory."""
+"""Samples that move together: one class, one noise level, one sampler's state."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ COHORT_NUMBERS = 2**16
 
 
 class Cohort:
-    """Samples of one class and where they stand.
+    """Samples of one class, which are at the same noise level.
 
     A class waits as a whole when nobody who holds it answers, and its samples catch up later: that is why each cohort
-    has its own place among the levels. Its noise depends on that place and on the cohort, not on the round.
+    has its own ``level``. The noise that a move adds depends on that level and on the cohort, not on the round.
 
     Args:
-        number: position among the cohorts, for its noise.
-        rows: positions of its samples in the set, int64 (n,).
+        number: index among the cohorts, which seeds its noise.
+        rows: indices of its samples in the set, int64 (n,).
         label: their class.
         scheduler: moves them; its timesteps are set and it serves no other cohort.
         log_prior: log prior weights of the silos (K, n).
         follows_path: whether weights follow the samples' paths (:class:`fedsynth.mixture.PathPosterior`).
         temperature: of the posterior, see :func:`fedsynth.mixture.temper`.
+
+    Attributes:
+        level: moves made so far.
     """
 
     def __init__(
@@ -65,14 +68,19 @@ class Cohort:
 
     @property
     def timestep(self) -> int:
-        """Where its samples stand."""
+        """Timestep of its samples."""
         return self._timesteps[self.level]
 
     @property
+    def alpha_bar(self) -> float:
+        """ᾱ at that timestep."""
+        return float(self.scheduler.alphas_cumprod[self.timestep])
+
+    @property
     def noise_std(self) -> float:
-        """Std of the noise in an ancestral move to where its samples stand; after the first move."""
-        alphas_bar = self.scheduler.alphas_cumprod
-        return ancestral_std(float(alphas_bar[self._timesteps[self.level - 1]]), float(alphas_bar[self.timestep]))
+        """Std of the noise in an ancestral move from the level before to this one, which is not the first."""
+        before = self.scheduler.alphas_cumprod[self._timesteps[self.level - 1]]
+        return ancestral_std(float(before), self.alpha_bar)
 
     def levels_ahead(self, most: int) -> list[int]:
         """Timesteps of its next ``most`` levels, or of as many as are left."""
@@ -83,10 +91,10 @@ class Cohort:
         ahead = [] if self._ahead is None else list(self._ahead)
         return guesses(samples, ahead, len(self.levels_ahead(most)))
 
-    def settle(self, stand: dict[str, Any], ahead: list[torch.Tensor]) -> None:
-        """Go back to where its samples ``stand``, a :meth:`state_dict` after a move, and keep the states ``ahead``."""
-        if stand["level"] != self.level:
-            self.load_state_dict(stand)
+    def settle(self, state: dict[str, Any], ahead: list[torch.Tensor]) -> None:
+        """Go back to ``state``, a :meth:`state_dict` after an earlier move, and keep the guesses ``ahead`` of it."""
+        if state["level"] != self.level:
+            self.load_state_dict(state)
         self._ahead = torch.stack(ahead) if ahead else None
 
     def weigh(self, epsilon: torch.Tensor, answered: torch.Tensor, energy_scale: float | None) -> torch.Tensor:
@@ -126,14 +134,18 @@ class Cohort:
         return moved
 
     def state_dict(self) -> dict[str, Any]:
-        """Return level, logits, what the sampler remembers, and the guesses of a window."""
+        """Return level, state of the sampler, guesses of a window if there are any, and logits of a posterior."""
         state = {"level": self.level, "sampler": sampler_state(self.scheduler)}
-        state |= {"ahead": self._ahead} if self._ahead is not None else {}
-        return state | ({"logits": self.posterior.logits} if self.posterior is not None else {})
+        if self._ahead is not None:
+            state["ahead"] = self._ahead
+        if self.posterior is not None:
+            state["logits"] = self.posterior.logits
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, on a fresh cohort."""
-        self.level, self._ahead = state["level"], state.get("ahead")
+        self.level = state["level"]
+        self._ahead = state.get("ahead")
         restore_sampler(self.scheduler, state["sampler"])
         if self.posterior is not None:
             self.posterior.logits = state["logits"]
@@ -147,7 +159,7 @@ def make_cohorts(
     follows_path: bool,
     temperature: float = 1.0,
 ) -> list[Cohort]:
-    """Cut the set into cohorts of one class each, in the order of the classes, that the same silos answer for.
+    """Cut the set into cohorts, in the order of the classes: one class and the same holders each, and of bounded size.
 
     Args:
         labels: class of every sample (N,).
@@ -157,21 +169,15 @@ def make_cohorts(
         follows_path, temperature: see :class:`Cohort`.
     """
     most = max(1, COHORT_NUMBERS // max(1, torch.Size(shape).numel()))
-    parts = [
-        (label, part)
-        for label in torch.unique(labels).tolist()
-        for rows in _by_silos(torch.nonzero(labels == label).squeeze(1), log_prior)
-        for part in rows.split(most)
-    ]
-    return [
-        Cohort(number, rows, label, new_scheduler(), log_prior[:, rows], follows_path, temperature)
-        for number, (label, rows) in enumerate(parts)
-    ]
-
-
-def _by_silos(rows: torch.Tensor, log_prior: torch.Tensor) -> list[torch.Tensor]:
-    """Group samples by the silos that may answer for them, in the order of each group's first sample."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for row in rows.tolist():
-        groups.setdefault(tuple(torch.isneginf(log_prior[:, row]).tolist()), []).append(row)
-    return [torch.tensor(group) for group in groups.values()]
+    cohorts: list[Cohort] = []
+    for label in torch.unique(labels).tolist():
+        by_holders: dict[tuple[bool, ...], list[int]] = {}
+        for row in torch.nonzero(labels == label).squeeze(1).tolist():
+            excluded = tuple(torch.isneginf(log_prior[:, row]).tolist())
+            by_holders.setdefault(excluded, []).append(row)
+        for group in by_holders.values():
+            for rows in torch.tensor(group).split(most):
+                prior = log_prior[:, rows]
+                cohort = Cohort(len(cohorts), rows, label, new_scheduler(), prior, follows_path, temperature)
+                cohorts.append(cohort)
+    return cohorts

@@ -8,16 +8,14 @@ from math import prod
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message
 
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonRequest
 from fedsynth.mixture import effective_experts
 from fedsynth.mixture.picard import converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.conversation.census import Census
-from strategies.conversation.replies import claimed_name, noise_prediction, seconds_worked
 from strategies.cooperation.cohort import Cohort
-from strategies.cooperation.questions import Asked, Level, Question, cut, rows_in
+from strategies.cooperation.questions import Level, cut, rows_in
 from strategies.cooperation.screener import EqualGroups, Screener
 
 logger = logging.getLogger("fedsynth")
@@ -56,16 +54,18 @@ class CooperativeSet:
         parallel_levels: int = 1,
     ) -> None:
         self._screener = screener
-        self.labels, self.census, self.cohorts = labels, census, cohorts
-        self.arrays = ArrayRecord()
+        self.labels = labels
+        self.census = census
+        self.cohorts = cohorts
+        self._samples = torch.empty(0)
         # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
         self._levels = min(parallel_levels, max((cohort.num_levels for cohort in cohorts), default=1))
         self._epsilon = torch.zeros((len(census), self._levels * len(labels), *shape))
         self._answered = torch.zeros(self._epsilon.shape[:2], dtype=torch.bool)
         self._asks = ~torch.isneginf(log_prior)
-        self._asked = Asked()
         self._waiting: set[int] = set()
-        self.evaluations, self.levels_done = 0.0, 0.0
+        self.evaluations = 0.0
+        self.levels_done = 0.0
 
     @property
     def finished_rows(self) -> torch.Tensor:
@@ -81,21 +81,6 @@ class CooperativeSet:
         return sum(len(self.cohorts[number].rows) for number in self._waiting)
 
     @property
-    def num_asked(self) -> int:
-        """Silos that are asked something in this round."""
-        return self._asked.num_silos
-
-    @property
-    def num_answered(self) -> int:
-        """Silos that gave a sound answer in this round."""
-        return int(self._answered.any(1).sum())
-
-    def name_of(self, reply: Message) -> str:
-        """Name of the silo that answered, as the census has it, or as it calls itself."""
-        k = self.census.position(reply)
-        return claimed_name(reply) if k is None else self.census.members[k].name
-
-    @property
     def levels_left(self) -> int:
         """Moves that the last cohort still needs."""
         return max(cohort.num_levels - cohort.level for cohort in self.cohorts)
@@ -105,34 +90,35 @@ class CooperativeSet:
         """Where the foremost samples stand that are no images yet; 0 when all are."""
         return min((cohort.timestep for cohort in self.cohorts if not cohort.finished), default=0)
 
-    def questions(self, arrays: ArrayRecord, wire_dtype: str, max_message_mb: float) -> list[Question]:
-        """Return what to ask every silo about the set as it stands in ``arrays``.
+    def questions(
+        self, samples: torch.Tensor, server_round: int, wire_dtype: str, max_message_mb: float
+    ) -> list[tuple[int, EpsilonRequest]]:
+        """Return what to ask every silo, by its index, about the set as it stands: ``samples`` (N, C, H, W).
 
-        Without a window it is a question a noise level, with one it is a question about all of them; either is cut
-        where it is larger than ``max_message_mb``. Silos that are asked about everything share the records, which
-        Flower uploads once.
+        Without a window there is one question per noise level, with one it is a question about all of them; either is
+        cut where it is larger than ``max_message_mb``. Silos that are asked about everything share the tensors, which
+        are sent once.
         """
-        self.arrays, self._asked = arrays, Asked()
+        self._samples = samples
         self._answered[:] = False
-        states = self._states(wire.peek(arrays[wire.SAMPLES]))
+        states = self._states(samples)
         most = rows_in(max_message_mb, prod(states.shape[1:]), wire_dtype)
-        levels, asked = list(self._places_by_timestep()), []
+        levels = list(self._places_by_timestep())
         holders = self._asks.sum(0)
         numbers = sum(int((holders[places % len(self.labels)] > 0).sum()) for _, places in levels)
         self.evaluations = numbers / len(self.labels)
+        asked: list[tuple[int, EpsilonRequest]] = []
         for together in [levels] if self._levels > 1 else [[level] for level in levels]:
-            shared: dict[int, ArrayRecord] = {}
+            shared: dict[int, EpsilonRequest] = {}
             for k in range(len(self.census)):
                 mine = [(timestep, places[self._asks_at(k, places)]) for timestep, places in together]
                 everything = all(len(one[1]) == len(other[1]) for one, other in zip(mine, together, strict=True))
                 for part, message in enumerate(cut(mine, most)):
-                    record = shared.get(part) if everything else None
-                    record = record or self._record(states, message, wire_dtype)
+                    request = shared.get(part) if everything else None
+                    request = request or self._request(states, message, server_round, wire_dtype)
                     if everything:
-                        shared[part] = record
-                    timestep = message[0][0] if self._levels == 1 else None
-                    places = torch.cat([places for _, places in message])
-                    asked.append(self._asked.add(k, timestep, places, record))
+                        shared[part] = request
+                    asked.append((k, request))
         return asked
 
     def _asks_at(self, k: int, places: torch.Tensor) -> torch.Tensor:
@@ -165,28 +151,26 @@ class CooperativeSet:
         for timestep in sorted(found, reverse=True):
             yield timestep, torch.cat(found[timestep]).sort().values
 
-    def _record(self, states: torch.Tensor, message: list[Level], wire_dtype: str) -> ArrayRecord:
+    def _request(
+        self, states: torch.Tensor, message: list[Level], server_round: int, wire_dtype: str
+    ) -> EpsilonRequest:
         places = torch.cat([places for _, places in message])
-        if self._levels == 1 and len(places) == len(self.labels) and wire_dtype == "float32":
-            return self.arrays
-        tensors = {wire.SAMPLES: states[places], wire.LABELS: self.labels[places % len(self.labels)]}
-        if self._levels > 1:
-            timesteps = [torch.full((len(places),), timestep) for timestep, places in message]
-            tensors[wire.TIMESTEPS] = torch.cat(timesteps)
-        return wire.encode_tensors(tensors, wire_dtype)
+        window = self._levels > 1
+        timesteps = [torch.full((len(places),), timestep) for timestep, places in message]
+        return EpsilonRequest(
+            samples=states if len(places) == len(states) else states[places],
+            labels=self.labels[places % len(self.labels)],
+            timestep=None if window else message[0][0],
+            timesteps=torch.cat(timesteps) if window else None,
+            server_round=server_round,
+            rows=places,
+            wire_dtype=wire_dtype,
+        )
 
-    def read(self, reply: Message) -> float:
-        """Put an answer in its silo's place; return the seconds the silo worked.
-
-        Raises:
-            ValueError: it cannot be used.
-        """
-        k = self.census.position(reply)
-        places = self._asked.find(k, reply)
-        seconds = seconds_worked(reply)
-        self._epsilon[k].index_copy_(0, places, noise_prediction(reply, (len(places), *self._epsilon.shape[2:])))
-        self._answered[k, places] = True
-        return seconds
+    def put(self, silo: int, places: torch.Tensor, epsilon: torch.Tensor) -> None:
+        """Keep a silo's answer (n, C, H, W) about the samples at ``places`` (n,)."""
+        self._epsilon[silo].index_copy_(0, places, epsilon)
+        self._answered[silo, places] = True
 
     def move(self, energy_scale: float | None, max_weight: float, seed: int) -> tuple[torch.Tensor, float]:
         """Move every cohort of which a holder gave a sound answer by one level at least; the others wait.
@@ -199,12 +183,13 @@ class CooperativeSet:
         Returns:
             The set (N, C, H, W), and the mean of the effective experts behind the moves; 0 if none moved.
         """
-        samples = wire.peek(self.arrays[wire.SAMPLES])
         # The result takes the room of the first silo's answers, which are used up cohort by cohort.
-        moved, experts, waiting = self._epsilon[0, : len(self.labels)], [], set()
+        moved = self._epsilon[0, : len(self.labels)]
+        experts: list[torch.Tensor] = []
+        waiting: set[int] = set()
         self.levels_done = 0.0
         for cohort in self.cohorts:
-            mine = samples[cohort.rows]
+            mine = self._samples[cohort.rows]
             stands, behind = self._advance(cohort, mine, energy_scale, max_weight, seed)
             moved[cohort.rows] = stands
             self.levels_done += len(behind) * len(cohort.rows) / len(self.labels)

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import DfDSettings
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonAnswer, wire
 from fedsynth.mixture import ULAScheduler, log_prior
 from fedsynth.mixture.screening import bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
-from strategies.conversation.replies import sound
+from strategies.conversation.exchange import Exchange
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import trusted_prior
 from strategies.cooperation.cohort import make_cohorts
@@ -35,8 +35,12 @@ from strategies.own_models.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
 
-SLOWNESS, LEAST_PATIENCE = 10, 60.0
-"""A silo is given up for a round after this multiple of the slowest answer so far, and this many seconds at least."""
+SAMPLES, LABELS = "samples", "labels"
+"""Names of the arrays that the rounds refine."""
+
+TIMEOUT_FACTOR = 10
+LEAST_TIMEOUT = 60.0
+"""A round waits for this multiple of the slowest answer so far, and for this many seconds at least."""
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
@@ -53,6 +57,7 @@ class DfD(SynthesisStrategy):
     """
 
     how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
+    quorum: ClassVar[Quorum] = "one"
     Settings = DfDSettings
     settings: DfDSettings
 
@@ -60,86 +65,85 @@ class DfD(SynthesisStrategy):
         super().__init__(**settings)
         self.num_rounds = self.settings.dfd_rounds
         self._config = RunConfig()
-        self._min_replies, self._rounds_done, self._idle = 1, 0, 0
-        self._asked_at, self._slowest = time.monotonic(), 0.0
+        self._rounds_done = 0
+        self._idle = 0
+        self._asked_at = time.monotonic()
+        self._slowest = 0.0
         self._set: CooperativeSet | None = None
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, have the silos train their models, and find out which are fit to answer.
 
         Raises:
             UserError: a class that no silo holds.
             RunError: no silo's model is fit to answer.
         """
-        self._config, asked = task.config, task.config.exchange.min_replies
-        self.patience = self._patience(0.0)
-        self._min_replies = 1 if asked == AUTO else asked
+        self._task = task
+        self._config = task.config
+        self.timeout = self._round_timeout(0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
-        train_local_models(grid, task.census, task.spec, task.config, self._min_replies)
+        train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if self.settings.screening and self.settings.sampler != "ula":
-            prior = trusted_prior(prior, grid, task)
+            prior = trusted_prior(prior, exchange, task)
             screener = Screener([member.name for member in task.census])
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
-        return wire.encode_tensors({wire.SAMPLES: samples, wire.LABELS: task.labels})
+        return wire.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
+        """Return silos that hold every class of the set; the same ones in every round."""
+        labels = wire.decode(arrays[LABELS])
+        return self._set.census if self._set else Census.unknown(node_ids, int(labels.max()) + 1)
+
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[EpsilonAnswer]]:
         """Ask every silo for its noise prediction, for the samples whose class it holds.
 
         Args:
             server_round: 1 for the noisiest level.
             arrays: ``samples`` (N, C, H, W) and ``labels`` (N,).
-            config: sent along.
-            grid: where the silos are, if no census has been taken.
         """
         if self._set is None:
-            labels = wire.decode(arrays[wire.LABELS])
-            census = Census.unknown(grid.get_node_ids(), int(labels.max()) + 1)
-            prior = log_prior(self.settings.prior, census.label_counts, labels)
-            self._set = self._new_set(labels, arrays[wire.SAMPLES].shape[1:], census, prior)
-        members, exchange = self._set.census.members, self._config.exchange
+            labels = wire.decode(arrays[LABELS])
+            prior = log_prior(self.settings.prior, self.census.label_counts, labels)
+            self._set = self._new_set(labels, arrays[SAMPLES].shape[1:], self.census, prior)
+        exchange = self._config.exchange
         self._asked_at = time.monotonic()
-        return [
-            wire.request(
-                members[question.silo].node_id,
-                wire.EPSILON,
-                {**config, "server-round": server_round, **question.config},
-                question.arrays,
-                exchange.reply_timeout,
-            )
-            for question in self._set.questions(arrays, exchange.wire_dtype, exchange.max_message_mb)
-        ]
+        samples = wire.peek(arrays[SAMPLES])
+        return [*self._set.questions(samples, server_round, exchange.wire_dtype, exchange.max_message_mb)]
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+    def replies_needed(self, asked: int) -> int:
+        """Return how many silos must answer: none once a class is finished."""
+        if self._set is not None and self._set.finished_rows.any():
+            return 0
+        return replies_needed(self._config.exchange.min_replies, asked, self.quorum)
+
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, EpsilonAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Compose the answers, whatever order they come in, and move the samples to the next level.
 
         A class of which no holder answers waits, and catches up in rounds after the last level if one returns.
-
-        Raises:
-            RunError: too few answers, while no class is finished.
         """
         if self._set is None:
-            raise RunError("aggregate_train before configure_train")
+            raise RunError("a round was folded before it was asked")
         timestep = self._set.timestep
-        needed = 0 if self._set.finished_rows.any() else min(self._min_replies, self._set.num_asked)
         seconds = 0.0
-        asked = self._set
-        for worked in sound(replies, needed, asked.read, asked.name_of, lambda: asked.num_answered):
-            seconds += worked
+        for silo, answer in answers:
+            assert answer.rows is not None  # every question says which
+            self._set.put(silo, answer.rows, answer.epsilon)
+            seconds += answer.seconds
             self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
-        self.patience = self._patience(self._slowest)
+            del answer
+        self.timeout = self._round_timeout(self._slowest)
         energy_scale = self.settings.energy_scale if self.settings.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.settings.weights == "posterior" else self.settings.max_silo_weight
         moved, experts = self._set.move(energy_scale, bound, self._config.run.seed)
-        self._rounds_done, self._idle = server_round, 0 if experts else self._idle + 1
+        self._rounds_done = server_round
+        self._idle = 0 if experts else self._idle + 1
         self.num_rounds = server_round + (self._set.levels_left if self._idle < IDLE_ROUNDS else 0)
         metrics: dict[str, MetricRecordValues] = {
             "timestep": timestep,
@@ -149,7 +153,7 @@ class DfD(SynthesisStrategy):
             "waiting-samples": self._set.num_waiting,
             "client-seconds": seconds,
         }
-        return wire.encode_tensors({wire.SAMPLES: moved, wire.LABELS: self._set.labels}), MetricRecord(metrics)
+        return wire.encode_tensors({SAMPLES: moved, LABELS: self._set.labels}), MetricRecord(metrics)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the last samples into images, without those that never got there.
@@ -164,7 +168,7 @@ class DfD(SynthesisStrategy):
         names = ", ".join(task.spec.classes[label] for label in lost)
         notes = (f"no images of class {names}: its holders stopped answering before the end",) if lost else ()
         curves = {member.name: member.curve for member in task.census}
-        images = to_uint8(wire.decode(arrays[wire.SAMPLES])[finished])
+        images = to_uint8(wire.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,12 +182,14 @@ class DfD(SynthesisStrategy):
             self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
 
-    def _patience(self, slowest: float) -> float | None:
-        """Seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an hour."""
-        asked = self._config.exchange.round_timeout
-        if asked != AUTO:
-            return asked
-        return max(LEAST_PATIENCE, SLOWNESS * slowest) if slowest else None
+    def _round_timeout(self, slowest: float) -> float | None:
+        """Return seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an
+        hour.
+        """
+        timeout = self._config.exchange.round_timeout
+        if timeout != AUTO:
+            return timeout
+        return max(LEAST_TIMEOUT, TIMEOUT_FACTOR * slowest) if slowest else None
 
     def _new_set(
         self,

@@ -26,27 +26,28 @@ class AnswerMemory:
     def __init__(self) -> None:
         self._last: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, float]] = {}
 
-    def repeats(self, silo: int, cohort: int, eps: torch.Tensor, x_t: torch.Tensor, alpha: float) -> bool:
+    def repeats(self, silo: int, cohort: int, eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float) -> bool:
         """Whether a silo's answer is its last one about this cohort although it should have changed; remember it.
 
         Samples that moved along the answer itself, as DDIM moves them, imply the same images as before: there an exact
         model repeats itself.
 
         Args:
-            silo: its position.
+            silo: its index.
             cohort: which samples, the same ones in the same order every time.
             eps: the answer (n, C, H, W).
             x_t: the samples (n, C, H, W).
-            alpha: their ᾱ_t in (0, 1).
+            alpha_bar: their ᾱ_t in (0, 1).
         """
-        answer, samples = _sketch(eps), _sketch(x_t)
+        answer = _sketch(eps)
+        samples = _sketch(x_t)
         before = self._last.get((silo, cohort))
-        self._last[silo, cohort] = (answer, samples, alpha)
-        if before is None or _apart(answer, before[0]) > EQUAL:
+        self._last[silo, cohort] = (answer, samples, alpha_bar)
+        if before is None or _distance(answer, before[0]) > EQUAL:
             return False
-        given, stood, level = before
-        implied = (stood - (1 - level) ** 0.5 * given) / level**0.5
-        return _apart(samples, alpha**0.5 * implied + (1 - alpha) ** 0.5 * given) > MOVED
+        last_answer, last_samples, last_alpha_bar = before
+        implied = (last_samples - (1 - last_alpha_bar) ** 0.5 * last_answer) / last_alpha_bar**0.5
+        return _distance(samples, alpha_bar**0.5 * implied + (1 - alpha_bar) ** 0.5 * last_answer) > MOVED
 
 
 def _sketch(values: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,7 @@ def _sketch(values: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, len(flat) // SKETCH)].double()
 
 
-def _apart(now: torch.Tensor, before: torch.Tensor) -> float:
+def _distance(now: torch.Tensor, before: torch.Tensor) -> float:
     return float((now - before).norm() / before.norm().clamp(min=1e-30))
 
 
@@ -70,7 +71,7 @@ class Screener:
         self._names = names
         self._memory = AnswerMemory()
         self._faults: dict[int, str] = {}
-        self._known: set[EqualGroups] = set()
+        self._known: set[tuple[int, ...]] = set()
 
     def admit(
         self, cohort: Cohort, samples: torch.Tensor, epsilon: torch.Tensor, answered: torch.Tensor
@@ -80,28 +81,24 @@ class Screener:
         Returns:
             Whose answers count, bool (K,), and the silos among them that gave equal ones.
         """
-        alpha = float(cohort.scheduler.alphas_cumprod[cohort.timestep])
-        outcome = screen(epsilon, samples, alpha, answered)
+        outcome = screen(epsilon, samples, cohort.alpha_bar, answered)
         sound = answered.clone()
         for k in torch.nonzero(answered).flatten().tolist():
-            repeated = self._memory.repeats(k, cohort.number, epsilon[k], samples, alpha)
+            repeated = self._memory.repeats(k, cohort.number, epsilon[k], samples, cohort.alpha_bar)
             why = outcome.faults.get(k) or ("repeats its last answer" if repeated else None)
             if why:
                 self._faults.setdefault(k, f"class index {cohort.label}, t = {cohort.timestep}: {why}")
                 sound[k] = False
         equal = tuple(group for group in outcome.equal if all(sound[k] for k in group))
-        self._warn_of(equal)
+        for group in equal:
+            if group not in self._known:
+                self._known.add(group)
+                names = ", ".join(self._names[k] for k in group)
+                logger.warning("%s gave equal answers: they count as one silo", names)
         return sound, equal
 
     def report(self) -> None:
-        """Log what was left out since the last report, one line a silo."""
+        """Log what was left out since the last report, one line per silo."""
         for k, why in sorted(self._faults.items()):
             logger.warning("%s left out: %s", self._names[k], why)
         self._faults = {}
-
-    def _warn_of(self, equal: EqualGroups) -> None:
-        for group in equal:
-            if (group,) not in self._known:
-                self._known.add((group,))
-                names = ", ".join(self._names[k] for k in group)
-                logger.warning("%s gave equal answers: they count as one silo", names)

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import SampleAnswer, wire
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.ask import Question
 from strategies.conversation.census import Member
+from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
-from strategies.own_models.shares import collect_images, sample_requests
+from strategies.own_models.shares import collect_images, sample_questions
 
 
 class Local(SynthesisStrategy):
-    """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds."""
+    """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds.
+
+    A silo whose model or set fails (``min-replies`` allows it) has no set.
+    """
 
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._task: Task | None = None
-
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Have the silos train their models."""
         self._task = task
-        train_local_models(grid, task.census, task.spec, task.config)
-        labels = [draw_labels_of(member, task.config) for member in task.census]
-        return wire.encode_tensors({wire.LABELS: torch.cat(labels)})
+        ready = sorted(train_local_models(exchange, task))
+        labels = [draw_labels_of(task.census.members[k], task.config) for k in ready]
+        owners = torch.tensor(ready).repeat_interleave(task.config.sampling.num_samples)
+        return wire.encode_tensors({"labels": torch.cat(labels), "owners": owners})
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[SampleAnswer]]:
         """Ask every silo for its set, from the noise that every method of the seed starts from."""
         task = self._begun()
-        self._labels = wire.decode(arrays[wire.LABELS])
-        numbers = torch.arange(task.config.sampling.num_samples).repeat(len(task.census))
-        return sample_requests(task, self._owners(task), self._labels, numbers, dict(config))
+        self._labels = wire.decode(arrays["labels"])
+        self._owners = wire.decode(arrays["owners"])
+        num_samples = task.config.sampling.num_samples
+        numbers = torch.arange(num_samples).repeat(len(self._owners) // num_samples)
+        return sample_questions(task, self._owners, self._labels, numbers)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Gather the sets.
-
-        Raises:
-            RunError: a silo's set is missing or unusable.
-        """
-        task = self._begun()
-        images, seconds = collect_images(replies, task, self._owners(task))
-        arrays = wire.encode_tensors({wire.IMAGES: images, wire.LABELS: self._labels})
-        return arrays, MetricRecord({"silos": len(task.census), "client-seconds": seconds})
+        """Gather the sets."""
+        shares = collect_images(answers, self._begun(), self._owners)
+        drawn = shares.drawn
+        tensors = {"images": shares.images[drawn], "labels": self._labels[drawn], "owners": self._owners[drawn]}
+        silos = len(torch.unique(tensors["owners"]))
+        return wire.encode_tensors(tensors), MetricRecord({"silos": silos, "client-seconds": shares.seconds})
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the sets one after the other."""
         curves = {member.name: member.curve for member in task.census}
-        images, labels = wire.decode(arrays[wire.IMAGES]).numpy(), wire.decode(arrays[wire.LABELS]).numpy()
-        return Outcome(images, labels, curves=curves, owners=self._owners(task).numpy())
-
-    def _owners(self, task: Task) -> torch.Tensor:
-        return torch.arange(len(task.census)).repeat_interleave(task.config.sampling.num_samples)
+        images, labels, owners = (wire.decode(arrays[name]).numpy() for name in ("images", "labels", "owners"))
+        absent = [member.name for k, member in enumerate(task.census) if not (owners == k).any()]
+        notes = (f"without sets of {', '.join(absent)}",) if absent else ()
+        return Outcome(images, labels, curves=curves, owners=owners, notes=notes)
 
     def _begun(self) -> Task:
         if self._task is None:
@@ -75,7 +71,8 @@ class Local(SynthesisStrategy):
 
 def draw_labels_of(member: Member, config: RunConfig) -> torch.Tensor:
     """Return the classes of one silo's set, int64 (N,): equal shares of those it holds, or its own shares."""
-    counts, num_samples = torch.tensor(member.label_counts), config.sampling.num_samples
+    counts = torch.tensor(member.label_counts)
+    num_samples = config.sampling.num_samples
     if config.sampling.labels == "balanced":
         held = torch.nonzero(counts).squeeze(1)
         return held[torch.arange(num_samples) % len(held)]

@@ -3,103 +3,75 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 
-from flwr.app import Message, MetricRecord
-from flwr.serverapp import Grid
-
-from fedsynth.config import RunConfig
 from fedsynth.evaluation.memorisation import COPYING_SHARE
-from fedsynth.messages import wire
-from fedsynth.progress import SLICE_SECONDS, Progress
-from fedsynth.spec import ImageSpec
-from strategies.conversation.census import Census, Member
-from strategies.conversation.replies import sound
+from fedsynth.messages import MessageError, PrepareAnswer, PrepareRequest
+from fedsynth.progress import Progress
+from strategies.base import Task
+from strategies.conversation.ask import Quorum, ask, replies_needed
+from strategies.conversation.census import Member
+from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
+SLICE_SECONDS = 15.0
+"""Seconds a silo trains before it reports progress, and what a crash costs at most."""
 
-def train_local_models(
-    grid: Grid, census: Census, spec: ImageSpec, config: RunConfig, needed: int | None = None
-) -> None:
+
+def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> set[int]:
     """Have every silo train its own model, in slices, so that progress shows and a crash loses little.
 
     A silo that finds its finished model on its disk answers at once. One that fails, answers nonsense, or is no
     further after a slice than before is left out of the rest of the training, with name and reason in the log.
 
     Args:
-        grid: where the silos are.
-        census: who they are; takes their loss curves.
-        spec: image format and classes.
-        config: the run's.
-        needed: finished models without which the run ends; None: everybody's.
+        exchange: the way to the silos.
+        task: who they are; the census takes their loss curves.
+        auto: how many finished models are enough where ``min-replies`` is ``"auto"``.
+
+    Returns:
+        Indices of the silos whose models are ready.
 
     Raises:
-        RunError: fewer than ``needed``; says the first reason.
+        RunError: too few of them; says the first reason.
     """
-    needed, exchange = len(census) if needed is None else needed, config.exchange
-    request = {**wire.spec_to_config(spec), "train-seconds": SLICE_SECONDS}
-    total = config.training.own_steps * len(census)
-    progress = Progress("local training: step", total, logger.info, interval=SLICE_SECONDS / 3)
-    stand, waiting = _Stand(census, config.training.own_steps), set(range(len(census)))
+    census = task.census
+    goal = task.config.training.own_steps
+    needed = replies_needed(task.config.exchange.min_replies, len(census), auto)
+    progress = Progress("local training: step", goal * len(census), logger.info, interval=SLICE_SECONDS / 3)
+    steps = dict.fromkeys(range(len(census)), 0)
+    ready: set[int] = set()
+
+    def check(silo: int, answer: PrepareAnswer) -> None:
+        if not answer.finished and (answer.steps or 0) <= steps[silo]:
+            raise MessageError(f"stands at step {answer.steps} after another slice: is its state folder kept?")
+
+    waiting = list(range(len(census)))
     while waiting:
-        asked = [census.members[k].node_id for k in sorted(waiting)]
-        messages = [wire.request(node, wire.PREPARE, request, ttl=exchange.reply_timeout) for node in asked]
-        answered = set()
-        for k, loss in sound(grid.send_and_receive(messages), needed - len(stand.finished), stand.read):
-            answered.add(k)
-            progress.update(sum(stand.steps.values()), loss=loss)
-        waiting = answered - stand.finished
+        questions = [(k, PrepareRequest(spec=task.spec, train_seconds=SLICE_SECONDS)) for k in waiting]
+        waiting = []
+        for k, answer in ask(exchange, questions, census, needed=needed - len(ready), check=check):
+            if answer.finished:
+                ready.add(k)
+                _note_model(census.members[k], answer)
+            else:
+                waiting.append(k)
+            steps[k] = goal if answer.finished else answer.steps or 0
+            progress.update(sum(steps.values()), loss=answer.loss or 0.0)
+        waiting.sort()
+    return ready
 
 
-@dataclass
-class _Stand:
-    """How far every silo's model is, by position in the census."""
-
-    census: Census
-    goal: int
-    steps: dict[int, int] = field(default_factory=dict)
-    finished: set[int] = field(default_factory=set)
-
-    def read(self, reply: Message) -> tuple[int, float]:
-        """Note an answer; return whose it is and its loss. ValueError where it makes no sense."""
-        k, metrics = self.census.position(reply), wire.metrics(reply)
-        if k is None:
-            raise ValueError("not asked")
-        loss = wire.number(metrics, "loss")
-        if wire.number(metrics, "finished"):
-            _note_finish(self.census.members[k], metrics)
-            self.finished.add(k)
-            self.steps[k] = self.goal
-            return k, loss
-        steps = int(wire.number(metrics, "steps"))
-        if steps <= self.steps.get(k, 0):
-            raise ValueError(f"stands at step {steps} after another slice of training: is its state folder kept?")
-        self.steps[k] = steps
-        return k, loss
-
-
-def _note_finish(member: Member, metrics: MetricRecord) -> None:
-    curve = zip(wire.numbers(metrics, "curve-steps"), wire.numbers(metrics, "curve-losses"), strict=True)
-    member.curve = [(int(step), loss) for step, loss in curve]
-    member.train_seconds = wire.number(metrics, "train-seconds")
-    if not member.curve:
-        raise ValueError("a finished model without a loss curve")
+def _note_model(member: Member, answer: PrepareAnswer) -> None:
+    member.curve = answer.curve
+    member.train_seconds = answer.train_seconds
+    member.copied_share = answer.copied_share
     step, loss = member.curve[-1]
     logger.info("%s: own model ready after %d steps, loss %.4g", member.name, step, loss)
-    _note_copies(member, metrics)
-
-
-def _note_copies(member: Member, metrics: MetricRecord) -> None:
-    if "copied-share" not in metrics:
-        return
-    share = wire.number(metrics, "copied-share")
-    if not 0 <= share <= 1:
-        raise ValueError(f"copied-share = {share}: must be 0 to 1")
-    member.copied_share = share
-    if share > COPYING_SHARE:
-        message = (
+    if answer.copied_share is not None and answer.copied_share > COPYING_SHARE:
+        logger.warning(
             "%s: %.0f %% of its model's samples are near-copies of its training images;"
-            " more images or fewer steps would help"
+            " more images or fewer steps would help",
+            member.name,
+            100 * answer.copied_share,
         )
-        logger.warning(message, member.name, 100 * share)

@@ -6,23 +6,28 @@ cooperation must justify itself against.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config.methods import OwnModelsSettings
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import SampleAnswer, wire
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.ask import Question
+from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
-from strategies.own_models.shares import collect_images, draw_owners, sample_requests
+from strategies.own_models.shares import collect_images, draw_owners, sample_questions
 
 
 class Pooled(SynthesisStrategy):
-    """Each synthetic image comes from one silo, chosen with probability w_{i,y}."""
+    """Each synthetic image comes from one silo, chosen with probability w_{i,y}.
+
+    A silo whose model fails (``min-replies`` allows it) draws nothing: other holders of its classes draw its images. If
+    its images fail to come, the set is smaller, and its card says so.
+    """
 
     how = "each silo trained its own diffusion model and drew its share of the images from it"
     num_rounds = 1
@@ -32,43 +37,51 @@ class Pooled(SynthesisStrategy):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._task: Task | None = None
         self._owners = torch.empty(0, dtype=torch.int64)
+        self._notes: tuple[str, ...] = ()
 
-    def begin(self, task: Task, grid: Grid) -> ArrayRecord:
-        """Decide who draws which image and have the silos train their models.
+    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+        """Have the silos train their models, and decide who draws which image.
 
         Raises:
             UserError: a class that no silo holds.
         """
-        self._task, self._owners = task, draw_owners(task, self.settings.prior)
-        train_local_models(grid, task.census, task.spec, task.config)
-        return wire.encode_tensors({wire.LABELS: task.labels})
+        self._task = task
+        draw_owners(task, self.settings.prior)  # refuses a class without a holder before anyone trains
+        ready = train_local_models(exchange, task)
+        able = torch.tensor([k in ready for k in range(len(task.census))])
+        self._owners = draw_owners(task, self.settings.prior, able)
+        return wire.encode_tensors({"labels": task.labels})
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[SampleAnswer]]:
         """Ask every silo for its share."""
         task = self._begun()
-        return sample_requests(task, self._owners, task.labels, torch.arange(len(task.labels)), dict(config))
+        return sample_questions(task, self._owners, task.labels, torch.arange(len(task.labels)))
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+    def fold(
+        self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Put every silo's images in their places.
-
-        Raises:
-            RunError: a silo's share is missing or unusable.
-        """
+        """Put every silo's images in their places."""
         task = self._begun()
-        images, seconds = collect_images(replies, task, self._owners)
-        arrays = wire.encode_tensors({wire.IMAGES: images, wire.LABELS: task.labels})
-        return arrays, MetricRecord({"silos": len(torch.unique(self._owners)), "client-seconds": seconds})
+        shares = collect_images(answers, task, self._owners)
+        self._notes = shares.notes
+        arrays = wire.encode_tensors({"images": shares.images[shares.drawn], "labels": task.labels[shares.drawn]})
+        silos = len(torch.unique(self._owners[shares.drawn]))
+        return arrays, MetricRecord({"silos": silos, "client-seconds": shares.seconds})
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the images as they came."""
         curves = {member.name: member.curve for member in task.census}
-        return Outcome(wire.decode(arrays[wire.IMAGES]).numpy(), task.labels.numpy(), curves=curves)
+        images = wire.decode(arrays["images"]).numpy()
+        return Outcome(images, wire.decode(arrays["labels"]).numpy(), curves=curves, notes=self._notes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whose images are missing."""
+        return {"notes": list(self._notes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._notes = tuple(state.get("notes", ()))
 
     def _begun(self) -> Task:
         if self._task is None:

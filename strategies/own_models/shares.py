@@ -2,90 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecordValues, Message
+from flwr.app import ArrayRecord
 
-from fedsynth.messages import wire
+from fedsynth.messages import SampleAnswer, SampleRequest
 from fedsynth.mixture import log_prior
 from fedsynth.seeding import make_generator
 from strategies.base import Task
-from strategies.conversation.replies import malformed_named, seconds_worked, usable
+from strategies.conversation.ask import Question
+
+
+class Shares(NamedTuple):
+    """What the silos drew.
+
+    Attributes:
+        images: uint8 (n, H, W, C); zero where nobody drew.
+        drawn: which of them were drawn, bool (n,).
+        seconds: time the silos worked.
+        notes: which silos' shares are missing, for the reader of the dataset.
+    """
+
+    images: torch.Tensor
+    drawn: torch.Tensor
+    seconds: float
+    notes: tuple[str, ...]
 
 
 def draw_owners(task: Task, prior: str, able: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the position of the silo that draws each image (N,), with probability w_{i,y}.
+    """Return the index of the silo that draws each image (N,), with probability w_{i,y}.
 
     Args:
         task: silos, and the label of every image.
         prior: see :func:`fedsynth.mixture.log_prior`.
-        able: which silos may draw, bool (K,); None: all.
+        able: which silos can draw, bool (K,); None: all. An image whose class none of them holds is owned by -1.
 
     Raises:
         UserError: a class that no silo holds.
     """
     counts = task.census.label_counts
-    weights = log_prior(prior, counts if able is None else counts * able[:, None], task.labels).exp()
+    log_prior(prior, counts, task.labels)  # refuses a class without any holder
+    if able is not None:
+        counts = counts * able[:, None]
+    lost = counts.sum(0) == 0
+    weights = log_prior(prior, counts + lost, task.labels).exp()
     generator = make_generator(task.config.run.seed, "owners")
-    return torch.multinomial(weights.T, 1, generator=generator).squeeze(1)
+    owners = torch.multinomial(weights.T, 1, generator=generator).squeeze(1)
+    return owners.masked_fill(lost[task.labels], -1)
 
 
-def sample_requests(
+def sample_questions(
     task: Task,
     owners: torch.Tensor,
     labels: torch.Tensor,
     numbers: torch.Tensor,
-    config: Mapping[str, ConfigRecordValues],
     weights: ArrayRecord | None = None,
-) -> list[Message]:
+    server_round: int | None = None,
+    run_token: str | None = None,
+) -> list[Question[SampleAnswer]]:
     """Ask every silo for the images it owns.
 
     Args:
         task: the silos.
-        owners: position of the silo that draws each image (n,).
+        owners: index of the silo that draws each image (n,).
         labels: class of every image (n,).
         numbers: which noise every image starts from (n,), see :func:`fedsynth.diffusion.draw_initial_noise`.
-        config: sent along.
         weights: the exchanged part of the federated model to draw from; None: each silo's own model.
+        server_round, run_token: of the federated model.
     """
-    messages = []
-    for k, member in enumerate(task.census):
+    questions: list[Question[SampleAnswer]] = []
+    for k in torch.unique(owners[owners >= 0]).tolist():
         rows = torch.nonzero(owners == k).squeeze(1)
-        if not len(rows):
-            continue
-        record = wire.encode_tensors({wire.LABELS: labels[rows], wire.NUMBERS: numbers[rows]})
-        content = {**config, "sampler": task.sampler}
-        message = wire.request(member.node_id, wire.SAMPLE, content, record, task.config.exchange.reply_timeout)
-        if weights is not None:
-            message.content[wire.WEIGHTS] = weights
-        messages.append(message)
-    return messages
+        request = SampleRequest(
+            labels=labels[rows],
+            numbers=numbers[rows],
+            spec=task.spec,
+            sampler=task.sampler,
+            weights=weights,
+            server_round=server_round,
+            run_token=run_token,
+        )
+        questions.append((k, request))
+    return questions
 
 
-def collect_images(replies: Iterable[Message], task: Task, owners: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Put every silo's images in their places.
-
-    Returns:
-        Images, uint8 (n, H, W, C), and the seconds the silos worked.
-
-    Raises:
-        RunError: a silo's share is missing or unusable.
-    """
+def collect_images(answers: Iterator[tuple[int, SampleAnswer]], task: Task, owners: torch.Tensor) -> Shares:
+    """Put every silo's images in their places."""
     channels, height, width = task.spec.shape
     images = torch.zeros((len(owners), height, width, channels), dtype=torch.uint8)
+    drawn = torch.zeros(len(owners), dtype=torch.bool)
     seconds = 0.0
-    for reply in usable(replies, len(torch.unique(owners))):
-        k = task.census.position(reply)
-        rows = torch.nonzero(owners.eq(-1 if k is None else k)).squeeze(1)
-        with malformed_named(reply):
-            images[rows] = _read_images(reply, (len(rows), *images.shape[1:]))
-            seconds += seconds_worked(reply)
-    return images, seconds
+    for k, answer in answers:
+        rows = owners == k
+        images[rows] = answer.images
+        drawn |= rows
+        seconds += answer.seconds
+        del answer
+    return Shares(images, drawn, seconds, _notes_on_missing(task, owners, drawn))
 
 
-def _read_images(reply: Message, shape: tuple[int, ...]) -> torch.Tensor:
-    images = wire.decode(wire.array_record(reply, wire.ARRAYS)[wire.IMAGES])
-    if images.shape != shape or images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 {shape}")
-    return images
+def _notes_on_missing(task: Task, owners: torch.Tensor, drawn: torch.Tensor) -> tuple[str, ...]:
+    notes = []
+    silent = [task.census.members[k].name for k in torch.unique(owners[~drawn & (owners >= 0)]).tolist()]
+    if silent:
+        notes.append(f"without the images that {', '.join(silent)} should have drawn")
+    # Sets of silos that draw for themselves have other labels than the run's.
+    if (owners < 0).any():
+        lost = [task.spec.classes[label] for label in torch.unique(task.labels[owners < 0]).tolist()]
+        notes.append(f"no images of class {', '.join(lost)}: none of its holders has a model")
+    return tuple(notes)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, train_domain_classifier
 from fedsynth.evaluation.feature_statistics import FeatureStatistics, checked, frechet_distance_of_statistics
 from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, HeldOutMeasures, hash_weights
-from fedsynth.messages import wire
+from fedsynth.messages import (
+    Answer,
+    EvaluateAnswer,
+    EvaluateRequest,
+    MessageError,
+    Request,
+    StatisticsAnswer,
+    StatisticsRequest,
+    wire,
+)
 from fedsynth.units import human_bytes
 from strategies.base import Outcome, Task
-from strategies.conversation.census import Census
-from strategies.conversation.exchange import ExchangeGrid
-from strategies.conversation.replies import claimed_name, sound
+from strategies.conversation.ask import ask
+from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
+A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
 FEATURES_OF = "features of a classifier of the synthetic set"
@@ -116,7 +124,7 @@ def _columns(value: float, better: str, n: int, measured_in: str) -> dict[str, A
     return {"synthetic": value, "better": better, "N": n, "in": measured_in}
 
 
-def evaluate_at_silos(grid: ExchangeGrid, task: Task, outcome: Outcome) -> SiloEvaluation | None:
+def evaluate_at_silos(exchange: Exchange, task: Task, outcome: Outcome) -> SiloEvaluation | None:
     """Have every silo measure the synthetic set against its own real images.
 
     Statistics of all its images for one Fréchet distance, accuracy and coverage of those it held out from training. A
@@ -128,14 +136,15 @@ def evaluate_at_silos(grid: ExchangeGrid, task: Task, outcome: Outcome) -> SiloE
     if outcome.owners is not None:
         logger.info("no measurement at the silos: each has a synthetic set of its own")
         return None
-    before = replace(grid.traffic)
+    before = replace(exchange.traffic)
     try:
-        done = _Measurement(grid, task, outcome).run()
+        done = _Measurement(exchange, task, outcome).run()
     except (UserError, RunError) as error:
         # The dataset is finished; nothing at the silos is worth losing it.
         logger.warning("measurement at the silos given up: %s", error)
         return None
-    down, up = grid.traffic.down - before.down, grid.traffic.up - before.up
+    down = exchange.traffic.down - before.down
+    up = exchange.traffic.up - before.up
     logger.info("measured at the silos: %s to them and %s back, not in the costs", human_bytes(down), human_bytes(up))
     return done
 
@@ -143,8 +152,10 @@ def evaluate_at_silos(grid: ExchangeGrid, task: Task, outcome: Outcome) -> SiloE
 class _Measurement:
     """One classifier of the synthetic set and the two questions about it."""
 
-    def __init__(self, grid: ExchangeGrid, task: Task, outcome: Outcome) -> None:
-        self._grid, self._task, self._outcome = grid, task, outcome
+    def __init__(self, exchange: Exchange, task: Task, outcome: Outcome) -> None:
+        self._exchange = exchange
+        self._task = task
+        self._outcome = outcome
         # In a deployment the synthetic set is the only one that the server has.
         logger.info("training a classifier on the synthetic set")
         classifier = self._train()
@@ -155,89 +166,57 @@ class _Measurement:
         self._hash = hash_weights(self._weights)
 
     def run(self) -> SiloEvaluation:
+        census = self._task.census
+        names = tuple(member.name for member in census)
         # Never in half precision: sums of products would overflow, and nearest neighbours change.
-        shift = wire.encode_tensors({wire.SHIFT: torch.from_numpy(self._shift)})
-        statistics = self._requests(wire.STATISTICS, shift, wire.encode_tensors(self._weights))
-        real = self._ask(statistics, self._read_statistics)
-        features = wire.encode_tensors({wire.FEATURES: torch.from_numpy(self._features)})
-        held_out = self._ask(self._requests(wire.EVALUATE, features), self._read_held_out)
-        names = tuple(member.name for member in self._task.census)
+        about_statistics = StatisticsRequest(
+            weights=wire.encode_tensors(self._weights),
+            weights_hash=self._hash,
+            shift=torch.from_numpy(self._shift),
+            spec=self._task.spec,
+            min_statistics_samples=self._task.config.evaluation.min_statistics_samples,
+        )
+        real = self._answers(about_statistics, self._statistics)
+        about_held_out = EvaluateRequest(
+            weights_hash=self._hash, features=torch.from_numpy(self._features), spec=self._task.spec
+        )
+        held_out = self._answers(about_held_out, self._held_out)
         return SiloEvaluation(names, self._synthetic, real, held_out)
 
     def _train(self) -> DomainClassifier:
         images, labels = self._outcome.images, self._outcome.labels
         return train_domain_classifier(images, labels, len(self._task.spec.classes), FEATURE_SEED)
 
-    def _requests(self, kind: str, arrays: ArrayRecord, weights: ArrayRecord | None = None) -> list[Message]:
-        config = {
-            **wire.spec_to_config(self._task.spec),
-            "weights-hash": self._hash,
-            "min-statistics-samples": self._task.config.evaluation.min_statistics_samples,
-        }
-        nodes = [member.node_id for member in self._task.census]
-        messages = [wire.request(node, kind, config, arrays, self._grid.timeout) for node in nodes]
-        if weights is not None:
-            for message in messages:
-                message.content[wire.WEIGHTS] = weights
-        return messages
+    def _answers(self, request: Request[A], read: Callable[[A], T]) -> dict[str, T]:
+        """Ask every silo, and return what ``read`` makes of the usable answers by silo, in the order of the census."""
+        census, found = self._task.census, dict[int, T]()
 
-    def _ask(self, requests: list[Message], read: Callable[[Message], T]) -> dict[str, T]:
-        """Gather what ``read`` makes of the sound answers, in the order of the census."""
-        return gather(self._grid.send_and_receive(requests), self._task.census, read)
+        def check(silo: int, answer: A) -> None:
+            found[silo] = read(answer)
 
-    def _read_statistics(self, reply: Message) -> FeatureStatistics:
+        questions = [(k, request) for k in range(len(census))]
+        for _ in ask(self._exchange, questions, census, needed=0, check=check):
+            pass
+        return {census.members[k].name: found[k] for k in sorted(found)}
+
+    def _statistics(self, answer: StatisticsAnswer) -> FeatureStatistics:
+        self._check_number(answer.num_examples)
+        assert answer.total is not None  # the reader asks for both
+        assert answer.products is not None
         fewest = self._task.config.evaluation.min_statistics_samples
-        n = self._num_images(reply, fewest, "min-statistics-samples")
-        arrays = wire.array_record(reply, wire.ARRAYS)
-        if set(arrays) != {wire.TOTAL, wire.PRODUCTS}:
-            raise ValueError(f"arrays {sorted(arrays)}: must be '{wire.PRODUCTS}' and '{wire.TOTAL}'")
-        total, products = (wire.decode(arrays[name]).numpy() for name in (wire.TOTAL, wire.PRODUCTS))
-        return checked(n, total, products, len(self._shift), fewest, self._shift)
+        total, products = answer.total.numpy(), answer.products.numpy()
+        return checked(answer.num_examples, total, products, len(self._shift), fewest, self._shift)
 
-    def _read_held_out(self, reply: Message) -> HeldOutMeasures:
-        n, metrics = self._num_images(reply, MIN_HELD_OUT, "least number to hold out"), wire.metrics(reply)
-        counts, correct = (_whole_numbers(metrics, key) for key in ("label-counts", "label-correct"))
-        measures = HeldOutMeasures(counts, correct, wire.number(metrics, "coverage"))
+    def _held_out(self, answer: EvaluateAnswer) -> HeldOutMeasures:
+        n = answer.num_examples
+        self._check_number(n)
+        if n < MIN_HELD_OUT or answer.coverage is None:
+            raise MessageError(f"{n} images are too few, least number to hold out = {MIN_HELD_OUT}")
+        measures = HeldOutMeasures(answer.label_counts, answer.label_correct, answer.coverage)
         measures.check(len(self._task.spec.classes), n)
         return measures
 
-    def _num_images(self, reply: Message, fewest: int, bound: str) -> int:
-        """Number of images behind an answer; refuses too few, too many, and those seen through another classifier."""
-        if wire.config(reply).get("weights-hash") != self._hash:
-            raise ValueError("weights-hash: measured with another classifier than the one sent")
-        n, most = wire.metrics(reply).get("num-examples"), self._task.config.exchange.max_silo_images
-        if not isinstance(n, int) or not 0 <= n <= most:
-            raise ValueError(f"num-examples = {n}: must be a whole number from 0 to max-silo-images = {most}")
-        if n < fewest:
-            raise ValueError(f"{n} images are too few, {bound} = {fewest}")
-        return n
-
-
-def gather(replies: Iterable[Message], census: Census, read: Callable[[Message], T]) -> dict[str, T]:
-    """Return what ``read`` makes of every answer by silo, in the order of the census whatever came first.
-
-    Args:
-        replies: answers as they come; those that cannot be used are left out by name.
-        census: the silos of the run; a stranger's answer cannot be used.
-        read: raises ValueError for an answer that cannot be used.
-    """
-
-    def read_known(reply: Message) -> tuple[int, T]:
-        k = census.position(reply)
-        if k is None:
-            raise ValueError("no silo of this run")
-        return k, read(reply)
-
-    def known_name(reply: Message) -> str:
-        k = census.position(reply)
-        return claimed_name(reply) if k is None else census.members[k].name
-
-    found = dict(sound(replies, 0, read_known, known_name))
-    return {census.members[k].name: found[k] for k in sorted(found)}
-
-
-def _whole_numbers(metrics: MetricRecord, key: str) -> tuple[int, ...]:
-    values = metrics.get(key)
-    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
-        raise ValueError(f"{key} = {values!r}: must be a list of whole numbers")
-    return tuple(int(value) for value in values)
+    def _check_number(self, n: int) -> None:
+        most = self._task.config.exchange.max_silo_images
+        if n > most:
+            raise MessageError(f"num-examples = {n}: must be a whole number from 0 to max-silo-images = {most}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, results_rows, summarise
 from strategies.base import Outcome, Task
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.exchange import Exchange
 from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
 from strategies.results.generator import Generator
 from strategies.results.generator_measures import GeneratorMeasures, measure_generator
@@ -67,7 +67,7 @@ class Measurements:
 
 
 def measure_run(
-    grid: ExchangeGrid,
+    exchange: Exchange,
     task: Task,
     outcome: Outcome,
     sets: Mapping[str, LabelledSet],
@@ -80,7 +80,7 @@ def measure_run(
     try:
         evaluator = _evaluator(task) if asked.evaluate else None
         evaluations = _evaluate(task, evaluator, sets) if evaluator else {}
-        attack = attack_models(grid, task, outcome) if asked.evaluate and asked.membership_inference else None
+        attack = attack_models(exchange, task, outcome) if asked.evaluate and asked.membership_inference else None
         if evaluator and generator:
             of_generator = measure_generator(task, outcome, generator, evaluator, evaluations[""])
             if task.federation is None:
@@ -89,7 +89,7 @@ def measure_run(
         # The dataset is finished: whatever goes wrong in measuring it, what it cost and where it lies is still told.
         logger.warning("measurement given up: %s", error, exc_info=not isinstance(error, (UserError, RunError)))
         notes.append(f"measurement given up: {error}")
-    at_silos = evaluate_at_silos(grid, task, outcome) if asked.evaluate_silos else None
+    at_silos = evaluate_at_silos(exchange, task, outcome) if asked.evaluate_silos else None
     return Measurements(evaluations, at_silos, attack, of_generator, tuple(notes))
 
 

@@ -15,19 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.diffusion import make_scheduler, noise_predictor, to_model_range
 from fedsynth.evaluation.image_set import matched_by_class
 from fedsynth.evaluation.membership import Membership, epsilon_errors, roc, squared_errors, with_noise
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonAnswer, EpsilonRequest
 from fedsynth.seeding import derive_seed, make_generator
 from strategies.base import Outcome, Task
-from strategies.conversation.exchange import ExchangeGrid
-from strategies.conversation.replies import noise_prediction
-from strategies.results.federated_evaluation import gather
+from strategies.conversation.ask import Question, ask
+from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
@@ -70,7 +68,7 @@ class ModelAttack:
         }
 
 
-def attack_models(grid: ExchangeGrid, task: Task, outcome: Outcome) -> ModelAttack | None:
+def attack_models(exchange: Exchange, task: Task, outcome: Outcome) -> ModelAttack | None:
     """Attack the model on the server, or else the silos' own models.
 
     Non-members are test images and what the silo held out from training, members as many of its training images of
@@ -88,7 +86,7 @@ def attack_models(grid: ExchangeGrid, task: Task, outcome: Outcome) -> ModelAtta
         attacks = {GLOBAL_MODEL: _attack_server(task, federation, outcome.unet, timesteps)}
     elif any(member.curve for member in task.census):
         logger.info("membership inference against the silos' models, through noise predictions")
-        attacks = _attack_silos(grid, task, federation, timesteps)
+        attacks = _attack_silos(exchange, task, federation, timesteps)
     else:
         return None
     found = {name: attack for name, attack in attacks.items() if attack is not None}
@@ -140,13 +138,13 @@ def _attack_server(
 
 
 def _attack_silos(
-    grid: ExchangeGrid, task: Task, federation: Federation, timesteps: tuple[int, ...]
+    exchange: Exchange, task: Task, federation: Federation, timesteps: tuple[int, ...]
 ) -> dict[str, Membership | None]:
     candidates = [_of_silo(task, federation, k) for k in range(len(task.census))]
     alphas = make_scheduler(task.config.diffusion).alphas_cumprod
     errors: dict[str, torch.Tensor] = {}
     for t in timesteps:
-        answers = _errors_at(grid, task, candidates, t, float(alphas[t]))
+        answers = _errors_at(exchange, task, candidates, t, float(alphas[t]))
         known = errors or {name: torch.zeros_like(answer) for name, answer in answers.items()}
         errors = {name: known[name] + answer for name, answer in answers.items() if name in known}
     by_name = {member.name: candidates[k] for k, member in enumerate(task.census)}
@@ -160,23 +158,20 @@ def _of_silo(task: Task, federation: Federation, k: int) -> _Candidates:
 
 
 def _errors_at(
-    grid: ExchangeGrid, task: Task, candidates: list[_Candidates], t: int, alpha_cumprod: float
+    exchange: Exchange, task: Task, candidates: list[_Candidates], t: int, alpha_cumprod: float
 ) -> dict[str, torch.Tensor]:
-    """Ask every silo about its candidates at one level; errors by silo, without those that do not answer."""
-    census, requests, noises = task.census, [], []
-    for member, asked in zip(census, candidates, strict=True):
+    """Ask every silo about its candidates at one timestep; errors by silo, without those that do not answer."""
+    census = task.census
+    questions: list[Question[EpsilonAnswer]] = []
+    noises = []
+    for k, (member, asked) in enumerate(zip(census, candidates, strict=True)):
         generator = make_generator(task.config.run.seed, PURPOSE, member.name, t)
         x_t, noise = with_noise(asked.images, alpha_cumprod, generator)
-        arrays = wire.encode_tensors({wire.SAMPLES: x_t, wire.LABELS: asked.labels})
-        requests.append(wire.request(member.node_id, wire.EPSILON, {"timestep": t}, arrays, grid.timeout))
+        questions.append((k, EpsilonRequest(samples=x_t, labels=asked.labels, timestep=t)))
         noises.append(noise)
-
-    def read(reply: Message) -> torch.Tensor:
-        k = census.position(reply)
-        assert k is not None  # gather leaves strangers out
-        return squared_errors(noise_prediction(reply, tuple(candidates[k].images.shape)), noises[k])
-
-    return gather(grid.send_and_receive(requests), census, read)
+    answers = ask(exchange, questions, census, needed=0)
+    errors = {k: squared_errors(answer.epsilon, noises[k]) for k, answer in answers}
+    return {census.members[k].name: errors[k] for k in sorted(errors)}
 
 
 def _joined(parts: list[LabelledImages]) -> LabelledImages:

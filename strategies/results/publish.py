@@ -15,7 +15,7 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
 from strategies.base import Outcome, Task
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
 from strategies.results.measure import LabelledSet, measure_run
 from strategies.results.summary import report_content
@@ -24,7 +24,7 @@ from strategies.run.costs import Costs
 logger = logging.getLogger("fedsynth")
 
 
-def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid: ExchangeGrid) -> None:
+def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, exchange: Exchange, how: str) -> None:
     """Write datasets and models, measure them, write results and report, and log where they are.
 
     ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too.
@@ -39,10 +39,10 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, grid:
     generator = train_generator(task, outcome, folder.checkpoints)
     if generator is not None:
         _save_model(folder.models / FOLDER, task, generator.unet, SAMPLER)
-    measured = measure_run(grid, task, outcome, sets, generator)
+    measured = measure_run(exchange, task, outcome, sets, generator)
     cost = {**costs.row(), **(generator.cost() if generator else {})}
     folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
-    content = report_content(task, outcome, cost, measured, folder.read_metrics())
+    content = report_content(task, outcome, how, cost, measured, folder.read_metrics())
     write_report(folder.report, content)
     logger.info("results\n%s", results_table(content.results or cost))
     logger.info("dataset %s", folder.synthetic)

@@ -10,7 +10,6 @@ import numpy as np
 from fedsynth.config import REAL_SILOS
 from fedsynth.evaluation import Evaluation, summarise
 from fedsynth.output import ReportContent, explained, measured_parts
-from strategies import strategy_class
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
@@ -19,11 +18,12 @@ from strategies.results.measure import Measurements
 def report_content(
     task: Task,
     outcome: Outcome,
+    how: str,
     cost: Mapping[str, float],
     measured: Measurements,
     rounds: list[dict[str, Any]],
 ) -> ReportContent:
-    """Gather everything the report shows."""
+    """Gather everything the report shows; ``how`` says what the silos did, in half a sentence."""
     evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.real_folds
     strategy = config.run.strategy
@@ -31,7 +31,7 @@ def report_content(
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
         explanation=f"{len(outcome.labels)} labelled synthetic images from {len(census)} silos that kept their real"
-        f" images to themselves: {strategy_class(strategy).how}.",
+        f" images to themselves: {how}.",
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,

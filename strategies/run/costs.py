@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
-from fedsynth.messages.wire import number
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Traffic
 from strategies.run.rounds import Round
@@ -33,8 +33,8 @@ class Costs:
     def add(self, done: Round) -> None:
         """Count one round."""
         self.rounds += 1
-        self.server_steps += int(number(done.metrics, "server-steps", 0))
-        self.client_seconds += number(done.metrics, "client-seconds", 0.0)
+        self.server_steps += int(cast(int, done.metrics.get("server-steps", 0)))
+        self.client_seconds += float(cast(float, done.metrics.get("client-seconds", 0.0)))
 
     def close(self, traffic: Traffic, census: Census, wall_seconds: float) -> None:
         """Add what is known at the end."""

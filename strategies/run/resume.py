@@ -15,7 +15,7 @@ from fedsynth.errors import UserError
 from fedsynth.messages import wire
 from fedsynth.output import RunFolder
 from strategies.base import SynthesisStrategy, Task
-from strategies.conversation.exchange import ExchangeGrid, Traffic
+from strategies.conversation.exchange import Exchange, Traffic
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
 from strategies.run.rounds import Round
@@ -54,18 +54,18 @@ def _as_if_uninterrupted(config: RunConfig, folder: RunFolder) -> RunConfig:
 
 
 def continue_from(
-    checkpoint: Checkpoint, strategy: SynthesisStrategy, task: Task, grid: ExchangeGrid
+    checkpoint: Checkpoint, strategy: SynthesisStrategy, task: Task, exchange: Exchange
 ) -> tuple[ArrayRecord, Costs]:
     """Put strategy and costs where the checkpoint has them."""
-    strategy.resume(task, grid, checkpoint.strategy)
+    strategy.resume(task, exchange, checkpoint.strategy)
     costs = Costs(**checkpoint.costs)
     # What resuming itself sent comes on top.
-    grid.traffic = Traffic(costs.bytes_down + grid.traffic.down, costs.bytes_up + grid.traffic.up)
+    exchange.traffic = Traffic(costs.bytes_down + exchange.traffic.down, costs.bytes_up + exchange.traffic.up)
     return wire.encode_tensors(checkpoint.arrays), costs
 
 
 def checkpoint_writer(
-    folder: RunFolder, strategy: SynthesisStrategy, task: Task, grid: ExchangeGrid, costs: Costs, start: float
+    folder: RunFolder, strategy: SynthesisStrategy, task: Task, exchange: Exchange, costs: Costs, start: float
 ) -> Callable[[Round], None]:
     """Return an observer that saves every round; ``start`` is ``time.monotonic()`` at the run's beginning."""
     silos = {member.name: member.label_counts for member in task.census}
@@ -73,8 +73,8 @@ def checkpoint_writer(
     def write(done: Round) -> None:
         so_far = replace(
             costs,
-            bytes_down=grid.traffic.down,
-            bytes_up=grid.traffic.up,
+            bytes_down=exchange.traffic.down,
+            bytes_up=exchange.traffic.up,
             wall_seconds=time.monotonic() - start,
         )
         arrays = {name: wire.peek(array) for name, array in done.arrays.items()}

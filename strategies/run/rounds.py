@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, MetricRecord
 
-from fedsynth.errors import RunError
+from strategies.conversation.exchange import Exchange
 
 
 @dataclass
@@ -30,19 +29,8 @@ class Round:
     seconds: float
 
 
-@dataclass
-class RoundsState:
-    """Where a sequence of rounds stands.
-
-    Attributes:
-        arrays: what the strategy refines: weights, or the synthetic set itself.
-        train_config: passed to ``configure_train`` every round.
-        observers: called after every round (progress, metrics on disk, ...).
-    """
-
-    arrays: ArrayRecord
-    train_config: ConfigRecord = field(default_factory=ConfigRecord)
-    observers: Sequence[Callable[[Round], None]] = ()
+Observer = Callable[[Round], None]
+"""Called after every round (progress, metrics on disk, ...)."""
 
 
 class RoundStrategy(Protocol):
@@ -50,30 +38,30 @@ class RoundStrategy(Protocol):
 
     Attributes:
         num_rounds: number of the last round; a round may change it.
-        patience: seconds to wait for the answers of the next round; None: as long as the grid does.
     """
 
     num_rounds: int
-    patience: float | None
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the messages of a round."""
-        ...
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the state after a round, and what was measured."""
+    def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, and return the state after the round and what was measured."""
         ...
 
 
-def run_rounds(strategy: RoundStrategy, grid: Grid, state: RoundsState, first_round: int = 1) -> ArrayRecord:
-    """Run rounds ``first_round`` … ``strategy.num_rounds`` in place of Flower's ``Strategy.start``.
+def run_rounds(
+    strategy: RoundStrategy,
+    exchange: Exchange,
+    arrays: ArrayRecord,
+    observers: Sequence[Observer] = (),
+    first_round: int = 1,
+) -> ArrayRecord:
+    """Run rounds ``first_round`` … ``strategy.num_rounds``, each from the arrays that the one before left.
 
-    Returns:
-        The arrays after the last round; ``state.arrays`` follows along.
+    Args:
+        strategy: what a round is.
+        exchange: the silos.
+        arrays: what the strategy refines: weights, or the synthetic set itself.
+        observers: called after every round.
+        first_round: 1 for a new run.
 
     Raises:
         RunError: a round had too few usable answers.
@@ -82,14 +70,8 @@ def run_rounds(strategy: RoundStrategy, grid: Grid, state: RoundsState, first_ro
     while number < strategy.num_rounds:
         number += 1
         start = time.monotonic()
-        messages = strategy.configure_train(number, state.arrays, state.train_config, grid)
-        replies = grid.send_and_receive(messages, timeout=strategy.patience)
-        del messages
-        arrays, metrics = strategy.aggregate_train(number, replies)
-        if arrays is None:
-            raise RunError(f"round {number}: no usable answer")
-        state.arrays = arrays
-        done = Round(number, metrics or MetricRecord(), arrays, time.monotonic() - start)
-        for observe in state.observers:
+        arrays, metrics = strategy.run_round(number, arrays, exchange)
+        done = Round(number, metrics, arrays, time.monotonic() - start)
+        for observe in observers:
             observe(done)
-    return state.arrays
+    return arrays

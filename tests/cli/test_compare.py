@@ -48,8 +48,13 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_rows_are_means_with_t_intervals(runs: list[Path], page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"reference-frechet-distance": 2.4, "real-accuracy-mlp": 0.97}
+    results = runs[0] / "results.json"
+    results.write_text(json.dumps({**json.loads(results.read_text()), **extra}))
     assert run_compare(*runs, "--output", page) == 0
     printed = capsys.readouterr().out
+    assert "2.40" in table_row(printed, "frechet", "real images instead")
+    assert "0.970" in table_row(printed, "accuracy", "real images instead")
     for strategy in ("dfd", "fedavg"):
         folders = [path for path in runs if path.name.startswith(strategy)]
         for key, decimals in (("frechet-distance", 2 if strategy == "dfd" else 1), ("accuracy-mlp", 3)):
@@ -78,13 +83,10 @@ def test_only_a_best_value_beyond_doubt_is_bold(
     ("estimates", "better", "best"),
     [
         ([(1.0, 0.2), (2.0, 0.7)], "lower", 0),
-        ([(1.0, 0.2), (2.0, 0.7)], "higher", 1),
         ([(1.0, 0.2), (2.0, 0.8)], "lower", None),
-        ([(1.0, 0.0), (1.0, 0.0)], "lower", None),
         ([(1.0, 0.1), (2.0, 0.1), (5.0, 4.0)], "lower", None),
         ([(1.0, 0.1), None, (2.0, 0.1)], "lower", 0),
         ([(1.0, None), (2.0, 0.1)], "lower", None),
-        ([(1.0, 0.1), (2.0, None)], "lower", None),
         ([(1.0, 0.1), None], "lower", None),
         ([(1.0, 0.1), (2.0, 0.1)], "near 1", None),
     ],
@@ -111,12 +113,6 @@ def test_unfinished_and_unmeasured_runs_are_named(
     assert str(killed) in page.read_text()
 
 
-def test_no_results_at_all_is_still_a_page(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_compare(make_run(tmp_path, "killed", None), "--output", page) == 0
-    assert "no results" in capsys.readouterr().out
-    assert "no results" in page.read_text()
-
-
 def test_repeated_seeds_are_said(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [make_run(tmp_path / "r", name, measured(value)) for name, value in (("a", 7.0), ("b", 7.1))]
     run_compare(*paths, "--output", page)
@@ -127,7 +123,6 @@ def test_repeated_seeds_are_said(tmp_path: Path, page: Path, capsys: pytest.Capt
     ("key", "values", "said"),
     [
         ("feature-space", ("domain-classifier", "inception"), "only within one feature space"),
-        ("n", (360, 200), "only at equal n"),
         ("n-train", (1000, 500), "only at equal n-train"),
     ],
 )
@@ -147,28 +142,11 @@ def test_measures_of_different_kinds_are_not_compared(
     assert said in page.read_text()
 
 
-def test_a_row_measured_in_two_spaces_has_no_mean(
-    tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [
-        make_run(tmp_path / "r", space, measured(7.0, feature_space=space), seed=seed)
-        for seed, space in enumerate(("domain-classifier", "inception"))
-    ]
-    run_compare(*paths, "--output", page)
-    printed = capsys.readouterr().out
-    assert re.match(r"dfd +2 +-$", table_row(printed, "frechet", "dfd"))
-    assert "0.900 ± 0.000" in table_row(printed, "accuracy", "dfd")
-    assert "note: dfd: its runs were not measured alike, so there is no mean of frechet-distance" in printed
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"dataset": "mnist"}, "dataset differs (digits: dfd; mnist: pooled): numbers from different images"),
-        ({"partition": "iid"}, "partition differs (dirichlet: dfd; iid: pooled): the silos do not hold the same"),
         ({"alpha": 0.5}, "alpha differs (0.1: dfd; 0.5: pooled)"),
-        ({"num_clients": 5}, "num-clients differs (10: dfd; 5: pooled)"),
-        ({"image_size": 16}, "image-size differs (auto: dfd; 16: pooled)"),
     ],
 )
 def test_unlike_data_is_said(
@@ -188,14 +166,6 @@ def test_missing_measures_are_said(tmp_path: Path, page: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "note: dfd: not every measured run has kernel-distance (1 of 2)" in printed
     assert "note: pooled: not every measured run has kernel-distance (none of 1)" in printed
-
-
-def test_real_images_stand_below(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extra = {"reference-frechet-distance": 2.4, "real-accuracy-mlp": 0.97}
-    run_compare(make_run(tmp_path / "r", "a", {**measured(7.0), **extra}), "--output", page)
-    printed = capsys.readouterr().out
-    assert "2.40" in table_row(printed, "frechet", "real images instead")
-    assert "0.970" in table_row(printed, "accuracy", "real images instead")
 
 
 def test_page_is_sealed_and_escaped(tmp_path: Path, page: Path) -> None:
@@ -224,21 +194,13 @@ def test_page_is_sealed_and_escaped(tmp_path: Path, page: Path) -> None:
             image.verify()
 
 
-def test_real_runs(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = []
-    for strategy, seed in (("fedavg", 0), ("fedavg", 1), ("local", 0)):
-        settings = tiny_settings(tmp_path, strategy=strategy, seed=seed, run_name=f"{strategy}{seed}")
-        paths.append(run_tiny(settings, report=False).path)
-    assert run_compare(*paths, "--output", page) == 0
+def test_a_real_run(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_tiny(tiny_settings(tmp_path, strategy="local", run_name="local"), report=False)
+    assert run_compare(folder.path, "--output", page) == 0
     printed = capsys.readouterr().out
-    assert re.match(r"fedavg +2 +2 ", table_row(printed, "bytes-up", "fedavg"))
     assert re.match(r"local +1 +1 ", table_row(printed, "bytes-up", "local"))
-    assert printed.count("was not measured") == 3
-    text = page.read_text()
-    assert "Images of one run a row" in text
-    assert "seed 0, 30 images<" in text
-    assert "seed 0, 90 images of 3 silos in turn<" in text
-    assert "rounds-client-seconds against the round" in text
+    assert printed.count("was not measured") == 1
+    assert "seed 0, 90 images of 3 silos in turn<" in page.read_text()
 
 
 @pytest.mark.parametrize(

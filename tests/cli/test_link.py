@@ -35,8 +35,16 @@ def test_init_says_what_to_send_and_what_to_keep(project: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert f"send every silo {link.authority} (over a channel you trust) and the address link.example.org:19000" in said
     assert "Never send ca.key or server.key" in said
-    assert "whoever reaches it can register silos and start runs" in said
+    assert "yourself reach port 19000: whoever reaches it can register silos and start runs" in said
     assert link.read().hosts == ["link.example.org", "10.0.0.5", "localhost", "127.0.0.1"]
+
+
+def test_a_link_made_without_a_port_says_the_default(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "init"]) == 0
+    said = capsys.readouterr().out
+    assert "the address localhost:9092" in said
+    assert "yourself reach port 9092: whoever" in said
+    assert "None" not in said
 
 
 def test_init_again_keeps_the_authority_and_renews_the_server(link: LinkFolder) -> None:
@@ -55,6 +63,7 @@ def test_renewal_keeps_names_and_port_that_are_not_given(link: LinkFolder, capsy
     assert link.read() == before
     assert "server certificate for link.example.org, 10.0.0.5, localhost, 127.0.0.1" in said
     assert "renewed: start the link again" in said
+    assert "yourself reach port 19000: whoever" in said
     assert main(["link", "init", "--port", "19002"]) == 0
     assert link.read().address == "link.example.org:19002"
 

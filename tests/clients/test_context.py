@@ -43,7 +43,7 @@ def test_partition_of_the_named_dataset() -> None:
     for k in range(3):
         silo, expected = open_silo(context(partition_id=k), CONFIG, federation.spec), federation.silo(k, CONFIG)
         assert silo.name == f"silo-{k}"
-        assert silo.fingerprint() == expected.fingerprint()
+        assert silo.fingerprint == expected.fingerprint
 
 
 def test_own_folder_goes_before_the_partition(image_folder: Callable[[str], Path]) -> None:

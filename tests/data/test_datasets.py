@@ -34,12 +34,6 @@ def test_digits_are_the_same_for_every_seed() -> None:
     assert load_dataset("digits", seed=1)[1].fingerprint() == load_dataset("digits", seed=2)[1].fingerprint()
 
 
-def test_digits_in_other_formats() -> None:
-    train, _ = load_dataset("digits", image_size=16, channels=3)
-    assert train.images.shape == (1437, 16, 16, 3)
-    assert (train.images[..., 0] == train.images[..., 2]).all()
-
-
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown dataset 'minst': did you mean 'mnist'\?"):
         load_dataset("minst")

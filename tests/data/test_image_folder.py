@@ -41,13 +41,8 @@ def test_hidden_files_and_folders_are_ignored(tree: Path) -> None:
     assert len(read_image_folder(tree)) == 10
 
 
-def test_native_format_of_equal_grey_squares(tree: Path) -> None:
-    assert read_image_folder(tree).images.shape == (10, 8, 8, 1)
-
-
-@pytest.mark.parametrize("size", [(9, 9), (8, 12), (65, 65)])
-def test_mixed_sizes_become_32(tree: Path, size: tuple[int, int]) -> None:
-    save(tree / "cat" / "odd.png", size=size)
+def test_mixed_sizes_become_32(tree: Path) -> None:
+    save(tree / "cat" / "odd.png", size=(9, 9))
     assert read_image_folder(tree).images.shape == (11, 32, 32, 1)
 
 
@@ -79,10 +74,6 @@ def test_every_kind_of_image_in_one_folder(tmp_path: Path) -> None:
     assert data.images[:, 8, 8].tolist() == [[50, 50, 50], [1, 2, 3], [10, 20, 30], [40, 40, 40]]
 
 
-def test_size_and_channels_as_asked(tree: Path) -> None:
-    assert read_image_folder(tree, image_size=5, channels=3).images.shape == (10, 5, 5, 3)
-
-
 def test_corrupt_image_is_named_and_refused(tree: Path) -> None:
     (tree / "cat" / "broken.png").write_bytes(b"\x89PNG but not really")
     with pytest.raises(UserError, match=r"1 of 11 .*broken\.png \(not an image\).*skip-bad-images=true"):
@@ -90,13 +81,6 @@ def test_corrupt_image_is_named_and_refused(tree: Path) -> None:
     data = read_image_folder(tree, skip_bad_images=True)
     assert data.images.shape == (10, 8, 8, 1)
     assert data.label_counts().tolist() == [5, 5]
-
-
-def test_class_with_bad_images_only(tree: Path) -> None:
-    (tree / "emu").mkdir()
-    (tree / "emu" / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no readable image in class folder 'emu'"):
-        read_image_folder(tree, skip_bad_images=True)
 
 
 def test_empty_class_folder_is_named(tree: Path) -> None:

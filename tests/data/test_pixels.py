@@ -50,12 +50,6 @@ def test_grey_and_colour_convert_into_each_other() -> None:
     assert to_pixels(Image.new("RGB", (3, 3), (200, 100, 50)), 3, 1).tolist() == np.full((3, 3, 1), luma).tolist()
 
 
-def test_bilevel_becomes_black_and_white() -> None:
-    image = Image.new("1", (2, 2))
-    image.putdata([0, 1, 1, 0])
-    assert to_pixels(stored(image), 2, 1)[..., 0].tolist() == [[0, 255], [255, 0]]
-
-
 def test_non_square_is_cropped_to_its_centre() -> None:
     pixels = np.zeros((4, 8), np.uint8)
     pixels[:, 2:6] = 200
@@ -122,8 +116,3 @@ def test_truncated_files_are_found(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:2000])
         with pytest.raises(UserError, match=name):
             decode_files([path], 32, 3, skip_bad_images=False)
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.png \(no such file\)"):
-        decode_files([tmp_path / "gone.png"], 4, 1, skip_bad_images=False)

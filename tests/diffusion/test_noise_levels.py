@@ -66,7 +66,7 @@ def test_fractional_timesteps_lie_where_the_log_ratios_cross(own: NDArray[np.flo
         inside += 1
         above = min(below + 1, len(own) - 1)
         assert (1 - share) * log_snr[1][below] + share * log_snr[1][above] == pytest.approx(log_snr[0][t], abs=1e-9)
-        assert level.own_alpha == pytest.approx(RUN[t], rel=1e-12)
+        assert level.own_alpha_bar == pytest.approx(RUN[t], rel=1e-12)
         assert level.scale == pytest.approx(1.0, rel=1e-12)
     assert inside > 950
 
@@ -79,7 +79,7 @@ def test_gaussian_answers_of_another_schedule_are_exact_at_our_levels(steps: int
         if RUN[t] > own[0]:
             continue
         x = samples_at(RUN[t])
-        answered = exact_eps(levels[t].scale * x, levels[t].own_alpha)
+        answered = exact_eps(levels[t].scale * x, levels[t].own_alpha_bar)
         worst = max(worst, float((levels[t].to_run(answered, x) - exact_eps(x, RUN[t])).abs().max()))
     assert worst < 1e-12
 
@@ -90,11 +90,11 @@ def test_rounded_timesteps_are_the_nearest_and_keep_the_image_under_the_noise() 
     distances = np.abs(np.log(own / (1 - own)) - np.log(RUN[500] / (1 - RUN[500])))
     assert level.timestep == np.argmin(distances)
     assert not level.exact
-    assert level.own_alpha == own[int(level.timestep)]
+    assert level.own_alpha_bar == own[int(level.timestep)]
     assert_image_kept(level, RUN[500], level.scale)
-    assert level.scale * math.sqrt(RUN[500]) == pytest.approx(math.sqrt(level.own_alpha), rel=1e-12)
+    assert level.scale * math.sqrt(RUN[500]) == pytest.approx(math.sqrt(level.own_alpha_bar), rel=1e-12)
     x = samples_at(RUN[500])
-    error = level.to_run(exact_eps(level.scale * x, level.own_alpha), x) - exact_eps(x, RUN[500])
+    error = level.to_run(exact_eps(level.scale * x, level.own_alpha_bar), x) - exact_eps(x, RUN[500])
     assert float(error.abs().max()) < 0.02
 
 
@@ -102,7 +102,7 @@ def assert_image_kept(level: Level, alpha: float, scale: float) -> None:
     """The answer at our level says the same x_0 as the network's at its own, whatever it is."""
     generator = torch.Generator().manual_seed(2)
     x, own_eps = (torch.randn(9, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    clean = (scale * x - math.sqrt(1 - level.own_alpha) * own_eps) / math.sqrt(level.own_alpha)
+    clean = (scale * x - math.sqrt(1 - level.own_alpha_bar) * own_eps) / math.sqrt(level.own_alpha_bar)
     expected = (x - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
     torch.testing.assert_close(level.to_run(own_eps, x), expected, rtol=1e-9, atol=1e-9)
 
@@ -110,7 +110,7 @@ def assert_image_kept(level: Level, alpha: float, scale: float) -> None:
 def test_below_the_cleanest_level_the_image_is_kept() -> None:
     own = alphas_of(100, beta_start=4e-3, beta_end=0.2)
     level = match_levels(RUN, own, fractional=True)[0]
-    assert (level.timestep, level.own_alpha) == (0.0, own[0])
+    assert (level.timestep, level.own_alpha_bar) == (0.0, own[0])
     assert level.scale == pytest.approx(math.sqrt(own[0] / RUN[0]), rel=1e-12)
     assert_image_kept(level, RUN[0], level.scale)
     # A pixel without any spread: all of its deviation is noise, whatever the network takes its amount for.
@@ -122,7 +122,7 @@ def test_below_the_cleanest_level_the_image_is_kept() -> None:
 def test_above_the_noisiest_level_the_input_stays_of_variance_one() -> None:
     own = alphas_of(1000, "scaled_linear", beta_start=8.5e-4, beta_end=0.012)
     level = match_levels(RUN, own, fractional=True)[999]
-    assert (level.timestep, level.own_alpha, level.scale) == (999.0, own[-1], 1.0)
+    assert (level.timestep, level.own_alpha_bar, level.scale) == (999.0, own[-1], 1.0)
     assert_image_kept(level, RUN[999], 1.0)
     x = samples_at(RUN[999])
     error = level.to_run(exact_eps(x, own[-1]), x) - exact_eps(x, RUN[999])
@@ -135,4 +135,4 @@ def test_levels_without_any_signal_are_not_used() -> None:
     assert own[-1] == 0
     levels = match_levels(RUN, own, fractional=True)
     assert max(level.timestep for level in levels) <= 998
-    assert all(math.isfinite(level.own_alpha) and level.own_alpha > 0 for level in levels)
+    assert all(math.isfinite(level.own_alpha_bar) and level.own_alpha_bar > 0 for level in levels)

@@ -211,7 +211,7 @@ def test_unknown_class_is_not_served_and_not_answered(tmp_path: Path) -> None:
     assert model.serves.tolist() == [True, False, True]
     x, _ = questions()
     assert model.predict(x, 9, torch.tensor([0, 2, 2, 0, 0])).isfinite().all()
-    with pytest.raises(UserError, match=re.escape("class 'one', which the model brought to model-path does not know")):
+    with pytest.raises(UserError, match=re.escape("class 'one', which the model in model-path does not know")):
         model.predict(x, 9, torch.tensor([0, 2, 1, 0, 0]))
 
 

@@ -51,9 +51,9 @@ def test_missing_folders_and_files_are_named_with_the_remedy(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "the network is a UNet2DConditionModel: bring a UNet2DModel"),
-        ({"time_embedding_type": "fourier"}, "the network is told noise deviations in place of timesteps"),
-        ({"class_embed_type": "identity"}, "class_embed_type = 'identity': bring a model with num_class_embeds"),
+        ({"_class_name": "UNet2DConditionModel"}, "the network is a UNet2DConditionModel: give a UNet2DModel"),
+        ({"time_embedding_type": "fourier"}, "the network takes noise standard deviations in place of timesteps"),
+        ({"class_embed_type": "identity"}, "class_embed_type = 'identity': give a model with num_class_embeds"),
         ({"block_out_channels": "absent"}, "the network's config.json has no block_out_channels"),
         ({"down_block_types": ["DownBlock2D"]}, "the network is damaged: copy or save it again (Must provide the same"),
         ({"layers_per_block": 2}, "the network is damaged: copy or save it again ("),
@@ -68,7 +68,7 @@ def test_network_that_cannot_be_asked(changes: dict[str, Any], message: str, tmp
 def test_images_that_do_not_fit_the_network(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", unet_of(block_out_channels=(8, 8, 8)))
     assert error_of(folder, spec=ImageSpec(3, 8, CLASSES)) == (
-        "the network takes 1 channels and answers 1, but the run's images have 3: bring a model of such images, or"
+        "the network takes 1 channels and answers 1, but the run's images have 3: give a model of such images, or"
         " remove model-path to train one here"
     )
     assert error_of(folder, spec=ImageSpec(1, 10, CLASSES)) == (
@@ -92,7 +92,7 @@ def test_other_size_than_trained_for_is_a_warning(tmp_path: Path, caplog: pytest
             "prediction_type = 'flow_prediction' in scheduler_config.json:"
             " must be one of epsilon, v_prediction, sample",
         ),
-        ({"beta_start": "absent"}, "scheduler_config.json has no betas: bring a model of a variance-preserving"),
+        ({"beta_start": "absent"}, "scheduler_config.json has no betas: give a model of a variance-preserving"),
         ({"beta_schedule": "spiral"}, "scheduler_config.json describes no noise schedule (spiral is not implemented"),
         ({"beta_start": 0.0}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
         ({"beta_end": 1.5}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
@@ -170,5 +170,5 @@ def test_model_without_classes_serves_no_silo_of_several(held: tuple[str, ...], 
     folder = save(tmp_path / "model", unet_of(classes=None))
     assert error_of(folder, held) == (
         f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
-        f" ({', '.join(held)}): bring a class-conditional model, or start one silo per class"
+        f" ({', '.join(held)}): give a class-conditional model, or start one silo per class"
     )

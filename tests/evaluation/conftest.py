@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from fedsynth.evaluation import DomainClassifier, train_domain_classifier
+from fedsynth.evaluation import FEATURE_SEED, DomainClassifier
+from fedsynth.evaluation.cache import classifier_cached
 
 
 @dataclass(frozen=True)
@@ -32,5 +34,11 @@ def digits() -> Digits:
 
 
 @pytest.fixture(scope="session")
-def classifier(digits: Digits) -> DomainClassifier:
-    return train_domain_classifier(digits.train_images, digits.train_labels, 10, seed=0)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def classifier(digits: Digits, cache: Path) -> DomainClassifier:
+    """Kept in ``cache``, where an evaluation of these digits finds it."""
+    return classifier_cached(digits.train_images, digits.train_labels, 10, FEATURE_SEED, cache)

@@ -10,7 +10,6 @@ from fedsynth.data import load_dataset
 from fedsynth.evaluation import Settings
 
 COPIES = ("the training set itself", "training set, ±10 grey levels")
-NO_COPIES = [name for name in EXPECTED if name not in COPIES]
 ACCURACY = "accuracy-logistic-regression"
 FIDELITY = ("kernel-distance", "frechet-distance", "precision", "recall", "density", "coverage")
 
@@ -46,30 +45,27 @@ def test_fresh_real_images_are_no_cause_for_alarm(rows):
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_are_told_by_the_measures_of_copying_alone(rows, name):
+def test_copies_are_seen_by_the_measures_of_copying_alone(rows, name):
     row, control = rows[name], rows[CONTROL]
     assert row["copied-share"] > 0.95
     assert row["authenticity"] < 0.05
     assert row["nearest-neighbour-ratio"] < 0.2
     assert row["released-membership-auc"] > 0.9
+    if name == "the training set itself":
+        assert (row["nearest-neighbour-ratio"], row["copied-share"], row["authenticity"]) == (0, 1, 0)
+        assert row["released-membership-auc"] == 1
     assert row[ACCURACY] == pytest.approx(control[ACCURACY], abs=0.05)
     for measure_name in ("precision", "recall", "density", "coverage"):
         assert row[measure_name] == pytest.approx(control[measure_name], abs=0.1)
 
 
-def test_exact_copies_are_at_distance_zero(rows):
-    row = rows["the training set itself"]
-    assert (row["nearest-neighbour-ratio"], row["copied-share"], row["authenticity"]) == (0, 1, 0)
-    assert row["released-membership-auc"] == 1
-
-
-@pytest.mark.parametrize("name", NO_COPIES)
-def test_what_is_no_copy_is_not_taken_for_one(rows, name):
-    row = rows[name]
-    assert row["copied-share"] < 0.15
-    assert row["nearest-neighbour-ratio"] > 0.85
-    assert row["authenticity"] > 0.35
-    assert row["released-membership-auc"] == pytest.approx(0.5, abs=0.07)
+def test_what_is_no_copy_is_not_taken_for_one(rows):
+    for name in set(EXPECTED) - set(COPIES):
+        row = rows[name]
+        assert row["copied-share"] < 0.15, name
+        assert row["nearest-neighbour-ratio"] > 0.85, name
+        assert row["authenticity"] > 0.35, name
+        assert row["released-membership-auc"] == pytest.approx(0.5, abs=0.07), name
 
 
 def test_missing_classes_lower_recall_and_coverage_but_not_precision(rows):
@@ -103,7 +99,7 @@ def test_blurred_digits_are_far_in_distribution(rows):
     assert row["density"] < control["density"] - 0.2
 
 
-def test_wrong_labels_are_told_by_utility_alone(rows):
+def test_wrong_labels_are_seen_by_utility_alone(rows):
     row, control = rows["labels shuffled"], rows[CONTROL]
     assert row[ACCURACY] < 0.25
     same = (*FIDELITY, "nearest-neighbour-ratio", "copied-share", "authenticity", "released-membership-auc")
@@ -116,12 +112,12 @@ def test_nothing_flags_other_fresh_images(rows):
     assert flagged(comparable[CONTROL], comparable[CONTROL]) == set()
 
 
-@pytest.mark.parametrize(("measure_name", "change"), WORSE.items())
-def test_a_measure_flags_in_the_direction_for_the_worse_only(measure_name, change):
+def test_a_measure_flags_in_the_direction_for_the_worse_only():
     control = dict.fromkeys(WORSE, 0.5)
-    assert flagged({**control, measure_name: 0.5 + 1.01 * change}, control) == {measure_name}
-    assert flagged({**control, measure_name: 0.5 + 0.99 * change}, control) == set()
-    assert flagged({**control, measure_name: 0.5 - 9 * change}, control) == set()
+    for name, change in WORSE.items():
+        assert flagged({**control, name: 0.5 + 1.01 * change}, control) == {name}
+        assert flagged({**control, name: 0.5 + 0.99 * change}, control) == set()
+        assert flagged({**control, name: 0.5 - 9 * change}, control) == set()
 
 
 def test_the_faults_are_what_their_names_say(sets):
@@ -136,14 +132,3 @@ def test_the_faults_are_what_their_names_say(sets):
     assert (fresh.label_counts() == shuffled.label_counts()).all()
     assert (fresh.labels == shuffled.labels).mean() < 0.2
     assert not {image.tobytes() for image in fresh.images} & seen
-
-
-def test_average_digits_are_the_nearest_third_of_each_class(sets):
-    _, unseen, by_name = sets
-    chosen = by_name["nearest to the class means"]
-    for label in range(10):
-        of_class, taken = (each.images[each.labels == label].reshape(-1, 64) / 1.0 for each in (unseen, chosen))
-        distances = np.sort(np.linalg.norm(of_class - of_class.mean(axis=0), axis=1))
-        expected = distances[: len(taken)]
-        assert len(taken) == pytest.approx(len(of_class) / 3, abs=2)
-        np.testing.assert_allclose(np.sort(np.linalg.norm(taken - of_class.mean(axis=0), axis=1)), expected)

@@ -8,7 +8,7 @@ from scipy.special import rel_entr, softmax
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation import extract_features, frechet_distance
+from fedsynth.evaluation import frechet_distance
 from fedsynth.evaluation.fidelity import (
     _short_seed,
     fidelity_measures,
@@ -24,20 +24,6 @@ def oracle(real: np.ndarray, synthetic: np.ndarray) -> float:
     first, second = np.cov(real.T), np.cov(synthetic.T)
     shift = real.mean(axis=0) - synthetic.mean(axis=0)
     return float(shift @ shift + np.trace(first + second - 2 * sqrtm(first @ second).real))
-
-
-def whitened(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
-    """Samples whose sample mean is exactly 0 and whose sample covariance is exactly the identity."""
-    samples = rng.normal(size=(count, dimension))
-    samples -= samples.mean(axis=0)
-    return np.linalg.qr(samples)[0] * np.sqrt(count - 1)
-
-
-def test_agrees_with_scipy_on_well_conditioned_features():
-    rng = np.random.default_rng(0)
-    real = rng.normal(size=(400, 16)) @ rng.normal(size=(16, 16))
-    synthetic = rng.normal(size=(300, 16)) @ rng.normal(size=(16, 16)) + 0.5
-    assert frechet_distance(real, synthetic) == pytest.approx(oracle(real, synthetic), rel=1e-9)
 
 
 @pytest.mark.parametrize("ranks", [(16, 16), (5, 16), (5, 9), (3, 3)])
@@ -60,60 +46,12 @@ def test_thin_and_square_factors_give_one_distance():
     assert frechet_distance(real, synthetic) == pytest.approx(frechet_distance_of_moments(*moments), rel=1e-6)
 
 
-def test_agrees_with_the_closed_form_for_diagonal_gaussians():
-    rng = np.random.default_rng(1)
-    deviations, shift = rng.uniform(0.5, 2.0, (2, 6)), rng.normal(size=6)
-    real = whitened(rng, 50, 6) * deviations[0]
-    synthetic = whitened(rng, 50, 6) * deviations[1] + shift
-    expected = (shift**2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-10)
-
-
-def test_singular_covariances_keep_the_closed_form():
-    rng = np.random.default_rng(2)
-    rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
-    first = np.array([2.0, 1.0, 0.5, 0, 0, 0, 0, 0])
-    second = np.array([1.0, 0, 0.5, 3.0, 0, 0, 0, 0])
-    real, synthetic = (whitened(rng, 40, 8) * scale @ rotation for scale in (first, second))
-    assert frechet_distance(real, synthetic) == pytest.approx(((first - second) ** 2).sum(), rel=1e-6)
-
-
-def test_fewer_samples_than_dimensions_agree_with_the_factored_trace():
-    rng = np.random.default_rng(3)
-    real, synthetic = rng.normal(size=(5, 16)), rng.normal(size=(6, 16)) + 1
-    centred = [x - x.mean(axis=0) for x in (real, synthetic)]
-    root = np.linalg.norm(centred[0] @ centred[1].T, "nuc") / np.sqrt(4 * 5)
-    shift = real.mean(axis=0) - synthetic.mean(axis=0)
-    expected = shift @ shift + np.var(real, axis=0, ddof=1).sum() + np.var(synthetic, axis=0, ddof=1).sum() - 2 * root
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-6)
-
-
 def test_identical_sets_and_constant_sets_are_at_distance_zero():
     rng = np.random.default_rng(4)
     full, flat = rng.normal(size=(100, 16)), rng.normal(size=(100, 3)) @ rng.normal(size=(3, 16))
     assert frechet_distance(full, full) == pytest.approx(0.0, abs=1e-10)
     assert frechet_distance(flat, flat) == pytest.approx(0.0, abs=1e-10)
     assert frechet_distance(np.ones((3, 4)), np.ones((9, 4))) == 0.0
-
-
-def test_distance_of_moments_takes_swapped_sides():
-    rng = np.random.default_rng(5)
-    factors = rng.normal(size=(2, 4, 4))
-    moments = [(rng.normal(size=4), factor @ factor.T) for factor in factors]
-    forward = frechet_distance_of_moments(*moments[0], *moments[1])
-    assert frechet_distance_of_moments(*moments[1], *moments[0]) == pytest.approx(forward, rel=1e-12)
-    assert forward > 0
-
-
-def test_grows_with_noise_on_real_digits(digits, classifier):
-    rng = np.random.default_rng(6)
-    real = extract_features(classifier, digits.test_images)
-    distances = []
-    for deviation in (0, 60, 120):
-        noisy = digits.train_images[:360] + rng.normal(0, deviation, digits.test_images.shape)
-        distances.append(frechet_distance(real, extract_features(classifier, noisy.clip(0, 255).astype(np.uint8))))
-    assert distances[1] > 2 * distances[0]
-    assert distances[2] > 2 * distances[1]
 
 
 @pytest.mark.parametrize(
@@ -154,24 +92,6 @@ def test_kernel_distance_is_the_mean_of_the_unbiased_estimate_over_subsets_of_ha
     mean, spread = kernel_distance(real, synthetic, seed=4)
     assert mean == pytest.approx(np.mean(estimates), rel=1e-10)
     assert spread == pytest.approx(np.std(estimates), rel=1e-10)
-
-
-@pytest.mark.parametrize("count", [10, 40])
-def test_kernel_distance_of_one_gaussian_is_zero_on_average_at_any_size(count):
-    rng = np.random.default_rng(10)
-    draws = [kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8)), seed)[0] for seed in range(60)]
-    error = np.std(draws, ddof=1) / np.sqrt(len(draws))
-    assert abs(np.mean(draws)) < 3 * error
-    assert min(draws) < 0 < max(draws)
-    apart = kernel_distance(rng.normal(size=(count, 8)), rng.normal(size=(count, 8)) + 3, 0)[0]
-    assert apart > 30 * error
-
-
-def test_kernel_distance_of_far_float32_features_is_summed_in_float64():
-    rng = np.random.default_rng(11)
-    real, synthetic = ((rng.normal(size=(200, 4)) + 30).astype(np.float32) for _ in range(2))
-    expected = kernel_distance(real.astype(np.float64), synthetic.astype(np.float64), 0)
-    assert kernel_distance(real, synthetic, 0) == expected
 
 
 def test_two_samples_a_side_have_a_kernel_distance():
@@ -263,7 +183,7 @@ def test_a_class_is_measured_within_itself(digits, real):
     assert measured["per-class"]["5"]["coverage"] < 0.2
 
 
-def test_classes_with_too_few_images_are_left_out_by_name(digits, real, unseen):
+def test_classes_that_cannot_be_measured_alone_are_left_out_by_name(digits, real, unseen):
     chosen = np.flatnonzero(digits.train_labels[:500] < 2)
     few = np.concatenate([chosen, np.flatnonzero(digits.train_labels[:500] == 2)[:19]])
     labels = digits.train_labels[:500][few]
@@ -272,20 +192,9 @@ def test_classes_with_too_few_images_are_left_out_by_name(digits, real, unseen):
     assert set(measured["left-out"]) == set("23456789")
     twos = (digits.test_labels == 2).sum()
     assert measured["left-out"]["2"] == f"{twos} real and 19 synthetic images, 20 of each are needed"
-
-
-def test_a_real_class_of_equal_images_is_left_out(digits, real):
     flat = Extracted(np.where((digits.test_labels == 6)[:, None], 1.0, real.features).astype(np.float32))
     measured = fidelity_measures(flat, real, digits.test_labels, digits.test_labels, CLASSES, 0)
     assert measured["left-out"] == {"6": "the features of all real images are equal"}
-
-
-def test_a_collapsed_generator_is_measured_not_refused(real):
-    measured = measure(real, Extracted(np.repeat(real.features[:1], 360, axis=0)), seed=0)
-    assert measured["precision"] == 1.0
-    assert measured["recall"] <= 2 / 360
-    assert measured["coverage"] < 0.05
-    assert measured["frechet-distance"] > 1.0
 
 
 @pytest.mark.parametrize(
@@ -293,8 +202,6 @@ def test_a_collapsed_generator_is_measured_not_refused(real):
     [
         (np.ones((9, 2)), np.eye(9, 2), 5, "features of all are equal.*check the images"),
         (np.eye(9, 2), np.full((9, 2), np.nan), 5, "9 of 9 samples are NaN"),
-        (np.eye(9, 2), np.eye(1, 2), 5, "1 sample.*at least 2"),
-        (np.eye(9, 2), np.eye(9, 3), 5, "extract both with one model"),
         (np.eye(9, 2), np.eye(5, 2), 5, "k = 5: allowed is 1 to 4"),
     ],
 )

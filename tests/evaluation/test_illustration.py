@@ -28,21 +28,13 @@ def test_triples_are_the_closest_pairs_and_a_draw_of_the_rest(count: int) -> Non
     nearest, following, distances, next_distances = by_hand(synthetic, train)
     closest = np.argsort(distances, kind="stable")[: TRIPLES // 2]
     shown = [int(np.flatnonzero((synthetic == image).all((1, 2, 3)))[0]) for image in triples.synthetic]
-    assert triples.num_closest == min(TRIPLES // 2, count)
+    assert (triples.num_closest, triples.copy_distance) == (min(TRIPLES // 2, count), 3.5)
     assert shown[: triples.num_closest] == closest.tolist()
     assert len(set(shown)) == len(shown) == min(TRIPLES, count)
     np.testing.assert_array_equal(triples.real, train[nearest[shown]])
     np.testing.assert_array_equal(triples.next_real, train[following[shown]])
     np.testing.assert_allclose(triples.distances, distances[shown], rtol=1e-12)
     np.testing.assert_allclose(triples.next_distances, next_distances[shown], rtol=1e-12)
-
-
-def test_a_copy_lies_at_distance_zero() -> None:
-    train = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    triples = nearest_triples(train[:3], train, 0, 3.5)
-    assert triples.distances.tolist() == [0.0, 0.0, 0.0]
-    assert triples.copy_distance == 3.5
-    assert (triples.next_distances > 0).all()
 
 
 def test_far_clusters_stay_apart_in_the_plane() -> None:

@@ -9,7 +9,7 @@ from prdc import compute_prdc
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation import extract_features, precision_recall_density_coverage
+from fedsynth.evaluation import precision_recall_density_coverage
 
 
 def oracle(real: np.ndarray, synthetic: np.ndarray, k: int) -> dict[str, float]:
@@ -31,9 +31,9 @@ def oracle(real: np.ndarray, synthetic: np.ndarray, k: int) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_agrees_with_a_double_loop(k, offset):
+@pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (5, 1e4)])
+def test_agrees_with_a_double_loop_over_several_blocks(k, offset, monkeypatch):
+    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_A_BLOCK", 7)
     rng = np.random.default_rng(k)
     real = rng.normal(size=(40, 4)) + offset
     synthetic = 0.8 * rng.normal(size=(30, 4)) + 0.7 + offset
@@ -42,21 +42,13 @@ def test_agrees_with_a_double_loop(k, offset):
     assert all(0 < value < 1.5 for value in measured.values())
 
 
-def test_agrees_with_a_double_loop_over_several_blocks(monkeypatch):
-    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_A_BLOCK", 7)
-    rng = np.random.default_rng(0)
-    real, synthetic = rng.normal(size=(30, 3)), rng.normal(size=(45, 3)) + 0.5
-    assert precision_recall_density_coverage(real, synthetic, 2) == pytest.approx(oracle(real, synthetic, 2), abs=1e-12)
-
-
-@pytest.mark.parametrize(("seed", "k", "sizes"), [(0, 1, (150, 150)), (1, 3, (90, 300)), (2, 5, (400, 130))])
-def test_agrees_with_other_packages_where_no_sample_lies_on_a_border(seed, k, sizes, capsys):
-    rng = np.random.default_rng(seed)
-    real, synthetic = rng.normal(size=(sizes[0], 6)), 0.8 * rng.normal(size=(sizes[1], 6)) + 0.4
-    measured = precision_recall_density_coverage(real, synthetic, k)
-    assert measured == pytest.approx(compute_prdc(real, synthetic, k), abs=1e-12)
+def test_agrees_with_other_packages_where_no_sample_lies_on_a_border(capsys):
+    rng = np.random.default_rng(1)
+    real, synthetic = rng.normal(size=(90, 6)), 0.8 * rng.normal(size=(300, 6)) + 0.4
+    measured = precision_recall_density_coverage(real, synthetic, 3)
+    assert measured == pytest.approx(compute_prdc(real, synthetic, 3), abs=1e-12)
     theirs = prc_features_to_metric(
-        torch.from_numpy(synthetic), torch.from_numpy(real), prc_neighborhood=k, verbose=False
+        torch.from_numpy(synthetic), torch.from_numpy(real), prc_neighborhood=3, verbose=False
     )
     assert [measured["precision"], measured["recall"]] == pytest.approx(
         [theirs["precision"], theirs["recall"]], abs=1e-6
@@ -76,7 +68,7 @@ def test_borders_differ_from_other_packages_as_documented(capsys):
     assert [inside["precision"], inside["recall"]] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_identical_sets_give_one(scale):
     points = scale * np.random.default_rng(1).normal(size=(300, 64))
     measured = precision_recall_density_coverage(points, points[::-1])
@@ -87,12 +79,6 @@ def test_identical_sets_full_of_duplicates_still_overlap():
     points = np.repeat(np.random.default_rng(2).normal(size=(3, 8)), 10, axis=0)
     measured = precision_recall_density_coverage(points, points)
     assert [measured[name] for name in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
-
-
-def test_far_apart_sets_give_zero():
-    points = np.random.default_rng(3).normal(size=(50, 4))
-    measured = precision_recall_density_coverage(points, points + 100)
-    assert measured == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
 
 
 def test_float32_features_of_large_offset_are_measured_in_float64():
@@ -112,40 +98,7 @@ def test_memory_grows_with_the_samples_not_with_their_square():
     assert peak < count * count * 8 / 3
 
 
-@pytest.fixture(scope="module")
-def real(digits, classifier):
-    return extract_features(classifier, digits.test_images)
-
-
-@pytest.fixture(scope="module")
-def unseen(digits, classifier):
-    return extract_features(classifier, digits.train_images[:360])
-
-
-def test_fresh_real_digits_overlap_with_the_test_fold(real, unseen):
-    measured = precision_recall_density_coverage(real, unseen)
-    assert min(measured["precision"], measured["recall"], measured["coverage"]) > 0.8
-    assert measured["density"] == pytest.approx(1.0, abs=0.25)
-
-
-def test_dropped_classes_lower_recall_and_coverage_not_precision(digits, classifier, real, unseen):
-    three_classes = digits.train_images[digits.train_labels < 3][:360]
-    dropped = precision_recall_density_coverage(real, extract_features(classifier, three_classes))
-    full = precision_recall_density_coverage(real, unseen)
-    assert dropped["recall"] < 0.6 * full["recall"]
-    assert dropped["coverage"] < 0.6 * full["coverage"]
-    assert dropped["precision"] > 0.8
-
-
-def test_noise_lowers_precision_and_density(digits, classifier, real, unseen):
-    noise = np.random.default_rng(7).integers(0, 256, digits.test_images.shape, dtype=np.uint8)
-    noisy = precision_recall_density_coverage(real, extract_features(classifier, noise))
-    full = precision_recall_density_coverage(real, unseen)
-    assert noisy["precision"] < 0.5 * full["precision"]
-    assert noisy["density"] < 0.5 * full["density"]
-
-
-@pytest.mark.parametrize("k", [0, 4, 50])
+@pytest.mark.parametrize("k", [0, 4])
 def test_an_impossible_k_is_refused(k):
     with pytest.raises(UserError, match=f"k = {k}: allowed is 1 to 3 with 4 samples"):
         precision_recall_density_coverage(np.eye(9), np.eye(9)[:4], k)

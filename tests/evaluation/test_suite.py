@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -50,12 +51,6 @@ def noisy(images: np.ndarray, deviation: float) -> np.ndarray:
     return (images + noise).clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Shared by all evaluations here, so that one feature classifier is trained."""
-    return tmp_path_factory.mktemp("cache")
-
-
 def evaluator(digits, cache, seed=0, progress=None, trained_on=None, **settings):
     train = ImageSet("real training images", digits.train_images, digits.train_labels)
     test = ImageSet("real test images", digits.test_images, digits.test_labels)
@@ -65,20 +60,24 @@ def evaluator(digits, cache, seed=0, progress=None, trained_on=None, **settings)
 
 @pytest.fixture(scope="module")
 def short_training():
-    """A fifth of the CNN's budget is enough to tell these sets apart."""
+    """A fraction of the budgets is enough to tell these sets apart."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("fedsynth.evaluation.utility"), "CNN_STEPS", 60)
+        patch.setattr(import_module("fedsynth.evaluation.utility"), "MLP_STEPS", 100)
+        patch.setattr(import_module("fedsynth.evaluation.suite"), "EMBEDDED", 100)
         yield
 
 
 @pytest.fixture(scope="module")
-def on_noisy_digits(digits, cache, short_training):
-    """A stand-in for a synthetic set: 500 noisy training digits; the first to train the feature classifier."""
+def on_noisy_digits(digits, cache, classifier, short_training):
+    """A stand-in for a synthetic set: 500 noisy training digits, measured without a warning."""
     phases: list[str] = []
     all_of_them = {"classifiers": DEFAULT_CLASSIFIERS, "classifier_seeds": 2}
     measuring = evaluator(digits, cache, progress=phases.append, **all_of_them)
     images = noisy(digits.train_images[:500], 40)
-    return measuring.evaluate(images, digits.train_labels[:500], illustrated=True), phases
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return measuring.evaluate(images, digits.train_labels[:500], illustrated=True), phases
 
 
 def test_a_row_holds_every_column_as_finite_json(on_noisy_digits):
@@ -129,7 +128,8 @@ def test_the_feature_space_is_a_setting(digits, cache):
         .evaluate(digits.train_images[:90], digits.train_labels[:90])
         .row()
     )
-    test = digits.test_images[stratified_rows(digits.test_labels, 90)]
+    rng = np.random.default_rng(derive_seed(0, "evaluation-subset", "real test images"))
+    test = digits.test_images[stratified_subset(digits.test_labels, 90, rng)]
     flat = [
         images.reshape(90, -1).astype(np.float32) / np.float32(127.5) - 1 for images in (test, digits.train_images[:90])
     ]
@@ -138,17 +138,12 @@ def test_the_feature_space_is_a_setting(digits, cache):
     assert "inception-score" not in row
 
 
-def stratified_rows(labels, size):
-    return stratified_subset(
-        labels, size, np.random.default_rng(derive_seed(0, "evaluation-subset", "real test images"))
-    )
-
-
 def test_noisy_digits_lie_behind_real_ones(on_noisy_digits):
     row = on_noisy_digits[0].row()
     assert row["frechet-distance"] > row["reference-frechet-distance"]
     assert row["real-accuracy-cnn"] > 0.9
     assert 0.8 < row["accuracy-cnn"] <= row["real-accuracy-cnn"]
+    assert row["joint-accuracy-cnn"] >= row["accuracy-cnn"] - 0.01
 
 
 def test_measures_of_each_class(digits, on_noisy_digits):
@@ -161,15 +156,9 @@ def test_measures_of_each_class(digits, on_noisy_digits):
     assert np.mean([*real["f1-cnn"].values()]) == pytest.approx(on_noisy_digits[0].row()["real-macro-f1-cnn"], rel=1e-9)
 
 
-def test_synthetic_and_real_images_together_teach_at_least_as_much(on_noisy_digits):
-    row = on_noisy_digits[0].row()
-    assert row["joint-accuracy-cnn"] >= row["accuracy-cnn"] - 0.01
-
-
 def test_pictures_show_what_was_measured(digits, on_noisy_digits):
     illustration = on_noisy_digits[0].illustration
-    assert illustration.embedding.synthetic.sum() == 400
-    assert (~illustration.embedding.synthetic).sum() == 360
+    assert illustration.embedding.synthetic.sum() == (~illustration.embedding.synthetic).sum() == 100
     known = {image.tobytes() for image in digits.train_images}
     assert all(image.tobytes() in known for image in illustration.triples.real)
     assert (illustration.triples.distances > 0).all()
@@ -183,23 +172,18 @@ def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, cache):
     assert "no synthetic images of class digit 5, digit 6, digit 7, digit 8, digit 9" in row["notes"]
     assert "no fidelity of class digit 0" in row["notes"]
     assert evaluator(digits, cache).evaluate(*sets).row() == row
+    three = evaluator(digits, cache).evaluate(digits.train_images[:3], np.array([1, 1, 1])).row()
+    assert (three["n"], three["k"]) == (3, 2)
+    assert "k = 2 neighbours in place of 5" in three["notes"]
+    assert json.dumps(three, allow_nan=False)
     assert evaluator(digits, cache, seed=1).evaluate(*sets).row() != row
-
-
-def test_three_images_shrink_k_with_a_note(digits, cache):
-    row = evaluator(digits, cache).evaluate(digits.train_images[:3], np.array([1, 1, 1])).row()
-    assert (row["n"], row["k"]) == (3, 2)
-    assert "k = 2 neighbours in place of 5" in row["notes"]
-    assert json.dumps(row, allow_nan=False)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
         (np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, int), "synthetic images: 1 image, at least 2"),
-        (np.zeros((4, 16, 16, 1), np.uint8), np.zeros(4, int), r"synthetic images: images are \(16, 16, 1\)"),
         (np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int), r"\(8, 8, 3\), the real training images are \(8, 8, 1\)"),
-        (np.full((4, 8, 8, 1), np.nan), np.zeros(4, int), "synthetic images: expected uint8"),
         (np.zeros((4, 8, 8, 1), np.uint8), np.full(4, 12), "synthetic images: labels run from 12 to 12"),
     ],
 )
@@ -209,32 +193,11 @@ def test_unusable_synthetic_sets_are_refused(digits, cache, images, labels, mess
 
 
 def test_constant_synthetic_images_are_measured_and_reach_nothing(digits, cache):
-    row = evaluator(digits, cache).evaluate(np.full((100, 8, 8, 1), 9, np.uint8), np.arange(100) % 10, True).row()
+    row = evaluator(digits, cache).evaluate(np.full((100, 8, 8, 1), 9, np.uint8), np.arange(100) % 10).row()
     assert row["coverage"] < 0.05
     assert row["recall"] < 0.05
     assert row["accuracy-logistic-regression"] < 0.2
     assert json.dumps(row, allow_nan=False)
-
-
-def test_constant_real_images_are_refused(digits, cache):
-    folds = [ImageSet(f"real {name} images", np.full((40, 8, 8, 1), 7, np.uint8), np.arange(40) % 2) for name in "ab"]
-    measuring = Evaluator(*folds, ["x", "y"], 0, Settings(classifiers=("logistic-regression",), cache=cache))
-    with pytest.raises(UserError, match="real images: the features of all are equal"):
-        measuring.evaluate(digits.train_images[:40], np.arange(40) % 2)
-
-
-def test_copies_of_training_images_are_found(digits, cache):
-    measuring = evaluator(digits, cache)
-    copied = measuring.evaluate(digits.train_images[:1000], digits.train_labels[:1000]).row()
-    assert (copied["copied-share"], copied["nearest-neighbour-ratio"], copied["authenticity"]) == (1.0, 0.0, 0.0)
-    # Seven of ten training images lie in the released set.
-    assert copied["released-membership-auc"] > 0.8
-    assert copied["released-membership-tpr-at-1-percent-fpr"] > 0.6
-    # The test fold was never trained on.
-    fresh = measuring.evaluate(digits.test_images[:200], digits.test_labels[:200]).row()
-    assert fresh["copied-share"] == pytest.approx(0.05, abs=0.03)
-    assert fresh["nearest-neighbour-ratio"] == pytest.approx(1.0, abs=0.1)
-    assert fresh["authenticity"] == pytest.approx(fresh["test-authenticity"], abs=0.1)
 
 
 def test_the_attack_on_a_set_of_strangers_is_guessing(digits, cache):
@@ -267,10 +230,6 @@ def test_settings_follow_the_configuration():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (
-            {"feature_extractor": "inception-v3-compat"},
-            "feature-extractor = inception-v3-compat: its weights cannot be",
-        ),
         ({"feature_extractor": "auto"}, "feature-extractor = inception-v3-compat: its weights cannot be read from"),
         ({"feature_extractor": "pixels", "classifiers": ("resnet",)}, "resnet-weights-path"),
     ],

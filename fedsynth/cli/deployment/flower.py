@@ -89,16 +89,16 @@ def superlinks(home: Path) -> list[psutil.Process]:
     return found
 
 
-def stop_superlinks(home: Path, patience: float = 10.0) -> int:
+def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
     """Stop the SuperLinks of ``home`` with all their descendants; return how many there were."""
     links = superlinks(home)
     family = [child for link in links for child in _descendants(link)] + links
     for process in family:
         _quietly(process.terminate)
-    _, alive = psutil.wait_procs(family, timeout=patience)
+    _, alive = psutil.wait_procs(family, timeout=grace_period)
     for process in alive:
         _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=patience)
+    psutil.wait_procs(alive, timeout=grace_period)
     return len(links)
 
 

@@ -31,7 +31,7 @@ def show(command: Sequence[str], home: Path) -> None:
 
 
 def run_in_foreground(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, patience: float = 10.0
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float = 10.0
 ) -> int:
     """Run until it ends or this process is told to stop; then stop it and everything that it started.
 
@@ -39,7 +39,7 @@ def run_in_foreground(
         command: its first word is found in the ``PATH`` of ``environment``.
         environment: of the process.
         folder: its working directory.
-        patience: seconds to end by itself before it is killed.
+        grace_period: seconds in which it may end by itself before it is killed.
 
     Returns:
         Its exit status; 128 + number of the signal that stopped it.
@@ -55,23 +55,23 @@ def run_in_foreground(
 
     try:
         with _handling(stop):
-            status = _wait(process, told, patience)
+            status = _wait(process, told, grace_period)
     finally:
-        stop_marked(mark, patience)
+        stop_marked(mark, grace_period)
     return 128 + told[0] if told else status
 
 
-def stop_marked(mark: str, patience: float) -> None:
+def stop_marked(mark: str, grace_period: float) -> None:
     """End every process whose environment holds ``mark``."""
     family = marked(mark)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=patience)
+    _, alive = psutil.wait_procs(family, timeout=grace_period)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=patience)
+    psutil.wait_procs(alive, timeout=grace_period)
 
 
 def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
@@ -84,12 +84,12 @@ def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
     return found
 
 
-def _wait(process: subprocess.Popen[bytes], told: list[int], patience: float) -> int:
+def _wait(process: subprocess.Popen[bytes], told: list[int], grace_period: float) -> int:
     while not told:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(0.5)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return process.wait(patience)
+        return process.wait(grace_period)
     process.kill()
     return process.wait()
 

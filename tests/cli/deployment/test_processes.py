@@ -45,7 +45,7 @@ def test_stopping_the_wrapper_stops_everything_even_what_hides_in_a_session_of_i
     command = [sys.executable, "-c", CHILD, str(tmp_path / "pid")]
 
     def wrap() -> None:
-        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, patience=1.0))
+        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, grace_period=1.0))
 
     wrapper = multiprocessing.get_context("fork").Process(target=wrap)
     wrapper.start()

@@ -15,8 +15,9 @@ from own_models import CPU, config_of, epsilon, model_of
 
 from clients.models.local_model import LocalModel, load_network
 from fedsynth import __version__
-from fedsynth.data import Silo, load_federation
+from fedsynth.data import LabelledImages, Silo, load_federation
 from fedsynth.diffusion import (
+    MIN_HELD_OUT,
     ClassConditionalDDPMPipeline,
     TrainingState,
     initial_unet,
@@ -70,6 +71,32 @@ def test_slices_end_in_the_model_of_one_slice_bit_for_bit(tmp_path: Path) -> Non
         [path.relative_to(tmp_path / kind) for path in files_below(tmp_path / kind)] for kind in ("whole", "sliced")
     ]
     assert names[0] == names[1]
+
+
+def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, converted = [], []
+    fingerprint = LabelledImages.fingerprint
+
+    def counted_hash(images: LabelledImages) -> str:
+        hashed.append(len(images))
+        return fingerprint(images)
+
+    def counted_conversion(images: np.ndarray) -> torch.Tensor:
+        converted.append(len(images))
+        return to_model_range(images)
+
+    monkeypatch.setattr(LabelledImages, "fingerprint", counted_hash)
+    monkeypatch.setattr("fedsynth.diffusion.images.to_model_range", counted_conversion)
+    config = config_of(batch_size=4)
+    federation = load_federation(config)
+    silo = federation.silo(0, config)
+    for _ in range(5):
+        LocalModel(silo, federation.spec, config, tmp_path).train_slice(1e-9)
+    assert len(silo.holdout) >= MIN_HELD_OUT, "slices stop early, and convert the held-out pairs too"
+    assert hashed == [len(silo.train), len(silo.holdout)]
+    assert converted == [256, 4] * 5
 
 
 def test_reload_answers_the_same_bit_for_bit(tmp_path: Path) -> None:
@@ -171,7 +198,7 @@ def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) 
     before = {
         "fedsynth": __version__,
         "silo": "silo-0",
-        "data": silo.fingerprint(),
+        "data": silo.fingerprint,
         "spec": [1, 8, *(str(digit) for digit in range(10))],
         "dataset": "digits",
         "seed": 0,

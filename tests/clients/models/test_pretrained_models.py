@@ -139,7 +139,7 @@ def test_class_unknown_to_the_model_counts_no_image(clinic: Callable[..., Node])
     metrics = node.metrics(wire.PREPARE, train_seconds=1.0)
     assert np.isfinite(metrics["loss"])
     reason = node.ask(wire.EPSILON, wire.encode_tensors(questions()), timestep=5).error.reason
-    assert reason.startswith("clinic: UserError: asked about class 'even', which the model brought to model-path does")
+    assert reason.startswith("clinic: UserError: asked about class 'even', which the model in model-path does")
 
 
 def test_strategy_that_asks_no_own_model_leaves_it_closed(clinic: Callable[..., Node]) -> None:

@@ -33,7 +33,7 @@ from flwr.supernode.start_client_internal import _insert_message, _pull_and_stor
 from clients.warm import flower_internals
 from clients.warm.flower_internals import (
     Job,
-    PatientClock,
+    PollingClock,
     SuperNodeGoneError,
     SuperNodeRuntime,
     forgetting_ended_runs,
@@ -151,7 +151,7 @@ def test_who_does_not_know_the_secret_gets_no_task(supernode: SuperNode) -> None
 
 
 def test_a_supernode_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower_internals, "START_SECONDS", 3.0)
+    monkeypatch.setattr(flower_internals, "START_TIMEOUT", 3.0)
     runtime = SuperNodeRuntime("127.0.0.1:9", None, None)
     assert runtime.acquire() is None
     runtime._seen -= 5.0
@@ -164,11 +164,11 @@ def test_objects_are_looked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -
     flower_internals.shorten_object_waits()
     assert pull_objects(["a"], comes_at_look(3)) == {"a": b"content"}
     # Flower adds or takes 20 %, at random, and doubles.
-    assert waits == [pytest.approx(n * flower_internals.SHORTEST_WAIT, rel=0.2) for n in (1, 2)]
+    assert waits == [pytest.approx(n * flower_internals.SHORTEST_POLL_INTERVAL, rel=0.2) for n in (1, 2)]
 
 
 def test_sleeps_grow_with_the_wait_and_begin_anew_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept, clock, now = [], PatientClock(), [0.0]
+    slept, clock, now = [], PollingClock(), [0.0]
 
     class Clock:
         @staticmethod

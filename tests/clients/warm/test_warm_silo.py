@@ -58,7 +58,7 @@ def test_a_signal_stops_both_and_is_no_failure(number: signal.Signals) -> None:
 
 
 def test_who_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_silo, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(warm_silo, "GRACE_PERIOD", 0.2)
     both = {"executor": process(STUBBORN), "SuperNode": process(WAIT)}
     stop(both)
     assert [ended.returncode for ended in both.values()] == [-signal.SIGKILL, -signal.SIGTERM]

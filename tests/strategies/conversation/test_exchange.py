@@ -8,11 +8,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from hand_made import StubGrid, error_reply, reply, request_to
+from strategies.conversation.replies import usable
 
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from strategies.conversation.exchange import ExchangeGrid
-from strategies.conversation.replies import usable
 from strategies.run.rounds import Round, RoundsState, run_rounds
 
 

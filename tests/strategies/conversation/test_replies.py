@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from flwr.app import Message
 from hand_made import bare_reply, error_reply, request_to
+from strategies.conversation.replies import malformed_named, num_examples, seconds_worked, usable
 
 from fedsynth.errors import RunError
-from strategies.conversation.replies import malformed_named, num_examples, seconds_worked, usable
 
 
 def good(node: int) -> Message:

@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hand_made import bare_reply, error_reply, request_to
+from strategies.conversation.replies import sound
 
 from fedsynth.errors import RunError
 from fedsynth.output import RunFolder
-from strategies.conversation.replies import sound
 from strategies.conversation.reply_log import LONGEST_REASON, Answers, ReplyLog
 from strategies.run.rounds import Round, RoundStrategy
 from strategies.run.status import StatusWriter

@@ -1,0 +1,34 @@
+"""``query.describe``: what a real silo's images look like, before anything is agreed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsynth.messages.envelope import Answer, Reader, Request
+from fedsynth.messages.fields import image_spec
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DescribeAnswer(Answer):
+    """The silo's own format.
+
+    Attributes:
+        spec: channels and size of its images, and the classes it holds.
+    """
+
+    introduces: ClassVar[bool] = True
+
+    spec: ImageSpec = image_spec()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DescribeRequest(Request[DescribeAnswer]):
+    """Asks for nothing but that."""
+
+    kind: ClassVar[str] = "query.describe"
+
+    def reader(self) -> Reader[DescribeAnswer]:
+        """Read the answer by itself."""
+        return DescribeAnswer.from_message

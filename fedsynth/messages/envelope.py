@@ -1,0 +1,289 @@
+"""What all messages have in common: who answers, the protocol's number, the way to Flower's records and back.
+
+A request is a record ``config`` and array records; an answer is a record ``metrics``, a record ``silo`` that says who
+answers, and perhaps ``config`` and array records. Array records travel packed (:mod:`fedsynth.messages.packing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedsynth.messages import wire
+from fedsynth.messages.fields import (
+    MAX_CLASSES,
+    MAX_NAME_LENGTH,
+    MessageError,
+    Place,
+    Travels,
+    metric,
+    real,
+    several,
+    text,
+    whole,
+)
+from fedsynth.spec import ImageSpec
+
+PROTOCOL = 1
+"""Goes up by one with every change after which an older server or silo would misread a message."""
+
+CONFIG, METRICS, SILO, WIRE_DTYPE = "config", "metrics", "silo", "wire_dtype"
+_PROTOCOL, _PARTITION, _NAME = "protocol", "partition-id", "silo-name"
+_SPEC = ("image-channels", "image-size", "classes")
+
+Reply = Message
+"""An answer as Flower brings it."""
+
+Shared = dict[tuple[Any, ...], ArrayRecord]
+"""Array records of messages that are sent together, by the tensors in them: what silos share is encoded once."""
+
+
+class Sender(NamedTuple):
+    """The silo behind an answer, the same in every run.
+
+    Attributes:
+        order: simulated silos sort by partition, real ones (0) by name.
+        name: ``silo-<partition>``, or what the silo calls itself.
+        partition: of a simulated silo.
+    """
+
+    order: int
+    name: str
+    partition: int | None = None
+
+    @classmethod
+    def of_partition(cls, partition: int) -> Sender:
+        """Return the sender of a simulated silo."""
+        return cls(partition, f"silo-{partition}", partition)
+
+
+NOBODY = Sender(0, "")
+
+
+def sender_of(reply: Message) -> Sender:
+    """Return who says to have sent an answer; one that does not say goes by its node id."""
+    silo = reply.content.get(SILO) if reply.has_content() else None
+    if isinstance(silo, ConfigRecord):
+        partition, name = silo.get(_PARTITION), silo.get(_NAME)
+        if isinstance(partition, int) and not isinstance(partition, bool):
+            return Sender.of_partition(partition)
+        if isinstance(name, str):
+            return Sender(0, name[:MAX_NAME_LENGTH])
+    return Sender(reply.metadata.src_node_id, f"node-{reply.metadata.src_node_id}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Typed:
+    """A message's fields, and how they become records."""
+
+    def check(self) -> None:
+        """Compare fields with each other.
+
+        Raises:
+            MessageError: they do not go together.
+        """
+
+    @classmethod
+    def _parsed(cls, message: Message) -> dict[str, Any]:
+        if not message.has_content():
+            raise MessageError("there is no content")
+        return {info.name: _read(info, travels, message) for info, travels in _travelling(cls)}
+
+    def _content(self, shared: Shared) -> RecordDict:
+        content = RecordDict()
+        values: dict[str, dict[str, Any]] = {CONFIG: {}, METRICS: {}}
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        for info, travels in _travelling(type(self)):
+            value, key = getattr(self, info.name), _key(info)
+            if value is None:
+                continue
+            match travels.place:
+                case Place.CONFIG | Place.METRICS:
+                    values[travels.place.value][key] = _as_record_value(value, travels.place)
+                case Place.SPEC:
+                    values[CONFIG] |= dict(zip(_SPEC, (value.channels, value.size, list(value.classes)), strict=True))
+                case Place.RECORD:
+                    content[travels.record] = value
+                case Place.TENSOR:
+                    tensors.setdefault(travels.record, {})[key] = value
+        for record, named in tensors.items():
+            content[record] = _encoded(record, named, getattr(self, WIRE_DTYPE, None), shared)
+        content[CONFIG] = ConfigRecord(values[CONFIG])
+        content[METRICS] = MetricRecord(values[METRICS])
+        return content
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer(_Typed):
+    """What a silo answers.
+
+    Attributes:
+        sender: who answers; the silo's own word, which the server compares with whom it asked.
+        num_examples: images behind the answer.
+        seconds: time the silo worked on it.
+    """
+
+    introduces: ClassVar[bool] = False
+    """Whether a silo answers this before anything else: then it must say its protocol."""
+
+    sender: Sender = NOBODY
+    num_examples: int = metric(whole(), 0)
+    seconds: float = metric(real(0), 0.0)
+
+    @classmethod
+    def from_message(cls, reply: Message) -> Self:
+        """Read an answer, and check all that can be checked without knowing the question.
+
+        Raises:
+            MessageError: it cannot be used.
+        """
+        silo = reply.content.get(SILO) if reply.has_content() else None
+        stated = silo.get(_PROTOCOL) if isinstance(silo, ConfigRecord) else None
+        if stated != PROTOCOL and (cls.introduces or stated is not None):
+            spoken = "a protocol before 1" if stated is None else f"protocol {stated!r:.20}"
+            raise MessageError(
+                f"the silo speaks {spoken}, this server speaks {PROTOCOL}: install the same fedsynth at both"
+            )
+        answer = cls(**cls._parsed(reply), sender=sender_of(reply))
+        answer.check()
+        return answer
+
+    def to_message(self, question: Message, sender: Sender) -> Message:
+        """Return the answer to ``question``, packed."""
+        content = self._content({})
+        who = {_NAME: sender.name} if sender.partition is None else {_PARTITION: sender.partition}
+        content[SILO] = ConfigRecord({_PROTOCOL: PROTOCOL, **who})
+        if not content[CONFIG]:
+            del content[CONFIG]
+        message = Message(content, reply_to=question)
+        wire.pack_messages([message])
+        return message
+
+
+A_co = TypeVar("A_co", bound=Answer, covariant=True)
+A = TypeVar("A", bound=Answer)
+Reader = Callable[[Reply], A]
+"""Reads and checks the answer to one question; raises :class:`MessageError` for one that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request(_Typed, Generic[A_co]):
+    """What the server asks a silo.
+
+    Attributes:
+        kind: Flower's message type.
+    """
+
+    kind: ClassVar[str]
+
+    def reader(self) -> Callable[[Reply], A_co]:
+        """Return what reads and checks the answer to this question; it does not keep the question's arrays."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_message(cls, message: Message) -> Self:
+        """Read a request at the silo.
+
+        Raises:
+            MessageError: another protocol, or it cannot be used.
+        """
+        stated = said(message).get(_PROTOCOL)
+        if stated != PROTOCOL:
+            spoken = "a protocol before 1" if stated is None else f"protocol {stated!r:.20}"
+            raise MessageError(
+                f"the server speaks {spoken}, this silo speaks {PROTOCOL}: install the same fedsynth at both"
+            )
+        request = cls(**cls._parsed(message))
+        request.check()
+        return request
+
+    def to_message(self, node_id: int, ttl: float | None = None, shared: Shared | None = None) -> Message:
+        """Return the request to one silo.
+
+        Args:
+            node_id: the silo's Flower node.
+            ttl: seconds until it expires; None: Flower's default.
+            shared: records of the requests that are sent together with this one.
+        """
+        content = self._content({} if shared is None else shared)
+        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **content.config_records[CONFIG]})
+        del content[METRICS]
+        return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
+
+
+def said(message: Message) -> Mapping[str, Any]:
+    """Return the record ``config`` of a message as it came; empty if it has none."""
+    record = message.content.get(CONFIG) if message.has_content() else None
+    return record if isinstance(record, ConfigRecord) else {}
+
+
+def _travelling(cls: type[_Typed]) -> Iterator[tuple[Field[Any], Travels]]:
+    for info in fields(cls):
+        if "travels" in info.metadata:
+            yield info, info.metadata["travels"]
+
+
+def _spec_in(config: Mapping[str, Any]) -> ImageSpec | None:
+    if not any(key in config for key in _SPEC):
+        return None
+    channels, size, classes = (config.get(key) for key in _SPEC)
+    names = several(text(), MAX_CLASSES)("classes", classes)
+    return ImageSpec(whole()("image-channels", channels), whole()("image-size", size), names)
+
+
+def _key(info: Field[Any]) -> str:
+    return info.name.replace("_", "-")
+
+
+def _as_record_value(value: Any, place: Place) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return int(value) if isinstance(value, bool) and place is Place.METRICS else value
+
+
+def _encoded(record: str, named: dict[str, torch.Tensor], dtype: str | None, shared: Shared) -> ArrayRecord:
+    identity = (record, dtype, *((key, id(value)) for key, value in named.items()))
+    if identity not in shared:
+        shared[identity] = wire.encode_tensors(named, dtype)
+    return shared[identity]
+
+
+def _read(info: Field[Any], travels: Travels, message: Message) -> Any:
+    key = _key(info)
+    try:
+        value = _found(key, travels, message)
+    except MessageError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise MessageError(f"{key}: {error}") from error
+    if value is None:
+        if info.default is MISSING:
+            raise MessageError(f"{key} is missing")
+        return info.default
+    return travels.check(key, value)
+
+
+def _found(key: str, travels: Travels, message: Message) -> Any:
+    """Return a field's value as it came; None if there is none."""
+    match travels.place:
+        case Place.CONFIG:
+            return said(message).get(key)
+        case Place.METRICS:
+            record = message.content.get(METRICS)
+            return record.get(key) if isinstance(record, MetricRecord) else None
+        case Place.SPEC:
+            return _spec_in(said(message))
+    if travels.record not in wire.array_names(message):
+        return None
+    record = wire.array_record(message, travels.record)
+    if travels.place is Place.RECORD:
+        return record
+    if key not in record and travels.record != "arrays" and len(record) == 1:
+        key = next(iter(record))
+    if key not in record:
+        return None
+    return wire.peek(record[key]) if travels.view else wire.decode(record[key])

@@ -1,0 +1,72 @@
+"""``query.epsilon``: noise predictions of the silo's own model, the one question of cooperative inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from fedsynth.messages.envelope import Answer, Reader, Reply, Request
+from fedsynth.messages.fields import MessageError, array, setting, tensor, whole
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpsilonAnswer(Answer):
+    """Noise predictions.
+
+    Attributes:
+        epsilon: float32 (n, C, H, W); may share the message's memory and must not be written to.
+        rows: what the question said of itself, see :class:`EpsilonRequest`; it does not travel.
+        wire_dtype: precision on the wire.
+    """
+
+    epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
+    rows: torch.Tensor | None = None
+    wire_dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpsilonRequest(Request[EpsilonAnswer]):
+    """Noisy samples, all at one timestep or each at its own.
+
+    Attributes:
+        samples: x_t, float32 (n, C, H, W).
+        labels: their classes, int64 (n,).
+        timestep: of all samples; None: ``timesteps`` has one for each.
+        timesteps: int64 (n,).
+        server_round: for the silo's log.
+        rows: which samples of the server's set these are (n,); it does not travel, the answer gets it back.
+        wire_dtype: precision on the wire.
+    """
+
+    kind: ClassVar[str] = "query.epsilon"
+
+    samples: torch.Tensor = tensor(array(4))
+    labels: torch.Tensor = tensor(array(1, torch.int64))
+    timestep: int | None = setting(whole(), None)
+    timesteps: torch.Tensor | None = tensor(array(1, torch.int64), default=None)
+    server_round: int | None = setting(whole(1), None)
+    rows: torch.Tensor | None = None
+    wire_dtype: str = "float32"
+
+    def check(self) -> None:
+        """Compare the lengths, and ask for timesteps in one of the two ways."""
+        if len(self.labels) != len(self.samples):
+            raise MessageError(f"{len(self.samples)} samples with {len(self.labels)} labels")
+        if (self.timestep is None) == (self.timesteps is None):
+            raise MessageError("must have either a timestep or timesteps")
+        if self.timesteps is not None and len(self.timesteps) != len(self.samples):
+            raise MessageError(f"{len(self.samples)} samples with {len(self.timesteps)} timesteps")
+
+    def reader(self) -> Reader[EpsilonAnswer]:
+        """Read the answer; it must be of the samples' shape."""
+        expected, rows = tuple(self.samples.shape), self.rows
+
+        def read(reply: Reply) -> EpsilonAnswer:
+            answer = EpsilonAnswer.from_message(reply)
+            if answer.epsilon.shape != expected:
+                raise MessageError(f"answer has shape {tuple(answer.epsilon.shape)}, not {expected}")
+            return replace(answer, rows=rows)
+
+        return read

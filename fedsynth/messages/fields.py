@@ -1,0 +1,186 @@
+"""How the fields of a message are declared: where a value travels, and what it must be when it is read.
+
+A message is a frozen dataclass. A field made here says in which record of the message its value stands, under the
+field's own name in kebab-case, and which check it must pass; ``None`` is left out. The check of a field is the only one
+of its value: whoever holds a message that was read can rely on types, ranges, shapes and finite numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+
+from fedsynth.errors import UserError
+from fedsynth.spec import ImageSpec
+
+Check = Callable[[str, Any], Any]
+"""From a key and its value to the value to use; raises :class:`MessageError`."""
+
+MAX_CLASSES, MAX_NAME_LENGTH, MAX_SIZE = 10_000, 255, 4096
+LARGEST_WHOLE = 2**53
+
+
+class MessageError(UserError):
+    """A message that cannot be used: names the field, its value and what it must be."""
+
+
+class Place(Enum):
+    """Where a field travels."""
+
+    CONFIG = "config"
+    METRICS = "metrics"
+    TENSOR = "one array of an array record"
+    RECORD = "a whole array record"
+    SPEC = "three keys of config"
+
+
+@dataclass(frozen=True)
+class Travels:
+    """How a field travels.
+
+    Attributes:
+        place: kind of record.
+        check: what its value must be.
+        record: name of the array record, where it travels in one.
+        view: read without a copy: the value must not be written to.
+    """
+
+    place: Place
+    check: Check
+    record: str = ""
+    view: bool = False
+
+
+def setting(check: Check, default: Any = MISSING) -> Any:
+    """A value in the record ``config``."""
+    return _declared(Travels(Place.CONFIG, check), default)
+
+
+def metric(check: Check, default: Any = MISSING) -> Any:
+    """A number, or a list of numbers, in the record ``metrics``."""
+    return _declared(Travels(Place.METRICS, check), default)
+
+
+def tensor(check: Check, record: str = "arrays", default: Any = MISSING, view: bool = False) -> Any:
+    """One array of an array record; a record other than ``arrays`` may hold its only array under any name."""
+    return _declared(Travels(Place.TENSOR, check, record, view), default)
+
+
+def array_record(record: str = "arrays", default: Any = MISSING) -> Any:
+    """A whole array record, such as a state dict; its arrays are checked by whoever knows their names and shapes."""
+    return _declared(Travels(Place.RECORD, lambda key, value: value, record), default)
+
+
+def image_spec() -> Any:
+    """An :class:`~fedsynth.spec.ImageSpec`."""
+    return _declared(Travels(Place.SPEC, _bounded_spec), MISSING)
+
+
+def _declared(travels: Travels, default: Any) -> Any:
+    return field(metadata={"travels": travels}, **({} if default is MISSING else {"default": default}))
+
+
+def whole(low: int = 0, high: int = LARGEST_WHOLE) -> Check:
+    """A whole number from ``low`` to ``high``."""
+
+    def check(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            above = f"{low} to {high}" if high < LARGEST_WHOLE else f"{low} up"
+            raise MessageError(f"{key} = {_shown(value)}: must be a whole number from {above}")
+        return value
+
+    return check
+
+
+def real(low: float = -math.inf, high: float = math.inf) -> Check:
+    """A finite number from ``low`` to ``high``."""
+
+    def check(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise MessageError(f"{key} = {_shown(value)}: must be a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            bounds = [f"{word} {bound:g}" for word, bound in ((">=", low), ("<=", high)) if math.isfinite(bound)]
+            raise MessageError(f"{key} = {value}: must be {' and '.join(['finite', *bounds])}")
+        return float(value)
+
+    return check
+
+
+def flag(key: str, value: Any) -> bool:
+    """True or false; metrics hold them as 1 and 0."""
+    if value not in (0, 1):
+        raise MessageError(f"{key} = {_shown(value)}: must be true or false")
+    return bool(value)
+
+
+def text(pattern: str = r".{0,1000}") -> Check:
+    """Text that a regular expression matches as a whole."""
+
+    def check(key: str, value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
+            raise MessageError(f"{key} = {_shown(value)}: must be text that matches {pattern}")
+        return value
+
+    return check
+
+
+def several(check: Check, most: int = 100_000) -> Check:
+    """A list of values that pass ``check``, read as a tuple."""
+
+    def check_all(key: str, values: Any) -> tuple[Any, ...]:
+        if not isinstance(values, list | tuple) or len(values) > most:
+            raise MessageError(f"{key} = {_shown(values)}: must be a list of {most} values at most")
+        return tuple(check(key, value) for value in values)
+
+    return check_all
+
+
+def array(ndim: int, *dtypes: torch.dtype) -> Check:
+    """A tensor of ``ndim`` dimensions and finite numbers, of one of ``dtypes``; none: any floating-point one.
+
+    Half precision is read as single.
+    """
+
+    def check(key: str, value: torch.Tensor) -> torch.Tensor:
+        if value.ndim != ndim:
+            raise MessageError(f"{key} has shape {tuple(value.shape)}: must have {ndim} dimensions")
+        if value.dtype not in dtypes and (dtypes or not value.is_floating_point()):
+            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes) or "floating-point"
+            raise MessageError(f"{key} is {str(value.dtype).removeprefix('torch.')}: must be {wanted}")
+        # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
+        if (
+            value.is_floating_point()
+            and value.numel()
+            and not torch.stack(torch.aminmax(value)).float().isfinite().all()
+        ):
+            raise MessageError(f"{key} is not finite")
+        return value.float() if value.dtype == torch.float16 else value
+
+    return check
+
+
+def _bounded_spec(key: str, spec: ImageSpec) -> ImageSpec:
+    if spec.channels not in (1, 3) or not 1 <= spec.size <= MAX_SIZE:
+        raise MessageError(
+            f"images of {spec.size} pixels and {spec.channels} channels: must be 1 to {MAX_SIZE} pixels, and 1 or 3"
+            " channels"
+        )
+    if not 1 <= len(spec.classes) <= MAX_CLASSES or len(set(spec.classes)) < len(spec.classes):
+        raise MessageError(f"{len(spec.classes)} classes: must be 1 to {MAX_CLASSES} distinct names")
+    for name in spec.classes:
+        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+            raise MessageError(
+                f"class name {name[:MAX_NAME_LENGTH]!r}: must be 1 to {MAX_NAME_LENGTH} printable characters"
+            )
+    return spec
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."

@@ -1,0 +1,79 @@
+"""``query.prepare``: what a silo holds, and a slice of the training of its own model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsynth.messages.envelope import Answer, Reader, Request
+from fedsynth.messages.fields import MAX_CLASSES, MessageError, flag, image_spec, metric, real, setting, several, whole
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrepareAnswer(Answer):
+    """What the silo holds and, if it was asked to train, how far its own model is.
+
+    Attributes:
+        label_counts: training images per class.
+        steps: optimiser steps so far; None: it was not asked to train.
+        loss: mean of the last steps.
+        finished: whether the model is ready; the other fields are of a finished model.
+        train_seconds: time its training took, now or in an earlier run.
+        curve_steps, curve_losses: its loss curve.
+        copied_share: share of its samples that are near-copies of training images; None: not measured.
+    """
+
+    introduces: ClassVar[bool] = True
+
+    label_counts: tuple[int, ...] = metric(several(whole(), MAX_CLASSES), ())
+    steps: int | None = metric(whole(), None)
+    loss: float | None = metric(real(), None)
+    finished: bool = metric(flag, False)
+    train_seconds: float = metric(real(0), 0.0)
+    curve_steps: tuple[float, ...] = metric(several(real(0)), ())
+    curve_losses: tuple[float, ...] = metric(several(real()), ())
+    copied_share: float | None = metric(real(0, 1), None)
+
+    def check(self) -> None:
+        """Compare the two halves of the curve, and ask for one of a finished model."""
+        if len(self.curve_steps) != len(self.curve_losses):
+            raise MessageError(f"{len(self.curve_steps)} curve-steps, but {len(self.curve_losses)} curve-losses")
+        if self.finished and not self.curve_steps:
+            raise MessageError("a finished model without a loss curve")
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """The loss curve as (step, loss)."""
+        return [(int(step), loss) for step, loss in zip(self.curve_steps, self.curve_losses, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSlice(PrepareAnswer):
+    """The answer of a silo that was asked to train."""
+
+    def check(self) -> None:
+        """Ask for the progress, too."""
+        super().check()
+        for key, value in (("steps", self.steps), ("loss", self.loss)):
+            if value is None:
+                raise MessageError(f"{key} is missing")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrepareRequest(Request[PrepareAnswer]):
+    """Asks what the silo holds, and to train for a while.
+
+    Attributes:
+        spec: format and classes of the run.
+        train_seconds: how long to train the silo's own model; 0: not at all.
+    """
+
+    kind: ClassVar[str] = "query.prepare"
+
+    spec: ImageSpec = image_spec()
+    train_seconds: float = setting(real(0), 0.0)
+
+    def reader(self) -> Reader[PrepareAnswer]:
+        """Read the answer; label counts must be those of the run's classes, if there are any."""
+        return TrainingSlice.from_message if self.train_seconds else PrepareAnswer.from_message

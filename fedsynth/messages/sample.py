@@ -1,0 +1,66 @@
+"""``query.sample``: images that a silo draws, from its own model or its copy of the federated one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedsynth.messages.envelope import Answer, Reader, Reply, Request
+from fedsynth.messages.fields import MessageError, array, array_record, image_spec, setting, tensor, text, whole
+from fedsynth.messages.wire import Arrays
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleAnswer(Answer):
+    """Drawn images.
+
+    Attributes:
+        images: uint8 (n, H, W, C).
+    """
+
+    images: torch.Tensor = tensor(array(4, torch.uint8), view=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleRequest(Request[SampleAnswer]):
+    """Which images to draw.
+
+    Attributes:
+        labels: class of every image, int64 (n,).
+        numbers: which samples of the run's set these are, int64 (n,): each starts from the noise that it
+            has in every method.
+        spec: format and classes of the run.
+        sampler: how to draw.
+        weights: exchanged weights of the federated model; None: draw from the silo's own model.
+        server_round, run_token: of the federated model, see :class:`~fedsynth.messages.train.TrainRequest`.
+    """
+
+    kind: ClassVar[str] = "query.sample"
+
+    labels: torch.Tensor = tensor(array(1, torch.int64))
+    numbers: torch.Tensor = tensor(array(1, torch.int64))
+    spec: ImageSpec = image_spec()
+    sampler: str = setting(text(r"[\w.:+-]{1,200}"))
+    weights: Arrays | None = array_record("weights", None)
+    server_round: int | None = setting(whole(1), None)
+    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
+
+    def check(self) -> None:
+        """Compare labels and numbers."""
+        if len(self.labels) != len(self.numbers):
+            raise MessageError(f"{len(self.labels)} labels with {len(self.numbers)} numbers")
+
+    def reader(self) -> Reader[SampleAnswer]:
+        """Read the answer; it must hold every image that was asked for, in the run's format."""
+        expected = (len(self.labels), self.spec.size, self.spec.size, self.spec.channels)
+
+        def read(reply: Reply) -> SampleAnswer:
+            answer = SampleAnswer.from_message(reply)
+            if answer.images.shape != expected:
+                raise MessageError(f"images have shape {tuple(answer.images.shape)}, not {expected}")
+            return answer
+
+        return read

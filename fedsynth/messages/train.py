@@ -1,0 +1,59 @@
+"""``train``: a silo continues the federated model on its own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsynth.messages.envelope import Answer, Reader, Request
+from fedsynth.messages.fields import array_record, flag, image_spec, metric, real, setting, several, text, whole
+from fedsynth.messages.wire import Arrays
+from fedsynth.spec import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainAnswer(Answer):
+    """Weights after a round.
+
+    Attributes:
+        arrays: weights of the parts that were asked for, by state dict name; whoever knows the model checks them
+            (:func:`strategies.averaging.aggregation.check_model`).
+        num_examples: training images.
+        loss: mean over the round's steps.
+    """
+
+    arrays: Arrays = array_record()
+    num_examples: int = metric(whole())
+    loss: float | None = metric(real(), None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest(Request[TrainAnswer]):
+    """Weights to continue from.
+
+    Attributes:
+        arrays: the exchanged weights; tensors of the network that are not among them are the silo's own and stay on
+            its disk.
+        spec: format and classes of the run.
+        server_round: 1 for the first.
+        steps: optimiser steps of this round.
+        proximal_mu: weight of FedProx's term.
+        run_token: names the run, for tensors that stay with the silo.
+        has_trained: whether the silo took part in an earlier round, so that it must have kept such tensors.
+        report_parts: parts of the network to answer; None: all.
+    """
+
+    kind: ClassVar[str] = "train"
+
+    arrays: Arrays = array_record()
+    spec: ImageSpec = image_spec()
+    server_round: int = setting(whole(1))
+    steps: int = setting(whole())
+    proximal_mu: float = setting(real(0), 0.0)
+    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
+    has_trained: bool = setting(flag, False)
+    report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)
+
+    def reader(self) -> Reader[TrainAnswer]:
+        """Read the answer by itself."""
+        return TrainAnswer.from_message

@@ -1,0 +1,175 @@
+"""Questions to silos, and which of their answers count: the only place that pairs, parses, names and counts answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from flwr.app import Message
+
+from fedsynth.config import AUTO
+from fedsynth.errors import RunError
+from fedsynth.messages import Answer, MessageError, Request, sender_of
+from fedsynth.messages.envelope import Reader, Shared
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
+from strategies.conversation.reply_log import ReplyLog
+
+logger = logging.getLogger("fedsynth")
+
+A = TypeVar("A", bound=Answer)
+Question = tuple[int, Request[A]]
+"""Index of a silo in the census, and what to ask it."""
+Check = Callable[[int, A], None]
+"""What only the asker can check of silo k's answer; raises ValueError if the answer cannot be used."""
+Quorum = Literal["one", "half", "all"]
+
+
+def replies_needed(min_replies: int | Literal["auto"], asked: int, auto: Quorum) -> int:
+    """Return how many of ``asked`` silos must give a usable answer.
+
+    Args:
+        min_replies: the configuration's; more than are asked means all of them.
+        asked: number of silos.
+        auto: what ``"auto"`` stands for.
+    """
+    if min_replies != AUTO:
+        return min(min_replies, asked)
+    return {"one": min(1, asked), "half": -(-asked // 2), "all": asked}[auto]
+
+
+def ask(
+    exchange: Exchange,
+    questions: Iterable[Question[A]],
+    census: Census,
+    *,
+    needed: int,
+    timeout: float | None = None,
+    check: Check[A] | None = None,
+) -> Iterator[tuple[int, A]]:
+    """Send questions, and yield (index of the silo, its answer) for every usable answer as it comes.
+
+    An error, an answer that cannot be read, that does not fit its question, or that ``check`` refuses is left out, with
+    silo and reason in the log. No answer is kept here, so that one at a time is in memory if the caller lets each go.
+
+    Args:
+        exchange: the way to the silos.
+        questions: what to ask whom; a silo may be asked several. Tensors and records that several share are sent once.
+        census: the silos.
+        needed: silos of which at least one answer must be usable.
+        timeout: seconds to wait for all answers; None: ``reply-timeout``.
+        check: what the caller knows and the message does not.
+
+    Raises:
+        RunError: fewer than ``needed`` silos; says the first reason. Also as soon as a simulation worker has died,
+            since every later message would fail.
+    """
+    batch = list(questions)
+    asked: list[tuple[int, Reader[A]]] = [(k, request.reader()) for k, request in batch]
+    messages = _messages(batch, census, exchange.timeout)
+    replies = exchange.send(messages, timeout)
+    # The silos' answers need the room that the questions take.
+    del questions, batch, messages
+    yield from _usable(replies, asked, census, needed, check, exchange.reply_log)
+
+
+class DrivenRound(list[Message]):
+    """Messages of a round that somebody else sends, as the list that they are.
+
+    Flower's ``configure_train`` and ``aggregate_train`` come to this: a strategy can be driven without an exchange.
+    """
+
+    def __init__(self, questions: Iterable[Question[Any]], census: Census, server_round: int) -> None:
+        batch = list(questions)
+        super().__init__(_messages(batch, census, None))
+        self._asked: list[tuple[int, Reader[Any]]] = [(k, request.reader()) for k, request in batch]
+        self._census = census
+        for index, message in enumerate(self):
+            # Replies made with reply_to repeat it; Flower gives another one to what it sends.
+            message.metadata.__dict__["_message_id"] = f"round-{server_round}-question-{index}"
+        self._metadata = [message.metadata for message in self]
+
+    @property
+    def num_silos(self) -> int:
+        """Silos that are asked something."""
+        return len({silo for silo, _ in self._asked})
+
+    def answers(
+        self, replies: Iterable[Message], needed: int, check: Check[A] | None = None
+    ) -> Iterator[tuple[int, A]]:
+        """Yield the usable answers among ``replies``, as :func:`ask` does."""
+        return _usable(self._paired(replies), self._asked, self._census, needed, check, ReplyLog())
+
+    def _paired(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
+        ids = {metadata.message_id: index for index, metadata in enumerate(self._metadata)}
+        for reply in replies:
+            index = ids.get(reply.metadata.reply_to_message_id)
+            if index is None:
+                index = self._question_to(reply)
+            if index is None:
+                logger.warning("%s left out: not asked", sender_of(reply).name)
+                continue
+            yield index, reply
+            del reply
+
+    def _question_to(self, reply: Message) -> int | None:
+        """Return the one question that the sender of ``reply`` was asked."""
+        node = reply.metadata.src_node_id
+        mine = [index for index, metadata in enumerate(self._metadata) if metadata.dst_node_id == node]
+        return mine[0] if len(mine) == 1 else None
+
+
+def _messages(batch: Sequence[Question[A]], census: Census, ttl: float | None) -> list[Message]:
+    shared: Shared = {}
+    return [request.to_message(census.members[k].node_id, ttl, shared) for k, request in batch]
+
+
+def _usable(
+    replies: Iterator[tuple[int, Message]],
+    asked: Sequence[tuple[int, Reader[A]]],
+    census: Census,
+    needed: int,
+    check: Check[A] | None,
+    log: ReplyLog,
+) -> Iterator[tuple[int, A]]:
+    usable: set[int] = set()
+    reasons: list[str] = []
+    for index, reply in replies:
+        k, read = asked[index]
+        try:
+            answer = _read(reply, read)
+            if check is not None:
+                check(k, answer)
+        except (ValueError, OverflowError) as error:
+            reasons.append(_left_out(k, reply, str(error), census, log))
+            continue
+        finally:
+            # The loop variable would keep this answer alive through the wait for the next.
+            del reply
+        usable.add(k)
+        yield k, answer
+        del answer
+    if len(usable) < needed:
+        why = reasons[0] if reasons else "no answer in time; see reply-timeout"
+        raise RunError(f"{len(usable)} usable answers, {needed} needed: {why}")
+
+
+def _read(reply: Message, read: Reader[A]) -> A:
+    if not reply.has_error():
+        return read(reply)
+    reason = str(reply.error.reason)
+    if "ActorDied" in reason:
+        raise RunError(f"a simulation worker died (out of memory?): {reason}")
+    raise MessageError(reason)
+
+
+def _left_out(k: int, reply: Message, reason: str, census: Census, log: ReplyLog) -> str:
+    """Say in the log that an answer does not count; return silo and reason."""
+    member = census.members[k]
+    name = member.name if census.known else sender_of(reply).name
+    log.leave_out(member.node_id, reason)
+    # A silo's own errors begin with its name, and a node's number says nothing.
+    says_who = reason.startswith(f"{name}:") or (reply.has_error() and not census.known)
+    logger.warning("%s left out: %s", "answer" if says_who else name, reason)
+    return reason if says_who else f"{name}: {reason}"

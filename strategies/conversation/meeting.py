@@ -1,0 +1,52 @@
+"""Meeting the silos of a run: what each of them holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fedsynth.errors import RunError
+from fedsynth.messages import PrepareAnswer, PrepareRequest
+from fedsynth.spec import ImageSpec
+from strategies.conversation.ask import ask
+from strategies.conversation.census import Census, Member
+from strategies.conversation.exchange import Exchange
+
+logger = logging.getLogger("fedsynth")
+
+
+def take_census(exchange: Exchange, node_ids: Sequence[int], spec: ImageSpec, max_silo_images: int) -> Census:
+    """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
+
+    Raises:
+        RunError: a silo cannot open its images, two go by one name, or nobody is left.
+    """
+    nodes = Census.unknown(node_ids)
+    questions = [(k, PrepareRequest(spec=spec)) for k in range(len(nodes))]
+    answers = list(ask(exchange, questions, nodes, needed=len(nodes)))
+    members: list[Member] = []
+    reasons: list[str] = []
+    for k, answer in sorted(answers, key=lambda item: item[1].sender):
+        name = answer.sender.name
+        if problem := _problem(answer, len(spec.classes), max_silo_images):
+            reasons.append(f"{name}: {problem}")
+            logger.warning("%s left out of the run: %s", name, problem)
+            continue
+        counts = list(answer.label_counts)
+        members.append(Member(nodes.members[k].node_id, name, sum(counts), counts))
+    if not members:
+        raise RunError(f"no silo can take part: {reasons[0]}")
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
+    return Census(members)
+
+
+def _problem(answer: PrepareAnswer, num_classes: int, most: int) -> str:
+    """Return what makes no sense about a silo's claim; empty if nothing."""
+    counts = list(answer.label_counts)
+    if len(counts) != num_classes:
+        return f"label counts {counts} do not fit {num_classes} classes"
+    if not 1 <= sum(counts) <= most:
+        return f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}"
+    return ""
