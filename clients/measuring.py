@@ -45,7 +45,14 @@ def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
     images = silo.silo(request.spec)
     if len(images.holdout) < MIN_HELD_OUT:
         return EvaluateAnswer(num_examples=len(images.holdout), weights_hash=request.weights_hash)
-    measures = measure_held_out(classifier, images, request.features.numpy(), len(request.spec.classes))
+    measures = measure_held_out(
+        classifier,
+        images.holdout.images,
+        images.holdout.labels,
+        images.train.images,
+        request.features.numpy(),
+        len(request.spec.classes),
+    )
     return EvaluateAnswer(
         num_examples=measures.n,
         weights_hash=request.weights_hash,

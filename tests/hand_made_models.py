@@ -12,7 +12,7 @@ from hand_made import StubGrid, reply
 from numpy.typing import NDArray
 
 from fedsynth.diffusion import select_parts
-from fedsynth.messages import wire
+from fedsynth.messages import TrainRequest, wire
 from strategies import STRATEGIES
 from strategies.averaging.base import AveragingStrategy
 
@@ -76,15 +76,17 @@ def send(
 
 def answer(request: Message, weights: Mapping[str, torch.Tensor], silo: int, count: int = 1, **metrics: Any) -> Message:
     """What partition ``silo`` answers: the parts it is asked for (all unless told), trained on ``count`` images."""
-    parts = wire.config(request).get("report-parts")
-    asked = select_parts(weights, parts) if isinstance(parts, list) else dict(weights)
-    return reply(request, wire.ARRAYS, asked, partition=silo, num_examples=count, **metrics)
+    parts = TrainRequest.from_message(request).report_parts
+    asked = dict(weights) if parts is None else select_parts(weights, parts)
+    return reply(request, "arrays", asked, partition=silo, num_examples=count, **metrics)
 
 
-def answers(requests: Sequence[Message], models: Sequence[Model], counts: Sequence[int]) -> list[Message]:
-    """One answer each, of partitions 0, 1, ..."""
+def answers(
+    requests: Sequence[Message], models: Sequence[Model], counts: Sequence[int], loss: float | None = None
+) -> list[Message]:
+    """One answer each, of partitions 0, 1, ..., with losses 1, 2, ... or the one given."""
     return [
-        answer(request, weights, silo, count, loss=1.0 + silo, seconds=0.5)
+        answer(request, weights, silo, count, loss=1.0 + silo if loss is None else loss, seconds=0.5)
         for silo, (request, weights, count) in enumerate(zip(requests, models, counts, strict=True))
     ]
 

@@ -14,7 +14,7 @@ from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.messages import wire
+from fedsynth.messages import sender_of, wire
 from fedsynth.output import ReportContent, RunFolder
 from strategies import build_strategy
 from strategies.run.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ NINE = [
     "pooled",
 ]
 """One run for every kind of state that a checkpoint holds; the others are interrupted in tests/long."""
-WORDS = {wire.TRAIN, wire.EPSILON, wire.SAMPLE}
+WORDS = {"train", "query.epsilon", "query.sample"}
 """Kinds of messages that rounds send; feddiffuse sends one more after the last."""
 
 
@@ -111,7 +111,7 @@ def die(replies: list[Message]) -> list[Message]:
 
 def lose_silo_1(replies: list[Message]) -> list[Message]:
     for reply in replies:
-        if wire.silo_key(reply)[0] == 1:
+        if sender_of(reply).partition == 1:
             for name in [name for name in reply.content if name.partition("#")[0] in wire.array_names(reply)]:
                 del reply.content[name]
     return replies

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from flwr.app import Message
 from tiny_runs import tiny_settings
-from tiny_silos import WatchedGrid
+from tiny_silos import WatchedExchange
 
 import clients.app
 import strategies.results.federated_evaluation
+from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo, load_federation
 from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, frechet_distance
 from fedsynth.evaluation import train_domain_classifier as train_fully
 from strategies.base import Outcome, Task
-from strategies.conversation.census import take_census
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.meeting import take_census
 from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
 
 Tamper = Callable[[list[Message]], list[Message]]
@@ -41,25 +41,6 @@ def few_steps() -> Iterator[None]:
         yield
 
 
-class RecordingGrid(WatchedGrid):
-    """Also keeps every message."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.sent: list[Message] = []
-        self.answers: list[Message] = []
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        batch = list(messages)
-        self.sent += batch
-        return super().push_messages(batch)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = list(super().pull_messages(message_ids))
-        self.answers += replies
-        return replies
-
-
 class Run:
     """Three real silos of uneven size, and a server that has digits 0 to 6 of its own and no federation."""
 
@@ -68,17 +49,17 @@ class Run:
         config = RunConfig.from_run_config(settings)
         federation = load_federation(config)
         self.silos: list[Silo] = [federation.silo(k, config) for k in range(3)]
-        inner = RecordingGrid(clients.app.app, settings, 3)
-        census = take_census(inner, list(inner.get_node_ids()), federation.spec, 60.0, config.exchange.max_silo_images)
-        inner.sent, inner.answers, inner._tamper = [], [], tamper
-        self.inner, self.grid = inner, ExchangeGrid(inner, 60.0)
+        self.exchange = WatchedExchange(InProcessGrid(clients.app.app, settings, 3))
+        nodes, most = self.exchange.get_node_ids(), config.exchange.max_silo_images
+        census = take_census(self.exchange, nodes, federation.spec, most)
+        self.exchange.sent, self.exchange.answers, self.exchange.grid._tamper = [], [], tamper
         self.task = Task(config, federation.spec, census, torch.arange(90) % 10, federation=None)
         rows = np.flatnonzero(federation.test.labels < 7)[:90]
         self.outcome = Outcome(federation.test.images[rows], federation.test.labels[rows])
 
     def measure(self) -> SiloEvaluation | None:
         with few_steps():
-            return evaluate_at_silos(self.grid, self.task, self.outcome)
+            return evaluate_at_silos(self.exchange, self.task, self.outcome)
 
     def measured(self) -> SiloEvaluation:
         done = self.measure()

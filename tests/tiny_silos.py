@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,29 +18,44 @@ import clients.app
 from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
-from fedsynth.messages import wire
 from strategies import build_strategy
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedddpm import FedDDPM
 from strategies.base import Task
-from strategies.conversation.census import take_census
+from strategies.conversation.exchange import Exchange
+from strategies.conversation.meeting import take_census
 
 AUX_SAMPLES, SERVER_STEPS, LEARNING_RATE = 50, 3, 1e-3
 
 Tamper = Callable[[list[Message]], list[Message]]
 
 
-class WatchedGrid(InProcessGrid):
-    """Also counts the messages of every kind."""
+class WatchedExchange(Exchange):
+    """Keeps what is sent and what comes back.
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.kinds: Counter[str] = Counter()
+    Attributes:
+        grid: may be told how to tamper.
+        sent: all messages.
+        answers: all answers.
+    """
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def __init__(self, grid: InProcessGrid) -> None:
+        super().__init__(grid, 60.0)
+        self.grid = grid
+        self.sent: list[Message] = []
+        self.answers: list[Message] = []
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Messages of every kind."""
+        return Counter(message.metadata.message_type for message in self.sent)
+
+    def send(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         batch = list(messages)
-        self.kinds.update(message.metadata.message_type for message in batch)
-        return super().push_messages(batch)
+        self.sent += batch
+        for index, answer in super().send(batch, timeout):
+            self.answers.append(answer)
+            yield index, answer
 
 
 @dataclass
@@ -49,7 +64,7 @@ class TinySilos:
 
     folder: Path
 
-    def meet(self, tamper: Tamper = lambda replies: replies, **changes: Any) -> tuple[Task, WatchedGrid, FedDDPM]:
+    def meet(self, tamper: Tamper = lambda replies: replies, **changes: Any) -> tuple[Task, WatchedExchange, FedDDPM]:
         """A run that has counted its silos; changes in snake case."""
         correction = {
             "aux_samples": AUX_SAMPLES,
@@ -60,15 +75,15 @@ class TinySilos:
         settings = tiny_settings(self.folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
         strategy, config = build_strategy(RunConfig.from_run_config(settings))
         assert isinstance(strategy, FedDDPM)
-        grid = WatchedGrid(clients.app.app, settings, 3, tamper)
+        exchange = WatchedExchange(InProcessGrid(clients.app.app, settings, 3, tamper))
         federation = load_federation(config)
-        census = take_census(grid, list(grid.get_node_ids()), federation.spec, 60.0, config.exchange.max_silo_images)
-        return Task(config, federation.spec, census, torch.arange(4), federation), grid, strategy
+        census = take_census(exchange, exchange.get_node_ids(), federation.spec, config.exchange.max_silo_images)
+        return Task(config, federation.spec, census, torch.arange(4), federation), exchange, strategy
 
     def begin(self, **changes: Any) -> tuple[Task, FedDDPM, ArrayRecord]:
         """A run that is about to begin its rounds."""
-        task, grid, strategy = self.meet(**changes)
-        return task, strategy, strategy.begin(task, grid)
+        task, exchange, strategy = self.meet(**changes)
+        return task, strategy, strategy.begin(task, exchange)
 
     def own_model(self, silo: int) -> UNet2DModel:
         """The model on the silo's disk."""
@@ -81,7 +96,5 @@ def play_real(
 ) -> tuple[Model, Any]:
     """A round in which the three silos answer weights of a real network, in the order of arrival ``order``."""
     requests = send(strategy, number, weights, [100, 101, 102])
-    replies = answers(requests, [near(weights, 10 * number + k, 1e-3) for k in range(3)], [30, 1, 7])
-    for reply in replies:
-        wire.metrics(reply)["loss"] = loss
+    replies = answers(requests, [near(weights, 10 * number + k, 1e-3) for k in range(3)], [30, 1, 7], loss)
     return gather(strategy, number, replies[::order])

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from fedsynth.files import atomic_file, write_json
-from fedsynth.output.text_tables import markdown_lines
+from fedsynth.output.table_formats import markdown_lines
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from fedsynth.cli.tables.run_groups import (
     read_runs,
 )
 from fedsynth.errors import UserError
-from fedsynth.output import SyntheticDataset, results_table
+from fedsynth.output import SyntheticDataset, terminal_table
 from fedsynth.output.comparison import (
     ComparisonCell,
     ComparisonContent,
@@ -56,7 +56,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     write_comparison(options.output, content)
     for table in content.tables:
         rows = {label: dict(zip(table.columns, map(_plain, cells), strict=True)) for label, cells in table.rows.items()}
-        print(f"{table.title}\n{results_table(rows)}\n")
+        print(f"{table.title}\n{terminal_table(rows)}\n")
     if any(cell.best for table in content.tables for cells in table.rows.values() for cell in cells):
         print("* the best of its column: its 95 % interval touches no other row's")
     for warning in content.warnings:

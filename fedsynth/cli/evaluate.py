@@ -12,15 +12,15 @@ from fedsynth.config import AUTO, RunConfig, keys_of
 from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, results_rows
+from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
 from fedsynth.files import write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
-    explained,
+    evaluation_parts,
     folder_names,
-    measured_parts,
-    results_table,
+    headings_and_meanings,
+    terminal_table,
     write_report,
 )
 from fedsynth.output.dataset import PROVENANCE
@@ -55,7 +55,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         logger.info(said)
     evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
     evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
-    print(results_table(results_rows([evaluation])))
+    print(terminal_table(measure_rows([evaluation])))
     for note in evaluation.notes:
         print(f"note: {note}")
     if options.output:
@@ -171,7 +171,7 @@ def _measure(
 
 
 def _report(path: Path, synthetic: LabelledImages, test: LabelledImages, evaluation: Evaluation) -> ReportContent:
-    row, name, results = evaluation.row(), evaluation.main_classifier, results_rows([evaluation])
+    row, name, results = evaluation.row(), evaluation.main_classifier, measure_rows([evaluation])
     return ReportContent(
         title=f"{path.name or path.resolve().name}, measured",
         explanation=f"{len(synthetic)} labelled synthetic images measured against {len(test)} real test images.",
@@ -187,6 +187,6 @@ def _report(path: Path, synthetic: LabelledImages, test: LabelledImages, evaluat
         real_images=test.images,
         real_labels=test.labels,
         limits=evaluation.notes,
-        **explained(results),
-        **measured_parts(evaluation),
+        **headings_and_meanings(results),
+        **evaluation_parts(evaluation),
     )

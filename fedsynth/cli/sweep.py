@@ -20,7 +20,7 @@ from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
-from fedsynth.output import RunFolder, results_table
+from fedsynth.output import RunFolder, terminal_table
 from fedsynth.progress import duration
 
 _SIGN_OF_LIFE = 60.0
@@ -161,7 +161,7 @@ def _overview(sweep: Sweep, entries: Sequence[Entry]) -> str:
     some = 0 < unknown < sum(entry.status != "finished" for entry in entries)
     guess = f"; {unknown} runs of a kind that has not finished yet count as the mean" if some else ""
     again = [replace(entry, status="waiting") if entry.status == "failed" else entry for entry in entries]
-    return f"{results_table(rows)}\n\n{len(entries)} runs in {sweep.folder}: {_standing(again)}{guess}"
+    return f"{terminal_table(rows)}\n\n{len(entries)} runs in {sweep.folder}: {_standing(again)}{guess}"
 
 
 def _begun(sweep: Sweep, entry: Entry) -> bool:

@@ -16,7 +16,7 @@ from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.files import atomic_file
 from fedsynth.output import png_bytes
-from fedsynth.output.text_tables import latex, markdown
+from fedsynth.output.table_formats import latex, markdown
 
 FORMATS = ("markdown", "csv", "latex")
 

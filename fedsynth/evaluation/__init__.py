@@ -4,6 +4,7 @@ from fedsynth.evaluation.evaluation import Evaluation
 from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.image_set import ImageSet
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
+from fedsynth.evaluation.measure_table import all_notes, mean_columns, measure_rows
 from fedsynth.evaluation.networks.domain_classifier import (
     FEATURE_SPACE,
     DomainClassifier,
@@ -11,9 +12,8 @@ from fedsynth.evaluation.networks.domain_classifier import (
     train_domain_classifier,
 )
 from fedsynth.evaluation.networks.extractors import EXTRACTORS
-from fedsynth.evaluation.results_rows import all_notes, results_rows, summarise
 from fedsynth.evaluation.suite import FEATURE_SEED, Evaluator, Settings
-from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility
+from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility_scores
 
 __all__ = [
     "CLASSIFIERS",
@@ -29,9 +29,9 @@ __all__ = [
     "all_notes",
     "extract_features",
     "frechet_distance",
+    "mean_columns",
+    "measure_rows",
     "precision_recall_density_coverage",
-    "results_rows",
-    "summarise",
     "train_domain_classifier",
-    "utility",
+    "utility_scores",
 ]

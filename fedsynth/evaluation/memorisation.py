@@ -98,29 +98,6 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     )
 
 
-def nearest_pairs(synthetic: np.ndarray, train: np.ndarray, count: int) -> list[tuple[int, int, float]]:
-    """Return the closest pairs of a synthetic and a training sample, for a picture that stays with the data's owner.
-
-    Args:
-        synthetic: features or flattened pixels (N, D), N >= 2.
-        train: (M, D), M >= 2.
-        count: pairs wanted, at least 1.
-
-    Returns:
-        (synthetic index, train index, distance) of the ``min(count, N)`` closest, nearest first; a synthetic sample
-        occurs once, a training sample as often as it is the nearest.
-
-    Raises:
-        UserError: unequal D, fewer than two samples, NaN or infinite values, or ``count`` below 1.
-    """
-    if count < 1:
-        raise UserError(f"count = {count}: at least 1 pair must be asked for")
-    synthetic, train = centred_samples(synthetic=synthetic, train=train)
-    indices, distances = nearest_neighbours(synthetic, train)
-    closest = np.argsort(distances, kind="stable")[:count]
-    return [(int(row), int(indices[row]), float(distances[row])) for row in closest]
-
-
 def nearest_neighbours(points: Array, references: Array, own: Indices | None = None) -> tuple[Indices, Array]:
     """Find the nearest reference of each point, a block of points at a time.
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from scipy.spatial.distance import cdist
 
-from fedsynth.data import Silo
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import as_feature_pair
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
@@ -97,7 +96,7 @@ class HeldOutMeasures:
 
     @property
     def accuracy(self) -> float:
-        """Share of them that is classified rightly, 0..1."""
+        """Share of them that is classified correctly, 0..1."""
         return sum(self.label_correct) / self.n
 
     def check(self, num_classes: int, n: int) -> None:
@@ -105,36 +104,46 @@ class HeldOutMeasures:
 
         Raises:
             ValueError: not ``num_classes`` classes; counts that are negative, do not sum up to ``n`` or are below the
-                number of right ones; a coverage outside 0..1.
+                number of correct ones; a coverage outside 0..1.
         """
         counts, correct = self.label_counts, self.label_correct
         if not len(counts) == len(correct) == num_classes or self.n != n:
             raise ValueError(f"counts {counts} and {correct} do not fit {num_classes} classes and {n} images")
         if not all(0 <= right <= count for right, count in zip(correct, counts, strict=True)):
-            raise ValueError(f"{correct} images classified rightly: must be 0 to {counts}")
+            raise ValueError(f"{correct} images classified correctly: must be 0 to {counts}")
         if not 0 <= self.coverage <= 1:
             raise ValueError(f"coverage = {self.coverage}: must be 0 to 1")
 
 
 def measure_held_out(
-    classifier: DomainClassifier, silo: Silo, synthetic_features: np.ndarray, num_classes: int
+    classifier: DomainClassifier,
+    held_out: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer],
+    train: npt.NDArray[np.uint8],
+    synthetic_features: np.ndarray,
+    num_classes: int,
 ) -> HeldOutMeasures:
     """Measure the synthetic set on images that no model was trained on.
 
     Args:
         classifier: trained on the synthetic set.
-        silo: holds out at least ``MIN_HELD_OUT`` images.
+        held_out: uint8 (N, H, W, C), N >= ``MIN_HELD_OUT`` images of the silo that no model was trained on.
+        labels: their classes (N,).
+        train: uint8 (L, H, W, C), L >= 1, the silo's other images.
         synthetic_features: (M, 64), M >= 2, of the same classifier.
         num_classes: number of classes.
 
     Raises:
         UserError: too few images, or features that are not finite.
     """
-    images, labels = silo.holdout.images, silo.holdout.labels
-    right = labels[predict_labels(classifier, images) == labels]
-    counts, correct = (np.bincount(of, minlength=num_classes).tolist() for of in (labels, right))
-    held_out, train = (extract_features(classifier, of) for of in (images, silo.train.images))
-    return HeldOutMeasures(tuple(counts), tuple(correct), coverage(held_out, train, synthetic_features))
+    correct = labels[predict_labels(classifier, held_out) == labels]
+    return HeldOutMeasures(
+        label_counts=tuple(np.bincount(labels, minlength=num_classes).tolist()),
+        label_correct=tuple(np.bincount(correct, minlength=num_classes).tolist()),
+        coverage=coverage(
+            extract_features(classifier, held_out), extract_features(classifier, train), synthetic_features
+        ),
+    )
 
 
 def coverage(held_out: np.ndarray, train: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS) -> float:

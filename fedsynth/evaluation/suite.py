@@ -24,7 +24,7 @@ from fedsynth.evaluation.memorisation import Memorisation, memorisation
 from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
 from fedsynth.evaluation.networks.extractors import Extracted, Extractor, create_extractor, resolve_extractor
 from fedsynth.evaluation.networks.resnet import resnet_origin
-from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility
+from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility_scores
 from fedsynth.seeding import derive_seed
 
 Progress = Callable[[str], None]
@@ -207,7 +207,7 @@ class Evaluator:
     def _scores(self, train: ImageSet) -> dict[str, Scores]:
         settings, folds = self._settings, (train.images, train.labels, self._test.images, self._test.labels)
         how = settings.classifiers, settings.classifier_seeds, settings.resnet_weights_path, settings.device
-        return utility(*folds, len(self._classes), self._seed, *how)
+        return utility_scores(*folds, len(self._classes), self._seed, *how)
 
     def _copies(self, synthetic: ImageSet) -> tuple[Memorisation | None, tuple[str, ...]]:
         remark: tuple[str, ...] = ()

@@ -72,7 +72,7 @@ class Scores:
         }
 
 
-def utility(
+def utility_scores(
     train_images: Images,
     train_labels: Labels,
     test_images: Images,

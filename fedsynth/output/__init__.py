@@ -1,5 +1,6 @@
 """What a run leaves behind: the dataset, the run folder, the pictures and the report."""
 
+from fedsynth.output.class_folders import folder_names
 from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
 from fedsynth.output.evaluation_figures import (
     Embedding,
@@ -16,11 +17,10 @@ from fedsynth.output.figures import (
     real_beside_synthetic,
     round_curve,
 )
-from fedsynth.output.measured import explained, measured_parts
-from fedsynth.output.names import folder_names
-from fedsynth.output.report import ReportContent, write_report
+from fedsynth.output.report import ReportContent, evaluation_parts, write_report
+from fedsynth.output.report_words import headings_and_meanings
 from fedsynth.output.run_folder import RunFolder, default_name
-from fedsynth.output.terminal_table import results_table
+from fedsynth.output.terminal import terminal_table
 
 __all__ = [
     "Embedding",
@@ -30,19 +30,19 @@ __all__ = [
     "SyntheticDataset",
     "default_name",
     "embedding_scatter",
-    "explained",
+    "evaluation_parts",
     "folder_names",
+    "headings_and_meanings",
     "image_grid",
     "label_distribution",
     "loss_curves",
-    "measured_parts",
     "nearest_images",
     "per_class_bars",
     "png_bytes",
     "read_dataset",
     "real_beside_synthetic",
-    "results_table",
     "round_curve",
+    "terminal_table",
     "write_dataset",
     "write_report",
 ]

@@ -17,7 +17,7 @@ from fedsynth.output.comparison_figures import Estimate, measure_dots, round_lin
 from fedsynth.output.comparison_template import BODY
 from fedsynth.output.dataset import PROVENANCE, SyntheticDataset, read_dataset
 from fedsynth.output.figures import image_grid
-from fedsynth.output.page import Picture, document, render, rendered, write_page
+from fedsynth.output.html_page import Picture, document, render, rendered, write_page
 
 _PER_CLASS = 4
 _MOST_CLASSES = 20

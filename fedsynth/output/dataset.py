@@ -15,8 +15,8 @@ from PIL import Image
 from fedsynth.disk import check_free_space, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
-from fedsynth.output.card import dataset_card
-from fedsynth.output.names import folder_names
+from fedsynth.output.class_folders import folder_names
+from fedsynth.output.dataset_card import dataset_card
 
 METADATA = "metadata.jsonl"
 PROVENANCE = "provenance.json"

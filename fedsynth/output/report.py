@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedsynth.output.card import LIMITS
+from fedsynth.evaluation import Evaluation
+from fedsynth.output.dataset_card import LIMITS
 from fedsynth.output.evaluation_figures import (
     MOST_BARS,
     Embedding,
@@ -28,7 +29,7 @@ from fedsynth.output.figures import (
     real_beside_synthetic,
     round_curve,
 )
-from fedsynth.output.page import Picture, document, render, rendered, write_page
+from fedsynth.output.html_page import Picture, document, render, rendered, write_page
 from fedsynth.output.report_template import BODY
 from fedsynth.progress import duration
 from fedsynth.units import column_names, human_bytes, show
@@ -36,6 +37,7 @@ from fedsynth.units import column_names, human_bytes, show
 _PER_CLASS = 8
 _MOST_CLASSES = 20
 _COMPARED = ("synthetic", "generator", "real")
+_SHOWN_PER_CLASS = ("precision", "coverage")
 _COST_LABELS = {
     "bytes-up": "sent by the silos to the server",
     "bytes-down": "sent by the server to the silos",
@@ -116,6 +118,21 @@ def write_report(path: Path, content: ReportContent) -> None:
     pictures = {name: rendered(figure) for name, figure in _figures(content).items()}
     page = _render(content, pictures)
     write_page(path, page, pictures, path.parent / "figures")
+
+
+def evaluation_parts(evaluation: Evaluation) -> dict[str, Any]:
+    """Return fields of :class:`ReportContent` by name: bars per class, and pictures if the evaluation has any."""
+    names = (f"accuracy-{evaluation.main_classifier}", *_SHOWN_PER_CLASS)
+    parts: dict[str, Any] = {}
+    for field_name, measures in (
+        ("per_class", evaluation.per_class()),
+        ("per_class_reference", evaluation.real_per_class()),
+    ):
+        parts[field_name] = {name: measures[name] for name in names if name in measures}
+    if evaluation.illustration is not None:
+        parts["nearest"] = NearestImages(**vars(evaluation.illustration.triples), space="pixels")
+        parts["embedding"] = Embedding(**vars(evaluation.illustration.embedding))
+    return parts
 
 
 def _figures(content: ReportContent) -> dict[str, Figure]:

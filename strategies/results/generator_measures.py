@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from fedsynth.evaluation import Evaluation, Evaluator, results_rows
+from fedsynth.evaluation import Evaluation, Evaluator, measure_rows
 from fedsynth.evaluation.evaluation import PIXEL_SPACE
 from fedsynth.evaluation.image_set import flat
+from fedsynth.evaluation.measure_table import SYNTHETIC
 from fedsynth.evaluation.membership import Membership
 from fedsynth.evaluation.memorisation import Memorisation, memorisation
-from fedsynth.evaluation.results_rows import SYNTHETIC
 from strategies.base import Outcome, Task
 from strategies.results.generator import Generator
 from strategies.results.membership_inference import attack_generator
@@ -60,7 +60,7 @@ class GeneratorMeasures:
         return wider
 
     def _values(self) -> dict[str, float]:
-        return {measure: row[SYNTHETIC] for measure, row in results_rows([self.evaluation]).items()}
+        return {measure: row[SYNTHETIC] for measure, row in measure_rows([self.evaluation]).items()}
 
 
 def measure_generator(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, results_rows, summarise
+from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, mean_columns, measure_rows
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
 from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
@@ -44,7 +44,7 @@ class Measurements:
 
     def row(self) -> dict[str, Any]:
         """Return the columns of ``results.json``; ``silos`` holds those of each dataset when there are several."""
-        row: dict[str, Any] = summarise(list(self.evaluations.values()))
+        row: dict[str, Any] = mean_columns(list(self.evaluations.values()))
         if len(self.evaluations) > 1:
             row["silos"] = {name: evaluation.row() for name, evaluation in self.evaluations.items()}
         row |= self.attack.row() if self.attack else {}
@@ -55,7 +55,7 @@ class Measurements:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Lay out as measure -> columns."""
-        rows = results_rows(list(self.evaluations.values())) if self.evaluations else {}
+        rows = measure_rows(list(self.evaluations.values())) if self.evaluations else {}
         rows |= self.attack.table() if self.attack else {}
         rows |= self.at_silos.table() if self.at_silos else {}
         return self.generator.beside(rows) if self.generator else rows

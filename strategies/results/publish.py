@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler
 from fedsynth.files import atomic_directory
-from fedsynth.output import RunFolder, SyntheticDataset, folder_names, results_table, write_dataset, write_report
+from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
@@ -44,7 +44,7 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, excha
     folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
     content = report_content(task, outcome, how, cost, measured, folder.read_metrics())
     write_report(folder.report, content)
-    logger.info("results\n%s", results_table(content.results or cost))
+    logger.info("results\n%s", terminal_table(content.results or cost))
     logger.info("dataset %s", folder.synthetic)
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedsynth.config import REAL_SILOS
-from fedsynth.evaluation import Evaluation, summarise
-from fedsynth.output import ReportContent, explained, measured_parts
+from fedsynth.evaluation import Evaluation, mean_columns
+from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
@@ -49,15 +49,15 @@ def report_content(
         settings=config.to_run_config(),
         resolved=config.resolved,
         limits=measured.limits(),
-        **explained(results),
-        **(measured_parts(evaluations[0]) if len(evaluations) == 1 else {}),
+        **headings_and_meanings(results),
+        **(evaluation_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
 
 
 def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     headline: dict[str, Any] = {"synthetic images": len(outcome.labels), "rounds": cost["rounds"]}
     if evaluations:
-        row = summarise(evaluations)
+        row = mean_columns(evaluations)
         of_silos = ", mean over the silos" if len(evaluations) > 1 else ""
         name = evaluations[0].main_classifier
         accuracy = f"accuracy on real test images ({name.upper()} trained on synthetic{of_silos})"

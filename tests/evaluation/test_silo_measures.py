@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsynth.data import LabelledImages, Silo
+from fedsynth.data import LabelledImages
 from fedsynth.errors import UserError
 from fedsynth.evaluation import DomainClassifier, extract_features, precision_recall_density_coverage
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
@@ -86,7 +86,7 @@ def test_measures_of_held_out_images_by_hand(digits, classifier: DomainClassifie
     held_out = LabelledImages(digits.test_images[:60], labels, DIGITS.classes)
     train = LabelledImages(digits.train_images[100:200], digits.train_labels[100:200], DIGITS.classes)
     synthetic = extract_features(classifier, digits.train_images[:100])
-    measures = measure_held_out(classifier, Silo("clinic", train, held_out), synthetic, 10)
+    measures = measure_held_out(classifier, held_out.images, labels, train.images, synthetic, 10)
     predicted = predict_labels(classifier, held_out.images)
     assert measures.label_counts == tuple(sum(labels == c) for c in range(10))
     assert measures.label_correct == tuple(sum((labels == c) & (predicted == c)) for c in range(10))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +61,9 @@ def evaluator(digits, cache, seed=0, progress=None, trained_on=None, **settings)
 def short_training():
     """A fraction of the budgets is enough to tell these sets apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("fedsynth.evaluation.utility"), "CNN_STEPS", 60)
-        patch.setattr(import_module("fedsynth.evaluation.utility"), "MLP_STEPS", 100)
-        patch.setattr(import_module("fedsynth.evaluation.suite"), "EMBEDDED", 100)
+        patch.setattr("fedsynth.evaluation.utility.CNN_STEPS", 60)
+        patch.setattr("fedsynth.evaluation.utility.MLP_STEPS", 100)
+        patch.setattr("fedsynth.evaluation.suite.EMBEDDED", 100)
         yield
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,9 @@ import torch
 from torchvision.models import resnet18
 
 from fedsynth.errors import UserError
+from fedsynth.evaluation import utility as module
 from fedsynth.evaluation.networks.resnet import ResNetClassifier
-from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, Scores, _scores, utility
-
-# The package has a function of the module's name.
-module = importlib.import_module("fedsynth.evaluation.utility")
+from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, Scores, _scores, utility_scores
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,8 +48,8 @@ def test_scores_are_the_counts_of_every_seed_averaged():
 
 def test_separable_classes_are_learnt_and_a_missing_one_counts_as_error():
     test_set = separable([0, 0, 1, 1, 1, 2], seed=1)
-    full = utility(*separable([0, 1, 2] * 6), *test_set, num_classes=3, seed=0, num_seeds=1)
-    without = utility(*separable([0, 2] * 6), *test_set, num_classes=3, seed=0, num_seeds=1)
+    full = utility_scores(*separable([0, 1, 2] * 6), *test_set, num_classes=3, seed=0, num_seeds=1)
+    without = utility_scores(*separable([0, 2] * 6), *test_set, num_classes=3, seed=0, num_seeds=1)
     for name in DEFAULT_CLASSIFIERS:
         assert full[name] == Scores(1.0, 1.0, 1.0, 1.0, None, (1.0,) * 3, (1.0,) * 3)
         assert without[name].accuracy == pytest.approx(3 / 6)
@@ -65,7 +62,7 @@ def test_separable_classes_are_learnt_and_a_missing_one_counts_as_error():
 def test_a_single_class_is_always_predicted(digits):
     labels = np.full(20, 3)
     images = digits.train_images[:20]
-    scores = utility(images, labels, digits.test_images, digits.test_labels, 10, seed=0, classifiers=CLASSIFIERS)
+    scores = utility_scores(images, labels, digits.test_images, digits.test_labels, 10, seed=0, classifiers=CLASSIFIERS)
     share = (digits.test_labels == 3).mean()
     # Ten classes, nine of them with F1 = 0; the tenth has recall 1 and precision = share.
     f1 = 2 * share / (1 + share)
@@ -83,9 +80,9 @@ def test_equal_seeds_equal_scores_and_another_seed_another_mlp(digits, monkeypat
     sets = (digits.train_images[:40], digits.train_labels[:40], digits.test_images, digits.test_labels)
     monkeypatch.setattr(module, "CNN_STEPS", 5)
     monkeypatch.setattr(module, "MLP_STEPS", 50)
-    first, again = (utility(*sets, 10, seed=3, num_seeds=1) for _ in range(2))
+    first, again = (utility_scores(*sets, 10, seed=3, num_seeds=1) for _ in range(2))
     assert first == again
-    other = utility(*sets, 10, seed=4, classifiers=["logistic-regression", "mlp"], num_seeds=1)
+    other = utility_scores(*sets, 10, seed=4, classifiers=["logistic-regression", "mlp"], num_seeds=1)
     assert other["mlp"] != first["mlp"]
     assert other["logistic-regression"] == first["logistic-regression"]
 
@@ -100,7 +97,7 @@ def test_the_resnet_starts_from_the_file_with_a_seed_a_training(monkeypatch, tmp
 
     monkeypatch.setattr(module, "train_resnet", train)
     sets = (*separable([0, 1]), *separable([0, 1]))
-    utility(*sets, 2, 0, classifiers=["resnet"], num_seeds=2, resnet_weights=tmp_path / "weights.pth")
+    utility_scores(*sets, 2, 0, classifiers=["resnet"], num_seeds=2, resnet_weights=tmp_path / "weights.pth")
     assert len({seed for seed, _ in trained}) == 2
     assert all("conv1.weight" in weights for _, weights in trained)
 
@@ -109,12 +106,12 @@ def test_a_wrong_file_is_reported_before_any_classifier_trains(monkeypatch, tmp_
     monkeypatch.setattr(module, "train_domain_classifier", pytest.fail)
     sets = (*separable([0, 1]), *separable([0, 1]))
     with pytest.raises(UserError, match=r"resnet-weights-path = .*missing\.pth"):
-        utility(*sets, 2, 0, classifiers=["cnn", "resnet"], resnet_weights=tmp_path / "missing.pth")
+        utility_scores(*sets, 2, 0, classifiers=["cnn", "resnet"], resnet_weights=tmp_path / "missing.pth")
 
 
 def test_a_file_is_of_no_concern_without_the_resnet():
     sets = (*separable([0, 1] * 3), *separable([0, 1]))
-    utility(*sets, 2, 0, classifiers=["logistic-regression"], resnet_weights=Path("missing.pth"))
+    utility_scores(*sets, 2, 0, classifiers=["logistic-regression"], resnet_weights=Path("missing.pth"))
 
 
 def test_rows_have_one_column_a_measure_and_the_interval_if_there_is_one():
@@ -127,12 +124,14 @@ def test_rows_have_one_column_a_measure_and_the_interval_if_there_is_one():
 
 def test_images_of_unequal_size_are_refused(digits):
     with pytest.raises(UserError, match=r"test images: images are \(9, 8, 1\)"):
-        utility(digits.train_images, digits.train_labels, np.zeros((2, 9, 8, 1), np.uint8), np.zeros(2, int), 10, 0)
+        utility_scores(
+            digits.train_images, digits.train_labels, np.zeros((2, 9, 8, 1), np.uint8), np.zeros(2, int), 10, 0
+        )
 
 
 def test_unknown_classifiers_and_too_few_seeds_are_refused():
     sets = (*separable([0, 1]), *separable([0, 1]))
     with pytest.raises(UserError, match="unknown classifiers 'resent': did you mean 'resnet'"):
-        utility(*sets, 2, 0, classifiers=["resent"])
+        utility_scores(*sets, 2, 0, classifiers=["resent"])
     with pytest.raises(UserError, match="classifier-seeds = 0: at least 1"):
-        utility(*sets, 2, 0, num_seeds=0)
+        utility_scores(*sets, 2, 0, num_seeds=0)

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from fedsynth.errors import UserError
 from fedsynth.output import SyntheticDataset, read_dataset, write_dataset
-from fedsynth.output.names import folder_names
+from fedsynth.output.class_folders import folder_names
 
 DIGITS = tuple(str(i) for i in range(11))
 AWKWARD = ("zebra/horse", "zebra_horse", "test", "..", "2024-05-17", "T-shirt & <top>", "b" * 300)

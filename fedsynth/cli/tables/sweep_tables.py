@@ -15,7 +15,7 @@ from fedsynth.cli.tables.sweep_rows import SweepRow, bold_row, paired_difference
 from fedsynth.evaluation.intervals import mean_and_interval
 from fedsynth.output.comparison import ComparisonCell, ComparisonTable
 from fedsynth.output.comparison_figures import Estimate, trade_off
-from fedsynth.output.text_tables import csv_text
+from fedsynth.output.table_formats import csv_text
 from fedsynth.units import show
 
 INCEPTION = "inception-v3-compat"

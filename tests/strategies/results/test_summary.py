@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsynth.config import RunConfig
-from fedsynth.evaluation import DEFAULT_CLASSIFIERS, Evaluation, results_rows, summarise
+from fedsynth.evaluation import DEFAULT_CLASSIFIERS, Evaluation, mean_columns, measure_rows
 from fedsynth.evaluation.membership import Membership
 from fedsynth.evaluation.utility import Scores
 from fedsynth.spec import ImageSpec
@@ -58,7 +58,7 @@ def task(strategy: str) -> Task:
 
 
 def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
-    rows = results_rows([EVALUATION])
+    rows = measure_rows([EVALUATION])
     assert [*rows][:2] == ["kernel-distance", "frechet-distance"]  # the former depends less on so small an n
     beside = {"N": 30, "in": "domain-classifier"}
     assert rows["frechet-distance"] == {"synthetic": 18.4, "real": 4.0, "better": "lower", **beside}
@@ -81,15 +81,15 @@ def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
 
 def test_with_images_enough_the_frechet_distance_comes_first() -> None:
     fidelity = {**EVALUATION.fidelity, "overall": {**FIDELITY, "n": 2048}}
-    assert [*results_rows([replace(EVALUATION, fidelity=fidelity)])][:2] == ["frechet-distance", "kernel-distance"]
+    assert [*measure_rows([replace(EVALUATION, fidelity=fidelity)])][:2] == ["frechet-distance", "kernel-distance"]
 
 
 def test_several_sets_are_summarised_by_mean_and_range() -> None:
     fidelity = {**EVALUATION.fidelity, "overall": {**FIDELITY, "frechet-distance": 10.4}}
     other = replace(EVALUATION, fidelity=fidelity, notes=("biased", "small"))
-    row = results_rows([EVALUATION, other])["frechet-distance"]
+    row = measure_rows([EVALUATION, other])["frechet-distance"]
     assert (row["synthetic"], row["lowest"], row["highest"]) == (pytest.approx(14.4), 10.4, 18.4)
-    summary = summarise([EVALUATION, other])
+    summary = mean_columns([EVALUATION, other])
     assert summary["notes"] == "biased; small"
     assert "per-class" not in summary
 

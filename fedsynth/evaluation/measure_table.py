@@ -28,7 +28,7 @@ _MEMORISATION = {
 SYNTHETIC, REAL, BOTH, SPREAD = "synthetic", "real", "real + synthetic", "±"
 
 
-def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def mean_columns(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Return the columns of one evaluation; of several the means, with ``-lowest`` and ``-highest`` beside them."""
     rows = [evaluation.row() for evaluation in evaluations]
     if len(rows) < 2:
@@ -39,14 +39,14 @@ def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {**columns, "notes": "; ".join(all_notes(evaluations))}
 
 
-def results_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+def measure_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several.
 
     With too few images for a Fréchet distance to be trusted, the kernel distance comes first. ``±`` is half of the
     95 % interval over the classifiers' seeds, and for kernel distance and inception score the standard deviation over
     random subsets.
     """
-    row, first = summarise(evaluations), evaluations[0]
+    row, first = mean_columns(evaluations), evaluations[0]
     beside = {"N": first.n, "in": first.feature_space}
     rows = {m: {**_spread(row, m), "better": better, **beside} for m, better in _ordered(first.n).items() if m in row}
     return rows | _utility_rows(row, first) | _memorisation_rows(row)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from fedsynth.output import results_table
+from fedsynth.output import terminal_table
 
 
 def test_numbers_are_aligned_right_and_text_left() -> None:
     rows = {"accuracy": {"synthetic": 0.925, "real": 0.969, "in": "pixels"}, "FD": {"synthetic": 118.4, "in": "CNN"}}
-    assert results_table(rows).splitlines() == [
+    assert terminal_table(rows).splitlines() == [
         "          synthetic   real  in",
         "accuracy      0.925  0.969  pixels",
         "FD              118         CNN",
@@ -13,12 +13,12 @@ def test_numbers_are_aligned_right_and_text_left() -> None:
 
 
 def test_plain_values_need_no_header() -> None:
-    assert results_table({"images": 1500, "report": "a.html"}) == "images  1,500\nreport  a.html"
+    assert terminal_table({"images": 1500, "report": "a.html"}) == "images  1,500\nreport  a.html"
 
 
 def test_plain_values_and_rows_may_be_mixed() -> None:
-    assert results_table({"a": 1, "b": {"x": 2}}).splitlines() == ["   value  x", "a      1", "b         2"]
+    assert terminal_table({"a": 1, "b": {"x": 2}}).splitlines() == ["   value  x", "a      1", "b         2"]
 
 
 def test_no_rows_make_no_table() -> None:
-    assert results_table({}) == ""
+    assert terminal_table({}) == ""

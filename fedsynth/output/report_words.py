@@ -1,21 +1,16 @@
-"""What a report shows of an evaluation beside its numbers: groups, plain words, bars and pictures."""
+"""The headings of a report's measures, and what each measure means."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
-
-from fedsynth.evaluation import Evaluation
-from fedsynth.output.evaluation_figures import Embedding, NearestImages
-
-SHOWN_PER_CLASS = ("precision", "coverage")
 
 GROUPS = {
     "Do they look like real images, and like all of them?": ("kernel-distance", "frechet-distance"),
     "Can a classifier learn from them?": ("accuracy-",),
     "Do they repeat training images?": ("nearest-neighbour-ratio", "copied-share", "released-membership"),
-    "Do the models betray who was trained on?": ("epsilon-membership",),
-    "What the silos measured at home": ("silo-",),
+    "Can an attacker tell from the models who was trained on?": ("epsilon-membership",),
+    "What the silos measured on their own images": ("silo-",),
     "Is the generator as good as the images it was trained on?": ("generator-",),
 }
 """Heading -> how the name of the first row below it begins."""
@@ -48,7 +43,7 @@ MEANINGS = {
 }
 
 
-def explained(results: Collection[str]) -> dict[str, Any]:
+def headings_and_meanings(results: Collection[str]) -> dict[str, Any]:
     """Return ``result_groups`` and ``meanings`` of :class:`fedsynth.output.ReportContent` for these measures."""
     groups: dict[str, str] = {}
     for heading, starts in GROUPS.items():
@@ -56,21 +51,3 @@ def explained(results: Collection[str]) -> dict[str, Any]:
         if first is not None:
             groups[first] = heading
     return {"result_groups": groups, "meanings": {name: MEANINGS[name] for name in results if name in MEANINGS}}
-
-
-def measured_parts(evaluation: Evaluation) -> dict[str, Any]:
-    """Return fields of :class:`fedsynth.output.ReportContent` by name: bars per class, and pictures if it has any."""
-    parts: dict[str, Any] = {
-        "per_class": _shown(evaluation, evaluation.per_class()),
-        "per_class_reference": _shown(evaluation, evaluation.real_per_class()),
-    }
-    if evaluation.illustration is None:
-        return parts
-    triples, embedding = evaluation.illustration.triples, evaluation.illustration.embedding
-    nearest = NearestImages(**vars(triples), space="pixels")
-    return {**parts, "nearest": nearest, "embedding": Embedding(**vars(embedding))}
-
-
-def _shown(evaluation: Evaluation, measures: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    accuracy = f"accuracy-{evaluation.main_classifier}"
-    return {name: measures[name] for name in (accuracy, *SHOWN_PER_CLASS) if name in measures}

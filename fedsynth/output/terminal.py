@@ -8,7 +8,7 @@ from typing import Any
 from fedsynth.units import column_names, show
 
 
-def results_table(rows: Mapping[str, Any]) -> str:
+def terminal_table(rows: Mapping[str, Any]) -> str:
     """Lay out results as plain text, numbers to the right.
 
     Args:

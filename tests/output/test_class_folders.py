@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsynth.output.names import folder_names
+from fedsynth.output.class_folders import folder_names
 
 
 def test_numbers_are_padded_so_that_sorting_keeps_their_order() -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fedsynth.errors import UserError
-from fedsynth.output.page import MACROS, Picture, document, render, rendered, write_page
+from fedsynth.output.html_page import MACROS, Picture, document, render, rendered, write_page
 
 
 def test_a_picture_carries_its_own_bytes() -> None:
