@@ -179,16 +179,14 @@ def without_idle_keys(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def _refuse_contradictions(config: RunConfig) -> None:
-    run, levels, rounds = config.run, config.diffusion.num_train_timesteps, 0
+    run, flat = config.run, config.to_run_config()
     if not is_plugin(run.strategy):
-        settings = config.settings.model_dump(by_alias=True)
-        steps = {"sampling-steps": config.sampling.sampling_steps, "dfd-rounds": settings.get("dfd-rounds", 0)}
-        rounds = settings.get("num-rounds", 0)
-        for name, value in steps.items():
-            if value > levels:
-                raise UserError(f"{name} = {value}: must be <= num-train-timesteps = {levels}")
-    if rounds > config.training.train_steps:
-        raise UserError(f"num-rounds = {rounds}: must be <= train-steps = {config.training.train_steps}")
+        _ = config.settings  # which refuses values that do not go together
+    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": "train-steps"}
+    for name, other in limits.items():
+        value, limit = flat[name], flat[other]
+        if isinstance(value, int) and isinstance(limit, int) and value > limit:
+            raise UserError(f"{name} = {value}: must be <= {other} = {limit}")
     if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
         raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
     if config.training.mixed_precision == "bf16" and run.device == "cpu":
