@@ -21,7 +21,7 @@ class RingOfModes:
     """Eight narrow Gaussians on a circle: six equal ones at the first silo, one at each of two others."""
 
     SHARES = (0.6, 0.3, 0.1)
-    DEVIATION = 0.05
+    STD = 0.05
 
     def __init__(self) -> None:
         angles = torch.arange(8) * (2 * math.pi / 8)
@@ -29,13 +29,13 @@ class RingOfModes:
         self.silos = [self.modes[:6], self.modes[6:7], self.modes[7:]]
         self.truth = np.array([0.1] * 6 + [0.3, 0.1])
 
-    def exact_eps(self, x: torch.Tensor, alpha: torch.Tensor, modes: torch.Tensor) -> torch.Tensor:
+    def exact_eps(self, x: torch.Tensor, alpha_bar: torch.Tensor, modes: torch.Tensor) -> torch.Tensor:
         """-√(1-ᾱ) ∇ log p_t(x) of an equal mixture of ``modes``."""
-        variance = alpha * self.DEVIATION**2 + 1 - alpha
-        offsets = x.flatten(1)[:, None] - alpha.sqrt() * modes
+        variance = alpha_bar * self.STD**2 + 1 - alpha_bar
+        offsets = x.flatten(1)[:, None] - alpha_bar.sqrt() * modes
         shares = torch.softmax(-offsets.square().sum(2) / (2 * variance), dim=1)
         score = -(shares[..., None] * offsets).sum(1) / variance
-        return (-(1 - alpha).sqrt() * score)[..., None, None]
+        return (-(1 - alpha_bar).sqrt() * score)[..., None, None]
 
     def distance(self, kind: str, num_samples: int, rounds: int) -> float:
         """Total variation distance between the mode frequencies of composed samples and the truth."""
@@ -44,8 +44,8 @@ class RingOfModes:
         prior = torch.tensor(self.SHARES).double().log()
         posterior = PathPosterior(prior)
         for t in scheduler.timesteps.tolist():
-            alpha = scheduler.alphas_cumprod[t]
-            eps = torch.stack([self.exact_eps(x, alpha, modes) for modes in self.silos])
+            alpha_bar = scheduler.alphas_cumprod[t]
+            eps = torch.stack([self.exact_eps(x, alpha_bar, modes) for modes in self.silos])
             weights = posterior.weights if kind == "posterior" else responsibilities(prior, energy(eps), 1.0)
             moved = scheduler.step(compose(eps, weights), t, x, generator=generator).prev_sample
             posterior.update(x, moved, eps, scheduler, t)

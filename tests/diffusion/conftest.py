@@ -29,15 +29,15 @@ def tiny_unet() -> Callable[[int], UNet2DModel]:
 
 @pytest.fixture
 def gaussian_eps() -> Callable[[float, float], PredictNoise]:
-    """Exact ε of N(mean, deviation²) under the default noise schedule."""
+    """Exact ε of N(mean, std²) under the default noise schedule."""
     diffusion = Diffusion()
     alphas = np.cumprod(1 - np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.num_train_timesteps))
 
-    def make(mean: float, deviation: float) -> PredictNoise:
+    def make(mean: float, std: float) -> PredictNoise:
         def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
-            alpha = float(alphas[t])
-            scale: float = (1 - alpha) ** 0.5 / (alpha * deviation**2 + 1 - alpha)
-            return torch.mul(x - alpha**0.5 * mean, scale)
+            alpha_bar = float(alphas[t])
+            scale: float = (1 - alpha_bar) ** 0.5 / (alpha_bar * std**2 + 1 - alpha_bar)
+            return torch.mul(x - alpha_bar**0.5 * mean, scale)
 
         return predict
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsynth.diffusion.noise_levels import Level, match_levels, to_noise
 
-MEAN, DEVIATION = 0.6, 0.3
+MEAN, STD = 0.6, 0.3
 
 
 def alphas_of(steps: int = 1000, schedule: str = "linear", **options: float) -> NDArray[np.float64]:
@@ -22,31 +22,31 @@ def alphas_of(steps: int = 1000, schedule: str = "linear", **options: float) -> 
 RUN = alphas_of()
 
 
-def exact_eps(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    """E[ε | x] for N(MEAN, DEVIATION²) under x = √ᾱ x_0 + √(1-ᾱ) ε."""
-    return (x - math.sqrt(alpha) * MEAN) * math.sqrt(1 - alpha) / (alpha * DEVIATION**2 + 1 - alpha)
+def exact_eps(x: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    """E[ε | x] for N(MEAN, STD²) under x = √ᾱ x_0 + √(1-ᾱ) ε."""
+    return (x - math.sqrt(alpha_bar) * MEAN) * math.sqrt(1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
-def samples_at(alpha: float) -> torch.Tensor:
+def samples_at(alpha_bar: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(200, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
-    return math.sqrt(alpha) * (MEAN + DEVIATION * clean) + math.sqrt(1 - alpha) * noise
+    return math.sqrt(alpha_bar) * (MEAN + STD * clean) + math.sqrt(1 - alpha_bar) * noise
 
 
-@pytest.mark.parametrize("alpha", [0.9999, 0.7, 0.02, 1e-4])
-def test_every_kind_of_prediction_becomes_the_noise(alpha: float) -> None:
+@pytest.mark.parametrize("alpha_bar", [0.9999, 0.7, 0.02, 1e-4])
+def test_every_kind_of_prediction_becomes_the_noise(alpha_bar: float) -> None:
     generator = torch.Generator().manual_seed(1)
     clean, noise = (torch.randn(4, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    x = math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
-    velocity = math.sqrt(alpha) * noise - math.sqrt(1 - alpha) * clean
+    x = math.sqrt(alpha_bar) * clean + math.sqrt(1 - alpha_bar) * noise
+    velocity = math.sqrt(alpha_bar) * noise - math.sqrt(1 - alpha_bar) * clean
     for prediction, kind in ((noise, "epsilon"), (velocity, "v_prediction"), (clean, "sample")):
-        torch.testing.assert_close(to_noise(prediction, x, alpha, kind), noise, rtol=0, atol=1e-12)
+        torch.testing.assert_close(to_noise(prediction, x, alpha_bar, kind), noise, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("fractional", [True, False])
 def test_own_schedule_is_found_level_by_level(fractional: bool) -> None:
     levels = match_levels(RUN, alphas_of(), fractional)
-    assert levels == [Level(float(t), float(alpha), float(alpha), 1.0) for t, alpha in enumerate(RUN)]
+    assert levels == [Level(float(t), float(alpha_bar), float(alpha_bar), 1.0) for t, alpha_bar in enumerate(RUN)]
     assert all(level.exact for level in levels)
 
 
@@ -98,12 +98,12 @@ def test_rounded_timesteps_are_the_nearest_and_keep_the_image_under_the_noise() 
     assert float(error.abs().max()) < 0.02
 
 
-def assert_image_kept(level: Level, alpha: float, scale: float) -> None:
+def assert_image_kept(level: Level, alpha_bar: float, scale: float) -> None:
     """The answer at our level says the same x_0 as the network's at its own, whatever it is."""
     generator = torch.Generator().manual_seed(2)
     x, own_eps = (torch.randn(9, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     clean = (scale * x - math.sqrt(1 - level.own_alpha_bar) * own_eps) / math.sqrt(level.own_alpha_bar)
-    expected = (x - math.sqrt(alpha) * clean) / math.sqrt(1 - alpha)
+    expected = (x - math.sqrt(alpha_bar) * clean) / math.sqrt(1 - alpha_bar)
     torch.testing.assert_close(level.to_run(own_eps, x), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -24,7 +24,7 @@ CLASSES = ("zero", "one", "two")
 SPEC = ImageSpec(1, 8, CLASSES)
 DIFFUSION = Diffusion()
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-MEAN, DEVIATION = 0.6, 0.3
+MEAN, STD = 0.6, 0.3
 OTHER_SHAPES = (
     {"block_out_channels": (8, 16, 16), "layers_per_block": 2},
     {"block_out_channels": (16,), "attention": True},
@@ -60,30 +60,29 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., torch.Te
     return replace
 
 
-@pytest.mark.parametrize("count", [5, 300])
-@pytest.mark.parametrize("t", [0, 421, 999])
-def test_our_own_model_answers_bit_for_bit_as_if_trained_here(t: int, count: int, tmp_path: Path) -> None:
+def test_our_own_model_answers_bit_for_bit_as_if_trained_here(tmp_path: Path) -> None:
     unet = build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8), 1)
     ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), CLASSES).save_pretrained(tmp_path)
     model = load(tmp_path)
-    x, labels = questions(count)
-    answer = model.predict(x, t, labels)
-    assert torch.equal(answer, noise_predictor(unet)(x, t, labels))
-    assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
+    x, labels = questions(300)
+    for t in (0, 421, 999):
+        answer = model.predict(x, t, labels)
+        assert torch.equal(answer, noise_predictor(unet)(x, t, labels))
+        assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
     assert model.native
 
 
-@pytest.mark.parametrize("t", [0, 300, 999])
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
-def test_other_predictions_are_turned_into_noise(kind: str, t: int, tmp_path: Path) -> None:
+def test_other_predictions_are_turned_into_noise(kind: str, tmp_path: Path) -> None:
     unet = unet_of()
     model = load(save(tmp_path, unet, prediction_type=kind))
     x, labels = questions()
-    output = noise_predictor(unet)(x, t, labels).double().numpy()
-    signal, noise = math.sqrt(ALPHAS[t]), math.sqrt(1 - ALPHAS[t])
-    velocity, clean = signal * output + noise * x.numpy(), (x.numpy() - signal * output) / noise
-    expected = velocity if kind == "v_prediction" else clean
-    np.testing.assert_allclose(model.predict(x, t, labels).numpy(), expected, rtol=1e-5, atol=1e-5)
+    for t in (0, 300, 999):
+        output = noise_predictor(unet)(x, t, labels).double().numpy()
+        signal, noise = math.sqrt(ALPHAS[t]), math.sqrt(1 - ALPHAS[t])
+        velocity, clean = signal * output + noise * x.numpy(), (x.numpy() - signal * output) / noise
+        expected = velocity if kind == "v_prediction" else clean
+        np.testing.assert_allclose(model.predict(x, t, labels).numpy(), expected, rtol=1e-5, atol=1e-5)
     assert not model.native
 
 
@@ -96,23 +95,22 @@ def cosine(timestep: float, steps: int) -> float:
     return level((timestep + 1) / steps) / level(0)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_gaussian_under_a_cosine_schedule_is_exact_at_our_levels(
-    kind: str, tmp_path: Path, pretend: Callable[[Callable[..., torch.Tensor]], None]
+    tmp_path: Path, pretend: Callable[[Callable[..., torch.Tensor]], None]
 ) -> None:
     def answer(x: torch.Tensor, t: Any, _: Any) -> torch.Tensor:
-        alpha = cosine(float(t), 400)
-        eps = exact_eps(x, alpha)
-        clean = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
-        velocity = math.sqrt(alpha) * eps - math.sqrt(1 - alpha) * clean
-        return {"epsilon": eps, "v_prediction": velocity, "sample": clean}[kind]
+        alpha_bar = cosine(float(t), 400)
+        eps = exact_eps(x, alpha_bar)
+        clean = (x - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+        return math.sqrt(alpha_bar) * eps - math.sqrt(1 - alpha_bar) * clean
 
-    folder = save(tmp_path, unet_of(), num_train_timesteps=400, beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    schedule = {"num_train_timesteps": 400, "beta_schedule": "squaredcos_cap_v2"}
+    folder = save(tmp_path, unet_of(), **schedule, prediction_type="v_prediction")
     pretend(answer)
     model, errors = load(folder), []
     for t in range(0, 1000, 9):
         noise, labels = questions(64)
-        clean = MEAN + DEVIATION * noise.flip(0).double()
+        clean = MEAN + STD * noise.flip(0).double()
         x = math.sqrt(ALPHAS[t]) * clean + math.sqrt(1 - ALPHAS[t]) * noise
         errors.append((t, float((model.predict(x, t, labels) - exact_eps(x, ALPHAS[t])).abs().max())))
     assert max(error for t, error in errors if 60 <= t < 900) < 1e-4
@@ -120,8 +118,8 @@ def test_gaussian_under_a_cosine_schedule_is_exact_at_our_levels(
     assert max(error for t, error in errors if t > 0) < 0.002
 
 
-def exact_eps(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    return (x - math.sqrt(alpha) * MEAN) * math.sqrt(1 - alpha) / (alpha * DEVIATION**2 + 1 - alpha)
+def exact_eps(x: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    return (x - math.sqrt(alpha_bar) * MEAN) * math.sqrt(1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
 def test_network_is_told_fractional_timesteps(
@@ -140,24 +138,10 @@ def test_network_is_told_fractional_timesteps(
     assert any(t != round(t) for t in told)
 
 
-def test_real_network_between_two_levels_answers_between_them(tmp_path: Path) -> None:
-    unet = unet_of()
-    model = load(save(tmp_path, unet, num_train_timesteps=400, beta_schedule="squaredcos_cap_v2"))
-    x, labels = questions()
-    level = model.levels[500]
-    assert not level.timestep.is_integer()
-    below, above = (noise_predictor(unet)(x, math.floor(level.timestep) + k, labels) for k in (0, 1))
-    got = model.predict(x, 500, labels)
-    assert float((got - below).abs().max()) <= 1.5 * float((above - below).abs().max()) > 0
-    assert float((got - below).abs().max()) > 0
-
-
 @pytest.mark.parametrize("shape", OTHER_SHAPES, ids=lambda shape: str(shape["block_out_channels"]))
-@pytest.mark.parametrize("schedule", [{}, {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}])
-@pytest.mark.parametrize("classes", [3, None])
-def test_any_shape_answers(
-    classes: int | None, schedule: dict[str, Any], shape: dict[str, Any], tmp_path: Path
-) -> None:
+def test_any_shape_answers(shape: dict[str, Any], tmp_path: Path) -> None:
+    classes = None if shape.get("attention") else 3
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
     steps = shape.get("num_train_timesteps", 1000)
     folder = save(tmp_path, unet_of(classes=classes, **shape), **schedule, num_train_timesteps=steps)
     model = load(folder, CLASSES if classes else ("one",))
@@ -186,7 +170,8 @@ def test_half_precision_weights_answer_in_single_precision(tmp_path: Path) -> No
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
-    unet = unet_of(classes=4)
+    # A fifth class has no name.
+    unet = unet_of(classes=5)
     model = load(save(tmp_path, unet, classes=("two", "moon", "zero", "one")))
     x, labels = questions()
     assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([2, 3, 0])[labels]))
@@ -213,10 +198,6 @@ def test_unknown_class_is_not_served_and_not_answered(tmp_path: Path) -> None:
     assert model.predict(x, 9, torch.tensor([0, 2, 2, 0, 0])).isfinite().all()
     with pytest.raises(UserError, match=re.escape("class 'one', which the model in model-path does not know")):
         model.predict(x, 9, torch.tensor([0, 2, 1, 0, 0]))
-
-
-def test_spare_class_without_a_name_is_allowed(tmp_path: Path) -> None:
-    assert load(save(tmp_path, unet_of(classes=4))).serves.all()
 
 
 def test_model_without_classes_is_that_of_the_silo_s_only_class(tmp_path: Path) -> None:

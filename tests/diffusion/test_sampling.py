@@ -8,8 +8,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UNet2DModel,
@@ -19,9 +17,8 @@ from diffusers import (
 from fedsynth.config import Diffusion
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion.sampling import PredictNoise
-from fedsynth.mixture import ULAScheduler
 
-MEAN, DEVIATION = 0.3, 0.2
+MEAN, STD = 0.3, 0.2
 NO_LABELS = torch.zeros(0, dtype=torch.long)
 
 
@@ -32,48 +29,44 @@ def generator(seed: int = 0) -> torch.Generator:
 def exact(scheduler: Any, steps: int, gaussian_eps: Callable[[float, float], PredictNoise]) -> torch.Tensor:
     scheduler.set_timesteps(steps)
     noise = torch.randn(20_000, 1, 1, 1, generator=generator())
-    return sample(gaussian_eps(MEAN, DEVIATION), scheduler, noise, NO_LABELS, generator(1))
+    return sample(gaussian_eps(MEAN, STD), scheduler, noise, NO_LABELS, generator(1))
 
 
 def ddpm_recursion(levels: list[int]) -> tuple[float, float]:
-    """Mean and deviation of ancestral samples under the exact ε, in float64."""
+    """Mean and std of ancestral samples under the exact ε, in float64."""
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     mean, variance = 0.0, 1.0
     for t, s in zip(levels, [*levels[1:], None], strict=True):
         a_t, a_s = alphas[t], 1.0 if s is None else alphas[s]
-        total = a_t * DEVIATION**2 + 1 - a_t
+        total = a_t * STD**2 + 1 - a_t
         # x̂₀ = gain·x + offset, then Ho et al. 2020, Eq. 7.
-        gain, offset = np.sqrt(a_t) * DEVIATION**2 / total, MEAN - a_t * DEVIATION**2 / total * MEAN
+        gain, offset = np.sqrt(a_t) * STD**2 / total, MEAN - a_t * STD**2 / total * MEAN
         clean, current = np.sqrt(a_s) * (1 - a_t / a_s) / (1 - a_t), np.sqrt(a_t / a_s) * (1 - a_s) / (1 - a_t)
         mean = (clean * gain + current) * mean + clean * offset
         variance = (clean * gain + current) ** 2 * variance + (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
     return mean, np.sqrt(variance)
 
 
-@pytest.mark.parametrize("steps", [25, 50, 1000])
+@pytest.mark.parametrize("steps", [25, 1000])
 def test_ddpm_samples_follow_the_closed_recursion(
     steps: int, gaussian_eps: Callable[[float, float], PredictNoise]
 ) -> None:
     scheduler = make_scheduler(Diffusion(), steps)
-    mean, deviation = ddpm_recursion(scheduler.timesteps.tolist())
+    mean, std = ddpm_recursion(scheduler.timesteps.tolist())
     found = exact(scheduler, steps, gaussian_eps)
     assert float(found.mean()) == pytest.approx(mean, abs=6e-3)
-    assert float(found.std()) == pytest.approx(deviation, abs=4e-3)
+    assert float(found.std()) == pytest.approx(std, abs=4e-3)
     if steps == 1000:
-        assert (mean, deviation) == pytest.approx((MEAN, DEVIATION), abs=4e-3)
+        assert (mean, std) == pytest.approx((MEAN, STD), abs=4e-3)
 
 
 @pytest.mark.parametrize(
     ("scheduler", "steps", "tolerance"),
     [
-        (DDPMScheduler(clip_sample=False), 1000, 0.01),
         (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 100, 0.015),
-        (DPMSolverMultistepScheduler(use_karras_sigmas=True), 20, 0.03),
-        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), 50, 0.03),
         (EulerDiscreteScheduler(timestep_spacing="trailing"), 100, 0.015),
         (UniPCMultistepScheduler(use_karras_sigmas=True), 50, 0.01),
         (HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02), 50, 0.01),
-        (ULAScheduler(step_scale=0.2), 1000, 0.03),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "config") else None,
 )
@@ -82,7 +75,7 @@ def test_any_scheduler_recovers_a_gaussian(
 ) -> None:
     found = exact(scheduler, steps, gaussian_eps)
     assert float(found.mean()) == pytest.approx(MEAN, abs=tolerance)
-    assert float(found.std()) == pytest.approx(DEVIATION, abs=tolerance)
+    assert float(found.std()) == pytest.approx(STD, abs=tolerance)
 
 
 def test_equals_a_loop_by_hand(tiny_unet: Callable[..., UNet2DModel]) -> None:
@@ -114,7 +107,7 @@ def test_predictor_receives_level_and_labels() -> None:
 
 def test_same_generator_seed_same_samples(gaussian_eps: Callable[[float, float], PredictNoise]) -> None:
     noise = torch.randn(8, 1, 2, 2, generator=generator())
-    kept, predict = noise.clone(), gaussian_eps(MEAN, DEVIATION)
+    kept, predict = noise.clone(), gaussian_eps(MEAN, STD)
     one, same, other = (
         sample(predict, make_scheduler(Diffusion(), 10), noise, NO_LABELS, generator(seed)) for seed in (1, 1, 2)
     )
@@ -125,13 +118,11 @@ def test_same_generator_seed_same_samples(gaussian_eps: Callable[[float, float],
 
 def test_global_random_state_is_untouched(gaussian_eps: Callable[[float, float], PredictNoise]) -> None:
     before = torch.get_rng_state()
-    sample(
-        gaussian_eps(MEAN, DEVIATION), make_scheduler(Diffusion(), 5), torch.zeros(2, 1, 2, 2), NO_LABELS, generator()
-    )
+    sample(gaussian_eps(MEAN, STD), make_scheduler(Diffusion(), 5), torch.zeros(2, 1, 2, 2), NO_LABELS, generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+@pytest.mark.parametrize("batch_size", [3, 100])
 def test_batches_do_not_matter(batch_size: int, tiny_unet: Callable[..., UNet2DModel]) -> None:
     unet, labels = tiny_unet(), torch.arange(7) % 3
     x = torch.randn(7, 1, 8, 8, generator=generator())
@@ -144,14 +135,6 @@ def test_batches_do_not_matter(batch_size: int, tiny_unet: Callable[..., UNet2DM
 
 def test_no_samples_no_work(tiny_unet: Callable[..., UNet2DModel]) -> None:
     assert noise_predictor(tiny_unet())(torch.zeros(0, 1, 8, 8), 5, NO_LABELS).shape == (0, 1, 8, 8)
-
-
-def test_scheduler_starts_where_pure_noise_belongs() -> None:
-    scheduler = make_scheduler(Diffusion(), 25)
-    assert scheduler.timesteps.tolist() == list(range(999, 0, -40))
-    assert make_scheduler(Diffusion()).timesteps.tolist() == list(range(999, -1, -1))
-    expected = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    np.testing.assert_allclose(scheduler.alphas_cumprod, expected, rtol=1e-4)
 
 
 def test_initial_noise_depends_on_seed_alone() -> None:

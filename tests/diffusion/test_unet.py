@@ -15,27 +15,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(
-    ("preset", "spec", "parameters"),
-    [
-        ("digits", DIGITS, 635_553),
-        ("mnist", ImageSpec(1, 32, TEN), 11_736_705),
-        ("cifar10", ImageSpec(3, 32, TEN), 35_751_427),
-        ("celeba", ImageSpec(3, 32, TEN[:8]), 35_750_403),
-    ],
-)
-def test_parameter_counts(preset: str, spec: ImageSpec, parameters: int) -> None:
-    unet = build_unet(preset, spec, generator())
-    assert sum(p.numel() for p in unet.parameters()) == parameters
-    assert all(p.requires_grad for p in unet.parameters())
-
-
 @pytest.mark.parametrize("preset", list(PRESETS))
-@pytest.mark.parametrize("channels", [1, 3])
-def test_predicts_noise_of_the_images_shape(preset: str, channels: int) -> None:
+def test_predicts_noise_of_the_images_shape(preset: str) -> None:
     levels = len(PRESETS[preset].block_out_channels)
-    unet = build_unet(preset, ImageSpec(channels, 16, TEN[:3]), generator(), (4,) * levels, 1)
-    x = torch.randn(2, channels, 16, 16, generator=generator(1))
+    unet = build_unet(preset, ImageSpec(3, 16, TEN[:3]), generator(), (4,) * levels, 1)
+    x = torch.randn(2, 3, 16, 16, generator=generator(1))
     with torch.inference_mode():
         eps = unet(x, 5, class_labels=torch.tensor([0, 2])).sample
     assert eps.shape == x.shape
@@ -96,14 +80,5 @@ def test_unknown_preset() -> None:
 
 
 def test_preset_of_a_dataset() -> None:
-    found = {
-        name: preset_for(name) for name in ("digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder")
-    }
-    assert found == {
-        "digits": "digits",
-        "mnist": "mnist",
-        "fashion-mnist": "mnist",
-        "cifar10": "cifar10",
-        "celeba": "celeba",
-        "imagefolder": "small",
-    }
+    assert all(preset_for(name) == name for name in ("digits", "mnist", "cifar10", "celeba"))
+    assert (preset_for("fashion-mnist"), preset_for("imagefolder")) == ("mnist", "small")

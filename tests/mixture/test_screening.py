@@ -34,18 +34,18 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 
 def noised(images: torch.Tensor, count: int, t: int, seed: int) -> torch.Tensor:
     """``count`` samples at level t of a set of images."""
-    alpha = ALPHAS[t]
-    return alpha**0.5 * images[torch.arange(count) % len(images)] + (1 - alpha) ** 0.5 * random(
+    alpha_bar = ALPHAS[t]
+    return alpha_bar**0.5 * images[torch.arange(count) % len(images)] + (1 - alpha_bar) ** 0.5 * random(
         count, *SHAPE, seed=seed
     )
 
 
 def exact(images: torch.Tensor, x: torch.Tensor, t: int) -> torch.Tensor:
     """The ε of a silo that knows exactly these images, by the mean of the posterior over them."""
-    alpha = ALPHAS[t]
-    apart = torch.cdist(x.flatten(1), alpha**0.5 * images.flatten(1)).square()
-    clean = torch.softmax(-apart / (2 * (1 - alpha)), 1) @ images.flatten(1)
-    return ((x.flatten(1) - alpha**0.5 * clean) / (1 - alpha) ** 0.5).reshape(x.shape)
+    alpha_bar = ALPHAS[t]
+    apart = torch.cdist(x.flatten(1), alpha_bar**0.5 * images.flatten(1)).square()
+    clean = torch.softmax(-apart / (2 * (1 - alpha_bar)), 1) @ images.flatten(1)
+    return ((x.flatten(1) - alpha_bar**0.5 * clean) / (1 - alpha_bar) ** 0.5).reshape(x.shape)
 
 
 def everyone(eps: torch.Tensor) -> torch.Tensor:
@@ -144,11 +144,11 @@ def test_one_lazy_silo_of_ten_takes_the_energy_weights_and_loses_them() -> None:
 
 def test_statistics_equal_their_formulas() -> None:
     """Over several slices, whatever a silent silo left behind."""
-    n, alpha = 2 * SLICE_NUMBERS // (4 * 64) + 5, 0.3
+    n, alpha_bar = 2 * SLICE_NUMBERS // (4 * 64) + 5, 0.3
     eps, x = random(4, n, *SHAPE), random(n, *SHAPE, seed=1)
     eps[2] = torch.nan
     answered = torch.tensor([True, True, False, True])
-    found = answer_statistics(eps, x, alpha, answered)
+    found = answer_statistics(eps, x, alpha_bar, answered)
     assert list(found) == [0, 1, 3]
     image, sample = eps[1].double().numpy(), x.double().numpy()
     implied = (sample - math.sqrt(0.7) * image) / math.sqrt(0.3)
@@ -296,9 +296,9 @@ def test_nothing_of_the_size_of_the_answers_is_allocated(
 
 
 def test_samples_that_a_solver_left_a_hundredth_outside_the_images_are_no_fault() -> None:
-    alpha = 1 - 1e-4
+    alpha_bar = 1 - 1e-4
     x = torch.full((8, 1, 8, 8), 1.02)
     nothing_to_remove = torch.zeros(1, 8, 1, 8, 8)
-    (found,) = answer_statistics(nothing_to_remove, x, alpha, torch.tensor([True])).values()
+    (found,) = answer_statistics(nothing_to_remove, x, alpha_bar, torch.tensor([True])).values()
     assert found.fault is None
     assert found.excess == pytest.approx(0.02 / 0.1, rel=0.02)

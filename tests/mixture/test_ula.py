@@ -11,27 +11,27 @@ import torch
 from fedsynth.errors import UserError
 from fedsynth.mixture import ULAScheduler
 
-MEAN, DEVIATION = 0.6, 0.3
+MEAN, STD = 0.6, 0.3
 
 
 def alphas(num_levels: int = 1000) -> np.ndarray:
     return np.cumprod(1 - np.linspace(1e-4, 0.02, num_levels))
 
 
-def recursion(c: float, lam: float, levels: np.ndarray | None = None) -> tuple[float, float]:
+def recursion(c: float, lam: float, levels: np.ndarray) -> tuple[float, float]:
     """Mean and std after Langevin moves with the exact ε of N(0.6, 0.3²), from N(0, 1)."""
     mean, variance = 0.0, 1.0
-    for alpha in alphas()[np.arange(999, -1, -1) if levels is None else levels]:
-        true_variance = alpha * DEVIATION**2 + 1 - alpha
-        step = c * (1 - alpha)
+    for alpha_bar in alphas()[levels]:
+        true_variance = alpha_bar * STD**2 + 1 - alpha_bar
+        step = c * (1 - alpha_bar)
         contraction = 1 - lam * step / true_variance
-        mean = contraction * mean + lam * step / true_variance * np.sqrt(alpha) * MEAN
+        mean = contraction * mean + lam * step / true_variance * np.sqrt(alpha_bar) * MEAN
         variance = contraction**2 * variance + 2 * step
     return mean, np.sqrt(variance)
 
 
-def exact_eps(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return (1 - alpha).sqrt() * (x - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha)
+def exact_eps(x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
 def run(scheduler: Any, num_samples: int) -> torch.Tensor:
@@ -42,23 +42,14 @@ def run(scheduler: Any, num_samples: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize(("c", "lam", "deviation"), [(0.144, 2.0, 0.227), (0.5, 1.0, 0.316)])
-def test_gaussian_follows_the_closed_recursion(c: float, lam: float, deviation: float) -> None:
-    mean, expected = recursion(c, lam)
-    assert expected == pytest.approx(deviation, abs=5e-4)
-    samples = run(ULAScheduler(step_scale=c, score_scale=lam), 20_000)
-    # Standard errors are at most 0.0022 and 0.0016.
-    assert float(samples.mean()) == pytest.approx(mean, abs=7e-3)
-    assert float(samples.std()) == pytest.approx(expected, abs=5e-3)
-
-
-def test_respaced_moves_follow_the_recursion() -> None:
-    scheduler = ULAScheduler(step_scale=0.2)
-    scheduler.set_timesteps(100)
-    mean, deviation = recursion(0.2, 1.0, scheduler.timesteps.numpy())
+@pytest.mark.parametrize(("c", "lam", "rounds"), [(0.144, 2.0, 1000), (0.2, 1.0, 100)])
+def test_gaussian_follows_the_closed_recursion(c: float, lam: float, rounds: int) -> None:
+    scheduler = ULAScheduler(step_scale=c, score_scale=lam)
+    scheduler.set_timesteps(rounds)
+    mean, expected = recursion(c, lam, scheduler.timesteps.numpy())
     samples = run(scheduler, 20_000)
     assert float(samples.mean()) == pytest.approx(mean, abs=0.01)
-    assert float(samples.std()) == pytest.approx(deviation, rel=0.02)
+    assert float(samples.std()) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(("c", "lam"), [(0.2, 1.0), (0.5, 1.0), (0.5, 2.0)])
@@ -92,8 +83,8 @@ def test_one_step_by_hand() -> None:
 def test_add_noise_is_the_forward_process() -> None:
     clean, noise = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(4))
     t = torch.tensor([0, 500, 999])
-    alpha = alphas()[t][:, None, None, None]
-    expected = np.sqrt(alpha) * clean.numpy() + np.sqrt(1 - alpha) * noise.numpy()
+    alpha_bar = alphas()[t][:, None, None, None]
+    expected = np.sqrt(alpha_bar) * clean.numpy() + np.sqrt(1 - alpha_bar) * noise.numpy()
     np.testing.assert_allclose(ULAScheduler().add_noise(clean, noise, t), expected, atol=1e-5)
 
 
@@ -110,7 +101,7 @@ def test_is_saved_and_loaded_like_any_diffusers_scheduler(tmp_path: Path) -> Non
         assert len(other) == 500
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 10, 25, 999, 1000])
+@pytest.mark.parametrize("rounds", [1, 25, 999, 1000])
 def test_grid_falls_from_the_noisiest_to_the_cleanest_level(rounds: int) -> None:
     scheduler = ULAScheduler()
     scheduler.set_timesteps(rounds)
@@ -126,7 +117,6 @@ def test_grid_falls_from_the_noisiest_to_the_cleanest_level(rounds: int) -> None
     ("arguments", "message"),
     [
         ({"step_scale": 0.0}, r"step-scale = 0.0: must be > 0"),
-        ({"step_scale": -0.1}, r"step-scale = -0.1: must be > 0"),
         ({"step_scale": float("nan")}, r"step-scale = nan: must be > 0"),
         ({"step_scale": 0.51}, r"step-scale = 0.51: the largest step size is 0.510 > 0.5"),
         ({"score_scale": 0.0}, r"score-scale = 0.0: must be > 0"),
