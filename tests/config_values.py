@@ -8,7 +8,6 @@ from fedsynth.config import KEYS, Scalar
 
 OTHER_VALUES: dict[str, Any] = {
     "strategy": "fedavg",
-    "dfd-preset": "paper",
     "seed": 7,
     "num-clients": 3,
     "output-dir": "elsewhere",
@@ -77,9 +76,10 @@ OTHER_VALUES: dict[str, Any] = {
     "energy-scale": 0.0,
     "score-scale": 1.5,
     "step-scale": 0.1,
-    "screening": False,
     "max-silo-weight": 0.6,
     "parallel-levels": 5,
+    "dfd-preset": "paper",
+    "screening": False,
     "wire-dtype": "float16",
     "max-message-mb": 8.0,
     "node-timeout": 1.5,

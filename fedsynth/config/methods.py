@@ -207,8 +207,6 @@ class DfDSettings(OwnModelsSettings):
     step_scale: Annotated[float, Field(gt=0, le=0.5)] = key(
         0.2, "c of the Langevin step size", acts_with={"sampler": ("ula",)}
     )
-    # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
-    screening: bool = key(True, "leave out answers that no model of images could give; not with ula")
     max_silo_weight: Share = key(0.9, "largest weight of a silo in a class that others hold too")
     parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ("ddpm", "ddim")})
 

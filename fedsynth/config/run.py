@@ -25,9 +25,6 @@ class Run(Section):
     """What is run, where it writes and how it is repeated."""
 
     strategy: StrategyName | PluginName = key("dfd", "how the silos cooperate")
-    dfd_preset: Literal["default", "paper"] = key(
-        "default", "what the auto keys of dfd resolve to", acts_with={"strategy": ("dfd",)}
-    )
     seed: Count = key(0, "everything random follows from it", commands=MODEL_COMMANDS)
     num_clients: Positive = key(10, "number of silos", incomparable=SILOS_DIFFER)
     output_dir: str = key("runs", "folder that receives one folder per run", path=True, affects="execution")
@@ -42,6 +39,18 @@ class Run(Section):
     resume: str = key("", "run folder to continue; the other keys must be that run's", affects="execution")
     device: Literal["auto", "cpu", "cuda"] = key(
         AUTO, "auto: CUDA when a process sees it", affects="execution", commands=MODEL_COMMANDS
+    )
+
+
+class Cooperation(Section):
+    """Cooperative inference, besides its settings."""
+
+    dfd_preset: Literal["default", "paper"] = key(
+        "default", "what the auto keys of dfd resolve to", acts_with={"strategy": ("dfd",)}
+    )
+    # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
+    screening: bool = key(
+        True, "leave out answers that no model of images could give; not with ula", acts_with={"strategy": ("dfd",)}
     )
 
 

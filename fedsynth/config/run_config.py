@@ -16,7 +16,7 @@ from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
 from fedsynth.config.methods import SETTINGS, StrategySettings
-from fedsynth.config.run import Exchange, Run
+from fedsynth.config.run import Cooperation, Exchange, Run
 from fedsynth.config.training import Diffusion, Model, Sampling, Training
 from fedsynth.config.types import AUTO, REAL_SILOS, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
@@ -67,6 +67,7 @@ class RunConfig(BaseModel):
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
+    cooperation: Cooperation = Cooperation()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
     resolved: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ class DfD(SynthesisStrategy):
         train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
-        if self.settings.screening and self.settings.sampler != "ula":
+        if task.config.cooperation.screening and self.settings.sampler != "ula":
             prior = trusted_prior(prior, exchange, task)
             screener = Screener([member.name for member in task.census])
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
