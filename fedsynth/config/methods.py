@@ -27,6 +27,9 @@ from fedsynth.config.types import (
     Share,
 )
 
+ONE_STEP = ("ddpm", "ddim")
+"""Samplers whose move depends on the samples and the answers at one timestep alone."""
+
 
 class StrategySettings(Section):
     """What every strategy takes."""
@@ -48,20 +51,15 @@ class StrategySettings(Section):
         """Build the settings from a flat configuration.
 
         Raises:
-            UserError: values that do not go together, or a value whose key does not act beside the others.
+            UserError: values that do not go together.
         """
         defaults = cls.defaults(flat)
         return parse(cls, {name: default if flat[name] == AUTO else flat[name] for name, default in defaults.items()})
 
     @model_validator(mode="after")
-    def _all_act(self) -> Self:
+    def _langevin_moves_need_composition(self) -> Self:
         if self.sampler == "ula" and not self.composes:
             raise ValueError("sampler = 'ula': acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'")
-        values = self.model_dump(by_alias=True)
-        for name, info in type(self).model_fields.items():
-            value = values[kebab(name)]
-            if value != info.default and (why := why_idle(kebab(name), value, facts_of(info).acts_with, values)):
-                raise ValueError(why)
         return self
 
 
@@ -208,7 +206,7 @@ class DfDSettings(OwnModelsSettings):
         0.2, "c of the Langevin step size", acts_with={"sampler": ("ula",)}
     )
     max_silo_weight: Share = key(0.9, "largest weight of a silo in a class that others hold too")
-    parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ("ddpm", "ddim")})
+    parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ONE_STEP})
 
     @classmethod
     def defaults(cls, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -230,6 +228,12 @@ class DfDSettings(OwnModelsSettings):
             raise ValueError(
                 f"weights = 'posterior' needs sampler = {one_of_words(map(repr, STOCHASTIC))}, not '{self.sampler}':"
                 " only paths whose moves carry noise can be followed; set weights = 'constant' or 'energy'"
+            )
+        if self.parallel_levels > 1 and self.sampler not in ONE_STEP:
+            raise ValueError(
+                f"parallel-levels = {self.parallel_levels} needs sampler = {one_of_words(map(repr, ONE_STEP))}, not"
+                f" '{self.sampler}': only moves that depend on one timestep can be made in parallel; set"
+                " parallel-levels = 1"
             )
         if self.step_scale * self.score_scale >= 2:
             raise ValueError(

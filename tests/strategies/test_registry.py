@@ -96,7 +96,6 @@ def test_a_resolved_configuration_resolves_to_itself() -> None:
         ({"sampler": "ula"}, "needs sampler = 'ddpm' or .*, not 'ula': only paths whose moves carry noise"),
         ({"max_silo_weight": 0.0}, "max-silo-weight = 0.0: must be a number > 0 and <= 1"),
         ({"dfd_rounds": 2.0}, "dfd-rounds = 2.0: must be a whole number >= 1"),
-        ({"sampler": "ddim", "weights": "constant", "temperature": 2.0}, "temperature = 2.0: acts with weights = "),
     ],
 )
 def test_wrong_hyper_parameters_are_refused(wrong: dict[str, object], message: str) -> None:
