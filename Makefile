@@ -12,9 +12,9 @@ WORKERS ?= 2
 DEPLOYMENTS ?= 3
 # A file stays in one process: its tests share what they set up. Long files first: see tests/conftest.py.
 SHARED := --dist loadfile --no-loadscope-reorder --numprocesses
-# Real Flower runs and measurements of memory need the machine to themselves.
-SERIAL := tests/end_to_end tests/benchmarks
-APART := $(SERIAL) tests/deployment tests/long
+# Real Flower runs, and measurements in processes of their own.
+ENGINES := tests/end_to_end tests/benchmarks
+APART := $(ENGINES) tests/deployment tests/long
 TEST_PARTS := lint test-unit test-engines
 
 # The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
@@ -41,7 +41,7 @@ test-unit: $(VENV)/.installed-dev
 	$(BIN)/pytest $(SHARED) $(WORKERS) $(APART:%=--ignore=%)
 
 test-engines: $(VENV)/.installed-dev
-	$(BIN)/pytest $(SERIAL)
+	$(BIN)/pytest $(SHARED) $(WORKERS) $(ENGINES)
 
 # Silos killed, links restarted, full disks and wrong certificates, on real SuperLinks.
 test-deployment: $(VENV)/.installed-dev
@@ -65,7 +65,7 @@ coverage: $(VENV)/.installed-dev
 # Note in tests/durations.json how long every file takes.
 durations: $(VENV)/.installed-dev
 	$(BIN)/pytest --write-durations $(SHARED) $(WORKERS) $(APART:%=--ignore=%)
-	$(BIN)/pytest --write-durations $(SERIAL)
+	$(BIN)/pytest --write-durations $(SHARED) $(WORKERS) $(ENGINES)
 	$(BIN)/pytest --write-durations $(SHARED) $(DEPLOYMENTS) tests/deployment
 
 install: $(VENV)/.installed

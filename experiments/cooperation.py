@@ -55,7 +55,7 @@ MORE = {
 }
 """Measured too with ``--methods``."""
 PAPER = {"dfd, paper preset, 1000": {"strategy": "dfd", "dfd-preset": "paper"}}
-"""Measured with the first seed alone: a thousand rounds take their time."""
+"""Measured with the first seed alone: a thousand rounds take long."""
 
 
 def main() -> None:

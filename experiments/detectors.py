@@ -2,7 +2,7 @@
 
 A third set of real images is neither trained on nor tested on, and plays the part of a perfect generator. Every other
 set spoils one thing: it repeats the training images, drops modes, holds no digits, or has wrong labels. All sets are as
-large as the test fold, so that no measure cuts a side to a subset. A kernel distance expects random draws: sets with
+large as the test fold, so that every measure uses all images. A kernel distance expects random draws: sets with
 equal class shares are more alike than those, so that the control's lies below 0.
 ``python -m experiments.detectors`` prints the table, means over three splits, and whether each measure that should
 notice a fault did.
@@ -44,7 +44,7 @@ EXPECTED: dict[str, set[str]] = {
     "blurred": DISTANCES,
     "labels shuffled": {"accuracy-cnn"},
 }
-"""Set -> the measures that have to notice its fault; said before anything was measured."""
+"""Set -> the measures that have to notice its fault; stated before anything was measured."""
 
 # In 14 splits two fresh sets differed by .07 at most in what lies in 0..1 or is 1 for fresh images.
 SHARE = 0.1

@@ -32,7 +32,7 @@ FURTHER = {
     "generator-frechet-ratio": "ratio of distances",
     "generator-repeated-share": "near-copies of released images",
 }
-"""What only a generator has."""
+"""Measures that only a generator has."""
 
 
 def main() -> None:

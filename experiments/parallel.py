@@ -1,8 +1,8 @@
-"""Cooperative inference parallel in time: rounds, evaluations and bytes against one noise level after the other.
+"""Cooperative inference parallel in time: rounds, evaluations and bytes, compared with one noise level after the other.
 
 ``python -m experiments.parallel`` prints the table. All rows of a sampler share silos, models, labels and noise: with
-a tolerance of 0 the images would be the same. Silos answer in this process, so seconds mean nothing; models are trained
-unless they are found in ``state-dir``. Differences are those of final images in [-1, 1].
+a tolerance of 0 the images would be the same. Silos answer in this process, so seconds are not measured; models are
+trained unless they are found in ``state-dir``. Differences are those of final images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ WINDOWS = (1, 10, 20, 50)
 
 
 @dataclass
-class Played:
-    """What became of a run.
+class RunOutcome:
+    """The rounds of one run.
 
     Attributes:
-        samples: where the rounds ended, (N, C, H, W).
+        samples: the images after the last round, (N, C, H, W).
         metrics: of every round.
         traffic: of the rounds alone.
     """
@@ -54,14 +54,14 @@ class Played:
         apart = (self.samples.clamp(-1, 1) - sequential.clamp(-1, 1)).double()
         return {
             "rounds": str(len(self.metrics)),
-            "evaluations a sample": f"{self.total('function-evaluations'):.1f}",
+            "evaluations per sample": f"{self.total('function-evaluations'):.1f}",
             "down / up": f"{human_bytes(self.traffic.down)} / {human_bytes(self.traffic.up)}",
             "largest difference": f"{float(apart.abs().max()):.3g}",
             "root mean square": f"{float(apart.square().mean().sqrt()):.3g}",
         }
 
 
-def play(settings: Mapping[str, Scalar]) -> Played:
+def run_all_rounds(settings: Mapping[str, Scalar]) -> RunOutcome:
     """Run the rounds of a strategy in this process.
 
     Args:
@@ -75,11 +75,11 @@ def play(settings: Mapping[str, Scalar]) -> Played:
         metrics.append(done.metrics)
 
     arrays = run.rounds(keep)
-    return Played(wire.decode(arrays["samples"]), metrics, run.exchange.traffic)
+    return RunOutcome(wire.decode(arrays["samples"]), metrics, run.exchange.traffic)
 
 
 def main() -> None:
-    """Play every window, and print the table."""
+    """Run every window, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samplers", nargs="+", default=[*SAMPLERS], choices=[*SAMPLERS])
     parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS[1:])
@@ -93,10 +93,10 @@ def main() -> None:
     }
     rows = []
     for name in options.samplers:
-        sequential = play({**shared, **SAMPLERS[name]})
+        sequential = run_all_rounds({**shared, **SAMPLERS[name]})
         rows.append({"sampler": name, "window": "1", **sequential.row(sequential.samples)})
         for window in options.windows:
-            cells = play({**shared, **SAMPLERS[name], "parallel-levels": window}).row(sequential.samples)
+            cells = run_all_rounds({**shared, **SAMPLERS[name], "parallel-levels": window}).row(sequential.samples)
             rows.append({"sampler": name, "window": str(window), **cells})
     print(markdown_table(rows))
 

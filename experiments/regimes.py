@@ -1,8 +1,8 @@
-"""Where cooperation beats pooling: overlap of the silos x images a silo x noisy models, on digits.
+"""Where cooperation beats pooling: overlap of the silos x images per silo x noisy models, on digits.
 
 Every regime has its silos and their own models; every mode makes a set from the same models, labels and first noise,
 so that rows can be paired by seed. Noisy models are the silos' models with noise on every weight, a stand-in for
-private training. ``python -m experiments.regimes`` runs what is missing and prints one table a regime: means over the
+private training. ``python -m experiments.regimes`` runs what is missing and prints one table per regime: means over the
 seeds and, for the Fréchet distance and the accuracy, the difference to pooled sampling of every seed.
 """
 
@@ -74,7 +74,7 @@ class Regime:
 
     Attributes:
         partition: key of :data:`PARTITIONS`.
-        images: mean images a silo, key of :data:`IMAGES`.
+        images: mean images per silo, key of :data:`IMAGES`.
         noisy: whether their models are.
     """
 
@@ -83,7 +83,7 @@ class Regime:
     noisy: bool
 
     def __str__(self) -> str:
-        return f"{self.partition}, {self.images} images a silo, {'noisy' if self.noisy else 'exact'} models"
+        return f"{self.partition}, {self.images} images per silo, {'noisy' if self.noisy else 'exact'} models"
 
 
 class Bench:

@@ -1,4 +1,4 @@
-"""Runs of ``fedsynth run`` that an experiment needs: made once, found again, gone on with after a crash."""
+"""Runs of ``fedsynth run`` that an experiment needs: each is made once, reused later, and resumed after a crash."""
 
 from __future__ import annotations
 

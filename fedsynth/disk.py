@@ -50,7 +50,7 @@ def check_writable(path: Path) -> None:
     """
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     with explained_writing(path):
-        # Permission bits do not tell (root, read-only mounts): only writing does.
+        # Permission bits are not enough (root, read-only mounts): only writing shows it.
         tempfile.TemporaryFile(dir=existing).close()
 
 

@@ -40,7 +40,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """Name an unused hidden file next to ``path``; whoever creates it does so under the user's umask."""
+    """Name an unused hidden file next to ``path``; the caller creates it, so that the user's umask applies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid4().hex}.part")
 

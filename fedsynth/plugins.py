@@ -9,7 +9,7 @@ from fedsynth.errors import UserError, did_you_mean
 
 
 def is_plugin(name: str) -> bool:
-    """Whether a name of the configuration is ``module:name`` rather than one of ours."""
+    """Whether a name of the configuration is a plug-in's ``module:name`` rather than a built-in name."""
     return ":" in name
 
 

@@ -38,9 +38,9 @@ def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys of all rows; a key that earlier rows lack comes after the one it follows in its row, or last."""
     names: list[str] = []
     for row in rows:
-        place = len(names)
+        index = len(names)
         for name in row:
             if name not in names:
-                names.insert(place, name)
-            place = names.index(name) + 1
+                names.insert(index, name)
+            index = names.index(name) + 1
     return names

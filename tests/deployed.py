@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 from uuid import uuid4
 
 import psutil
+from real_silos import run_real, write_silos
 
 from fedsynth.cli import main
 from fedsynth.cli.deployment.flower import free_ports
@@ -78,6 +80,11 @@ class Deployment:
         given = ["--superlink", f"localhost:{self.port}", "--root-certificates", authority, "--data-path", str(data)]
         self.start(name, "silo", "start", "--folder", f"silo-{name}", "--silo-name", name, *given, *words)
 
+    def start_silo_of(self, name: str, *words: str) -> None:
+        """Start a silo with the images that :func:`deployed` wrote for it, warm unless the first word is ``stock``."""
+        stock = words[:1] == ("stock",)
+        self.start_silo(name, self.folder / "images" / name, *(words[1:] if stock else ("--warm", *words)))
+
     def run(self, name: str, **changes: str | float) -> RunFolder:
         """Run to the end; changes in snake case."""
         self.start_run(name, **changes)
@@ -93,6 +100,10 @@ class Deployment:
         """Wait for the end of a run that has results, in ``folder`` if that is not called like the process."""
         assert self.ended(name) == 0, self.all_logs()
         return RunFolder(self.folder / "runs" / (folder or name))
+
+    def rounds_done(self, name: str) -> int:
+        """Rounds of a run so far."""
+        return len(RunFolder(self.folder / "runs" / name).read_metrics())
 
     def start(self, name: str, *words: str) -> None:
         """Start a ``fedsynth`` command in the background."""
@@ -182,6 +193,36 @@ class Deployment:
     def _environment(self) -> dict[str, str]:
         paths = {"PYTHONPATH": str(ROOT), "FLWR_HOME": str(self.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
         return {**os.environ, **paths, MARK: self._mark}
+
+
+@contextlib.contextmanager
+def deployed(folder: Path, silos: Mapping[str, Sequence[int]], stock: Sequence[str] = ()) -> Iterator[Deployment]:
+    """A link with silos that hold images of some digits; nothing of it runs on afterwards.
+
+    Args:
+        folder: everything is written below it.
+        silos: name -> digits.
+        stock: those for whose every message Flower starts a process, which takes ten seconds; the others are warm.
+    """
+    write_silos(folder / "images", silos)
+    deployment = Deployment(folder)
+    try:
+        deployment.start_link()
+        deployment.register(*silos)
+        for name in silos:
+            deployment.start_silo_of(name, *(["stock"] if name in stock else []))
+        yield deployment
+    finally:
+        deployment.close()
+        assert deployment.left() == []
+
+
+def same_run_in_process(run: RunFolder, deployment: Deployment, silos: Sequence[str]) -> RunFolder:
+    """What a run would have made in one go and in this process: the same images come of it."""
+    flat = json.loads(run.config.read_text())["config"]
+    paths = {"output-dir": str(deployment.folder / "in-process"), "state-dir": str(deployment.folder / "state")}
+    images = {name: deployment.folder / "images" / name for name in silos}
+    return run_real({**flat, **paths, "resume": ""}, images)
 
 
 def classes_of(run: RunFolder) -> dict[str, int]:

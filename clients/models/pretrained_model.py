@@ -104,7 +104,7 @@ def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator
 
 
 def uploadable_network(silo: SiloContext) -> UNet2DModel | None:
-    """Return the pretrained network where its bare weights mean what the run's own would; None if none was brought.
+    """Return the pretrained network where its bare weights mean what the run's own would; None if the silo brings none.
 
     Raises:
         UserError: another architecture, noise schedule, prediction or order of classes.

@@ -69,8 +69,8 @@ def publish(
         details: every number behind the table, ready for JSON.
         folder: None: only print.
     """
-    said = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"# {name}\n\n{said}\n\n{markdown_table(rows)}\n"
+    measured_on = ", ".join(f"{key} {value}" for key, value in facts.items())
+    text = f"# {name}\n\n{measured_on}\n\n{markdown_table(rows)}\n"
     print(text, flush=True)
     if folder is None:
         return

@@ -83,7 +83,7 @@ def _federation(folder: Path, warm: bool, rounds: int, num_samples: int) -> dict
                 config["fast-replies"] = way.fast_replies
                 federation.run(f"run-{number}", _APP, config, timeout=600.0 + 120.0 * rounds)
                 seconds[name] = json.loads(output.read_text())[1:]
-                print(f"{name}: {_said([row['seconds'] for row in seconds[name]])} s a round", flush=True)
+                print(f"{name}: {_said([row['seconds'] for row in seconds[name]])} s per round", flush=True)
     return seconds
 
 
@@ -94,11 +94,11 @@ def _table(seconds: Mapping[str, Rounds]) -> list[dict[str, str]]:
 
 def _row(name: str, rounds: Rounds, stock: float) -> dict[str, str]:
     overhead = _overhead(rounds)
-    aim = {"warm": "<= 0.5 s a round, >= 10 times less overhead"}.get(name, "")
+    aim = {"warm": "<= 0.5 s per round, >= 10 times less overhead"}.get(name, "")
     return {
         "silos": name,
         "rounds": str(len(rounds)),
-        "s a round, median (min-max)": _said([row["seconds"] for row in rounds]),
+        "s per round, median (min-max)": _said([row["seconds"] for row in rounds]),
         "overhead, s": _said(overhead),
         "stock overhead / this": f"{stock / statistics.median(overhead):.1f}",
         "aim": aim,

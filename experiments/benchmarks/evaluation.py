@@ -50,7 +50,7 @@ class Cost:
 def main() -> int:
     """Measure both, print one table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 samples a side: shows that it works")
+    parser.add_argument("--quick", action="store_true", help="2,000 samples per side: shows that it works")
     parser.add_argument(
         "--output", type=Path, help="folder for evaluation.md and evaluation.json (default: print only)"
     )
@@ -60,7 +60,7 @@ def main() -> int:
     costs = {name: [in_fresh_process(cost, name, size) for _ in range(REPEATS)] for name in MEASURES}
     theirs, ours = (_best(costs[name]) for name in ("prdc", "fedsynth"))
     rows = [_row("prdc", theirs, theirs), _row("fedsynth", ours, theirs)]
-    details = {"samples a side": size, **{name: [asdict(one) for one in runs] for name, runs in costs.items()}}
+    details = {"samples per side": size, **{name: [asdict(one) for one in runs] for name, runs in costs.items()}}
     publish("evaluation", facts, rows, details, options.output)
     return int(not _agree(ours, theirs) or (not options.quick and _too_much(ours, theirs)))
 
@@ -70,7 +70,7 @@ def cost(name: str, size: int) -> Cost:
 
     Args:
         name: key of :data:`MEASURES`.
-        size: samples a side.
+        size: samples per side.
     """
     rng = np.random.default_rng(0)
     real, synthetic = rng.normal(size=(size, DIMENSION)), 0.95 * rng.normal(size=(size, DIMENSION)) + 0.1

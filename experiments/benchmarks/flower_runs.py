@@ -33,7 +33,7 @@ def synthesise(folder: Path, name: str, settings: Mapping[str, Scalar]) -> RunFo
 
 
 def echo_seconds(folder: Path, turns: int) -> dict[str, dict[str, list[float]]]:
-    """Run the echo app; return seconds a round by rhythm and loop, ten rounds a turn.
+    """Run the echo app; return seconds per round by rhythm and loop, ten rounds per turn.
 
     Raises:
         RunError: the run failed; says where its log is.

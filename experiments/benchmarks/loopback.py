@@ -26,7 +26,7 @@ class Loopback:
     """A context manager that ends every process it has started, by process id, whatever happens.
 
     Args:
-        folder: for Flower's state and the logs, one a process.
+        folder: for Flower's state and the logs, one per process.
 
     Attributes:
         port: of the SuperLink.

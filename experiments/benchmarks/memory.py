@@ -20,10 +20,10 @@ from experiments.benchmarks.server_memory import SCENARIOS, ServerPeak, server_p
 from experiments.benchmarks.soak import Soak, client_soak, server_soak
 
 GROWTH_LIMIT = 1.0
-"""kB of resident set a message may add after warm-up; one message here carries 5 kB each way."""
+"""kB of resident set that a message may add after warm-up; one message here carries 5 kB each way."""
 
 ROUND_GROWTH_LIMIT = 10.0
-"""kB of resident set a round may add after warm-up; the set has 1,200 kB here, and ten silos answer as much each."""
+"""kB of resident set that a round may add after warm-up; the set has 1,200 kB here, as has the answer of each silo."""
 
 EXTRA_COPIES = 5
 """Copies of the synthetic set, or of the model, that the server may hold beside one for each silo: the set before the
@@ -78,9 +78,9 @@ def _soak_row(name: str, soak: Soak, unit: str, limit: float) -> dict[str, str]:
 def _peak_row(held: ServerPeak, resident: ServerPeak) -> dict[str, str]:
     measured = f"{held.copies:.2f} copies held, {resident.copies:.2f} resident"
     peaks = f"peak {held.peak / 1e6:.0f} MB, {resident.peak / 1e6:.0f} MB"
-    said = f"one copy {held.copy / 1e6:.1f} MB, baseline {held.baseline / 1e6:.0f} MB, {peaks}"
+    text = f"one copy {held.copy / 1e6:.1f} MB, baseline {held.baseline / 1e6:.0f} MB, {peaks}"
     limit = "none" if held.name in UNLIMITED else f"<= {NUM_SILOS + EXTRA_COPIES}"
-    return _row(f"server, {held.name}", measured, limit, said)
+    return _row(f"server, {held.name}", measured, limit, text)
 
 
 def _row(measure: str, measured: str, limit: str, behind: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ class PlainRun:
     """What one process did.
 
     Attributes:
-        seconds: wall time of every round, or of as much work as a round holds.
+        seconds: wall time of every round, or of as much work as per round holds.
         threads: torch threads it used.
         images: uint8 (N, H, W, C) of a cooperative inference.
         labels: int64 (N,).
@@ -68,7 +68,7 @@ def cooperative_inference(settings: Mapping[str, Scalar], threads: int | None) -
 
 
 def training(settings: Mapping[str, Scalar], rounds: int, threads: int | None, patience: float = 60.0) -> PlainRun:
-    """Train one model on the union of the silos' images, for as many steps a round as all silos make together.
+    """Train one model on the union of the silos' images, for as many steps per round as all silos make together.
 
     Args:
         settings: configuration of the federated run, resolved.

@@ -79,7 +79,7 @@ def _cooperative(scratch: Path, repeats: int, rounds: int, num_samples: int) -> 
 
 
 def _averaging(scratch: Path, repeats: int, rounds: int) -> Details:
-    """Repeat (b), simulation and plain processes in turn, with the default number of steps a silo and round."""
+    """Repeat (b), simulation and plain processes in turn, with the default number of steps per silo and round."""
     settings: dict[str, Scalar] = {
         **_common_settings("fedavg"),
         "num-samples": 10,
@@ -130,15 +130,15 @@ def _row(name: str, details: Details, aim: str) -> dict[str, str]:
         ratio = flower / statistics.median(_steady(details[plain]))
         row[f"ratio to {plain}"] = f"{ratio:.2f} ({_ratios(details['flower'], details[plain])})"
     seconds = {kind: spread(_steady(details[kind])) for kind in ("flower", *THREADS)}
-    return row | {"aim": aim, "seconds a round, median (min-max)": "; ".join(map(_said, seconds, seconds.values()))}
+    return row | {"aim": aim, "seconds per round, median (min-max)": "; ".join(map(_said, seconds, seconds.values()))}
 
 
 def _exchange_row(rhythm: str, seconds: dict[str, list[float]]) -> dict[str, str]:
     ratio = statistics.median(seconds["stock"]) / statistics.median(seconds["exchange"])
     row = {"measure": f"(c) send_and_receive, {rhythm}"}
     row |= dict.fromkeys([f"ratio to {plain}" for plain in THREADS], f"stock / ours {ratio:.2f}")
-    said = "; ".join(_said(loop, spread(values)) for loop, values in seconds.items())
-    return row | {"aim": ">= 1.5", "seconds a round, median (min-max)": said}
+    text = "; ".join(_said(loop, spread(values)) for loop, values in seconds.items())
+    return row | {"aim": ">= 1.5", "seconds per round, median (min-max)": text}
 
 
 def _ratios(flower: list[list[float]], plain: list[list[float]]) -> str:

@@ -1,4 +1,4 @@
-"""Show runs side by side in one page; those that differ in their seed alone become means with intervals."""
+"""Show runs side by side on one page; runs that differ only in their seed become means with intervals."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _content(groups: Sequence[RunGroup]) -> ComparisonContent:
 
 
 def _tables(groups: Sequence[RunGroup]) -> dict[str, list[Measure]]:
-    """Return the measures that some run has, by the table they stand in."""
+    """Return the measures that some run has, by table."""
     keys = dict.fromkeys(key for group in groups for run in group.finished for key in run.results or {})
     ends = ("-interval", "-std", "-lowest", "-highest")
     accuracies = [key for key in keys if key.startswith("accuracy-") and not key.endswith(ends)]
@@ -99,15 +99,15 @@ def _tables(groups: Sequence[RunGroup]) -> dict[str, list[Measure]]:
         "Cost": COST,
     }
     present = {title: [m for m in row if any(g.values(m.key) for g in groups)] for title, row in tables.items()}
-    # Without any result the rows still stand in one table, and say so.
+    # Without any result one table still lists the rows, and says that they have none.
     return {title: measures for title, measures in present.items() if measures or title == "Cost"}
 
 
 def _table(title: str, measures: Sequence[Measure], groups: Sequence[RunGroup]) -> ComparisonTable:
     columns = [_cells(measure, groups) for measure in measures]
     rows = {
-        group.label: [ComparisonCell(_count(group, measures)), *(column[place] for column in columns)]
-        for place, group in enumerate(groups)
+        group.label: [ComparisonCell(_count(group, measures)), *(column[index] for column in columns)]
+        for index, group in enumerate(groups)
     }
     real = [_real(measure, groups) for measure in measures]
     if any(value is not None for value in real):
@@ -118,7 +118,7 @@ def _table(title: str, measures: Sequence[Measure], groups: Sequence[RunGroup]) 
 def _cells(measure: Measure, groups: Sequence[RunGroup]) -> list[ComparisonCell]:
     estimates = [estimate(measure, group) for group in groups]
     best = best_row(estimates, measure.better) if measured_alike([r for g in groups for r in g.runs], measure) else None
-    return [ComparisonCell(estimate_text(found, measure.unit), place == best) for place, found in enumerate(estimates)]
+    return [ComparisonCell(estimate_text(found, measure.unit), index == best) for index, found in enumerate(estimates)]
 
 
 def _real(measure: Measure, groups: Sequence[RunGroup]) -> float | None:

@@ -61,7 +61,7 @@ def load_dataset(
     defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.image_folder.read_image_folder`.
 
     Args:
-        name: one of :data:`DATASETS`, or ``module:function`` of a user's own: called with ``root`` and ``image_size``
+        name: one of :data:`DATASETS`, or ``module:function`` of a plug-in: called with ``root`` and ``image_size``
             as below, by name, it returns both folds.
         root: the folder with the data; digits needs none.
         image_size: height and width in pixels, at least 1; None: the default above.
@@ -80,7 +80,7 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    load = _own if is_plugin(name) else _LOADERS[name]
+    load = _plugin if is_plugin(name) else _LOADERS[name]
     return load(_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
 
 
@@ -147,7 +147,7 @@ def _imagefolder(request: _Request) -> Folds:
     return load_image_folder(root, request.image_size, request.channels, request.skip_bad_images, request.seed)
 
 
-def _own(request: _Request) -> Folds:
+def _plugin(request: _Request) -> Folds:
     folds: Folds = load_plugin("dataset", request.name)(root=request.root, image_size=request.image_size)
     fits = isinstance(folds, tuple) and len(folds) == 2 and all(isinstance(fold, LabelledImages) for fold in folds)
     if not fits or folds[0].classes != folds[1].classes or folds[0].images.shape[1:] != folds[1].images.shape[1:]:

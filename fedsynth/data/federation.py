@@ -23,7 +23,7 @@ class Federation:
     Attributes:
         train: train fold, which the silos share.
         test: test fold, which stays with the server.
-        parts: indices into ``train``, one array a silo.
+        parts: indices into ``train``, one array per silo.
     """
 
     train: LabelledImages

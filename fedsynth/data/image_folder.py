@@ -118,14 +118,14 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
     height, width, channels = image_shape
     others = Counter(size for size, _ in headers if size != (width, height))
     recoloured = sum((mode in GREY_MODES) != (channels == 1) for _, mode in headers)
-    said = []
+    changes = []
     if others:
         (w, h), _ = others.most_common(1)[0]
         origin = f"{w} x {h}" + (" and other sizes" if len(others) > 1 else "")
-        said.append(f"{others.total()} of {len(headers)} images from {origin} to {width} x {height} pixels")
+        changes.append(f"{others.total()} of {len(headers)} images from {origin} to {width} x {height} pixels")
     if recoloured:
-        said.append(f"{recoloured} of {len(headers)} from {'colour to grey' if channels == 1 else 'grey to colour'}")
-    return ", ".join(said)
+        changes.append(f"{recoloured} of {len(headers)} from {'colour to grey' if channels == 1 else 'grey to colour'}")
+    return ", ".join(changes)
 
 
 def has_folds(root: Path) -> bool:
@@ -163,7 +163,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
         raise UserError(f"no class folders in '{root}'{found}: it must hold {_LAYOUT}")
     if folders.keys() <= _FOLD_NAMES:
         raise UserError(
-            f"'{root}' holds {', '.join(folders)} in place of class folders: a dataset needs both train/ and test/ "
+            f"'{root}' holds {', '.join(folders)} instead of class folders: a dataset needs both train/ and test/ "
             "there; otherwise point at the folder that holds the class folders"
         )
     return folders

@@ -42,7 +42,7 @@ def partition(
         **params: what the scheme takes, see :func:`partition_parameters`.
 
     Returns:
-        One sorted int64 index array a client.
+        One sorted int64 index array per client.
 
     Raises:
         UserError: unknown scheme or parameter, a value out of range, or a client that would stay empty.
@@ -154,7 +154,7 @@ def _power_law(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
 
 
 def _pathological(labels: Indices, num_clients: int, seed: int, *, classes_per_client: int = 3) -> list[Indices]:
-    """Exactly ``classes_per_client`` classes a client, each class shared evenly by its owners.
+    """Exactly ``classes_per_client`` classes per client, each class shared evenly by its owners.
 
     Every client takes the classes with the fewest owners so far, at random among equals. Flower's
     PathologicalPartitioner does not fit: with fewer clients than classes it leaves classes without an owner.
@@ -232,7 +232,7 @@ def _run_partitioner(partitioner: Partitioner, labels: Indices, seed: int) -> li
 def _smallest_client(labels: Indices, num_clients: int) -> int:
     """Return the samples a random split must leave each client: a twentieth of the mean (our choice), at least one.
 
-    Relative to the mean, so that thinning out to 300 a client leaves enough to train on.
+    Relative to the mean, so that thinning out to 300 per client leaves enough to train on.
     """
     return max(1, len(labels) // (20 * num_clients))
 

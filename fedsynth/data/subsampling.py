@@ -23,7 +23,7 @@ def thin_out(
 
     Args:
         labels: (N,) non-negative class labels.
-        parts: index arrays into ``labels``, one a client, none empty.
+        parts: index arrays into ``labels``, one per client, none empty.
         counts: (K, C) samples of every client and class in ``parts``.
         total: samples to keep, at most as many as there are.
         rng: decides which samples stay.

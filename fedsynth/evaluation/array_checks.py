@@ -22,11 +22,11 @@ def check_images(name: str, images: np.ndarray) -> None:
 
 
 def check_labelled_images(name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """As :func:`check_images`; raise too unless ``labels`` is one integer from 0 to ``num_classes - 1`` an image."""
+    """As :func:`check_images`; also raise unless ``labels`` has one integer in 0..``num_classes - 1`` per image."""
     check_images(name, images)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"{name}: expected {len(images)} integer labels, one an image, got {labels.dtype} {labels.shape}"
+            f"{name}: expected {len(images)} integer labels, one per image, got {labels.dtype} {labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(

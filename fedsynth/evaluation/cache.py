@@ -1,4 +1,4 @@
-"""Features and feature classifiers kept on disk, so that one set of images is worked on once."""
+"""A cache on disk of features and feature classifiers, so that a set of images is processed once."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def classifier_cached(
     """
     if folder is None:
         return train_domain_classifier(images, labels, num_classes, seed)
-    told = (num_classes, seed, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE, torch.__version__, _content_hash(images))
-    name = hashlib.sha256(f"{told} {_content_hash(labels.astype(np.int64))}".encode()).hexdigest()
+    arguments = (num_classes, seed, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE, torch.__version__, _content_hash(images))
+    name = hashlib.sha256(f"{arguments} {_content_hash(labels.astype(np.int64))}".encode()).hexdigest()
     path = folder / "classifiers" / f"{name}.safetensors"
-    # Without memory of its own: nothing to initialise, and the global random state stays as it was.
+    # On the meta device nothing is initialised, and the global random state stays as it was.
     with torch.device("meta"):
         empty = DomainClassifier(images.shape[3], min(images.shape[1:3]), num_classes)
     model = _read_classifier(path, empty)
@@ -102,7 +102,7 @@ def _keep(folder: Path, path: Path, content: bytes) -> None:
         with atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        # What was computed is worth more than the time it would have saved.
+        # The result is at hand; only the next evaluation loses time.
         _say_once(f"nothing is kept in {folder} (state-dir): {error.strerror or error}; going on without")
 
 

@@ -31,8 +31,8 @@ class Evaluation:
         joint_utility: the same trained on both sets together: what the synthetic images add to the real ones.
         classes: their names.
         notes: what a reader must know about these numbers.
-        memorisation: how near the synthetic images come to training images, in pixels; None if it cannot be said.
-        membership: an attack on the synthetic images alone, in pixels; None if it cannot be said.
+        memorisation: how near the synthetic images come to training images, in pixels; None if it cannot be measured.
+        membership: an attack on the synthetic images alone, in pixels; None if it cannot be measured.
         illustration: data of the report's pictures, if asked for.
     """
 
@@ -56,13 +56,13 @@ class Evaluation:
 
     @property
     def main_classifier(self) -> str:
-        """The classifier whose accuracy stands for the others'."""
+        """The classifier whose accuracy is shown where there is room for one."""
         return "cnn" if "cnn" in self.utility else [*self.utility][-1]
 
     def row(self) -> dict[str, Any]:
         """Return JSON-ready columns in kebab-case; all are flat but ``per-class`` and ``real-per-class``.
 
-        Columns of real images in place of the synthetic ones begin with ``reference-`` (fidelity) or ``real-``
+        Columns of real images measured instead of the synthetic ones begin with ``reference-`` (fidelity) or ``real-``
         (utility), those of classifiers trained on both with ``joint-``.
         """
         overall, reference = dict(self.fidelity["overall"]), self.reference["overall"]
@@ -82,7 +82,7 @@ class Evaluation:
         return self._per_class(self.fidelity, self.utility)
 
     def real_per_class(self) -> dict[str, dict[str, float]]:
-        """Return the same for real training images in place of the synthetic ones."""
+        """Return the same for real training images instead of the synthetic ones."""
         return self._per_class(self.reference, self.real_utility)
 
     def _per_class(self, fidelity: Mapping[str, Any], utility: Utility) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ LARGEST_DIFFERENCE = 2 * float(np.finfo(np.float32).max)
 class FeatureStatistics:
     """Count, sum and sum of products of features φ, all around one point s, the shift.
 
-    ``Σφφᵀ`` of features far from the origin cancels against ``Σφ Σφᵀ / n``: with mean 1e3 and deviation 1 six of
+    ``Σφφᵀ`` of features far from the origin cancels against ``Σφ Σφᵀ / n``: with mean 1e3 and std 1 six of
     float64's sixteen digits are lost, and a square root of a covariance that should be singular halves the rest. Around
     a point near the mean nothing cancels (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance").
     Silos do not know the common mean, so the server sends a shift with its question; the mean of its synthetic features

@@ -22,8 +22,8 @@ Measures = dict[str, int | float]
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
 SCORE_SPLITS = 10
-IMAGES_A_SPLIT = 100
-LEAST_IMAGES_A_CLASS = 20
+IMAGES_PER_SPLIT = 100
+MIN_IMAGES_PER_CLASS = 20
 
 
 def frechet_distance(real_features: np.ndarray, synthetic_features: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def frechet_distance_of_moments(
 
 
 def _distance_of_factors(shift: Array, real: Array, synthetic: Array) -> float:
-    """The distance, with factors L (D, R) of the covariances ``Σ = L Lᵀ``, each of a width R of its own."""
+    """The distance from factors L (D, R) of the covariances ``Σ = L Lᵀ``; their widths R may differ."""
     # The trace of the square root is the nuclear norm of L₁ᵀ L₂: no root of a non-symmetric matrix, and nothing to
     # invert when a covariance is singular.
     trace_of_root = np.linalg.svd(real.T @ synthetic, compute_uv=False).sum()
@@ -141,7 +141,7 @@ def inception_score(logits: np.ndarray, seed: int) -> tuple[float, float]:
     # A probability of exactly 0 would give 0 · log 0 = NaN; exp(-700) is the last that float64 holds.
     answer = isc_features_to_metric(
         torch.from_numpy(differences.clip(min=-700.0)),
-        splits=max(1, min(SCORE_SPLITS, len(logits) // IMAGES_A_SPLIT)),
+        splits=max(1, min(SCORE_SPLITS, len(logits) // IMAGES_PER_SPLIT)),
         rng_seed=_short_seed(seed, "inception-score"),
     )
     return answer[KEY_METRIC_ISC_MEAN], answer[KEY_METRIC_ISC_STD]
@@ -178,7 +178,7 @@ def fidelity_measures(
     answer: dict[str, Any] = {"overall": measure(real, synthetic, seed, k), "per-class": {}, "left-out": {}}
     for index, name in enumerate(classes):
         sides = real[real_labels == index], synthetic[synthetic_labels == index]
-        reason = _reason_to_leave_out(*sides, least=max(LEAST_IMAGES_A_CLASS, k + 1))
+        reason = _reason_to_leave_out(*sides, least=max(MIN_IMAGES_PER_CLASS, k + 1))
         if reason:
             answer["left-out"][name] = reason
         else:

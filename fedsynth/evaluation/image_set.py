@@ -20,7 +20,7 @@ class ImageSet:
     """Labelled images under the name that messages call them by.
 
     Attributes:
-        name: such as ``synthetic images``; also tells its random subsets from those of other sets.
+        name: such as ``synthetic images``; it also seeds the random subsets, so that two sets get different ones.
         images: uint8 (N, H, W, C).
         labels: integers (N,).
     """

@@ -20,7 +20,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
         values: at least one.
 
     Returns:
-        The mean, and ``t · s / √n``; None in its place for a single value, which says nothing of its spread.
+        The mean, and ``t · s / √n``, or None for a single value, whose spread is unknown.
     """
     if len(values) < 2:
         return values[0], None

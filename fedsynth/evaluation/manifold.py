@@ -12,7 +12,7 @@ from fedsynth.evaluation.array_checks import as_feature_pair
 
 Array = npt.NDArray[np.float64]
 
-ROWS_A_BLOCK = 128
+ROWS_PER_BLOCK = 128
 ROUND_OFF = 1e-12
 
 
@@ -83,9 +83,9 @@ def squared_distance_blocks(rows_of: Array, columns_of: Array) -> Iterator[tuple
     # [x, |x|², 1] · [-2y, 1, |y|²] = |x - y|²: the product alone, with no further pass over the block.
     right = np.column_stack([-2.0 * columns_of, np.ones(len(columns_of)), _squared_norms(columns_of)]).T
     # One buffer for all blocks: fresh memory of this size costs more than the sums that fill it.
-    buffer = np.empty((min(ROWS_A_BLOCK, len(rows_of)), len(columns_of)))
-    for start in range(0, len(rows_of), ROWS_A_BLOCK):
-        rows = slice(start, min(start + ROWS_A_BLOCK, len(rows_of)))
+    buffer = np.empty((min(ROWS_PER_BLOCK, len(rows_of)), len(columns_of)))
+    for start in range(0, len(rows_of), ROWS_PER_BLOCK):
+        rows = slice(start, min(start + ROWS_PER_BLOCK, len(rows_of)))
         block = rows_of[rows]
         left = np.column_stack([block, _squared_norms(block), np.ones(len(block))])
         yield rows, np.matmul(left, right, out=buffer[: len(block)])

@@ -1,4 +1,4 @@
-"""Evaluations laid out for people: one row a measure, with its N, its space and what stands beside it."""
+"""Evaluations as a table: one row per measure, with its N, its feature space and what real images reach."""
 
 from __future__ import annotations
 

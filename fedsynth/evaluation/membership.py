@@ -78,7 +78,7 @@ def roc(member_scores: np.ndarray, non_member_scores: np.ndarray) -> Membership:
 
 def _scores(name: str, scores: np.ndarray) -> Scores:
     if scores.ndim != 1 or len(scores) == 0:
-        raise UserError(f"{name}: expected one score an image and at least one image, got {scores.shape}")
+        raise UserError(f"{name}: expected one score per image and at least one image, got {scores.shape}")
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise UserError(f"{name}: {bad} of {len(scores)} are NaN or infinite; check the model that was attacked")
@@ -97,10 +97,10 @@ def epsilon_errors(
     """Return the mean squared error of the predicted noise of each image: small for members, so the score is minus it.
 
     The loss at fixed noise levels as in Matsumoto et al. 2023 (arXiv 2302.03262), who find intermediate levels the most
-    telling; Duan et al. 2023 (SecMI, arXiv 2302.01316) follow a deterministic path in place of fresh noise. It needs
-    nothing but answers ε(x_t, t, y): whoever may query a silo for its noise predictions can run it.
+    telling; Duan et al. 2023 (SecMI, arXiv 2302.01316) follow a deterministic path instead of adding fresh noise. The
+    attack needs nothing but noise predictions ε(x_t, t, y): anyone who may query a silo for them can run it.
 
-    Give members and non-members in one call: all images of a level meet the same noise.
+    Give members and non-members in one call: at each noise level all images get the same noise.
 
     Args:
         predict_noise: noise prediction ε(x_t, t, y).
@@ -108,7 +108,7 @@ def epsilon_errors(
         labels: classes (N,).
         timesteps: noise levels, at least one, each from 0 to T - 1; their errors are averaged.
         alphas_cumprod: ᾱ (T,).
-        generator: CPU source of the noise, one draw (C, H, W) a level.
+        generator: CPU source of the noise, one draw (C, H, W) per noise level.
 
     Returns:
         Errors (N,) >= 0; about 1 for a model that answers 0.

@@ -22,7 +22,7 @@ NEIGHBOURS = 5
 MIN_HELD_OUT = 5
 """Fewest held-out images to say anything about: a share of fewer says nearly which of them are meant."""
 
-_ROWS_A_BLOCK = 256
+_ROWS_PER_BLOCK = 256
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
@@ -48,7 +48,7 @@ def load_classifier(weights: Mapping[str, torch.Tensor], spec: ImageSpec, expect
     """
     if hash_weights(weights) != expected_hash:
         raise UserError("weights-hash: the classifier is not the one that the server hashed: start the run again")
-    # Without memory of its own: nothing to initialise, and the global random state stays as it was.
+    # On the meta device nothing is initialised, and the global random state stays as it was.
     with torch.device("meta"):
         classifier = DomainClassifier(spec.channels, spec.size, len(spec.classes))
     try:
@@ -168,8 +168,8 @@ def coverage(held_out: np.ndarray, train: np.ndarray, synthetic: np.ndarray, k: 
     if not 1 <= k < len(real):
         raise UserError(f"k = {k}: allowed is 1 to {len(real) - 1} with {len(real)} real samples")
     covered = 0
-    for start in range(0, len(held_out), _ROWS_A_BLOCK):
-        rows = real[start : min(start + _ROWS_A_BLOCK, len(held_out))]
+    for start in range(0, len(held_out), _ROWS_PER_BLOCK):
+        rows = real[start : min(start + _ROWS_PER_BLOCK, len(held_out))]
         # The nearest of all is the sample itself, at distance 0.
         radii = np.partition(cdist(rows, real), k, axis=1)[:, k]
         covered += int(np.count_nonzero(cdist(rows, synthetic).min(axis=1) <= radii))

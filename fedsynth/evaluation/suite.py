@@ -34,8 +34,8 @@ NEIGHBOURS = 5
 ENOUGH_FOR_FRECHET = 2048
 # Not the run's seed: runs with different seeds are compared in one and the same feature space.
 FEATURE_SEED = 0
-# The distance of every image to every other takes long beyond.
-MOST_FOR_COPIES = 10_000
+# The distances of all pairs take too long beyond this.
+MAX_FOR_COPIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Evaluator:
 
     def _copies(self, synthetic: ImageSet) -> tuple[Memorisation | None, tuple[str, ...]]:
         remark: tuple[str, ...] = ()
-        seen = self._trained_on.subset(MOST_FOR_COPIES, self._seed)
+        seen = self._trained_on.subset(MAX_FOR_COPIES, self._seed)
         if len(seen) < len(self._trained_on):
             remark = (f"copies were looked for among {len(seen)} of {len(self._trained_on)} training images",)
         try:
@@ -222,7 +222,7 @@ class Evaluator:
     def _membership(self, synthetic: ImageSet) -> Membership | None:
         """Attack the released images: is a training image nearer to them than a test image of its class?"""
         rng = np.random.default_rng(derive_seed(self._seed, "membership-of-released"))
-        rows = matched_by_class(self._trained_on.labels, self._test.labels, MOST_FOR_COPIES, rng)
+        rows = matched_by_class(self._trained_on.labels, self._test.labels, MAX_FOR_COPIES, rng)
         if len(rows[0]) < 2:
             return None
         sides = self._trained_on.images[rows[0]], self._test.images[rows[1]]
@@ -230,7 +230,7 @@ class Evaluator:
 
     def _illustration(self, synthetic: ImageSet, copies: Memorisation | None) -> Illustration:
         self._report("laying out the images for the report")
-        seen = self._trained_on.subset(MOST_FOR_COPIES, self._seed)
+        seen = self._trained_on.subset(MAX_FOR_COPIES, self._seed)
         sides = [side.subset(EMBEDDED, self._seed) for side in (self._test, synthetic)]
         real, fake = ((self._extract(side).features, side.labels) for side in sides)
         return Illustration(
@@ -249,7 +249,7 @@ class Evaluator:
                 " only; the kernel distance depends on n far less"
             )
         if k < NEIGHBOURS:
-            notes.append(f"k = {k} neighbours in place of {NEIGHBOURS}: too few images")
+            notes.append(f"k = {k} neighbours instead of {NEIGHBOURS}: too few images")
         present = set(synthetic.labels.tolist())
         if missing := [name for index, name in enumerate(self._classes) if index not in present]:
             notes.append(f"no synthetic images of class {', '.join(missing)}")

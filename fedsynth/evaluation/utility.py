@@ -44,7 +44,7 @@ class Scores:
     over all classes, those without test images too.
 
     Attributes:
-        accuracy: share of the test images that are told right, 0..1.
+        accuracy: share of the test images that are classified correctly, 0..1.
         macro_precision, macro_recall, macro_f1: unweighted means over the classes, 0..1.
         accuracy_interval: half width of the 95 % interval of the accuracy over the seeds (Student's t); None for a
             single seed or where the seed changes nothing. It leaves out what another training or test set would change.
@@ -84,7 +84,7 @@ def utility_scores(
     resnet_weights: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Scores]:
-    """Train each of ``classifiers`` with a fixed budget, once a seed, and test it on ``test_images``.
+    """Train each of ``classifiers`` with a fixed budget, once per seed, and test it on ``test_images``.
 
     A class without training images is not learnt, so its test images count as errors; with a single class every
     prediction is that class. What no seed changes, that and logistic regression, is done once.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -23,6 +23,7 @@ from fedsynth.messages.fields import (
     metric,
     real,
     several,
+    shown,
     text,
     whole,
 )
@@ -31,6 +32,8 @@ from fedsynth.spec import ImageSpec
 PROTOCOL = 1
 """Goes up by one with every change after which an older server or silo would misread a message."""
 
+MAX_PARTITIONS = 2**31
+
 CONFIG, METRICS, SILO, WIRE_DTYPE = "config", "metrics", "silo", "wire_dtype"
 _PROTOCOL, _PARTITION, _NAME = "protocol", "partition-id", "silo-name"
 _SPEC = ("image-channels", "image-size", "classes")
@@ -38,8 +41,10 @@ _SPEC = ("image-channels", "image-size", "classes")
 Reply = Message
 """An answer as Flower brings it."""
 
-Shared = dict[tuple[Any, ...], ArrayRecord]
-"""Array records of messages that are sent together, by the tensors in them: what silos share is encoded once."""
+Shared = dict[tuple[Any, ...], tuple[ArrayRecord, list[torch.Tensor]]]
+"""Array records of messages that are sent together, by the tensors in them: what silos share is encoded once.
+
+The tensors are kept, since another one could get the ``id`` of one that is gone."""
 
 
 class Sender(NamedTuple):
@@ -69,9 +74,9 @@ def sender_of(reply: Message) -> Sender:
     silo = reply.content.get(SILO) if reply.has_content() else None
     if isinstance(silo, ConfigRecord):
         partition, name = silo.get(_PARTITION), silo.get(_NAME)
-        if isinstance(partition, int) and not isinstance(partition, bool):
+        if isinstance(partition, int) and not isinstance(partition, bool) and 0 <= partition < MAX_PARTITIONS:
             return Sender.of_partition(partition)
-        if isinstance(name, str):
+        if isinstance(name, str) and name.isprintable():
             return Sender(0, name[:MAX_NAME_LENGTH])
     return Sender(reply.metadata.src_node_id, f"node-{reply.metadata.src_node_id}")
 
@@ -143,11 +148,8 @@ class Answer(_Typed):
         """
         silo = reply.content.get(SILO) if reply.has_content() else None
         stated = silo.get(_PROTOCOL) if isinstance(silo, ConfigRecord) else None
-        if stated != PROTOCOL and (cls.introduces or stated is not None):
-            spoken = "a protocol before 1" if stated is None else f"protocol {stated!r:.20}"
-            raise MessageError(
-                f"the silo speaks {spoken}, this server speaks {PROTOCOL}: install the same fedsynth at both"
-            )
+        if cls.introduces or stated is not None:
+            _check_protocol(stated, "silo", "server")
         answer = cls(**cls._parsed(reply), sender=sender_of(reply))
         answer.check()
         return answer
@@ -191,12 +193,7 @@ class Request(_Typed, Generic[A_co]):
         Raises:
             MessageError: another protocol, or it cannot be used.
         """
-        stated = said(message).get(_PROTOCOL)
-        if stated != PROTOCOL:
-            spoken = "a protocol before 1" if stated is None else f"protocol {stated!r:.20}"
-            raise MessageError(
-                f"the server speaks {spoken}, this silo speaks {PROTOCOL}: install the same fedsynth at both"
-            )
+        _check_protocol(said(message).get(_PROTOCOL), "server", "silo")
         request = cls(**cls._parsed(message))
         request.check()
         return request
@@ -210,7 +207,8 @@ class Request(_Typed, Generic[A_co]):
             shared: records of the requests that are sent together with this one.
         """
         content = self._content({} if shared is None else shared)
-        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **content.config_records[CONFIG]})
+        # Not through content.config_records, see wire.array_record.
+        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **cast(ConfigRecord, content[CONFIG])})
         del content[METRICS]
         return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
 
@@ -219,6 +217,15 @@ def said(message: Message) -> Mapping[str, Any]:
     """Return the record ``config`` of a message as it came; empty if it has none."""
     record = message.content.get(CONFIG) if message.has_content() else None
     return record if isinstance(record, ConfigRecord) else {}
+
+
+def _check_protocol(stated: Any, speaker: str, reader: str) -> None:
+    if isinstance(stated, bool) or stated != PROTOCOL:
+        spoken = "a protocol before 1" if stated is None else f"protocol {shown(stated)}"
+        raise MessageError(
+            f"the {speaker} speaks {spoken}, this {reader} speaks protocol {PROTOCOL}:"
+            " install the same fedsynth at both"
+        )
 
 
 def _travelling(cls: type[_Typed]) -> Iterator[tuple[Field[Any], Travels]]:
@@ -248,8 +255,8 @@ def _as_record_value(value: Any, place: Place) -> Any:
 def _encoded(record: str, named: dict[str, torch.Tensor], dtype: str | None, shared: Shared) -> ArrayRecord:
     identity = (record, dtype, *((key, id(value)) for key, value in named.items()))
     if identity not in shared:
-        shared[identity] = wire.encode_tensors(named, dtype)
-    return shared[identity]
+        shared[identity] = wire.encode_tensors(named, dtype), list(named.values())
+    return shared[identity][0]
 
 
 def _read(info: Field[Any], travels: Travels, message: Message) -> Any:

@@ -43,9 +43,9 @@ class EpsilonRequest(Request[EpsilonAnswer]):
     kind: ClassVar[str] = "query.epsilon"
 
     samples: torch.Tensor = tensor(array(4))
-    labels: torch.Tensor = tensor(array(1, torch.int64))
+    labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
     timestep: int | None = setting(whole(), None)
-    timesteps: torch.Tensor | None = tensor(array(1, torch.int64), default=None)
+    timesteps: torch.Tensor | None = tensor(array(1, torch.int64, low=0), default=None)
     server_round: int | None = setting(whole(1), None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"

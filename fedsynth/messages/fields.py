@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
@@ -24,6 +26,10 @@ Check = Callable[[str, Any], Any]
 
 MAX_CLASSES, MAX_NAME_LENGTH, MAX_SIZE = 10_000, 255, 4096
 LARGEST_WHOLE = 2**53
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 class MessageError(UserError):
@@ -92,7 +98,7 @@ def whole(low: int = 0, high: int = LARGEST_WHOLE) -> Check:
     def check(key: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             above = f"{low} to {high}" if high < LARGEST_WHOLE else f"{low} up"
-            raise MessageError(f"{key} = {_shown(value)}: must be a whole number from {above}")
+            raise MessageError(f"{key} = {shown(value)}: must be a whole number from {above}")
         return value
 
     return check
@@ -103,10 +109,10 @@ def real(low: float = -math.inf, high: float = math.inf) -> Check:
 
     def check(key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise MessageError(f"{key} = {_shown(value)}: must be a number")
-        if not math.isfinite(value) or not low <= value <= high:
+            raise MessageError(f"{key} = {shown(value)}: must be a number")
+        if not abs(value) <= sys.float_info.max or not low <= value <= high:
             bounds = [f"{word} {bound:g}" for word, bound in ((">=", low), ("<=", high)) if math.isfinite(bound)]
-            raise MessageError(f"{key} = {value}: must be {' and '.join(['finite', *bounds])}")
+            raise MessageError(f"{key} = {shown(value)}: must be {' and '.join(['finite', *bounds])}")
         return float(value)
 
     return check
@@ -115,7 +121,7 @@ def real(low: float = -math.inf, high: float = math.inf) -> Check:
 def flag(key: str, value: Any) -> bool:
     """True or false; metrics hold them as 1 and 0."""
     if value not in (0, 1):
-        raise MessageError(f"{key} = {_shown(value)}: must be true or false")
+        raise MessageError(f"{key} = {shown(value)}: must be true or false")
     return bool(value)
 
 
@@ -124,7 +130,7 @@ def text(pattern: str = r".{0,1000}") -> Check:
 
     def check(key: str, value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
-            raise MessageError(f"{key} = {_shown(value)}: must be text that matches {pattern}")
+            raise MessageError(f"{key} = {shown(value)}: must be text that matches {pattern}")
         return value
 
     return check
@@ -135,14 +141,14 @@ def several(check: Check, most: int = 100_000) -> Check:
 
     def check_all(key: str, values: Any) -> tuple[Any, ...]:
         if not isinstance(values, list | tuple) or len(values) > most:
-            raise MessageError(f"{key} = {_shown(values)}: must be a list of {most} values at most")
+            raise MessageError(f"{key} = {shown(values)}: must be a list of {most} values at most")
         return tuple(check(key, value) for value in values)
 
     return check_all
 
 
-def array(ndim: int, *dtypes: torch.dtype) -> Check:
-    """A tensor of ``ndim`` dimensions and finite numbers, of one of ``dtypes``; none: any floating-point one.
+def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
+    """A tensor of ``ndim`` dimensions and finite numbers >= ``low``, of one of ``dtypes``; none: any floating-point.
 
     Half precision is read as single.
     """
@@ -151,18 +157,22 @@ def array(ndim: int, *dtypes: torch.dtype) -> Check:
         if value.ndim != ndim:
             raise MessageError(f"{key} has shape {tuple(value.shape)}: must have {ndim} dimensions")
         if value.dtype not in dtypes and (dtypes or not value.is_floating_point()):
-            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes) or "floating-point"
-            raise MessageError(f"{key} is {str(value.dtype).removeprefix('torch.')}: must be {wanted}")
-        # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
-        if (
-            value.is_floating_point()
-            and value.numel()
-            and not torch.stack(torch.aminmax(value)).float().isfinite().all()
-        ):
-            raise MessageError(f"{key} is not finite")
+            wanted = " or ".join(_name(dtype) for dtype in dtypes) or "floating-point"
+            raise MessageError(f"{key} is {_name(value.dtype)}: must be {wanted}")
+        if value.numel():
+            # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
+            least, greatest = (extreme.item() for extreme in torch.aminmax(value))
+            if not math.isfinite(least) or not math.isfinite(greatest):
+                raise MessageError(f"{key} is not finite")
+            if low is not None and least < low:
+                raise MessageError(f"{key} has a value {least}: must be >= {low}")
         return value.float() if value.dtype == torch.float16 else value
 
     return check
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _bounded_spec(key: str, spec: ImageSpec) -> ImageSpec:
@@ -175,12 +185,14 @@ def _bounded_spec(key: str, spec: ImageSpec) -> ImageSpec:
         raise MessageError(f"{len(spec.classes)} classes: must be 1 to {MAX_CLASSES} distinct names")
     for name in spec.classes:
         if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-            raise MessageError(
-                f"class name {name[:MAX_NAME_LENGTH]!r}: must be 1 to {MAX_NAME_LENGTH} printable characters"
-            )
+            raise MessageError(f"class name {shown(name)}: must be 1 to {MAX_NAME_LENGTH} printable characters")
     return spec
 
 
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+def shown(value: Any) -> str:
+    """Return a value for an error text: in about a hundred characters, however large it is."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 120 else f"{text[:117]}..."

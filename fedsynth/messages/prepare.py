@@ -75,5 +75,5 @@ class PrepareRequest(Request[PrepareAnswer]):
     train_seconds: float = setting(real(0), 0.0)
 
     def reader(self) -> Reader[PrepareAnswer]:
-        """Read the answer; label counts must be those of the run's classes, if there are any."""
+        """Read the answer; it must tell of the training if any was asked for."""
         return TrainingSlice.from_message if self.train_seconds else PrepareAnswer.from_message

@@ -40,8 +40,8 @@ class SampleRequest(Request[SampleAnswer]):
 
     kind: ClassVar[str] = "query.sample"
 
-    labels: torch.Tensor = tensor(array(1, torch.int64))
-    numbers: torch.Tensor = tensor(array(1, torch.int64))
+    labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
+    numbers: torch.Tensor = tensor(array(1, torch.int64, low=0))
     spec: ImageSpec = image_spec()
     sampler: str = setting(text(r"[\w.:+-]{1,200}"))
     weights: Arrays | None = array_record("weights", None)
@@ -49,9 +49,11 @@ class SampleRequest(Request[SampleAnswer]):
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
 
     def check(self) -> None:
-        """Compare labels and numbers."""
+        """Compare labels with numbers and classes."""
         if len(self.labels) != len(self.numbers):
             raise MessageError(f"{len(self.labels)} labels with {len(self.numbers)} numbers")
+        if len(self.labels) and self.labels.max() >= len(self.spec.classes):
+            raise MessageError(f"label {int(self.labels.max())} with {len(self.spec.classes)} classes")
 
     def reader(self) -> Reader[SampleAnswer]:
         """Read the answer; it must hold every image that was asked for, in the run's format."""

@@ -110,8 +110,11 @@ def peek(array: Array) -> torch.Tensor:
     """
     try:
         if array.stype != SType.NUMPY:
-            raise TypeError(f"serialised as '{array.stype}', not as '{SType.NUMPY}'")
-        return torch.from_numpy(npy.view(array.data))
+            raise TypeError(f"serialised as '{array.stype:.40}', not as '{SType.NUMPY}'")
+        values = npy.view(array.data)
+        if tuple(array.shape) != values.shape or array.dtype != str(values.dtype):
+            raise ValueError(f"claims to be {array.dtype:.40}, but holds {values.dtype} of shape {values.shape}")
+        return torch.from_numpy(values)
     except Exception as error:  # whatever a stranger's bytes set off in the reader
         raise ValueError(f"array cannot be read: {error}") from error
 

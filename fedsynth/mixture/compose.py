@@ -27,12 +27,14 @@ def compose(eps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         weights: responsibilities (K, N), or (K, 1) for all samples alike, columns summing to 1.
 
     Returns:
-        (N, C, H, W) in the dtype of ``eps``. Works in slices of samples, so that nothing of the size of ``eps`` is
-        allocated.
+        (N, C, H, W) in the dtype of ``eps``, summed silo after silo, so that the same answers give the same bits on
+        every machine. Works in slices of samples, so that nothing of the size of ``eps`` is allocated.
     """
-    composed = torch.empty_like(eps[0])
+    composed = torch.zeros_like(eps[0])
     shares = weights.to(eps.dtype).expand(-1, eps.shape[1])[..., None, None, None]
     for rows in row_slices(eps):
         share = shares[:, rows]
-        composed[rows] = (eps[:, rows] * share).masked_fill_(share == 0, 0.0).sum(0)
+        # Not sum(0): the order in which that adds depends on the CPU.
+        for product in (eps[:, rows] * share).masked_fill_(share == 0, 0.0):
+            composed[rows] += product
     return composed

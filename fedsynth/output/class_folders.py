@@ -21,8 +21,8 @@ def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Map class names to folder names, one to one.
 
     Whole numbers are padded with zeros to one width, so that sorted folders keep their order. Names that are safe stay
-    as they are; in others, characters are replaced. Two names that would meet, also on a file system that ignores case,
-    are told apart by a number.
+    as they are; in others, characters are replaced. Names that would collide, also on a file system that ignores
+    case, get a number.
 
     Args:
         classes: Distinct class names, any text.

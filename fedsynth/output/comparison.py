@@ -22,7 +22,7 @@ from fedsynth.output.html_page import Picture, document, render, rendered, write
 _PER_CLASS = 4
 _MOST_CLASSES = 20
 _BOOKKEEPING = frozenset({"round", "timestep", "seconds", "bytes-up", "bytes-down", "num-examples", "steps"})
-"""Numbers of a round that say where it stands, or grow from round to round and stand in the table of costs."""
+"""Numbers of a round that count it, or that the table of costs shows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ComparisonCell:
 
     Attributes:
         text: With its interval.
-        best: Whether it is surely the best of its column.
+        best: Whether it is the best of its column beyond doubt (the intervals do not touch).
     """
 
     text: str
@@ -45,7 +45,7 @@ class ComparisonTable:
     Attributes:
         title: Headline.
         columns: Heads of the columns.
-        rows: Label -> one cell a column.
+        rows: Label -> one cell per column.
     """
 
     title: str
@@ -60,13 +60,13 @@ class ComparisonContent:
     Attributes:
         title: Headline.
         lead: One sentence: what is compared, and what all rows have in common.
-        runs: One mapping a run, column to value; all have the same columns.
+        runs: One mapping per run, column to value; all have the same columns.
         tables: Measures and costs.
         warnings: What a reader must know before comparing.
         dots: See :func:`fedsynth.output.comparison_figures.measure_dots`.
         rounds: Row label -> lines of ``metrics.jsonl`` of each of its runs.
         samples: Row label -> (what the images are, the images).
-        settings: Setting -> row label -> value, where somebody chose different values.
+        settings: Setting -> row label -> value, where users chose different values.
         filled_in: The same, where only the program did.
     """
 
@@ -107,7 +107,7 @@ def write_comparison(path: Path, content: ComparisonContent) -> None:
 
 
 def read_samples(folder: Path) -> tuple[SyntheticDataset, int]:
-    """Read the dataset of a run, or those of all its silos as one: in turn an image of each.
+    """Read the dataset of a run, or those of all its silos as one: one image of each silo in turn.
 
     Args:
         folder: ``synthetic/`` of a run folder.
@@ -163,9 +163,9 @@ def _figures(content: ComparisonContent, classes: Sequence[str]) -> dict[str, Fi
     for key in shared_metrics(content.rounds or {}):
         figures[f"rounds-{_plain(key)}"] = round_lines(content.rounds or {}, key)
     for number, (_, dataset) in enumerate((content.samples or {}).values(), start=1):
-        places = np.array([classes.index(name) for name in dataset.classes])
+        indices = np.array([classes.index(name) for name in dataset.classes])
         figures[f"images-{number}"] = image_grid(
-            dataset.images, places[dataset.labels], classes[:_MOST_CLASSES], _PER_CLASS
+            dataset.images, indices[dataset.labels], classes[:_MOST_CLASSES], _PER_CLASS
         )
     return figures
 

@@ -19,26 +19,26 @@ Estimate = tuple[float, float | None]
 
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v")
-_PANELS_A_ROW = 3
+_PANELS_PER_ROW = 3
 _WIDE = 8.0
-_LONGEST_LABEL = 40
+_MAX_LABEL_LENGTH = 40
 
 
 def measure_dots(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Estimate | None]]]) -> Figure:
-    """Draw every run as a dot and the interval of every row as a bar, one panel a measure.
+    """Draw every run as a dot and the interval of every row as a bar, one panel per measure.
 
     Args:
         panels: Measure -> row label -> values of its runs, and their mean with half of its interval; None where the
             values may not be averaged. All panels have the same rows.
     """
     labels = list(next(iter(panels.values())))
-    columns = min(_PANELS_A_ROW, len(panels))
+    columns = min(_PANELS_PER_ROW, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(9.4, lines * (0.95 + 0.3 * len(labels))), layout=ConstrainedLayoutEngine(h_pad=0.1))
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for number, (axes, (name, rows)) in enumerate(zip(grid, panels.items(), strict=False)):
-        for place, (values, estimate) in enumerate(rows.values()):
-            _draw_row(axes, place, values, estimate)
+        for index, (values, estimate) in enumerate(rows.values()):
+            _draw_row(axes, index, values, estimate)
         _dress(axes, name, labels, named=number % columns == 0)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -46,7 +46,7 @@ def measure_dots(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Estima
 
 
 def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str) -> Figure:
-    """Draw one metric against the round: a line a run, a colour a row.
+    """Draw one metric against the round: one line per run, one colour per row.
 
     Args:
         runs: Row label -> the lines of ``metrics.jsonl`` of each of its runs.
@@ -54,36 +54,36 @@ def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: 
     """
     figure = round_curve((), key)
     axes = figure.axes[0]
-    for place, (label, tables) in enumerate(runs.items()):
+    for index, (label, tables) in enumerate(runs.items()):
         for number, rows in enumerate(tables):
             points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
             # matplotlib keeps names that begin with "_" out of the legend: a row is named once, and if it has lines.
             name = _cut(label) if number == 0 and points else "_"
             x, y = [x for x, _ in points], [y for _, y in points]
-            axes.plot(x, y, "o" + _style(place), color=_colour(place), lw=1.2, ms=2.5, label=name)
+            axes.plot(x, y, "o" + _style(index), color=_colour(index), lw=1.2, ms=2.5, label=name)
     legend(axes, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if max(map(len, runs)) > 40 else 2)
     return figure
 
 
 def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Sequence[float]]]], cost: str) -> Figure:
-    """Draw quality against cost: a dot a row, the range of its runs as a bar, one panel a measure.
+    """Draw quality against cost: one dot per row, the range of its runs as a bar, one panel per measure.
 
     Args:
         panels: Measure -> row label -> (cost, the measure of each of its runs); rows that lack either are left out.
             All panels have the same rows. A measure that spreads widely has a logarithmic axis.
-        cost: What stands below the panels; its axis is logarithmic, with a place for zero.
+        cost: Label of the cost axis, which is logarithmic and still shows zero.
     """
     figure = Figure(figsize=(4.7 * len(panels), 4.2), layout="constrained")
     grid = list(figure.subplots(1, len(panels), squeeze=False).flat)
     for axes, (name, rows) in zip(grid, panels.items(), strict=True):
-        # Below the smallest positive cost the axis is linear, so that a method without any has its place.
+        # Below the smallest positive cost the axis is linear, so that a method without cost is shown too.
         axes.set_xscale("symlog", linthresh=min((x for x, _ in rows.values() if x), default=1.0))
-        for place, (label, (x, values)) in enumerate(rows.items()):
+        for index, (label, (x, values)) in enumerate(rows.items()):
             if x is not None and values:
                 mean = fmean(values)
                 bar = [[mean - min(values)], [max(values) - mean]]
                 # The space keeps names that begin with "_" in the legend.
-                style = {"fmt": _MARKERS[place % len(_MARKERS)], "color": _colour(place), "label": f" {_cut(label)}"}
+                style = {"fmt": _MARKERS[index % len(_MARKERS)], "color": _colour(index), "label": f" {_cut(label)}"}
                 axes.errorbar(x, mean, yerr=bar, capsize=3, **style)
         if _spread_wide([value for x, values in rows.values() if x is not None for value in values]):
             axes.set_yscale("log")
@@ -103,12 +103,12 @@ def _spread_wide(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
 
 
-def _draw_row(axes: Axes, place: int, values: Sequence[float], estimate: Estimate | None) -> None:
-    colour = _colour(place)
+def _draw_row(axes: Axes, index: int, values: Sequence[float], estimate: Estimate | None) -> None:
+    colour = _colour(index)
     if estimate is not None and estimate[1] is not None:
-        axes.errorbar(estimate[0], place, xerr=estimate[1], color=colour, lw=1.6, capsize=4)
-        axes.plot(estimate[0], place, "|", color=colour, ms=11, mew=2)
-    axes.plot(values, [place] * len(values), "o", color=colour, ms=5, alpha=0.55, mew=0)
+        axes.errorbar(estimate[0], index, xerr=estimate[1], color=colour, lw=1.6, capsize=4)
+        axes.plot(estimate[0], index, "|", color=colour, ms=11, mew=2)
+    axes.plot(values, [index] * len(values), "o", color=colour, ms=5, alpha=0.55, mew=0)
 
 
 def _dress(axes: Axes, name: str, labels: Sequence[str], named: bool) -> None:
@@ -123,15 +123,15 @@ def _dress(axes: Axes, name: str, labels: Sequence[str], named: bool) -> None:
     axes.spines["bottom"].set_color("#bbbbbb")
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
-def _style(place: int) -> str:
-    return _STYLES[place // len(COLOURS) % len(_STYLES)]
+def _style(index: int) -> str:
+    return _STYLES[index // len(COLOURS) % len(_STYLES)]
 
 
 def _cut(label: str) -> str:
     """Cut long labels in the middle: settings differ at the end."""
-    half = _LONGEST_LABEL // 2
-    return label if len(label) <= _LONGEST_LABEL else f"{label[:half]}…{label[1 - half :]}"
+    half = _MAX_LABEL_LENGTH // 2
+    return label if len(label) <= _MAX_LABEL_LENGTH else f"{label[:half]}…{label[1 - half :]}"

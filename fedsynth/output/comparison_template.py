@@ -51,24 +51,24 @@ row has no interval, nothing is bold.</p>
 {% endfor %}
 
 {% if samples %}
-<h2 id="images">Images of one run a row</h2>
+<h2 id="images">Images of one run per row</h2>
 <p>The first images of each class, not a selection. From the top, in every picture: {{ classes | join(", ") }}.
 {% if hidden_classes %}{{ hidden_classes }} more classes are not shown.{% endif %}</p>
 {% for label, sample in samples.items() %}
 <figure style="display: inline-block; vertical-align: top; margin: 0 14px 18px 0;
   max-width: {{ sample.picture.width }}px">
 <figcaption><b>{{ label }}</b><br><span class="note">{{ sample.source }}</span></figcaption>
-{{ picture(sample.picture, "Synthetic images of " ~ label ~ ", one row a class") }}
+{{ picture(sample.picture, "Synthetic images of " ~ label ~ ", one row per class") }}
 </figure>
 {% endfor %}
 {% endif %}
 
 {% if round_pictures %}
 <h2 id="rounds">How the rounds went</h2>
-<p>A line is a run, a colour a row of the tables. Quality is measured at the end only; these are the numbers that at
-least two rows have for every round.</p>
+<p>Each line is a run; each colour is a row of the tables. Quality is measured at the end only; these are the numbers
+that at least two rows have for every round.</p>
 {% for name, image in round_pictures.items() %}
-{{ picture(image, name ~ " against the round, a line a run") }}
+{{ picture(image, name ~ " against the round, one line per run") }}
 {% endfor %}
 {% endif %}
 
@@ -76,11 +76,11 @@ least two rows have for every round.</p>
 <h2 id="settings">Which settings differ</h2>
 {% endif %}
 {% if content.settings %}
-<p class="note">"auto": left to the program, or not a setting of that method.</p>
+<p class="note">"auto": chosen by the program, or not a setting of that method.</p>
 {{ settings_table(content.settings) }}
 {% endif %}
 {% if content.filled_in %}
-<details><summary>Settings that differ only because each method brings its own</summary>
+<details><summary>Settings that differ only because each method has its own default</summary>
 {{ settings_table(content.filled_in) }}
 </details>
 {% endif %}

@@ -43,7 +43,7 @@ _ALARM = "#c62828"
 _CLASS_COLOURS = color_sequences["petroff10"]
 _REAL, _SYNTHETIC = COLOURS[0], COLOURS[1]
 _FULL_SIZE_POINTS = 1500
-_PANELS_A_ROW = 3
+_PANELS_PER_ROW = 3
 _BAR = "#8fb8dc"
 
 
@@ -132,7 +132,7 @@ def embedding_scatter(embedding: Embedding, classes: Sequence[str]) -> Figure:
 
     Args:
         embedding: The points.
-        classes: Class names; up to ten have a colour each, of more only real and synthetic images are told apart.
+        classes: Class names; up to ten have a colour each; with more, colours show only which images are synthetic.
     """
     figure = Figure(figsize=(9.2, 6.2), layout="constrained")
     axes = figure.add_subplot()
@@ -154,7 +154,7 @@ def embedding_scatter(embedding: Embedding, classes: Sequence[str]) -> Figure:
 def per_class_bars(
     values: Mapping[str, Mapping[str, float]], reference: Mapping[str, Mapping[str, float]], classes: Sequence[str]
 ) -> Figure:
-    """Draw one panel of bars a measure, up to three side by side, the same class in the same line everywhere.
+    """Draw one panel of bars per measure, up to three side by side, with every class on the same line in all of them.
 
     Args:
         values: Measure -> class name -> value of the synthetic set; a class may be absent.
@@ -162,7 +162,7 @@ def per_class_bars(
         classes: Class names from the top; the first 20 are shown.
     """
     names = list(classes[:MOST_BARS])
-    columns = min(len(values), _PANELS_A_ROW)
+    columns = min(len(values), _PANELS_PER_ROW)
     rows = math.ceil(len(values) / columns)
     width = 0.3 + LETTER * max(len(short(name)) for name in names) + 2.6 * columns
     figure = Figure(figsize=(max(width, 4.0), rows * (0.24 * len(names) + 0.75) + 0.35), layout="constrained")
@@ -253,7 +253,7 @@ def _mark(label: str, **look: Any) -> Line2D:
 def _bar_marks(reference: Mapping[str, Mapping[str, float]]) -> list[Line2D]:
     marks = [_mark("synthetic images", marker="s", color=_BAR, markersize=8)]
     if any(reference.values()):
-        marks.append(_mark("real images in their place", marker="|", color=TEXT, markersize=10, markeredgewidth=2))
+        marks.append(_mark("real images", marker="|", color=TEXT, markersize=10, markeredgewidth=2))
     return marks
 
 

@@ -43,14 +43,14 @@ _MOST_COLUMNS_WITH_NUMBERS = 25
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Render a figure as PNG, at twice its nominal 100 pixels an inch; the same figure gives the same bytes."""
+    """Render a figure as PNG, at twice its nominal 100 pixels per inch; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PIXELS_PER_INCH * _SHARPNESS, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def image_grid(images: Images, labels: Labels, classes: Sequence[str], per_class: int) -> Figure:
-    """Show the first images of every class, one class a row.
+    """Show the first images of every class, one class per row.
 
     Args:
         images: uint8 (N, H, W, C), C = 1 or 3; small ones are enlarged without smoothing.
@@ -98,7 +98,7 @@ def label_distribution(counts: NDArray[np.int64], classes: Sequence[str], names:
 
 
 def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Draw training losses against the step, one line a silo, on a logarithmic scale.
+    """Draw training losses against the step, one line per silo, on a logarithmic scale.
 
     Args:
         curves: Silo name to (step, loss); long curves are averaged over up to 60 stretches of steps.
@@ -224,7 +224,7 @@ def _line_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes, **kwargs: Any) -> None:
-    """Add a frameless legend, to the right of the axes unless told, whose names are drawn without mathematics."""
+    """Add a frameless legend, to the right of the axes by default, whose names are drawn without mathematics."""
     placed = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False, "fontsize": 8, **kwargs}
     for text in axes.legend(**placed).get_texts():
         text.set_parse_math(False)

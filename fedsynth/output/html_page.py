@@ -1,4 +1,4 @@
-"""What every page of ours shares: style, macros, the sealed document around its body, and the writing of it.
+"""What all pages share: style, macros, the document around the body with its content policy, and writing it.
 
 In a Python file because Flower's app bundles take neither HTML nor CSS.
 """

@@ -1,4 +1,4 @@
-"""One self-contained page about a run, for somebody who has never seen the project."""
+"""One self-contained page about a run, for readers who have never seen the project."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ReportContent:
         embedding: Real and synthetic images in a plane.
         real_images: uint8 (M, H, W, C); None where real images may not leave the silos.
         real_labels: int64 (M,).
-        silos: One mapping a silo, column to value.
+        silos: One mapping per silo, column to value.
         silo_names: Row names of ``label_counts``.
         label_counts: int64 (K, C), images of each class in each silo.
         losses: Silo name to (step, loss).

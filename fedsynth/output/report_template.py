@@ -12,12 +12,12 @@ BODY = """<h1>{{ title }}</h1>
 
 <h2 id="images">{{ "Synthetic images" if content.real_images is none else "Real beside synthetic" }}</h2>
 {% if content.real_images is none %}
-<p>One row a class. Real images stay with the institutions that own them (the silos), so none is shown here.</p>
+<p>One row per class. Real images stay with the institutions that own them (the silos), so none is shown here.</p>
 {% else %}
-<p>One row a class: real images on the left, synthetic ones on the right. They are the first of each class, not a
+<p>One row per class: real images on the left, synthetic ones on the right. They are the first of each class, not a
 selection; a grey square means that the set has no further image of that class.</p>
 {% endif %}
-{{ picture(pictures.images, "Grid of example images, one row a class") }}
+{{ picture(pictures.images, "Grid of example images, one row per class") }}
 {% if hidden_classes %}
 <p class="note">{{ hidden_classes }} more classes are not shown.</p>
 {% endif %}
@@ -25,13 +25,14 @@ selection; a grey square means that the set has no further image of that class.<
 {% if content.results %}
 <h2 id="results">How good the images are</h2>
 {% if "real" in result_columns %}
-<p>Read along a row: what the synthetic images reach and, under “real”, what other real images reach in their place.
+<p>Read along a row: what the synthetic images reach and, under “real”, what other real images reach when they are
+measured instead.
 Nothing synthetic should beat that by more than chance.
 {% if "real + synthetic" in result_columns %}
 Under “real + synthetic”, classifiers learn from as many of both.
 {% endif %}
 {% if "generator" in result_columns %}
-Under “generator” stand as many images drawn from the model that was trained on the synthetic ones, with other noise.
+“generator”: as many images drawn, with other noise, from the model that was trained on the synthetic ones.
 {% endif %}
 {% if "±" in result_columns %}
 “±” is half of the 95 % interval over several trainings of a classifier, and for kernel distance and inception score
@@ -62,10 +63,10 @@ the standard deviation over random subsets.
 <h2 id="classes">Class by class</h2>
 <p>A good average can hide a class that failed: look for a bar much shorter or longer than the others.
 {% if content.per_class_reference %}
-A dark line is what real images reach in the place of the synthetic ones: look for bars far from theirs.
+A dark line is what real images reach: look for bars far from it.
 {% endif %}
 A dash means that the measure could not be taken for that class.</p>
-{{ picture(pictures["per-class"], "Bars of every measure, one bar a class") }}
+{{ picture(pictures["per-class"], "Bars of every measure, one bar per class") }}
 {% if hidden_bars %}
 <p class="note">{{ hidden_bars }} more classes are not shown.</p>
 {% endif %}
@@ -139,7 +140,7 @@ large they are, means nothing (t-SNE).</p>
 {% if content.settings %}
 <h2 id="settings">Settings</h2>
 <details><summary>All {{ content.settings | length }} settings; those marked <span class="chosen">chosen</span> were
-left to the program</summary>
+chosen by the program</summary>
 <table class="long"><tbody>
 {% for key, value in content.settings.items() %}
 <tr><th scope="row">{{ key }}</th><td>{{ value | setting }}

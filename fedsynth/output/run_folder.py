@@ -1,4 +1,4 @@
-"""The folder of one run: where everything goes, and the files that grow while it works."""
+"""The folder of one run: its paths, and the files that grow during the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedsynth.files import atomic_file, write_json
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
     """Return ``<time>-<strategy>-<dataset>-<seed>``; names sort by time."""
-    # "module:name" of a user's own would be no name of a folder everywhere.
+    # A plug-in's "module:name" is not a valid folder name everywhere.
     return f"{now:%Y%m%d-%H%M%S}-{strategy}-{dataset}-{seed}".replace(":", ".")
 
 
@@ -56,7 +56,7 @@ class RunFolder:
             if path.is_dir() and any(path.iterdir()):
                 raise UserError(f"run folder '{path}' exists and is not empty: choose another name, or resume that run")
             path.mkdir(parents=True, exist_ok=True)
-            # Permission bits do not tell (root, read-only mounts): only writing does.
+            # Permission bits are not enough (root, read-only mounts): only writing shows it.
             tempfile.TemporaryFile(dir=path).close()
         return cls(path)
 

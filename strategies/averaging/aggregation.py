@@ -68,7 +68,8 @@ def check_model(record: ArrayRecord, expected: Shapes) -> None:
 def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
     """Weighted mean of models with equal names and shapes, accumulated in float64.
 
-    The result depends on the order of ``records`` only by float64 rounding; callers sort them.
+    Model after model is multiplied by its share and added, each step rounded on its own: the result has the same bits
+    on every machine. It depends on the order of ``records`` only by float64 rounding; callers sort them.
 
     Args:
         records: one model each, emptied on return.
@@ -77,9 +78,19 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
     Returns:
         The mean, as :func:`combine_layers` returns it.
     """
-    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    memory = working_memory(len(records))
-    return combine_layers(records, lambda values: shares @ fill(memory, values))
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    memory = torch.empty(2, chunk_length(len(records)), dtype=torch.float64)
+
+    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+        summed, term = memory[:, : len(values[0])].unbind()
+        summed.copy_(values[0]).mul_(shares[0])
+        # No matrix product and no add_(…, alpha=…): their multiply and add may be fused, in an order of their own.
+        for value, share in zip(values[1:], shares[1:], strict=True):
+            summed.add_(term.copy_(value).mul_(share))
+        return summed
+
+    return combine_layers(records, mean)
 
 
 @one_thread()

@@ -175,6 +175,8 @@ class AveragingStrategy(SynthesisStrategy):
             return
         for name, value in self._average.items():
             if value.is_floating_point():
-                value.lerp_(current[name], 1 - self.settings.server_ema_decay)
+                # Not lerp_: whether that rounds its product depends on the CPU.
+                decay = self.settings.server_ema_decay
+                value.mul_(decay).add_((1 - decay) * current[name])
             else:
                 value.copy_(current[name])

@@ -16,7 +16,8 @@ def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
     """Squared Euclidean distances between models with equal names and shapes.
 
     Values are subtracted before they are squared, in float64: models that are almost equal keep their distances, and
-    one that is far away from all others spoils only its own. Whole-number buffers are left out.
+    one that is far away from all others spoils only its own. Whole-number buffers are left out. The last bits depend on
+    the CPU's vectors; they choose another model only where two scores agree to about 12 digits.
 
     Args:
         records: one model each, K >= 1, finite; left as they are.
@@ -106,4 +107,9 @@ def bulyan_select(distances: torch.Tensor, num_malicious: int) -> list[int]:
 def _scores(distances: torch.Tensor, neighbours: int) -> torch.Tensor:
     # A model's own distance goes by position: that of an equal model is zero too.
     itself = torch.eye(len(distances), dtype=torch.bool)
-    return distances.masked_fill(itself, torch.inf).sort(dim=1).values[:, :neighbours].sum(dim=1)
+    ascending = distances.masked_fill(itself, torch.inf).sort(dim=1).values
+    # One after the other: the order in which sum() adds depends on the CPU.
+    scores = torch.zeros_like(ascending[:, 0])
+    for nearest in ascending.T[:neighbours]:
+        scores += nearest
+    return scores

@@ -86,7 +86,8 @@ class ServerOptimizer(AveragingStrategy):
         start = layer.double()
         delta = torch.zeros_like(start)
         for answer, share in zip(answers, shares, strict=True):
-            delta.add_(answer.double().sub_(start), alpha=share)
+            # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
+            delta.add_(answer.double().sub_(start).mul_(share))
         return wire.encode((start + self.step(name, delta)).to(layer.dtype))
 
 
@@ -132,14 +133,15 @@ class FedAdam(ServerOptimizer):
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηm / (√v + τ)."""
-        first = self.moment("first", name, delta).mul_(self.settings.beta_1).add_(delta, alpha=1 - self.settings.beta_1)
+        beta = self.settings.beta_1
+        first = self.moment("first", name, delta).mul_(beta).add_((1 - beta) * delta)
         second = self.moment("second", name, delta, self.settings.tau**2)
         self.advance_second(second, delta.square())
         return self.settings.eta * first / (second.sqrt() + self.settings.tau)
 
     def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
         """Advance v in place by Δ²."""
-        second.mul_(self.settings.beta_2).add_(square, alpha=1 - self.settings.beta_2)
+        second.mul_(self.settings.beta_2).add_((1 - self.settings.beta_2) * square)
 
 
 class FedYogi(FedAdam):

@@ -103,13 +103,16 @@ class DrivenRound(list[Message]):
 
     def _paired(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
         ids = {metadata.message_id: index for index, metadata in enumerate(self._metadata)}
+        answered: set[int] = set()
         for reply in replies:
             index = ids.get(reply.metadata.reply_to_message_id)
             if index is None:
                 index = self._question_to(reply)
-            if index is None:
-                logger.warning("%s left out: not asked", sender_of(reply).name)
+            if index is None or index in answered:
+                why = "not asked" if index is None else "it has answered this question already"
+                logger.warning("%s left out: %s", sender_of(reply).name, why)
                 continue
+            answered.add(index)
             yield index, reply
             del reply
 

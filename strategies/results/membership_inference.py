@@ -39,7 +39,7 @@ GLOBAL_MODEL = "global model"
 
 @dataclass(frozen=True)
 class ModelAttack:
-    """How well the models of a run betray their training images.
+    """Membership inference against the models of a run.
 
     Attributes:
         timesteps: noise levels attacked.

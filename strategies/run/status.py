@@ -31,7 +31,8 @@ class StatusWriter:
     """
 
     def __init__(self, folder: RunFolder, reply_log: ReplyLog, rounds: int, done: int = 0) -> None:
-        self._folder, self._attendance = folder, reply_log
+        self._folder = folder
+        self._reply_log = reply_log
         self._said: dict[str, Any] = {
             "state": "running",
             "started": _moment(time.time()),
@@ -77,7 +78,7 @@ class StatusWriter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        last = self._attendance.last()
+        last = self._reply_log.last()
         silos = {name: {"message": was.message, "at": _moment(was.at), **was.row()} for name, was in last.items()}
         with contextlib.suppress(OSError, ValueError):
             self._folder.write_status({**self._said, "updated": _moment(time.time()), "silos": silos})

@@ -1,13 +1,13 @@
-"""The memory benchmarks measure what they claim to, and a short run stays within the limits."""
+"""The memory benchmarks measure what they claim to, and few silos stay within the limits; growth is in tests/long."""
 
 from __future__ import annotations
 
 import pytest
 
 from experiments.benchmarks.common import in_fresh_process
-from experiments.benchmarks.memory import EXTRA_COPIES, GROWTH_LIMIT, ROUND_GROWTH_LIMIT
+from experiments.benchmarks.memory import EXTRA_COPIES
 from experiments.benchmarks.server_memory import server_peak
-from experiments.benchmarks.soak import client_soak, growth, server_soak
+from experiments.benchmarks.soak import growth
 
 
 def test_growth_is_the_slope_after_the_warm_up() -> None:
@@ -15,20 +15,6 @@ def test_growth_is_the_slope_after_the_warm_up() -> None:
     warm_up = [5000.0 if n <= 100 else 0.0 for n in messages]
     resident = [900.0 + 2.5 * n + extra for n, extra in zip(messages, warm_up, strict=True)]
     assert growth(messages, resident) == pytest.approx(2.5)
-
-
-def test_client_does_not_keep_its_messages() -> None:
-    soak = in_fresh_process(client_soak, 60, every=2)
-    assert soak.counts[-1] == 60
-    # A few pages more or less weigh 17 times as much as over 1,000 messages; a kept message adds 10 kB.
-    assert soak.growth < 8 * GROWTH_LIMIT
-
-
-def test_server_does_not_keep_its_rounds() -> None:
-    soak = in_fresh_process(server_soak, 60, every=2)
-    assert soak.counts[-1] == 60
-    # A kept set adds 1,200 kB a round.
-    assert soak.growth < 8 * ROUND_GROWTH_LIMIT
 
 
 @pytest.mark.parametrize("name", ["dfd, posterior weights", "dfd, energy weights and ULA", "fedavg"])

@@ -11,25 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import Deployment, classes_of
-from real_silos import write_digits, write_silos
+from deployed import Deployment, classes_of, deployed
+from real_silos import write_digits
 
 SILOS = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
 
 
 @pytest.fixture(scope="module")
 def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("deployment")
-    data = write_silos(folder / "images", SILOS)
-    deployment = Deployment(folder)
-    try:
-        deployment.start_link()
-        deployment.register(*SILOS)
-        for name, path in data.items():
-            deployment.start_silo(name, path, "--warm")
-        yield deployment
-    finally:
-        deployment.close()
+    with deployed(tmp_path_factory.mktemp("deployment"), SILOS) as link:
+        yield link
 
 
 def test_silos_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> None:

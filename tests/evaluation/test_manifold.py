@@ -33,7 +33,7 @@ def oracle(real: np.ndarray, synthetic: np.ndarray, k: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (5, 1e4)])
 def test_agrees_with_a_double_loop_over_several_blocks(k, offset, monkeypatch):
-    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_A_BLOCK", 7)
+    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_PER_BLOCK", 7)
     rng = np.random.default_rng(k)
     real = rng.normal(size=(40, 4)) + offset
     synthetic = 0.8 * rng.normal(size=(30, 4)) + 0.7 + offset

@@ -71,8 +71,8 @@ def test_the_row_is_json_ready():
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (np.array([]), "member scores: expected one score an image"),
-        (np.ones((3, 2)), "member scores: expected one score an image"),
+        (np.array([]), "member scores: expected one score per image"),
+        (np.ones((3, 2)), "member scores: expected one score per image"),
         (np.array([1.0, np.nan, np.inf]), "member scores: 2 of 3"),
     ],
 )

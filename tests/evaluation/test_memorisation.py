@@ -39,7 +39,7 @@ def oracle(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[s
 
 def test_agrees_with_a_double_loop_over_several_blocks(monkeypatch):
     offset = 1e7
-    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_A_BLOCK", 7)
+    monkeypatch.setattr("fedsynth.evaluation.manifold.ROWS_PER_BLOCK", 7)
     rng = np.random.default_rng(0)
     train, test = rng.normal(size=(40, 3)) + offset, rng.normal(size=(25, 3)) + offset
     copies = train[:10] + 0.05 * rng.normal(size=(10, 3))

@@ -173,7 +173,7 @@ def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, cache):
     assert evaluator(digits, cache).evaluate(*sets).row() == row
     three = evaluator(digits, cache).evaluate(digits.train_images[:3], np.array([1, 1, 1])).row()
     assert (three["n"], three["k"]) == (3, 2)
-    assert "k = 2 neighbours in place of 5" in three["notes"]
+    assert "k = 2 neighbours instead of 5" in three["notes"]
     assert json.dumps(three, allow_nan=False)
     assert evaluator(digits, cache, seed=1).evaluate(*sets).row() != row
 

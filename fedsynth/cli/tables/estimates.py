@@ -1,4 +1,4 @@
-"""Means of runs with their intervals, and which of them is surely the best."""
+"""Means of runs with their intervals, and which mean is the best beyond doubt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsynth.units import show
 
 
 def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:
-    """Return the place of the best mean if its interval touches no other row's, else None.
+    """Return the index of the best mean if its interval touches no other interval, else None.
 
     Nothing is best where another row has no interval: the spread of a single run is unknown.
 
@@ -21,14 +21,14 @@ def best_row(estimates: Sequence[Estimate | None], better: str) -> int | None:
         better: ``higher`` or ``lower``; with anything else nothing is best.
     """
     sign = {"higher": 1.0, "lower": -1.0}.get(better)
-    known = [(place, *found) for place, found in enumerate(estimates) if found is not None]
+    known = [(index, *found) for index, found in enumerate(estimates) if found is not None]
     if sign is None or len(known) < 2:
         return None
-    spans = [(sign * mean, half, place) for place, mean, half in known if half is not None]
+    spans = [(sign * mean, half, index) for index, mean, half in known if half is not None]
     if len(spans) < len(known):
         return None
-    (mean, half, place), *others = sorted(spans, reverse=True)
-    return place if all(mean - half > other + width for other, width, _ in others) else None
+    (mean, half, index), *others = sorted(spans, reverse=True)
+    return index if all(mean - half > other + width for other, width, _ in others) else None
 
 
 def estimate(measure: Measure, group: RunGroup) -> Estimate | None:

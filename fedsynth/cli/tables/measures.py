@@ -18,9 +18,9 @@ class Measure:
 
     Attributes:
         key: Column of ``results.json``.
-        better: ``higher``, ``lower``, or where it should be, such as ``near 1``; empty: neither.
+        better: ``higher``, ``lower``, or the ideal value, such as ``near 1``; empty: none of these.
         bases: Columns of ``results.json`` in which runs must agree, or their values may not be compared.
-        real: Column that says what real images reach, if there is one.
+        real: Column with what real images reach, if there is one.
         unit: Turns a number into text.
     """
 
@@ -32,7 +32,7 @@ class Measure:
 
     @property
     def head(self) -> str:
-        """What stands above the column."""
+        """Head of the column."""
         return self.key + _ARROWS.get(self.better, f" ({self.better})" if self.better else "")
 
 

@@ -50,17 +50,17 @@ def sweep_rows(folder: Path, entries: Sequence[Entry]) -> list[SweepRow]:
 
 
 def bold_row(rows: Sequence[SweepRow], measure: Measure) -> int | None:
-    """Return the place of the row that is surely the best, None if there is none.
+    """Return the index of the row that is the best beyond doubt, None if there is none.
 
     A row that lacks runs is never the best: those that failed might have changed its mean. A row with a single run has
-    no interval; it leaves the others' places in doubt only if its value is the best or the next.
+    no interval; nothing is bold if its value is the best or the second best.
     """
     if not measured_alike([run for row in rows for run in row.group.runs], measure):
         return None
     found = [estimate(measure, row.group) for row in rows]
     sign = 1 if measure.better == "higher" else -1
-    order = sorted((place for place, e in enumerate(found) if e), key=lambda place: -sign * _mean(found[place]))
-    kept = [e if e and (e[1] is not None or place in order[:2]) else None for place, e in enumerate(found)]
+    order = sorted((index for index, e in enumerate(found) if e), key=lambda index: -sign * _mean(found[index]))
+    kept = [e if e and (e[1] is not None or index in order[:2]) else None for index, e in enumerate(found)]
     best = best_row(kept, measure.better)
     return None if best is None or rows[best].gaps else best
 
@@ -70,8 +70,8 @@ def paired_differences(row: SweepRow, against: SweepRow, measure: Measure) -> tu
 
     The interval is Student's over the differences: what a seed does to both rows alike is not in it.
     """
-    ours, theirs = _by_seed(row, measure), _by_seed(against, measure)
-    differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+    values, theirs = _by_seed(row, measure), _by_seed(against, measure)
+    differences = [value - theirs[seed] for seed, value in values.items() if seed in theirs]
     if not differences or not measured_alike([*row.group.runs, *against.group.runs], measure):
         return None, 0
     return mean_and_interval(differences), len(differences)

@@ -1,4 +1,4 @@
-"""What the tables of a sweep hold: fidelity, utility, cost, differences, and the paper's rows beside ours."""
+"""The tables of a sweep: fidelity, utility, cost, differences, and the paper's rows beside the measured ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def table_notes(rows: Sequence[SweepRow]) -> list[str]:
 
 
 def as_csv(rows: Sequence[SweepRow], against: SweepRow | None = None) -> str:
-    """Return one line a row with mean and half interval of every measure, unrounded; published rows come last."""
+    """Return one line per row with mean and half interval of every measure, unrounded; published rows come last."""
     columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_costs()]
     measures = list({measure.key: measure for _, measure in columns}.values())
     heads = [name for measure in measures for name in (measure.key, f"{measure.key} ±")]
@@ -145,7 +145,7 @@ def _table(
     title: str, columns: Sequence[Column], rows: Sequence[SweepRow], published: Sequence[PublishedRow]
 ) -> ComparisonTable:
     cells = [_cells(measure, rows) for _, measure in columns]
-    lines = {row.label: [ComparisonCell(row.seeds), *(c[place] for c in cells)] for place, row in enumerate(rows)}
+    lines = {row.label: [ComparisonCell(row.seeds), *(c[index] for c in cells)] for index, row in enumerate(rows)}
     for paper in published:
         lines[paper.name] = [ComparisonCell("1"), *(_published_cell(paper, measure) for _, measure in columns)]
     return ComparisonTable(title, ["seeds", *(head for head, _ in columns)], lines)
@@ -154,7 +154,7 @@ def _table(
 def _cells(measure: Measure, rows: Sequence[SweepRow]) -> list[ComparisonCell]:
     best = bold_row(rows, measure)
     texts = [estimate_text(estimate(measure, row.group), measure.unit) for row in rows]
-    return [ComparisonCell(text, place == best) for place, text in enumerate(texts)]
+    return [ComparisonCell(text, index == best) for index, text in enumerate(texts)]
 
 
 def _published_cell(paper: PublishedRow, measure: Measure) -> ComparisonCell:

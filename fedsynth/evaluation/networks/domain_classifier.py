@@ -88,7 +88,7 @@ def train_domain_classifier(
         num_classes: number of outputs.
         seed: fixes initial weights and batches.
         steps: optimiser steps, at least 2.
-        batch_size: images a step.
+        batch_size: images per step.
 
     Returns:
         The classifier in evaluation mode, on the CPU.

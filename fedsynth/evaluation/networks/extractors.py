@@ -273,15 +273,15 @@ def _check_weights(network: nn.Module) -> None:
 
 
 def _without_weights(name: str, path: Path | None, error: Exception) -> UserError:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
     if isinstance(error, pickle.UnpicklingError):
-        said = "it is not a file of tensors alone"
+        reason = "it is not a file of tensors alone"
     elif isinstance(error, NotImplementedError):
-        said = "this network takes no weights file"
+        reason = "this network takes no weights file"
     elif isinstance(error, OSError) and error.strerror:
-        said = error.strerror
+        reason = error.strerror
     failed = "its weights could not be downloaded" if path is None else f"its weights cannot be read from {path}"
-    return UserError(f"feature-extractor = {name}: {failed} ({said}); {_remedy(name)}")
+    return UserError(f"feature-extractor = {name}: {failed} ({reason}); {_remedy(name)}")
 
 
 def _remedy(name: str) -> str:

@@ -24,7 +24,7 @@ SIDE_PRETRAINED = 128
 SMALLEST_SIDE, LARGEST_SIDE = 32, 224
 # Of ImageNet's pixels in 0..1, as torchvision's weights expect them.
 CHANNEL_MEANS = (0.485, 0.456, 0.406)
-CHANNEL_DEVIATIONS = (0.229, 0.224, 0.225)
+CHANNEL_STDS = (0.229, 0.224, 0.225)
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -33,7 +33,7 @@ class ResNetClassifier(nn.Module):
     """torchvision's ``resnet18`` with a new head, from uint8 images to logits.
 
     Grey images are repeated to three channels; all are resized to a square (bilinear, antialiased) and normalised with
-    ImageNet's means and deviations. From pretrained weights the square has 128 pixels, since their filters look for
+    ImageNet's means and stds. From pretrained weights the square has 128 pixels, since their filters look for
     structure on that scale. From scratch it has the longer side of the images, as nothing is gained by enlarging them,
     but at least the 32 pixels that the network halves five times, and at most 224.
 
@@ -46,7 +46,7 @@ class ResNetClassifier(nn.Module):
 
     network: nn.Module
     means: torch.Tensor
-    deviations: torch.Tensor
+    stds: torch.Tensor
 
     def __init__(self, image_size: int, num_classes: int, weights: Weights | None = None) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ class ResNetClassifier(nn.Module):
             self.network.load_state_dict(weights)
         self.network.fc = nn.Linear(512, num_classes)
         self.register_buffer("means", torch.tensor(CHANNEL_MEANS).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviations", torch.tensor(CHANNEL_DEVIATIONS).view(3, 1, 1), persistent=False)
+        self.register_buffer("stds", torch.tensor(CHANNEL_STDS).view(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 images (N, H, W, C), 1 or 3 channels, to logits (N, classes)."""
         pixels = images.permute(0, 3, 1, 2).float() / 255
         colour = pixels.expand(-1, 3, -1, -1)
         resized = nn.functional.interpolate(colour, (self.side, self.side), mode="bilinear", antialias=True)
-        logits: torch.Tensor = self.network((resized - self.means) / self.deviations)
+        logits: torch.Tensor = self.network((resized - self.means) / self.stds)
         return logits
 
 
@@ -101,7 +101,7 @@ def train_resnet(
         weights: start from them, as from :func:`load_weights`; None: from scratch.
         device: where it trains.
         steps: optimiser steps, at least 2.
-        batch_size: images a step, at least 2.
+        batch_size: images per step, at least 2.
 
     Returns:
         The classifier in evaluation mode, on ``device``.
@@ -202,16 +202,16 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unusable(path: Path, error: Exception, named: bool) -> UserError:
-    said = str(error).strip().partition("\n")[0].rstrip(":") or type(error).__name__
+    reason = str(error).strip().partition("\n")[0].rstrip(":") or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        said = "there is no such file"
+        reason = "there is no such file"
     elif isinstance(error, pickle.UnpicklingError):
-        said = "it is not a file of tensors alone"
+        reason = "it is not a file of tensors alone"
     key = (
         f"resnet-weights-path = {path}" if named else f"resnet-weights-path is empty and torch's hub folder has {path}"
     )
     otherwise = "leave the key empty" if named else "remove that file"
     return UserError(
-        f"{key}: no ResNet-18 can be read from it ({said}); give a file with the state dict of torchvision's resnet18, "
-        f"or {otherwise}"
+        f"{key}: no ResNet-18 can be read from it ({reason}); give a file with the state dict of torchvision's "
+        f"resnet18, or {otherwise}"
     )

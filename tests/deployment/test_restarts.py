@@ -1,0 +1,42 @@
+"""A link that is killed, and a silo without ``--warm``: the dataset is that of an uninterrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from deployed import Deployment, deployed, same_run_in_process
+from tiny_runs import images_of
+
+from fedsynth.output import RunFolder
+
+SILOS = {"north": (0, 1), "south": (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("restarts"), SILOS, stock=["south"]) as link:
+        yield link
+
+
+def test_silo_for_which_flower_starts_a_process_a_message_gives_the_same_images(link: Deployment) -> None:
+    run = link.run("stock", num_clients=2, dfd_rounds=2)
+    assert images_of(run) == images_of(same_run_in_process(run, link, list(SILOS)))
+    assert len(images_of(run)) == 60
+
+
+def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(link: Deployment) -> None:
+    link.stop("south")
+    link.start_silo_of("south")
+    link.start_run("broken", num_clients=2, dfd_rounds=20)
+    link.wait("broken", lambda: link.rounds_done("broken") >= 1)
+    link.kill("link")
+    assert link.ended("broken") != 0
+    broken = RunFolder(link.folder / "runs" / "broken")
+    assert 1 <= link.rounds_done("broken") < 20
+    assert not broken.results.exists()
+    link.start_link()
+    link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
+    link.finish_run("again", folder="broken")
+    assert [row["round"] for row in broken.read_metrics()] == list(range(1, 21))
+    assert images_of(broken) == images_of(same_run_in_process(broken, link, list(SILOS)))
