@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedsynth.config import RunConfig
+from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
@@ -37,6 +37,12 @@ FREE_KEYS = frozenset(
     }
 )
 """Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
+
+FORMER_KEYS: dict[str, Scalar] = {
+    **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
+    **{"min-gain": 0.1, "max-excess": 1.2, "picard-tolerance": 0.1},
+}
+"""Keys that runs of earlier versions may hold, and the only value of each that is still computed with."""
 
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
@@ -104,8 +110,15 @@ class RunFolder:
         """
         try:
             content = json.loads(self.config.read_text())
-            config = RunConfig.from_run_config(content["config"])
-            return config.model_copy(update={"resolved": tuple(content["resolved"])})
+            settings = dict(content["config"].items())
+            # How often silos said how far their training was changed nothing else.
+            settings.pop("slice-seconds", None)
+            for key, value in FORMER_KEYS.items():
+                if (given := settings.pop(key, AUTO)) not in (AUTO, value):
+                    raise UserError(f"{key} = {given}: this version of fedsynth works with {value} only")
+            config = RunConfig.from_run_config(settings)
+            resolved = [key for key in content["resolved"] if key not in FORMER_KEYS]
+            return config.model_copy(update={"resolved": tuple(resolved)})
         except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"'{self.config}' is damaged: restore it, or start another run ({error})") from error
 

@@ -136,6 +136,18 @@ def test_configuration_is_read_with_what_had_been_resolved(tmp_path: Path) -> No
     assert config.resolved == ("sampler", "beta")
 
 
+def test_configuration_of_an_earlier_version_is_read_where_it_says_what_is_still_done(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    former: dict[str, Scalar] = {"corrector-steps": 0, "min-gain": "auto", "slice-seconds": 2.0}
+    content = {"config": {**CONFIG.to_run_config(), **former}, "resolved": ["beta", "corrector-steps"]}
+    run.write_config(content)
+    config = run.read_config()
+    assert (config.to_run_config(), config.resolved) == (CONFIG.to_run_config(), ("beta",))
+    run.write_config({**content, "config": {**CONFIG.to_run_config(), "corrector-steps": 1}})
+    with pytest.raises(UserError, match="corrector-steps = 1: this version of fedsynth works with 0 only"):
+        run.read_config()
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
