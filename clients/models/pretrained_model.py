@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from clients.context import SiloContext
 from clients.warm.silo_cache import SiloCache
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
@@ -25,8 +25,6 @@ from fedsynth.spec import ImageSpec
 logger = logging.getLogger("fedsynth")
 
 PRETRAINED_MODEL = "brought-model"
-OWN_MODEL_STRATEGIES: frozenset[StrategyName] = frozenset({"dfd", "pooled", "local", "fedddpm", "fedddpm-plus"})
-"""Those that ask the silos' own models; for the others a silo takes part with all its images."""
 
 LOSS_LEVELS, LOSS_IMAGES = 8, 32
 """Network evaluations behind a measured loss, on each level and in number of images: seconds on a CPU."""
@@ -40,7 +38,7 @@ def bring_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedMode
     Raises:
         UserError: it cannot be used for the run.
     """
-    if silo.model_path is None or silo.config.run.strategy not in OWN_MODEL_STRATEGIES:
+    if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
         return None
     held = [spec.classes[label] for label in np.unique(silo.silo(spec).train.labels)]
     noted = ConfigRecord(
