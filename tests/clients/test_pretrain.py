@@ -83,6 +83,7 @@ def test_interrupted_training_continues_with_progress_to_the_same_model(
     with pytest.raises(KeyboardInterrupt):
         pretrain(images, "clinic", out, config_of())
     assert not out.exists()
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="fedsynth"):
         pretrain(images, "clinic", out, config_of())
     assert steps == list(range(1, 9)), "no step twice"
