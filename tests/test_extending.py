@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.cli.tables.run_groups import config_hash
-from fedsynth.config import Diffusion, RunConfig
+from fedsynth.config import AUTO, Diffusion, RunConfig
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import make_scheduler, sample
 from fedsynth.errors import UserError
@@ -52,7 +52,9 @@ def test_every_example_is_short_and_in_the_command_of_the_guide() -> None:
 
 
 def test_a_run_of_one_s_own_strategy_dataset_and_sampler(tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, strategy=STRATEGY, dataset=DATASET, sampler=SAMPLER, image_size=8)
+    settings = tiny_settings(
+        tmp_path, strategy=STRATEGY, dataset=DATASET, sampler=SAMPLER, image_size=8, dfd_rounds=AUTO
+    )
     folder = run_tiny(settings)
     assert len(images_of(folder)) == 30
     classes = json.loads(folder.partition.read_text())["classes"]
@@ -66,7 +68,7 @@ def test_a_run_of_one_s_own_strategy_dataset_and_sampler(tmp_path: Path) -> None
 
 def test_one_s_own_sampler_composes_the_answers_of_silos(tmp_path: Path) -> None:
     folder = run_tiny(tiny_settings(tmp_path, strategy="dfd", sampler=SAMPLER), report=False)
-    assert folder.read_config().cooperation.weights == "constant"
+    assert folder.read_config().to_run_config()["weights"] == "constant"
     assert len(images_of(folder)) == 30
 
 

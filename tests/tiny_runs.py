@@ -15,7 +15,7 @@ import clients.app
 import fedsynth.evaluation.illustration
 import strategies.app
 from experiments.in_process_grid import InProcessGrid
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import RunConfig, Scalar, idle_keys
 from fedsynth.output import RunFolder
 
 TINY: dict[str, Scalar] = {
@@ -38,12 +38,14 @@ TINY: dict[str, Scalar] = {
 
 
 def tiny_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
-    """A full run config that writes below ``folder``; changes in snake case."""
+    """A full run config that writes below ``folder``; changes in snake case, and what of the rest acts beside them."""
     paths = {"output-dir": str(folder / "runs"), "state-dir": str(folder / "state")}
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     if given.get("dfd-preset") == "paper":
         given = {"sampler": "auto", **given}
-    return {**RunConfig().to_run_config(), **TINY, **paths, **given}
+    idle = idle_keys({**TINY, **given}).keys() - given.keys()
+    tiny = {key: value for key, value in TINY.items() if key not in idle}
+    return {**RunConfig().to_run_config(), **tiny, **paths, **given}
 
 
 def run_tiny(

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from clients.context import SiloContext
 from clients.warm.silo_cache import SiloCache
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
@@ -25,8 +25,6 @@ from fedsynth.spec import ImageSpec
 logger = logging.getLogger("fedsynth")
 
 PRETRAINED_MODEL = "pretrained-model"
-OWN_MODEL_STRATEGIES: frozenset[StrategyName] = frozenset({"dfd", "pooled", "local", "fedddpm", "fedddpm-plus"})
-"""Strategies that ask the silos' own models; in the others ``model-path`` is not used."""
 
 LOSS_TIMESTEPS = 8
 LOSS_IMAGES = 32
@@ -41,7 +39,7 @@ def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel
     Raises:
         UserError: it cannot be used for the run.
     """
-    if silo.model_path is None or silo.config.run.strategy not in OWN_MODEL_STRATEGIES:
+    if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
         return None
     held = [spec.classes[label] for label in np.unique(silo.silo(spec).train.labels)]
     noted = ConfigRecord(

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,11 +95,13 @@ def load_image_folder(
     channels of the test fold. Arguments and errors are those of :func:`read_image_folder`.
     """
     root = Path(path).expanduser()
+    given: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
     if has_folds(root):
-        return _read_folds(root, image_size, channels, skip_bad_images, classes)
-    data = read_image_folder(
-        root, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
-    )
+        train = read_image_folder(root / "train", skip_bad_images=skip_bad_images, **given)
+        _, size, _, depth = train.images.shape
+        given = {"image_size": size, "channels": depth, "classes": train.classes}
+        return train, read_image_folder(root / "test", skip_bad_images=skip_bad_images, **given)
+    data = read_image_folder(root, skip_bad_images=skip_bad_images, **given)
     rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
     stay, taken = stratified_split(data.labels, 0.2, rng)
     return data.subset(stay), data.subset(taken)
@@ -131,19 +134,6 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
 def has_folds(root: Path) -> bool:
     """Say whether ``root`` holds the folders ``train`` and ``test``."""
     return (root / "train").is_dir() and (root / "test").is_dir()
-
-
-def _read_folds(
-    root: Path, image_size: int | None, channels: int | None, skip_bad_images: bool, classes: Sequence[str] | None
-) -> Folds:
-    train = read_image_folder(
-        root / "train", image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
-    )
-    _, size, _, depth = train.images.shape
-    test = read_image_folder(
-        root / "test", image_size=size, channels=depth, skip_bad_images=skip_bad_images, classes=train.classes
-    )
-    return train, test
 
 
 def _class_folders(root: Path) -> dict[str, Path]:

@@ -64,7 +64,8 @@ def roc(member_scores: np.ndarray, non_member_scores: np.ndarray) -> Membership:
     Raises:
         UserError: scores are not as above, NaN or infinite.
     """
-    members, non_members = _scores("member scores", member_scores), _scores("non-member scores", non_member_scores)
+    members = _scores("member scores", member_scores)
+    non_members = _scores("non-member scores", non_member_scores)
     is_member = np.repeat([1, 0], [len(members), len(non_members)])
     # Dropped collinear points would hide the largest true positive rate below the limit.
     false_rates, true_rates, _ = roc_curve(is_member, np.concatenate([members, non_members]), drop_intermediate=False)

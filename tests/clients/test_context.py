@@ -69,7 +69,8 @@ def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Callable[
     (path / "odd" / "torn.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"torn\.png"):
         silo_of(data_path=str(path)).silo(SPEC)
-    lenient = silo_of({"skip-bad-images": True, "holdout-fraction": 0.0}, data_path=str(path))
+    settings = {"dataset": "silos", "skip-bad-images": True, "holdout-fraction": 0.0}
+    lenient = silo_of(settings, data_path=str(path))
     assert np.bincount(lenient.silo(SPEC).train.labels).tolist() == [6, 4]
 
 

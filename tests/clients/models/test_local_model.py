@@ -164,7 +164,7 @@ def test_key_does_not_change_with_what_training_does_not_see(tmp_path: Path) -> 
     changes: list[dict[str, Any]] = [
         {"output_dir": "elsewhere", "run_name": "named", "state_dir": "elsewhere"},
         {"num_samples": 7, "labels": "observed", "sampling_steps": 3},
-        {"strategy": "pooled", "num_rounds": 2},
+        {"strategy": "fedavg", "num_rounds": 2},
         {"dfd_preset": "paper", "dfd_rounds": 3},
         {"wire_dtype": "float16", "reply_timeout": 1.0},
         {"evaluate": False, "copy_check": False, "device": "auto"},

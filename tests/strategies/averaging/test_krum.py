@@ -188,11 +188,11 @@ def config_of(strategy: str, **changes: int | float) -> RunConfig:
     [
         ("krum", {"num_malicious_nodes": 4}, r"= 4: Krum needs 2f \+ 3 = 11 of them, but 10 .* must be <= 3"),
         ("krum", {"num_malicious_nodes": 3, "fraction_train": 0.8}, r"= 9 of them, but 8 silos .* must be <= 2"),
-        ("multikrum", {"num_malicious_nodes": 5}, r"= 13 of them, but 10 silos are asked a round; must be <= 3"),
+        ("multikrum", {"num_malicious_nodes": 5}, r"= 13 of them, but 10 silos are asked per round; must be <= 3"),
         ("bulyan", {"num_malicious_nodes": 2}, r"Bulyan needs 4f \+ 3 = 11 of them, but 10 .* must be <= 1"),
         ("bulyan", {"num_malicious_nodes": 1, "num_clients": 6}, r"= 7 of them, but 6 silos .* must be <= 0"),
         ("krum", {"num_clients": 2}, r"num-malicious-nodes = 0: Krum needs 2f \+ 3 = 3 of them, but 2 silos"),
-        ("krum", {"fraction_train": 0.1}, r"2f \+ 3 = 3 of them, but 2 silos are asked a round; .* fraction-train"),
+        ("krum", {"fraction_train": 0.1}, r"2f \+ 3 = 3 of them, but 2 silos are asked per round; .* fraction-train"),
         ("multikrum", {"num_nodes_to_select": 11}, r"num-nodes-to-select = 11: must be <= 10, .* = 0"),
         (
             "multikrum",

@@ -240,7 +240,7 @@ RANGES: dict[str, list[float | str]] = {
 def test_arguments_out_of_range_are_refused_by_their_key(name: str) -> None:
     for argument in inspect.signature(STRATEGIES[name]).parameters:
         for value in RANGES[argument]:
-            with pytest.raises(UserError, match=f"{argument.replace('_', '-')} .*{value}"):
+            with pytest.raises(UserError, match=f"{argument.replace('_', '-')}.*{value}"):
                 build(name, **{argument: value})
 
 

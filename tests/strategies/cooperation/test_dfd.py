@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,23 @@ from dfd_by_hand import (
     begin,
     by_silo,
     fresh,
+    moved,
     predict,
     requests,
     run,
+    samples_of,
     task_of,
     trained_at_once,
 )
 from diffusers import DDPMScheduler
-from hand_made import StubGrid
+from flwr.app import Message
+from hand_made import StubGrid, error_reply, reply, request_to
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonRequest, wire
 from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
 from fedsynth.seeding import make_generator
+from strategies.conversation.exchange import Exchange
 from strategies.cooperation.dfd import DfD
 
 
@@ -63,8 +69,9 @@ def step_by_class(
     return moved
 
 
-@pytest.mark.parametrize("prior_kind", ["class", "size", "uniform"])
-@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
+@pytest.mark.parametrize(
+    ("kind", "prior_kind"), [("posterior", "class"), ("energy", "size"), ("constant", "uniform"), ("constant", "class")]
+)
 def test_rounds_agree_with_a_plain_loop(kind: str, prior_kind: str) -> None:
     lam = 0.3
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind, prior=prior_kind, energy_scale=lam)
@@ -112,28 +119,18 @@ def test_silos_are_asked_only_about_classes_they_hold() -> None:
     arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
     asked = by_silo(requests(strategy, 1, arrays))
     assert sorted(asked) == [0, 1, 2]
-    samples = wire.decode(arrays[wire.SAMPLES])
     for silo, message in asked.items():
         held = torch.tensor([COUNTS[silo][label] > 0 for label in LABELS.tolist()])
-        sent = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
-        assert torch.equal(sent[wire.LABELS], LABELS[held])
-        assert torch.equal(sent[wire.SAMPLES], samples[held])
-        assert message.metadata.message_type == "query.epsilon"
-        assert message.content.config_records[wire.CONFIG]["timestep"] == 999
-
-
-def test_what_silos_without_a_class_would_say_never_counts() -> None:
-    def nonsense_where_nothing_is_held(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
-        held = torch.tensor([COUNTS[silo][label] > 0 for label in labels.tolist()])
-        assert held.all()
-        return predict(silo, x, t, labels)
-
-    assert run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(), nonsense_where_nothing_is_held).isfinite().all()
+        sent = EpsilonRequest.from_message(message)
+        assert torch.equal(sent.labels, LABELS[held])
+        assert torch.equal(sent.samples, samples_of(arrays)[held])
+        assert (message.metadata.message_type, sent.timestep, sent.server_round) == ("query.epsilon", 999, 1)
+    moved(strategy, 1, [answer(message, silo) for silo, message in asked.items()])
 
 
 @pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
 def test_identical_silos_are_one_silo(kind: str) -> None:
-    def same(silo: int, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+    def same(silo: int, x: torch.Tensor, t: torch.Tensor | int, labels: torch.Tensor) -> torch.Tensor:
         return predict(1, x, t, labels)
 
     alone = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of([[3, 4, 5]]), same)
@@ -141,10 +138,9 @@ def test_identical_silos_are_one_silo(kind: str) -> None:
     np.testing.assert_allclose(together.numpy(), alone.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["constant", "energy", "posterior"])
-def test_order_of_answers_does_not_change_a_bit(kind: str) -> None:
-    straight = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of())
-    shuffled = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights=kind), task_of(), shuffle=True)
+def test_order_of_answers_does_not_change_a_bit() -> None:
+    straight = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of())
+    shuffled = run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(), shuffle=True)
     assert torch.equal(straight, shuffled)
 
 
@@ -159,13 +155,6 @@ def test_a_high_temperature_tends_to_constant_weights() -> None:
     assert (warm - posterior).abs().max() > 1e-3
 
 
-def test_temperature_without_posterior_weights_is_refused() -> None:
-    with pytest.raises(UserError, match="temperature = 2 softens weights = 'posterior', not 'constant'"):
-        DfD(weights="constant", temperature=2.0)
-    with pytest.raises(UserError, match=r"temperature = 0\.5: must be >= 1"):
-        DfD(temperature=0.5)
-
-
 def test_noise_follows_the_seed() -> None:
     first, other = (run(DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(seed=seed)) for seed in (0, 1))
     assert (first - other).abs().max() > 0.1
@@ -176,13 +165,11 @@ def test_without_a_census_all_connected_silos_count_alike() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights="constant")
     asked = requests(strategy, 1, fresh(x, labels), StubGrid([70, 5, 33]))
     assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
-    arrays, metrics = strategy.aggregate_train(1, [answer(message, k) for k, message in enumerate(asked)])
+    arrays, metrics = moved(strategy, 1, [answer(message, k) for k, message in enumerate(asked)])
     eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
     expected = step_by_class(scheduler_of_levels(), eps, 0, x, labels, seed=0)
-    assert arrays is not None
-    assert metrics is not None
-    np.testing.assert_allclose(wire.decode(arrays[wire.SAMPLES]).numpy(), expected.numpy(), atol=1e-5)
-    assert torch.equal(wire.decode(arrays[wire.LABELS]), labels)
+    np.testing.assert_allclose(samples_of(arrays).numpy(), expected.numpy(), atol=1e-5)
+    assert torch.equal(wire.decode(arrays["labels"]), labels)
     assert metrics["effective-experts"] == pytest.approx(3.0)
     assert metrics["timestep"] == 999
     assert metrics["client-seconds"] == pytest.approx(1.5)
@@ -196,23 +183,93 @@ def test_aggregation_cannot_come_first() -> None:
 def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
     grid = StubGrid([], trained_at_once)
     with pytest.raises(UserError, match=r"no silo holds images of class index \[2\]"):
-        DfD().begin(task_of([[5, 1, 0], [2, 1, 0]]), grid)
+        DfD().begin(task_of([[5, 1, 0], [2, 1, 0]]), Exchange(grid, 5.0))
     assert grid.requests == []
 
 
 def test_half_precision_on_the_wire() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
-    asked = requests(strategy, 1, begin(strategy, task_of(**{"wire-dtype": "float16"})))
-    for message in asked:
-        record = wire.array_record(message, wire.ARRAYS)
-        assert (record[wire.SAMPLES].dtype, record[wire.LABELS].dtype) == ("float16", "int64")
+    for message in requests(strategy, 1, begin(strategy, task_of(wire_dtype="float16"))):
+        record = wire.array_record(message, "arrays")
+        assert (record["samples"].dtype, record["labels"].dtype) == ("float16", "int64")
 
 
 def test_silos_asked_about_everything_share_one_record() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
     asked = requests(strategy, 1, begin(strategy, task_of()))
-    records = [wire.array_record(message, wire.ARRAYS)[wire.SAMPLES] for message in asked]
-    assert all(record is records[0] for record in records)
+    assert len({id(wire.array_record(message, "arrays")) for message in asked}) == 1
+
+
+def too_short(message: Message, epsilon: torch.Tensor) -> Message:
+    return reply(message, "epsilon", {"e": epsilon[1:]}, partition=1)
+
+
+def not_finite(message: Message, epsilon: torch.Tensor) -> Message:
+    return reply(message, "epsilon", {"e": epsilon * torch.inf}, partition=1)
+
+
+@pytest.mark.parametrize("spoil", [too_short, not_finite])
+def test_unusable_answer_changes_nothing(spoil: Any, caplog: pytest.LogCaptureFixture) -> None:
+    task, results = task_of([[1, 2, 3], [4, 2, 2], [3, 3, 3]], min_replies=2), []
+    for broken in (True, False):
+        strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+        asked = by_silo(requests(strategy, 1, begin(strategy, task)))
+        replies = [answer(asked[k], k) for k in (0, 2)]
+        if broken:
+            sent = EpsilonRequest.from_message(asked[1])
+            replies.insert(1, spoil(asked[1], predict(1, sent.samples, 999, sent.labels)))
+        results.append(samples_of(moved(strategy, 1, replies)[0]))
+    assert torch.equal(*results)
+    assert "silo-1 left out: " in caplog.text
+
+
+def test_stranger_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    results = []
+    for strangers in ([], [reply(request_to(999), "epsilon", {"e": torch.full((7, 1, 4, 4), 9.0)})]):
+        strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+        asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
+        replies = [answer(message, silo) for silo, message in asked.items()]
+        results.append(samples_of(moved(strategy, 1, [*strangers, *replies])[0]))
+    assert torch.equal(*results)
+    assert "node-999 left out: not asked" in caplog.text
+
+
+@pytest.mark.parametrize(("min_replies", "said"), [("auto", "0 usable answers, 1"), (3, "2 usable answers, 3")])
+def test_too_few_answers_end_the_run_with_the_reason(min_replies: Any, said: str) -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    asked = by_silo(requests(strategy, 1, begin(strategy, task_of(min_replies=min_replies))))
+    replies = [answer(asked[k], k) for k in ((0, 1) if min_replies == 3 else ())]
+    with pytest.raises(RunError, match=f"{said} needed: silo-2: no memory"):
+        strategy.aggregate_train(1, [*replies, error_reply(asked[2], "silo-2: no memory")])
+
+
+def test_silo_that_missed_a_level_comes_back_with_its_weight() -> None:
+    def same(silo: int, x: torch.Tensor, t: torch.Tensor | int, labels: torch.Tensor) -> torch.Tensor:
+        return predict(0, x, t, labels)
+
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    arrays, experts = begin(strategy, task_of([[1, 1, 1]] * 2, min_replies=1)), []
+    for number, present in ((1, (0, 1)), (2, (0,)), (3, (0, 1))):
+        asked = by_silo(requests(strategy, number, arrays))
+        arrays, metrics = moved(strategy, number, [answer(asked[k], k, same) for k in present])
+        experts.append(metrics["effective-experts"])
+    assert experts == pytest.approx([2.0, 1.0, 2.0])
+
+
+def test_answers_are_let_go_as_they_are_read() -> None:
+    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    asked = by_silo(requests(strategy, 1, begin(strategy, task_of())))
+
+    def one_by_one() -> Iterator[Message]:
+        last: weakref.ref[Message] | None = None
+        for silo, message in asked.items():
+            assert last is None or last() is None, "the answer before is still alive"
+            fresh = answer(message, silo)
+            last = weakref.ref(fresh)
+            yield fresh
+            del fresh
+
+    strategy.aggregate_train(1, one_by_one())
 
 
 def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:

@@ -14,15 +14,15 @@ from PIL import Image
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.config import Scalar
-from fedsynth.messages import wire
+from fedsynth.messages import sender_of, wire
 from fedsynth.output import RunFolder
 
 Attack = Callable[[torch.Tensor, int], torch.Tensor]
-"""(honest ε, t) -> what the silo answers."""
+"""(honest ε, number of answers before) -> what the silo answers; the first is the calibration's at T."""
 
 HOSTILE = "silo-1"
 TRAINED: dict[str, Scalar] = {
-    **{"strategy": "dfd", "screening": True, "block_out_channels": "8,16", "layers_per_block": 1, "train_steps": 120},
+    **{"strategy": "dfd", "screening": True, "block_out_channels": "8,16", "layers_per_block": 1, "train_steps": 60},
     **{"learning_rate": 2e-3, "samples_per_client": 100, "dfd_rounds": 8, "num_samples": 40},
     **{"copy_check": False, "early_stop": False},
 }
@@ -32,40 +32,37 @@ class Tampering:
     """Changes the noise predictions of one silo."""
 
     def __init__(self, attack: Attack) -> None:
-        self._attack = attack
+        self._attack, self._asked = attack, 0
 
     def __call__(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
-            if wire.EPSILON_RECORD in wire.array_names(reply) and wire.silo_key(reply)[1] == HOSTILE:
-                self._change(reply)
+            if "epsilon" in wire.array_names(reply) and sender_of(reply).name == HOSTILE:
+                (array,) = wire.array_record(reply, "epsilon").values()
+                changed = self._attack(wire.decode(array), self._asked)
+                self._asked += 1
+                reply.content["epsilon"] = wire.encode_tensors({"epsilon": changed})
         return replies
 
-    def _change(self, reply: Message) -> None:
-        (array,) = wire.array_record(reply, wire.EPSILON_RECORD).values()
-        timestep = int(wire.number(wire.metrics(reply), "timestep"))
-        changed = self._attack(wire.decode(array), timestep)
-        reply.content[wire.EPSILON_RECORD] = wire.encode_tensors({wire.EPSILON_RECORD: changed})
+
+def noisy(eps: torch.Tensor, before: int) -> torch.Tensor:
+    return eps + 0.5 * eps.std() * torch.randn(eps.shape, generator=torch.Generator().manual_seed(before))
 
 
-def noisy(share: float) -> Attack:
-    generator = torch.Generator().manual_seed(0)
-    return lambda eps, t: eps + share * eps.std() * torch.randn(eps.shape, generator=generator)
+def lazy(eps: torch.Tensor, before: int) -> torch.Tensor:
+    return 0.05 * eps
 
 
 def replayed() -> Attack:
     first: dict[torch.Size, torch.Tensor] = {}
-    return lambda eps, t: first.setdefault(eps.shape, eps)
+    return lambda eps, before: first.setdefault(eps.shape, eps)
 
 
-ATTACKS: dict[str, Callable[[], Attack]] = {
-    "zero": lambda: lambda eps, t: torch.zeros_like(eps),
-    "lazy": lambda: lambda eps, t: 0.05 * eps,
-    "scaled": lambda: lambda eps, t: 10 * eps,
-    "opposite": lambda: lambda eps, t: -eps,
-    "not a number": lambda: lambda eps, t: torch.full_like(eps, torch.nan),
-    "honest at T alone": lambda: lambda eps, t: eps if t == 999 else -eps,
-    "replayed": replayed,
+ATTACKS: dict[str, Attack] = {
+    "opposite": lambda eps, before: -eps,
+    "honest-once": lambda eps, before: eps if before == 0 else -eps,
+    "replayed": replayed(),
 }
+"""Others are judged without a run in test_screener."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(project: Path, name: str, attack: Attack | None = None, **changes: Any) -> RunFolder:
     settings = tiny_settings(project, **{**TRAINED, "run_name": name, **changes})
-    return run_tiny(settings, Tampering(attack) if attack else lambda replies: replies, report=False)
+    return run_tiny(settings, Tampering(attack) if attack else list, report=False)
 
 
 def pixels(folder: RunFolder) -> np.ndarray:
@@ -88,7 +85,7 @@ def pixels(folder: RunFolder) -> np.ndarray:
 def without(project: Path) -> np.ndarray:
     """Images that the two honest silos make alone."""
 
-    def missing(eps: torch.Tensor, t: int) -> torch.Tensor:
+    def missing(eps: torch.Tensor, before: int) -> torch.Tensor:
         return eps[:0]
 
     return pixels(run(project, "without", missing))
@@ -103,32 +100,26 @@ def test_honest_silos_are_trusted(project: Path, without: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("weights", ["posterior", "energy"])
-def test_a_hostile_silo_is_found_out_and_changes_nothing(
-    attack: str, weights: str, project: Path, without: np.ndarray
-) -> None:
-    name = f"{attack}-{weights}".replace(" ", "-")
-    folder = run(project, name, ATTACKS[attack](), weights=weights)
+def test_a_hostile_silo_is_found_out_and_changes_nothing(attack: str, project: Path, without: np.ndarray) -> None:
+    folder = run(project, attack, ATTACKS[attack])
     log = folder.log.read_text()
     assert f"{HOSTILE} is not asked further" in log or f"{HOSTILE} left out" in log
     assert "silo-0 is not" not in log
     assert "silo-2 is not" not in log
-    if weights == "posterior":
-        assert np.abs(pixels(folder) - without).mean() < 1.0
+    assert np.abs(pixels(folder) - without).mean() < 1.0
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5])
-def test_a_noisy_but_honest_silo_stays(share: float, project: Path) -> None:
-    folder = run(project, f"noisy-{share}", noisy(share))
-    assert "left out" not in folder.log.read_text()
-    assert "not asked further" not in folder.log.read_text()
+def test_a_noisy_but_honest_silo_stays(project: Path) -> None:
+    log = run(project, "noisy", noisy).log.read_text()
+    assert "left out" not in log
+    assert "not asked further" not in log
 
 
 def test_without_screening_a_lazy_silo_takes_the_energy_weights(project: Path) -> None:
     """The same attack with and without the defence, by the number of silos that still have a say."""
-    open_door = run(project, "open", ATTACKS["lazy"](), weights="energy", screening=False, max_silo_weight=1.0)
+    open_door = run(project, "open", lazy, weights="energy", screening=False, max_silo_weight=1.0)
     experts = [row["effective-experts"] for row in open_door.read_metrics()]
     assert max(experts[:4]) < 1.05
-    guarded = run(project, "guarded", ATTACKS["lazy"](), weights="energy")
+    guarded = run(project, "guarded", lazy, weights="energy")
     assert HOSTILE in guarded.log.read_text()
     assert np.mean([row["effective-experts"] for row in guarded.read_metrics()[:4]]) > 1.05

@@ -10,7 +10,7 @@ from fedsynth.diffusion import build_unet, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
-from strategies.cooperation.calibration import LEVELS, SAMPLES, Calibration
+from strategies.cooperation.calibration import LEVELS, SAMPLES_PER_CLASS, Calibration
 from strategies.cooperation.screener import AnswerMemory
 
 SHAPE = (1, 8, 8)
@@ -82,7 +82,7 @@ def calibrate(silos: list[Answer], holds: torch.Tensor | None = None, seed: int 
         (honest_only_at_the_start(knows(pictures(5, 0)), lambda x, t, seed: 3 * x), "t = 699: implies no image"),
     ],
 )
-@pytest.mark.parametrize("others", [0, 1, 4])
+@pytest.mark.parametrize("others", [0, 2])
 def test_hostile_silos_are_found_out_with_or_without_others(hostile: Answer, reason: str, others: int) -> None:
     silos = [*(knows(pictures(5, k + 1)) for k in range(others)), hostile]
     found = calibrate(silos)
@@ -102,8 +102,7 @@ def test_an_echo_without_others_is_a_model_of_grey_images() -> None:
     assert grey.faults == exact.faults == {}
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.01])
-@pytest.mark.parametrize("others", [0, 1, 4])
+@pytest.mark.parametrize(("factor", "others"), [(1.0, 0), (1.01, 2)])
 def test_replayed_answers_are_found_out(factor: float, others: int) -> None:
     hostile = replays(knows(pictures(5, 0)), factor)
     found = calibrate([*(knows(pictures(5, k + 1)) for k in range(others)), hostile])
@@ -111,9 +110,9 @@ def test_replayed_answers_are_found_out(factor: float, others: int) -> None:
     assert found.reasons(others)[0].startswith("class index 0: t = 699: ")
 
 
-def test_honest_silos_pass_fifty_times() -> None:
+def test_honest_silos_pass_ten_times() -> None:
     """A noisy one, one of a single image, one of inverted images, and a hostile one among them."""
-    for seed in range(50):
+    for seed in range(10):
         images = pictures(20, seed)
         whole = knows(images)
         silos = [whole, with_noise(whole, 0.4), knows(images[:1]), knows(-images[3:6]), lambda x, t, seed: 0.05 * x]
@@ -124,7 +123,7 @@ def test_honest_silos_pass_fifty_times() -> None:
 def test_only_holders_are_asked_and_only_until_they_are_found_out() -> None:
     holds = torch.tensor([[True, False, True, False], [True, False, False, False]])
     found = Calibration(holds, SHAPE, ALPHAS, 0)
-    assert found.labels.tolist() == [0] * SAMPLES + [2] * SAMPLES
+    assert found.labels.tolist() == [0] * SAMPLES_PER_CLASS + [2] * SAMPLES_PER_CLASS
     assert found.asks.tolist() == [[True] * 16, [True] * 8 + [False] * 8]
     eps = torch.stack([knows(pictures(3, 0))(found.samples, 999, 0), 10 * found.samples])
     found.advance(eps, torch.tensor([True, True]))
@@ -139,7 +138,7 @@ def test_next_samples_are_the_median_image_under_new_noise() -> None:
     answer = knows(images)(found.samples, 999, 0)
     found.advance(torch.stack([answer, answer + 0.05, answer - 0.3]), torch.tensor([True, True, True]))
     alpha = float(ALPHAS[699])
-    noise = torch.randn((SAMPLES, *SHAPE), generator=make_generator(5, "calibration", 1))
+    noise = torch.randn((SAMPLES_PER_CLASS, *SHAPE), generator=make_generator(5, "calibration", 1))
     expected = alpha**0.5 * images + (1 - alpha) ** 0.5 * noise
     torch.testing.assert_close(found.samples, expected, atol=1e-3, rtol=0)
     assert found.timestep == 699

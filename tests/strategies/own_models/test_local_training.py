@@ -4,27 +4,31 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
 from hand_made import StubGrid, bare_reply, error_reply
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import PrepareRequest
 from fedsynth.spec import ImageSpec
+from strategies.base import Task
+from strategies.conversation.ask import Quorum
 from strategies.conversation.census import Census, Member
+from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
 
 SPEC = ImageSpec(3, 16, ("cat", "dog", "emu"))
-CONFIG = RunConfig.from_run_config({"train-steps": 10})
 
 
 def train_with(
-    respond: Callable[[Message], Message], count: int = 2, needed: int | None = None
-) -> tuple[Census, StubGrid]:
+    respond: Callable[[Message], Message], count: int = 2, auto: Quorum = "all", min_replies: int | str = "auto"
+) -> tuple[Census, StubGrid, set[int]]:
     census = Census(Member(40 + k, f"silo-{k}", 3, [1, 1, 1]) for k in range(count))
+    config = RunConfig.from_run_config({"train-steps": 10, "min-replies": min_replies})
     grid = StubGrid([], respond)
-    train_local_models(grid, census, SPEC, CONFIG, needed)
-    return census, grid
+    ready = train_local_models(Exchange(grid, 5.0), Task(config, SPEC, census, torch.zeros(1)), auto)
+    return census, grid, ready
 
 
 def done(message: Message, k: int) -> Message:
@@ -42,9 +46,10 @@ def test_slices_go_on_until_every_silo_has_finished() -> None:
             return done(message, node - 40)
         return bare_reply(message, {"partition-id": node - 40}, steps=steps[node], loss=0.7, finished=0)
 
-    census, grid = train_with(respond)
+    census, grid, ready = train_with(respond)
+    assert ready == {0, 1}
     assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 40, 41, 40, 40]
-    assert {message.content.config_records[wire.CONFIG]["train-seconds"] for message in grid.requests} == {15.0}
+    assert {PrepareRequest.from_message(message).train_seconds for message in grid.requests} == {15.0}
     assert census.members[1].curve == [(5, 0.9), (10, -0.5)]
     assert [member.train_seconds for member in census] == [3.0, 4.0]
 
@@ -54,65 +59,40 @@ def test_silo_may_end_its_training_before_the_budget() -> None:
         curve = {"curve_steps": [3.0, 6.0], "curve_losses": [0.9, 0.5], "train_seconds": 1.0}
         return bare_reply(message, {"partition-id": 0}, steps=6, loss=0.5, finished=1, **curve)
 
-    census, grid = train_with(respond, 1)
+    census, grid, _ = train_with(respond, 1)
     assert len(grid.requests) == 1
     assert census.members[0].curve == [(3, 0.9), (6, 0.5)]
     assert census.members[0].copied_share is None
 
 
-def answer_with_copies(share: Any) -> Callable[[Message], Message]:
+@pytest.mark.parametrize(("share", "warned"), [(0.4, False), (0.41, True)])
+def test_silo_whose_model_copies_is_named(share: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     def respond(message: Message) -> Message:
         answer = done(message, message.metadata.dst_node_id - 40)
-        answer.content[wire.METRICS]["copied-share"] = share  # type: ignore[index]
+        answer.content["metrics"]["copied-share"] = share  # type: ignore[index]
         return answer
 
-    return respond
-
-
-@pytest.mark.parametrize(("share", "warned"), [(0.0, False), (0.4, False), (0.41, True), (1.0, True)])
-def test_silo_whose_model_copies_is_named(share: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    census, _ = train_with(answer_with_copies(share), 2)
+    census, _, _ = train_with(respond, 2)
     assert [member.copied_share for member in census] == [share, share]
     said = f"silo-1: {100 * share:.0f} % of its model's samples are near-copies of its training images"
     assert (said in caplog.text) == warned
     assert ("more images or fewer steps would help" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf"), [0.1]])
-def test_share_of_copies_that_makes_no_sense_ends_the_run_by_name(share: Any) -> None:
-    with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-0: copied-share = "):
-        train_with(answer_with_copies(share), 1)
-
-
 def test_silo_that_gets_nowhere_ends_the_run() -> None:
     def respond(message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        if node == 40:
+        if message.metadata.dst_node_id == 40:
             return done(message, 0)
         return bare_reply(message, {"partition-id": 1}, steps=4, loss=0.7, finished=0)
 
-    with pytest.raises(RunError, match="silo-1: stands at step 4 after another slice of training"):
+    with pytest.raises(RunError, match="silo-1: stands at step 4 after another slice: is its state folder kept"):
         train_with(respond)
 
 
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        {},
-        {"steps": 4, "loss": 0.5},
-        {"steps": float("inf"), "finished": 0, "loss": 0.5},
-        {"finished": 0, "loss": 0.5},
-        {"finished": 1, "loss": 0.5},
-        {"finished": 1, "loss": 0.5, "curve_steps": [1.0, 2.0], "curve_losses": [1.0], "train_seconds": 0.0},
-        {"finished": 1, "loss": 0.5, "curve_steps": [], "curve_losses": [], "train_seconds": 0.0},
-    ],
-)
-def test_malformed_progress_ends_the_run_by_name(metrics: dict[str, Any]) -> None:
-    def respond(message: Message) -> Message:
-        return bare_reply(message, {"silo-name": "silo-0"}, **metrics)
-
-    with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-0: "):
-        train_with(respond, 1)
+@pytest.mark.parametrize(("metrics", "said"), [({}, "steps is missing"), ({"finished": 1}, "a finished model without")])
+def test_malformed_progress_ends_the_run_by_name(metrics: dict[str, Any], said: str) -> None:
+    with pytest.raises(RunError, match=f"0 usable answers, 1 needed: silo-0: {said}"):
+        train_with(lambda message: bare_reply(message, **metrics), 1)
 
 
 def test_failed_training_ends_the_run_with_the_silo_s_reason() -> None:
@@ -132,13 +112,14 @@ def test_lost_silo_is_named_and_the_others_go_on(caplog: pytest.LogCaptureFixtur
             return done(message, node - 40)
         return bare_reply(message, {"partition-id": node - 40}, steps=steps[node], loss=0.7, finished=0)
 
-    census, grid = train_with(respond, 3, needed=2)
+    census, grid, ready = train_with(respond, 3, min_replies=2)
     assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 42, 40, 42, 40, 42]
+    assert ready == {0, 2}
     assert [bool(member.curve) for member in census] == [True, False, True]
     assert "silo-1: OSError: no space left" in caplog.text
     steps.update(dict.fromkeys(steps, 0))
     with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-1: OSError: no space left"):
-        train_with(respond, 3, needed=3)
+        train_with(respond, 3)
 
 
 def test_silo_that_is_lost_after_others_have_finished_is_counted_with_them() -> None:
@@ -152,7 +133,9 @@ def test_silo_that_is_lost_after_others_have_finished_is_counted_with_them() -> 
         return error_reply(message, "silo-1: gone")
 
     told: list[int] = []
-    assert len(train_with(respond, needed=1)[1].requests) == 4
+    _, grid, ready = train_with(respond, auto="one")
+    assert len(grid.requests) == 4
+    assert ready == {0}
     told.clear()
     with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-1: gone"):
-        train_with(respond, needed=2)
+        train_with(respond)

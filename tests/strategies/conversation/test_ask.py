@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+import torch
+from flwr.app import Message
+from hand_made import StubGrid, bare_reply, error_reply, reply, request_to
+
+from fedsynth.errors import RunError
+from fedsynth.messages import EpsilonAnswer, EpsilonRequest, MessageError
+from strategies.conversation.ask import DrivenRound, Question, ask, replies_needed
+from strategies.conversation.census import Census, Member
+from strategies.conversation.exchange import Exchange
+
+CENSUS = Census(Member(50 - k, f"silo-{k}", 1, [1]) for k in range(3))
+Answers = list[tuple[int, EpsilonAnswer]]
+
+
+def question(silo: int, timestep: int = 9) -> Question[EpsilonAnswer]:
+    request = EpsilonRequest(
+        samples=torch.zeros(2, 1, 4, 4), labels=torch.zeros(2, dtype=torch.int64), timestep=timestep
+    )
+    return silo, request
+
+
+QUESTIONS = [question(k) for k in range(3)]
+
+
+def answer(message: Message) -> Message:
+    """Predicts silo + timestep / 1000."""
+    value = 50 - message.metadata.dst_node_id + int(message.content.config_records["config"]["timestep"]) / 1000
+    return reply(message, "epsilon", {"e": torch.full((2, 1, 4, 4), value)}, seconds=0.5)
+
+
+def by_silo(spoil: dict[int, Callable[[Message], Message | None]]) -> StubGrid:
+    """Silos that answer well, except those in ``spoil``."""
+    return StubGrid([], lambda message: spoil.get(50 - message.metadata.dst_node_id, answer)(message))
+
+
+def too_short(message: Message) -> Message:
+    return reply(message, "epsilon", {"e": torch.zeros(1, 1, 4, 4)})
+
+
+def values(answers: Iterable[tuple[int, EpsilonAnswer]]) -> list[tuple[int, float]]:
+    return sorted((k, round(float(found.epsilon.mean()), 3)) for k, found in answers)
+
+
+@pytest.mark.parametrize(
+    ("min_replies", "needed"),
+    [("auto", {"one": 1, "half": 3, "all": 5}), (2, {"one": 2, "half": 2, "all": 2}), (9, {"one": 5, "all": 5})],
+)
+def test_replies_needed(min_replies: int | str, needed: dict[str, int]) -> None:
+    assert {quorum: replies_needed(min_replies, 5, quorum) for quorum in needed} == needed  # type: ignore[arg-type]
+    assert replies_needed("auto", 0, "one") == 0
+
+
+def test_answers_come_read_and_with_the_index_of_their_silo() -> None:
+    grid = by_silo({})
+    found = list(ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=3))
+    assert values(found) == [(0, 0.009), (1, 1.009), (2, 2.009)]
+    assert {answer.seconds for _, answer in found} == {0.5}
+    assert [message.metadata.dst_node_id for message in grid.requests] == [50, 49, 48]
+    assert {message.metadata.ttl for message in grid.requests} == {5.0}
+
+
+def test_a_silo_may_be_asked_several_questions_and_counts_once() -> None:
+    several = [question(0, 9), question(0, 7), question(0, 5), question(1, 3)]
+    found = ask(Exchange(by_silo({}), 5.0), several, CENSUS, needed=2)
+    assert values(found) == [(0, 0.005), (0, 0.007), (0, 0.009), (1, 1.003)]
+    with pytest.raises(RunError, match="1 usable answers, 2 needed: silo-1: gone"):
+        list(ask(Exchange(by_silo({1: lambda m: error_reply(m, "gone")}), 5.0), several, CENSUS, needed=2))
+
+
+def test_bad_answers_are_left_out_by_silo_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = Exchange(by_silo({0: too_short, 2: lambda message: error_reply(message, "silo-2: disk gone")}), 5.0)
+    exchange.reply_log.names = {member.node_id: member.name for member in CENSUS}
+    assert values(ask(exchange, QUESTIONS, CENSUS, needed=1)) == [(1, 1.009)]
+    said = "answer has shape (1, 1, 4, 4), not (2, 1, 4, 4)"
+    assert f"silo-0 left out: {said}" in caplog.text
+    assert "answer left out: silo-2: disk gone" in caplog.text, "a reason that says its silo is not told twice"
+    row = exchange.reply_log.row()
+    assert [row[name].get("left-out") for name in ("silo-0", "silo-1", "silo-2")] == [said, None, "silo-2: disk gone"]
+
+
+def test_too_few_say_the_first_reason_after_all_were_seen() -> None:
+    exchange, seen = Exchange(by_silo({0: too_short, 2: too_short}), 5.0), Answers()
+    with pytest.raises(RunError, match=r"1 usable answers, 2 needed: silo-[02]: answer has shape"):
+        seen.extend(ask(exchange, QUESTIONS, CENSUS, needed=2))
+    assert [k for k, _ in seen] == [1]
+
+
+def test_silence_names_the_time_limit() -> None:
+    exchange = Exchange(by_silo({k: lambda message: None for k in range(3)}), 5.0)
+    with pytest.raises(RunError, match="0 usable answers, 1 needed: no answer in time; see reply-timeout"):
+        list(ask(exchange, QUESTIONS, CENSUS, needed=1, timeout=0.0))
+    assert list(ask(exchange, QUESTIONS, CENSUS, needed=0, timeout=0.0)) == []
+
+
+def test_the_asker_may_refuse_what_it_alone_can_judge(caplog: pytest.LogCaptureFixture) -> None:
+    def check(silo: int, answer: EpsilonAnswer) -> None:
+        if answer.epsilon.mean() > 1.5:
+            raise MessageError(f"too large, silo {silo}")
+
+    found = ask(Exchange(by_silo({}), 5.0), QUESTIONS, CENSUS, needed=2, check=check)
+    assert [k for k, _ in values(found)] == [0, 1]
+    assert "silo-2 left out: too large, silo 2" in caplog.text
+
+
+def test_dead_worker_ends_the_run_at_once() -> None:
+    def died(message: Message) -> Message:
+        return error_reply(message, "<class 'ray.exceptions.ActorDiedError'>")
+
+    with pytest.raises(RunError, match="a simulation worker died"):
+        list(ask(Exchange(by_silo(dict.fromkeys(range(3), died)), 5.0), QUESTIONS, CENSUS, needed=0))
+
+
+def test_before_names_are_known_a_silo_goes_by_its_own_word(caplog: pytest.LogCaptureFixture) -> None:
+    def named(message: Message) -> Message:
+        return bare_reply(message, {"silo-name": "clinic"})
+
+    def failed(message: Message) -> Message:
+        return error_reply(message, "UserError: no images")
+
+    unknown = Census.unknown([48, 49, 50])
+    assert list(ask(Exchange(by_silo({0: named, 1: failed}), 5.0), QUESTIONS, unknown, needed=1))
+    assert "clinic left out: epsilon is missing" in caplog.text
+    assert "answer left out: UserError: no images" in caplog.text
+
+
+class OneByOne(StubGrid):
+    """Makes an answer only when it is pulled, and checks that the one before is gone by then."""
+
+    def __init__(self) -> None:
+        super().__init__([], answer)
+        self.last: weakref.ref[Message] | None = None
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.requests = list(messages)
+        return [str(number) for number in range(len(self.requests))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        assert self.last is None or self.last() is None, "the answer before is still alive"
+        number = next(iter(message_ids))
+        made = answer(self.requests[int(number)])
+        made.metadata.__dict__["_reply_to_message_id"] = number
+        self.last = weakref.ref(made)
+        return [made]
+
+
+def test_no_answer_is_kept_alive() -> None:
+    grid = OneByOne()
+    stream = ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=3)
+    for _ in range(3):
+        next(stream)
+    assert list(stream) == []
+
+
+class TestDrivenRound:
+    """Messages that somebody else sends."""
+
+    def test_replies_are_paired_by_the_id_that_they_repeat(self) -> None:
+        driven = DrivenRound([question(0, 9), question(0, 7), question(2, 5)], CENSUS, 3)
+        assert driven.num_silos == 2
+        assert values(driven.answers(map(answer, reversed(driven)), 2)) == [(0, 0.007), (0, 0.009), (2, 2.005)]
+
+    def test_a_reply_that_repeats_no_id_is_paired_by_node_where_there_is_no_doubt(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        driven = DrivenRound([question(0, 9), question(0, 7), question(2, 5)], CENSUS, 1)
+        replies = [answer(message) for message in driven]
+        for made in replies:
+            made.metadata.__dict__["_reply_to_message_id"] = "something else"
+        assert values(driven.answers(replies, 1)) == [(2, 2.005)]
+        assert caplog.text.count("left out: not asked") == 2
+
+    def test_ids_that_flower_gives_to_what_it_sends_count(self) -> None:
+        driven = DrivenRound([question(0, 9), question(0, 7)], CENSUS, 1)
+        for number, message in enumerate(driven):
+            message.metadata.__dict__["_message_id"] = f"of flower {number}"
+        assert values(driven.answers(map(answer, driven), 1)) == [(0, 0.007), (0, 0.009)]
+
+    def test_a_stranger_is_left_out_and_too_few_end_the_round(self, caplog: pytest.LogCaptureFixture) -> None:
+        driven = DrivenRound([question(0)], CENSUS, 1)
+        with pytest.raises(RunError, match="0 usable answers, 1 needed"):
+            list(driven.answers([bare_reply(request_to(999), {"silo-name": "stranger"})], 1))
+        assert "stranger left out: not asked" in caplog.text
+
+    def test_a_repeated_reply_counts_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        driven = DrivenRound([question(0)], CENSUS, 1)
+        made = [answer(message) for message in [*driven, *driven]]
+        assert values(driven.answers(made, 1)) == [(0, 0.009)]
+        assert "left out: it has answered this question already" in caplog.text
+
+    def test_no_reply_is_kept_alive(self) -> None:
+        driven = DrivenRound(QUESTIONS, CENSUS, 1)
+
+        def one_by_one() -> Iterator[Message]:
+            last: weakref.ref[Message] | None = None
+            for message in driven:
+                assert last is None or last() is None, "the reply before is still alive"
+                made = answer(message)
+                last = weakref.ref(made)
+                yield made
+                del made
+
+        for _, found in driven.answers(one_by_one(), 3):
+            del found
