@@ -150,7 +150,7 @@ class SynthesisStrategy(Strategy):
 
     @abstractmethod
     def questions(self, server_round: int, arrays: ArrayRecord) -> Sequence[Question[Any]]:
-        """Return what a round asks the silos; 1 is the first round."""
+        """Return what a round asks the silos; nothing is sent here. 1 is the first round."""
 
     @abstractmethod
     def fold(
@@ -173,7 +173,7 @@ class SynthesisStrategy(Strategy):
         """
 
     def replies_needed(self, asked: int) -> int:
-        """Return how many of ``asked`` silos must give a usable answer in a round."""
+        """Return how many of ``asked`` silos must give a usable answer in a round; 0 without a run."""
         return 0 if self._task is None else replies_needed(self._task.config.exchange.min_replies, asked, self.quorum)
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:

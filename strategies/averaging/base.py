@@ -70,7 +70,7 @@ class AveragingStrategy(SynthesisStrategy):
         return wire.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
-        """Send the weights to the silos of this round, with their number of optimiser steps."""
+        """Return what to ask: the silos of this round get the weights and a number of optimiser steps."""
         self._arrays = arrays
         self._shapes = shapes(arrays)
         dtype = self._config.exchange.wire_dtype

@@ -33,5 +33,5 @@ class FedProx(FedAvg):
             logger.warning("proximal-mu = 0 makes fedprox the same as fedavg")
 
     def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
-        """Send μ along."""
+        """Add μ."""
         return replace(super().train_request(server_round, arrays, silo), proximal_mu=self.settings.proximal_mu)

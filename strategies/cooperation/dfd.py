@@ -39,8 +39,9 @@ SAMPLES, LABELS = "samples", "labels"
 """Names of the arrays that the rounds refine."""
 
 TIMEOUT_FACTOR = 10
+"""A round waits for this multiple of the slowest answer so far."""
 LEAST_TIMEOUT = 60.0
-"""A round waits for this multiple of the slowest answer so far, and for this many seconds at least."""
+"""Seconds that it waits at least."""
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
@@ -99,7 +100,7 @@ class DfD(SynthesisStrategy):
         return self._set.census if self._set else Census.unknown(node_ids, int(labels.max()) + 1)
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[EpsilonAnswer]]:
-        """Ask every silo for its noise prediction, for the samples whose class it holds.
+        """Return what to ask: every silo for its noise prediction, for the samples whose class it holds.
 
         Args:
             server_round: 1 for the noisiest level.
@@ -183,8 +184,9 @@ class DfD(SynthesisStrategy):
             self.num_rounds = self._rounds_done + self._set.levels_left
 
     def _round_timeout(self, slowest: float) -> float | None:
-        """Return seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an
-        hour.
+        """Return seconds to wait in a round; None until it is known how long silos take.
+
+        A silo that is gone must not cost an hour.
         """
         timeout = self._config.exchange.round_timeout
         if timeout != AUTO:
@@ -200,9 +202,9 @@ class DfD(SynthesisStrategy):
         screener: Screener | None = None,
     ) -> CooperativeSet:
         """Bound and normalise the prior (K, N), and cut the set into cohorts."""
-        alone = torch.isneginf(prior).all(0)
-        bounded = bound_weights(prior.masked_fill(alone, 0.0).exp(), self.settings.max_silo_weight).log()
-        bounded = bounded.masked_fill(alone, -torch.inf)
+        orphaned = torch.isneginf(prior).all(0)
+        bounded = bound_weights(prior.masked_fill(orphaned, 0.0).exp(), self.settings.max_silo_weight).log()
+        bounded = bounded.masked_fill(orphaned, -torch.inf)
         follows_path = self.settings.weights == "posterior"
         cohorts = make_cohorts(labels, shape, self._scheduler, bounded, follows_path, self.settings.temperature)
         self.num_rounds = cohorts[0].num_levels

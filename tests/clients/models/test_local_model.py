@@ -174,7 +174,7 @@ def test_key_changes_with_one_pixel(tmp_path: Path) -> None:
         {"num_samples": 7},
         {"labels": "observed"},
         {"strategy": "pooled"},
-        {"num_rounds": 2},
+        {"strategy": "fedavg", "num_rounds": 2},
         {"dfd_preset": "paper"},
         {"dfd_rounds": 3},
         {"sampling_steps": 3},
