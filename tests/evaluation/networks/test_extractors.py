@@ -218,21 +218,7 @@ def test_images_of_another_shape_are_refused():
         create_extractor("pixels", (8, 8, 1)).extract(np.zeros((2, 9, 8, 1), np.uint8))
 
 
-def test_some_images_of_many_are_chosen_together():
-    numbers = np.arange(4, dtype=np.float32)[:, None]
-    chosen = Extracted(numbers, -numbers)[np.array([2, 0])]
-    np.testing.assert_array_equal(chosen.features, [[2], [0]])
-    np.testing.assert_array_equal(chosen.logits, [[-2], [0]])
-    assert len(Extracted(numbers)[:3]) == 3
-    assert Extracted(numbers)[:3].logits is None
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown feature-extractor 'pixel': did you mean 'pixels'\?.*inception-v3"):
         create_extractor("pixel", (8, 8, 1))
     assert set(EXTRACTORS) - {"pixels", "domain-classifier"} <= set(registry.FEATURE_EXTRACTORS_REGISTRY)
-
-
-def test_the_domain_classifier_needs_a_classifier():
-    with pytest.raises(ValueError, match="domain-classifier needs a classifier"):
-        create_extractor("domain-classifier", (8, 8, 1))
