@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsynth.config.methods import CentralisedSettings
 from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
@@ -78,6 +78,12 @@ class Centralised(SynthesisStrategy):
         loss = sum(losses) / len(losses)
         metrics = MetricRecord({"loss": loss, "steps": goal, "server-steps": len(losses)})
         return wire.encode_tensors(self._state.unet.state_dict()), metrics
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train one slice: there is nothing to ask first."""
+        return self.fold(server_round, iter(()))
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""

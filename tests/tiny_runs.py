@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
 
 import clients.app
 import fedsynth.evaluation.illustration
 import strategies.app
 from experiments.in_process_grid import InProcessGrid
-from fedsynth.config import RunConfig, Scalar, idle_keys
+from fedsynth.config import RunConfig, Scalar
 from fedsynth.output import RunFolder
 
 TINY: dict[str, Scalar] = {
@@ -43,9 +44,7 @@ def tiny_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     if given.get("dfd-preset") == "paper":
         given = {"sampler": "auto", **given}
-    idle = idle_keys({**TINY, **given}).keys() - given.keys()
-    tiny = {key: value for key, value in TINY.items() if key not in idle}
-    return {**RunConfig().to_run_config(), **tiny, **paths, **given}
+    return {**RunConfig().to_run_config(), **paths, **acting(TINY, given)}
 
 
 def run_tiny(

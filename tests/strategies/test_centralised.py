@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord
 from hand_made import StubGrid
 
 from fedsynth.config import RunConfig
@@ -17,6 +17,7 @@ from fedsynth.seeding import make_generator
 from strategies.base import Task
 from strategies.centralised import Centralised
 from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
 
 CONFIG = RunConfig.from_run_config(
     {
@@ -32,6 +33,9 @@ CONFIG = RunConfig.from_run_config(
 )
 
 
+NOBODY = Exchange(StubGrid([]), 1.0)
+
+
 def task() -> Task:
     federation = load_federation(CONFIG)
     return Task(CONFIG, federation.spec, Census.unknown([1, 2], 10), torch.arange(6), federation)
@@ -39,13 +43,11 @@ def task() -> Task:
 
 def run(rounds: int, sample_from: str) -> tuple[ArrayRecord, np.ndarray, list[int]]:
     strategy, todo, goals = Centralised(num_rounds=rounds, sample_from=sample_from), task(), []
-    arrays: ArrayRecord | None = strategy.begin(todo, StubGrid([]))
+    arrays = strategy.begin(todo, NOBODY)
     for number in range(1, rounds + 1):
-        assert list(strategy.configure_train(number, ArrayRecord(), ConfigRecord(), StubGrid([]))) == []
-        arrays, metrics = strategy.aggregate_train(number, [])
-        assert metrics is not None
+        arrays, metrics = strategy.run_round(number, arrays, NOBODY)
         goals.append(int(metrics["steps"]))
-    assert arrays is not None
+    assert NOBODY.traffic.messages == 0
     return arrays, strategy.finish(todo, arrays).images, goals
 
 
@@ -73,11 +75,11 @@ def test_slices_make_one_training_on_the_union() -> None:
 def test_training_goes_on_from_what_was_saved(sample_from: str, tmp_path: Path) -> None:
     expected, images, _ = run(3, sample_from)
     first = Centralised(num_rounds=3, sample_from=sample_from)
-    first.begin(task(), StubGrid([]))
+    first.begin(task(), NOBODY)
     first.aggregate_train(1, [])
     torch.save(first.state_dict(), tmp_path / "state")
     second, todo = Centralised(num_rounds=3, sample_from=sample_from), task()
-    second.resume(todo, StubGrid([]), torch.load(tmp_path / "state", weights_only=True))
+    second.resume(todo, NOBODY, torch.load(tmp_path / "state", weights_only=True))
     goals = []
     for number in (2, 3):
         arrays, metrics = second.aggregate_train(number, [])
@@ -94,11 +96,11 @@ def test_training_goes_on_from_what_was_saved(sample_from: str, tmp_path: Path) 
 
 def test_more_rounds_without_more_steps_have_shorter_slices() -> None:
     finished = Centralised(num_rounds=2)
-    finished.begin(task(), StubGrid([]))
+    finished.begin(task(), NOBODY)
     for number in (1, 2):
         finished.aggregate_train(number, [])
     longer = Centralised(num_rounds=4)
-    longer.resume(task(), StubGrid([]), finished.state_dict())
+    longer.resume(task(), NOBODY, finished.state_dict())
     steps = [dict(longer.aggregate_train(number, [])[1] or {})["server-steps"] for number in (3, 4)]
     assert steps == [2, 2]
 
@@ -113,7 +115,7 @@ def test_averaged_weights_are_sampled_when_asked() -> None:
 def test_real_silos_do_not_show_their_images() -> None:
     real = Task(CONFIG, task().spec, Census.unknown([1], 10), torch.arange(2))
     with pytest.raises(UserError, match="works in simulation only"):
-        Centralised().begin(real, StubGrid([]))
+        Centralised().begin(real, NOBODY)
 
 
 def test_nothing_without_begin() -> None:
