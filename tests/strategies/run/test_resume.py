@@ -102,6 +102,7 @@ def test_finished_run_is_measured_again_and_keeps_its_dataset_until_then(base: P
     quick: dict[str, Scalar] = {
         "classifiers": "logistic-regression",
         "classifier_seeds": 1,
+        "feature_extractor": "pixels",
         "membership_inference": False,
     }
     given = settings(base, "fedavg", run_name="measured again", **quick)
