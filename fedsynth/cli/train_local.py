@@ -49,7 +49,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 def _train(order: Path) -> int:
     paths = [str(app_folder()), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "clients.train_ahead", str(order)]
+    command = [sys.executable, "-m", "clients.pretrain", str(order)]
     with subprocess.Popen(command, env=environment) as process:
         try:
             return process.wait()
