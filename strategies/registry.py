@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, KEYS, RunConfig
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 from strategies.averaging.fedavg import FedAvg
@@ -56,6 +56,9 @@ def strategy_class(name: str) -> type[SynthesisStrategy]:
     chosen = load_plugin("strategy", name)
     if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
         raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+    for key in chosen.defaults(RunConfig()):
+        if key not in KEYS:
+            raise UserError(f"strategy = '{name}': its Settings hold '{key}', which is no configuration key")
     return chosen
 
 

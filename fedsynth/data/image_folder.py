@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
@@ -52,7 +51,12 @@ def read_image_folder(
     root = Path(path).expanduser()
     folders = _class_folders(root)
     names = tuple(folders) if classes is None else tuple(classes)
-    _check_known(root, folders, names)
+    for name in folders:
+        if name not in names:
+            raise UserError(
+                f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
+                f"(classes: {', '.join(names)}): rename or remove it"
+            )
     files = _files_by_class(root, folders)
     paths = [file for name in folders for file in files[name]]
     labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
@@ -65,7 +69,10 @@ def read_image_folder(
             "give a smaller image-size"
         ) from error
     data = LabelledImages(images, labels[good], names)
-    _check_none_lost(root, folders, data)
+    counts = data.label_counts()
+    for name in folders:
+        if counts[names.index(name)] == 0:
+            raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
     return data
 
 
@@ -159,15 +166,6 @@ def _class_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _check_known(root: Path, folders: dict[str, Path], names: tuple[str, ...]) -> None:
-    for name in folders:
-        if name not in names:
-            raise UserError(
-                f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
-                f"(classes: {', '.join(names)}): rename or remove it"
-            )
-
-
 def _is_image(path: Path) -> bool:
     from torchvision.datasets.folder import IMG_EXTENSIONS  # slow to import, and only folders need it
 
@@ -219,10 +217,3 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
             return image.size, image.mode
     except Exception:  # decode_files opens it again and reports it by name
         return None
-
-
-def _check_none_lost(root: Path, folders: dict[str, Path], data: LabelledImages) -> None:
-    counts: NDArray[np.int64] = data.label_counts()
-    lost = [name for name in folders if counts[data.classes.index(name)] == 0]
-    if lost:
-        raise UserError(f"no readable image in class folder '{lost[0]}' of '{root}': repair it or remove the folder")

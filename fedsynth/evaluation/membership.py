@@ -128,12 +128,10 @@ def epsilon_errors(
     return mean
 
 
-def with_noise(
-    images: torch.Tensor, alpha_cumprod: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def with_noise(images: torch.Tensor, alpha_bar: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x_t = √ᾱ x_0 + √(1 - ᾱ) ε (N, C, H, W) (Ho et al. 2020, Eq. 4), and the ε (C, H, W) that all share."""
     noise = torch.randn(images.shape[1:], generator=generator)
-    return alpha_cumprod**0.5 * images + (1 - alpha_cumprod) ** 0.5 * noise, noise
+    return alpha_bar**0.5 * images + (1 - alpha_bar) ** 0.5 * noise, noise
 
 
 def squared_errors(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

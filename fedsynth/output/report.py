@@ -159,6 +159,9 @@ def _figures(content: ReportContent) -> dict[str, Figure]:
 
 def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
     rows = list(content.results.values())
+    columns = column_names(rows)
+    # What is compared stands side by side, first.
+    compared = [name for name in _COMPARED if name in columns]
     return render(
         document(BODY),
         title=content.title,
@@ -166,7 +169,7 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         pictures=pictures,
         round_pictures=[picture for name, picture in pictures.items() if name.startswith("rounds-")],
         groups=_grouped(content.results, content.result_groups),
-        result_columns=_result_columns(rows),
+        result_columns=compared + [name for name in columns if name not in compared],
         numeric_columns={name for row in rows for name, value in row.items() if isinstance(value, Real)},
         silo_columns=column_names(content.silos),
         cost=dict(_cost(label, value) for label, value in (content.cost or {}).items()),
@@ -174,12 +177,6 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         hidden_bars=max(0, len(content.classes) - MOST_BARS),
         limits=(*LIMITS, *content.limits),
     )
-
-
-def _result_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns in order of appearance, but those to be compared first, side by side."""
-    columns = column_names(rows)
-    return [name for name in _COMPARED if name in columns] + [name for name in columns if name not in _COMPARED]
 
 
 def _grouped(

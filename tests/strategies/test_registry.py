@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import SETTINGS, RunConfig, StrategyName
 from fedsynth.config.methods import DfDSettings
 from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
@@ -24,6 +24,7 @@ def config_of(**changes: object) -> RunConfig:
 
 def test_names_are_those_of_the_configuration() -> None:
     assert set(STRATEGIES) == set(get_args(StrategyName))
+    assert {name: chosen.Settings for name, chosen in STRATEGIES.items()} == SETTINGS
 
 
 def test_every_entry_builds_with_defaults_and_is_a_class_of_its_own() -> None:

@@ -85,7 +85,7 @@ def test_grey_images_are_repeated_and_batches_do_not_matter(network, inception, 
     with torch.inference_mode():
         direct, _ = network(torch.from_numpy(colour).permute(0, 3, 1, 2))
     scale = np.abs(extracted.features).max()
-    np.testing.assert_allclose(inception.features(colour), direct, atol=1e-5 * scale)
+    np.testing.assert_allclose(inception.extract(colour).features, direct, atol=1e-5 * scale)
     np.testing.assert_allclose(extracted.features[3:5], direct, atol=1e-5 * scale)
 
 
@@ -185,7 +185,7 @@ def test_dinov2_takes_no_weights_file(weights):
 def test_pixels_are_flattened_and_scaled(images):
     extractor = create_extractor("pixels", (16, 16, 1))
     expected = images.reshape(16, 256) / 127.5 - 1
-    np.testing.assert_allclose(extractor.features(images), expected, atol=1e-6)
+    np.testing.assert_allclose(extractor.extract(images).features, expected, atol=1e-6)
     assert (extractor.name, extractor.dimension) == ("pixels", 256)
     assert extractor.extract(images).logits is None
     assert create_extractor("pixels", (16, 8, 2)).content_hash != extractor.content_hash
