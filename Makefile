@@ -17,7 +17,11 @@ ENGINES := tests/end_to_end tests/benchmarks
 APART := $(ENGINES) tests/deployment tests/long
 TEST_PARTS := lint test-unit test-engines
 
-.PHONY: run quality test ci test-unit test-engines test-deployment test-long lint coverage durations
+# The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
+config: $(VENV)/.installed
+	$(BIN)/python -m fedsynth.config
+
+.PHONY: run config quality test ci test-unit test-engines test-deployment test-long lint coverage durations
 .PHONY: install install-dev clean
 
 run: $(VENV)/.installed

@@ -19,7 +19,7 @@ from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
 
 FULL = 2**20
-"""A disk with fewer bytes free is full: torch and safetensors do not say why they could not write."""
+"""A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
 
@@ -42,7 +42,7 @@ class SiloContext:
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
-        model_path: folder of the pretrained model that the silo brings (``model-path`` of the node config), or None.
+        model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
 
     Raises:
         UserError: the configuration cannot be read.
@@ -89,12 +89,13 @@ class SiloContext:
         self._flower.state[name] = record
 
     def noted(self, name: str) -> ConfigRecord | ArrayRecord | None:
-        """Return a record that :meth:`note` kept; None if there is none."""
+        """Return the record that :meth:`note` kept under a name; None if there is none."""
         record = self._flower.state.get(name)
         return record if isinstance(record, ConfigRecord | ArrayRecord) else None
 
     def _open(self, spec: ImageSpec) -> Silo:
-        node, config = self._flower.node_config, self.config
+        node = self._flower.node_config
+        config = self.config
         if "data-path" in node:
             return folder_silo(
                 self._data_path(),
@@ -123,7 +124,7 @@ class SiloContext:
 
     @contextmanager
     def explained_state(self) -> Iterator[None]:
-        """Say in the block's stead that the state folder is full or cannot be written.
+        """Turn errors of the block into one that names the state folder, if it is full or cannot be written.
 
         Raises:
             UserError: an ``OSError`` of the block, or whatever a library made of a full disk.

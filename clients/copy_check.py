@@ -26,7 +26,7 @@ MIN_HELD_OUT = 8
 
 
 def copied_share(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig) -> float | None:
-    """Return the share of 64 samples that lie as near to a training image as only 1 in 20 held-out images does.
+    """Return the share of 64 samples that are nearer to a training image than 19 in 20 held-out images are.
 
     Nothing is logged here: the server warns of a large share, once. Distances are those of pixels. The 20th part is
     itself an estimate: honest models have a share of about .05 beside very many held-out images, .10 beside 15 and .14
@@ -42,11 +42,12 @@ def copied_share(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConf
         Share, 0 to 1; None where fewer than 8 images are held out, or they say nothing.
     """
     if len(silo.holdout) < MIN_HELD_OUT:
-        logger.info("%s: no copy check, %d images are held out and it takes 8", silo.name, len(silo.holdout))
+        message = "%s: no copy check: %d images are held out, it needs %d"
+        logger.info(message, silo.name, len(silo.holdout), MIN_HELD_OUT)
         return None
-    samples, train, holdout = map(_flat, (_draw(silo, unet, spec, config), silo.train.images, silo.holdout.images))
+    samples = _draw(silo, unet, spec, config)
     try:
-        return memorisation(samples, train, holdout).copied_share
+        return memorisation(_flat(samples), _flat(silo.train.images), _flat(silo.holdout.images)).copied_share
     except UserError as error:
         logger.warning("%s: no copy check: %s", silo.name, error)
         return None

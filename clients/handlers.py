@@ -12,8 +12,8 @@ from flwr.app import ConfigRecord
 from clients.context import SiloContext
 from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
-from clients.models.pretrained_model import bring_pretrained_model, measure_loss, pretrained_model, uploadable_network
-from clients.released_counts import released_counts
+from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
+from clients.noisy_counts import noisy_label_counts
 from clients.warm.silo_cache import SiloCache
 from fedsynth.diffusion import (
     PARTS,
@@ -63,19 +63,20 @@ def describe(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
 def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     """Say what the silo holds and, when asked for ``train_seconds``, train its own model for a while.
 
-    A silo that brings a pretrained model has nothing to train, and no images of classes that its model does not know.
+    A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
     """
-    config, images = silo.config, silo.silo(request.spec)
-    brought = bring_pretrained_model(silo, request.spec)
-    held = images.train.label_counts() * (1 if brought is None else brought.serves)
+    config = silo.config
+    images = silo.silo(request.spec)
+    pretrained = note_pretrained_model(silo, request.spec)
+    held = images.train.label_counts() * (1 if pretrained is None else pretrained.serves)
     with silo.explained_state():
         seed = config.run.seed if silo.simulated else None
-        counts = released_counts(held, config.exchange.label_count_noise, images, silo.state, seed)
+        counts = noisy_label_counts(held, config.exchange.label_count_noise, images, silo.state, seed)
     held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
     if not request.train_seconds:
         return held_only
-    if brought is not None:
-        loss = measure_loss(brought, images, config)
+    if pretrained is not None:
+        loss = measure_loss(pretrained, images, config)
         steps = config.training.own_steps
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
@@ -106,7 +107,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
         assert request.timestep is not None  # a request has one of the two
         predicted = predict(request.samples, request.timestep, request.labels)
     else:
-        # One timestep after the other: not every network that a silo brings finds several in one batch.
+        # One timestep after the other: not every pretrained network takes several in one batch.
         predicted = torch.empty_like(request.samples)
         for timestep in request.timesteps.unique().tolist():
             rows = torch.nonzero(request.timesteps == timestep).squeeze(1)
@@ -116,7 +117,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
 
 
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
-    """Draw images of the asked labels from the own model or, given ``weights``, the federated one."""
+    """Draw images of the labels asked for from the own model or, given ``weights``, the federated one."""
     config = silo.config
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, request.spec.shape)[request.numbers]
     generator = make_generator(config.run.seed, "sampling", silo.name)
@@ -133,10 +134,11 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
 def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     """Continue from the received weights on the silo's images, with a fresh optimiser.
 
-    Tensors of the network that the request leaves out are the silo's own: they stay on its disk under the run's token,
-    from one round it takes part in to the next.
+    Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
+    token, from one round that it takes part in to the next.
     """
-    config, images = silo.config, silo.silo(request.spec).train
+    config = silo.config
+    images = silo.silo(request.spec).train
     model = _federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
     generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)

@@ -1,4 +1,4 @@
-"""What a real silo's log says of every message: who, what, which round, how long, how it went."""
+"""One line in a real silo's log per message: silo, kind, round, seconds, outcome."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
 
 
 def _what(message: Message) -> str:
-    """Return kind, round and timestep; what is no number was not asked by a server of ours, and is not repeated."""
-    text, config = message.metadata.message_type, said(message)
+    """Return kind, round and timestep of a request not checked yet; values that are no numbers are left out."""
+    text = message.metadata.message_type
+    config = said(message)
     for key, label in (("server-round", "round"), ("timestep", "timestep")):
         if isinstance(value := config.get(key), int | float):
             text += f", {label} {value:g}"

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from experiments.benchmarks.common import machine_facts, publish
-from experiments.repeated_runs import results_of, table_row
+from experiments.repeated_runs import one_row, publish_methods
 
 QUICK = {"classifiers": "logistic-regression,cnn", "membership-inference": "false"}
 """One measure of utility with a seed and one without: the means are over the runs' seeds."""
@@ -65,18 +63,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS, *MORE, *PAPER])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/cooperation"))
     options = parser.parse_args()
-    rows, details = [], {}
-    for name in options.methods:
-        seeds = options.seeds[:1] if name in PAPER else options.seeds
-        results = [_results(name, seed, options.output_dir) for seed in seeds]
-        details[name] = results
-        rows.append(table_row(name, results, COLUMNS))
-    publish("cooperation", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+    methods = {name: {**QUICK, **(METHODS | MORE | PAPER)[name]} for name in options.methods}
 
-
-def _results(name: str, seed: int, output_dir: Path) -> dict[str, Any]:
-    settings = {**QUICK, **(METHODS | MORE | PAPER)[name], "seed": str(seed)}
-    return results_of(output_dir / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}", settings)
+    publish_methods("cooperation", methods, options.seeds, options.output_dir, one_row(COLUMNS), first_seed_only=PAPER)
 
 
 if __name__ == "__main__":

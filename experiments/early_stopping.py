@@ -9,8 +9,7 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from experiments.benchmarks.common import machine_facts, publish
-from experiments.repeated_runs import results_of, table_row
+from experiments.repeated_runs import one_row, publish_methods
 
 ALONE = {
     **{"strategy": "pooled", "num-clients": "1", "partition": "iid", "train-steps": "2000"},
@@ -35,17 +34,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/early-stopping"))
     options = parser.parse_args()
-    rows, details = [], {}
-    for images, early_stop in product(IMAGES, ("false", "true")):
-        settings = {**ALONE, "samples-per-client": str(images), "early-stop": early_stop}
-        name = f"{images} images, early-stop={early_stop}"
-        results = [
-            results_of(options.output_dir / f"{images}-{early_stop}-{seed}", {**settings, "seed": str(seed)})
-            for seed in options.seeds
-        ]
-        details[name] = results
-        rows.append(table_row(name, results, COLUMNS))
-    publish("early-stopping", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+    methods = {
+        f"{images} images, early-stop={early_stop}": {
+            **ALONE,
+            "samples-per-client": str(images),
+            "early-stop": early_stop,
+        }
+        for images, early_stop in product(IMAGES, ("false", "true"))
+    }
+
+    publish_methods("early-stopping", methods, options.seeds, options.output_dir, one_row(COLUMNS))
 
 
 if __name__ == "__main__":

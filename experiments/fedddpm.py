@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from experiments.benchmarks.common import machine_facts, publish
-from experiments.repeated_runs import results_of, table_row
+from experiments.repeated_runs import one_row, publish_methods
 
 MNIST = {
     **{"dataset": "mnist", "image-size": "16", "samples-per-client": "300", "model": "small"},
@@ -44,17 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/fedddpm"))
     options = parser.parse_args()
-    rows, details = [], {}
-    for name, settings in METHODS.items():
-        results = [_results(name, settings, seed, options) for seed in options.seeds]
-        details[name] = results
-        rows.append(table_row(name, results, COLUMNS))
-    publish("fedddpm", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+    methods = {name: {**MNIST, **given, "data-root": options.data_root} for name, given in METHODS.items()}
 
-
-def _results(name: str, settings: dict[str, str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    given = {**MNIST, **settings, "data-root": options.data_root, "seed": str(seed)}
-    return results_of(options.output_dir / f"{name}-{seed}", given)
+    publish_methods("fedddpm", methods, options.seeds, options.output_dir, one_row(COLUMNS))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.common import machine_facts, publish
 from experiments.cooperation import QUICK
-from experiments.repeated_runs import mean_and_range, results_of, table_row
+from experiments.repeated_runs import mean_and_range, publish_methods, table_row
 
 METHODS = {
     "dfd-1000": {"strategy": "dfd", "generator-steps": "2000"},
@@ -42,13 +41,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/generator"))
     options = parser.parse_args()
-    rows: list[dict[str, str]] = []
-    details = {}
-    for name in options.methods:
-        results = [_results(name, seed, options.output_dir) for seed in options.seeds]
-        details[name] = results
-        rows += rows_of(name, results)
-    publish("generator", machine_facts() | {"seeds": options.seeds}, rows, details, options.output_dir)
+    methods = {name: {**QUICK, **METHODS[name]} for name in options.methods}
+    publish_methods("generator", methods, options.seeds, options.output_dir, rows_of)
 
 
 def rows_of(name: str, results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
@@ -58,10 +52,6 @@ def rows_of(name: str, results: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
         drawn = [{key: row[f"generator-{key}"] for key in COLUMNS} for row in results]
         further = {head: mean_and_range([row[key] for row in results]) for key, head in FURTHER.items()}
         yield table_row(f"{name}, generator", drawn, COLUMNS) | further
-
-
-def _results(name: str, seed: int, output_dir: Path) -> dict[str, Any]:
-    return results_of(output_dir / f"{name}-{seed}", {**QUICK, **METHODS[name], "seed": str(seed)})
 
 
 if __name__ == "__main__":

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from experiments.benchmarks.common import machine_facts, publish
 from fedsynth.cli.options import typed
 from fedsynth.cli.run import with_absolute_paths
 from fedsynth.cli.sweeps.run_process import finish_run
 from fedsynth.config import RunConfig
 from fedsynth.output import RunFolder
+
+RowsOf = Callable[[str, list[dict[str, Any]]], Iterable[dict[str, str]]]
+"""A method's name and the results of its runs -> its rows of a table."""
 
 
 def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -28,6 +32,41 @@ def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         given = {**typed(settings), **place}
         finish_run(with_absolute_paths(RunConfig.from_run_config(given)), run)
     return dict(json.loads(run.results.read_text()))
+
+
+def publish_methods(
+    experiment: str,
+    methods: Mapping[str, Mapping[str, str]],
+    seeds: Sequence[int],
+    output_dir: Path,
+    rows_of: RowsOf,
+    first_seed_only: Collection[str] = (),
+) -> None:
+    """Run every method for every seed, unless its results are there, and publish the table.
+
+    Args:
+        experiment: name of the table's files.
+        methods: name -> configuration keys and values.
+        seeds: of the runs.
+        output_dir: receives the runs and the table.
+        rows_of: makes a method's rows of the table.
+        first_seed_only: methods that take too long for all seeds.
+    """
+    rows: list[dict[str, str]] = []
+    details = {}
+    for name, settings in methods.items():
+        folder = name.replace(", ", "-").replace(" ", "-")
+        details[name] = [
+            results_of(output_dir / f"{folder}-{seed}", {**settings, "seed": str(seed)})
+            for seed in (seeds[:1] if name in first_seed_only else seeds)
+        ]
+        rows += rows_of(name, details[name])
+    publish(experiment, machine_facts() | {"seeds": seeds}, rows, details, output_dir)
+
+
+def one_row(columns: Mapping[str, str]) -> RowsOf:
+    """Return what makes one :func:`table_row` per method."""
+    return lambda name, results: [table_row(name, results, columns)]
 
 
 def table_row(name: str, results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:

@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import RunConfig, Scalar, StrategySettings
+from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.errors import RunError
+from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.spec import ImageSpec
 from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census
@@ -56,8 +58,8 @@ class Task:
     @property
     def sampler(self) -> str:
         """How one model is sampled; Langevin moves are for composed noise only."""
-        sampler = self.config.sampling.sampler
-        return {"auto": "ddpm", "ula": "sde-dpmsolver++"}.get(sampler, sampler)
+        sampler = self.config.settings.sampler
+        return "sde-dpmsolver++" if sampler == "ula" else sampler
 
 
 @dataclass
@@ -84,19 +86,23 @@ class Outcome:
 class SynthesisStrategy(Strategy):
     """A way for silos to make one synthetic dataset.
 
-    Hyper-parameters are keyword arguments of the constructor, named like their config keys; their defaults are what
-    ``"auto"`` resolves to. A round asks :meth:`questions` and hands the usable answers to :meth:`fold`; Flower's
-    ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a strategy can be driven without
-    an exchange.
+    Hyper-parameters are the fields of ``Settings``, keyword arguments of the constructor, named like their config keys;
+    their defaults are what ``"auto"`` resolves to. A round asks :meth:`questions` and hands the usable answers to
+    :meth:`fold`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a strategy
+    can be driven without an exchange.
 
     Attributes:
         how: what the silos did, half a sentence for the report.
+        Settings: class of its settings.
+        settings: their values.
         quorum: silos whose answers a round needs unless ``min-replies`` says otherwise.
         num_rounds: rounds it runs.
         timeout: seconds to wait for the answers of a round; None: ``reply-timeout``.
     """
 
     how: ClassVar[str]
+    Settings: ClassVar[type[StrategySettings]] = StrategySettings
+    settings: StrategySettings
     quorum: ClassVar[Quorum] = "all"
     num_rounds: int
     timeout: float | None = None
@@ -104,11 +110,29 @@ class SynthesisStrategy(Strategy):
     _census: Census | None = None
     _driven: DrivenRound | None = None
 
+    def __init__(self, **settings: Any) -> None:
+        """Check and keep the settings.
+
+        Raises:
+            UserError: a value out of range, values that do not go together, or a sampler that cannot be imported.
+        """
+        inspect.signature(type(self)).bind(**settings)  # a TypeError names what is no setting
+        self.settings = parse(self.Settings, settings)
+        if is_plugin(self.settings.sampler):
+            load_plugin("sampler", self.settings.sampler)
+
+    def __init_subclass__(cls) -> None:
+        """Show the settings as the constructor's keyword arguments."""
+        super().__init_subclass__()
+        only = inspect.Parameter.KEYWORD_ONLY
+        fields = cls.Settings.model_fields.items()
+        shown = [inspect.Parameter(name, only, default=f.default, annotation=f.annotation) for name, f in fields]
+        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+
     @classmethod
     def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
         """Values of the ``"auto"`` keys this strategy takes, by kebab-case key."""
-        parameters = inspect.signature(cls).parameters.values()
-        return {p.name.replace("_", "-"): p.default for p in parameters}
+        return cls.Settings.defaults(config.to_run_config())
 
     def check(self, config: RunConfig) -> None:
         """Refuse hyper-parameters that do not fit the rest of the configuration, before a silo is asked.
@@ -126,7 +150,7 @@ class SynthesisStrategy(Strategy):
 
     @abstractmethod
     def questions(self, server_round: int, arrays: ArrayRecord) -> Sequence[Question[Any]]:
-        """Return what a round asks the silos; 1 is the first round."""
+        """Return what a round asks the silos; nothing is sent here. 1 is the first round."""
 
     @abstractmethod
     def fold(
@@ -149,7 +173,7 @@ class SynthesisStrategy(Strategy):
         """
 
     def replies_needed(self, asked: int) -> int:
-        """Return how many of ``asked`` silos must give a usable answer in a round."""
+        """Return how many of ``asked`` silos must give a usable answer in a round; 0 without a run."""
         return 0 if self._task is None else replies_needed(self._task.config.exchange.min_replies, asked, self.quorum)
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
@@ -247,6 +271,5 @@ class SynthesisStrategy(Strategy):
 
     def summary(self) -> None:
         """Log name and hyper-parameters."""
-        names = inspect.signature(type(self)).parameters
-        settings = ", ".join(f"{name.replace('_', '-')} = {getattr(self, name)}" for name in names)
-        logger.info("strategy %s: %s", type(self).__name__, settings or "no settings")
+        values = ", ".join(f"{key} = {value}" for key, value in self.settings.model_dump(by_alias=True).items())
+        logger.info("strategy %s: %s", type(self).__name__, values)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
+from fedsynth.config.methods import CentralisedSettings
 from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import Answer, wire
 from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import known_sampler
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
 from strategies.global_model import draw_from_model, new_training
@@ -24,19 +24,16 @@ logger = logging.getLogger("fedsynth")
 
 
 class Centralised(SynthesisStrategy):
-    """Trains on the server, in a simulation only, for as many steps as all silos together.
-
-    Args:
-        num_rounds: slices the training is cut into, for progress.
-        sampler: how the model is sampled.
-        sample_from: ``raw`` or ``ema`` weights.
-    """
+    """Trains on the server, in a simulation only, for as many steps as all silos together."""
 
     how = "one diffusion model was trained on the union of the silos' images, a reference no federation has"
 
-    def __init__(self, *, num_rounds: int = 20, sampler: str = "sde-dpmsolver++", sample_from: str = "ema") -> None:
-        self.num_rounds, self.sample_from = num_rounds, sample_from
-        self.sampler = known_sampler(sampler)
+    Settings = CentralisedSettings
+    settings: CentralisedSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.num_rounds = self.settings.num_rounds
         self._state: TrainingState | None = None
 
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
@@ -82,12 +79,18 @@ class Centralised(SynthesisStrategy):
         metrics = MetricRecord({"loss": loss, "steps": goal, "server-steps": len(losses)})
         return wire.encode_tensors(self._state.unet.state_dict()), metrics
 
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train one slice: there is nothing to ask first."""
+        return self.fold(server_round, iter(()))
+
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""
         if self._state is None:
             raise RunError("centralised training has not begun")
         weights = wire.decode_tensors(arrays)
-        if self.sample_from == "ema":
+        if self.settings.sample_from == "ema":
             weights = self._state.averaged_unet().state_dict()
         outcome = draw_from_model(task, weights)
         curve = loss_curve(self._state.losses)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedsynth.config import RunConfig
+from collections.abc import Collection
+
+from fedsynth.config import AUTO, KEYS, RunConfig
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 from strategies.averaging.fedavg import FedAvg
@@ -17,7 +19,6 @@ from strategies.centralised import Centralised
 from strategies.cooperation.dfd import DfD
 from strategies.own_models.local import Local
 from strategies.own_models.pooled import Pooled
-from strategies.results.generator import refuse_generator
 
 STRATEGIES: dict[str, type[SynthesisStrategy]] = {
     "fedavg": FedAvg,
@@ -55,6 +56,9 @@ def strategy_class(name: str) -> type[SynthesisStrategy]:
     chosen = load_plugin("strategy", name)
     if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
         raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+    for key in chosen.defaults(RunConfig()):
+        if key not in KEYS:
+            raise UserError(f"strategy = '{name}': its Settings hold '{key}', which is no configuration key")
     return chosen
 
 
@@ -67,8 +71,15 @@ def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
     chosen = strategy_class(config.run.strategy)
     defaults = chosen.defaults(config)
     resolved = config.resolve(defaults)
+    _refuse_foreign_keys(resolved, defaults)
     flat = resolved.to_run_config()
     strategy = chosen(**{key.replace("-", "_"): flat[key] for key in defaults})
     strategy.check(resolved)
-    refuse_generator(resolved)
     return strategy, resolved
+
+
+def _refuse_foreign_keys(config: RunConfig, taken: Collection[str]) -> None:
+    """Refuse settings that a plug-in does not take: only its class says which it does."""
+    for key, value in config.strategy_keys.model_dump(by_alias=True).items():
+        if value != AUTO and key not in taken:
+            raise UserError(f"{key} = {value!r}: strategy = '{config.run.strategy}' does not take it; leave it out")

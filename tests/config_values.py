@@ -1,14 +1,15 @@
-"""A value for every configuration key that is not its default, and that no other key contradicts."""
+"""A value for every configuration key that is not its default, and keys beside which each acts."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fedsynth.config import KEYS, Scalar
+
 OTHER_VALUES: dict[str, Any] = {
     "strategy": "fedavg",
     "seed": 7,
     "num-clients": 3,
-    "num-rounds": 5,
     "output-dir": "elsewhere",
     "run-name": "first",
     "state-dir": "kept",
@@ -38,21 +39,22 @@ OTHER_VALUES: dict[str, Any] = {
     "mixed-precision": "bf16",
     "early-stop": False,
     "copy-check": False,
-    "num-train-timesteps": 500,
+    "num-train-timesteps": 900,
     "beta-start": 2e-4,
     "beta-end": 0.04,
     "num-samples": 20,
     "labels": "observed",
-    "sampler": "ddpm",
     "sampling-steps": 12,
-    "sample-from": "raw",
-    "server-ema-decay": 0.5,
     "generator-steps": 30,
+    "sampler": "ddpm",
+    "num-rounds": 5,
+    "sample-from": "ema",
+    "server-ema-decay": 0.9,
     "fraction-train": 0.5,
     "min-train-nodes": 3,
+    "beta": 0.1,
     "num-malicious-nodes": 2,
     "num-nodes-to-select": 4,
-    "beta": 0.1,
     "server-learning-rate": 0.5,
     "server-momentum": 0.8,
     "eta": 0.1,
@@ -67,17 +69,17 @@ OTHER_VALUES: dict[str, Any] = {
     "slow-window": 3,
     "slow-tolerance": 0.02,
     "correct-once": False,
-    "dfd-preset": "paper",
-    "dfd-rounds": 4,
     "prior": "uniform",
+    "dfd-rounds": 4,
     "weights": "energy",
     "temperature": 4.0,
     "energy-scale": 0.0,
-    "score-scale": 1.0,
+    "score-scale": 1.5,
     "step-scale": 0.1,
-    "screening": False,
     "max-silo-weight": 0.6,
     "parallel-levels": 5,
+    "dfd-preset": "paper",
+    "screening": False,
     "wire-dtype": "float16",
     "max-message-mb": 8.0,
     "node-timeout": 1.5,
@@ -98,3 +100,9 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate-silos": True,
     "min-statistics-samples": 20,
 }
+
+
+def acting(name: str) -> dict[str, Scalar]:
+    """A configuration in which the key ``name`` has its other value, and acts."""
+    conditions: dict[str, Scalar] = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
+    return {**conditions, name: OTHER_VALUES[name]}

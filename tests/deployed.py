@@ -14,6 +14,7 @@ from unittest import mock
 from uuid import uuid4
 
 import psutil
+from acting_settings import acting
 from real_silos import run_real, write_silos
 
 from fedsynth.cli import main
@@ -92,7 +93,7 @@ class Deployment:
 
     def start_run(self, name: str, **changes: str | float) -> None:
         """Start a run whose log is ``<name>.log``."""
-        config = {**TINY, "run-name": name, **{key.replace("_", "-"): value for key, value in changes.items()}}
+        config = acting(TINY, {"dataset": "silos", "run-name": name, **changes})
         words = [word for key, value in config.items() for word in (f"--{key}", str(value))]
         self.start(name, "run", "--superlink", "link", *words)
 

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from acting_settings import acting
 from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
@@ -90,7 +91,8 @@ class KilledError(Exception):
 
 
 def settings(folder: Path, name: str, **changes: Scalar) -> Settings:
-    given = {**SMALL, "strategy": name.split(", ")[0], "run_name": name.replace(", ", "-"), **RUNS[name], **changes}
+    own = {"strategy": name.split(", ")[0], "run_name": name.replace(", ", "-"), **RUNS[name], **changes}
+    given = acting(SMALL, own)
     return tiny_settings(folder, **given)
 
 

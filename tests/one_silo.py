@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
-from fedsynth.messages import wire
+from fedsynth.messages import Answer, EpsilonRequest, PrepareAnswer, PrepareRequest, Request, SampleRequest
 from fedsynth.spec import ImageSpec
 
 # Flower sets these when it starts an app; a message cannot be built without them.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+A = TypeVar("A", bound=Answer)
 
 SPEC = ImageSpec(1, 8, ("even", "odd"))
 _node_ids = iter(range(1000, 10000))
@@ -47,37 +49,55 @@ class Node:
         given = {key.replace("_", "-"): value for key, value in node_config.items()}
         self.context = Context(1, next(_node_ids), given, RecordDict(), settings)
 
-    def ask(
-        self, kind: str, arrays: ArrayRecord | None = None, weights: ArrayRecord | None = None, **config: Any
-    ) -> Message:
-        """Send a message, its config in snake case, and return the answer."""
-        content = {**wire.spec_to_config(self.spec), **{key.replace("_", "-"): v for key, v in config.items()}}
-        request = wire.request(self.context.node_id, kind, content, arrays)
-        if weights is not None:
-            request.content[wire.WEIGHTS] = weights
-        return app(request, self.context)
+    def send(self, request: Request[Any]) -> Message:
+        """Send a request, and return the message that comes back."""
+        return app(request.to_message(self.context.node_id), self.context)
 
-    def metrics(self, kind: str, arrays: ArrayRecord | None = None, **config: Any) -> dict[str, Any]:
-        """Metrics of an answer that is no error."""
-        answer = self.ask(kind, arrays, **config)
-        assert not answer.has_error(), answer.error.reason
-        return dict(answer.content.metric_records[wire.METRICS])
+    def ask(self, request: Request[A]) -> A:
+        """Send a request, and return its answer, which is no error."""
+        message = self.send(request)
+        assert not message.has_error(), message.error.reason
+        return request.reader()(message)
 
-    def tensors(
-        self, kind: str, arrays: ArrayRecord | None = None, weights: ArrayRecord | None = None, **config: Any
-    ) -> dict[str, torch.Tensor]:
-        """Record ``arrays`` of an answer that is no error."""
-        answer = self.ask(kind, arrays, weights, **config)
-        assert not answer.has_error(), answer.error.reason
-        return wire.decode_tensors(wire.array_record(answer, wire.ARRAYS))
+    def refusal(self, request: Request[Any]) -> str:
+        """Send a request that is answered with an error, and return its reason."""
+        message = self.send(request)
+        assert message.has_error()
+        return str(message.error.reason)
+
+    def prepare(self, seconds: float = 100.0) -> PrepareAnswer:
+        """Train the silo's own model, or find it on its disk."""
+        return self.ask(PrepareRequest(spec=self.spec, train_seconds=seconds))
 
     def again(self, **changes: Any) -> Node:
         """The same silo after a restart: another node id, an empty context."""
         settings = {**self.context.run_config, **{key.replace("_", "-"): value for key, value in changes.items()}}
         return Node(settings, self.spec, **self.context.node_config)
 
+    @property
+    def own_model(self) -> Path:
+        """Folder of the silo's own model."""
+        return Path(str(self.context.state.config_records["local-model"]["path"]))
+
 
 def simulated(folder: Path, partition: int = 1, **changes: Any) -> Node:
     """A silo that holds a partition of the digits."""
     settings = settings_of(folder, **changes)
     return Node(settings, load_federation(RunConfig.from_run_config(settings)).spec, partition_id=partition)
+
+
+def noisy_samples(count: int = 5) -> torch.Tensor:
+    """Samples to ask about, float32 (count, 1, 8, 8)."""
+    return torch.randn((count, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+
+
+def epsilon_request(timestep: int = 421, **changes: Any) -> EpsilonRequest:
+    """A question about five samples of two classes."""
+    given = {"samples": noisy_samples(), "labels": torch.arange(5) % 2, "timestep": timestep}
+    return EpsilonRequest(**{**given, **changes})
+
+
+def sample_request(node: Node, labels: list[int], numbers: list[int], **changes: Any) -> SampleRequest:
+    """A question for images."""
+    given = {"labels": torch.tensor(labels), "numbers": torch.tensor(numbers), "spec": node.spec, "sampler": "ddpm"}
+    return SampleRequest(**{**given, **changes})

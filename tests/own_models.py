@@ -35,7 +35,12 @@ def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
     return LocalModel(federation.silo(silo, config), federation.spec, config, state)
 
 
-def epsilon(model: LocalModel) -> torch.Tensor:
-    """What a finished model answers to four samples."""
+def questions() -> tuple[torch.Tensor, int, torch.Tensor]:
+    """Four noisy samples, their timestep and their labels."""
     x = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    return noise_predictor(load_network(model.folder, CPU))(x, 500, torch.tensor([0, 3, 3, 9]))
+    return x, 500, torch.tensor([0, 3, 3, 9])
+
+
+def epsilon(model: LocalModel) -> torch.Tensor:
+    """What a finished model answers to :func:`questions`."""
+    return noise_predictor(load_network(model.folder, CPU))(*questions())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
 from PIL import Image
 from tiny_runs import tiny_settings
@@ -39,7 +40,7 @@ def write_silos(folder: Path, classes: Mapping[str, Sequence[int]] = CLASSES) ->
 
 def real_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     """A tiny run config of real silos; changes in snake case."""
-    given: dict[str, Scalar] = {"dataset": "silos", "copy_check": False, "early_stop": False, **changes}
+    given = acting({"copy_check": False, "early_stop": False}, {"dataset": "silos", **changes})
     return tiny_settings(folder, **given)
 
 

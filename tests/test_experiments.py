@@ -37,7 +37,7 @@ def test_small_settings_are_small(path: Path) -> None:
     assert max(config.training.train_steps, config.training.own_steps) <= 60
     assert max(config.model.channels() or (999,)) <= 32
     assert config.sampling.num_samples <= 50
-    assert max(config.sampling.sampling_steps, config.run.num_rounds if config.run.num_rounds != "auto" else 0) <= 10
+    assert max(config.sampling.sampling_steps, config.settings.model_dump().get("num_rounds", 0)) <= 10
     large = path.with_name(path.name.replace("-small", ""))
     if large.exists():
         ours, theirs = config_of(path), config_of(large)
@@ -64,7 +64,7 @@ def test_the_digits_sweep_is_thirteen_methods_with_one_sampler() -> None:
     assert len(by_row) == 13
     assert by_row.pop("DfD (paper)") == [0]
     assert set(map(tuple, by_row.values())) == {(0, 1, 2)}
-    samplers = {run.row: build_strategy(run.config)[1].sampling.sampler for run in runs}
+    samplers = {run.row: build_strategy(run.config)[1].settings.sampler for run in runs}
     assert samplers.pop("DfD (paper)") == "ula"
     assert set(samplers.values()) == {"sde-dpmsolver++"}
 

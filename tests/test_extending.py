@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.cli.tables.run_groups import config_hash
-from fedsynth.config import Diffusion, RunConfig
+from fedsynth.config import AUTO, Diffusion, RunConfig
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import make_scheduler, sample
 from fedsynth.errors import UserError
@@ -41,7 +41,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (folder / "wrong.py").write_text("import math\n\n\ndef load(root, image_size):\n    return 3\n")
     monkeypatch.syspath_prepend(folder)
     yield
-    for name in (*BLOCKS, "wrong"):
+    for name in (*BLOCKS, "wrong", "trimmed"):
         sys.modules.pop(name, None)
 
 
@@ -52,7 +52,9 @@ def test_every_example_is_short_and_in_the_command_of_the_guide() -> None:
 
 
 def test_a_run_of_one_s_own_strategy_dataset_and_sampler(tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, strategy=STRATEGY, dataset=DATASET, sampler=SAMPLER, image_size=8)
+    settings = tiny_settings(
+        tmp_path, strategy=STRATEGY, dataset=DATASET, sampler=SAMPLER, image_size=8, dfd_rounds=AUTO
+    )
     folder = run_tiny(settings)
     assert len(images_of(folder)) == 30
     classes = json.loads(folder.partition.read_text())["classes"]
@@ -66,7 +68,7 @@ def test_a_run_of_one_s_own_strategy_dataset_and_sampler(tmp_path: Path) -> None
 
 def test_one_s_own_sampler_composes_the_answers_of_silos(tmp_path: Path) -> None:
     folder = run_tiny(tiny_settings(tmp_path, strategy="dfd", sampler=SAMPLER), report=False)
-    assert folder.read_config().cooperation.weights == "constant"
+    assert folder.read_config().to_run_config()["weights"] == "constant"
     assert len(images_of(folder)) == 30
 
 
@@ -131,6 +133,34 @@ def test_what_is_not_there_is_said_before_a_silo_works(key: str, name: str, said
     with pytest.raises(UserError) as error:
         build_strategy(RunConfig.from_run_config({"strategy": "fedavg", key: name}))
     assert said in str(error.value)
+
+
+def test_a_plug_in_takes_the_keys_of_its_settings_alone(tmp_path: Path) -> None:
+    code = """
+from fedsynth.config.methods import TrimmedSettings, inherited
+from strategies.averaging.robust import FedTrimmedAvg
+
+class Mild(TrimmedSettings):
+    beta: float = inherited(TrimmedSettings, "beta", 0.1)
+
+class Trimmed(FedTrimmedAvg):
+    Settings = Mild
+
+class Unknown(TrimmedSettings):
+    strength: float = 1.0
+
+class Strong(FedTrimmedAvg):
+    Settings = Unknown
+"""
+    (tmp_path / "mine" / "trimmed.py").write_text(code)
+    strategy, config = build_strategy(RunConfig.from_run_config({"strategy": "trimmed:Trimmed"}))
+    assert strategy.settings.model_dump()["beta"] == config.to_run_config()["beta"] == 0.1
+    with pytest.raises(UserError, match=r"eta = 0\.1: strategy = 'trimmed:Trimmed' does not take it; leave it out"):
+        build_strategy(RunConfig.from_run_config({"strategy": "trimmed:Trimmed", "eta": 0.1}))
+    with pytest.raises(UserError, match=r"beta = 0\.5: must be a number >= 0 and < 0\.5"):
+        strategy_class("trimmed:Trimmed")(beta=0.5)
+    with pytest.raises(UserError, match="its Settings hold 'strength', which is no configuration key"):
+        strategy_class("trimmed:Strong")
 
 
 @pytest.mark.parametrize("name", ["wrong:load", "stripes:lod", "nowhere:load"])

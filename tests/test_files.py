@@ -132,10 +132,6 @@ def test_permissions_follow_the_users_umask(umask: int, file_mode: int, folder_m
 class TestWriteJson:
     VALUE: dict[str, Any] = {"name": "Zürich", "counts": [1, 2], "loss": 0.1, "none": None}  # noqa: RUF012
 
-    def test_is_read_back(self, tmp_path: Path) -> None:
-        write_json(tmp_path / "a" / "file.json", self.VALUE)
-        assert json.loads((tmp_path / "a" / "file.json").read_bytes()) == self.VALUE
-
     def test_what_cannot_be_written_leaves_the_old_content(self, tmp_path: Path) -> None:
         write_json(tmp_path / "file.json", self.VALUE)
         with pytest.raises(TypeError):

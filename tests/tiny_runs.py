@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
 
 import clients.app
@@ -38,12 +39,12 @@ TINY: dict[str, Scalar] = {
 
 
 def tiny_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
-    """A full run config that writes below ``folder``; changes in snake case."""
+    """A full run config that writes below ``folder``; changes in snake case, and what of the rest acts beside them."""
     paths = {"output-dir": str(folder / "runs"), "state-dir": str(folder / "state")}
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     if given.get("dfd-preset") == "paper":
         given = {"sampler": "auto", **given}
-    return {**RunConfig().to_run_config(), **TINY, **paths, **given}
+    return {**RunConfig().to_run_config(), **paths, **acting(TINY, given)}
 
 
 def run_tiny(

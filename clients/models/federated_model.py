@@ -18,11 +18,11 @@ from fedsynth.files import atomic_file
 Tensors = Mapping[str, torch.Tensor]
 
 FILES_KEPT = 2
-"""The newest, and the one before it for a server that asks for its last round again."""
+"""The newest, and the one before it for a server that repeats its last round."""
 
 
 class PersonalTensors:
-    """The tensors of the federated model that stay in the silo, one file a round.
+    """The personal tensors of the federated model, which stay in the silo: one file per round.
 
     Args:
         state: the silo's own state folder.
@@ -102,7 +102,7 @@ class PersonalTensors:
 
 
 class FederatedModel:
-    """Initial weights; over them, what the silo kept; over them, what it received.
+    """The initial network, overwritten by the silo's personal tensors and by those it received.
 
     Args:
         initial: the run's initial network, which takes the weights.
@@ -117,10 +117,10 @@ class FederatedModel:
     def __init__(self, initial: UNet2DModel, received: Tensors, state: Path, run_token: str | None) -> None:
         self._unet = initial
         self._load(received)
-        self._at_home = initial.state_dict().keys() - received.keys()
-        named = run_token is not None or self._at_home
+        self._personal_names = initial.state_dict().keys() - received.keys()
+        named = run_token is not None or self._personal_names
         personal = PersonalTensors(state, run_token or "") if named else None
-        self._personal = personal if self._at_home else None
+        self._personal = personal if self._personal_names else None
 
     def before(self, server_round: int, has_trained: bool = False) -> UNet2DModel:
         """Return the network that ``server_round`` starts from.
@@ -157,10 +157,10 @@ class FederatedModel:
         """Write the network's tensors that were not received, if there are any."""
         if self._personal is not None:
             state_dict = self._unet.state_dict()
-            self._personal.keep(server_round, {name: state_dict[name] for name in self._at_home})
+            self._personal.keep(server_round, {name: state_dict[name] for name in self._personal_names})
 
     def _load_kept(self, kept: Tensors) -> None:
-        self._load({name: tensor for name, tensor in kept.items() if name in self._at_home})
+        self._load({name: tensor for name, tensor in kept.items() if name in self._personal_names})
 
     def _load(self, tensors: Tensors) -> None:
         expected = self._unet.state_dict()

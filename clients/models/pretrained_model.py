@@ -1,4 +1,4 @@
-"""A model that a silo has trained before and brings along, in place of one trained for the run."""
+"""A silo's pretrained model, used in place of one trained for the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from clients.context import SiloContext
 from clients.warm.silo_cache import SiloCache
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
@@ -24,23 +24,22 @@ from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
 
-PRETRAINED_MODEL = "brought-model"
-OWN_MODEL_STRATEGIES: frozenset[StrategyName] = frozenset({"dfd", "pooled", "local", "fedddpm", "fedddpm-plus"})
-"""Those that ask the silos' own models; for the others a silo takes part with all its images."""
+PRETRAINED_MODEL = "pretrained-model"
 
-LOSS_LEVELS, LOSS_IMAGES = 8, 32
-"""Network evaluations behind a measured loss, on each level and in number of images: seconds on a CPU."""
+LOSS_TIMESTEPS = 8
+LOSS_IMAGES = 32
+"""The loss is measured at so many timesteps, on at most so many images: seconds on a CPU."""
 
 _models: SiloCache[PretrainedModel] = SiloCache()
 
 
-def bring_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel | None:
+def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel | None:
     """Load the model of ``model-path`` and note it in the context; None for a silo that trains its own.
 
     Raises:
         UserError: it cannot be used for the run.
     """
-    if silo.model_path is None or silo.config.run.strategy not in OWN_MODEL_STRATEGIES:
+    if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
         return None
     held = [spec.classes[label] for label in np.unique(silo.silo(spec).train.labels)]
     noted = ConfigRecord(
@@ -57,7 +56,7 @@ def bring_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedMode
 
 
 def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
-    """Return the model noted by :func:`bring_pretrained_model`, loaded once per process; None if there is none."""
+    """Return the model noted by :func:`note_pretrained_model`, loaded once per process; None if there is none."""
     noted = silo.noted(PRETRAINED_MODEL)
     if noted is None:
         return None
@@ -77,17 +76,18 @@ def _noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
 
 
 def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float:
-    """Return the mean of ‖ε - ε_θ(x_t, t, y)‖²/d over random levels, one in each of equal stretches of the schedule.
+    """Return the mean of ‖ε - ε_θ(x_t, t, y)‖²/d at random timesteps, one in each of equal parts of the schedule.
 
-    Over images of classes that the model knows: held out ones, or where there are none those that others train on.
-    The images, levels and noise are the same every time.
+    Over images of classes that the model knows: held-out images, or training images where none are held out. Images,
+    timesteps and noise are the same every time.
     """
     generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
     images, labels = _known_images(model, silo, generator)
-    scheduler, losses = make_scheduler(config.diffusion), []
-    stretch = config.diffusion.num_train_timesteps / LOSS_LEVELS
-    for level in range(LOSS_LEVELS):
-        t = int((level + float(torch.rand((), generator=generator))) * stretch)
+    scheduler = make_scheduler(config.diffusion)
+    losses = []
+    stretch = config.diffusion.num_train_timesteps / LOSS_TIMESTEPS
+    for number in range(LOSS_TIMESTEPS):
+        t = int((number + float(torch.rand((), generator=generator))) * stretch)
         noise = torch.randn(images.shape, generator=generator)
         noisy = scheduler.add_noise(images, noise, torch.full((len(images),), t))
         losses.append(float(F.mse_loss(model.predict(noisy, t, labels), noise)))
@@ -106,12 +106,14 @@ def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator
 
 
 def uploadable_network(silo: SiloContext) -> UNet2DModel | None:
-    """Return the pretrained network where its bare weights mean what the run's own would; None if the silo brings none.
+    """Return the pretrained network if its bare weights can be averaged with the run's; None if the silo has none.
 
     Raises:
         UserError: another architecture, noise schedule, prediction or order of classes.
     """
-    model, noted, config = pretrained_model(silo), silo.noted(PRETRAINED_MODEL), silo.config
+    model = pretrained_model(silo)
+    noted = silo.noted(PRETRAINED_MODEL)
+    config = silo.config
     if model is None or noted is None:
         return None
     run = _architecture(initial_unet(config, _noted_spec(noted)))

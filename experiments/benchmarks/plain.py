@@ -114,7 +114,7 @@ class _Mixture:
 
     def __init__(self, config: RunConfig, labels: torch.Tensor, federation: Federation) -> None:
         self.seed, self.labels = config.run.seed, labels
-        self.scheduler = make_scheduler(config.diffusion, int(config.cooperation.dfd_rounds))
+        self.scheduler = make_scheduler(config.diffusion, int(config.to_run_config()["dfd-rounds"]))
         silos = [federation.silo(k, config) for k in range(config.run.num_clients)]
         models = [LocalModel(s, federation.spec, config, Path(config.run.state_dir) / s.name) for s in silos]
         self.predict: list[PredictNoise] = [

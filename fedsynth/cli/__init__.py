@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = _docstring(name)
         subparser = subparsers.add_parser(name, help=text.splitlines()[0], description=text, allow_abbrev=False)
         if name in words:
+            subparser.set_defaults(words=words)
             _module(name).add_arguments(subparser)
     options, rest = parser.parse_known_args(words)
     try:

@@ -55,7 +55,10 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     content = _content(groups)
     write_comparison(options.output, content)
     for table in content.tables:
-        rows = {label: dict(zip(table.columns, map(_plain, cells), strict=True)) for label, cells in table.rows.items()}
+        rows = {}
+        for label, cells in table.rows.items():
+            texts = [f"{cell.text} *" if cell.best else cell.text for cell in cells]
+            rows[label] = dict(zip(table.columns, texts, strict=True))
         print(f"{table.title}\n{terminal_table(rows)}\n")
     if any(cell.best for table in content.tables for cells in table.rows.values() for cell in cells):
         print("* the best of its column: its 95 % interval touches no other row's")
@@ -75,9 +78,13 @@ def _content(groups: Sequence[RunGroup]) -> ComparisonContent:
     return ComparisonContent(
         title=f"{len(runs)} runs side by side" if len(runs) > 1 else "One run",
         lead=_lead(groups),
-        runs=[_run_row(group, run) for group in groups for run in group.runs],
+        runs=[
+            {"row": group.label, "seed": run.seed, "folder": run.name, "state": _state(run)}
+            for group in groups
+            for run in group.runs
+        ],
         tables=[_table(title, measures, groups) for title, measures in columns.items()],
-        warnings=[*comparability_warnings(groups), *_refused(columns, groups), *_gaps(columns, groups), *missing],
+        warnings=[*comparability_warnings(groups), *_gaps(columns, groups), *missing],
         dots=_dots(columns, groups),
         rounds={group.label: [run.folder.read_metrics() for run in group.runs] for group in groups},
         samples=samples,
@@ -136,10 +143,6 @@ def _count(group: RunGroup, measures: Sequence[Measure]) -> str:
     return f"{having}" if having == len(group.runs) else f"{having} of {len(group.runs)}"
 
 
-def _plain(cell: ComparisonCell) -> str:
-    return f"{cell.text} *" if cell.best else cell.text
-
-
 def _dots(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> dict[str, Any]:
     """Return what :func:`fedsynth.output.comparison_figures.measure_dots` draws: all but the cost."""
     measures = [measure for title, row in tables.items() if title != "Cost" for measure in row]
@@ -149,15 +152,12 @@ def _dots(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> dict[
     }
 
 
-def _refused(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> Iterator[str]:
-    for group in groups:
-        refused = [m.key for row in tables.values() for m in row if not measured_alike(group.runs, m)]
-        if refused:
-            yield f"{group.label}: its runs were not measured alike, so there is no mean of {', '.join(refused)}"
-
-
 def _gaps(tables: dict[str, list[Measure]], groups: Sequence[RunGroup]) -> Iterator[str]:
-    """Say which measures only a part of a row's measured runs has, or none of them."""
+    """Say of which measures a row has no mean, and which only some of its measured runs have, or none."""
+    for group in groups:
+        unlike = [m.key for row in tables.values() for m in row if not measured_alike(group.runs, m)]
+        if unlike:
+            yield f"{group.label}: its runs were not measured alike, so there is no mean of {', '.join(unlike)}"
     for group in groups:
         measured = [run for run in group.runs if run.measured]
         counts = {m.key: len(group.values(m.key)) for row in tables.values() for m in row if m.bases}
@@ -183,9 +183,10 @@ def _samples(groups: Sequence[RunGroup]) -> tuple[dict[str, tuple[str, Synthetic
     return samples, missing
 
 
-def _run_row(group: RunGroup, run: Run) -> dict[str, Any]:
-    state = "no results.json" if run.results is None else "measured" if run.measured else "not measured"
-    return {"row": group.label, "seed": run.seed, "folder": run.name, "state": state}
+def _state(run: Run) -> str:
+    if run.results is None:
+        return "no results.json"
+    return "measured" if run.measured else "not measured"
 
 
 def _lead(groups: Sequence[RunGroup]) -> str:

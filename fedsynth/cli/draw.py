@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsynth import __version__
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
-from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.config import AUTO, RunConfig, Scalar, keys_of
 from fedsynth.diffusion import SAMPLERS, make_scheduler, pick_device, sample, to_uint8
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.disk import check_writable
@@ -27,8 +27,6 @@ from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
 
-KEYS = frozenset({"num-samples", "sampler", "sampling-steps", "labels", "seed", "device"})
-"""Configuration keys that say how a model is sampled."""
 DEFAULT_SAMPLER = "sde-dpmsolver++"
 BLOCK = 256
 """Images drawn at a time: memory does not grow with their number, but for the finished ones."""
@@ -45,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=path_of, help="diffusers folder of a class-conditional model, as a run leaves it")
     parser.add_argument("--output", type=path_of, required=True, help="folder for the dataset; must not exist")
     parser.add_argument("--classes", help="classes to draw, such as 'cat,dog' (default: all of the model's)")
-    add_keys(parser, KEYS)
+    add_keys(parser, keys_of("draw"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -55,11 +53,11 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: the model cannot be read, a class or setting is not one, or the dataset cannot be written.
     """
     refuse_rest("draw", rest)
-    given = {key: value for key, value in given_keys(options, KEYS).items() if value != AUTO}
+    given = {key: value for key, value in given_keys(options, keys_of("draw")).items() if value != AUTO}
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
     spec, config = _spec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
     labels = _labels(config, spec.classes, options.classes)
-    make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
+    make_scheduler(config.diffusion, config.sampling.sampling_steps, config.settings.sampler)
     _check_output(options.output)
     model = load_pretrained_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
     images = _draw(model, config, spec, labels)
@@ -144,7 +142,7 @@ def _draw(model: PretrainedModel, config: RunConfig, spec: ImageSpec, labels: to
         rows = slice(first, first + BLOCK)
         generator = make_generator(config.run.seed, "draw", first)
         noise = torch.randn((len(labels[rows]), *spec.shape), generator=generator)
-        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, config.sampling.sampler)
+        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, config.settings.sampler)
         images[rows] = to_uint8(sample(model.predict, scheduler, noise, labels[rows], generator))
         progress.update(first + len(noise))
     return images
@@ -152,7 +150,7 @@ def _draw(model: PretrainedModel, config: RunConfig, spec: ImageSpec, labels: to
 
 def _provenance(model: Path, config: RunConfig) -> dict[str, Any]:
     flat = config.to_run_config()
-    settings = {key: flat[key] for key in sorted(KEYS - {"seed", "device"})}
+    settings = {key: flat[key] for key in sorted(keys_of("draw") - {"seed", "device"})}
     return {
         "method": "drawn from a saved model",
         "settings": {"model": str(model), **settings},

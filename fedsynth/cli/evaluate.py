@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, RunConfig, keys_of
 from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
@@ -27,15 +27,6 @@ from fedsynth.output.dataset import PROVENANCE
 
 logger = logging.getLogger("fedsynth")
 
-KEYS = frozenset(
-    {
-        *("seed", "image-size", "skip-bad-images", "state-dir", "device"),
-        *("feature-extractor", "feature-extractor-weights-path"),
-        *("classifiers", "classifier-seeds", "resnet-weights-path"),
-    }
-)
-"""Configuration keys that say how a dataset is measured."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
@@ -43,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=path_of, required=True, help="real images: class folders, or train/ and test/")
     parser.add_argument("--output", type=path_of, help="JSON file for the numbers (default: only print)")
     parser.add_argument("--report", type=path_of, help="HTML page with tables and pictures (shows real images)")
-    add_keys(parser, KEYS)
+    add_keys(parser, keys_of("evaluate"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -53,7 +44,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: a folder cannot be read, the two do not fit each other, or a file cannot be written.
     """
     refuse_rest("evaluate", rest)
-    config = RunConfig.from_run_config(given_keys(options, KEYS))
+    config = RunConfig.from_run_config({**given_keys(options, keys_of("evaluate")), "dataset": "imagefolder"})
     settings, root = Settings.of(config), _dataset_root(options.dataset)
     _check_files(options, root)
     train, test = _read_real(options.real, config)

@@ -8,30 +8,44 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsynth.config import Scalar, config_keys
+from fedsynth.config import KEYS, Key, RunConfig, Scalar
+from fedsynth.config.documents import own_defaults
 from fedsynth.errors import UserError, did_you_mean
 
-ALL_KEYS = frozenset(key for key, _, _ in config_keys())
+ALL_KEYS = frozenset(KEYS)
 
 
 def add_keys(parser: argparse.ArgumentParser, keys: Collection[str] = ALL_KEYS) -> None:
-    """Add one option a configuration key."""
-    for key, section, info in config_keys():
-        if key in keys:
-            text = f"{info.description} ({section}; default: {info.default})"
-            parser.add_argument(f"--{key}", metavar="VALUE", help=text.replace("%", "%%"))
+    """Add one option per configuration key, in groups: first what the chosen strategy alone decides.
+
+    The strategy is looked for in the command line, which the parser holds as the default of ``words``.
+    """
+    strategy = _chosen_strategy(parser.get_default("words") or ())
+    shown = [key for name, key in KEYS.items() if name in keys]
+    first, groups = f"strategy {strategy}", dict[str, list[Key]]()
+    for key in shown:
+        if strategy in key.acts_with.get("strategy", (strategy,)):
+            heading = first if key.section == "strategy_keys" else key.group
+        else:
+            heading = f"not with strategy {strategy}: {key.group}"
+        groups.setdefault(heading, []).append(key)
+    for heading in sorted(groups, key=lambda heading: (heading.startswith("not "), heading != first)):
+        group = parser.add_argument_group(heading)
+        for key in groups[heading]:
+            default = own_defaults(key).get(strategy, key.default)
+            text = f"{key.meaning}; {key.allowed} (default: {default})"
+            group.add_argument(f"--{key.name}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def given_keys(options: argparse.Namespace, keys: Collection[str] = ALL_KEYS) -> dict[str, Scalar]:
     """Return the values of the keys that the user gave."""
-    values = {key: getattr(options, key.replace("-", "_")) for key, _, _ in config_keys() if key in keys}
-    return typed({key: text for key, text in values.items() if text is not None})
+    values = {name: getattr(options, name.replace("-", "_")) for name in KEYS if name in keys}
+    return typed({name: text for name, text in values.items() if text is not None})
 
 
 def typed(settings: Mapping[str, str]) -> dict[str, Scalar]:
     """Return keys and values as a TOML file would hold them; unknown keys stay for others to refuse."""
-    texts = {key for key, _, info in config_keys() if info.annotation is str}
-    return {key: text if key in texts else scalar(text) for key, text in settings.items()}
+    return {name: text if name in KEYS and KEYS[name].is_text else scalar(text) for name, text in settings.items()}
 
 
 def refuse_rest(command: str, rest: Sequence[str], known: Collection[str] = ()) -> None:
@@ -79,3 +93,18 @@ def scalar(text: str) -> Scalar:
         except ValueError:
             continue
     return text
+
+
+def _chosen_strategy(words: Sequence[str]) -> str:
+    """Return the strategy that a command line names, itself or in its setting file; otherwise the default."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, given, value = word.partition("=")
+        if name == "--strategy" and (given or following):
+            return value if given else following
+    for word in words:
+        if word.endswith(".toml") and Path(word).is_file():
+            try:
+                return str(read_toml(Path(word), "keys").get("strategy", RunConfig().run.strategy))
+            except UserError:
+                break
+    return RunConfig().run.strategy

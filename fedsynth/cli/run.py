@@ -28,7 +28,7 @@ from fedsynth.cli.deployment.flower import (
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
-from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
+from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError
@@ -37,11 +37,6 @@ from fedsynth.output import RunFolder, default_name
 
 SWEEP_WORDS = frozenset({"base", "seeds", "grid", "zip", "method", "run"})
 """Words of a sweep file that are no configuration keys."""
-
-PATH_KEYS = (
-    *("output-dir", "state-dir", "data-root", "reference-root"),
-    *("feature-extractor-weights-path", "resnet-weights-path"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +114,7 @@ def refuse_if_busy(home: Path) -> None:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return the configuration as processes with another working directory understand it."""
     flat = config.to_run_config()
-    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in PATH_KEYS if flat[key]}
+    changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in flat if KEYS[key].facts.path and flat[key]}
     return RunConfig.from_run_config({**flat, **changes})
 
 
@@ -129,9 +124,11 @@ def _last_change(path: Path) -> int | None:
 
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
-    earlier = _run_to_resume(options)
+    earlier, chosen = _run_to_resume(options), given_keys(options, ALL_KEYS - {"resume"})
+    if earlier:
+        earlier.refuse_changes(chosen)
     given = _continued(earlier, options) if earlier else read_setting(options.setting)
-    given |= given_keys(options, ALL_KEYS - {"resume"})
+    given |= chosen
     if options.superlink is not None:
         given.setdefault("dataset", REAL_SILOS)
     config = with_absolute_paths(RunConfig.from_run_config(given))
@@ -139,8 +136,6 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
         run = config.run
         name = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
         config = RunConfig.from_run_config({**config.to_run_config(), "run-name": name})
-    if earlier:
-        earlier.refuse_changes(config)
     return config
 
 
@@ -165,8 +160,8 @@ def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Sca
     config, path = earlier.read_config(), earlier.path
     given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
     if options.num_rounds is not None and options.train_steps is None:
-        had, wanted = config.run.num_rounds, scalar(options.num_rounds)
-        if had != AUTO and isinstance(wanted, int):
+        had, wanted = given["num-rounds"], scalar(options.num_rounds)
+        if isinstance(had, int) and isinstance(wanted, int) and wanted > 0:
             given["train-steps"] = config.training.train_steps * wanted // had
     return given
 

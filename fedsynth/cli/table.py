@@ -41,12 +41,20 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     folder = options.sweep if options.sweep.is_dir() else read_sweep(options.sweep).folder
     rows = sweep_rows(folder, read_manifest(folder))
     text = _text(rows, _chosen(rows, options.against), options.format)
-    if options.output is None:
+    output: Path | None = options.output
+    if output is None:
         print(text, end="")
+        pictures = folder / "figures"
     else:
-        _write(options.output, text)
-    pictures = folder / "figures" if options.output is None else _figures_of(options.output)
-    _write_pictures(rows, pictures)
+        if output.is_dir():
+            raise UserError(f"cannot write the tables to '{output}': it is a folder; give the name of a file")
+        with explained_writing(output), atomic_file(output) as file:
+            file.write_text(text, encoding="utf-8")
+        print(f"tables   {output}")
+        pictures = output.parent / f"{output.stem}-figures"
+    for name, figure in trade_offs(rows).items():
+        with explained_writing(pictures), atomic_file(pictures / f"{name}.png") as file:
+            file.write_bytes(png_bytes(figure))
     return 0
 
 
@@ -63,21 +71,3 @@ def _text(rows: Sequence[SweepRow], against: SweepRow | None, kind: str) -> str:
     warnings = comparability_warnings([row.group for row in rows if row.group.runs])
     notes = [*table_notes(rows), *warnings]
     return (latex if kind == "latex" else markdown)(paper_tables(rows, against), notes)
-
-
-def _write(path: Path, text: str) -> None:
-    if path.is_dir():
-        raise UserError(f"cannot write the tables to '{path}': it is a folder; give the name of a file")
-    with explained_writing(path), atomic_file(path) as file:
-        file.write_text(text, encoding="utf-8")
-    print(f"tables   {path}")
-
-
-def _figures_of(path: Path) -> Path:
-    return path.parent / f"{path.stem}-figures"
-
-
-def _write_pictures(rows: Sequence[SweepRow], folder: Path) -> None:
-    for name, figure in trade_offs(rows).items():
-        with explained_writing(folder), atomic_file(folder / f"{name}.png") as file:
-            file.write_bytes(png_bytes(figure))

@@ -14,16 +14,8 @@ from pathlib import Path
 
 from fedsynth.cli.deployment.flower import app_folder
 from fedsynth.cli.options import add_keys, given_keys, refuse_rest
-from fedsynth.config import REAL_SILOS, RunConfig, config_keys
+from fedsynth.config import REAL_SILOS, RunConfig, keys_of
 from fedsynth.files import write_json
-
-KEYS = frozenset(
-    {
-        *(key for key, section, _ in config_keys() if section in ("model", "training", "diffusion")),
-        *("seed", "device", "image-size", "skip-bad-images", "holdout-fraction"),
-    }
-)
-"""Keys that decide how a model is trained."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
     parser.add_argument("--out", required=True, type=Path, help="folder of the trained model; must not exist")
     parser.add_argument("--silo-name", default="", help="name of the silo (default: the folder of the images)")
-    add_keys(parser, KEYS)
+    add_keys(parser, keys_of("train-local"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -41,7 +33,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: bad configuration.
     """
     refuse_rest("train-local", rest)
-    config = RunConfig.from_run_config({**given_keys(options, KEYS), "dataset": REAL_SILOS})
+    config = RunConfig.from_run_config({**given_keys(options, keys_of("train-local")), "dataset": REAL_SILOS})
     data, out = (path.expanduser().absolute() for path in (options.data_path, options.out))
     name = options.silo_name or data.name
     order = {"data-path": str(data), "silo-name": name, "out": str(out), "config": config.to_run_config()}
@@ -57,7 +49,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 def _train(order: Path) -> int:
     paths = [str(app_folder()), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "clients.train_ahead", str(order)]
+    command = [sys.executable, "-m", "clients.pretrain", str(order)]
     with subprocess.Popen(command, env=environment) as process:
         try:
             return process.wait()

@@ -1,10 +1,14 @@
 """The configuration of a run: every key declared once, parsed once into frozen objects."""
 
-from fedsynth.config.run_config import RunConfig, config_keys
-from fedsynth.config.sections import SECTIONS, Diffusion, Training
+from fedsynth.config.keys import Key
+from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, keys_of, without_idle_keys
+from fedsynth.config.training import Diffusion, Training
 from fedsynth.config.types import (
     AUTO,
+    OWN_MODELS,
     REAL_SILOS,
+    STOCHASTIC,
     DatasetName,
     PartitionName,
     PresetName,
@@ -15,16 +19,24 @@ from fedsynth.config.types import (
 
 __all__ = [
     "AUTO",
+    "KEYS",
+    "OWN_MODELS",
     "REAL_SILOS",
     "SECTIONS",
+    "SETTINGS",
+    "STOCHASTIC",
     "DatasetName",
     "Diffusion",
+    "Key",
     "PartitionName",
     "PresetName",
     "RunConfig",
     "SamplerName",
     "Scalar",
     "StrategyName",
+    "StrategySettings",
     "Training",
-    "config_keys",
+    "idle_keys",
+    "keys_of",
+    "without_idle_keys",
 ]

@@ -1,71 +1,266 @@
-"""The sections of a run's configuration that say how silos cooperate."""
+"""The settings of every strategy: frozen, with real defaults; constructors and the flat configuration read them.
+
+In the flat configuration every key here is ``"auto"`` unless somebody chose a value; ``"auto"`` means the default of
+the chosen strategy's class. Words are Flower's where Flower has the strategy.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fedsynth.config.types import AUTO, Auto, BelowOne, Count, Positive, PositiveFloat, Section
+from fedsynth.config.keys import Section, facts_of, kebab, key, one_of_words, parse, why_idle
+from fedsynth.config.types import (
+    AUTO,
+    STOCHASTIC,
+    BelowOne,
+    Count,
+    NonNegative,
+    PluginName,
+    Positive,
+    PositiveFloat,
+    SamplerName,
+    Scalar,
+    Share,
+)
 
-
-class Averaging(Section):
-    """Parameter averaging; words as in Flower."""
-
-    fraction_train: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
-        AUTO, description="share of the silos that train in a round"
-    )
-    min_train_nodes: Positive | Auto = Field(AUTO, description="least number of silos that train in a round")
-    num_malicious_nodes: Count | Auto = Field(AUTO, description="f, hostile silos to survive (krum, multikrum, bulyan)")
-    num_nodes_to_select: Count | Auto = Field(
-        AUTO, description="models averaged by multikrum; 0: all but num-malicious-nodes"
-    )
-    beta: Annotated[float, Field(ge=0, lt=0.5)] | Auto = Field(
-        AUTO, description="share of the values cut at each end (fedtrimmedavg)"
-    )
-    server_learning_rate: PositiveFloat | Auto = Field(AUTO, description="step along the mean update (fedavgm)")
-    server_momentum: BelowOne | Auto = Field(AUTO, description="weight of past updates (fedavgm)")
-    eta: PositiveFloat | Auto = Field(AUTO, description="server step (fedadam, fedyogi, fedadagrad)")
-    tau: PositiveFloat | Auto = Field(AUTO, description="adaptivity: larger is nearer to plain averaging (the same)")
-    beta_1: BelowOne | Auto = Field(AUTO, description="decay of the first moment (fedadam, fedyogi)")
-    beta_2: BelowOne | Auto = Field(AUTO, description="decay of the second moment (fedadam, fedyogi)")
-    proximal_mu: Annotated[float, Field(ge=0)] | Auto = Field(
-        AUTO, description="pull of local training towards the global weights (fedprox)"
-    )
-    feddiffuse_method: Literal["auto", "full", "usplit", "ulatdec", "udec"] = Field(
-        AUTO, description="which parts of the U-Net travel (feddiffuse)"
-    )
-    aux_samples: Positive | Auto = Field(AUTO, description="images in the auxiliary set (fedddpm, fedddpm-plus)")
-    server_steps: Positive | Auto = Field(AUTO, description="optimiser steps of one correction (the same)")
-    correction_learning_rate: PositiveFloat | Auto = Field(AUTO, description="Adam's in a correction (the same)")
-    slow_window: Positive | Auto = Field(AUTO, description="rounds over which progress is judged (fedddpm-plus)")
-    slow_tolerance: BelowOne | Auto = Field(
-        AUTO, description="a relative drop of the loss below it is slow (fedddpm-plus)"
-    )
-    correct_once: bool | Auto = Field(AUTO, description="correct once a run, not whenever slow (fedddpm-plus)")
+ONE_STEP = ("ddpm", "ddim")
+"""Samplers whose move depends on the samples and the answers at one timestep alone."""
 
 
-class Cooperation(Section):
-    """Cooperative inference (strategy dfd)."""
+class StrategySettings(Section):
+    """What every strategy takes."""
 
-    dfd_preset: Literal["default", "paper"] = Field("default", description="what the auto keys of dfd resolve to")
-    dfd_rounds: Positive | Auto = Field(AUTO, description="noise levels visited, one round each")
-    prior: Literal["auto", "uniform", "size", "class"] = Field(AUTO, description="prior weight of a silo")
-    weights: Literal["auto", "constant", "energy", "posterior"] = Field(
-        AUTO, description="what moves the prior: nothing, the energy (paper) or the path"
+    composes: ClassVar[bool] = False
+    """Whether samples move on composed noise predictions, which Langevin moves (``ula``) are for."""
+
+    sampler: SamplerName | PluginName = key(
+        "sde-dpmsolver++", "how samples move between timesteps; ula: with dfd only", commands=("draw",)
     )
-    temperature: Annotated[float, Field(ge=1)] | Auto = Field(
-        AUTO, description="1: posterior weights; larger: nearer to constant ones (weights=posterior)"
+
+    @classmethod
+    def defaults(cls, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return what ``"auto"`` means, by key, beside the other values of a flat configuration."""
+        return {kebab(name): info.default for name, info in cls.model_fields.items()}
+
+    @classmethod
+    def complete(cls, flat: Mapping[str, Scalar]) -> Self:
+        """Build the settings from a flat configuration.
+
+        Raises:
+            UserError: values that do not go together.
+        """
+        defaults = cls.defaults(flat)
+        return parse(cls, {name: default if flat[name] == AUTO else flat[name] for name, default in defaults.items()})
+
+    @model_validator(mode="after")
+    def _langevin_moves_need_composition(self) -> Self:
+        if self.sampler == "ula" and not self.composes:
+            raise ValueError("sampler = 'ula': acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'")
+        return self
+
+
+def inherited(settings: type[Section], name: str, default: Any) -> Any:
+    """Declare a field of a base class again, with another default."""
+    info = copy.copy(settings.model_fields[name])
+    info.default = default
+    return info
+
+
+class RoundsSettings(StrategySettings):
+    """One global model, trained in rounds."""
+
+    num_rounds: Positive = key(20, "rounds that train-steps are spread over", may_change=True)
+    sample_from: Literal["raw", "ema"] = key("raw", "weights to sample from: the last, or their moving average")
+
+
+class CentralisedSettings(RoundsSettings):
+    """Training on the union of the images."""
+
+    sample_from: Literal["raw", "ema"] = inherited(RoundsSettings, "sample_from", "ema")
+
+
+class AveragingSettings(RoundsSettings):
+    """Parameter averaging."""
+
+    server_ema_decay: BelowOne = key(
+        0.5, "weight of the past in the moving average over rounds", acts_with={"sample-from": ("ema",)}
     )
-    energy_scale: Annotated[float, Field(ge=0)] | Auto = Field(AUTO, description="lambda in the energy weights")
-    score_scale: PositiveFloat | Auto = Field(AUTO, description="lambda in the score, a temperature (sampler=ula)")
-    step_scale: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
-        AUTO, description="c of the Langevin step size (sampler=ula)"
+    fraction_train: Share = key(1.0, "share of the silos that train in a round, rounded down")
+    min_train_nodes: Positive = key(2, "least number of silos that train in a round")
+
+
+class TrimmedSettings(AveragingSettings):
+    """Trimmed mean."""
+
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "β, share of the values cut at each end")
+
+
+class KrumSettings(AveragingSettings):
+    """Krum and its family."""
+
+    num_malicious_nodes: Count = key(0, "f, hostile silos to survive")
+
+
+class MultiKrumSettings(KrumSettings):
+    """MultiKrum."""
+
+    num_nodes_to_select: Count = key(0, "m, models averaged; 0: all but num-malicious-nodes")
+
+
+class MomentumSettings(AveragingSettings):
+    """Server momentum."""
+
+    server_learning_rate: PositiveFloat = key(1.0, "η, step along the mean update")
+    server_momentum: BelowOne = key(0.9, "β, weight of past updates")
+
+    @model_validator(mode="after")
+    def _is_not_fedavg(self) -> Self:
+        if self.server_momentum == 0 and self.server_learning_rate == 1:
+            raise ValueError(
+                "server-momentum = 0 with server-learning-rate = 1 is FedAvg: use strategy = 'fedavg', or change one"
+            )
+        return self
+
+
+class AdaptiveSettings(AveragingSettings):
+    """Adaptive optimisers on the server."""
+
+    # Ten times below Flower's, which overshoots on small updates; FedYogi's in the source.
+    eta: PositiveFloat = key(1e-2, "η, step of the server")
+    tau: PositiveFloat = key(1e-3, "τ, adaptivity: larger is nearer to plain averaging")
+
+
+class AdamSettings(AdaptiveSettings):
+    """Adaptive optimisers with two moments."""
+
+    beta_1: BelowOne = key(0.9, "β₁, decay of the first moment")
+    beta_2: BelowOne = key(0.99, "β₂, decay of the second moment")
+
+
+class FedProxSettings(AveragingSettings):
+    """Proximal local training."""
+
+    # Our choice: the source tunes it from {0.001, 0.01, 0.1, 1}.
+    proximal_mu: NonNegative = key(0.01, "μ, pull of local training towards the global weights")
+
+
+class FedDiffuseSettings(AveragingSettings):
+    """Averaging of parts of the U-Net."""
+
+    feddiffuse_method: Literal["full", "usplit", "ulatdec", "udec"] = key("usplit", "which parts of the U-Net travel")
+
+
+class FedDDPMSettings(AveragingSettings):
+    """Averaging with correction on the server."""
+
+    # The paper's sizes, steps and rates could not be found: the defaults are our choice.
+    aux_samples: Positive = key(1000, "images in the auxiliary set")
+    server_steps: Positive = key(50, "optimiser steps of one correction")
+    correction_learning_rate: PositiveFloat = key(1e-4, "Adam's in a correction")
+
+
+class FedDDPMPlusSettings(FedDDPMSettings):
+    """Correction when learning is slow."""
+
+    slow_window: Positive = key(5, "rounds over which progress is judged")
+    slow_tolerance: BelowOne = key(0.01, "a relative drop of the loss below it is slow")
+    correct_once: bool = key(True, "correct once per run, not whenever slow")
+
+
+class OwnModelsSettings(StrategySettings):
+    """Sampling from the silos' own models."""
+
+    prior: Literal["uniform", "size", "class"] = key("class", "prior weight of a silo")
+
+
+class DfDSettings(OwnModelsSettings):
+    """Cooperative inference."""
+
+    composes: ClassVar[bool] = True
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {
+        "default": {},
+        "paper": {
+            "dfd-rounds": 1000,
+            "sampler": "ula",
+            "prior": "size",
+            "weights": "energy",
+            "energy-scale": 2.0,
+            "score-scale": 2.0,
+        },
+    }
+
+    dfd_rounds: Positive = key(10, "timesteps visited, one round each")
+    weights: Literal["constant", "energy", "posterior"] = key(
+        "posterior", "what moves the prior: nothing, the energy (paper) or the path; auto: what suits the sampler"
     )
-    screening: bool = Field(True, description="leave out answers that no model of images could give")
-    max_silo_weight: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
-        AUTO, description="largest weight of a silo in a class that others hold too"
+    temperature: Annotated[float, Field(ge=1)] = key(
+        1.0, "1: posterior weights; larger: nearer to constant ones", acts_with={"weights": ("posterior",)}
     )
-    parallel_levels: Positive | Auto = Field(
-        AUTO, description="noise levels asked about in one message (sampler=ddim or ddpm)"
+    energy_scale: NonNegative = key(1.0, "λ in the energy weights", acts_with={"weights": ("energy",)})
+    score_scale: PositiveFloat = key(1.0, "λ in the score, a temperature", acts_with={"sampler": ("ula",)})
+    step_scale: Annotated[float, Field(gt=0, le=0.5)] = key(
+        0.2, "c of the Langevin step size", acts_with={"sampler": ("ula",)}
     )
+    max_silo_weight: Share = key(0.9, "largest weight of a silo in a class that others hold too")
+    parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ONE_STEP})
+
+    @classmethod
+    def defaults(cls, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Change the defaults by ``dfd-preset``, and take weights that suit the sampler if one was chosen."""
+        plain, preset = super().defaults(flat), cls.PRESETS.get(str(flat["dfd-preset"]), {})
+        suited: dict[str, Scalar] = {} if flat["sampler"] in (AUTO, *STOCHASTIC) else {"weights": "constant"}
+        defaults = {**plain, **suited, **preset}
+        values = {name: default if flat[name] == AUTO else flat[name] for name, default in defaults.items()}
+        conditions = {kebab(name): facts_of(info).acts_with for name, info in cls.model_fields.items()}
+        # What the preset says of a key does not count where the user's choices keep the key from acting.
+        return {
+            name: plain[name] if why_idle(name, default, conditions[name], values) else default
+            for name, default in defaults.items()
+        }
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.weights == "posterior" and self.sampler not in STOCHASTIC:
+            raise ValueError(
+                f"weights = 'posterior' needs sampler = {one_of_words(map(repr, STOCHASTIC))}, not '{self.sampler}':"
+                " only paths whose moves carry noise can be followed; set weights = 'constant' or 'energy'"
+            )
+        if self.parallel_levels > 1 and self.sampler not in ONE_STEP:
+            raise ValueError(
+                f"parallel-levels = {self.parallel_levels} needs sampler = {one_of_words(map(repr, ONE_STEP))}, not"
+                f" '{self.sampler}': only moves that depend on one timestep can be made in parallel; set"
+                " parallel-levels = 1"
+            )
+        if self.step_scale * self.score_scale >= 2:
+            raise ValueError(
+                f"score-scale = {self.score_scale}: must be < {2 / self.step_scale:g}, 2 / step-scale, or samples"
+                " diverge"
+            )
+        return self
+
+
+SETTINGS: dict[str, type[StrategySettings]] = {
+    "fedavg": AveragingSettings,
+    "fedmedian": AveragingSettings,
+    "fedtrimmedavg": TrimmedSettings,
+    "krum": KrumSettings,
+    "multikrum": MultiKrumSettings,
+    "bulyan": KrumSettings,
+    "fedavgm": MomentumSettings,
+    "fedadagrad": AdaptiveSettings,
+    "fedadam": AdamSettings,
+    "fedyogi": AdamSettings,
+    "fedprox": FedProxSettings,
+    "feddiffuse": FedDiffuseSettings,
+    "fedddpm": FedDDPMSettings,
+    "fedddpm-plus": FedDDPMPlusSettings,
+    "dfd": DfDSettings,
+    "pooled": OwnModelsSettings,
+    "local": StrategySettings,
+    "centralised": CentralisedSettings,
+}
+"""Strategy -> its settings."""

@@ -1,45 +1,60 @@
 """Run configuration: the flat mapping that Flower hands to an app becomes frozen, validated objects, once.
 
-Every key of ``[tool.flwr.app.config]`` is a field of one of the sections, in kebab-case. ``"auto"`` means "what the
-strategy's constructor (or the dataset) says"; :meth:`RunConfig.resolve` fills it in.
+Every key of ``[tool.flwr.app.config]`` is a field of a section or of a strategy's settings, in kebab-case. ``"auto"``
+means "what the strategy's settings (or the dataset) say"; :meth:`RunConfig.resolve` fills it in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
-from fedsynth.config.methods import Averaging, Cooperation
-from fedsynth.config.sections import (
-    SECTIONS,
-    Data,
-    Diffusion,
-    Evaluation,
-    Exchange,
-    Model,
-    Run,
-    Sampling,
-    Training,
-)
-from fedsynth.config.types import (
-    AUTO,
-    REAL_SILOS,
-    Auto,
-    Scalar,
-    Section,
-)
-from fedsynth.errors import UserError, did_you_mean, unknown_choice
+from fedsynth.config.data import Data
+from fedsynth.config.evaluation import Evaluation
+from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
+from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.run import Cooperation, Exchange, Run
+from fedsynth.config.training import Diffusion, Model, Sampling, Training
+from fedsynth.config.types import AUTO, REAL_SILOS, Auto, Scalar
+from fedsynth.errors import UserError, did_you_mean
+from fedsynth.plugins import is_plugin
 
-_NO_SUCH_WORD = ("literal_error", "string_pattern_mismatch")
+
+def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:
+    """Return every field of the strategies' settings, with the class that declares it."""
+    bases = [cls for settings in SETTINGS.values() for cls in reversed(settings.__mro__)]
+    found: dict[str, tuple[type[StrategySettings], FieldInfo]] = {}
+    for cls in dict.fromkeys(cls for cls in bases if issubclass(cls, StrategySettings)):
+        for name, info in cls.model_fields.items():
+            found.setdefault(name, (cls, info))
+    return found
+
+
+def _or_auto(info: FieldInfo) -> Any:
+    """Return a field of a strategy's settings as it stands in the flat configuration."""
+    own = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    flat = Field(AUTO, description=info.description, json_schema_extra=info.json_schema_extra)
+    return Auto | own, flat
+
+
+_DECLARED = _declared_settings()
+
+if TYPE_CHECKING:
+    StrategyKeys = Section
+else:
+    StrategyKeys = create_model(
+        "StrategyKeys", __base__=Section, **{name: _or_auto(info) for name, (_, info) in _DECLARED.items()}
+    )
 
 
 class RunConfig(BaseModel):
     """Everything a run depends on, in sections; frozen.
 
     Attributes:
+        strategy_keys: the keys of all strategies' settings, ``"auto"`` if nobody chose; see :attr:`settings`.
         resolved: kebab-case keys that were ``"auto"`` and have been filled in.
     """
 
@@ -51,7 +66,7 @@ class RunConfig(BaseModel):
     training: Training = Training()
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
-    averaging: Averaging = Averaging()
+    strategy_keys: StrategyKeys = StrategyKeys()
     cooperation: Cooperation = Cooperation()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
@@ -62,15 +77,21 @@ class RunConfig(BaseModel):
         """Parse a flat mapping of kebab-case keys; absent keys take their default.
 
         Raises:
-            UserError: unknown key, wrong type, value out of range, or a contradiction between keys. The message
-                names the key, the value, what is allowed, and the nearest match of a misspelt word.
+            UserError: unknown key, wrong type, value out of range, a key that does not act beside the others, or a
+                contradiction between keys. The message names the key, the value, what is allowed, and the nearest
+                match of a misspelt word.
         """
-        keys = {key: section for key, section, _ in config_keys()}
-        for key in mapping:
-            if key not in keys:
-                raise UserError(f"unknown config key '{key}'{did_you_mean(key, keys)}")
-        parsed = {name: _parse(section, mapping, keys, name) for name, section in SECTIONS.items()}
-        config = cls(**parsed)
+        for name in mapping:
+            if name not in KEYS:
+                raise UserError(f"unknown config key '{name}'{did_you_mean(name, KEYS)}")
+        parsed = {
+            section: parse(kind, {name: value for name, value in mapping.items() if KEYS[name].section == section})
+            for section, kind in SECTIONS.items()
+        }
+        config = cls.model_validate(parsed)
+        flat = config.to_run_config()
+        for why in idle_keys(flat).values():
+            raise UserError(why)
         _refuse_contradictions(config)
         return config
 
@@ -80,6 +101,11 @@ class RunConfig(BaseModel):
         for name in SECTIONS:
             flat |= getattr(self, name).model_dump(by_alias=True)
         return flat
+
+    @property
+    def settings(self) -> StrategySettings:
+        """The chosen strategy's settings, without any ``"auto"``; a plug-in's as far as all strategies have them."""
+        return SETTINGS.get(self.run.strategy, StrategySettings).complete(self.to_run_config())
 
     def resolve(self, defaults: Mapping[str, Scalar]) -> RunConfig:
         """Fill in the keys that are still ``"auto"``; values the user gave stay.
@@ -93,82 +119,78 @@ class RunConfig(BaseModel):
         return config.model_copy(update={"resolved": tuple(sorted({*self.resolved, *filled}))})
 
 
-def config_keys() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Yield (kebab-case key, section name, field) for every configuration key, in order."""
-    for name, section in SECTIONS.items():
-        for field, info in section.model_fields.items():
-            yield field.replace("_", "-"), name, info
+SECTIONS: dict[str, type[Section]] = {
+    name: info.annotation
+    for name, info in RunConfig.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+}
 
 
-def _parse(section: type[Section], mapping: Mapping[str, Scalar], keys: Mapping[str, str], name: str) -> Section:
-    try:
-        return section.model_validate({k: v for k, v in mapping.items() if keys[k] == name})
-    except ValidationError as error:
-        raise _as_user_error(error) from None
+def _keys() -> Iterator[Key]:
+    for section, kind in SECTIONS.items():
+        for field, info in kind.model_fields.items():
+            facts, group, acts_with = facts_of(info), kind, dict[str, tuple[Scalar, ...]]()
+            if kind is StrategyKeys:
+                group = _DECLARED[field][0]
+                takers = tuple(strategy for strategy, settings in SETTINGS.items() if field in settings.model_fields)
+                acts_with |= {"strategy": takers} if len(takers) < len(SETTINGS) else {}
+            heading = (group.__doc__ or "").splitlines()[0].removesuffix(".")
+            commands = facts.commands or kind.commands
+            yield Key(kebab(field), section, heading, info, commands, {**acts_with, **facts.acts_with})
 
 
-def _as_user_error(error: ValidationError) -> UserError:
-    """Say the first violation in the user's words: key = value, then what is allowed."""
-    details = error.errors()[0]
-    if not details["loc"]:
-        return UserError(str(details["ctx"]["error"]))
-    key, value = str(details["loc"][0]), details["input"]
-    messages = [d for d in error.errors() if d["loc"][0] == details["loc"][0]]
-    choices = _choices(key)
-    if choices and isinstance(value, str) and all(d["type"] in _NO_SUCH_WORD for d in messages):
-        return unknown_choice(key, value, choices)
-    # Words are what is asked for: that "module:name" is text too helps nobody who wrote something else.
-    said = " or ".join(str(d["msg"]) for d in messages if not (choices and d["type"] == "string_type"))
-    allowed = said.replace("Input should be ", "").replace("String should have", "text of")
-    return UserError(f"{key} = {value!r}: must be {allowed}")
+KEYS: dict[str, Key] = {key.name: key for key in _keys()}
+"""Every configuration key by name, in order."""
 
 
-def _choices(key: str) -> list[str]:
-    """Return the words a key can take, if its type lists any."""
-    return _words(next(info.annotation for name, _, info in config_keys() if name == key))
+def keys_of(command: str) -> frozenset[str]:
+    """Return the names of the keys that a command besides ``run`` and ``sweep`` takes."""
+    return frozenset(name for name, key in KEYS.items() if command in key.commands)
 
 
-def _words(annotation: Any) -> list[str]:
-    parts = get_args(annotation)
-    return [word for part in parts for word in ([part] if isinstance(part, str) else _words(part))]
+def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
+    """Return the keys that were given and do not act beside the others, with the sentence that refuses each.
+
+    Given means: not at its default, which for a key of the chosen strategy is ``"auto"`` or that strategy's own.
+
+    Args:
+        flat: values of any keys, each valid by itself; absent keys have their default.
+    """
+    values = {name: flat.get(name, key.default) for name, key in KEYS.items()}
+    settings = SETTINGS.get(str(values["strategy"]), StrategySettings)
+    own = {kebab(field): info.default for field, info in settings.model_fields.items()}
+    defaults = settings.defaults(values)
+    acting = {**values, **{name: default for name, default in defaults.items() if values[name] == AUTO}}
+    # Which settings a plug-in takes, and what their defaults are, its class says when it is built.
+    known = [
+        key for key in KEYS.values() if not (key.section == "strategy_keys" and is_plugin(str(values["strategy"])))
+    ]
+    return {
+        key.name: why
+        for key in known
+        if values[key.name] not in (key.default, own.get(key.name, key.default))
+        and (why := key.why_idle(values[key.name], acting))
+    }
+
+
+def without_idle_keys(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the values whose keys act; the strategy, dataset, partition and sampler decide which do."""
+    idle = idle_keys(flat)
+    return {name: value for name, value in flat.items() if name not in idle}
 
 
 def _refuse_contradictions(config: RunConfig) -> None:
-    cooperation, sampler = config.cooperation, config.sampling.sampler
-    paper = cooperation.dfd_preset == "paper"
-    langevin = sampler == "ula" or (sampler == AUTO and paper)
-    if cooperation.weights == "posterior" and (langevin or sampler in ("ddim", "dpmsolver++")):
-        raise UserError(
-            "weights = 'posterior' needs sampler = 'ddpm' or 'sde-dpmsolver++', whose paths it follows: with sampler ="
-            f" '{'ula' if langevin else sampler}' set weights = 'energy' or 'constant'"
-        )
-    if not langevin and cooperation.score_scale not in (AUTO, 1.0):
-        raise UserError(f"score-scale = {cooperation.score_scale} needs sampler = 'ula': otherwise set it to 1.0")
-    c, temperature = cooperation.step_scale, cooperation.score_scale
-    if c != AUTO and temperature != AUTO and c * temperature >= 2:
-        raise UserError(f"score-scale = {temperature}: must be < {2 / c:g}, 2 / step-scale, or samples diverge")
-    if sampler == "ula" and config.run.strategy != "dfd":
-        raise UserError(f"sampler = 'ula' needs strategy = 'dfd', not '{config.run.strategy}': use sampler = 'ddpm'")
-    if config.data.dataset == REAL_SILOS and config.run.strategy == "centralised":
+    run, flat = config.run, config.to_run_config()
+    if not is_plugin(run.strategy):
+        _ = config.settings  # which refuses values that do not go together
+    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": "train-steps"}
+    for name, other in limits.items():
+        value, limit = flat[name], flat[other]
+        if isinstance(value, int) and isinstance(limit, int) and value > limit:
+            raise UserError(f"{name} = {value}: must be <= {other} = {limit}")
+    if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
         raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
-    if config.training.mixed_precision == "bf16" and config.run.device == "cpu":
+    if config.training.mixed_precision == "bf16" and run.device == "cpu":
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
-    _refuse_too_many_levels(config)
-    if config.exchange.min_replies != AUTO and config.exchange.min_replies > config.run.num_clients:
-        raise UserError(
-            f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {config.run.num_clients}"
-        )
-
-
-def _refuse_too_many_levels(config: RunConfig) -> None:
-    levels = config.diffusion.num_train_timesteps
-    steps: dict[str, int | Auto] = {
-        "sampling-steps": config.sampling.sampling_steps,
-        "dfd-rounds": config.cooperation.dfd_rounds,
-    }
-    for key, value in steps.items():
-        if value != AUTO and value > levels:
-            raise UserError(f"{key} = {value}: must be <= num-train-timesteps = {levels}")
-    rounds = config.run.num_rounds
-    if rounds != AUTO and rounds > config.training.train_steps:
-        raise UserError(f"num-rounds = {rounds}: must be <= train-steps = {config.training.train_steps}")
+    if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
+        raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")

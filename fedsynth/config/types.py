@@ -1,10 +1,10 @@
-"""Types of configuration values, and what every section is."""
+"""Words and ranges that configuration keys can take."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 Scalar = str | int | float | bool
 Auto = Literal["auto"]
@@ -30,30 +30,28 @@ StrategyName = Literal[
     "local",
     "centralised",
 ]
+OWN_MODELS = ("dfd", "pooled", "local", "fedddpm", "fedddpm-plus")
+"""Strategies for which every silo trains a model of its own."""
+
+SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder")
+"""Datasets that simulated silos share."""
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder", "silos"]
 REAL_SILOS: DatasetName = "silos"
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""``module:name`` of a user's own strategy, dataset or sampler."""
+"""``module:name`` of a plug-in: a strategy, dataset or sampler that is no part of fedsynth."""
 PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
+STOCHASTIC = ("ddpm", "sde-dpmsolver++")
+"""Samplers whose every move carries fresh noise."""
 FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
 ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Frozen and strict; fields are kebab-case keys outside."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]

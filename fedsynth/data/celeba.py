@@ -78,13 +78,11 @@ def _read_labels(path: Path) -> dict[str, int]:
     absent = [name for name in ATTRIBUTES if name not in names]
     if absent:
         raise UserError(f"'{path}' lacks the attribute {absent[0]} in its second line: fetch the file again")
-    columns = [names.index(name) + 1 for name in ATTRIBUTES]
-    return {row[0]: _class_of([row[column] == "1" for column in columns]) for row in _rows(path, len(names) + 1, 3)}
-
-
-def _class_of(attributes: list[bool]) -> int:
-    male, smiling, glasses = attributes
-    return 4 * male + 2 * smiling + glasses
+    male, smiling, glasses = (names.index(name) + 1 for name in ATTRIBUTES)
+    return {
+        row[0]: 4 * (row[male] == "1") + 2 * (row[smiling] == "1") + (row[glasses] == "1")
+        for row in _rows(path, len(names) + 1, 3)
+    }
 
 
 def _read_fold(

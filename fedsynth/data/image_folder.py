@@ -7,9 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
@@ -51,7 +51,12 @@ def read_image_folder(
     root = Path(path).expanduser()
     folders = _class_folders(root)
     names = tuple(folders) if classes is None else tuple(classes)
-    _check_known(root, folders, names)
+    for name in folders:
+        if name not in names:
+            raise UserError(
+                f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
+                f"(classes: {', '.join(names)}): rename or remove it"
+            )
     files = _files_by_class(root, folders)
     paths = [file for name in folders for file in files[name]]
     labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
@@ -64,7 +69,10 @@ def read_image_folder(
             "give a smaller image-size"
         ) from error
     data = LabelledImages(images, labels[good], names)
-    _check_none_lost(root, folders, data)
+    counts = data.label_counts()
+    for name in folders:
+        if counts[names.index(name)] == 0:
+            raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
     return data
 
 
@@ -94,11 +102,13 @@ def load_image_folder(
     channels of the test fold. Arguments and errors are those of :func:`read_image_folder`.
     """
     root = Path(path).expanduser()
+    given: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
     if has_folds(root):
-        return _read_folds(root, image_size, channels, skip_bad_images, classes)
-    data = read_image_folder(
-        root, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
-    )
+        train = read_image_folder(root / "train", skip_bad_images=skip_bad_images, **given)
+        _, size, _, depth = train.images.shape
+        given = {"image_size": size, "channels": depth, "classes": train.classes}
+        return train, read_image_folder(root / "test", skip_bad_images=skip_bad_images, **given)
+    data = read_image_folder(root, skip_bad_images=skip_bad_images, **given)
     rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
     stay, taken = stratified_split(data.labels, 0.2, rng)
     return data.subset(stay), data.subset(taken)
@@ -133,19 +143,6 @@ def has_folds(root: Path) -> bool:
     return (root / "train").is_dir() and (root / "test").is_dir()
 
 
-def _read_folds(
-    root: Path, image_size: int | None, channels: int | None, skip_bad_images: bool, classes: Sequence[str] | None
-) -> Folds:
-    train = read_image_folder(
-        root / "train", image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
-    )
-    _, size, _, depth = train.images.shape
-    test = read_image_folder(
-        root / "test", image_size=size, channels=depth, skip_bad_images=skip_bad_images, classes=train.classes
-    )
-    return train, test
-
-
 def _class_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         found = " (it is a file)" if root.exists() else ""
@@ -167,15 +164,6 @@ def _class_folders(root: Path) -> dict[str, Path]:
             "there; otherwise point at the folder that holds the class folders"
         )
     return folders
-
-
-def _check_known(root: Path, folders: dict[str, Path], names: tuple[str, ...]) -> None:
-    for name in folders:
-        if name not in names:
-            raise UserError(
-                f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
-                f"(classes: {', '.join(names)}): rename or remove it"
-            )
 
 
 def _is_image(path: Path) -> bool:
@@ -229,10 +217,3 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
             return image.size, image.mode
     except Exception:  # decode_files opens it again and reports it by name
         return None
-
-
-def _check_none_lost(root: Path, folders: dict[str, Path], data: LabelledImages) -> None:
-    counts: NDArray[np.int64] = data.label_counts()
-    lost = [name for name in folders if counts[data.classes.index(name)] == 0]
-    if lost:
-        raise UserError(f"no readable image in class folder '{lost[0]}' of '{root}': repair it or remove the folder")

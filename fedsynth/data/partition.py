@@ -141,7 +141,8 @@ def _power_law(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
     Columns are scaled to the samples there are (our choice). Flower's DistributionPartitioner does not fit: it wants a
     number of clients divisible by that of classes.
     """
-    num_classes, smallest = int(labels.max()) + 1, _smallest_client(labels, num_clients)
+    num_classes = int(labels.max()) + 1
+    smallest = _smallest_client(labels, num_clients)
 
     def draw(draw_seed: int) -> list[Indices] | None:
         rng = np.random.default_rng(draw_seed)
@@ -202,7 +203,8 @@ def _pairs(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
 def _disjoint(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
     """No class on two clients, except the most frequent class on two."""
     counts = np.bincount(labels)
-    classes, frequent = np.flatnonzero(counts), int(counts.argmax())
+    classes = np.flatnonzero(counts)
+    frequent = int(counts.argmax())
     rng = np.random.default_rng(seed)
     deal = [*[frequent] * min(2, counts[frequent]), *rng.permutation(classes[classes != frequent])]
     if num_clients > len(deal):

@@ -93,7 +93,11 @@ def decode_files(
             bad[position] = f"{path} ({_reason(error)})"
     if not bad:
         return images, np.ones(len(paths), dtype=bool)
-    _refuse_or_warn(list(bad.values()), len(paths), skip_bad_images)
+    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    message = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
+    if not skip_bad_images:
+        raise UserError(f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out")
+    logging.getLogger("fedsynth").warning("skipped: %s", message)
     good = np.ones(len(paths), dtype=bool)
     good[list(bad)] = False
     return images[good], good
@@ -104,11 +108,3 @@ def _reason(error: Exception) -> str:
         return "no such file"
     # Pillow repeats the path in this message, which already stands in front of it.
     return "not an image" if "cannot identify image file" in str(error) else str(error) or type(error).__name__
-
-
-def _refuse_or_warn(bad: list[str], total: int, skip: bool) -> None:
-    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    message = f"{len(bad)} of {total} images cannot be read: {'; '.join(bad[:_NAMED])}{rest}"
-    if not skip:
-        raise UserError(f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out")
-    logging.getLogger("fedsynth").warning("skipped: %s", message)

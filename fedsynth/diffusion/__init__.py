@@ -7,7 +7,6 @@ from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
 from fedsynth.diffusion.samplers import (
     SAMPLERS,
-    STOCHASTIC,
     forget_used_outputs,
     lasting_scheduler,
     make_scheduler,
@@ -23,7 +22,6 @@ __all__ = [
     "PARTS",
     "PRESETS",
     "SAMPLERS",
-    "STOCHASTIC",
     "ClassConditionalDDPMPipeline",
     "HeldOutLoss",
     "TrainingState",

@@ -13,8 +13,6 @@ from fedsynth.errors import unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
-STOCHASTIC = ("ddpm", "sde-dpmsolver++")
-"""Those whose every move carries fresh noise."""
 
 
 def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None, sampler: str = "ddpm") -> Any:

@@ -50,7 +50,10 @@ def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: 
     kept = _read(path, len(images), extractor.dimension)
     if kept is None:
         kept = extractor.extract(images)
-        _keep(folder, path, _content(kept))
+        columns = [kept.features, *([] if kept.logits is None else [kept.logits])]
+        content = io.BytesIO()
+        np.save(content, np.concatenate(columns, axis=1), allow_pickle=False)
+        _keep(folder, path, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
     return kept
 
 
@@ -111,24 +114,17 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def _content(extracted: Extracted) -> bytes:
-    columns = [extracted.features, *([] if extracted.logits is None else [extracted.logits])]
-    content = io.BytesIO()
-    np.save(content, np.concatenate(columns, axis=1), allow_pickle=False)
-    return content.getvalue() + hashlib.sha256(content.getbuffer()).digest()
-
-
 def _read(path: Path, count: int, dimension: int) -> Extracted | None:
     """What the file holds; None unless it is there, whole and of ``count`` images."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    array, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-    if hashlib.sha256(array).digest() != digest:
+    array = memoryview(content)[:-DIGEST_BYTES]
+    if hashlib.sha256(array).digest() != content[-DIGEST_BYTES:]:
         return None
     columns = np.load(io.BytesIO(array), allow_pickle=False)
     if columns.ndim != 2 or len(columns) != count or columns.shape[1] < dimension:
         return None
-    features, logits = np.ascontiguousarray(columns[:, :dimension]), np.ascontiguousarray(columns[:, dimension:])
-    return Extracted(features, logits if logits.size else None)
+    logits = np.ascontiguousarray(columns[:, dimension:])
+    return Extracted(np.ascontiguousarray(columns[:, :dimension]), logits if logits.size else None)

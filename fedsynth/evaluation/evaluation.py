@@ -65,7 +65,8 @@ class Evaluation:
         Columns of real images measured instead of the synthetic ones begin with ``reference-`` (fidelity) or ``real-``
         (utility), those of classifiers trained on both with ``joint-``.
         """
-        overall, reference = dict(self.fidelity["overall"]), self.reference["overall"]
+        overall = dict(self.fidelity["overall"])
+        reference = self.reference["overall"]
         row = {"n": overall.pop("n"), "k": overall.pop("k"), "feature-space": self.feature_space, **overall}
         row |= {f"reference-{name}": reference[name] for name in overall}
         row |= {"n-train": self.n_train, **_columns(self.utility)}

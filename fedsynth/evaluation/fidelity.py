@@ -175,16 +175,22 @@ def fidelity_measures(
     Raises:
         UserError: real features are all alike, NaN or infinite features, unequal D, or k not below both N and M.
     """
-    answer: dict[str, Any] = {"overall": measure(real, synthetic, seed, k), "per-class": {}, "left-out": {}}
+    per_class: dict[str, Measures] = {}
+    left_out: dict[str, str] = {}
+    needed = max(MIN_IMAGES_PER_CLASS, k + 1)
     for index, name in enumerate(classes):
-        sides = real[real_labels == index], synthetic[synthetic_labels == index]
-        reason = _reason_to_leave_out(*sides, least=max(MIN_IMAGES_PER_CLASS, k + 1))
-        if reason:
-            answer["left-out"][name] = reason
+        # Without the logits: an inception score means nothing within a class.
+        of_real = Extracted(real.features[real_labels == index])
+        of_synthetic = Extracted(synthetic.features[synthetic_labels == index])
+        if min(len(of_real), len(of_synthetic)) < needed:
+            left_out[name] = (
+                f"{len(of_real)} real and {len(of_synthetic)} synthetic images, {needed} of each are needed"
+            )
+        elif _all_alike(of_real):
+            left_out[name] = "the features of all real images are equal"
         else:
-            features = Extracted(sides[0].features), Extracted(sides[1].features)
-            answer["per-class"][name] = measure(*features, derive_seed(seed, "fidelity-of-class", index), k)
-    return answer
+            per_class[name] = measure(of_real, of_synthetic, derive_seed(seed, "fidelity-of-class", index), k)
+    return {"overall": measure(real, synthetic, seed, k), "per-class": per_class, "left-out": left_out}
 
 
 def measure(real: Extracted, synthetic: Extracted, seed: int, k: int = 5) -> Measures:
@@ -204,26 +210,21 @@ def measure(real: Extracted, synthetic: Extracted, seed: int, k: int = 5) -> Mea
         UserError: real features are all alike, NaN or infinite features, unequal D, or k not in 1..n - 1.
     """
     n = min(len(real), len(synthetic))
-    real, synthetic = _subset(real, n, seed, "real"), _subset(synthetic, n, seed, "synthetic")
+    real = _subset(real, n, seed, "real")
+    synthetic = _subset(synthetic, n, seed, "synthetic")
     as_feature_pair(real.features, synthetic.features)
     if _all_alike(real):
         raise UserError("real images: the features of all are equal, so nothing can be near to them; check the images")
-    kernel, kernel_spread = kernel_distance(real.features, synthetic.features, seed)
+    measures: Measures = {"n": n, "k": k, "frechet-distance": frechet_distance(real.features, synthetic.features)}
+    mean, std = kernel_distance(real.features, synthetic.features, seed)
+    measures |= {"kernel-distance": mean, "kernel-distance-std": std}
+    if synthetic.logits is not None:
+        mean, std = inception_score(synthetic.logits, seed)
+        measures |= {"inception-score": mean, "inception-score-std": std}
     return {
-        "n": n,
-        "k": k,
-        "frechet-distance": frechet_distance(real.features, synthetic.features),
-        "kernel-distance": kernel,
-        "kernel-distance-std": kernel_spread,
-        **_score(synthetic, seed),
+        **measures,
         **precision_recall_density_coverage(real.features, synthetic.features, k),
     }
-
-
-def _score(synthetic: Extracted, seed: int) -> Measures:
-    if synthetic.logits is None:
-        return {}
-    return dict(zip(("inception-score", "inception-score-std"), inception_score(synthetic.logits, seed), strict=True))
 
 
 def _subset(extracted: Extracted, n: int, seed: int, side: str) -> Extracted:
@@ -231,12 +232,6 @@ def _subset(extracted: Extracted, n: int, seed: int, side: str) -> Extracted:
         return extracted
     rng = np.random.default_rng(derive_seed(seed, "fidelity-subset", side))
     return extracted[np.sort(rng.choice(len(extracted), n, replace=False))]
-
-
-def _reason_to_leave_out(real: Extracted, synthetic: Extracted, least: int) -> str:
-    if min(len(real), len(synthetic)) < least:
-        return f"{len(real)} real and {len(synthetic)} synthetic images, {least} of each are needed"
-    return "the features of all real images are equal" if _all_alike(real) else ""
 
 
 def _all_alike(extracted: Extracted) -> bool:

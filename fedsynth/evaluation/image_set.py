@@ -50,8 +50,11 @@ class ImageSet:
 
     def joined(self, other: ImageSet) -> ImageSet:
         """Return the images of both."""
-        images, labels = np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels])
-        return ImageSet(f"{self.name} and {other.name}", images, labels)
+        return ImageSet(
+            f"{self.name} and {other.name}",
+            np.concatenate([self.images, other.images]),
+            np.concatenate([self.labels, other.labels]),
+        )
 
 
 def stratified_subset(labels: Labels, size: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:

@@ -36,7 +36,11 @@ def precision_recall_density_coverage(real: np.ndarray, synthetic: np.ndarray, k
     Raises:
         UserError: unequal D, NaN or infinite features, or k not in 1..min(N, M) - 1.
     """
-    real, synthetic = _centred_pair(real, synthetic)
+    real, synthetic = as_feature_pair(real, synthetic)
+    # Around the real mean: small norms keep |x|² + |y|² - 2xy exact.
+    mean = real.mean(axis=0)
+    real -= mean
+    synthetic -= mean
     largest = min(len(real), len(synthetic)) - 1
     if not 1 <= k <= largest:
         raise UserError(f"k = {k}: allowed is 1 to {largest} with {largest + 1} samples; lower k or give more samples")
@@ -58,13 +62,6 @@ def precision_recall_density_coverage(real: np.ndarray, synthetic: np.ndarray, k
         "density": ball_hits / (k * len(synthetic)),
         "coverage": float(covered.mean()),
     }
-
-
-def _centred_pair(real: np.ndarray, synthetic: np.ndarray) -> tuple[Array, Array]:
-    """Both sets in float64 around the real mean: small norms keep ``|x|² + |y|² - 2xy`` exact."""
-    real, synthetic = as_feature_pair(real, synthetic)
-    mean = real.mean(axis=0)
-    return real - mean, synthetic - mean
 
 
 def _squared_radii(points: Array, k: int) -> tuple[Array, Array]:

@@ -46,27 +46,24 @@ def measure_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]
     95 % interval over the classifiers' seeds, and for kernel distance and inception score the standard deviation over
     random subsets.
     """
-    row, first = mean_columns(evaluations), evaluations[0]
-    beside = {"N": first.n, "in": first.feature_space}
-    rows = {m: {**_spread(row, m), "better": better, **beside} for m, better in _ordered(first.n).items() if m in row}
-    return rows | _utility_rows(row, first) | _memorisation_rows(row)
+    row = mean_columns(evaluations)
+    first = evaluations[0]
+    fidelity = _FIDELITY
+    if first.n < ENOUGH_FOR_FRECHET:
+        fidelity = {"kernel-distance": _FIDELITY["kernel-distance"]} | _FIDELITY
+    rows: dict[str, dict[str, Any]] = {}
+    for measure, better in fidelity.items():
+        if measure in row:
+            rows[measure] = {**_spread(row, measure), "better": better, "N": first.n, "in": first.feature_space}
+    for measure in [f"accuracy-{name}" for name in first.utility]:
+        beside = {BOTH: row[f"joint-{measure}"], "better": "higher", "N": first.n_train, "in": "real test images"}
+        rows[measure] = {**_spread(row, measure), **beside}
+    return rows | _memorisation_rows(row)
 
 
 def all_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """Return the notes of all evaluations, each once."""
     return list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
-
-
-def _ordered(n: int) -> dict[str, str]:
-    if n >= ENOUGH_FOR_FRECHET:
-        return _FIDELITY
-    return {"kernel-distance": _FIDELITY["kernel-distance"]} | _FIDELITY
-
-
-def _utility_rows(row: Mapping[str, Any], evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    beside = {"better": "higher", "N": evaluation.n_train, "in": "real test images"}
-    measures = [f"accuracy-{name}" for name in evaluation.utility]
-    return {m: {**_spread(row, m), BOTH: row[f"joint-{m}"], **beside} for m in measures}
 
 
 def _memorisation_rows(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -64,7 +64,8 @@ def roc(member_scores: np.ndarray, non_member_scores: np.ndarray) -> Membership:
     Raises:
         UserError: scores are not as above, NaN or infinite.
     """
-    members, non_members = _scores("member scores", member_scores), _scores("non-member scores", non_member_scores)
+    members = _scores("member scores", member_scores)
+    non_members = _scores("non-member scores", non_member_scores)
     is_member = np.repeat([1, 0], [len(members), len(non_members)])
     # Dropped collinear points would hide the largest true positive rate below the limit.
     false_rates, true_rates, _ = roc_curve(is_member, np.concatenate([members, non_members]), drop_intermediate=False)
@@ -127,12 +128,10 @@ def epsilon_errors(
     return mean
 
 
-def with_noise(
-    images: torch.Tensor, alpha_cumprod: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def with_noise(images: torch.Tensor, alpha_bar: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x_t = √ᾱ x_0 + √(1 - ᾱ) ε (N, C, H, W) (Ho et al. 2020, Eq. 4), and the ε (C, H, W) that all share."""
     noise = torch.randn(images.shape[1:], generator=generator)
-    return alpha_cumprod**0.5 * images + (1 - alpha_cumprod) ** 0.5 * noise, noise
+    return alpha_bar**0.5 * images + (1 - alpha_bar) ** 0.5 * noise, noise
 
 
 def squared_errors(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

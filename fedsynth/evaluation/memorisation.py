@@ -80,7 +80,8 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     synthetic, test, train = centred_samples(synthetic=synthetic, test=test, train=train)
     indices, distances = nearest_neighbours(synthetic, train)
     test_indices, test_distances = nearest_neighbours(test, train)
-    of_synthetic, of_test = float(np.median(distances)), float(np.median(test_distances))
+    of_synthetic = float(np.median(distances))
+    of_test = float(np.median(test_distances))
     if of_test == 0.0:
         raise UserError("test: more than half of the samples are training samples too; give images never trained on")
     copy_distance = float(np.percentile(test_distances, COPY_PERCENTILE))

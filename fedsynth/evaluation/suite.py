@@ -120,8 +120,12 @@ class Evaluator:
         trained_on: ImageSet | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._train, self._test, self._classes, self._seed = train, test, tuple(classes), seed
-        self._settings, self._trained_on = settings or Settings(), trained_on or train
+        self._train = train
+        self._test = test
+        self._classes = tuple(classes)
+        self._seed = seed
+        self._settings = settings or Settings()
+        self._trained_on = trained_on or train
         for image_set in (train, test, self._trained_on):
             image_set.check(len(classes), train.images.shape[1:])
         self._report = progress or (lambda phase: None)
@@ -205,9 +209,18 @@ class Evaluator:
         return of_synthetic, self._ceilings[n_train], self._scores(real.joined(fair))
 
     def _scores(self, train: ImageSet) -> dict[str, Scores]:
-        settings, folds = self._settings, (train.images, train.labels, self._test.images, self._test.labels)
-        how = settings.classifiers, settings.classifier_seeds, settings.resnet_weights_path, settings.device
-        return utility_scores(*folds, len(self._classes), self._seed, *how)
+        return utility_scores(
+            train.images,
+            train.labels,
+            self._test.images,
+            self._test.labels,
+            len(self._classes),
+            self._seed,
+            self._settings.classifiers,
+            self._settings.classifier_seeds,
+            self._settings.resnet_weights_path,
+            self._settings.device,
+        )
 
     def _copies(self, synthetic: ImageSet) -> tuple[Memorisation | None, tuple[str, ...]]:
         remark: tuple[str, ...] = ()

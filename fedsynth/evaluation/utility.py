@@ -169,29 +169,16 @@ class _Trial:
         """Train one classifier and return the labels (M,) it gives to the test images."""
         if self._single_class:
             return np.full(len(self.test_images), self.train_labels[0])
+        data = self.train_images, self.train_labels
         if name == CNN:
-            return self._of_cnn(seed)
+            model = train_domain_classifier(*data, self.num_classes, seed, steps=CNN_STEPS)
+            return predict_labels(model, self.test_images)
         if name == RESNET:
-            return self._of_resnet(seed)
-        return self._of_pixels(name, seed)
-
-    def _of_cnn(self, seed: int) -> Labels:
-        model = train_domain_classifier(self.train_images, self.train_labels, self.num_classes, seed, steps=CNN_STEPS)
-        return predict_labels(model, self.test_images)
-
-    def _of_resnet(self, seed: int) -> Labels:
-        model = train_resnet(
-            self.train_images,
-            self.train_labels,
-            self.num_classes,
-            seed,
-            weights=self.resnet_weights,
-            device=self.device,
-            steps=RESNET_STEPS,
-        )
-        return predict_resnet_labels(model, self.test_images)
-
-    def _of_pixels(self, name: str, seed: int) -> Labels:
+            weights = self.resnet_weights
+            resnet = train_resnet(
+                *data, self.num_classes, seed, weights=weights, device=self.device, steps=RESNET_STEPS
+            )
+            return predict_resnet_labels(resnet, self.test_images)
         classifier = _pixel_classifier(name, seed, len(self.train_images))
         with warnings.catch_warnings():
             # The budget is fixed on purpose: stopping before convergence is part of the measure.

@@ -34,8 +34,13 @@ PROTOCOL = 1
 
 MAX_PARTITIONS = 2**31
 
-CONFIG, METRICS, SILO, WIRE_DTYPE = "config", "metrics", "silo", "wire_dtype"
-_PROTOCOL, _PARTITION, _NAME = "protocol", "partition-id", "silo-name"
+CONFIG = "config"
+METRICS = "metrics"
+SILO = "silo"
+WIRE_DTYPE = "wire_dtype"
+_PROTOCOL = "protocol"
+_PARTITION = "partition-id"
+_NAME = "silo-name"
 _SPEC = ("image-channels", "image-size", "classes")
 
 Reply = Message
@@ -73,7 +78,8 @@ def sender_of(reply: Message) -> Sender:
     """Return who says to have sent an answer; one that does not say goes by its node id."""
     silo = reply.content.get(SILO) if reply.has_content() else None
     if isinstance(silo, ConfigRecord):
-        partition, name = silo.get(_PARTITION), silo.get(_NAME)
+        partition = silo.get(_PARTITION)
+        name = silo.get(_NAME)
         if isinstance(partition, int) and not isinstance(partition, bool) and 0 <= partition < MAX_PARTITIONS:
             return Sender.of_partition(partition)
         if isinstance(name, str) and name.isprintable():
@@ -103,7 +109,8 @@ class _Typed:
         values: dict[str, dict[str, Any]] = {CONFIG: {}, METRICS: {}}
         tensors: dict[str, dict[str, torch.Tensor]] = {}
         for info, travels in _travelling(type(self)):
-            value, key = getattr(self, info.name), _key(info)
+            value = getattr(self, info.name)
+            key = _key(info)
             if value is None:
                 continue
             match travels.place:

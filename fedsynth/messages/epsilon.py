@@ -61,7 +61,8 @@ class EpsilonRequest(Request[EpsilonAnswer]):
 
     def reader(self) -> Reader[EpsilonAnswer]:
         """Read the answer; it must be of the samples' shape."""
-        expected, rows = tuple(self.samples.shape), self.rows
+        expected = tuple(self.samples.shape)
+        rows = self.rows
 
         def read(reply: Reply) -> EpsilonAnswer:
             answer = EpsilonAnswer.from_message(reply)

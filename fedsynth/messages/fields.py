@@ -24,7 +24,10 @@ from fedsynth.spec import ImageSpec
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
-MAX_CLASSES, MAX_NAME_LENGTH, MAX_SIZE = 10_000, 255, 4096
+MAX_CLASSES = 10_000
+MAX_NAME_LENGTH = 255
+MAX_SIZE = 4096
+"""Side of an image in pixels."""
 LARGEST_WHOLE = 2**53
 
 

@@ -61,7 +61,8 @@ class StatisticsRequest(Request[StatisticsAnswer]):
 
     def reader(self) -> Reader[StatisticsAnswer]:
         """Read the answer; it must be of this classifier, and of enough images."""
-        sent, fewest = self.weights_hash, self.min_statistics_samples
+        sent = self.weights_hash
+        fewest = self.min_statistics_samples
 
         def read(reply: Reply) -> StatisticsAnswer:
             answer = StatisticsAnswer.from_message(reply)

@@ -30,7 +30,9 @@ def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
     Returns:
         Distinct folder names in the same order.
     """
-    wanted = [_safe(name) for name in _padded(classes)]
+    numbers = all(name.isascii() and name.isdigit() for name in classes)
+    width = max(map(len, classes), default=0) if numbers else 0
+    wanted = [_safe(name.zfill(width)) for name in classes]
     taken: set[str] = set()
     folders = dict.fromkeys(range(len(classes)), "")
     # Unchanged names first: "a_b" must not lose its name to the cleaned "a/b".
@@ -38,12 +40,6 @@ def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
         folders[index] = _untaken(wanted[index], taken)
         taken.add(folders[index].casefold())
     return tuple(folders.values())
-
-
-def _padded(classes: Sequence[str]) -> list[str]:
-    if not all(name.isascii() and name.isdigit() for name in classes):
-        return list(classes)
-    return [name.zfill(max(map(len, classes))) for name in classes]
 
 
 def _safe(name: str) -> str:
@@ -57,7 +53,9 @@ def _safe(name: str) -> str:
 
 
 def _untaken(name: str, taken: set[str]) -> str:
-    candidate, number = name, 2
+    candidate = name
+    number = 2
     while candidate.casefold() in taken:
-        candidate, number = f"{name}-{number}", number + 1
+        candidate = f"{name}-{number}"
+        number += 1
     return candidate

@@ -99,11 +99,14 @@ def write_comparison(path: Path, content: ComparisonContent) -> None:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"cannot write the comparison to '{path}': it is a folder; give the name of a file")
-    classes = _all_classes(content)
+    classes = list(dict.fromkeys(name for _, dataset in (content.samples or {}).values() for name in dataset.classes))
     pictures = {name: rendered(figure) for name, figure in _figures(content, classes).items()}
     folder = path.parent / f"{path.stem}-figures"
     write_page(path, _page(content, classes, pictures), pictures, folder)
-    _remove_earlier(folder, pictures)
+    for pattern in ("measures.png", "rounds-*.png", "images-*.png"):
+        for earlier in folder.glob(pattern):
+            if earlier.stem not in pictures:
+                earlier.unlink()
 
 
 def read_samples(folder: Path) -> tuple[SyntheticDataset, int]:
@@ -153,15 +156,10 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[float]]:
     return found
 
 
-def _all_classes(content: ComparisonContent) -> list[str]:
-    samples = (content.samples or {}).values()
-    return list(dict.fromkeys(name for _, dataset in samples for name in dataset.classes))
-
-
 def _figures(content: ComparisonContent, classes: Sequence[str]) -> dict[str, Figure]:
     figures = {"measures": measure_dots(content.dots)} if content.dots else {}
     for key in shared_metrics(content.rounds or {}):
-        figures[f"rounds-{_plain(key)}"] = round_lines(content.rounds or {}, key)
+        figures["rounds-" + re.sub(r"[^\w-]", "_", key)] = round_lines(content.rounds or {}, key)
     for number, (_, dataset) in enumerate((content.samples or {}).values(), start=1):
         indices = np.array([classes.index(name) for name in dataset.classes])
         figures[f"images-{number}"] = image_grid(
@@ -186,14 +184,3 @@ def _page(content: ComparisonContent, classes: Sequence[str], pictures: Mapping[
         hidden_classes=max(0, len(classes) - _MOST_CLASSES),
         round_pictures={name: picture for name, picture in pictures.items() if name.startswith("rounds-")},
     )
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"[^\w-]", "_", key)
-
-
-def _remove_earlier(folder: Path, pictures: Mapping[str, Picture]) -> None:
-    for pattern in ("measures.png", "rounds-*.png", "images-*.png"):
-        for path in folder.glob(pattern):
-            if path.stem not in pictures:
-                path.unlink()

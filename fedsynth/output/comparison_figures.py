@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -59,8 +60,8 @@ def round_lines(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: 
             points = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
             # matplotlib keeps names that begin with "_" out of the legend: a row is named once, and if it has lines.
             name = _cut(label) if number == 0 and points else "_"
-            x, y = [x for x, _ in points], [y for _, y in points]
-            axes.plot(x, y, "o" + _style(index), color=_colour(index), lw=1.2, ms=2.5, label=name)
+            style = "o" + _STYLES[index // len(COLOURS) % len(_STYLES)]
+            axes.plot(*np.reshape(points, (-1, 2)).T, style, color=_colour(index), lw=1.2, ms=2.5, label=name)
     legend(axes, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if max(map(len, runs)) > 40 else 2)
     return figure
 
@@ -85,7 +86,9 @@ def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Sequence[flo
                 # The space keeps names that begin with "_" in the legend.
                 style = {"fmt": _MARKERS[index % len(_MARKERS)], "color": _colour(index), "label": f" {_cut(label)}"}
                 axes.errorbar(x, mean, yerr=bar, capsize=3, **style)
-        if _spread_wide([value for x, values in rows.values() if x is not None for value in values]):
+        shown = [value for x, values in rows.values() if x is not None for value in values]
+        # The largest would press the others against the axis.
+        if shown and min(shown) > 0 and max(shown) / min(shown) > _WIDE:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.set_title(name, fontsize=10, color=TEXT)
@@ -96,11 +99,6 @@ def trade_off(panels: Mapping[str, Mapping[str, tuple[float | None, Sequence[flo
     if grid[-1].has_data():
         legend(grid[-1])
     return figure
-
-
-def _spread_wide(values: Sequence[float]) -> bool:
-    """Whether the largest would press the others against the axis: then it is logarithmic."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > _WIDE
 
 
 def _draw_row(axes: Axes, index: int, values: Sequence[float], estimate: Estimate | None) -> None:
@@ -125,10 +123,6 @@ def _dress(axes: Axes, name: str, labels: Sequence[str], named: bool) -> None:
 
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
-
-
-def _style(index: int) -> str:
-    return _STYLES[index // len(COLOURS) % len(_STYLES)]
 
 
 def _cut(label: str) -> str:

@@ -44,40 +44,25 @@ class SyntheticDataset:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        _check_images(self.images)
-        _check_classes(self.classes)
-        _check_labels(self.labels, len(self.images), len(self.classes))
-        _check_provenance(self.provenance)
+        images, labels, classes = self.images, self.labels, self.classes
+        if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0 or images.shape[3] not in (1, 3):
+            raise ValueError(
+                f"images: got {images.dtype} {images.shape}, want uint8 (N, H, W, C) with C = 1 or 3 and N, H, W >= 1"
+            )
+        if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+            raise ValueError(f"classes: got {classes!r}, want one or more distinct names")
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise ValueError(f"labels: got {labels.dtype} {labels.shape}, want int64 ({len(images)},)")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(f"labels: got {labels.min()} to {labels.max()}, want 0 to {len(classes) - 1}")
+        try:
+            json.dumps(dict(self.provenance))
+        except TypeError as error:
+            raise ValueError(f"provenance must be JSON-ready: {error}") from error
 
     def counts(self) -> NDArray[np.int64]:
         """Return the number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
-
-
-def _check_images(images: NDArray[np.uint8]) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0 or images.shape[3] not in (1, 3):
-        raise ValueError(
-            f"images: got {images.dtype} {images.shape}, want uint8 (N, H, W, C) with C = 1 or 3 and N, H, W >= 1"
-        )
-
-
-def _check_classes(classes: tuple[str, ...]) -> None:
-    if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
-        raise ValueError(f"classes: got {classes!r}, want one or more distinct names")
-
-
-def _check_labels(labels: NDArray[np.int64], num_images: int, num_classes: int) -> None:
-    if labels.dtype != np.int64 or labels.shape != (num_images,):
-        raise ValueError(f"labels: got {labels.dtype} {labels.shape}, want int64 ({num_images},)")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels: got {labels.min()} to {labels.max()}, want 0 to {num_classes - 1}")
-
-
-def _check_provenance(provenance: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(dict(provenance))
-    except TypeError as error:
-        raise ValueError(f"provenance must be JSON-ready: {error}") from error
 
 
 def write_dataset(dataset: SyntheticDataset, path: Path) -> None:
@@ -91,14 +76,19 @@ def write_dataset(dataset: SyntheticDataset, path: Path) -> None:
     Raises:
         UserError: ``path`` holds something else, cannot be written, or the disk is full.
     """
-    _refuse_foreign(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / PROVENANCE).is_file():
+        raise UserError(f"'{path}' is not empty and holds no dataset of fedsynth: choose another folder, or empty it")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write the dataset to '{path}': it is a file; choose a folder")
     check_free_space(path, dataset.images.nbytes + len(dataset.images) * _BLOCK_BYTES)
     folders = folder_names(dataset.classes)
     with explained_writing(path), atomic_directory(path) as folder:
         files = _write_images(dataset, folders, folder)
         rows = [{"file_name": file, "label": file.split("/")[0]} for file in files]
         (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / PROVENANCE).write_text(json.dumps(_record(dataset, folders), indent=2) + "\n")
+        classes = [{"name": n, "folder": f} for n, f in zip(dataset.classes, folders, strict=True)]
+        record = {"classes": classes, "provenance": dict(dataset.provenance)}
+        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
         card = dataset_card(
             dataset.images.shape, dataset.counts().tolist(), dataset.classes, folders, dataset.provenance
         )
@@ -125,13 +115,6 @@ def read_dataset(path: Path) -> SyntheticDataset:
         raise UserError(f"'{path}' is not a dataset written by fedsynth, or it is damaged: {error}") from error
 
 
-def _refuse_foreign(path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()) and not (path / PROVENANCE).is_file():
-        raise UserError(f"'{path}' is not empty and holds no dataset of fedsynth: choose another folder, or empty it")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"cannot write the dataset to '{path}': it is a file; choose a folder")
-
-
 def _write_images(dataset: SyntheticDataset, folders: tuple[str, ...], root: Path) -> list[str]:
     width = max(5, len(str(len(dataset.images) - 1)))
     files = [f"{folders[label]}/{index:0{width}d}.png" for index, label in enumerate(dataset.labels)]
@@ -146,11 +129,3 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
     with Image.open(file) as image:
         pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _record(dataset: SyntheticDataset, folders: tuple[str, ...]) -> dict[str, Any]:
-    names = zip(dataset.classes, folders, strict=True)
-    return {
-        "classes": [{"name": name, "folder": folder} for name, folder in names],
-        "provenance": dict(dataset.provenance),
-    }

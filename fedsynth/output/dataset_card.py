@@ -64,12 +64,6 @@ In all three the label is the folder's name. `ImageFolder` numbers the folders a
 the classes in their original order with the folder of each, and everything known about how the images were made."""
 
 
-def _silo_count(provenance: Mapping[str, Any]) -> int | None:
-    """Return the number of silos, given as a number or as a list with one entry each."""
-    silos = provenance.get("silos")
-    return silos if silos is None or isinstance(silos, int) else len(silos)
-
-
 def _header(num_images: int) -> str:
     data = DatasetCardData(
         pretty_name="Synthetic image dataset",
@@ -83,7 +77,8 @@ def _header(num_images: int) -> str:
 def _summary(shape: tuple[int, ...], num_classes: int, provenance: Mapping[str, Any]) -> str:
     number, height, width, channels = shape
     colour = "grey" if channels == 1 else "RGB"
-    silos = _silo_count(provenance)
+    silos = provenance.get("silos")  # their number, or a list with one entry each
+    silos = silos if silos is None or isinstance(silos, int) else len(silos)
     source = f" from the images of {silos} silo{'' if silos == 1 else 's'}" if silos else ""
     return (
         f"{number:,} synthetic {colour} images of {height} x {width} pixels in {num_classes} classes, "

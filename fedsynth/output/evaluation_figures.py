@@ -116,7 +116,8 @@ def nearest_images(nearest: NearestImages) -> Figure:
     left = 2 * MARGIN + LETTER * max(map(len, _ROWS))
     width = left + max(canvas.shape[1] for _, _, canvas in blocks) / PIXELS_PER_INCH + MARGIN
     height = sum(_TITLE_HEIGHT + canvas.shape[0] / PIXELS_PER_INCH for _, _, canvas in blocks) + MARGIN
-    figure, bottom = Figure(figsize=(width, height)), height
+    figure = Figure(figsize=(width, height))
+    bottom = height
     for title, chosen, canvas in blocks:
         h, w = canvas.shape[0] / PIXELS_PER_INCH, canvas.shape[1] / PIXELS_PER_INCH
         bottom -= _TITLE_HEIGHT + h
@@ -136,7 +137,8 @@ def embedding_scatter(embedding: Embedding, classes: Sequence[str]) -> Figure:
     """
     figure = Figure(figsize=(9.2, 6.2), layout="constrained")
     axes = figure.add_subplot()
-    colours, made = _point_colours(embedding, len(classes)), embedding.synthetic
+    colours = _point_colours(embedding, len(classes))
+    made = embedding.synthetic
     scale = min(1.0, _FULL_SIZE_POINTS / len(made))
     x, y = embedding.points.T
     rings: dict[str, Any] = {"facecolors": "none", "edgecolors": colours[~made], "linewidths": 0.9, "alpha": 0.55}

@@ -136,7 +136,18 @@ def evaluation_parts(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _figures(content: ReportContent) -> dict[str, Figure]:
-    figures = {"images": _image_figure(content), **_evaluation_figures(content)}
+    classes, images, labels = content.classes[:_MOST_CLASSES], content.synthetic_images, content.synthetic_labels
+    if content.real_images is None or content.real_labels is None:
+        figures = {"images": image_grid(images, labels, classes, 2 * _PER_CLASS)}
+    else:
+        real = content.real_images, content.real_labels
+        figures = {"images": real_beside_synthetic(*real, images, labels, classes, _PER_CLASS)}
+    if content.per_class:
+        figures["per-class"] = per_class_bars(content.per_class, content.per_class_reference or {}, content.classes)
+    if content.nearest is not None:
+        figures["nearest"] = nearest_images(content.nearest)
+    if content.embedding is not None:
+        figures["embedding"] = embedding_scatter(content.embedding, content.classes)
     if content.label_counts is not None:
         figures["labels"] = label_distribution(content.label_counts, content.classes, content.silo_names)
     if content.losses:
@@ -146,26 +157,11 @@ def _figures(content: ReportContent) -> dict[str, Figure]:
     return figures
 
 
-def _evaluation_figures(content: ReportContent) -> dict[str, Figure]:
-    figures = {}
-    if content.per_class:
-        figures["per-class"] = per_class_bars(content.per_class, content.per_class_reference or {}, content.classes)
-    if content.nearest is not None:
-        figures["nearest"] = nearest_images(content.nearest)
-    if content.embedding is not None:
-        figures["embedding"] = embedding_scatter(content.embedding, content.classes)
-    return figures
-
-
-def _image_figure(content: ReportContent) -> Figure:
-    classes, images, labels = content.classes[:_MOST_CLASSES], content.synthetic_images, content.synthetic_labels
-    if content.real_images is None or content.real_labels is None:
-        return image_grid(images, labels, classes, 2 * _PER_CLASS)
-    return real_beside_synthetic(content.real_images, content.real_labels, images, labels, classes, _PER_CLASS)
-
-
 def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
     rows = list(content.results.values())
+    columns = column_names(rows)
+    # What is compared stands side by side, first.
+    compared = [name for name in _COMPARED if name in columns]
     return render(
         document(BODY),
         title=content.title,
@@ -173,20 +169,14 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         pictures=pictures,
         round_pictures=[picture for name, picture in pictures.items() if name.startswith("rounds-")],
         groups=_grouped(content.results, content.result_groups),
-        result_columns=_result_columns(rows),
+        result_columns=compared + [name for name in columns if name not in compared],
         numeric_columns={name for row in rows for name, value in row.items() if isinstance(value, Real)},
         silo_columns=column_names(content.silos),
-        cost={_cost_label(label): _cost(label, value) for label, value in (content.cost or {}).items()},
+        cost=dict(_cost(label, value) for label, value in (content.cost or {}).items()),
         hidden_classes=max(0, len(content.classes) - _MOST_CLASSES),
         hidden_bars=max(0, len(content.classes) - MOST_BARS),
         limits=(*LIMITS, *content.limits),
     )
-
-
-def _result_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns in order of appearance, but those to be compared first, side by side."""
-    columns = column_names(rows)
-    return [name for name in _COMPARED if name in columns] + [name for name in columns if name not in _COMPARED]
 
 
 def _grouped(
@@ -201,11 +191,7 @@ def _grouped(
     return groups
 
 
-def _cost_label(label: str) -> str:
-    return _COST_LABELS.get(label.replace("_", "-"), label.replace("_", " ").replace("-", " "))
-
-
-def _cost(label: str, value: float) -> str:
-    if "bytes" in label:
-        return human_bytes(value)
-    return duration(value) if "seconds" in label else show(value)
+def _cost(key: str, value: float) -> tuple[str, str]:
+    label = _COST_LABELS.get(key.replace("_", "-"), key.replace("_", " ").replace("-", " "))
+    unit = human_bytes if "bytes" in key else duration if "seconds" in key else show
+    return label, unit(value)

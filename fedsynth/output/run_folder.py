@@ -13,30 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedsynth.config import RunConfig
+from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
 
-FREE_KEYS = frozenset(
-    {
-        *("resume", "run-name", "output-dir", "state-dir", "data-root", "download", "device"),
-        *("num-rounds", "train-steps", "generator-steps"),
-        *(
-            "node-timeout",
-            "reply-timeout",
-            "round-timeout",
-            "min-replies",
-            "max-message-mb",
-            "fast-replies",
-            "evaluate",
-            "evaluate-silos",
-        ),
-        *("feature-extractor", "feature-extractor-weights-path", "classifiers", "classifier-seeds"),
-        *("resnet-weights-path", "reference-root", "membership-inference"),
-    }
-)
-"""Keys that may differ when a run continues: where and how long it works, not what it computes in a round."""
+FORMER_KEYS: dict[str, Scalar] = {
+    **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
+    **{"min-gain": 0.1, "max-excess": 1.2, "picard-tolerance": 0.1},
+}
+"""Keys that runs of earlier versions may hold, and the only value of each that is still computed with."""
 
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
@@ -104,24 +90,32 @@ class RunFolder:
         """
         try:
             content = json.loads(self.config.read_text())
-            config = RunConfig.from_run_config(content["config"])
-            return config.model_copy(update={"resolved": tuple(content["resolved"])})
+            settings = dict(content["config"].items())
+            # How often silos said how far their training was changed nothing else.
+            settings.pop("slice-seconds", None)
+            for key, value in FORMER_KEYS.items():
+                if (given := settings.pop(key, AUTO)) not in (AUTO, value):
+                    raise UserError(f"{key} = {given}: this version of fedsynth works with {value} only")
+            # Earlier versions ignored, and wrote down, keys that do not act beside the others.
+            config = RunConfig.from_run_config(without_idle_keys(settings))
+            resolved = [key for key in content["resolved"] if key not in FORMER_KEYS]
+            return config.model_copy(update={"resolved": tuple(resolved)})
         except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"'{self.config}' is damaged: restore it, or start another run ({error})") from error
 
-    def refuse_changes(self, config: RunConfig, fixed: Collection[str] = ()) -> None:
+    def refuse_changes(self, flat: Mapping[str, Scalar], fixed: Collection[str] = ()) -> None:
         """Compare a configuration to continue with and the run's own.
 
         Args:
-            config: the former.
-            fixed: keys that may not differ although they are in ``FREE_KEYS``.
+            flat: values of the former, by key.
+            fixed: keys that may not differ although others of their kind may.
 
         Raises:
             UserError: a key differs that may not.
         """
         known = self.read_config().to_run_config()
-        for key, value in config.to_run_config().items():
-            if value != known[key] and (key in fixed or key not in FREE_KEYS):
+        for key, value in flat.items():
+            if value != known[key] and (key in fixed or not KEYS[key].may_change):
                 raise UserError(
                     f"{key} = {value!r}: the run to resume has {known[key]!r}; give the same, or start another run"
                     " ('fedsynth run --resume' takes over the run's configuration)"

@@ -19,7 +19,10 @@ _MARKDOWN = {letter: f"\\{letter}" for letter in "\\|*_`<["}
 
 def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
     """Return the tables under headlines, then the notes."""
-    parts = [_markdown_table(table) for table in tables]
+    parts = [
+        f"### {escape_markdown(table.title)}\n\n{markdown_lines(_lines(table, escape_markdown, '**{}**'))}"
+        for table in tables
+    ]
     if notes:
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -61,10 +64,6 @@ def escape_latex(text: str) -> str:
 
 def _translated(text: str, letters: dict[str, str]) -> str:
     return "".join(letters.get(letter, letter) for letter in " ".join(text.split()))
-
-
-def _markdown_table(table: ComparisonTable) -> str:
-    return f"### {escape_markdown(table.title)}\n\n{markdown_lines(_lines(table, escape_markdown, '**{}**'))}"
 
 
 def _latex_table(table: ComparisonTable) -> str:

@@ -20,9 +20,10 @@ def terminal_table(rows: Mapping[str, Any]) -> str:
     lines += [[label, *(show(row[name]) if name in row else "" for name in columns)] for label, row in cells.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numeric = [False, *(not any(isinstance(row.get(name), str) for row in cells.values()) for name in columns)]
-    return "\n".join(_line(line, widths, numeric) for line in lines)
-
-
-def _line(cells: list[str], widths: list[int], numeric: list[bool]) -> str:
-    aligned = zip(cells, widths, numeric, strict=True)
-    return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in aligned).rstrip()
+    text = []
+    for line in lines:
+        padded = zip(line, widths, numeric, strict=True)
+        text.append(
+            "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in padded).rstrip()
+        )
+    return "\n".join(text)

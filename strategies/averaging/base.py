@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config import RunConfig
+from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet
 from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, wire
 from fedsynth.seeding import make_generator
@@ -19,21 +19,9 @@ from fedsynth.spec import ImageSpec
 from strategies.averaging.aggregation import Shapes, check_model, shapes
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import in_range, known_sampler, one_of
 from strategies.conversation.ask import Question, Quorum
 from strategies.conversation.exchange import Exchange
 from strategies.global_model import draw_from_model
-
-
-class AveragingOptions(TypedDict, total=False):
-    """Keyword arguments of every averaging strategy, see :class:`AveragingStrategy`."""
-
-    num_rounds: int
-    sampler: str
-    sample_from: str
-    server_ema_decay: float
-    fraction_train: float
-    min_train_nodes: int
 
 
 class AveragingStrategy(SynthesisStrategy):
@@ -43,52 +31,20 @@ class AveragingStrategy(SynthesisStrategy):
     its exponential moving average over rounds. An answer that is an error, is not finite, does not fit the model or
     claims an impossible number of images is left out, with name and reason in the log; so is a silo that is late. It
     takes part again in the next round it is drawn for.
-
-    Args:
-        num_rounds: rounds; each silo makes its share of ``train-steps`` optimiser steps a round.
-        sampler: how the global model is sampled.
-        sample_from: ``raw`` (the last model) or ``ema`` (its average over rounds).
-        server_ema_decay: weight of the past in the average over rounds, 0 <= decay < 1.
-        fraction_train: share of the silos that train in a round, 0 < fraction <= 1; rounded down.
-        min_train_nodes: least number of silos that train in a round.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     quorum: ClassVar[Quorum] = "half"
+    Settings = AveragingSettings
+    settings: AveragingSettings
 
-    def __init__(
-        self,
-        *,
-        num_rounds: int = 20,
-        sampler: str = "sde-dpmsolver++",
-        sample_from: str = "raw",
-        server_ema_decay: float = 0.5,
-        fraction_train: float = 1.0,
-        min_train_nodes: int = 2,
-    ) -> None:
-        self.sampler = known_sampler(sampler)
-        self.sample_from = one_of("sample-from", sample_from, ("raw", "ema"))
-        self.num_rounds = int(in_range("num-rounds", num_rounds, 1))
-        self.server_ema_decay = in_range("server-ema-decay", server_ema_decay, 0, 1, high_open=True)
-        self.fraction_train = in_range("fraction-train", fraction_train, 0, 1, low_open=True)
-        self.min_train_nodes = int(in_range("min-train-nodes", min_train_nodes, 1))
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.num_rounds = self.settings.num_rounds
         self._config = RunConfig()
         self._arrays: ArrayRecord | None = None
         self._shapes: Shapes = {}
         self._average: dict[str, torch.Tensor] | None = None
         self._losses: list[tuple[int, float]] = []
-
-    def __init_subclass__(cls) -> None:
-        """Show the inherited keyword arguments in the signature, where defaults of the configuration are looked up."""
-        super().__init_subclass__()
-        found: dict[str, inspect.Parameter] = {}
-        for base in reversed(cls.__mro__):
-            if "__init__" in base.__dict__ and issubclass(base, AveragingStrategy):
-                parameters = inspect.signature(base.__dict__["__init__"]).parameters.values()
-                found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-        cls.__signature__ = inspect.Signature(list(found.values()))  # type: ignore[attr-defined]
 
     @abstractmethod
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
@@ -114,7 +70,7 @@ class AveragingStrategy(SynthesisStrategy):
         return wire.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
-        """Send the weights to the silos of this round, with their number of optimiser steps."""
+        """Return what to ask: the silos of this round get the weights and a number of optimiser steps."""
         self._arrays = arrays
         self._shapes = shapes(arrays)
         dtype = self._config.exchange.wire_dtype
@@ -159,7 +115,7 @@ class AveragingStrategy(SynthesisStrategy):
             self._losses.append((server_round, float(cast(float, metrics["loss"]))))
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
-        if self.sample_from == "ema":
+        if self.settings.sample_from == "ema":
             self._follow(wire.decode_tensors(arrays))
         return arrays, metrics
 
@@ -170,7 +126,7 @@ class AveragingStrategy(SynthesisStrategy):
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model."""
-        weights = self._average if self.sample_from == "ema" else None
+        weights = self._average if self.settings.sample_from == "ema" else None
         outcome = draw_from_model(task, weights or wire.decode_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
         return outcome
@@ -192,8 +148,8 @@ class AveragingStrategy(SynthesisStrategy):
     def num_participants(self, available: int) -> int:
         """Silos that train in a round, of ``available``."""
         # 0.3 * 10 is 3.0000000000000004 or 2.9999999999999996, depending on the digits.
-        share = math.floor(self.fraction_train * available + 1e-9)
-        return min(available, max(share, self.min_train_nodes))
+        share = math.floor(self.settings.fraction_train * available + 1e-9)
+        return min(available, max(share, self.settings.min_train_nodes))
 
     def _participants(self, server_round: int) -> list[int]:
         """Draw the silos of a round: by index, since node ids change from run to run."""
@@ -220,6 +176,7 @@ class AveragingStrategy(SynthesisStrategy):
         for name, value in self._average.items():
             if value.is_floating_point():
                 # Not lerp_: whether that rounds its product depends on the CPU.
-                value.mul_(self.server_ema_decay).add_((1 - self.server_ema_decay) * current[name])
+                decay = self.settings.server_ema_decay
+                value.mul_(decay).add_((1 - decay) * current[name])
             else:
                 value.copy_(current[name])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Unpack
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsynth.config.methods import FedDDPMPlusSettings, FedDDPMSettings
 from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
 from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from fedsynth.seeding import make_generator
 from strategies.averaging.auxiliary import AuxiliarySet, draw_auxiliary_set
-from strategies.averaging.base import AveragingOptions
 from strategies.averaging.fedavg import FedAvg
 from strategies.base import Task
-from strategies.checks import in_range
 from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
 
@@ -28,15 +27,6 @@ class FedDDPM(FedAvg):
     Before the rounds every silo trains a model of its own for ``local-steps`` steps, which come on top of the rounds',
     and uploads it; the server draws the auxiliary set from them. After every average it takes optimiser steps on that
     set. The paper's sizes, steps and rates could not be found: the defaults are our choice.
-
-    Args:
-        aux_samples: images in the auxiliary set.
-        server_steps: optimiser steps of a correction.
-        correction_learning_rate: Adam's in a correction.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     how = (
@@ -44,24 +34,17 @@ class FedDDPM(FedAvg):
         " from models that the silos had uploaded"
     )
 
-    def __init__(
-        self,
-        *,
-        aux_samples: int = 1000,
-        server_steps: int = 50,
-        correction_learning_rate: float = 1e-4,
-        **options: Unpack[AveragingOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.aux_samples = int(in_range("aux-samples", aux_samples, 1))
-        self.server_steps = int(in_range("server-steps", server_steps, 1))
-        self.correction_learning_rate = in_range("correction-learning-rate", correction_learning_rate, 0, low_open=True)
+    Settings = FedDDPMSettings
+    settings: FedDDPMSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._auxiliary: AuxiliarySet | None = None
 
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights, with the auxiliary set at hand."""
         train_local_models(exchange, task)
-        self._auxiliary = draw_auxiliary_set(task, exchange, self.aux_samples)
+        self._auxiliary = draw_auxiliary_set(task, exchange, self.settings.aux_samples)
         return super().begin(task, exchange)
 
     def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
@@ -71,7 +54,7 @@ class FedDDPM(FedAvg):
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
         """Correct the average."""
-        metrics["server-steps"] = self.server_steps
+        metrics["server-steps"] = self.settings.server_steps
         return self.correct(server_round, arrays)
 
     def correct(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
@@ -83,13 +66,13 @@ class FedDDPM(FedAvg):
         if self._auxiliary is None or self._task is None:
             raise RunError("a correction needs the auxiliary set: call begin first")
         config = self._config
-        training = config.training.model_copy(update={"learning_rate": self.correction_learning_rate})
+        training = config.training.model_copy(update={"learning_rate": self.settings.correction_learning_rate})
         unet = initial_unet(config, self._task.spec)
         unet.load_state_dict(wire.decode_tensors(arrays))
         generator = make_generator(config.run.seed, "correction", server_round)
         state = TrainingState(unet.to(pick_device(config.run.device)), training, generator)
         images = to_model_range(self._auxiliary.images.numpy())
-        losses = train(state, images, self._auxiliary.labels, training, config.diffusion, self.server_steps)
+        losses = train(state, images, self._auxiliary.labels, training, config.diffusion, self.settings.server_steps)
         logger.info("round %d corrected: loss on the auxiliary set %.4g", server_round, sum(losses) / len(losses))
         return wire.encode_tensors(state.unet.state_dict())
 
@@ -114,46 +97,21 @@ class FedDDPMPlus(FedDDPM):
 
     Our choice of what is slow, as the paper's could not be found: over ``slow_window`` rounds the silos' mean loss fell
     by less than the share ``slow_tolerance``.
-
-    Args:
-        aux_samples: images in the auxiliary set.
-        server_steps: optimiser steps of a correction.
-        correction_learning_rate: Adam's in a correction.
-        slow_window: rounds over which progress is judged.
-        slow_tolerance: relative drop of the loss below which it is slow, 0 <= tolerance < 1.
-        correct_once: one correction a run, otherwise whenever learning is slow.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        aux_samples: int = 1000,
-        server_steps: int = 50,
-        correction_learning_rate: float = 1e-4,
-        slow_window: int = 5,
-        slow_tolerance: float = 0.01,
-        correct_once: bool = True,
-        **options: Unpack[AveragingOptions],
-    ) -> None:
-        super().__init__(
-            aux_samples=aux_samples,
-            server_steps=server_steps,
-            correction_learning_rate=correction_learning_rate,
-            **options,
-        )
-        self.slow_window = int(in_range("slow-window", slow_window, 1))
-        self.slow_tolerance = in_range("slow-tolerance", slow_tolerance, 0, 1, high_open=True)
-        self.correct_once = correct_once
+    Settings = FedDDPMPlusSettings
+    settings: FedDDPMPlusSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._corrected: list[int] = []
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
         """Correct the average if learning is slow."""
-        done = self.correct_once and bool(self._corrected)
-        if done or not learning_is_slow([loss for _, loss in self._losses], self.slow_window, self.slow_tolerance):
+        done = self.settings.correct_once and bool(self._corrected)
+        if done or not learning_is_slow(
+            [loss for _, loss in self._losses], self.settings.slow_window, self.settings.slow_tolerance
+        ):
             metrics["server-steps"] = 0
             return arrays
         logger.info("round %d: learning is slow", server_round)

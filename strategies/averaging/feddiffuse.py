@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord
 
+from fedsynth.config.methods import FedDiffuseSettings
 from fedsynth.diffusion import PARTS, part_of
-from fedsynth.errors import RunError, unknown_choice
+from fedsynth.errors import RunError
 from fedsynth.messages import TrainAnswer, TrainRequest, wire
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import Shapes, weighted_mean
-from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 from strategies.base import Outcome, Task
 from strategies.conversation.ask import Question, ask, replies_needed
@@ -46,23 +47,16 @@ class FedDiffuse(AveragingStrategy):
     each round. Under ``ulatdec`` bottleneck and decoder are exchanged, under ``udec`` the decoder alone: each silo then
     has an encoder, with its embeddings of time and class, of its own, there is no whole model on the server, and at the
     end every synthetic image is drawn by a silo that holds its class (our choice; the paper's code was not at hand).
-
-    Args:
-        feddiffuse_method: ``full``, ``usplit``, ``ulatdec`` or ``udec``.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     how = "the silos trained one diffusion model together and exchanged parts of its weights"
 
-    def __init__(self, *, feddiffuse_method: str = "usplit", **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        if feddiffuse_method not in EXCHANGED:
-            raise unknown_choice("feddiffuse-method", feddiffuse_method, EXCHANGED)
-        self.feddiffuse_method = feddiffuse_method
-        self._exchanged: Sequence[str] = EXCHANGED[feddiffuse_method]
+    Settings = FedDiffuseSettings
+    settings: FedDiffuseSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._exchanged: Sequence[str] = EXCHANGED[self.settings.feddiffuse_method]
         self._reported: dict[int, Sequence[str]] = {}
         # Tells the silos' own tensors of this run from those of another; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
@@ -106,7 +100,7 @@ class FedDiffuse(AveragingStrategy):
         """Sample the global model, or have the silos sample theirs."""
         if len(self._exchanged) == len(PARTS):
             return super().finish(task, arrays)
-        if self.sample_from == "ema" and self._average is not None:
+        if self.settings.sample_from == "ema" and self._average is not None:
             arrays = wire.encode_tensors(self._average)
         return self._sampled_by_silos(task, arrays)
 
@@ -121,7 +115,7 @@ class FedDiffuse(AveragingStrategy):
 
     def _assign(self, server_round: int, silos: Sequence[int]) -> dict[int, Sequence[str]]:
         """Decide what every silo reports; ``usplit`` draws two groups of equal size, or one silo more for the first."""
-        if self.feddiffuse_method != "usplit" or len(silos) < len(HALVES):
+        if self.settings.feddiffuse_method != "usplit" or len(silos) < len(HALVES):
             return dict.fromkeys(silos, self._exchanged)
         generator = make_generator(self._config.run.seed, "halves", server_round)
         order = torch.randperm(len(silos), generator=generator).tolist()

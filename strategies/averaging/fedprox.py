@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Unpack
+from typing import Any
 
 from flwr.app import ArrayRecord
 
+from fedsynth.config.methods import FedProxSettings
 from fedsynth.messages import TrainRequest
-from strategies.averaging.base import AveragingOptions
 from strategies.averaging.fedavg import FedAvg
-from strategies.checks import in_range
 
 logger = logging.getLogger("fedsynth")
 
@@ -21,23 +20,18 @@ class FedProx(FedAvg):
 
     Flower's sends μ likewise, but the client code its documentation proposes adds unsquared norms of layers; the
     paper's term is squared.
-
-    Args:
-        proximal_mu: μ >= 0; our choice of default, the source tunes it from {0.001, 0.01, 0.1, 1}.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: μ is negative.
     """
 
     how = "the silos trained one diffusion model together, held near the common weights; only weights travelled"
 
-    def __init__(self, *, proximal_mu: float = 0.01, **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        self.proximal_mu = in_range("proximal-mu", proximal_mu, 0)
-        if proximal_mu == 0:
+    Settings = FedProxSettings
+    settings: FedProxSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.settings.proximal_mu == 0:
             logger.warning("proximal-mu = 0 makes fedprox the same as fedavg")
 
     def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
-        """Send μ along."""
-        return replace(super().train_request(server_round, arrays, silo), proximal_mu=self.proximal_mu)
+        """Add μ."""
+        return replace(super().train_request(server_round, arrays, silo), proximal_mu=self.settings.proximal_mu)

@@ -9,40 +9,30 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Unpack
+from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord
 
 from fedsynth.config import RunConfig
+from fedsynth.config.methods import KrumSettings, MultiKrumSettings
 from fedsynth.errors import RunError, UserError
 from strategies.averaging.aggregation import weighted_mean
-from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.coordinatewise import mean_around_median
 from strategies.averaging.krum_selection import bulyan_select, krum_select, squared_distances
 from strategies.averaging.updates import Update
-from strategies.checks import in_range
 
 logger = logging.getLogger("fedsynth")
 
 
 class KrumFamily(AveragingStrategy):
-    """Averages the chosen models, each counting the same.
+    """Averages the chosen models, each counting the same."""
 
-    Args:
-        num_malicious_nodes: f, hostile silos to survive.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
+    Settings = KrumSettings
+    settings: KrumSettings
     silos_per_malicious: ClassVar[int] = 2
     """Needed are this times f, and 3, silos."""
-
-    def __init__(self, *, num_malicious_nodes: int = 0, **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        self.num_malicious_nodes = int(in_range("num-malicious-nodes", num_malicious_nodes, 0))
 
     @abstractmethod
     def choose(self, distances: torch.Tensor) -> list[int]:
@@ -50,7 +40,7 @@ class KrumFamily(AveragingStrategy):
 
     def models_needed(self) -> int:
         """Sound answers a round needs."""
-        return self.silos_per_malicious * self.num_malicious_nodes + 3
+        return self.silos_per_malicious * self.settings.num_malicious_nodes + 3
 
     def check(self, config: RunConfig) -> None:
         """Refuse what cannot work with the silos of a round.
@@ -58,14 +48,14 @@ class KrumFamily(AveragingStrategy):
         Raises:
             UserError: more hostile silos than the rule can tell from honest ones.
         """
-        asked = self.num_participants(config.run.num_clients)
+        asked, malicious = self.num_participants(config.run.num_clients), self.settings.num_malicious_nodes
         if asked < self.models_needed():
             raise UserError(
-                f"num-malicious-nodes = {self.num_malicious_nodes}: {self._rule()}, but {asked} silos are asked"
-                f" a round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with 3 silos or more:"
+                f"num-malicious-nodes = {malicious}: {self._rule()}, but {asked} silos are asked"
+                f" per round; must be <= {max(0, (asked - 3) // self.silos_per_malicious)}, with 3 silos or more:"
                 " see num-clients, fraction-train and min-train-nodes"
             )
-        if self.num_malicious_nodes == 0:
+        if malicious == 0:
             logger.warning("num-malicious-nodes = 0 promises nothing against hostile silos")
 
     def select(self, updates: list[Update]) -> list[Update]:
@@ -101,30 +91,20 @@ class Krum(KrumFamily):
 
     def choose(self, distances: torch.Tensor) -> list[int]:
         """Return the position of the best."""
-        return krum_select(distances, self.num_malicious_nodes, 1)
+        return krum_select(distances, self.settings.num_malicious_nodes, 1)
 
 
 class MultiKrum(KrumFamily):
     """The plain mean of the m models with the best scores, see :class:`Krum`.
 
-    Flower's weights that mean by images, which lets a silo buy influence; its choice has the faults of its Krum.
-
-    Args:
-        num_malicious_nodes: f, hostile silos to survive; needs n >= 2f + 3 sound answers.
-        num_nodes_to_select: m, 1 <= m <= n - f; 0: n - f.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
+    m is n - f if ``num-nodes-to-select`` is 0. Flower's weights that mean by images, which lets a silo buy influence;
+    its choice has the faults of its Krum.
     """
 
     how = "the silos trained one diffusion model together; each round averaged the models nearest to their neighbours"
 
-    def __init__(
-        self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 0, **options: Unpack[AveragingOptions]
-    ) -> None:
-        super().__init__(num_malicious_nodes=num_malicious_nodes, **options)
-        self.num_nodes_to_select = int(in_range("num-nodes-to-select", num_nodes_to_select, 0))
+    Settings = MultiKrumSettings
+    settings: MultiKrumSettings
 
     def check(self, config: RunConfig) -> None:
         """Also refuse to select more than the honest silos of a round.
@@ -133,11 +113,12 @@ class MultiKrum(KrumFamily):
             UserError: a value does not fit the silos of a round.
         """
         super().check(config)
-        honest = self.num_participants(config.run.num_clients) - self.num_malicious_nodes
-        if self.num_nodes_to_select > honest:
+        malicious, selected = self.settings.num_malicious_nodes, self.settings.num_nodes_to_select
+        honest = self.num_participants(config.run.num_clients) - malicious
+        if selected > honest:
             raise UserError(
-                f"num-nodes-to-select = {self.num_nodes_to_select}: must be <= {honest}, the silos of a round less"
-                f" num-malicious-nodes = {self.num_malicious_nodes}"
+                f"num-nodes-to-select = {selected}: must be <= {honest}, the silos of a round less"
+                f" num-malicious-nodes = {malicious}"
             )
 
     def choose(self, distances: torch.Tensor) -> list[int]:
@@ -146,14 +127,15 @@ class MultiKrum(KrumFamily):
         Raises:
             RunError: fewer than m + f sound answers.
         """
-        honest = len(distances) - self.num_malicious_nodes
-        count = self.num_nodes_to_select or honest
+        malicious = self.settings.num_malicious_nodes
+        honest = len(distances) - malicious
+        count = self.settings.num_nodes_to_select or honest
         if count > honest:
             raise RunError(
-                f"{len(distances)} sound answers: MultiKrum needs {count + self.num_malicious_nodes} of them to select"
-                f" {count} against {self.num_malicious_nodes} hostile ones; lower num-nodes-to-select"
+                f"{len(distances)} sound answers: MultiKrum needs {count + malicious} of them to select"
+                f" {count} against {malicious} hostile ones; lower num-nodes-to-select"
             )
-        return krum_select(distances, self.num_malicious_nodes, count)
+        return krum_select(distances, malicious, count)
 
 
 class Bulyan(KrumFamily):
@@ -168,8 +150,10 @@ class Bulyan(KrumFamily):
 
     def choose(self, distances: torch.Tensor) -> list[int]:
         """Return the positions of the θ chosen."""
-        return bulyan_select(distances, self.num_malicious_nodes)
+        return bulyan_select(distances, self.settings.num_malicious_nodes)
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Average around the median."""
-        return mean_around_median([update.record for update in updates], len(updates) - 2 * self.num_malicious_nodes)
+        return mean_around_median(
+            [update.record for update in updates], len(updates) - 2 * self.settings.num_malicious_nodes
+        )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Unpack
 
 from flwr.app import ArrayRecord
 
-from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from fedsynth.config.methods import TrimmedSettings
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.coordinatewise import median, trimmed_mean
 from strategies.averaging.updates import Update
-from strategies.checks import in_range
 
 
 class FedMedian(AveragingStrategy):
@@ -32,23 +31,15 @@ class FedTrimmedAvg(AveragingStrategy):
     """Every weight is the mean of the silos' values without the ⌊βn⌋ smallest and the ⌊βn⌋ largest (Definition 2).
 
     Survives ⌊βn⌋ hostile silos. Flower's has the same numbers up to float32 summation; its answer checks are not ours.
-
-    Args:
-        beta: share cut at each end, 0 <= beta < 0.5.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: ``beta`` out of range.
     """
 
     how = "the silos trained one diffusion model together; the most extreme values of every weight were left out"
 
-    def __init__(self, *, beta: float = 0.2, **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        self.beta = in_range("beta", beta, 0, 0.5, high_open=True)
+    Settings = TrimmedSettings
+    settings: TrimmedSettings
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Take the trimmed mean of every coordinate."""
         # 0.29 * 100 is 28.999999999999996.
-        cut = math.floor(self.beta * len(updates) + 1e-9)
+        cut = math.floor(self.settings.beta * len(updates) + 1e-9)
         return trimmed_mean([update.record for update in updates], cut)

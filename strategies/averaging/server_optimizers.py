@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedsynth.errors import RunError, UserError
+from fedsynth.config.methods import AdamSettings, AdaptiveSettings, MomentumSettings
+from fedsynth.errors import RunError
 from fedsynth.messages import wire
 from strategies.averaging.aggregation import pop_layer, weighted_mean
-from strategies.averaging.base import AveragingOptions, AveragingStrategy
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
-from strategies.checks import in_range
 
 Moments = dict[str, dict[str, torch.Tensor]]
 """Moment -> layer -> values, float64."""
@@ -33,8 +33,8 @@ class ServerOptimizer(AveragingStrategy):
 
     how = "the silos trained one diffusion model together; the server stepped along their mean update"
 
-    def __init__(self, **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._moments: Moments = {}
 
     @abstractmethod
@@ -96,103 +96,52 @@ class FedAvgM(ServerOptimizer):
 
     Flower's has the same formula (as a gradient, with the other sign); its default β = 0, η = 1 is FedAvg under
     another name, which is refused here.
-
-    Args:
-        server_learning_rate: η > 0.
-        server_momentum: β, 0 <= β < 1.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range, or β = 0 with η = 1.
     """
 
-    def __init__(
-        self,
-        *,
-        server_learning_rate: float = 1.0,
-        server_momentum: float = 0.9,
-        **options: Unpack[AveragingOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.server_learning_rate = in_range("server-learning-rate", server_learning_rate, 0, low_open=True)
-        self.server_momentum = in_range("server-momentum", server_momentum, 0, 1, high_open=True)
-        if server_momentum == 0 and server_learning_rate == 1:
-            raise UserError(
-                "server-momentum = 0 with server-learning-rate = 1 is FedAvg: use strategy = 'fedavg', or change one"
-            )
+    Settings = MomentumSettings
+    settings: MomentumSettings
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηv."""
-        momentum = self.moment("momentum", name, delta).mul_(self.server_momentum).add_(delta)
-        return self.server_learning_rate * momentum
+        momentum = self.moment("momentum", name, delta).mul_(self.settings.server_momentum).add_(delta)
+        return self.settings.server_learning_rate * momentum
 
 
 class FedAdagrad(ServerOptimizer):
     """v ← v + Δ², w ← w + ηΔ / (√v + τ), v_0 = τ².
 
     Without a first moment (β₁ = 0), as Flower's. Flower's starts v at 0, where the source asks for at least τ².
-
-    Args:
-        eta: η > 0. Our choice of default: the first rounds move about as far as FedAvg when |Δ| is about τ.
-        tau: τ > 0.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(self, *, eta: float = 1e-2, tau: float = 1e-3, **options: Unpack[AveragingOptions]) -> None:
-        super().__init__(**options)
-        self.eta = in_range("eta", eta, 0, low_open=True)
-        self.tau = in_range("tau", tau, 0, low_open=True)
+    Settings = AdaptiveSettings
+    settings: AdaptiveSettings
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηΔ / (√v + τ)."""
-        second = self.moment("second", name, delta, self.tau**2).add_(delta.square())
-        return self.eta * delta / (second.sqrt() + self.tau)
+        second = self.moment("second", name, delta, self.settings.tau**2).add_(delta.square())
+        return self.settings.eta * delta / (second.sqrt() + self.settings.tau)
 
 
 class FedAdam(ServerOptimizer):
     """m ← β₁m + (1 - β₁)Δ, v ← β₂v + (1 - β₂)Δ², w ← w + ηm / (√v + τ), m_0 = 0, v_0 = τ².
 
     Without bias correction, as in the source. Flower's corrects the bias, starts v at 0 and answers in float64.
-
-    Args:
-        eta: η > 0. Default of FedYogi in the source, ten times below Flower's, which overshoots on small updates.
-        tau: τ > 0.
-        beta_1: β₁, 0 <= β₁ < 1.
-        beta_2: β₂, 0 <= β₂ < 1.
-        options: see :class:`AveragingStrategy`.
-
-    Raises:
-        UserError: a value out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        eta: float = 1e-2,
-        tau: float = 1e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        **options: Unpack[AveragingOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.eta = in_range("eta", eta, 0, low_open=True)
-        self.tau = in_range("tau", tau, 0, low_open=True)
-        self.beta_1 = in_range("beta-1", beta_1, 0, 1, high_open=True)
-        self.beta_2 = in_range("beta-2", beta_2, 0, 1, high_open=True)
+    Settings = AdamSettings
+    settings: AdamSettings
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηm / (√v + τ)."""
-        first = self.moment("first", name, delta).mul_(self.beta_1).add_((1 - self.beta_1) * delta)
-        second = self.moment("second", name, delta, self.tau**2)
+        beta = self.settings.beta_1
+        first = self.moment("first", name, delta).mul_(beta).add_((1 - beta) * delta)
+        second = self.moment("second", name, delta, self.settings.tau**2)
         self.advance_second(second, delta.square())
-        return self.eta * first / (second.sqrt() + self.tau)
+        return self.settings.eta * first / (second.sqrt() + self.settings.tau)
 
     def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
         """Advance v in place by Δ²."""
-        second.mul_(self.beta_2).add_((1 - self.beta_2) * square)
+        second.mul_(self.settings.beta_2).add_((1 - self.settings.beta_2) * square)
 
 
 class FedYogi(FedAdam):
@@ -203,4 +152,4 @@ class FedYogi(FedAdam):
 
     def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
         """Advance v in place by Δ²."""
-        second.sub_((1 - self.beta_2) * square * torch.sign(second - square))
+        second.sub_((1 - self.settings.beta_2) * square * torch.sign(second - square))

@@ -1,4 +1,4 @@
-"""Questions to silos, and which of their answers count: the only place that pairs, parses, names and counts answers."""
+"""Questions to silos, and which answers are usable: the only place that reads, names and counts answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from strategies.conversation.reply_log import ReplyLog
 logger = logging.getLogger("fedsynth")
 
 A = TypeVar("A", bound=Answer)
+
 Question = tuple[int, Request[A]]
 """Index of a silo in the census, and what to ask it."""
-Check = Callable[[int, A], None]
-"""What only the asker can check of silo k's answer; raises ValueError if the answer cannot be used."""
+
+AnswerCheck = Callable[[int, A], None]
+"""Checks, for the silo with this index, what only the asker can know; raises ValueError for an unusable answer."""
+
 Quorum = Literal["one", "half", "all"]
+"""How many of the silos that are asked must give a usable answer."""
 
 
 def replies_needed(min_replies: int | Literal["auto"], asked: int, auto: Quorum) -> int:
@@ -46,18 +50,20 @@ def ask(
     *,
     needed: int,
     timeout: float | None = None,
-    check: Check[A] | None = None,
+    check: AnswerCheck[A] | None = None,
 ) -> Iterator[tuple[int, A]]:
     """Send questions, and yield (index of the silo, its answer) for every usable answer as it comes.
 
     An error, an answer that cannot be read, that does not fit its question, or that ``check`` refuses is left out, with
     silo and reason in the log. No answer is kept here, so that one at a time is in memory if the caller lets each go.
 
+    A generator: questions are sent when the first answer is asked for, and ``needed`` is judged after the last one.
+
     Args:
         exchange: the way to the silos.
         questions: what to ask whom; a silo may be asked several. Tensors and records that several share are sent once.
         census: the silos.
-        needed: silos of which at least one answer must be usable.
+        needed: how many silos must give at least one usable answer each.
         timeout: seconds to wait for all answers; None: ``reply-timeout``.
         check: what the caller knows and the message does not.
 
@@ -75,7 +81,7 @@ def ask(
 
 
 class DrivenRound(list[Message]):
-    """Messages of a round that somebody else sends, as the list that they are.
+    """A round's messages, sent by somebody else; a list of them.
 
     Flower's ``configure_train`` and ``aggregate_train`` come to this: a strategy can be driven without an exchange.
     """
@@ -86,7 +92,7 @@ class DrivenRound(list[Message]):
         self._asked: list[tuple[int, Reader[Any]]] = [(k, request.reader()) for k, request in batch]
         self._census = census
         for index, message in enumerate(self):
-            # Replies made with reply_to repeat it; Flower gives another one to what it sends.
+            # A reply repeats its question's id. Flower gives an id to what it sends; this is not sent by it.
             message.metadata.__dict__["_message_id"] = f"round-{server_round}-question-{index}"
         self._metadata = [message.metadata for message in self]
 
@@ -96,7 +102,7 @@ class DrivenRound(list[Message]):
         return len({silo for silo, _ in self._asked})
 
     def answers(
-        self, replies: Iterable[Message], needed: int, check: Check[A] | None = None
+        self, replies: Iterable[Message], needed: int, check: AnswerCheck[A] | None = None
     ) -> Iterator[tuple[int, A]]:
         """Yield the usable answers among ``replies``, as :func:`ask` does."""
         return _usable(self._paired(replies), self._asked, self._census, needed, check, ReplyLog())
@@ -133,7 +139,7 @@ def _usable(
     asked: Sequence[tuple[int, Reader[A]]],
     census: Census,
     needed: int,
-    check: Check[A] | None,
+    check: AnswerCheck[A] | None,
     log: ReplyLog,
 ) -> Iterator[tuple[int, A]]:
     usable: set[int] = set()
@@ -145,7 +151,7 @@ def _usable(
             if check is not None:
                 check(k, answer)
         except (ValueError, OverflowError) as error:
-            reasons.append(_left_out(k, reply, str(error), census, log))
+            reasons.append(_note_left_out(k, reply, str(error), census, log))
             continue
         finally:
             # The loop variable would keep this answer alive through the wait for the next.
@@ -154,7 +160,7 @@ def _usable(
         yield k, answer
         del answer
     if len(usable) < needed:
-        why = reasons[0] if reasons else "no answer in time; see reply-timeout"
+        why = reasons[0] if reasons else "no answer in time; see reply-timeout and round-timeout"
         raise RunError(f"{len(usable)} usable answers, {needed} needed: {why}")
 
 
@@ -167,12 +173,12 @@ def _read(reply: Message, read: Reader[A]) -> A:
     raise MessageError(reason)
 
 
-def _left_out(k: int, reply: Message, reason: str, census: Census, log: ReplyLog) -> str:
+def _note_left_out(k: int, reply: Message, reason: str, census: Census, log: ReplyLog) -> str:
     """Say in the log that an answer does not count; return silo and reason."""
     member = census.members[k]
     name = member.name if census.known else sender_of(reply).name
     log.leave_out(member.node_id, reason)
-    # A silo's own errors begin with its name, and a node's number says nothing.
+    # A silo's own errors begin with its name. Without a census there is only a node's number, which says nothing.
     says_who = reason.startswith(f"{name}:") or (reply.has_error() and not census.known)
     logger.warning("%s left out: %s", "answer" if says_who else name, reason)
     return reason if says_who else f"{name}: {reason}"

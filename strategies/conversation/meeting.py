@@ -26,7 +26,7 @@ def take_census(exchange: Exchange, node_ids: Sequence[int], spec: ImageSpec, ma
     answers = list(ask(exchange, questions, nodes, needed=len(nodes)))
     members: list[Member] = []
     reasons: list[str] = []
-    for k, answer in sorted(answers, key=lambda item: item[1].sender):
+    for k, answer in sorted(answers, key=lambda item: item[1].sender[:2]):
         name = answer.sender.name
         if problem := _problem(answer, len(spec.classes), max_silo_images):
             reasons.append(f"{name}: {problem}")

@@ -23,7 +23,7 @@ LEVELS = (1.0, 0.7, 0.4, 0.1)
 """Noise levels of the calibration, as shares of T: at T and 0.7 T all honest answers are nearly the same, so that zero,
 scaled and unrelated answers stand out; at 0.1 T an input that is echoed does."""
 
-SAMPLES = 8
+SAMPLES_PER_CLASS = 8
 """Samples of every class."""
 
 
@@ -46,7 +46,7 @@ class Calibration:
 
     Attributes:
         samples: what to ask about next, (M, C, H, W).
-        labels: their classes (M,), :data:`SAMPLES` of every class that anybody holds.
+        labels: their classes (M,), :data:`SAMPLES_PER_CLASS` of every class that anybody holds.
         asks: whom to ask about what, bool (K, M).
         faults: what was found so far, by (silo, class).
         equal: groups that gave equal answers to the last question, by class.
@@ -59,11 +59,12 @@ class Calibration:
         alphas_cumprod: torch.Tensor,
         seed: int,
     ) -> None:
-        self._alphas, self._seed = alphas_cumprod.double(), seed
+        self._alphas_bar = alphas_cumprod.double()
+        self._seed = seed
         last = len(alphas_cumprod) - 1
         self._timesteps = [round(share * last) for share in LEVELS]
         self._level, self._memory = 0, AnswerMemory()
-        self.labels = torch.nonzero(holds.any(0)).flatten().repeat_interleave(SAMPLES)
+        self.labels = torch.nonzero(holds.any(0)).flatten().repeat_interleave(SAMPLES_PER_CLASS)
         self.asks = holds[:, self.labels]
         self.samples = self._noise((len(self.labels), *shape))
         self.faults: dict[tuple[int, int], str] = {}
@@ -113,16 +114,16 @@ class Calibration:
             self.samples[rows] = self._implied(answers, rows, sound) if sound.any() else 0.0
         self._level += 1
         if not self.finished:
-            alpha = float(self._alphas[self.timestep])
-            self.samples = alpha**0.5 * self.samples + (1 - alpha) ** 0.5 * self._noise(self.samples.shape)
+            alpha_bar = float(self._alphas_bar[self.timestep])
+            self.samples = alpha_bar**0.5 * self.samples + (1 - alpha_bar) ** 0.5 * self._noise(self.samples.shape)
 
     def _judge(self, eps: torch.Tensor, rows: torch.Tensor, label: int, known: torch.Tensor) -> torch.Tensor:
         """Note what is wrong; return whom that concerns, bool (K,)."""
-        alpha = float(self._alphas[self.timestep])
-        outcome = screen(eps, self.samples[rows], alpha, known)
+        alpha_bar = float(self._alphas_bar[self.timestep])
+        outcome = screen(eps, self.samples[rows], alpha_bar, known)
         for k in torch.nonzero(known).flatten().tolist():
             why = outcome.faults.get(k)
-            if self._memory.repeats(k, label, eps[k], self.samples[rows], alpha):
+            if self._memory.repeats(k, label, eps[k], self.samples[rows], alpha_bar):
                 why = why or "repeats its last answer"
             if why:
                 self.faults[k, label] = f"t = {self.timestep}: {why}"
@@ -130,8 +131,8 @@ class Calibration:
         return torch.tensor([(k, label) in self.faults for k in range(len(known))])
 
     def _implied(self, eps: torch.Tensor, rows: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        alpha = float(self._alphas[self.timestep])
-        clean: torch.Tensor = (self.samples[rows] - (1 - alpha) ** 0.5 * median_answer(eps, sound)) / alpha**0.5
+        alpha_bar = float(self._alphas_bar[self.timestep])
+        clean: torch.Tensor = (self.samples[rows] - (1 - alpha_bar) ** 0.5 * median_answer(eps, sound)) / alpha_bar**0.5
         return clean.clamp(-1.0, 1.0)
 
     def _noise(self, shape: Sequence[int]) -> torch.Tensor:
@@ -152,8 +153,8 @@ def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> torch.Tens
         Which silos must not be asked about which class, bool (K, num_classes).
     """
     config = task.config
-    alphas = make_scheduler(config.diffusion).alphas_cumprod
-    calibration = Calibration(holds, task.spec.shape, alphas, config.run.seed)
+    alphas_cumprod = make_scheduler(config.diffusion).alphas_cumprod
+    calibration = Calibration(holds, task.spec.shape, alphas_cumprod, config.run.seed)
     while not calibration.finished:
         calibration.advance(*_answers(exchange, task, calibration))
     for k, member in enumerate(task.census):

@@ -15,7 +15,7 @@ from fedsynth.mixture.picard import converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.conversation.census import Census
 from strategies.cooperation.cohort import Cohort
-from strategies.cooperation.questions import Level, cut, rows_in
+from strategies.cooperation.message_cutting import Level, cut, rows_in
 from strategies.cooperation.screener import EqualGroups, Screener
 
 logger = logging.getLogger("fedsynth")
@@ -24,23 +24,25 @@ logger = logging.getLogger("fedsynth")
 class CooperativeSet:
     """Samples on their way from noise to images, with room for one round of answers.
 
-    With a window of W noise levels every silo is asked about W states of every sample: where it stands, and guesses of
-    the states that follow. The answers about state j of sample n lie at *place* j·N + n. A window costs W - 1 copies
-    of the set for the guesses, which are part of every checkpoint, W more while the questions are built, and W times
-    the room for answers: W copies for every silo.
+    With a window of W = ``parallel_levels`` > 1 every silo is asked about W states of every sample: the current one,
+    and guesses of those that follow. State j of sample n has the index j·N + n. In copies of the set, a window costs
+
+    * W - 1 for the guesses, which are part of every checkpoint,
+    * W while the questions are built,
+    * W per silo for the answers, instead of one.
 
     Args:
         labels: class of every sample (N,).
         shape: (C, H, W) of one.
         census: the silos.
         cohorts: the samples by class.
-        log_prior: log prior weights (K, N); a silo is asked about samples it is not excluded from.
+        log_prior: log prior weights (K, N); a silo is asked about a sample where its own is finite.
         screener: judges answers; None: whatever is finite counts.
-        parallel_levels: noise levels that are worked on together, at least 1.
+        parallel_levels: noise levels that a round asks about, at least 1.
 
     Attributes:
-        evaluations: states that a sample is asked about in this round, a mean over all samples.
-        levels_done: levels that a sample moved in the last round, likewise.
+        evaluations: states that silos are asked about in this round, per sample.
+        levels_done: levels that samples moved in the last round, per sample.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class CooperativeSet:
         self.cohorts = cohorts
         self._samples = torch.empty(0)
         # One room for all rounds. Untouched pages cost no memory: rows that nobody is asked about stay virtual.
-        self._levels = min(parallel_levels, max((cohort.num_levels for cohort in cohorts), default=1))
-        self._epsilon = torch.zeros((len(census), self._levels * len(labels), *shape))
+        self._window = min(parallel_levels, max((cohort.num_levels for cohort in cohorts), default=1))
+        self._epsilon = torch.zeros((len(census), self._window * len(labels), *shape))
         self._answered = torch.zeros(self._epsilon.shape[:2], dtype=torch.bool)
         self._asks = ~torch.isneginf(log_prior)
         self._waiting: set[int] = set()
@@ -87,7 +89,7 @@ class CooperativeSet:
 
     @property
     def timestep(self) -> int:
-        """Where the foremost samples stand that are no images yet; 0 when all are."""
+        """Lowest timestep among the unfinished cohorts; 0 when all are finished."""
         return min((cohort.timestep for cohort in self.cohorts if not cohort.finished), default=0)
 
     def questions(
@@ -95,25 +97,24 @@ class CooperativeSet:
     ) -> list[tuple[int, EpsilonRequest]]:
         """Return what to ask every silo, by its index, about the set as it stands: ``samples`` (N, C, H, W).
 
-        Without a window there is one question per noise level, with one it is a question about all of them; either is
-        cut where it is larger than ``max_message_mb``. Silos that are asked about everything share the tensors, which
-        are sent once.
+        A question is about one noise level, or about all levels of a window, and is cut where it is larger than
+        ``max_message_mb``. Silos that are asked about everything share the tensors, which are sent once.
         """
         self._samples = samples
         self._answered[:] = False
         states = self._states(samples)
         most = rows_in(max_message_mb, prod(states.shape[1:]), wire_dtype)
-        levels = list(self._places_by_timestep())
+        levels = list(self._indices_by_timestep())
         holders = self._asks.sum(0)
-        numbers = sum(int((holders[places % len(self.labels)] > 0).sum()) for _, places in levels)
+        numbers = sum(int((holders[indices % len(self.labels)] > 0).sum()) for _, indices in levels)
         self.evaluations = numbers / len(self.labels)
         asked: list[tuple[int, EpsilonRequest]] = []
-        for together in [levels] if self._levels > 1 else [[level] for level in levels]:
+        for together in [levels] if self._window > 1 else [[level] for level in levels]:
             shared: dict[int, EpsilonRequest] = {}
             for k in range(len(self.census)):
-                mine = [(timestep, places[self._asks_at(k, places)]) for timestep, places in together]
-                everything = all(len(one[1]) == len(other[1]) for one, other in zip(mine, together, strict=True))
-                for part, message in enumerate(cut(mine, most)):
+                of_silo = [(t, indices[self._asks[k, indices % len(self.labels)]]) for t, indices in together]
+                everything = all(len(one[1]) == len(other[1]) for one, other in zip(of_silo, together, strict=True))
+                for part, message in enumerate(cut(of_silo, most)):
                     request = shared.get(part) if everything else None
                     request = request or self._request(states, message, server_round, wire_dtype)
                     if everything:
@@ -121,59 +122,56 @@ class CooperativeSet:
                     asked.append((k, request))
         return asked
 
-    def _asks_at(self, k: int, places: torch.Tensor) -> torch.Tensor:
-        return self._asks[k, places % len(self.labels)]
-
     def _states(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the samples at all places; what nobody stands at is anything."""
-        if self._levels == 1:
+        """Return the state at every index; arbitrary where a cohort's window is shorter than the others'."""
+        if self._window == 1:
             return samples
         states = samples.new_empty((self._epsilon.shape[1], *samples.shape[1:]))
         for cohort in self.cohorts:
             if cohort.finished:
                 continue
-            guesses = cohort.guesses(samples[cohort.rows], self._levels)
-            for places, guess in zip(self._places(cohort), guesses, strict=True):
-                states[places] = guess
+            guesses = cohort.guesses(samples[cohort.rows], self._window)
+            for indices, guess in zip(self._indices(cohort), guesses, strict=True):
+                states[indices] = guess
         return states
 
-    def _places(self, cohort: Cohort) -> list[torch.Tensor]:
-        """Return the places (n,) of a cohort's samples at every level of its window."""
-        levels = len(cohort.levels_ahead(self._levels))
+    def _indices(self, cohort: Cohort) -> list[torch.Tensor]:
+        """Return the indices (n,) of a cohort's states, for every level of its window."""
+        levels = len(cohort.levels_ahead(self._window))
         return [offset * len(self.labels) + cohort.rows for offset in range(levels)]
 
-    def _places_by_timestep(self) -> Iterator[Level]:
-        """Yield timesteps, noisiest first, with the places that stand there in ascending order."""
+    def _indices_by_timestep(self) -> Iterator[Level]:
+        """Yield timesteps, noisiest first, with the indices of the states there in ascending order."""
         found: dict[int, list[torch.Tensor]] = {}
         for cohort in self.cohorts:
-            for timestep, places in zip(cohort.levels_ahead(self._levels), self._places(cohort), strict=True):
-                found.setdefault(timestep, []).append(places)
+            for timestep, indices in zip(cohort.levels_ahead(self._window), self._indices(cohort), strict=True):
+                found.setdefault(timestep, []).append(indices)
         for timestep in sorted(found, reverse=True):
             yield timestep, torch.cat(found[timestep]).sort().values
 
     def _request(
         self, states: torch.Tensor, message: list[Level], server_round: int, wire_dtype: str
     ) -> EpsilonRequest:
-        places = torch.cat([places for _, places in message])
-        window = self._levels > 1
-        timesteps = [torch.full((len(places),), timestep) for timestep, places in message]
+        indices = torch.cat([indices for _, indices in message])
+        window = self._window > 1
+        timesteps = [torch.full((len(indices),), timestep) for timestep, indices in message]
         return EpsilonRequest(
-            samples=states if len(places) == len(states) else states[places],
-            labels=self.labels[places % len(self.labels)],
+            samples=states if len(indices) == len(states) else states[indices],
+            labels=self.labels[indices % len(self.labels)],
             timestep=None if window else message[0][0],
             timesteps=torch.cat(timesteps) if window else None,
             server_round=server_round,
-            rows=places,
+            rows=indices,
             wire_dtype=wire_dtype,
         )
 
-    def put(self, silo: int, places: torch.Tensor, epsilon: torch.Tensor) -> None:
-        """Keep a silo's answer (n, C, H, W) about the samples at ``places`` (n,)."""
-        self._epsilon[silo].index_copy_(0, places, epsilon)
-        self._answered[silo, places] = True
+    def put(self, silo: int, indices: torch.Tensor, epsilon: torch.Tensor) -> None:
+        """Keep a silo's answer (n, C, H, W) about the states with ``indices`` (n,)."""
+        self._epsilon[silo].index_copy_(0, indices, epsilon)
+        self._answered[silo, indices] = True
 
     def move(self, energy_scale: float | None, max_weight: float, seed: int) -> tuple[torch.Tensor, float]:
-        """Move every cohort of which a holder gave a sound answer by one level at least; the others wait.
+        """Move every cohort of which a holder gave a usable answer by one level at least; the others wait.
 
         Args:
             energy_scale: λ of energy weights; None: the prior, or the posterior.
@@ -189,12 +187,11 @@ class CooperativeSet:
         waiting: set[int] = set()
         self.levels_done = 0.0
         for cohort in self.cohorts:
-            mine = self._samples[cohort.rows]
-            stands, behind = self._advance(cohort, mine, energy_scale, max_weight, seed)
-            moved[cohort.rows] = stands
-            self.levels_done += len(behind) * len(cohort.rows) / len(self.labels)
-            experts += behind
-            if not behind and not cohort.finished:
+            samples = self._samples[cohort.rows]
+            moved[cohort.rows], done = self._advance(cohort, samples, energy_scale, max_weight, seed)
+            self.levels_done += len(done) * len(cohort.rows) / len(self.labels)
+            experts += done
+            if not done and not cohort.finished:
                 waiting.add(cohort.number)
         self._report(waiting)
         if self._screener is not None:
@@ -206,39 +203,42 @@ class CooperativeSet:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Make a Picard iteration over a cohort's window, and move it past the levels that have converged.
 
-        A silo counts that answered about all of the window. Its answers are judged where they move samples for good:
-        at the state where they stand, and at guesses that proved right. Other guesses lie off their noise level, where
-        no check tells an honest network from another; what a silo says there decides what is asked next, no more.
+        A silo counts if it answered about all of the window. Its answers are screened where they decide the samples'
+        state: at the first level, and at guesses that have converged. Other guesses lie off their noise level, where
+        no check tells an honest network from another; answers there only decide what is asked next.
 
         Returns:
-            Where the samples stand (n, C, H, W), and the effective experts (n,) behind every level that is done.
+            The samples after the last level that is done (n, C, H, W), and the effective experts (n,) of every such
+            level.
         """
-        places = self._places(cohort)
-        if not places:
+        window = self._indices(cohort)
+        if not window:
             return samples, []
-        answered = self._answered[:, torch.cat(places)].all(1)
-        states, stand = [samples], cohort.state_dict()
+        answered = self._answered[:, torch.cat(window)].all(1)
+        states = [samples]
+        sampler = cohort.state_dict()
         experts: list[torch.Tensor] = []
         equal: EqualGroups = ()
-        for place, guess in zip(places, cohort.guesses(samples, self._levels), strict=True):
-            epsilon, level = self._epsilon[:, place], len(states) - 1
-            stands = len(experts) == level and (level == 0 or converged(states[-1], guess, cohort.noise_std))
-            if stands and self._screener is not None:
+        for indices, guess in zip(window, cohort.guesses(samples, self._window), strict=True):
+            epsilon = self._epsilon[:, indices]
+            level = len(states) - 1
+            done = len(experts) == level and (level == 0 or converged(states[-1], guess, cohort.noise_std))
+            if done and self._screener is not None:
                 answered, equal = self._screener.admit(cohort, guess, epsilon, answered)
             if not answered.any():
                 break
             weights = bound_weights(cohort.weigh(epsilon, answered, energy_scale), max_weight, equal)
             moved = cohort.move(guess, epsilon, answered, weights, seed)
             states.append(picard_step(moved, states[-1], guess))
-            if stands:
+            if done:
                 experts.append(effective_experts(weights))
-                stand = cohort.state_dict()
+                sampler = cohort.state_dict()
             elif not states[-1].isfinite().all():
-                # Of a guess that overflowed, honest networks would make nonsense, and be left out for it.
+                # An honest network's answer to an overflowed guess is nonsense, for which it would be left out.
                 states.pop()
                 break
         if experts:
-            cohort.settle(stand, states[len(experts) + 1 :])
+            cohort.settle(sampler, states[len(experts) + 1 :])
         return states[len(experts)], experts
 
     def _report(self, waiting: set[int]) -> None:

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import torch
 from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
 
-from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion import STOCHASTIC, draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.config.methods import DfDSettings
+from fedsynth.diffusion import draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, wire
-from fedsynth.mixture import log_prior
+from fedsynth.mixture import ULAScheduler, log_prior
 from fedsynth.mixture.screening import bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import in_range, known_sampler, one_of
 from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
@@ -30,7 +30,6 @@ from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import trusted_prior
 from strategies.cooperation.cohort import make_cohorts
 from strategies.cooperation.cooperative_set import CooperativeSet
-from strategies.cooperation.sampler_rules import langevin_scheduler, refuse_posterior, refuse_window
 from strategies.cooperation.screener import Screener
 from strategies.own_models.local_training import train_local_models
 
@@ -39,10 +38,10 @@ logger = logging.getLogger("fedsynth")
 SAMPLES, LABELS = "samples", "labels"
 """Names of the arrays that the rounds refine."""
 
-WEIGHTS = ("constant", "energy", "posterior")
 TIMEOUT_FACTOR = 10
+"""A round waits for this multiple of the slowest answer so far."""
 LEAST_TIMEOUT = 60.0
-"""A round waits for this multiple of the slowest answer so far, and for this many seconds at least."""
+"""Seconds that it waits at least."""
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
@@ -50,81 +49,28 @@ IDLE_ROUNDS = 3
 class DfD(SynthesisStrategy):
     """Cooperative inference over the noise levels.
 
-    Args:
-        dfd_rounds: noise levels visited, one round each.
-        sampler: how samples move on ε*: one of :data:`fedsynth.diffusion.SAMPLERS`, or ``ula``, the paper's Langevin
-            moves.
-        prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`. With ``class`` a silo is
-            only asked about classes it holds.
-        weights: ``constant`` (the prior), ``energy`` (Eq. 9) or ``posterior`` (:class:`fedsynth.mixture.PathPosterior`,
-            with samplers whose moves carry noise only).
-        temperature: what a path says for and against a silo is divided by it: 1 for posterior weights, ∞ would make
-            them constant. With ``posterior`` only.
-        energy_scale: λ in the energy weights.
-        score_scale: λ in the score, with ``ula`` only.
-        step_scale: c of the Langevin step size, with ``ula`` only; our choice, as the paper gives none.
-        max_silo_weight: largest share of a sample that a silo's prior, or constant or energy weight, may have where
-            there are others; what is above goes to them.
-        parallel_levels: noise levels that silos are asked about in one message, with ``ddim`` and ``ddpm``; 1: one
-            after the other. See :mod:`fedsynth.mixture.picard`, and for the server's memory
-            :class:`~strategies.cooperation.cooperative_set.CooperativeSet`.
-
-    Raises:
-        UserError: unknown choice, or choices that do not go together (:mod:`strategies.cooperation.sampler_rules`).
+    With prior ``class`` a silo is only asked about classes it holds (:func:`fedsynth.mixture.log_prior`). Weights are
+    the prior alone (``constant``), Eq. 9 (``energy``), or follow the samples' paths (``posterior``,
+    :class:`fedsynth.mixture.PathPosterior`), whose evidence ``temperature`` divides: 1 for posterior weights, ∞ would
+    make them constant. A silo's prior, or constant or energy weight, above ``max-silo-weight`` goes to the others that
+    hold the class. For ``parallel-levels`` see :mod:`fedsynth.mixture.picard`, and for the server's memory
+    :class:`~strategies.cooperation.cooperative_set.CooperativeSet`.
     """
 
-    quorum: ClassVar[Quorum] = "one"
     how = "each silo trained its own diffusion model and answered noise queries; only noise predictions travelled"
-    PRESETS: ClassVar[dict[str, dict[str, Scalar]]] = {
-        "default": {},
-        "paper": {
-            "dfd-rounds": 1000,
-            "sampler": "ula",
-            "prior": "size",
-            "weights": "energy",
-            "energy-scale": 2.0,
-            "score-scale": 2.0,
-        },
-    }
+    quorum: ClassVar[Quorum] = "one"
+    Settings = DfDSettings
+    settings: DfDSettings
 
-    def __init__(
-        self,
-        *,
-        dfd_rounds: int = 10,
-        sampler: str = "sde-dpmsolver++",
-        prior: str = "class",
-        weights: str = "posterior",
-        temperature: float = 1.0,
-        energy_scale: float = 1.0,
-        score_scale: float = 1.0,
-        step_scale: float = 0.2,
-        max_silo_weight: float = 0.9,
-        parallel_levels: int = 1,
-    ) -> None:
-        self.dfd_rounds = self.num_rounds = dfd_rounds
-        self.sampler = known_sampler(sampler, "ula")
-        self.weights, self.prior = one_of("weights", weights, WEIGHTS), prior
-        refuse_posterior(sampler, weights, temperature)
-        refuse_window(sampler, parallel_levels)
-        self.temperature = temperature
-        self.energy_scale = energy_scale
-        self.score_scale = score_scale
-        self.step_scale = step_scale
-        self.max_silo_weight = in_range("max-silo-weight", max_silo_weight, 0, 1, low_open=True)
-        self.parallel_levels = parallel_levels
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.num_rounds = self.settings.dfd_rounds
         self._config = RunConfig()
         self._rounds_done = 0
         self._idle = 0
         self._asked_at = time.monotonic()
         self._slowest = 0.0
         self._set: CooperativeSet | None = None
-
-    @classmethod
-    def defaults(cls, config: RunConfig) -> dict[str, Scalar]:
-        """The constructor's defaults, changed by ``dfd-preset``; weights that suit the moves if some were chosen."""
-        followed = config.sampling.sampler in (AUTO, *STOCHASTIC)
-        weights: dict[str, Scalar] = {} if followed else {"weights": "constant"}
-        return {**super().defaults(config), **weights, **cls.PRESETS[config.cooperation.dfd_preset]}
 
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, have the silos train their models, and find out which are fit to answer.
@@ -136,12 +82,12 @@ class DfD(SynthesisStrategy):
         self._task = task
         self._config = task.config
         self.timeout = self._round_timeout(0.0)
-        prior = log_prior(self.prior, task.census.label_counts, task.labels)
+        prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
         train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
-        if task.config.cooperation.screening and self.sampler != "ula":
+        if task.config.cooperation.screening and self.settings.sampler != "ula":
             prior = trusted_prior(prior, exchange, task)
             screener = Screener([member.name for member in task.census])
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
@@ -154,7 +100,7 @@ class DfD(SynthesisStrategy):
         return self._set.census if self._set else Census.unknown(node_ids, int(labels.max()) + 1)
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[EpsilonAnswer]]:
-        """Ask every silo for its noise prediction, for the samples whose class it holds.
+        """Return what to ask: every silo for its noise prediction, for the samples whose class it holds.
 
         Args:
             server_round: 1 for the noisiest level.
@@ -162,7 +108,7 @@ class DfD(SynthesisStrategy):
         """
         if self._set is None:
             labels = wire.decode(arrays[LABELS])
-            prior = log_prior(self.prior, self.census.label_counts, labels)
+            prior = log_prior(self.settings.prior, self.census.label_counts, labels)
             self._set = self._new_set(labels, arrays[SAMPLES].shape[1:], self.census, prior)
         exchange = self._config.exchange
         self._asked_at = time.monotonic()
@@ -193,9 +139,9 @@ class DfD(SynthesisStrategy):
             self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
             del answer
         self.timeout = self._round_timeout(self._slowest)
-        energy_scale = self.energy_scale if self.weights == "energy" else None
+        energy_scale = self.settings.energy_scale if self.settings.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
-        bound = 1.0 if self.weights == "posterior" else self.max_silo_weight
+        bound = 1.0 if self.settings.weights == "posterior" else self.settings.max_silo_weight
         moved, experts = self._set.move(energy_scale, bound, self._config.run.seed)
         self._rounds_done = server_round
         self._idle = 0 if experts else self._idle + 1
@@ -238,8 +184,9 @@ class DfD(SynthesisStrategy):
             self.num_rounds = self._rounds_done + self._set.levels_left
 
     def _round_timeout(self, slowest: float) -> float | None:
-        """Return seconds to wait in a round, once it is known how long silos take: one that is gone must not cost an
-        hour.
+        """Return seconds to wait in a round; None until it is known how long silos take.
+
+        A silo that is gone must not cost an hour.
         """
         timeout = self._config.exchange.round_timeout
         if timeout != AUTO:
@@ -255,16 +202,20 @@ class DfD(SynthesisStrategy):
         screener: Screener | None = None,
     ) -> CooperativeSet:
         """Bound and normalise the prior (K, N), and cut the set into cohorts."""
-        alone = torch.isneginf(prior).all(0)
-        bounded = bound_weights(prior.masked_fill(alone, 0.0).exp(), self.max_silo_weight).log()
-        bounded = bounded.masked_fill(alone, -torch.inf)
-        follows_path = self.weights == "posterior"
-        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, follows_path, self.temperature)
+        orphaned = torch.isneginf(prior).all(0)
+        bounded = bound_weights(prior.masked_fill(orphaned, 0.0).exp(), self.settings.max_silo_weight).log()
+        bounded = bounded.masked_fill(orphaned, -torch.inf)
+        follows_path = self.settings.weights == "posterior"
+        cohorts = make_cohorts(labels, shape, self._scheduler, bounded, follows_path, self.settings.temperature)
         self.num_rounds = cohorts[0].num_levels
-        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.parallel_levels)
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.settings.parallel_levels)
 
     def _scheduler(self) -> Any:
         diffusion = self._config.diffusion
-        if self.sampler != "ula":
-            return make_scheduler(diffusion, self.dfd_rounds, self.sampler)
-        return langevin_scheduler(diffusion, self.dfd_rounds, self.step_scale, self.score_scale)
+        if self.settings.sampler != "ula":
+            return make_scheduler(diffusion, self.settings.dfd_rounds, self.settings.sampler)
+        scheduler: ULAScheduler = ULAScheduler(
+            **diffusion.model_dump(), step_scale=self.settings.step_scale, score_scale=self.settings.score_scale
+        )
+        scheduler.set_timesteps(self.settings.dfd_rounds)
+        return scheduler

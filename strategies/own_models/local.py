@@ -12,7 +12,6 @@ from fedsynth.errors import RunError
 from fedsynth.messages import SampleAnswer, wire
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import known_sampler
 from strategies.conversation.ask import Question
 from strategies.conversation.census import Member
 from strategies.conversation.exchange import Exchange
@@ -24,16 +23,10 @@ class Local(SynthesisStrategy):
     """Every silo draws a whole set from its own model: K sets of N images, of the classes that the silo holds.
 
     A silo whose model or set fails (``min-replies`` allows it) has no set.
-
-    Args:
-        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
     """
 
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
-
-    def __init__(self, *, sampler: str = "sde-dpmsolver++") -> None:
-        self.sampler = known_sampler(sampler)
 
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Have the silos train their models."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsynth.config.methods import OwnModelsSettings
 from fedsynth.errors import RunError
 from fedsynth.messages import SampleAnswer, wire
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.checks import known_sampler
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
 from strategies.own_models.local_training import train_local_models
@@ -27,18 +27,16 @@ class Pooled(SynthesisStrategy):
 
     A silo whose model fails (``min-replies`` allows it) draws nothing: other holders of its classes draw its images. If
     its images fail to come, the set is smaller, and its card says so.
-
-    Args:
-        prior: ``class``, ``size`` or ``uniform``, see :func:`fedsynth.mixture.log_prior`.
-        sampler: how silos sample their models, one of :data:`fedsynth.diffusion.SAMPLERS`.
     """
 
     how = "each silo trained its own diffusion model and drew its share of the images from it"
     num_rounds = 1
 
-    def __init__(self, *, prior: str = "class", sampler: str = "sde-dpmsolver++") -> None:
-        self.prior = prior
-        self.sampler = known_sampler(sampler)
+    Settings = OwnModelsSettings
+    settings: OwnModelsSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._owners = torch.empty(0, dtype=torch.int64)
         self._notes: tuple[str, ...] = ()
 
@@ -49,10 +47,10 @@ class Pooled(SynthesisStrategy):
             UserError: a class that no silo holds.
         """
         self._task = task
-        draw_owners(task, self.prior)  # refuses a class without a holder before anyone trains
+        draw_owners(task, self.settings.prior)  # refuses a class without a holder before anyone trains
         ready = train_local_models(exchange, task)
         able = torch.tensor([k in ready for k in range(len(task.census))])
-        self._owners = draw_owners(task, self.prior, able)
+        self._owners = draw_owners(task, self.settings.prior, able)
         return wire.encode_tensors({"labels": task.labels})
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[SampleAnswer]]:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import TrainingState, to_model_range, train
 from fedsynth.disk import explained_writing
-from fedsynth.errors import UserError
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
@@ -32,7 +31,6 @@ logger = logging.getLogger("fedsynth")
 FOLDER, PURPOSE = "generator", "generator-training"
 SAMPLER = "dpmsolver++"
 """Whatever the set was drawn with: ten moves with noise narrow a distribution, and the set was drawn with such."""
-STRATEGIES_WITH_GENERATOR = ("dfd", "pooled")
 SAVE_SECONDS = 30.0
 """Training lost to a crash at most; writing the state of a paper-size network takes about a second."""
 
@@ -60,21 +58,6 @@ class Generator:
         generator = make_generator(task.config.run.seed, "generator-sampling")
         noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
         return draw_images(task, self.unet, noise, torch.from_numpy(labels), generator, sampler=SAMPLER)
-
-
-def refuse_generator(config: RunConfig) -> None:
-    """Refuse a generator where one is of no use, before a silo is asked.
-
-    Raises:
-        UserError: the strategy has a model on the server, or as many sets as silos.
-    """
-    steps, strategy = config.sampling.generator_steps, config.run.strategy
-    if steps and strategy not in STRATEGIES_WITH_GENERATOR:
-        why = "every silo has a set of its own" if strategy == "local" else "its global model can draw more images"
-        raise UserError(
-            f"generator-steps = {steps} needs strategy = 'dfd' or 'pooled': with '{strategy}' {why}; set"
-            " generator-steps = 0"
-        )
 
 
 def generator_note(config: RunConfig) -> tuple[str, ...]:

@@ -55,9 +55,13 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
     """Return images and labels of every dataset by folder below ``synthetic/``; "" when there is one dataset."""
     if outcome.owners is None:
         return {"": (outcome.images, outcome.labels)}
-    folders = folder_names([member.name for member in task.census])
-    mine = [outcome.owners == k for k in range(len(folders))]
-    return {name: (outcome.images[rows], outcome.labels[rows]) for name, rows in zip(folders, mine, strict=True)}
+    found = {}
+    for k, name in enumerate(folder_names([member.name for member in task.census])):
+        mine = outcome.owners == k
+        # A silo that failed has no set.
+        if mine.any():
+            found[name] = (outcome.images[mine], outcome.labels[mine])
+    return found
 
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:

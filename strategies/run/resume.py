@@ -36,7 +36,7 @@ def open_run(config: RunConfig, strategy: SynthesisStrategy) -> tuple[RunFolder,
     folder = RunFolder.open(Path(config.run.resume).absolute())
     # Without rounds to add, the length of the training is that of the silos' own models.
     fixed = () if "num-rounds" in strategy.defaults(config) else ("num-rounds", "train-steps")
-    folder.refuse_changes(config, fixed)
+    folder.refuse_changes(config.to_run_config(), fixed)
     checkpoint = Checkpoint.load(folder.checkpoints)
     rounds, finished = strategy.num_rounds, checkpoint.round if checkpoint else 0
     if not fixed and finished > rounds:

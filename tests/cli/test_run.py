@@ -8,7 +8,7 @@ import pytest
 from fake_flower import FakeFlower, refused
 
 from fedsynth.cli import main
-from fedsynth.config import RunConfig, config_keys
+from fedsynth.config import KEYS, RunConfig
 from fedsynth.output import RunFolder
 
 
@@ -27,7 +27,7 @@ def test_without_options_the_defaults_run_with_absolute_paths(flower: FakeFlower
 
 
 def test_options_become_values_of_their_type(flower: FakeFlower) -> None:
-    words = "--seed 3 --alpha 0.5 --learning-rate 1 --evaluate false --download true --num-rounds 4 --num-rounds 5"
+    words = "--seed 3 --alpha 0.5 --learning-rate 1 --evaluate false --oversample true --num-rounds 4 --num-rounds 5"
     assert main(["run", *words.split(), "--block-out-channels", "8", "--run-name", "7", "--strategy=fedavg"]) == 0
     settings = flower.settings
     expected = {
@@ -35,7 +35,7 @@ def test_options_become_values_of_their_type(flower: FakeFlower) -> None:
         "alpha": 0.5,
         "learning-rate": 1.0,
         "evaluate": False,
-        "download": True,
+        "oversample": True,
         "num-rounds": 5,
         "block-out-channels": "8",
         "run-name": "7",
@@ -50,10 +50,26 @@ def test_every_key_is_an_option_with_its_description(capsys: pytest.CaptureFixtu
         main(["run", "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for key, _, info in config_keys():
-        assert f"--{key} VALUE" in text
-        assert info.description is not None
-        assert " ".join(info.description.split()[:4]) in text
+    for name, key in KEYS.items():
+        assert f"--{name} VALUE {' '.join(key.meaning.split()[:2])}" in text
+
+
+@pytest.mark.parametrize("form", ["option", "joined", "setting"])
+def test_help_shows_the_keys_of_the_chosen_strategy_first(
+    form: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text('strategy = "krum"\n')
+    words = {"option": ["--strategy", "krum"], "joined": ["--strategy=krum"], "setting": [str(tmp_path / "mine.toml")]}
+    with pytest.raises(SystemExit):
+        main(["run", *words[form], "--help"])
+    text = capsys.readouterr().out.split("\nstrategy krum:\n")[1]
+    general, others = text.index("\nThe images and"), text.index("\nnot with strategy krum: ")
+    assert text.index("--num-malicious-nodes VALUE") < general < text.index("--alpha VALUE") < others
+    assert text.index("--num-rounds VALUE") < general
+    assert text.index("--dfd-rounds VALUE") > others
+    assert "rounds that train-steps are spread over; 'auto' or a whole number >= 1 (default: 20)" in " ".join(
+        text.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,8 @@ def test_every_key_is_an_option_with_its_description(capsys: pytest.CaptureFixtu
         (["--evaluate", "1"], "evaluate = 1: must be"),
         (["--strategy", "fedavgg"], "unknown strategy 'fedavgg': did you mean 'fedavg'?"),
         (["--block-out-channels", "8,x"], "block-out-channels = '8,x'"),
-        (["--num-rounds", "20", "--train-steps", "10"], "num-rounds = 20: must be <= train-steps = 10"),
+        (["--strategy=krum", "--num-rounds=20", "--train-steps=10"], "num-rounds = 20: must be <= train-steps = 10"),
+        (["--strategy", "fedavg", "--temperature", "4"], "temperature = 4.0: acts with strategy = 'dfd' only; leave"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(

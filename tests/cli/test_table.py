@@ -254,13 +254,6 @@ def test_pictures_show_quality_against_cost(
     assert (tmp_path / "out" / "t.md").read_text().startswith("### Fidelity and utility\n")
 
 
-def test_a_sweep_without_any_results_still_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rewrite(tmp_path, [Entry("a", 0, "a-0", "a0", {}, "waiting")])
-    printed = printed_table(capsys, tmp_path)
-    assert cells(printed, "Cost of a run", "a")["seeds"] == "0 of 1 seeds; seed 0 has not been run"
-    assert "nothing: no run has measurements" in printed
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

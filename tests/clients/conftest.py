@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_silo import Node, simulated
 from PIL import Image
 
 
@@ -23,6 +24,19 @@ def image_folder(tmp_path: Path) -> Callable[[str], Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Node]:
+    """A function that returns a simulated silo with its own model, which is trained once for all tests."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def find(partition: int = 1, **changes: Any) -> Node:
+        node = simulated(folder, partition, **changes)
+        assert node.prepare().finished
+        return node
+
+    return find
 
 
 @pytest.fixture

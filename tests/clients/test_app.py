@@ -1,18 +1,36 @@
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
-import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from hand_made import request_to
+from flwr.supercore.task_identity import TaskIdentity
 
-import clients.app
-from clients.app import app, guarded
+import clients.context
+import clients.journal
+from clients.app import answering, app
+from clients.context import SiloContext
 from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
-from fedsynth.messages import wire
+from fedsynth.messages import (
+    PROTOCOL,
+    REQUESTS,
+    Answer,
+    DescribeAnswer,
+    DescribeRequest,
+    Request,
+    Sender,
+    UploadRequest,
+    sender_of,
+)
+from fedsynth.spec import ImageSpec
+
+# Flower sets these when it starts an app; a message cannot be built without them.
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+SPEC = ImageSpec(1, 8, ("even", "odd"))
 
 
 def context(**node_config: Any) -> Context:
@@ -21,52 +39,90 @@ def context(**node_config: Any) -> Context:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "said", "code"),
     [
-        (UserError("no images in class folder 'cat'"), "UserError: no images in class folder 'cat'"),
-        (OSError(28, "No space left on device"), r"OSError: [Errno 28] No space left on device"),
-        (SystemExit(3), "SystemExit: 3"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: "),
-        (MemoryError(), "MemoryError: "),
-        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+        (UserError("no images"), "UserError: no images", ErrorCode.MOD_FAILED_PRECONDITION),
+        (
+            OSError(28, "No space left on device"),
+            "OSError: [Errno 28] No space left on device",
+            ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+        ),
+        (SystemExit(3), "SystemExit: 3", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
+        (KeyboardInterrupt(), "KeyboardInterrupt: ", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
     ],
 )
-@pytest.mark.parametrize(
-    ("node", "name"),
-    [({"silo_name": "clinic"}, "clinic"), ({"partition_id": 4}, "silo-4"), ({}, "node-77")],
-)
-def test_whatever_happens_is_answered_with_silo_and_reason(
-    error: BaseException, said: str, node: dict[str, Any], name: str
-) -> None:
-    @guarded
-    def handle(message: Message, context: Context) -> Message:
+def test_whatever_happens_is_answered_with_silo_and_reason(error: BaseException, said: str, code: int) -> None:
+    def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
         raise error
 
-    request = request_to(77)
-    answer = handle(request, context(**node))
+    request = DescribeRequest().to_message(77)
+    answer = answering(DescribeRequest, handle)(request, context(silo_name="clinic"))
     assert answer.has_error()
-    assert answer.error.reason == f"{name}: {said}"
+    assert (answer.error.reason, answer.error.code) == (f"clinic: {said}", code)
     assert answer.metadata.reply_to_message_id == request.metadata.message_id
 
 
-def test_answers_pass_through() -> None:
-    request = request_to(77)
-    expected = Message(RecordDict(), reply_to=request)
-    assert guarded(lambda message, context: expected)(request, context()) is expected
-    assert guarded(clients.app.handle_train).__name__ == "handle_train"
+def test_answers_say_who_gives_them_and_how_long_it_took() -> None:
+    def handle(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
+        return DescribeAnswer(spec=SPEC, num_examples=3)
+
+    answer = answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(partition_id=4))
+    read = DescribeRequest().reader()(answer)
+    assert read.sender == sender_of(answer) == Sender(4, "silo-4", 4)
+    assert (read.spec, read.num_examples) == (SPEC, 3)
+    assert read.seconds > 0
 
 
-@pytest.mark.parametrize("kind", [wire.PREPARE, wire.EPSILON, wire.SAMPLE, wire.TRAIN])
-def test_every_message_type_has_a_handler_that_survives_an_empty_message(kind: str) -> None:
-    answer = app(request_to(77, kind), context(silo_name="clinic"))
-    assert answer.has_error()
-    assert answer.error.reason.startswith("clinic: ")
-    assert answer.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+@pytest.mark.parametrize("request_type", REQUESTS)
+def test_every_message_has_a_handler_that_refuses_an_empty_one(request_type: type[Request[Answer]]) -> None:
+    message = Message(RecordDict(), dst_node_id=77, message_type=request_type.kind)
+    answer = app(message, context(silo_name="clinic"))
+    assert answer.error.reason.startswith("clinic: MessageError: the server speaks a protocol before 1, this silo")
+    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+
+
+def test_another_protocol_is_refused_with_both_numbers() -> None:
+    message = UploadRequest(spec=SPEC).to_message(77)
+    message.content["config"] = ConfigRecord({**message.content.config_records["config"], "protocol": PROTOCOL + 1})
+    reason = app(message, context(silo_name="clinic")).error.reason
+    assert reason == (
+        f"clinic: MessageError: the server speaks protocol {PROTOCOL + 1}, this silo speaks protocol {PROTOCOL}:"
+        " install the same fedsynth at both"
+    )
 
 
 def test_bad_run_config_is_answered_too() -> None:
     broken = context(partition_id=0)
     broken.run_config["alpha"] = -1.0
-    answer = app(request_to(77), broken)
+    answer = app(DescribeRequest().to_message(77), broken)
     assert answer.error.reason.startswith("silo-0: UserError: alpha = -1.0")
-    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION, "a refusal"
+    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+
+
+def test_configuration_is_parsed_once_per_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    plain = RunConfig.from_run_config
+
+    class Counting(RunConfig):
+        @classmethod
+        def from_run_config(cls, run_config: Any) -> RunConfig:  # type: ignore[override]
+            parsed.append(1)
+            return plain(run_config)
+
+    monkeypatch.setattr(clients.context, "RunConfig", Counting)
+    for node in (context(partition_id=0), context(partition_id=1)):
+        assert app(UploadRequest(spec=SPEC).to_message(77), node).has_error()
+    assert len(parsed) == 2
+
+
+def test_failure_of_a_real_silo_is_in_its_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
+    caplog.set_level(logging.INFO, "fedsynth")
+
+    def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
+        raise SystemExit(3)
+
+    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(data_path="x", silo_name="north"))
+    assert caplog.messages == ["north: query.describe failed: SystemExit: 3"]

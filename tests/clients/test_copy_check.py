@@ -45,28 +45,22 @@ def model_returns(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray], Non
     return patch
 
 
-def test_model_that_returns_training_images_copies(
+def test_model_that_returns_training_images_copies_even_with_a_little_noise(
     unet: UNet2DModel, model_returns: Callable[[np.ndarray], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    silo = silo_of(100, 12)
+    silo, rng = silo_of(100, 12), np.random.default_rng(0)
     model_returns(silo.train.images[:64])
     assert copied_share(silo, unet, SPEC, CONFIG) == 1.0
-    # The server warns of it, once: in a simulation both would write to one log.
-    assert "near-copies" not in caplog.text
-
-
-def test_model_that_returns_training_images_with_a_little_noise_copies(
-    unet: UNet2DModel, model_returns: Callable[[np.ndarray], None]
-) -> None:
-    silo, rng = silo_of(100, 12), np.random.default_rng(0)
     noisy = silo.train.images[:64] + rng.normal(0, 10, size=(64, 8, 8, 1))
     model_returns(noisy.clip(0, 255).astype(np.uint8))
     share = copied_share(silo, unet, SPEC, CONFIG)
     assert share is not None
     assert share > 0.9
+    # The server warns of it, once: in a simulation both would write to one log.
+    assert "near-copies" not in caplog.text
 
 
-@pytest.mark.parametrize("first", [0, 64, 128, 192, 256])
+@pytest.mark.parametrize("first", [0, 128])
 def test_model_as_good_as_new_images_has_a_share_near_one_in_twenty(
     first: int, unet: UNet2DModel, model_returns: Callable[[np.ndarray], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,7 +114,7 @@ def test_few_held_out_images_say_nothing(
     caplog.set_level(logging.INFO, "fedsynth")
     monkeypatch.setattr(clients.copy_check, "sample", None)
     assert copied_share(silo_of(100, 7), unet, SPEC, CONFIG) is None
-    assert "silo-3: no copy check, 7 images are held out and it takes 8" in caplog.text
+    assert "silo-3: no copy check: 7 images are held out, it needs 8" in caplog.text
 
 
 def test_held_out_images_that_were_trained_on_say_nothing(unet: UNet2DModel, caplog: pytest.LogCaptureFixture) -> None:

@@ -52,13 +52,6 @@ def test_one_size_for_all(tmp_path: Path, size: tuple[int, int], expected: int) 
     assert read_image_folder(tmp_path).images.shape == (1, expected, expected, 1)
 
 
-def test_one_colour_image_makes_all_colour(tree: Path) -> None:
-    save(tree / "cat" / "colour.png", 5, mode="RGB")
-    data = read_image_folder(tree)
-    assert data.images.shape == (11, 8, 8, 3)
-    assert (data.images[0] == 100).all()
-
-
 def test_every_kind_of_image_in_one_folder(tmp_path: Path) -> None:
     kinds = {
         "grey": Image.new("L", (20, 20), 50),

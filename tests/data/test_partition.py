@@ -61,10 +61,6 @@ def test_impossible_subsampling_names_the_smallest_possible() -> None:
         partition(LABELS, "iid", 2, 0, samples_per_client=-1)
 
 
-def test_asking_for_more_than_there_is_takes_all() -> None:
-    assert sum(map(len, partition(LABELS, "dirichlet", 10, 0, samples_per_client=300))) == len(LABELS)
-
-
 def test_dirichlet_skew_follows_alpha() -> None:
     def largest_share(alpha: float) -> float:
         tables = [label_counts(LABELS, partition(LABELS, "dirichlet", 10, s, alpha=alpha), 10) for s in range(8)]
@@ -142,11 +138,6 @@ def test_disjoint_shares_only_the_most_frequent_class(num_clients: int, num_clas
     assert np.count_nonzero(counts, axis=0).tolist() == [1] * (num_classes - 1) + [2]
     per_client = np.count_nonzero(counts, axis=1)
     assert per_client.max() - per_client.min() <= 1
-
-
-def test_disjoint_limit() -> None:
-    with pytest.raises(UserError, match="room for 11 clients, not 12"):
-        partition(LABELS, "disjoint", 12, 0)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -15,7 +15,7 @@ from PIL import Image
 from real_silos import real_settings, write_silos
 
 from experiments.benchmarks.loopback import Loopback
-from fedsynth.messages import wire
+from fedsynth.messages import DescribeRequest, EpsilonRequest, PrepareRequest, wire
 
 ROOT = Path(__file__).parents[2]
 SILOS = {"north": (0, 1), "south": (0, 1)}
@@ -107,13 +107,13 @@ def test_only_named_records_cross_and_no_weights(captured: Captured) -> None:
         kind = message.metadata.message_type
         others = {(name, "") for name in message.content if name.partition("#")[0] not in wire.array_names(message)}
         seen.setdefault(kind, set()).update({*arrays_of(message), *others})
-    answers = {(wire.CONFIG, ""), (wire.METRICS, ""), (wire.SILO, "")}
-    asked = {(wire.ARRAYS, wire.SAMPLES), (wire.ARRAYS, wire.LABELS), (wire.ARRAYS, wire.TIMESTEPS)}
-    assert set(seen) == {wire.DESCRIBE, wire.PREPARE, wire.EPSILON}
-    assert seen[wire.DESCRIBE] <= answers
-    assert seen[wire.PREPARE] <= answers
-    assert seen[wire.EPSILON] <= answers | asked | {(wire.EPSILON_RECORD, wire.EPSILON_RECORD)}
-    assert {(wire.ARRAYS, wire.SAMPLES), (wire.EPSILON_RECORD, wire.EPSILON_RECORD)} <= seen[wire.EPSILON]
+    answers = {("config", ""), ("metrics", ""), ("silo", "")}
+    asked = {("arrays", "samples"), ("arrays", "labels"), ("arrays", "timesteps")}
+    assert set(seen) == {DescribeRequest.kind, PrepareRequest.kind, EpsilonRequest.kind}
+    assert seen[DescribeRequest.kind] <= answers
+    assert seen[PrepareRequest.kind] <= answers
+    assert seen[EpsilonRequest.kind] <= answers | asked | {("epsilon", "epsilon")}
+    assert {("arrays", "samples"), ("epsilon", "epsilon")} <= seen[EpsilonRequest.kind]
 
 
 def test_no_image_of_the_silo_crosses(captured: Captured) -> None:

@@ -29,7 +29,6 @@ TINY = {
     "num-samples": 40,
     "dfd-rounds": 4,
     "sampling-steps": 4,
-    "num-rounds": 2,
 }
 
 FlowerRun = Callable[..., Path]

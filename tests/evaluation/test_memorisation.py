@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from scipy.special import betainc
@@ -80,11 +78,6 @@ def test_fresh_draws_look_like_the_test_set(dimension):
     mutual = 1 / (2 - betainc((dimension + 1) / 2, 0.5, 0.75))
     assert fresh.authenticity == pytest.approx(1 - mutual, abs=0.04)
     assert fresh.test_authenticity == pytest.approx(1 - mutual, abs=0.04)
-
-
-def test_the_row_is_json_ready():
-    row = memorisation(*np.random.default_rng(6).normal(size=(3, 10, 2))).row()
-    assert json.loads(json.dumps(row)) == row
 
 
 @pytest.mark.parametrize(

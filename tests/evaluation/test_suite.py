@@ -191,6 +191,11 @@ def test_unusable_synthetic_sets_are_refused(digits, cache, images, labels, mess
         evaluator(digits, cache).evaluate(images, labels)
 
 
+def test_images_seen_in_training_are_checked_before_any_work(digits, cache):
+    with pytest.raises(UserError, match=r"seen: images are \(16, 16, 1\)"):
+        evaluator(digits, cache, trained_on=ImageSet("seen", np.zeros((4, 16, 16, 1), np.uint8), np.zeros(4, int)))
+
+
 def test_constant_synthetic_images_are_measured_and_reach_nothing(digits, cache):
     row = evaluator(digits, cache).evaluate(np.full((100, 8, 8, 1), 9, np.uint8), np.arange(100) % 10).row()
     assert row["coverage"] < 0.05
@@ -237,9 +242,3 @@ def test_missing_weights_are_noticed_before_any_work(settings, said, tmp_path):
     missing = {"feature_extractor_weights_path": tmp_path / "none.pth", "resnet_weights_path": tmp_path / "none.pth"}
     with pytest.raises(UserError, match=said):
         Settings(**{**missing, **settings}).check((8, 8, 1))
-
-
-def test_images_seen_in_training_of_another_format_are_refused_before_any_work(digits, cache):
-    seen = ImageSet("seen", np.zeros((4, 16, 16, 1), np.uint8), np.zeros(4, int))
-    with pytest.raises(UserError, match=r"seen: images are \(16, 16, 1\), the real training images are \(8, 8, 1\)"):
-        evaluator(digits, cache, trained_on=seen)

@@ -1,4 +1,4 @@
-"""Every other Python of this machine that the project takes: installed as a user would, a part of the tests, one run."""
+"""Every other Python of this machine that the project takes: installed as users do, a part of the tests, one run."""
 
 from __future__ import annotations
 

@@ -67,14 +67,6 @@ def test_only_distances_up_to_that_of_a_copy_are_red(nearest: NearestImages) -> 
     assert len({text.get_color() for text in above[:3]} - {text.get_color() for text in (*above[3:], *below)}) == 1
 
 
-@pytest.mark.parametrize("num_closest", [1])
-def test_a_single_triple_can_be_drawn(nearest: NearestImages, num_closest: int) -> None:
-    one = NearestImages(
-        *(getattr(nearest, name)[:1] for name in list(vars(nearest))[:5]), "pixels", num_closest, np.nan
-    )
-    assert pixels(nearest_images(one)).std() > 0
-
-
 def test_fields_that_do_not_fit_are_refused(nearest: NearestImages, embedding: Embedding) -> None:
     with pytest.raises(ValueError, match="num_closest = 12"):
         replace(nearest, num_closest=12)
@@ -119,12 +111,6 @@ def test_of_many_classes_only_real_and_synthetic_are_told_apart(embedding: Embed
     legend = axes.get_legend()
     assert legend is not None
     assert len(legend.get_texts()) == 2
-
-
-@pytest.mark.parametrize("synthetic", [True])
-def test_an_embedding_of_one_kind_can_be_drawn(embedding: Embedding, synthetic: bool) -> None:
-    of_one_kind = replace(embedding, synthetic=np.full(60, synthetic))
-    assert pixels(embedding_scatter(of_one_kind, ["a", "b", "c"])).std() > 0
 
 
 def test_bars_marks_and_numbers_of_each_class() -> None:

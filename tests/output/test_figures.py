@@ -115,13 +115,6 @@ def test_loss_curves_keep_short_curves_and_average_long_ones() -> None:
     assert figure.axes[0].get_yscale() == "log"
 
 
-def test_ten_silos_are_told_apart_and_a_hundred_have_no_legend() -> None:
-    ten = loss_curves({f"silo {k}": [(1, 1.0), (2, 0.5)] for k in range(10)}).axes[0]
-    assert len({(line.get_color(), line.get_linestyle()) for line in ten.lines}) == 10
-    hundred = loss_curves({f"silo {k}": [(1, 1.0)] for k in range(100)}).axes[0]
-    assert hundred.get_legend() is None
-
-
 @pytest.mark.parametrize("curves", [{NASTY: []}, {NASTY: [(1, float("nan")), (2, 0.5)]}])
 def test_odd_curves_can_be_drawn(curves: dict[str, list[tuple[int, float]]]) -> None:
     assert pixels(loss_curves(curves)).std() > 0

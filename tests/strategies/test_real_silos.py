@@ -18,7 +18,7 @@ from tiny_runs import images_of
 
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import sender_of, wire
 from fedsynth.output import RunFolder
 
 UNION = ["0", "1", "2", "3"]
@@ -105,7 +105,7 @@ def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Messag
     """A silo whose ``lost`` answers do not come: the SuperLink answers in its place, without its name."""
 
     def tamper(replies: list[Message]) -> list[Message]:
-        return [gone(reply) if wire.silo_key(reply)[1] == name and lost(reply) else reply for reply in replies]
+        return [gone(reply) if sender_of(reply).name == name and lost(reply) else reply for reply in replies]
 
     def gone(reply: Message) -> Message:
         error = error_reply(reply, "Node Unavailable")
@@ -117,12 +117,12 @@ def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Messag
 
 def predicts(reply: Message) -> bool:
     """Whether an answer holds noise predictions."""
-    return wire.EPSILON_RECORD in wire.array_names(reply)
+    return "epsilon" in wire.array_names(reply)
 
 
 def trains(reply: Message) -> bool:
     """Whether an answer tells of training."""
-    return "loss" in wire.metrics(reply)
+    return reply.has_content() and "loss" in reply.content.metric_records["metrics"]
 
 
 def test_silo_that_is_gone_is_reported_by_name_and_the_run_goes_on(

@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from fedsynth.config import RunConfig, StrategyName
+from fedsynth.config import SETTINGS, RunConfig, StrategyName
+from fedsynth.config.methods import DfDSettings
 from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
 from strategies.base import SynthesisStrategy
@@ -23,6 +24,7 @@ def config_of(**changes: object) -> RunConfig:
 
 def test_names_are_those_of_the_configuration() -> None:
     assert set(STRATEGIES) == set(get_args(StrategyName))
+    assert {name: chosen.Settings for name, chosen in STRATEGIES.items()} == SETTINGS
 
 
 def test_every_entry_builds_with_defaults_and_is_a_class_of_its_own() -> None:
@@ -51,34 +53,39 @@ def test_autos_resolve_into_the_configuration_and_the_strategy(name: str) -> Non
     flat = config.to_run_config()
     for parameter in parameters.values():
         value = flat[parameter.name.replace("_", "-")]
-        assert value == parameter.default == getattr(strategy, parameter.name)
+        assert value == parameter.default == getattr(strategy.settings, parameter.name)
     untouched = {key for key in PYPROJECT if key not in config.resolved}
     assert {key: flat[key] for key in untouched} == {**{key: PYPROJECT[key] for key in untouched}, "strategy": name}
 
 
 def test_values_of_the_user_win() -> None:
     strategy, config = build_strategy(config_of(strategy="fedavg", num_rounds=7, sample_from="ema"))
-    assert (strategy.num_rounds, strategy.sample_from) == (7, "ema")
+    assert (strategy.num_rounds, strategy.settings.model_dump()["sample_from"]) == (7, "ema")
     assert set(config.resolved) == {"sampler", "server-ema-decay", "fraction-train", "min-train-nodes"}
 
 
+def settings_of(**changes: object) -> DfDSettings:
+    strategy, _ = build_strategy(config_of(**changes))
+    assert isinstance(strategy, DfD)
+    assert strategy.num_rounds == strategy.settings.dfd_rounds
+    return strategy.settings
+
+
 def test_dfd_presets() -> None:
-    default, _ = build_strategy(config_of())
-    sampler = "sde-dpmsolver++"
-    assert (default.num_rounds, default.sampler, default.prior, default.weights) == (10, sampler, "class", "posterior")
-    paper, config = build_strategy(config_of(dfd_preset="paper"))
-    assert (paper.num_rounds, paper.sampler, paper.prior, paper.weights) == (1000, "ula", "size", "energy")
+    assert settings_of() == DfDSettings()
+    paper = settings_of(dfd_preset="paper")
+    assert (paper.dfd_rounds, paper.sampler, paper.prior, paper.weights) == (1000, "ula", "size", "energy")
     assert (paper.energy_scale, paper.score_scale) == (2.0, 2.0)
-    assert config.to_run_config()["weights"] == "energy"
-    mine, config = build_strategy(config_of(dfd_preset="paper", dfd_rounds=10, prior="class"))
-    assert (mine.num_rounds, mine.prior, mine.weights) == (10, "class", "energy")
+    mine = settings_of(dfd_preset="paper", dfd_rounds=10, prior="class")
+    assert (mine.dfd_rounds, mine.prior, mine.weights) == (10, "class", "energy")
+    _, config = build_strategy(config_of(dfd_preset="paper", dfd_rounds=10, prior="class"))
     assert not {"dfd-rounds", "prior"} & set(config.resolved)
 
 
 def test_a_resolved_configuration_resolves_to_itself() -> None:
     first, config = build_strategy(config_of(dfd_preset="paper"))
     again, twice = build_strategy(config)
-    assert vars(again)["step_scale"] == vars(first)["step_scale"]
+    assert again.settings == first.settings
     assert twice == config
 
 
@@ -87,20 +94,23 @@ def test_a_resolved_configuration_resolves_to_itself() -> None:
     [
         ({"weights": "posteriori"}, r"unknown weights 'posteriori': did you mean 'posterior'\?"),
         ({"sampler": "dimm"}, r"unknown sampler 'dimm': did you mean 'ddim'\?"),
-        ({"sampler": "ula"}, "needs sampler = 'ddpm' or .*, not 'ula': Langevin moves stay at a noise level"),
-        (
-            {"sampler": "ddim"},
-            "needs sampler = 'ddpm' or .*, not 'ddim': its moves carry no noise.* weights = 'constant'",
-        ),
+        ({"sampler": "ula"}, "needs sampler = 'ddpm' or .*, not 'ula': only paths whose moves carry noise"),
+        ({"max_silo_weight": 0.0}, "max-silo-weight = 0.0: must be a number > 0 and <= 1"),
+        ({"dfd_rounds": 2.0}, "dfd-rounds = 2.0: must be a whole number >= 1"),
     ],
 )
-def test_wrong_hyper_parameters_are_refused(wrong: dict[str, str], message: str) -> None:
+def test_wrong_hyper_parameters_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DfD(**wrong)
 
 
+def test_what_is_no_setting_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="beta"):
+        DfD(beta=0.1)
+
+
 def test_contradiction_between_a_value_of_the_user_and_a_default_is_refused() -> None:
-    with pytest.raises(UserError, match="weights = 'energy' or 'constant'"):
+    with pytest.raises(UserError, match="weights = 'constant' or 'energy'"):
         build_strategy(config_of(sampler="ula", weights="posterior"))
     with pytest.raises(UserError, match=r"num-rounds = 20: must be <= train-steps = 10"):
         build_strategy(config_of(strategy="fedavg", train_steps=10))
@@ -110,9 +120,8 @@ def test_contradiction_between_a_value_of_the_user_and_a_default_is_refused() ->
     ("sampler", "weights"), [("ula", "constant"), ("dpmsolver++", "constant"), ("ddpm", "posterior")]
 )
 def test_weights_left_to_the_program_suit_the_sampler(sampler: str, weights: str) -> None:
-    strategy, config = build_strategy(config_of(sampler=sampler))
-    assert isinstance(strategy, DfD)
-    assert config.cooperation.weights == strategy.weights == weights
+    _, config = build_strategy(config_of(sampler=sampler))
+    assert config.to_run_config()["weights"] == settings_of(sampler=sampler).weights == weights
 
 
 def test_unknown_strategy_gets_its_nearest_match() -> None:

@@ -15,10 +15,9 @@ from typing import IO
 import psutil
 
 from fedsynth.cli.deployment.processes import marked
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder
-from fedsynth.output.run_folder import FREE_KEYS
 
 MARK = "FEDSYNTH_RUN_FOLDER"
 """Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
@@ -97,9 +96,10 @@ def _fresh_words(config: RunConfig, folder: RunFolder) -> list[str]:
 
 
 def _resume_words(config: RunConfig, folder: RunFolder) -> list[str]:
-    keys = FREE_KEYS - {"resume", "run-name", "output-dir", "num-rounds", "train-steps"}
+    of_the_folder = {"resume", "run-name", "output-dir", "num-rounds", "train-steps"}
+    free = [name for name, key in KEYS.items() if key.may_change and name not in of_the_folder]
     flat = config.to_run_config()
-    return ["--resume", str(folder.path), *(_option(key, flat[key]) for key in sorted(keys))]
+    return ["--resume", str(folder.path), *(_option(name, flat[name]) for name in free)]
 
 
 def _option(key: str, value: Scalar) -> str:

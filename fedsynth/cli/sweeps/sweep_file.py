@@ -13,7 +13,7 @@ from typing import Any
 from fedsynth.cli.options import ALL_KEYS, read_toml
 from fedsynth.cli.run import SWEEP_WORDS, read_setting, with_absolute_paths
 from fedsynth.cli.tables.run_groups import config_hash
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import RunConfig, Scalar, idle_keys
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.units import show_setting
 
@@ -85,7 +85,7 @@ def read_sweep(path: Path, given: Mapping[str, Scalar] | None = None) -> Sweep:
     """Expand a sweep file.
 
     ===============================  =================================================================
-    ``base = "setting.toml"``        configuration of all runs, beside the sweep file; optional
+    ``base = "setting.toml"``        configuration of all runs that take it, beside the sweep file; optional
     any configuration key            the same, in place
     ``seeds = [0, 1, 2]``            every row is run once a seed; default: the configuration's seed
     ``[grid]`` ``key = [...]``       every combination of the values
@@ -128,11 +128,27 @@ def _expand(path: Path, content: Mapping[str, Any], given: Settings) -> tuple[tu
     seeds = _seeds(content, [common.pop("seed", 0)])
     rows = [row for named in _named(content) for row in _combined(named, content, seeds)]
     _refuse_varied(given, rows, content)
-    folder = Path(with_absolute_paths(RunConfig.from_run_config(common)).run.output_dir) / path.stem
+    shared = _shared(common, rows)
+    place = {key: value for key, value in common.items() if key == "output-dir"}
+    folder = Path(with_absolute_paths(RunConfig.from_run_config(place)).run.output_dir) / path.stem
     order = dict.fromkeys(seed for row in rows for seed in row.seeds)
-    runs = tuple(_planned(row, common, seed, folder) for seed in order for row in rows if seed in row.seeds)
+    pairs = list(zip(rows, shared, strict=True))
+    runs = tuple(_planned(row, taken, seed, folder) for seed in order for row, taken in pairs if seed in row.seeds)
     _refuse_equal(runs)
     return runs, folder
+
+
+def _shared(common: Settings, rows: Sequence[_Row]) -> list[Settings]:
+    """Return the settings of all rows that each row takes.
+
+    Raises:
+        UserError: no row takes one of them.
+    """
+    idle = [idle_keys({**common, **row.settings}) for row in rows]
+    for key in common:
+        if all(key in found and key not in row.settings for row, found in zip(rows, idle, strict=True)):
+            raise UserError(f"{idle[0][key]}; no row takes it")
+    return [{key: value for key, value in common.items() if key not in found} for found in idle]
 
 
 def _seeds(table: Mapping[str, Any], default: Sequence[int]) -> list[int]:

@@ -6,50 +6,24 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.config import AUTO, KEYS, Key, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.plugins import is_plugin
 from fedsynth.units import show_setting
 
-FREE_OF_RESULTS = frozenset(
-    {
-        *("seed", "run-name", "output-dir", "state-dir", "resume", "download", "device"),
-        *("node-timeout", "reply-timeout", "round-timeout", "max-message-mb", "fast-replies"),
-        *("evaluate", "evaluate-silos", "membership-inference", "min-statistics-samples"),
-        "feature-extractor-weights-path",
-    }
-)
-"""Keys in which repetitions of one experiment may differ: where it ran, how long it waited, which further measures it
-took. ``min-replies`` is none of them: it decides with how few silos a round counts."""
-
-_FURTHER_MEASURES = frozenset({"evaluate", "evaluate-silos", "membership-inference", "min-statistics-samples"})
-
-_DATA = "the silos do not hold the same images, so a difference between rows is not the method's alone"
-_CONDITIONS = {
-    "dataset": "numbers from different images cannot be compared",
-    "data-root": "numbers from different images cannot be compared",
-    "image-size": "numbers from images of different sizes cannot be compared",
-    "num-clients": _DATA,
-    "partition": _DATA,
-    "alpha": _DATA,
-    "classes-per-client": _DATA,
-    "samples-per-client": _DATA,
-}
 _MEASURED_WITH = {
     "feature-space": "Fréchet and kernel distance, Inception score, precision, recall, density and coverage compare"
     " only within one feature space",
     "n": "Fréchet distance, precision, recall, density and coverage compare only at equal n (images on each side)",
     "n-train": "accuracies compare only at equal n-train (images a classifier is trained on)",
 }
-_ONLY_WITH = {"alpha": "dirichlet", "classes-per-client": "pathological"}
-"""Keys that mean something under one partition only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +54,8 @@ class Run:
 
     def identity(self) -> dict[str, Scalar]:
         """Return the settings that repetitions share."""
-        return {key: value for key, value in self.config.to_run_config().items() if key not in _free_of(self.config)}
+        flat = self.config.to_run_config()
+        return {key: value for key, value in flat.items() if key != "seed" and _decides(key, self.config)}
 
     def value(self, key: str) -> float | None:
         """Return a number of the results; None if it is absent, not finite or no number."""
@@ -122,9 +97,8 @@ def deciding_settings(config: RunConfig) -> dict[str, Scalar]:
 
     Keys that the program filled in are ``"auto"``, so that a plan and the run made from it have the same.
     """
-    free = _free_of(config) - {"seed"} - _FURTHER_MEASURES
     flat = {key: AUTO if key in config.resolved else value for key, value in config.to_run_config().items()}
-    return {key: value for key, value in flat.items() if key not in free}
+    return {key: value for key, value in flat.items() if _decides(key, config, ("results", "measures"))}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -168,10 +142,12 @@ def differing_settings(clusters: Sequence[Sequence[Run]]) -> tuple[list[str], li
     return chosen, [key for key in differing if key not in chosen]
 
 
-def _free_of(config: RunConfig) -> frozenset[str]:
-    # Image folders and users' own datasets are known by their path; the others by their names, wherever they lie.
-    by_path = config.data.dataset == "imagefolder" or is_plugin(config.data.dataset)
-    return FREE_OF_RESULTS if by_path else FREE_OF_RESULTS | {"data-root"}
+def _decides(key: str, config: RunConfig, affected: Collection[str] = ("results",)) -> bool:
+    """Whether a key decides what is affected, such as a run's results."""
+    # Image folders and plug-in datasets are known by their path; the others by their names, wherever they lie.
+    if key == "data-root" and config.data.dataset != "imagefolder" and not is_plugin(config.data.dataset):
+        return False
+    return KEYS[key].facts.affects in affected
 
 
 def _was_chosen(cluster: Sequence[Run], key: str) -> bool:
@@ -208,7 +184,7 @@ def comparability_warnings(groups: Sequence[RunGroup]) -> list[str]:
     return [
         *_left_out(groups),
         *_repeated_seeds(groups),
-        *(w for key, why in _CONDITIONS.items() for w in _unequal(key, why, _of_settings(key, groups))),
+        *(w for key in KEYS.values() if key.facts.incomparable for w in _unequal_settings(key, groups)),
         *(w for key, why in _MEASURED_WITH.items() for w in _unequal(key, why, _of_results(key, groups))),
     ]
 
@@ -233,14 +209,14 @@ def _repeated_seeds(groups: Sequence[RunGroup]) -> Iterator[str]:
                 )
 
 
-def _of_settings(key: str, groups: Sequence[RunGroup]) -> dict[str, list[str]]:
-    """Return value -> labels of the groups that have it, for a setting that matters to them."""
+def _unequal_settings(key: Key, groups: Sequence[RunGroup]) -> Iterator[str]:
+    """Warn of groups that differ in a setting that acts in them."""
     found: dict[str, list[str]] = {}
     for group in groups:
         settings = group.settings
-        if key in settings and settings["partition"] == _ONLY_WITH.get(key, settings["partition"]):
-            found.setdefault(show_setting(settings[key]), []).append(group.label)
-    return found
+        if key.name in settings and not key.why_idle(settings[key.name], settings):
+            found.setdefault(show_setting(settings[key.name]), []).append(group.label)
+    return _unequal(key.name, key.facts.incomparable, found)
 
 
 def _of_results(key: str, groups: Sequence[RunGroup]) -> dict[str, list[str]]:

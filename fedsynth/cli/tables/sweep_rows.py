@@ -80,16 +80,13 @@ def paired_differences(row: SweepRow, against: SweepRow, measure: Measure) -> tu
 def _row(label: str, members: Sequence[Entry], folder: Path) -> SweepRow:
     runs, gaps = [], []
     for entry in members:
-        run = _run(folder / entry.folder)
+        path = folder / entry.folder
+        run = read_runs([path])[0] if (path / "config.json").is_file() else None
         if run and run.results is not None:
             runs.append(run)
         else:
             gaps.append(f"seed {entry.seed} {_why_missing(entry, run)}")
     return SweepRow(RunGroup(label, tuple(sorted(runs, key=lambda run: run.seed))), len(members), tuple(gaps))
-
-
-def _run(path: Path) -> Run | None:
-    return read_runs([path])[0] if (path / "config.json").is_file() else None
 
 
 def _why_missing(entry: Entry, run: Run | None) -> str:

@@ -153,17 +153,13 @@ def classify(
         UserError: the images are not as above or have not the channels of the training images.
     """
     check_images("images", images)
-    _check_channels(model, images)
-    device = model.head.weight.device
-    starts = range(0, len(images), batch_size)
-    answers = [model(_network_input(images[start : start + batch_size]).to(device)) for start in starts]
-    logits, features = zip(*answers, strict=True)
-    return torch.cat(logits).cpu(), torch.cat(features).cpu()
-
-
-def _check_channels(model: DomainClassifier, images: npt.NDArray[np.uint8]) -> None:
     if images.shape[3] != model.channels:
         raise UserError(
             f"images have {images.shape[3]} channel(s), the feature classifier was trained on {model.channels}; "
             "bring both sets of images to one channel count"
         )
+    device = model.head.weight.device
+    starts = range(0, len(images), batch_size)
+    answers = [model(_network_input(images[start : start + batch_size]).to(device)) for start in starts]
+    logits, features = zip(*answers, strict=True)
+    return torch.cat(logits).cpu(), torch.cat(features).cpu()

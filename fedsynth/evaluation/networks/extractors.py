@@ -73,10 +73,6 @@ class Extractor(ABC):
         self.dimension = dimension
         self.content_hash = content_hash
 
-    def features(self, images: Images) -> npt.NDArray[np.float32]:
-        """Return the features (N, D) of uint8 images (N, H, W, C); raise as :meth:`extract` does."""
-        return self.extract(images).features
-
     @torch.inference_mode()
     def extract(self, images: Images) -> Extracted:
         """Return features and logits of uint8 images (N, H, W, C), computed 64 images at a time.
@@ -179,7 +175,8 @@ class TorchFidelityExtractor(Extractor):
     """
 
     def __init__(self, name: str, weights_path: Path | None = None, device: str | torch.device = "cpu") -> None:
-        self._network, self._device = _NETWORKS[name], torch.device(device)
+        self._network = _NETWORKS[name]
+        self._device = torch.device(device)
         self._model = _load(name, weights_path).to(self._device)
         releases = [version(package) for package in ("torch-fidelity", "torch")]
         super().__init__(name, self._network.dimension, _digest(name, *releases, weights=self._model.state_dict()))

@@ -95,10 +95,14 @@ def test_interrupted_run_is_stopped_where_it_runs(
     monkeypatch.setattr(
         "fedsynth.cli.deployment.link_run.subprocess.run", lambda command, **named: stopped.append(command)
     )
-    code = (
-        "import os, signal, time; print('Successfully started run 4711', flush=True); time.sleep(0.5);"
-        " os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)"
-    )
+    code = "print('Successfully started run 4711'); print('more')"
+
+    def interrupt_at_the_second_line(line: str, **named: Any) -> None:
+        print(line, **named)
+        if "more" in line:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("fedsynth.cli.deployment.link_run.print", interrupt_at_the_second_line, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     connection = Connection("localhost:1", tmp_path / "ca.crt", tmp_path / "home")
     with pytest.raises(KeyboardInterrupt):

@@ -31,7 +31,10 @@ def test_a_grid_is_every_combination_for_every_seed(tmp_path: Path) -> None:
 
 
 def test_zipped_values_go_together(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "[zip]\nnum-rounds = [5, 10]\ntrain-steps = [50, 100]\n[grid]\nalpha = [1.0, 2.0]\n")
+    sweep = sweep_of(
+        tmp_path,
+        "strategy = 'krum'\n[zip]\nnum-rounds = [5, 10]\ntrain-steps = [50, 100]\n[grid]\nalpha = [1.0, 2.0]\n",
+    )
     expected = [(1.0, 5, 50), (1.0, 10, 100), (2.0, 5, 50), (2.0, 10, 100)]
     assert values_of(sweep, "alpha", "num-rounds", "train-steps") == expected
 
@@ -70,6 +73,34 @@ def test_without_rows_the_strategy_names_the_only_one(tmp_path: Path) -> None:
     assert sweep.runs[0].folder == sweep.folder / "pooled-1"
 
 
+def test_a_setting_of_all_goes_to_the_rows_that_take_it(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("alpha = 0.3\nprior = 'size'\nnum-rounds = 7\n")
+    text = """
+    base = "base.toml"
+    temperature = 2.0
+    [[method]]
+    name = "a"
+    [[method]]
+    name = "b"
+    sampler = "ddim"
+    [[method]]
+    name = "c"
+    strategy = "krum"
+    [[method]]
+    name = "d"
+    strategy = "pooled"
+    partition = "iid"
+    """
+    sweep = sweep_of(tmp_path, text, dfd_rounds=4)
+    auto = "auto"
+    assert values_of(sweep, "alpha", "prior", "num-rounds", "temperature", "dfd-rounds") == [
+        (0.3, "size", auto, 2.0, 4),
+        (0.3, "size", auto, auto, 4),
+        (0.3, auto, 7, auto, auto),
+        (0.1, "size", auto, auto, auto),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -79,7 +110,7 @@ def test_without_rows_the_strategy_names_the_only_one(tmp_path: Path) -> None:
         ("[grid]\nalhpa = [0.1]", "unknown config key 'alhpa': did you mean 'alpha'?"),
         ("[grid]\nalpha = 0.1", "[grid] alpha = 0.1: must be a list of values"),
         ("[grid]\nalpha = []", "[grid] alpha = []: must be a list of values"),
-        ("[grid]\nalpha = [0.1, -1.0]", "row 'alpha=-1.0': alpha = -1.0: must be greater than 0"),
+        ("[grid]\nalpha = [0.1, -1.0]", "row 'alpha=-1.0': alpha = -1.0: must be a number > 0"),
         ("grid = 3", "'grid' must be a table"),
         (
             "[zip]\nalpha = [0.1, 1.0]\nbatch-size = [1]",
@@ -103,6 +134,13 @@ def test_without_rows_the_strategy_names_the_only_one(tmp_path: Path) -> None:
         ("[[method]]\nname = 'a b'\n[[run]]\nname = 'A-B'\nalpha = 1.0", "rows 'a b' and 'A-B' would share a folder"),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'b'", "rows 'a' and 'b' are the same run: no setting of them differs"),
         ("[grid]\nnode-timeout = [5.0, 6.0]", "are the same run"),
+        ("strategy = 'krum'\ntemperature = 2.0", "temperature = 2.0: acts with strategy = 'dfd' only; leave it out or"),
+        ("strategy = 'krum'\ntemperature = 2.0", "; no row takes it"),
+        ("[[run]]\nname = 'a'\n[[run]]\nname = 'b'\nnum-rounds = 4", "row 'b': num-rounds = 4: acts with strategy = "),
+        (
+            "[grid]\nstrategy = ['krum', 'dfd']\nprior = ['size']",
+            "row 'strategy=krum, prior=size': prior = 'size': acts",
+        ),
         ("base = 'none.toml'", "none.toml': No such file or directory"),
         ("base = 'my-sweep.toml'", "is a sweep: start it with 'fedsynth sweep"),
         ("seeds = [", "not TOML"),
@@ -138,7 +176,7 @@ def config_of(**changes: Scalar) -> RunConfig:
 
 def test_a_hash_is_what_a_run_computes() -> None:
     plain = config_hash(config_of())
-    free = config_of(output_dir="x", run_name="y", state_dir="z", device="cpu", node_timeout=3.0, data_root="/d")
+    free = config_of(output_dir="x", run_name="y", state_dir="z", device="cpu", node_timeout=3.0)
     assert config_hash(free) == plain
     deciding = [
         config_of(seed=1),
@@ -150,10 +188,11 @@ def test_a_hash_is_what_a_run_computes() -> None:
         config_of(dataset="imagefolder", data_root="/b"),
     ]
     assert len({plain, *map(config_hash, deciding)}) == 8
+    assert config_hash(config_of(dataset="mnist", data_root="/a")) == config_hash(config_of(dataset="mnist"))
 
 
 def test_a_hash_does_not_depend_on_what_the_program_filled_in() -> None:
     filled = config_of().resolve({"dfd-rounds": 10, "prior": "class"})
-    assert filled.cooperation.dfd_rounds == 10
+    assert filled.to_run_config()["dfd-rounds"] == 10
     assert config_hash(filled) == config_hash(config_of())
     assert config_hash(config_of(dfd_rounds=10)) != config_hash(config_of())

@@ -14,7 +14,7 @@ def labels(*paths: Path) -> list[str]:
 
 
 def test_runs_that_differ_in_seed_and_place_share_a_row(tmp_path: Path) -> None:
-    here = make_run(tmp_path / "x", "a", measured(1), seed=3, device="cpu", data_root="/x", evaluate_silos=True)
+    here = make_run(tmp_path / "x", "a", measured(1), seed=3, device="cpu", evaluate_silos=True)
     there = make_run(tmp_path / "y", "b", measured(2), seed=1, state_dir="/s", node_timeout=5.0)
     (group,) = group_runs(read_runs([here, there]))
     assert (group.label, [run.seed for run in group.runs]) == ("dfd", [1, 3])

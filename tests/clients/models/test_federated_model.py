@@ -48,14 +48,6 @@ def test_two_newest_files_stay(tmp_path: Path) -> None:
     assert tensors.before(100_001)["w"].tolist() == [100_000, 100_000]
 
 
-def test_runs_and_silos_keep_apart(tmp_path: Path) -> None:
-    for state, token, number in (("a", "x", 1), ("a", "y", 2), ("b", "x", 3)):
-        PersonalTensors(tmp_path / state, token).keep(1, value(number))
-    assert PersonalTensors(tmp_path / "a", "x").after(1)["w"].tolist() == [1, 1]
-    assert PersonalTensors(tmp_path / "a", "y").after(1)["w"].tolist() == [2, 2]
-    assert PersonalTensors(tmp_path / "b", "x").after(1)["w"].tolist() == [3, 3]
-
-
 def test_server_that_goes_back_makes_later_rounds_anew(tmp_path: Path) -> None:
     tensors = PersonalTensors(tmp_path, "run")
     for server_round in (2, 4):
@@ -73,23 +65,19 @@ def test_round_whose_start_is_gone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"server-round = 2: '.*' only holds rounds \[2, 3\]: resume .* > 2"):
         tensors.before(2)
     assert tensors.before(1) == {}, "the first round starts from the initial weights, whatever came later"
-
-
-def test_first_round_of_a_silo_can_be_asked_again(tmp_path: Path) -> None:
-    tensors = PersonalTensors(tmp_path, "run")
-    tensors.keep(4, value(4))
-    assert tensors.before(4) == tensors.before(3) == {}
+    assert PersonalTensors(tmp_path, "other-run").before(3) == {}
 
 
 def test_after_a_round_without_the_silo(tmp_path: Path) -> None:
     tensors = PersonalTensors(tmp_path, "run")
     for _ in range(2):
+        assert tensors.before(4) == tensors.before(3) == {}, "its first round can be asked for again"
         with pytest.raises(UserError, match=r"server-round = 3: '.*' holds nothing of that round or an earlier one"):
             tensors.after(3)
         tensors.keep(4, value(4))
 
 
-@pytest.mark.parametrize("token", ["", "..", "a/b", "a\\b", "a b", "run\n", "ä", "a.b", "/etc", "round-*"])
+@pytest.mark.parametrize("token", ["", "..", "a/b", "run\n", "ä"])
 def test_token_that_is_no_plain_name(token: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run-token = '"):
         PersonalTensors(tmp_path, token)
@@ -97,13 +85,13 @@ def test_token_that_is_no_plain_name(token: str, tmp_path: Path) -> None:
         FederatedModel(network(), network().state_dict(), tmp_path, token)
 
 
-@pytest.mark.parametrize("keep", [0, 20, 0.5])
-def test_damaged_file_is_named(keep: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_damaged_file_is_named(share: float, tmp_path: Path) -> None:
     tensors = PersonalTensors(tmp_path, "run")
     tensors.keep(1, value(1))
     (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
     content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"round-00001.safetensors' are damaged"):
         tensors.before(2)
 
@@ -151,7 +139,7 @@ def test_nothing_is_kept_where_all_is_received(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parts_at_home_need_a_token(tmp_path: Path) -> None:
+def test_personal_parts_need_a_token(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run-token = '': .* is needed when parts of the model stay in the silo"):
         FederatedModel(network(), select_parts(network().state_dict(), ["decoder"]), tmp_path, None)
 
@@ -160,7 +148,6 @@ def test_parts_at_home_need_a_token(tmp_path: Path) -> None:
     ("changes", "why"),
     [
         ({"conv_out.bias": torch.zeros(2)}, r"layer 'conv_out.bias' has shape \(1,\), not \(2,\)"),
-        ({"conv_out.bias": torch.zeros(())}, r"layer 'conv_out.bias' has shape \(1,\), not \(\)"),
         ({"conv_out.gain": torch.zeros(1)}, "there is no layer 'conv_out.gain'"),
     ],
 )

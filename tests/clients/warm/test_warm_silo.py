@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -46,11 +45,11 @@ def test_the_end_of_one_is_the_end_of_both(first: str, code: str, status: int, s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_both_and_is_no_failure(number: signal.Signals) -> None:
+def test_a_signal_stops_both_and_is_no_failure(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     both, log = {"executor": process(WAIT), "SuperNode": process(WAIT)}, io.StringIO()
     before = signal.getsignal(number)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
-    timer.start()
+    # It sleeps where it waits for a signal.
+    monkeypatch.setattr("clients.warm.warm_silo.time.sleep", lambda seconds: os.kill(os.getpid(), number))
     assert supervise(both, log) == 0
     assert [ended.returncode for ended in both.values()] == [-signal.SIGTERM] * 2
     assert log.getvalue() == ""

@@ -85,7 +85,7 @@ def test_grey_images_are_repeated_and_batches_do_not_matter(network, inception, 
     with torch.inference_mode():
         direct, _ = network(torch.from_numpy(colour).permute(0, 3, 1, 2))
     scale = np.abs(extracted.features).max()
-    np.testing.assert_allclose(inception.features(colour), direct, atol=1e-5 * scale)
+    np.testing.assert_allclose(inception.extract(colour).features, direct, atol=1e-5 * scale)
     np.testing.assert_allclose(extracted.features[3:5], direct, atol=1e-5 * scale)
 
 
@@ -185,7 +185,7 @@ def test_dinov2_takes_no_weights_file(weights):
 def test_pixels_are_flattened_and_scaled(images):
     extractor = create_extractor("pixels", (16, 16, 1))
     expected = images.reshape(16, 256) / 127.5 - 1
-    np.testing.assert_allclose(extractor.features(images), expected, atol=1e-6)
+    np.testing.assert_allclose(extractor.extract(images).features, expected, atol=1e-6)
     assert (extractor.name, extractor.dimension) == ("pixels", 256)
     assert extractor.extract(images).logits is None
     assert create_extractor("pixels", (16, 8, 2)).content_hash != extractor.content_hash
@@ -218,21 +218,7 @@ def test_images_of_another_shape_are_refused():
         create_extractor("pixels", (8, 8, 1)).extract(np.zeros((2, 9, 8, 1), np.uint8))
 
 
-def test_some_images_of_many_are_chosen_together():
-    numbers = np.arange(4, dtype=np.float32)[:, None]
-    chosen = Extracted(numbers, -numbers)[np.array([2, 0])]
-    np.testing.assert_array_equal(chosen.features, [[2], [0]])
-    np.testing.assert_array_equal(chosen.logits, [[-2], [0]])
-    assert len(Extracted(numbers)[:3]) == 3
-    assert Extracted(numbers)[:3].logits is None
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown feature-extractor 'pixel': did you mean 'pixels'\?.*inception-v3"):
         create_extractor("pixel", (8, 8, 1))
     assert set(EXTRACTORS) - {"pixels", "domain-classifier"} <= set(registry.FEATURE_EXTRACTORS_REGISTRY)
-
-
-def test_the_domain_classifier_needs_a_classifier():
-    with pytest.raises(ValueError, match="domain-classifier needs a classifier"):
-        create_extractor("domain-classifier", (8, 8, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -219,18 +220,13 @@ def test_a_run_cut_after_any_round_goes_on_bit_for_bit(variant: str, cut: int, t
     assert second.num_rounds == whole.num_rounds
 
 
-@pytest.mark.parametrize(
-    ("sampler", "why"),
-    [
-        ("sde-dpmsolver++", r"a move of 'sde-dpmsolver\+\+' also looks back at the answers of the level before"),
-        ("dpmsolver++", "looks back"),
-        ("ula", "Langevin moves are no ancestral ones"),
-    ],
-)
-def test_samplers_that_cannot_are_refused_with_the_reason(sampler: str, why: str) -> None:
-    with pytest.raises(UserError, match=f"parallel-levels = 2 needs sampler = 'ddpm' or 'ddim', not .*{why}"):
+@pytest.mark.parametrize("sampler", ["sde-dpmsolver++", "dpmsolver++", "ula"])
+def test_samplers_that_look_back_or_stay_are_refused(sampler: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"parallel-levels = 2 needs sampler = 'ddpm' or 'ddim', not '{re.escape(sampler)}'"
+    ):
         DfD(sampler=sampler, weights="constant", parallel_levels=2)
-    assert DfD(sampler=sampler, weights="constant", parallel_levels=1).parallel_levels == 1
+    DfD(sampler=sampler, weights="constant", parallel_levels=1)
 
 
 class TestScreening:

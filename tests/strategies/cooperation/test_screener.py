@@ -10,7 +10,7 @@ from fedsynth.diffusion import build_unet, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
-from strategies.cooperation.calibration import LEVELS, SAMPLES, Calibration
+from strategies.cooperation.calibration import LEVELS, SAMPLES_PER_CLASS, Calibration
 from strategies.cooperation.screener import AnswerMemory
 
 SHAPE = (1, 8, 8)
@@ -123,7 +123,7 @@ def test_honest_silos_pass_ten_times() -> None:
 def test_only_holders_are_asked_and_only_until_they_are_found_out() -> None:
     holds = torch.tensor([[True, False, True, False], [True, False, False, False]])
     found = Calibration(holds, SHAPE, ALPHAS, 0)
-    assert found.labels.tolist() == [0] * SAMPLES + [2] * SAMPLES
+    assert found.labels.tolist() == [0] * SAMPLES_PER_CLASS + [2] * SAMPLES_PER_CLASS
     assert found.asks.tolist() == [[True] * 16, [True] * 8 + [False] * 8]
     eps = torch.stack([knows(pictures(3, 0))(found.samples, 999, 0), 10 * found.samples])
     found.advance(eps, torch.tensor([True, True]))
@@ -138,7 +138,7 @@ def test_next_samples_are_the_median_image_under_new_noise() -> None:
     answer = knows(images)(found.samples, 999, 0)
     found.advance(torch.stack([answer, answer + 0.05, answer - 0.3]), torch.tensor([True, True, True]))
     alpha = float(ALPHAS[699])
-    noise = torch.randn((SAMPLES, *SHAPE), generator=make_generator(5, "calibration", 1))
+    noise = torch.randn((SAMPLES_PER_CLASS, *SHAPE), generator=make_generator(5, "calibration", 1))
     expected = alpha**0.5 * images + (1 - alpha) ** 0.5 * noise
     torch.testing.assert_close(found.samples, expected, atol=1e-3, rtol=0)
     assert found.timestep == 699

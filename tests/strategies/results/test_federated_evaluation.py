@@ -4,18 +4,23 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from tiny_measurement import HELD_OUT, NAMES, SIZES, UNEVEN, Run, central_distance, few_steps, union
+from flwr.app import Message
+from hand_made import error_reply
+from tiny_measurement import HELD_OUT, NAMES, SIZES, UNEVEN, Run, Tamper, central_distance, few_steps, union
 from tiny_runs import run_tiny, tiny_settings
 
+import strategies.results.federated_evaluation
 from fedsynth.evaluation import DomainClassifier, extract_features
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
-from fedsynth.messages import wire
+from fedsynth.messages import sender_of, wire
 from fedsynth.output import RunFolder
 from strategies.results.federated_evaluation import SiloEvaluation
 
@@ -79,27 +84,25 @@ def test_accuracy_and_coverage_are_those_of_the_held_out_images(
 
 
 def test_no_answer_is_of_the_size_of_images(done: SiloEvaluation, run: Run) -> None:
-    answers = {wire.STATISTICS: run.inner.answers[:3], wire.EVALUATE: run.inner.answers[3:6]}
-    for kind, replies in answers.items():
-        for reply in replies:
-            assert reply.metadata.message_type == kind
-            arrays = {name: wire.array_record(reply, name) for name in wire.array_names(reply)}
-            shapes = {(name, key): array.shape for name, record in arrays.items() for key, array in record.items()}
-            sums = {(wire.ARRAYS, wire.TOTAL): (64,), (wire.ARRAYS, wire.PRODUCTS): (64, 64)}
-            assert shapes == (sums if kind == wire.STATISTICS else {})
-            lists = [value for value in wire.metrics(reply).values() if isinstance(value, list)]
-            assert [len(values) for values in lists] == ([] if kind == wire.STATISTICS else [10, 10])
-            texts = {key: value for key, value in wire.config(reply).items() if key != "weights-hash"}
-            assert texts == {}
-            assert set(reply.content) - {"arrays#0"} <= {wire.METRICS, wire.CONFIG, wire.SILO}
-    assert len(run.inner.answers) == 6
+    assert [reply.metadata.message_type for reply in run.exchange.answers] == ["query.statistics"] * 3 + [
+        "evaluate"
+    ] * 3
+    for reply in run.exchange.answers:
+        about_statistics = reply.metadata.message_type == "query.statistics"
+        arrays = {name: wire.array_record(reply, name) for name in wire.array_names(reply)}
+        shapes = {(name, key): array.shape for name, record in arrays.items() for key, array in record.items()}
+        sums = {("arrays", "total"): (64,), ("arrays", "products"): (64, 64)}
+        assert shapes == (sums if about_statistics else {})
+        lists = [value for value in reply.content.metric_records["metrics"].values() if isinstance(value, list)]
+        assert [len(values) for values in lists] == ([] if about_statistics else [10, 10])
+        assert set(reply.content.config_records["config"]) == {"weights-hash"}
+        assert set(reply.content) - {"arrays#0"} == {"metrics", "config", "silo"}
 
 
 def test_classifier_crosses_once_and_synthetic_images_never(done: SiloEvaluation, run: Run) -> None:
-    assert run.inner.kinds[wire.STATISTICS] == run.inner.kinds[wire.EVALUATE] == 3
-    assert [wire.WEIGHTS in wire.array_names(message) for message in run.inner.sent] == [True] * 3 + [False] * 3
-    for message in run.inner.sent:
-        (array,) = wire.array_record(message, wire.ARRAYS).values()
+    assert ["weights" in wire.array_names(message) for message in run.exchange.sent] == [True] * 3 + [False] * 3
+    for message in run.exchange.sent:
+        (array,) = wire.array_record(message, "arrays").values()
         assert (array.shape, array.dtype) in [((64,), "float64"), ((90, 64), "float32")]
 
 
@@ -131,7 +134,7 @@ def test_sets_of_single_silos_are_not_measured(shared: Path, caplog: pytest.LogC
     run = Run(shared)
     run.outcome = replace(run.outcome, owners=np.arange(90) % 3)
     assert run.measure() is None
-    assert run.inner.sent == []
+    assert run.exchange.sent == []
     assert "each has a synthetic set of its own" in caplog.text
 
 
@@ -140,6 +143,91 @@ def test_set_that_cannot_be_measured_costs_the_measurement_only(shared: Path, ca
     run.outcome = replace(run.outcome, images=run.outcome.images[:1], labels=run.outcome.labels[:1])
     assert run.measure() is None
     assert "measurement at the silos given up: " in caplog.text
+
+
+def spoil(kind: str, change: Callable[[Message], Message]) -> Tamper:
+    """Change what silo-1 answers to one kind of message."""
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        mine = [reply.metadata.message_type == kind and sender_of(reply).name == "silo-1" for reply in replies]
+        return [change(reply) if hit else reply for reply, hit in zip(replies, mine, strict=True)]
+
+    return tamper
+
+
+def negated(reply: Message) -> Message:
+    """Sums that no images have."""
+    sums = wire.decode_tensors(wire.array_record(reply, "arrays"))
+    reply.content["arrays"] = wire.encode_tensors({**sums, "products": -sums["products"]})
+    return reply
+
+
+def of_one_class(reply: Message) -> Message:
+    for key in ("label-counts", "label-correct"):
+        reply.content["metrics"][key] = [36]  # type: ignore[index]
+    return reply
+
+
+def too_many(reply: Message) -> Message:
+    reply.content["metrics"]["num-examples"] = 10**9  # type: ignore[index]
+    return reply
+
+
+def failed(reply: Message) -> Message:
+    error = error_reply(reply, "silo-1: OSError: no space left")
+    error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return error
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(negated, "not positive semi-definite"), (too_many, "max-silo-images"), (failed, "no space left")],
+)
+def test_silo_with_bad_statistics_is_left_out_of_the_distance_alone(
+    change: Callable[[Message], Message],
+    said: str,
+    done: SiloEvaluation,
+    run: Run,
+    classifier: DomainClassifier,
+    shared: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = Run(shared, spoil("query.statistics", change)).measured()
+    assert list(measured.real) == ["silo-0", "silo-2"]
+    assert measured.held_out == done.held_out
+    (left,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "silo-1" in left
+    assert said in left
+    expected = central_distance([run.silos[0], run.silos[2]], run, classifier)
+    assert measured.row()["silo-frechet-distance"] == pytest.approx(expected, rel=1e-6)
+    assert "Not in the silos' Fréchet distance: silo-1; the log says why." in measured.notes
+
+
+@pytest.mark.parametrize(("change", "said"), [(of_one_class, "do not fit 10 classes"), (too_many, "max-silo-images")])
+def test_silo_with_bad_measures_is_left_out_of_them_alone(
+    change: Callable[[Message], Message],
+    said: str,
+    done: SiloEvaluation,
+    shared: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = Run(shared, spoil("evaluate", change)).measured()
+    assert measured.held_out == {name: done.held_out[name] for name in ("silo-0", "silo-2")}
+    assert measured.row()["silo-frechet-distance"] == done.row()["silo-frechet-distance"]
+    assert measured.row()["silo-measures"]["silo-1"] == {"images": 119}
+    assert measured.report_columns("silo-1") == {}
+    assert "silo-1 left out: " in caplog.text
+    assert said in caplog.text
+    assert "Not in the silos' accuracy and coverage: silo-1; the log says why." in measured.notes
+
+
+def test_classifier_that_changes_on_its_way_is_not_used(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(shared)
+    with mock.patch.object(strategies.results.federated_evaluation, "hash_weights", return_value="f" * 64):
+        measured = run.measured()
+    assert (measured.real, measured.held_out) == ({}, {})
+    # By both questions.
+    assert [caplog.text.count(f"answer left out: {name}: UserError: weights-hash") for name in NAMES] == [2, 2, 2]
 
 
 def read(folder: RunFolder) -> dict[str, Any]:

@@ -26,10 +26,8 @@ from fedsynth.diffusion import (
     to_uint8,
     train,
 )
-from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, read_dataset
 from fedsynth.seeding import make_generator
-from strategies import build_strategy
 from strategies.base import Outcome, Task
 from strategies.conversation.census import Census
 from strategies.results.generator import train_generator
@@ -148,13 +146,6 @@ def test_a_torn_checkpoint_is_named_and_starts_again(tmp_path: Path, caplog: pyt
     path.write_bytes(path.read_bytes()[:1000])
     assert same(generator_of(task(), outcome(), tmp_path).unet.state_dict(), whole)
     assert f"generator: checkpoint '{path}' is damaged, training starts again" in caplog.text
-
-
-@pytest.mark.parametrize("strategy", ["fedavg", "local", "centralised"])
-def test_methods_with_a_model_or_many_sets_are_refused(strategy: str) -> None:
-    with pytest.raises(UserError, match=f"generator-steps = 5 needs strategy = 'dfd' or 'pooled': with '{strategy}' "):
-        build_strategy(config(strategy=strategy))
-    build_strategy(config(strategy=strategy, generator_steps=0))
 
 
 @pytest.mark.parametrize("strategy", ["dfd", "pooled"])

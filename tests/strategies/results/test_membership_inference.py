@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from hand_made import reply
+from hand_made import StubGrid, reply
 from tiny_runs import run_tiny, tiny_settings
-from tiny_silos import Tamper, TinySilos, WatchedGrid
+from tiny_silos import Tamper, TinySilos, WatchedExchange
 
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, noise_predictor, to_model_range, to_uint8
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonRequest, sender_of, wire
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
-from strategies.conversation.exchange import ExchangeGrid
+from strategies.conversation.exchange import Exchange
 from strategies.results.membership_inference import GLOBAL_MODEL, ModelAttack, attack_models
 
 NOTHING = Outcome(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
@@ -35,25 +34,22 @@ def silos_of(task: Task) -> list[Silo]:
 class Oracle:
     """Answers for the silos: the true noise of images that a silo has memorised, otherwise none."""
 
-    timeout = 60.0
-
     def __init__(self, task: Task, memorised: set[str]) -> None:
         self._alphas = make_scheduler(task.config.diffusion).alphas_cumprod
         self._names = {member.node_id: member.name for member in task.census}
         pairs = zip(task.census, silos_of(task), strict=True)
         self._known = {m.name: to_model_range(silo.train.images) for m, silo in pairs if m.name in memorised}
 
-    def send_and_receive(self, messages: Iterable[Message]) -> Iterator[Message]:
-        for message in messages:
-            samples = wire.decode(wire.array_record(message, wire.ARRAYS)[wire.SAMPLES])
-            timestep = int(wire.number(wire.config(message), "timestep"))
-            epsilon = self._epsilon(samples, timestep, self._names[message.metadata.dst_node_id])
-            yield reply(message, wire.EPSILON_RECORD, {wire.EPSILON_RECORD: epsilon})
+    def __call__(self, message: Message) -> Message:
+        asked = EpsilonRequest.from_message(message)
+        assert asked.timestep is not None
+        epsilon = self._epsilon(asked.samples, asked.timestep, self._names[message.metadata.dst_node_id])
+        return reply(message, "epsilon", {"epsilon": epsilon})
 
     def _epsilon(self, x_t: torch.Tensor, t: int, name: str) -> torch.Tensor:
         noise, epsilon = noise_of(name, t), torch.zeros_like(x_t)
-        alpha = float(self._alphas[t])
-        images = (x_t - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        alpha_bar = float(self._alphas[t])
+        images = (x_t - (1 - alpha_bar) ** 0.5 * noise) / alpha_bar**0.5
         for image in self._known.get(name, ()):
             epsilon[(images - image).abs().amax((1, 2, 3)) < 1e-3] = noise
         return epsilon
@@ -68,19 +64,25 @@ def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
     return TinySilos(tmp_path_factory.mktemp("silos"))
 
 
-def trained(silos: TinySilos, tamper: Tamper = lambda replies: replies) -> tuple[Task, WatchedGrid]:
+def trained(silos: TinySilos, tamper: Tamper = lambda replies: replies) -> tuple[Task, WatchedExchange]:
     """Silos whose own models are trained; ``tamper`` sees later answers only."""
-    task, grid, strategy = silos.meet()
-    strategy.begin(task, grid)
-    grid._tamper = tamper
-    return task, grid
+    task, exchange, strategy = silos.meet()
+    strategy.begin(task, exchange)
+    exchange.grid._tamper = tamper
+    exchange.sent.clear()
+    return task, exchange
 
 
-@pytest.mark.parametrize("memorised", [set(), {"silo-1"}, set(NAMES)])
+def attacked(exchange: Exchange, task: Task, outcome: Outcome = NOTHING) -> ModelAttack:
+    attack = attack_models(exchange, task, outcome)
+    assert attack is not None
+    return attack
+
+
+@pytest.mark.parametrize("memorised", [set(), {"silo-1"}])
 def test_exactly_the_silos_that_know_their_images_are_found(silos: TinySilos, memorised: set[str]) -> None:
     task, _ = trained(silos)
-    attack = attack_models(Oracle(task, memorised), task, NOTHING)  # type: ignore[arg-type]
-    assert attack is not None
+    attack = attacked(Exchange(StubGrid([], Oracle(task, memorised)), 60.0), task)
     assert attack.timesteps == (100, 200, 300)
     assert [*attack.by_model] == NAMES
     for name, membership in attack.by_model.items():
@@ -90,51 +92,32 @@ def test_exactly_the_silos_that_know_their_images_are_found(silos: TinySilos, me
     assert attack.row()["epsilon-membership-auc-highest"] > 0.95 or not memorised
 
 
-def recorded_attack(grid: WatchedGrid, task: Task) -> tuple[ModelAttack, list[Message]]:
-    """The attack and its questions, level by level and within a level in the order of the census."""
-    sent: list[Message] = []
-    inner = ExchangeGrid(grid, 60.0)
-
-    class Recording:
-        timeout = inner.timeout
-
-        def send_and_receive(self, messages: Iterable[Message]) -> Iterator[Message]:
-            batch = list(messages)
-            sent.extend(batch)
-            return inner.send_and_receive(batch)
-
-    attack = attack_models(Recording(), task, NOTHING)  # type: ignore[arg-type]
-    assert attack is not None
-    return attack, sent
-
-
 def test_members_are_training_images_and_the_others_are_not(silos: TinySilos) -> None:
-    task, grid = trained(silos)
-    attack, sent = recorded_attack(grid, task)
-    alphas = make_scheduler(task.config.diffusion).alphas_cumprod
-    for message, name, silo in zip(sent[:3], NAMES, silos_of(task), strict=True):
-        tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
-        alpha = float(alphas[100])
-        images = to_uint8((tensors[wire.SAMPLES] - (1 - alpha) ** 0.5 * noise_of(name, 100)) / alpha**0.5)
+    task, exchange = trained(silos)
+    attack = attacked(exchange, task)
+    alpha_bar = float(make_scheduler(task.config.diffusion).alphas_cumprod[100])
+    for message, name, silo in zip(exchange.sent[:3], NAMES, silos_of(task), strict=True):
+        asked = EpsilonRequest.from_message(message)
+        images = to_uint8((asked.samples - (1 - alpha_bar) ** 0.5 * noise_of(name, 100)) / alpha_bar**0.5)
         trained_on = {image.tobytes() for image in silo.train.images}
         is_member = [image.tobytes() in trained_on for image in images]
         half = attack.by_model[name].n_members
         assert is_member == [True] * half + [False] * half
-        labels = tensors[wire.LABELS]
-        assert labels[:half].bincount(minlength=10).tolist() == labels[half:].bincount(minlength=10).tolist()
+        members, others = asked.labels[:half], asked.labels[half:]
+        assert members.bincount(minlength=10).tolist() == others.bincount(minlength=10).tolist()
 
 
 def test_the_attack_is_the_silo_s_own_network_s(silos: TinySilos) -> None:
     """The same errors from the network on the silo's disk, with NumPy's own count of won pairs."""
-    task, grid = trained(silos)
-    attack, sent = recorded_attack(grid, task)
+    task, exchange = trained(silos)
+    attack = attacked(exchange, task)
     for k, name in enumerate(NAMES):
         predict, errors = noise_predictor(silos.own_model(k)), 0.0
-        for message in sent[k::3]:
-            tensors = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
-            timestep = int(wire.number(wire.config(message), "timestep"))
-            answer = predict(tensors[wire.SAMPLES], timestep, tensors[wire.LABELS])
-            errors = errors + ((answer - noise_of(name, timestep)).double() ** 2).mean((1, 2, 3)).numpy()
+        for message in exchange.sent[k::3]:
+            asked = EpsilonRequest.from_message(message)
+            assert asked.timestep is not None
+            answer = predict(asked.samples, asked.timestep, asked.labels)
+            errors = errors + ((answer - noise_of(name, asked.timestep)).double() ** 2).mean((1, 2, 3)).numpy()
         half = attack.by_model[name].n_members
         won = np.mean([(m < n) + 0.5 * (m == n) for m in errors[:half] for n in errors[half:]])
         assert attack.by_model[name].auc == pytest.approx(won, abs=1e-6)
@@ -142,56 +125,44 @@ def test_the_attack_is_the_silo_s_own_network_s(silos: TinySilos) -> None:
 
 def test_a_silo_that_fails_is_left_out_by_name(silos: TinySilos, caplog: pytest.LogCaptureFixture) -> None:
     def fail(replies: list[Message]) -> list[Message]:
-        return [broken(r) if wire.silo_key(r)[1] == "silo-1" else r for r in replies]
+        return [broken(r) if sender_of(r).name == "silo-1" else r for r in replies]
 
     def broken(answer: Message) -> Message:
-        answer.content[wire.EPSILON_RECORD] = wire.encode_tensors({"epsilon": torch.full((2, 1, 8, 8), torch.nan)})
+        answer.content["epsilon"] = wire.encode_tensors({"epsilon": torch.zeros(2, 1, 8, 8)})
         return answer
 
-    task, grid = trained(silos, fail)
-    attack = attack_models(ExchangeGrid(grid, 60.0), task, NOTHING)
-    assert attack is not None
-    assert [*attack.by_model] == ["silo-0", "silo-2"]
+    task, exchange = trained(silos, fail)
+    assert [*attacked(exchange, task).by_model] == ["silo-0", "silo-2"]
     assert "silo-1 left out: answer has shape (2, 1, 8, 8)" in caplog.text
 
 
 def test_a_model_on_the_server_is_attacked_directly(silos: TinySilos) -> None:
-    task, grid = trained(silos)
-    grid.kinds.clear()
-    unet = initial_unet(task.config, task.spec)
-    attack = attack_models(ExchangeGrid(grid, 60.0), task, replace(NOTHING, unet=unet))
-    assert attack is not None
+    task, exchange = trained(silos)
+    attack = attacked(exchange, task, replace(NOTHING, unet=initial_unet(task.config, task.spec)))
     assert [*attack.by_model] == [GLOBAL_MODEL]
     membership = attack.by_model[GLOBAL_MODEL]
     # An untrained network knows nobody; 300 on each side have a standard error of .024.
     assert membership.n_members == membership.n_non_members > 150
     assert membership.auc == pytest.approx(0.5, abs=0.1)
-    assert not grid.kinds
+    assert exchange.sent == []
 
 
 def test_without_knowing_the_members_or_a_model_there_is_no_attack(silos: TinySilos) -> None:
-    task, grid = trained(silos)
-    assert attack_models(ExchangeGrid(grid, 60.0), replace(task, federation=None), NOTHING) is None
-    untrained, grid, _ = silos.meet()
-    assert attack_models(ExchangeGrid(grid, 60.0), untrained, NOTHING) is None
+    task, exchange = trained(silos)
+    assert attack_models(exchange, replace(task, federation=None), NOTHING) is None
+    untrained, exchange, _ = silos.meet()
+    assert attack_models(exchange, untrained, NOTHING) is None
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "dfd"])
-def test_a_run_reports_the_attack_and_does_not_charge_it(strategy: str, tmp_path: Path) -> None:
-    quick = {
-        "evaluate": True,
-        "feature_extractor": "pixels",
-        "classifiers": "logistic-regression",
-        "strategy": strategy,
-    }
+def test_a_run_reports_the_attack_and_does_not_charge_it(tmp_path: Path) -> None:
+    quick = {"evaluate": True, "feature_extractor": "pixels", "classifiers": "logistic-regression"}
     rows = {}
     for asked in (True, False):
-        settings = tiny_settings(tmp_path / str(asked), **quick, membership_inference=asked)
+        settings = tiny_settings(tmp_path / str(asked), **quick, strategy="dfd", membership_inference=asked)
         rows[asked] = json.loads(run_tiny(settings, report=False).results.read_text())
     assert "epsilon-membership-auc" not in rows[False]
     assert 0.0 <= rows[True]["epsilon-membership-auc"] <= 1.0
-    models = [GLOBAL_MODEL] if strategy == "fedavg" else NAMES
-    assert [*rows[True]["epsilon-membership"]] == models
+    assert [*rows[True]["epsilon-membership"]] == NAMES
     for key in ("bytes-up", "bytes-down", "rounds"):
         # The numbers themselves travel too, with as many digits as they have.
         assert rows[True][key] == pytest.approx(rows[False][key], abs=200), key

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
+from acting_settings import acting
 from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
@@ -185,7 +186,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Sc
     """Settings of finished runs of two rounds by strategy."""
     base = tmp_path_factory.mktemp("finished")
     small: dict[str, Scalar] = {"num_samples": 10, "train_steps": 2, "dfd_rounds": 2, "num_clients": 2}
-    runs = {name: tiny_settings(base, strategy=name, run_name=name, **small) for name in ("fedavg", "dfd")}
+    named: list[dict[str, Scalar]] = [{"strategy": name, "run_name": name} for name in ("fedavg", "dfd")]
+    runs = {str(own["strategy"]): tiny_settings(base, **acting(small, own)) for own in named}
     for settings in runs.values():
         run_tiny(settings, report=False)
     return runs
@@ -210,7 +212,7 @@ def folder_of(settings: dict[str, Scalar]) -> RunFolder:
         ("fedavg", {"num-rounds": "four"}, r"num-rounds = 'four': must be"),
         ("fedavg", {"resume": "/nowhere"}, r"'/nowhere' is no run folder \(it holds no config.json\)"),
         ("dfd", {"train-steps": 3}, r"train-steps = 3: the run to resume has 2"),
-        ("dfd", {"num-rounds": 1}, r"num-rounds = 1: the run to resume has 2"),
+        ("dfd", {"num-rounds": 1}, r"num-rounds = 1: acts with strategy = 'fedavg', "),
         ("dfd", {"dfd-rounds": 4}, r"dfd-rounds = 4: the run to resume has 2"),
     ],
 )

@@ -1,6 +1,6 @@
-"""A silo trains its own model ahead of any run, off-line: ``python -m clients.train_ahead ORDER.json``.
+"""A silo trains its own model off-line, before any run: ``python -m clients.pretrain JOB.json``.
 
-``fedsynth train-local`` writes the order and starts this; the model goes to a folder for ``--model-path``.
+``fedsynth train-local`` writes the job file and starts this; the model goes to a folder for ``--model-path``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from fedsynth.spec import ImageSpec
 logger = logging.getLogger("fedsynth")
 
 
-def train_ahead(data: Path, name: str, out: Path, config: RunConfig) -> None:
+def pretrain(data: Path, name: str, out: Path, config: RunConfig) -> None:
     """Train the model of the images in ``data`` and write it to ``out``; an interruption costs one slice.
 
-    What is needed to go on lies beside ``out`` until then. The same images, name, configuration and seed give the
+    Checkpoints lie beside ``out`` until then. The same images, name, configuration and seed give the
     same model.
 
     Raises:
@@ -41,14 +41,14 @@ def train_ahead(data: Path, name: str, out: Path, config: RunConfig) -> None:
     spec = image_folder_spec(data, None if size == AUTO else size)
     initial_unet(config, spec)  # refuses images the network cannot halve before they are read
     silo = _open(data, name, spec, config)
-    workshop = out.with_name(f".{out.name}.training")
+    checkpoints = out.with_name(f".{out.name}.training")
     with explained_writing(out):
-        model = LocalModel(silo, spec, config, workshop)
+        model = LocalModel(silo, spec, config, checkpoints)
         _train(model, config)
         share = model.copied_share()
         with atomic_directory(out) as temporary:
             shutil.copytree(model.folder, temporary, dirs_exist_ok=True)
-        shutil.rmtree(workshop)
+        shutil.rmtree(checkpoints)
     if share is not None:
         logger.info("%.0f %% of the model's samples are near-copies of training images", 100 * share)
 
@@ -80,20 +80,20 @@ def _train(model: LocalModel, config: RunConfig) -> None:
         progress.update(goal if model.finished else training.steps, loss=loss)
 
 
-def main(order: Path) -> int:
-    """Carry out an order: JSON with ``data-path``, ``silo-name``, ``out`` and ``config``."""
+def main(job: Path) -> int:
+    """Run a job file: JSON with ``data-path``, ``silo-name``, ``out`` and ``config``."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    said = json.loads(order.read_text())
+    given = json.loads(job.read_text())
     try:
-        config = RunConfig.from_run_config(said["config"])
-        train_ahead(Path(said["data-path"]), said["silo-name"], Path(said["out"]), config)
+        config = RunConfig.from_run_config(given["config"])
+        pretrain(Path(given["data-path"]), given["silo-name"], Path(given["out"]), config)
     except UserError as error:
         logger.error("error: %s", error)
         return 2
     except KeyboardInterrupt:
-        logger.error("interrupted: the same command goes on where it stopped")
+        logger.error("interrupted: the same command continues where it stopped")
         return 130
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 Level = tuple[int, torch.Tensor]
-"""A timestep, and the places (m,) of samples there, see
+"""A timestep, and the indices (m,) of states there, see
 :class:`strategies.cooperation.cooperative_set.CooperativeSet`."""
 
 NETWORK_BATCH = 256
@@ -39,8 +39,8 @@ def cut(levels: Iterable[Level], most: int) -> list[list[Level]]:
     """
     messages: list[list[Level]] = []
     room = 0
-    for timestep, places in levels:
-        for piece in places.split(min(most, NETWORK_BATCH)):
+    for timestep, indices in levels:
+        for piece in indices.split(min(most, NETWORK_BATCH)):
             if not len(piece):
                 continue
             if len(piece) > room:

@@ -10,12 +10,12 @@ from one_silo import Node
 from real_silos import write_digits
 
 import clients.models.local_model
-from clients.train_ahead import main, train_ahead
+from clients.pretrain import main, pretrain
 from fedsynth.cli import main as command
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, noise_predictor
 from fedsynth.errors import UserError
-from fedsynth.messages import wire
+from fedsynth.messages import EpsilonRequest, PrepareRequest
 from fedsynth.spec import ImageSpec
 
 UNION = ImageSpec(1, 8, ("0", "1", "2", "3"))
@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "model"
-    train_ahead(images, "clinic", out, config_of())
+    pretrain(images, "clinic", out, config_of())
     return out
 
 
@@ -52,29 +52,22 @@ def test_model_is_a_diffusers_folder_that_knows_its_classes(model: Path) -> None
 def test_silo_answers_with_it_in_a_run_of_more_classes(model: Path, images: Path, tmp_path: Path) -> None:
     settings = config_of(num_clients=1, train_steps=900, state_dir=str(tmp_path)).to_run_config()
     node = Node(settings, UNION, data_path=str(images), silo_name="clinic", model_path=str(model))
-    assert node.metrics(wire.PREPARE, train_seconds=0.0)["label-counts"] == [0, 10, 11, 0]
-    assert node.metrics(wire.PREPARE, train_seconds=5.0)["finished"] == 1
+    assert node.ask(PrepareRequest(spec=UNION)).label_counts == (0, 10, 11, 0)
+    assert node.prepare(5.0).finished
     x, labels = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(3)), torch.tensor([1, 2, 2, 1])
-    arrays = wire.encode_tensors({wire.SAMPLES: x, wire.LABELS: labels})
-    answer = node.ask(wire.EPSILON, arrays, timestep=500)
-    epsilon = wire.decode(wire.array_record(answer, wire.EPSILON_RECORD)["epsilon"])
+    epsilon = node.ask(EpsilonRequest(samples=x, labels=labels, timestep=500)).epsilon
     own = noise_predictor(ClassConditionalDDPMPipeline.from_pretrained(model).unet)(x, 500, labels - 1)
     torch.testing.assert_close(epsilon, own)
     assert list(tmp_path.iterdir()) == [], "it trains nothing"
 
 
-def test_same_images_and_keys_give_the_same_model_and_another_seed_another(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clients.train_ahead.SLICE_SECONDS", 1e-9)
-    train_ahead(images, "clinic", tmp_path / "again", config_of())
-    train_ahead(images, "clinic", tmp_path / "other", config_of(seed=1))
-    assert weights_of(tmp_path / "again") == weights_of(model)
+def test_another_seed_gives_another_model(model: Path, images: Path, tmp_path: Path) -> None:
+    pretrain(images, "clinic", tmp_path / "other", config_of(seed=1))
     assert weights_of(tmp_path / "other") != weights_of(model)
 
 
-def test_interrupted_training_goes_on(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_training_continues_with_progress_to_the_same_model(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     out, steps = tmp_path / "model", []
     plain = clients.models.local_model.LocalModel.train_slice
@@ -88,40 +81,31 @@ def test_interrupted_training_goes_on(
 
     monkeypatch.setattr(clients.models.local_model.LocalModel, "train_slice", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_ahead(images, "clinic", out, config_of())
+        pretrain(images, "clinic", out, config_of())
     assert not out.exists()
-    train_ahead(images, "clinic", out, config_of())
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fedsynth"):
+        pretrain(images, "clinic", out, config_of())
     assert steps == list(range(1, 9)), "no step twice"
     assert weights_of(out) == weights_of(model)
-
-
-def test_progress_is_told(
-    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clients.train_ahead.SLICE_SECONDS", 1e-9)
-    with caplog.at_level(logging.INFO, logger="fedsynth"):
-        train_ahead(images, "clinic", tmp_path / "model", config_of(train_steps=3))
-    said = [line for line in caplog.messages if line.startswith("training: step")]
-    assert [line.split(",")[0] for line in said] == [f"training: step {k}/3 ({100 * k // 3} %)" for k in (1, 2, 3)]
+    said = [line.split(",")[0] for line in caplog.messages if line.startswith("training: step")]
+    assert said == [f"training: step {k}/8 ({100 * k // 8} %)" for k in range(4, 9)]
 
 
 def test_model_that_is_there_is_not_overwritten(model: Path, images: Path) -> None:
     with pytest.raises(UserError, match="exists: choose another folder, or remove it"):
-        train_ahead(images, "clinic", model, config_of())
-
-
-def order_in(folder: Path, data: Path) -> Path:
-    said = {"data-path": str(data), "silo-name": "a", "out": str(folder / "out"), "config": config_of().to_run_config()}
-    (folder / "order.json").write_text(json.dumps(said))
-    return folder / "order.json"
+        pretrain(images, "clinic", model, config_of())
 
 
 def test_mistakes_are_one_line_and_a_status(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(order_in(tmp_path, tmp_path / "absent")) == 2
+    job = tmp_path / "job.json"
+    given = {"data-path": str(tmp_path / "absent"), "silo-name": "a", "out": str(tmp_path / "out")}
+    job.write_text(json.dumps({**given, "config": config_of().to_run_config()}))
+    assert main(job) == 2
     assert "error: there is no folder" in caplog.text
 
 
-def test_command_hands_over_the_order(
+def test_command_hands_over_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     orders: list[dict[str, object]] = []

@@ -1,0 +1,96 @@
+"""Keys of the images, and of how simulated silos share them."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from fedsynth.config.keys import Section, key
+from fedsynth.config.run import SILOS_DIFFER
+from fedsynth.config.types import (
+    AUTO,
+    REAL_SILOS,
+    SIMULATED,
+    Auto,
+    BelowOne,
+    Count,
+    DatasetName,
+    PartitionName,
+    PluginName,
+    Positive,
+    PositiveFloat,
+)
+
+_OTHER_IMAGES = "numbers from different images cannot be compared"
+_FROM_FILES = ("imagefolder", "celeba", "cifar10", REAL_SILOS)
+
+
+class Data(Section):
+    """The images and how simulated silos share them."""
+
+    dataset: DatasetName | PluginName = key(
+        "digits", "images of a simulated run; silos: real silos' own", incomparable=_OTHER_IMAGES
+    )
+    data_root: str = key(
+        "",
+        "folder that holds the dataset",
+        path=True,
+        may_change=True,
+        acts_with={"dataset": tuple(name for name in SIMULATED if name != "digits")},
+        incomparable=_OTHER_IMAGES,
+    )
+    download: bool = key(
+        False,
+        "let torchvision fetch a dataset that data-root lacks",
+        affects="execution",
+        acts_with={"dataset": ("mnist", "fashion-mnist", "cifar10", "celeba")},
+    )
+    image_size: Positive | Auto = key(
+        AUTO,
+        "side in pixels; auto: the dataset's own",
+        commands=("evaluate", "train-local"),
+        incomparable="numbers from images of different sizes cannot be compared",
+    )
+    class_names: str = key(
+        "",
+        "classes of real silos, such as 'cat,dog'; empty: all that they hold",
+        acts_with={"dataset": (REAL_SILOS,)},
+    )
+    skip_bad_images: bool = key(
+        False,
+        "leave out unreadable files instead of refusing the folder",
+        commands=("evaluate", "train-local"),
+        acts_with={"dataset": _FROM_FILES},
+    )
+    partition: PartitionName = key(
+        "dirichlet",
+        "how labels spread over simulated silos",
+        acts_with={"dataset": SIMULATED},
+        incomparable=SILOS_DIFFER,
+    )
+    alpha: PositiveFloat = key(
+        0.1,
+        "Dirichlet concentration; smaller is more uneven",
+        acts_with={"dataset": SIMULATED, "partition": ("dirichlet",)},
+        incomparable=SILOS_DIFFER,
+    )
+    classes_per_client: Positive = key(
+        3,
+        "distinct classes per silo",
+        acts_with={"dataset": SIMULATED, "partition": ("pathological",)},
+        incomparable=SILOS_DIFFER,
+    )
+    samples_per_client: Count = key(
+        0, "mean images per silo; 0: all", acts_with={"dataset": SIMULATED}, incomparable=SILOS_DIFFER
+    )
+    holdout_fraction: BelowOne = key(0.1, "share of a silo's images never trained on", commands=("train-local",))
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> Data:
+        names = self.classes()
+        if names is not None and (not all(names) or len(set(names)) < len(names)):
+            raise ValueError(f"class-names = '{self.class_names}': must be distinct names, such as 'cat,dog'")
+        return self
+
+    def classes(self) -> tuple[str, ...] | None:
+        """``class-names`` one by one, or None for all that the silos hold."""
+        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else None

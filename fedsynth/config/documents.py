@@ -1,0 +1,100 @@
+"""What is written from the declarations of the keys: the block in ``pyproject.toml`` and ``docs/configuration.md``."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+
+from fedsynth.config.keys import Key, kebab
+from fedsynth.config.methods import SETTINGS
+from fedsynth.config.run_config import KEYS
+from fedsynth.config.types import Scalar
+
+BEGIN, END = "# Written by 'make config' from fedsynth/config: begin.", "# Written by 'make config': end."
+
+_INTRODUCTION = """\
+# Configuration
+
+Written by `make config` from the declarations in `fedsynth/config/`. Every key is an option of `fedsynth run` and
+`fedsynth sweep` and stands in `pyproject.toml`, where `flwr run` finds its default. A key that the chosen strategy,
+dataset, partition or sampler does not take is refused if its value is not the default. Where the default is `auto`,
+the strategy's own takes its place; it is named here.
+"""
+
+
+def commented_block() -> str:
+    """Return the keys with their defaults and meanings, as TOML."""
+    lines = [BEGIN]
+    for heading, keys in _groups():
+        lines += ["", *textwrap.wrap(f"{heading}.", 110, initial_indent="# ", subsequent_indent="# ")]
+        lines += [f"{f'{key.name} = {_toml(key.default)}':33} # {_meaning(key)}" for key in keys]
+    return "\n".join([*lines, END, ""])
+
+
+def with_block(pyproject: str) -> str:
+    """Return the text of ``pyproject.toml`` with the block between the markers written anew."""
+    before, _, rest = pyproject.partition(BEGIN)
+    _, _, after = rest.partition(f"{END}\n")
+    return f"{before}{commented_block()}{after}"
+
+
+def reference_page() -> str:
+    """Return ``docs/configuration.md``."""
+    lines = [_INTRODUCTION]
+    for heading, keys in _groups():
+        head = "| key | values | default | meaning | when a run continues |"
+        lines += [f"## {heading}", "", head, "|---|---|---|---|---|"]
+        for key in keys:
+            conditions = "".join(f"; acts with {text}" for text in _conditions(key, most=99))
+            change = "may change" if key.may_change else "stays"
+            cells = (f"`{key.name}`", key.allowed, _defaults(key), f"{key.meaning}{conditions}", change)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def own_defaults(key: Key) -> dict[str, Scalar]:
+    """Return what ``"auto"`` of a strategy's key means, by strategy; empty for other keys."""
+    fields = {name: {kebab(field): info for field, info in cls.model_fields.items()} for name, cls in SETTINGS.items()}
+    return {name: own[key.name].default for name, own in fields.items() if key.name in own}
+
+
+def _groups() -> Iterator[tuple[str, list[Key]]]:
+    for heading, keys in groupby(KEYS.values(), key=lambda key: (key.group, key.section, _takers(key))):
+        group, _, takers = heading
+        yield f"{group}: {takers}" if takers else group, list(keys)
+
+
+def _takers(key: Key) -> str:
+    return ", ".join(map(str, key.acts_with.get("strategy", ()))) if key.section == "strategy_keys" else ""
+
+
+def _meaning(key: Key) -> str:
+    conditions = "; ".join(_conditions(key, most=3))
+    return f"{key.meaning} ({conditions})" if conditions else key.meaning
+
+
+def _conditions(key: Key, most: int) -> list[str]:
+    """Say with what values of other keys a key acts; conditions with more than ``most`` values are left out."""
+    return [
+        f"{other}={' or '.join(map(str, wanted))}"
+        for other, wanted in key.acts_with.items()
+        if len(wanted) <= most and not (other == "strategy" and key.section == "strategy_keys")
+    ]
+
+
+def _defaults(key: Key) -> str:
+    by_value: dict[str, list[str]] = {}
+    for strategy, default in own_defaults(key).items():
+        by_value.setdefault(_toml(default), []).append(strategy)
+    if not by_value:
+        return f"`{_toml(key.default)}`"
+    usual = max(by_value, key=lambda value: len(by_value[value]))
+    others = [f"`{value}` ({', '.join(names)})" for value, names in by_value.items() if value != usual]
+    return ", ".join([f"`auto`: `{usual}`", *others])
+
+
+def _toml(value: Scalar) -> str:
+    return json.dumps(value)

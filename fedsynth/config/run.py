@@ -1,0 +1,86 @@
+"""Keys of a run as a whole, and of the messages it sends."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedsynth.config.keys import Section, key
+from fedsynth.config.types import (
+    AUTO,
+    Auto,
+    Count,
+    NonEmpty,
+    NonNegative,
+    PluginName,
+    Positive,
+    PositiveFloat,
+    StrategyName,
+)
+
+SILOS_DIFFER = "the silos do not hold the same images, so a difference between rows is not the method's alone"
+MODEL_COMMANDS = ("draw", "evaluate", "train-local")
+
+
+class Run(Section):
+    """What is run, where it writes and how it is repeated."""
+
+    strategy: StrategyName | PluginName = key("dfd", "how the silos cooperate")
+    seed: Count = key(0, "everything random follows from it", commands=MODEL_COMMANDS)
+    num_clients: Positive = key(10, "number of silos", incomparable=SILOS_DIFFER)
+    output_dir: str = key("runs", "folder that receives one folder per run", path=True, affects="execution")
+    run_name: NonEmpty = key(AUTO, "name of the run folder; auto: time-strategy-dataset-seed", affects="execution")
+    state_dir: str = key(
+        ".fedsynth",
+        "where simulated silos keep their local models",
+        path=True,
+        affects="execution",
+        commands=("evaluate",),
+    )
+    resume: str = key("", "run folder to continue; the other keys must be that run's", affects="execution")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        AUTO, "auto: CUDA when a process sees it", affects="execution", commands=MODEL_COMMANDS
+    )
+
+
+class Cooperation(Section):
+    """Cooperative inference, besides its settings."""
+
+    dfd_preset: Literal["default", "paper"] = key(
+        "default", "what the auto keys of dfd resolve to", acts_with={"strategy": ("dfd",)}
+    )
+    # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
+    screening: bool = key(
+        True, "leave out answers that no model of images could give; not with ula", acts_with={"strategy": ("dfd",)}
+    )
+
+
+class Exchange(Section):
+    """Messages between server and silos."""
+
+    wire_dtype: Literal["float32", "float16"] = key("float32", "precision of tensors on the wire")
+    max_message_mb: PositiveFloat = key(
+        64.0,
+        "larger noise queries are cut into several messages",
+        affects="execution",
+        acts_with={"strategy": ("dfd",)},
+    )
+    node_timeout: PositiveFloat = key(120.0, "seconds to wait for num-clients silos to connect", affects="execution")
+    reply_timeout: PositiveFloat = key(3600.0, "seconds to wait for the answers of a round", affects="execution")
+    round_timeout: PositiveFloat | Auto = key(
+        AUTO,
+        "the same in dfd; auto: ten times the slowest answer so far, 60 at least",
+        affects="execution",
+        acts_with={"strategy": ("dfd",)},
+    )
+    min_replies: Positive | Auto = key(
+        AUTO,
+        "sound answers a round needs; auto: one in dfd, half in averaging, else every silo's",
+        may_change=True,
+    )
+    max_silo_images: Positive = key(1_000_000, "an answer that claims more images is left out")
+    label_count_noise: NonNegative = key(
+        0.0, "scale of the noise that silos add to the label counts they release; 0: none"
+    )
+    fast_replies: bool = key(
+        False, "wait 20 ms, not 1 s, for the rest of an answer; Flower 1.42.0 only", affects="execution"
+    )
