@@ -63,8 +63,9 @@ def test_reference_of_the_operator_measures_fidelity_and_utility_but_no_copies(
     silos: dict[str, Path], tmp_path: Path
 ) -> None:
     reference = write_digits(tmp_path / "reference", range(4), part=4, per_class=15)
-    changes: dict[str, Scalar] = {"classifiers": "logistic-regression", "classifier_seeds": 1}
-    settings = real_settings(tmp_path, strategy="fedavg", evaluate=True, reference_root=str(reference), **changes)
+    quick: dict[str, Scalar] = {"classifiers": "logistic-regression", "classifier_seeds": 1}
+    quick |= {"strategy": "fedavg", "feature_extractor": "pixels"}
+    settings = real_settings(tmp_path, evaluate=True, reference_root=str(reference), **quick)
     results = json.loads(run_real(settings, silos).results.read_text())
     assert 0 <= results["accuracy-logistic-regression"] <= 1
     assert results["n"] == 12, "a fifth of 60 images is the test fold"
