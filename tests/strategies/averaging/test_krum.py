@@ -211,9 +211,9 @@ def test_no_hostile_silo_by_default_and_a_warning(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("chosen", "n", "f", "said"),
     [
-        (Krum, 6, 2, r"6 sound answers: Krum needs 2f \+ 3 = 7 of them; lower num-malicious-nodes"),
-        (Bulyan, 10, 2, r"10 sound answers: Bulyan needs 4f \+ 3 = 11 of them; lower num-malicious-nodes"),
-        (Krum, 2, 0, r"2 sound answers: Krum needs 2f \+ 3 = 3 of them; .* more silos"),
+        (Krum, 6, 2, r"6 usable answers: Krum needs 2f \+ 3 = 7 of them; lower num-malicious-nodes"),
+        (Bulyan, 10, 2, r"10 usable answers: Bulyan needs 4f \+ 3 = 11 of them; lower num-malicious-nodes"),
+        (Krum, 2, 0, r"2 usable answers: Krum needs 2f \+ 3 = 3 of them; .* more silos"),
     ],
 )
 def test_too_few_sound_answers_say_what_to_do(chosen: type[KrumFamily], n: int, f: int, said: str) -> None:
@@ -223,5 +223,5 @@ def test_too_few_sound_answers_say_what_to_do(chosen: type[KrumFamily], n: int, 
 
 def test_too_few_to_select_say_what_to_do() -> None:
     strategy = MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8)
-    with pytest.raises(RunError, match=r"9 sound .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select"):
+    with pytest.raises(RunError, match=r"9 usable .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select"):
         play(strategy, 1, model(0), round_of(1, 9, 2), counts_of(9))
