@@ -1,9 +1,9 @@
 """How the fields of a message are declared: where a value travels, and what it must be when it is read.
 
 A message is a frozen dataclass. A field made here says in which record of the message its value stands, under the
-field's own name in kebab-case, and which check it must pass; ``None`` is not sent. Whoever holds a message that was read
-can rely on types, ranges, dimensions and finite numbers; what depends on the question, such as a shape, the reader of
-the request checks, and state dicts are checked by whoever knows the model.
+field's own name in kebab-case, and which check it must pass; ``None`` is not sent. Whoever holds a message that was
+read can rely on types, ranges, dimensions and finite numbers; what depends on the question, such as a shape, the
+request's reader checks, and a state dict is checked by whoever knows the model.
 """
 
 from __future__ import annotations
