@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from clients.context import silo_name
 from fedsynth.logs import log_to_stderr
-from fedsynth.messages.envelope import said
+from fedsynth.messages.envelope import config_of
 
 logger = logging.getLogger("fedsynth")
 
@@ -53,7 +53,7 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
 def _what(message: Message) -> str:
     """Return kind, round and timestep of a request not checked yet; values that are no numbers are left out."""
     text = message.metadata.message_type
-    config = said(message)
+    config = config_of(message)
     for key, label in (("server-round", "round"), ("timestep", "timestep")):
         if isinstance(value := config.get(key), int | float):
             text += f", {label} {value:g}"

@@ -44,12 +44,12 @@ class Centralised(SynthesisStrategy):
         """
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
-        self._task, config = task, task.config
-        silos = [task.federation.silo(k, config).train for k in range(len(task.census))]
+        self._task = task
+        silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
         self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
         self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
         self._state = new_training(task, "centralised-training")
-        self._steps = config.training.train_steps * len(task.census)
+        self._steps = task.config.training.train_steps * len(task.census)
         self._progress = self._new_progress(0)
         return wire.encode_tensors(self._state.unet.state_dict())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,17 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from hand_made import StubGrid, reply
 from numpy.typing import NDArray
 
+from fedsynth.config import RunConfig
 from fedsynth.diffusion import select_parts
 from fedsynth.messages import TrainRequest, wire
+from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
 from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.fedddpm import FedDDPM
+from strategies.base import Task
+from strategies.conversation.census import Census, Member
+from strategies.conversation.exchange import Exchange
 
 Model = dict[str, torch.Tensor]
 Exact = dict[str, NDArray[np.float64]]
@@ -66,12 +73,22 @@ def flat(weights: Mapping[str, torch.Tensor]) -> NDArray[np.float64]:
     return np.concatenate(floats)
 
 
+def begun(strategy: AveragingStrategy, nodes: Sequence[int], **changes: Any) -> Task:
+    """Tell a strategy its silos, of which number k is the k-th of ``nodes``; changes in kebab case."""
+    settings = {"strategy": "fedavg", "block-out-channels": "4,4", "num-clients": len(nodes), **changes}
+    census = Census(Member(node, f"silo-{k}", 9, [9]) for k, node in enumerate(nodes))
+    task = Task(RunConfig.from_run_config(settings), ImageSpec(1, 4, ("a",)), census, torch.tensor([0]))
+    # FedDDPM's own beginning needs silos that train.
+    own = FedAvg if isinstance(strategy, FedDDPM) else type(strategy)
+    own.begin(strategy, task, cast(Exchange, None))
+    return task
+
+
 def send(
-    strategy: AveragingStrategy, number: int, weights: Mapping[str, torch.Tensor], nodes: Sequence[int], **config: Any
+    strategy: AveragingStrategy, number: int, weights: Mapping[str, torch.Tensor], nodes: Sequence[int] = ()
 ) -> list[Message]:
     """Requests of round ``number``; ``nodes`` are the connected silos of a strategy that has not begun."""
-    record = wire.encode_tensors(weights)
-    return list(strategy.configure_train(number, record, ConfigRecord(config), StubGrid(nodes)))
+    return list(strategy.configure_train(number, wire.encode_tensors(weights), ConfigRecord(), StubGrid(nodes)))
 
 
 def answer(request: Message, weights: Mapping[str, torch.Tensor], silo: int, count: int = 1, **metrics: Any) -> Message:

@@ -35,7 +35,7 @@ from fedsynth.messages import (
     UploadRequest,
     wire,
 )
-from fedsynth.messages.envelope import CONFIG, METRICS
+from fedsynth.messages.envelope import CONFIG
 from fedsynth.messages.fields import MAX_CLASSES, Place, Travels
 from fedsynth.spec import ImageSpec
 
@@ -133,8 +133,6 @@ EXAMPLES: dict[str, Exchanged] = {
     ),
 }
 
-ParseAnswer = Callable[[Message], Any]
-
 
 def sent(example: Request[Answer] | Answer, packed: bool = True) -> Message:
     """A message as the other side gets it."""
@@ -197,14 +195,14 @@ class BadValue(NamedTuple):
     said: str
 
 
-NUMBERS: dict[type, list[Any]] = {
+BAD: dict[type, list[Any]] = {
     int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 2**53 + 1],
     float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0],
     bool: [2, "true", [True], 0.5],
     str: [3, True, b"run", ["run"], "", "../silo", "two\nlines", "x" * 1001],
 }
-NEGATIVE_TOO = {"loss", "curve_losses"}
-MOST_LONG = 100_001
+MAY_BE_NEGATIVE = {"loss", "curve_losses"}
+TOO_LONG = 100_001
 
 
 def bad_values(example: Any) -> list[BadValue]:
@@ -234,26 +232,25 @@ def _bad_scalars(info: Field[Any], key: str, record: str, hint: Any) -> Iterator
         yield BadValue(info.name, "missing", lambda message: message.content[record].pop(key), key)
         yield BadValue(info.name, f"no {record}", lambda message: message.content.pop(record), "")
         yield BadValue(info.name, f"{record} is another kind", lambda m: _put(m, record, ArrayRecord()), "")
-    (kind,) = (
-        (option for option in typing.get_args(hint) or (hint,) if option is not types.NoneType)
-        if (isinstance(hint, types.UnionType))
-        else (hint,)
-    )
+    kind = next(option for option in typing.get_args(hint) if option is not types.NoneType) if _is_union(hint) else hint
+    values = BAD.get(kind, [])
     if typing.get_origin(kind) is tuple:
-        (kind, _) = typing.get_args(kind)
-        values = [*([value] for value in NUMBERS[kind] if not isinstance(value, list)), 3, [3, True], [[3]], "word"]
-        values += [[NUMBERS[kind][-1]] * MOST_LONG, [kind()] * MOST_LONG]
-    else:
-        values = NUMBERS[kind]
+        item = typing.get_args(kind)[0]
+        values = [[value] for value in BAD[item] if not isinstance(value, list)]
+        values += [3, "word", [3, True], [[3]], [BAD[item][-1]] * TOO_LONG, [item()] * TOO_LONG]
     made: type[ConfigRecord] | type[MetricRecord] = ConfigRecord if record == CONFIG else MetricRecord
     for value in values:
-        if info.name in NEGATIVE_TOO and value in (-1.0, [-1.0]):
+        if info.name in MAY_BE_NEGATIVE and value in (-1.0, [-1.0]):
             continue
         try:
             made({key: value})
         except TypeError:  # Flower itself carries no such value
             continue
         yield BadValue(info.name, repr(value)[:30], put(value), key)
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType)
 
 
 def _bad_tensors(info: Field[Any], key: str, record: str, value: torch.Tensor) -> Iterator[BadValue]:
@@ -378,19 +375,3 @@ def copy_of(message: Message, reply_to: Message | None = None) -> Message:
     if reply_to is not None:
         return Message(content, reply_to=reply_to)
     return Message(content, dst_node_id=77, message_type=message.metadata.message_type)
-
-
-__all__ = [
-    "CONFIG",
-    "EXAMPLES",
-    "METRICS",
-    "BadValue",
-    "Exchanged",
-    "bad_arrays",
-    "bad_values",
-    "copy_of",
-    "differences",
-    "is_required",
-    "sent",
-    "travelling",
-]

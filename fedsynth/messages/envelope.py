@@ -47,7 +47,7 @@ Reply = Message
 """An answer as Flower brings it."""
 
 Shared = dict[tuple[Any, ...], tuple[ArrayRecord, list[torch.Tensor]]]
-"""Array records of messages that are sent together, by the tensors in them: what silos share is encoded once.
+"""Records that are encoded already, keyed by the tensors in them, so that shared ones are encoded once.
 
 The tensors are kept, since another one could get the ``id`` of one that is gone."""
 
@@ -56,7 +56,7 @@ class Sender(NamedTuple):
     """The silo behind an answer, the same in every run.
 
     Attributes:
-        order: simulated silos sort by partition, real ones (0) by name.
+        order: simulated silos sort by partition, real ones (0) by name, those that do not say by node id.
         name: ``silo-<partition>``, or what the silo calls itself.
         partition: of a simulated silo.
     """
@@ -134,13 +134,14 @@ class Answer(_Typed):
     """What a silo answers.
 
     Attributes:
-        sender: who answers; the silo's own word, which the server compares with whom it asked.
+        sender: who answers, in the silo's own words: once there is a census, the server goes by whom it asked.
         num_examples: images behind the answer.
         seconds: time the silo worked on it.
     """
 
     introduces: ClassVar[bool] = False
-    """Whether a silo answers this before anything else: then it must say its protocol."""
+    """Whether a silo answers this before anything else: then it must say its protocol. Later answers of the same silo
+    need not, so that answers can be made by hand."""
 
     sender: Sender = NOBODY
     num_examples: int = metric(whole(), 0)
@@ -200,18 +201,18 @@ class Request(_Typed, Generic[A_co]):
         Raises:
             MessageError: another protocol, or it cannot be used.
         """
-        _check_protocol(said(message).get(_PROTOCOL), "server", "silo")
+        _check_protocol(config_of(message).get(_PROTOCOL), "server", "silo")
         request = cls(**cls._parsed(message))
         request.check()
         return request
 
     def to_message(self, node_id: int, ttl: float | None = None, shared: Shared | None = None) -> Message:
-        """Return the request to one silo.
+        """Return the request to one silo; its arrays are packed when they are sent, once for all silos.
 
         Args:
             node_id: the silo's Flower node.
             ttl: seconds until it expires; None: Flower's default.
-            shared: records of the requests that are sent together with this one.
+            shared: of the requests that are sent together with this one.
         """
         content = self._content({} if shared is None else shared)
         # Not through content.config_records, see wire.array_record.
@@ -220,7 +221,7 @@ class Request(_Typed, Generic[A_co]):
         return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
 
 
-def said(message: Message) -> Mapping[str, Any]:
+def config_of(message: Message) -> Mapping[str, Any]:
     """Return the record ``config`` of a message as it came; empty if it has none."""
     record = message.content.get(CONFIG) if message.has_content() else None
     return record if isinstance(record, ConfigRecord) else {}
@@ -285,12 +286,12 @@ def _found(key: str, travels: Travels, message: Message) -> Any:
     """Return a field's value as it came; None if there is none."""
     match travels.place:
         case Place.CONFIG:
-            return said(message).get(key)
+            return config_of(message).get(key)
         case Place.METRICS:
             record = message.content.get(METRICS)
             return record.get(key) if isinstance(record, MetricRecord) else None
         case Place.SPEC:
-            return _spec_in(said(message))
+            return _spec_in(config_of(message))
     if travels.record not in wire.array_names(message):
         return None
     record = wire.array_record(message, travels.record)

@@ -1,8 +1,9 @@
 """How the fields of a message are declared: where a value travels, and what it must be when it is read.
 
 A message is a frozen dataclass. A field made here says in which record of the message its value stands, under the
-field's own name in kebab-case, and which check it must pass; ``None`` is left out. The check of a field is the only one
-of its value: whoever holds a message that was read can rely on types, ranges, shapes and finite numbers.
+field's own name in kebab-case, and which check it must pass; ``None`` is not sent. Whoever holds a message that was
+read can rely on types, ranges, dimensions and finite numbers; what depends on the question, such as a shape, the
+request's reader checks, and a state dict is checked by whoever knows the model.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def metric(check: Check, default: Any = MISSING) -> Any:
 
 
 def tensor(check: Check, record: str = "arrays", default: Any = MISSING, view: bool = False) -> Any:
-    """One array of an array record; a record other than ``arrays`` may hold its only array under any name."""
+    """One array of an array record; in a record of its own, other than ``arrays``, it may have any name."""
     return _declared(Travels(Place.TENSOR, check, record, view), default)
 
 

@@ -11,9 +11,9 @@ from flwr.app import Array, ArrayRecord
 from fedsynth.messages import wire
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
-"""Shape and kind of number of every layer of a model, by name.
+"""Shape and dtype of every layer of a model, by name.
 
-The kind is ``floating-point`` whatever the precision, otherwise the dtype, such as ``int64``.
+The dtype is ``floating-point`` whatever the precision, otherwise such as ``int64``.
 """
 
 Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -25,7 +25,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch from sharing out what memory bounds: its threads would wait for each other more than they work."""
+    """Limit torch to one thread, for work bound by memory: several threads would mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -35,12 +35,12 @@ def one_thread() -> Iterator[None]:
 
 
 def shapes(record: ArrayRecord) -> Shapes:
-    """Return shape and kind of number of every layer.
+    """Return shape and dtype of every layer.
 
     Raises:
         ValueError: a layer cannot be read.
     """
-    return {name: _shape_and_kind(wire.peek(array)) for name, array in record.items()}
+    return {name: _shape_and_dtype(wire.peek(array)) for name, array in record.items()}
 
 
 @one_thread()
@@ -56,11 +56,12 @@ def check_model(record: ArrayRecord, expected: Shapes) -> None:
         raise ValueError(f"layers {sorted(record.keys() ^ expected.keys())} are missing or unknown")
     for name, array in record.items():
         layer = wire.peek(array)
-        (shape, kind), (expected_shape, expected_kind) = _shape_and_kind(layer), expected[name]
+        shape, dtype = _shape_and_dtype(layer)
+        expected_shape, expected_dtype = expected[name]
         if shape != expected_shape:
             raise ValueError(f"layer {name} has shape {shape}, not {expected_shape}")
-        if kind != expected_kind:
-            raise ValueError(f"layer {name} holds {kind} numbers, not {expected_kind}")
+        if dtype != expected_dtype:
+            raise ValueError(f"layer {name} holds {dtype} numbers, not {expected_dtype}")
         if layer.is_floating_point() and not _is_finite(layer):
             raise ValueError(f"layer {name} is not finite")
 
@@ -136,7 +137,8 @@ def fill(memory: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _combine_layer(name: str, records: Sequence[ArrayRecord], rule: Rule) -> Array:
     layers = pop_layer(records, name)
-    first, flat = layers[0], [layer.reshape(-1) for layer in layers]
+    first = layers[0]
+    flat = [layer.reshape(-1) for layer in layers]
     combined = torch.empty(first.shape, dtype=torch.float32 if first.dtype == torch.float16 else first.dtype)
     length = chunk_length(len(layers))
     for start in range(0, first.numel(), length):
@@ -146,9 +148,9 @@ def _combine_layer(name: str, records: Sequence[ArrayRecord], rule: Rule) -> Arr
     return wire.encode(combined)
 
 
-def _shape_and_kind(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:
-    kind = "floating-point" if layer.is_floating_point() else str(layer.dtype).removeprefix("torch.")
-    return tuple(layer.shape), kind
+def _shape_and_dtype(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    dtype = "floating-point" if layer.is_floating_point() else str(layer.dtype).removeprefix("torch.")
+    return tuple(layer.shape), dtype
 
 
 def _is_finite(layer: torch.Tensor) -> bool:

@@ -52,7 +52,7 @@ class AveragingStrategy(SynthesisStrategy):
 
         Args:
             server_round: 1 for the first.
-            updates: sound answers sorted by silo, at least one; their records may be emptied.
+            updates: usable answers sorted by silo, at least one; their records may be emptied.
         """
 
     def select(self, updates: list[Update]) -> list[Update]:
@@ -80,7 +80,7 @@ class AveragingStrategy(SynthesisStrategy):
         return [(silo, self.train_request(server_round, arrays, silo)) for silo in silos]
 
     def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
-        """Return what one silo is asked; without a run there are no images to speak of, and no steps."""
+        """Return the request to one silo; without a run it names no image format and no steps."""
         if self._task is None:
             return TrainRequest(arrays=arrays, spec=ImageSpec(1, 1, ("unknown",)), server_round=server_round, steps=0)
         total = self._config.training.train_steps

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from strategies.averaging.aggregation import chunk_length, combine_layers, fill
 
 Exchange = tuple[int, int, bool, bool]
-"""Two places; whether the smaller value is needed at the first, and the larger one at the second."""
+"""Two row indices; whether the smaller value is needed in the first row, and the larger one in the second."""
 
 _LARGEST_NETWORK = 100
 """Models; for more, sorting each coordinate on its own takes less time than exchanging whole rows (half for 200)."""
@@ -88,7 +88,7 @@ def _nearest_to_median(ascending: list[NDArray[Any]], count: int) -> list[NDArra
     twice_median = np.add(ascending[(number - 1) // 2], ascending[number // 2], dtype=np.float64)
     for low in range(number - count):
         nearer = np.add(ascending[low], ascending[low + count], dtype=np.float64) < twice_median
-        # Where the smallest kept value has given way before, it lies `count` places further, in the same row.
+        # Where the smallest kept value has given way before, it lies `count` ranks further, in the same row.
         np.copyto(ascending[low % count], ascending[low + count], where=nearer)
     return ascending[:count]
 
@@ -105,7 +105,7 @@ class _Sorter:
 
     Args:
         number: K.
-        ranks: which must be right, 0 for the smallest value; the others come out as it happens.
+        ranks: which must be right, 0 for the smallest value; the values at other ranks are arbitrary.
     """
 
     def __init__(self, number: int, ranks: Iterable[int]) -> None:
@@ -127,7 +127,7 @@ class _Sorter:
 
 
 def _exchange(rows: list[NDArray[Any]], spare: NDArray[Any], exchanges: Iterable[Exchange]) -> list[NDArray[Any]]:
-    """Run a network; rows and spare memory are overwritten and change places."""
+    """Run a network; rows and spare memory are overwritten and swapped."""
     for low, high, smaller, larger in exchanges:
         first, second = rows[low], rows[high]
         if smaller and larger:
@@ -144,7 +144,8 @@ def _exchange(rows: list[NDArray[Any]], spare: NDArray[Any], exchanges: Iterable
 @lru_cache
 def _network(number: int, ranks: tuple[int, ...]) -> tuple[Exchange, ...]:
     """Batcher's odd-even merge sort (1968) for ``number`` values, without what the ranks do not depend on."""
-    needed, exchanges = set(ranks), list[Exchange]()
+    needed = set(ranks)
+    exchanges: list[Exchange] = []
     for low, high in reversed(_odd_even_merge_sort(number)):
         if low in needed or high in needed:
             exchanges.append((low, high, low in needed, high in needed))
@@ -153,8 +154,9 @@ def _network(number: int, ranks: tuple[int, ...]) -> tuple[Exchange, ...]:
 
 
 def _odd_even_merge_sort(number: int) -> list[tuple[int, int]]:
-    """List the places to compare, after Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M."""
-    pairs, run = list[tuple[int, int]](), 1
+    """List the pairs of rows to compare, after Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M."""
+    pairs: list[tuple[int, int]] = []
+    run = 1
     while run < number:
         distance = run
         while distance >= 1:

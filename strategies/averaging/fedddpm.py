@@ -132,5 +132,5 @@ def learning_is_slow(losses: list[float], window: int, tolerance: float) -> bool
     """Whether the loss fell by less than the share ``tolerance`` over the last ``window`` rounds; no with fewer."""
     if len(losses) <= window:
         return False
-    before, now = losses[-1 - window], losses[-1]
-    return before - now < tolerance * before
+    before = losses[-1 - window]
+    return before - losses[-1] < tolerance * before

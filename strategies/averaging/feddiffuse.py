@@ -92,8 +92,8 @@ class FedDiffuse(AveragingStrategy):
         self._trained |= {update.name for update in updates}
         combined = dict(self._arrays or {})
         for group in self._groups(updates):
-            records, counts = [update.record for update in group], [update.num_examples for update in group]
-            combined |= weighted_mean(records, counts)
+            records = [update.record for update in group]
+            combined |= weighted_mean(records, [update.num_examples for update in group])
         return ArrayRecord(combined)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
@@ -111,7 +111,8 @@ class FedDiffuse(AveragingStrategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
-        self._run_token, self._trained = state["run-token"], set(state["trained"])
+        self._run_token = state["run-token"]
+        self._trained = set(state["trained"])
 
     def _assign(self, server_round: int, silos: Sequence[int]) -> dict[int, Sequence[str]]:
         """Decide what every silo reports; ``usplit`` draws two groups of equal size, or one silo more for the first."""

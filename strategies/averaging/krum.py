@@ -39,7 +39,7 @@ class KrumFamily(AveragingStrategy):
         """Return the positions of the chosen models, from squared distances (n, n), float64."""
 
     def models_needed(self) -> int:
-        """Sound answers a round needs."""
+        """Usable answers that a round needs."""
         return self.silos_per_malicious * self.settings.num_malicious_nodes + 3
 
     def check(self, config: RunConfig) -> None:
@@ -48,7 +48,8 @@ class KrumFamily(AveragingStrategy):
         Raises:
             UserError: more hostile silos than the rule can tell from honest ones.
         """
-        asked, malicious = self.num_participants(config.run.num_clients), self.settings.num_malicious_nodes
+        asked = self.num_participants(config.run.num_clients)
+        malicious = self.settings.num_malicious_nodes
         if asked < self.models_needed():
             raise UserError(
                 f"num-malicious-nodes = {malicious}: {self._rule()}, but {asked} silos are asked"
@@ -62,11 +63,11 @@ class KrumFamily(AveragingStrategy):
         """Keep the chosen ones.
 
         Raises:
-            RunError: too few sound answers.
+            RunError: too few usable answers.
         """
         if len(updates) < self.models_needed():
             raise RunError(
-                f"{len(updates)} sound answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
+                f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
             )
         chosen = [updates[k] for k in sorted(self.choose(squared_distances([update.record for update in updates])))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
@@ -113,7 +114,8 @@ class MultiKrum(KrumFamily):
             UserError: a value does not fit the silos of a round.
         """
         super().check(config)
-        malicious, selected = self.settings.num_malicious_nodes, self.settings.num_nodes_to_select
+        malicious = self.settings.num_malicious_nodes
+        selected = self.settings.num_nodes_to_select
         honest = self.num_participants(config.run.num_clients) - malicious
         if selected > honest:
             raise UserError(
@@ -125,14 +127,14 @@ class MultiKrum(KrumFamily):
         """Return the positions of the m best.
 
         Raises:
-            RunError: fewer than m + f sound answers.
+            RunError: fewer than m + f usable answers.
         """
         malicious = self.settings.num_malicious_nodes
         honest = len(distances) - malicious
         count = self.settings.num_nodes_to_select or honest
         if count > honest:
             raise RunError(
-                f"{len(distances)} sound answers: MultiKrum needs {count + malicious} of them to select"
+                f"{len(distances)} usable answers: MultiKrum needs {count + malicious} of them to select"
                 f" {count} against {malicious} hostile ones; lower num-nodes-to-select"
             )
         return krum_select(distances, malicious, count)

@@ -1,4 +1,4 @@
-"""Whom Krum and Bulyan trust, by the distances between models."""
+"""Which models Krum and Bulyan choose, by the distances between them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
 
 
 def krum_scores(distances: torch.Tensor, num_malicious: int) -> torch.Tensor:
-    """Krum scores (Blanchard et al. 2017, arXiv 1703.02757, Section 4): the lower, the more trustworthy.
+    """Krum scores (Blanchard et al. 2017, arXiv 1703.02757, Section 4): the lower, the better.
 
     Args:
         distances: squared, of shape (K, K).
@@ -96,7 +96,8 @@ def bulyan_select(distances: torch.Tensor, num_malicious: int) -> list[int]:
     """
     if not 0 <= 2 * num_malicious < len(distances):
         raise ValueError(f"num_malicious = {num_malicious}: must be >= 0 and less than half of {len(distances)} models")
-    remaining, chosen = list(range(len(distances))), []
+    remaining = list(range(len(distances)))
+    chosen = []
     for _ in range(len(distances) - 2 * num_malicious):
         neighbours = max(1, len(remaining) - num_malicious - 2)
         scores = _scores(distances[remaining][:, remaining], neighbours)

@@ -65,11 +65,15 @@ class ServerOptimizer(AveragingStrategy):
         counts = [update.num_examples for update in updates]
         shares = [count / sum(counts) for count in counts]
         current = {name: wire.peek(array) for name, array in self._arrays.items()}
-        moved = {
-            name: self._move(name, layer, pop_layer(records, name), shares)
-            for name, layer in current.items()
-            if layer.is_floating_point()
-        }
+        moved: dict[str, Array] = {}
+        for name, layer in current.items():
+            if layer.is_floating_point():
+                start = layer.double()
+                delta = torch.zeros_like(start)
+                for answer, share in zip(pop_layer(records, name), shares, strict=True):
+                    # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
+                    delta.add_(answer.double().sub_(start).mul_(share))
+                moved[name] = wire.encode((start + self.step(name, delta)).to(layer.dtype))
         rest = weighted_mean(records, counts)
         return ArrayRecord({name: moved[name] if name in moved else rest[name] for name in current})
 
@@ -81,14 +85,6 @@ class ServerOptimizer(AveragingStrategy):
         """Inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._moments = state["moments"]
-
-    def _move(self, name: str, layer: torch.Tensor, answers: Sequence[torch.Tensor], shares: Sequence[float]) -> Array:
-        start = layer.double()
-        delta = torch.zeros_like(start)
-        for answer, share in zip(answers, shares, strict=True):
-            # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
-            delta.add_(answer.double().sub_(start).mul_(share))
-        return wire.encode((start + self.step(name, delta)).to(layer.dtype))
 
 
 class FedAvgM(ServerOptimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,5 +38,6 @@ def mean_metrics(updates: Sequence[Update]) -> MetricRecord:
     }
     losses = [(update.loss, update.num_examples) for update in updates if update.loss is not None]
     if losses:
-        metrics["loss"] = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+        # fsum: how sum() rounds depends on the version of Python.
+        metrics["loss"] = math.fsum(loss * n for loss, n in losses) / sum(n for _, n in losses)
     return MetricRecord(metrics)

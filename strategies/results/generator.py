@@ -2,7 +2,7 @@
 
 Cooperative inference needs every silo for every image. Its paper (Hahn & Lee, NeurIPS 2025) names a model distilled
 from it as future work; how it is trained is our choice: on the released images, as a silo's own model is on real ones.
-What it tells of real images is what they tell, since it sees nothing else.
+It reveals no more of real images than the released ones do, since it sees nothing else.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
 
 
 def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path) -> None:
-    images, labels = to_model_range(outcome.images), torch.from_numpy(outcome.labels)
+    images = to_model_range(outcome.images)
+    labels = torch.from_numpy(outcome.labels)
     goal = config.sampling.generator_steps
     progress = Progress("generator: step", goal, logger.info, done=state.steps)
 

@@ -30,7 +30,7 @@ class GeneratorMeasures:
         evaluation: of the fresh set, against the same real images as the released one's.
         frechet_ratio: its Fréchet distance by that of the released set.
         repeated: how near fresh images come to released ones; unseen real images set what is near.
-        attack: are real training images told from others by the generator's noise predictions?
+        attack: membership inference by the generator's noise predictions.
     """
 
     evaluation: Evaluation

@@ -137,7 +137,7 @@ def test_fields_that_do_not_go_together(name: str, changes: dict[str, Any], said
 @pytest.mark.parametrize("stated", [None, 0, PROTOCOL + 1, "1", True, 2**63 - 1])
 def test_another_protocol_is_refused_with_both_numbers(stated: Any) -> None:
     spoken = "a protocol before 1" if stated is None else f"protocol {stated!r}"
-    for name, (request, answer) in EXAMPLES.items():
+    for request, answer in EXAMPLES.values():
         for example, record, who in ((request, "config", "server"), (answer, "silo", "silo")):
             message = sent(example)
             del message.content[record]["protocol"]
@@ -148,7 +148,6 @@ def test_another_protocol_is_refused_with_both_numbers(stated: Any) -> None:
                 continue
             with pytest.raises(MessageError, match=f"the {who} speaks {spoken}, this .* speaks protocol {PROTOCOL}:"):
                 read(example, message)
-            assert name
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from hand_made import StubGrid
 
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
@@ -18,6 +19,9 @@ from strategies.base import Task
 from strategies.centralised import Centralised
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+
+NOBODY = cast(Exchange, None)
+"""No silo is asked."""
 
 CONFIG = RunConfig.from_run_config(
     {
@@ -33,22 +37,27 @@ CONFIG = RunConfig.from_run_config(
 )
 
 
-NOBODY = Exchange(StubGrid([]), 1.0)
-
-
 def task() -> Task:
     federation = load_federation(CONFIG)
     return Task(CONFIG, federation.spec, Census.unknown([1, 2], 10), torch.arange(6), federation)
 
 
-def run(rounds: int, sample_from: str) -> tuple[ArrayRecord, np.ndarray, list[int]]:
-    strategy, todo, goals = Centralised(num_rounds=rounds, sample_from=sample_from), task(), []
-    arrays = strategy.begin(todo, NOBODY)
-    for number in range(1, rounds + 1):
-        arrays, metrics = strategy.run_round(number, arrays, NOBODY)
-        goals.append(int(metrics["steps"]))
-    assert NOBODY.traffic.messages == 0
-    return arrays, strategy.finish(todo, arrays).images, goals
+def play(strategy: Centralised, numbers: Iterable[int]) -> tuple[ArrayRecord, list[tuple[Any, Any]]]:
+    """The weights after some rounds, and the steps in all and those of the server after each."""
+    goals = []
+    for number in numbers:
+        assert strategy.questions(number, ArrayRecord()) == []
+        arrays, metrics = strategy.fold(number, iter([]))
+        assert arrays is not None
+        assert metrics is not None
+        goals.append((metrics["steps"], metrics["server-steps"]))
+    return arrays, goals
+
+
+def begun(rounds: int, sample_from: str = "raw") -> tuple[Centralised, Task]:
+    strategy, todo = Centralised(num_rounds=rounds, sample_from=sample_from), task()
+    strategy.begin(todo, NOBODY)
+    return strategy, todo
 
 
 def by_hand() -> TrainingState:
@@ -63,53 +72,44 @@ def by_hand() -> TrainingState:
     return state
 
 
-def test_slices_make_one_training_on_the_union() -> None:
-    arrays, _, goals = run(3, "raw")
-    assert goals == [2, 5, 8]
-    expected = by_hand().unet.state_dict()
+def assert_trained(arrays: ArrayRecord, expected: TrainingState) -> None:
     weights = wire.decode_tensors(arrays)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert all(torch.equal(weights[name], value) for name, value in expected.unet.state_dict().items())
 
 
-@pytest.mark.parametrize("sample_from", ["raw", "ema"])
-def test_training_goes_on_from_what_was_saved(sample_from: str, tmp_path: Path) -> None:
-    expected, images, _ = run(3, sample_from)
-    first = Centralised(num_rounds=3, sample_from=sample_from)
-    first.begin(task(), NOBODY)
-    first.aggregate_train(1, [])
+def test_slices_make_one_training_on_the_union_also_across_a_stop(tmp_path: Path) -> None:
+    whole, todo = begun(3)
+    arrays, goals = play(whole, (1, 2, 3))
+    assert goals == [(2, 2), (5, 3), (8, 3)]
+    assert_trained(arrays, by_hand())
+    first, _ = begun(3)
+    play(first, [1])
     torch.save(first.state_dict(), tmp_path / "state")
-    second, todo = Centralised(num_rounds=3, sample_from=sample_from), task()
+    second = Centralised(num_rounds=3, sample_from="raw")
     second.resume(todo, NOBODY, torch.load(tmp_path / "state", weights_only=True))
-    goals = []
-    for number in (2, 3):
-        arrays, metrics = second.aggregate_train(number, [])
-        assert metrics is not None
-        goals.append((metrics["steps"], metrics["server-steps"]))
+    continued, goals = play(second, (2, 3))
     assert goals == [(5, 3), (8, 3)]
-    assert arrays is not None
-    weights, whole = wire.decode_tensors(arrays), wire.decode_tensors(expected)
-    assert all(torch.equal(weights[name], value) for name, value in whole.items())
-    outcome = second.finish(todo, arrays)
-    np.testing.assert_array_equal(outcome.images, images)
+    assert_trained(continued, by_hand())
+    outcome = second.finish(todo, continued)
+    np.testing.assert_array_equal(outcome.images, whole.finish(todo, arrays).images)
     assert [loss for _, loss in outcome.curves["centralised"]] == by_hand().losses
 
 
 def test_more_rounds_without_more_steps_have_shorter_slices() -> None:
-    finished = Centralised(num_rounds=2)
-    finished.begin(task(), NOBODY)
-    for number in (1, 2):
-        finished.aggregate_train(number, [])
+    finished, todo = begun(2)
+    play(finished, (1, 2))
     longer = Centralised(num_rounds=4)
-    longer.resume(task(), NOBODY, finished.state_dict())
-    steps = [dict(longer.aggregate_train(number, [])[1] or {})["server-steps"] for number in (3, 4)]
-    assert steps == [2, 2]
+    longer.resume(todo, NOBODY, finished.state_dict())
+    assert [steps for _, steps in play(longer, (3, 4))[1]] == [2, 2]
 
 
 def test_averaged_weights_are_sampled_when_asked() -> None:
-    _, raw, _ = run(1, "raw")
-    _, averaged, _ = run(1, "ema")
-    assert raw.shape == averaged.shape == (6, 8, 8, 1)
-    assert (raw != averaged).any()
+    images = {}
+    for sample_from in ("raw", "ema"):
+        strategy, todo = begun(1, sample_from)
+        images[sample_from] = strategy.finish(todo, play(strategy, [1])[0]).images
+    assert images["raw"].shape == images["ema"].shape == (6, 8, 8, 1)
+    assert (images["raw"] != images["ema"]).any()
 
 
 def test_real_silos_do_not_show_their_images() -> None:
@@ -120,4 +120,4 @@ def test_real_silos_do_not_show_their_images() -> None:
 
 def test_nothing_without_begin() -> None:
     with pytest.raises(RunError, match="call begin first"):
-        Centralised().aggregate_train(1, [])
+        Centralised().fold(1, iter([]))

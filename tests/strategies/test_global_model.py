@@ -13,7 +13,7 @@ from strategies.global_model import draw_from_model
 
 
 def test_images_are_the_plain_ancestral_loop_from_the_shared_noise() -> None:
-    settings = {"block-out-channels": "8,8", "seed": 5, "sampling-steps": 3, "device": "cpu"}
+    settings = {"block-out-channels": "8,8", "seed": 5, "sampling-steps": 3, "device": "cpu", "sampler": "ddpm"}
     config, spec = RunConfig.from_run_config(settings), ImageSpec(1, 8, ("a", "b"))
     labels = torch.tensor([1, 0, 1, 1])
     unet = initial_unet(config, spec)

@@ -110,11 +110,11 @@ def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
     config = config_of(batch_size=4)
     federation = load_federation(config)
     silo = federation.silo(0, config)
-    for _ in range(5):
+    for _ in range(3):
         LocalModel(silo, federation.spec, config, tmp_path).train_slice(1e-9)
     assert len(silo.holdout) >= MIN_HELD_OUT, "slices stop early, and convert the held-out pairs too"
     assert hashed == [len(silo.train), len(silo.holdout)]
-    assert converted == [256, 4] * 5
+    assert converted == [256, 4] * 3
 
 
 def test_model_opens_with_diffusers_and_its_history_with_json(whole: LocalModel, tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def test_saved_weights_are_those_of_the_best_check(tmp_path: Path, caplog: pytes
 def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None]
 ) -> None:
-    settings = {**ROUGH, "train_steps": 9}
+    settings = {**ROUGH, "train_steps": 5}
     whole = model_of(tmp_path / "whole", **settings)
     whole.train_slice(1000.0)
-    number, failing = 0, (2, 9)
+    number, failing = 0, (2, 5)
     while not (sliced := model_of(tmp_path / "sliced", **settings)).finished:
         number += 1
         if number in failing:

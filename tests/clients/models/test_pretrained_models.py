@@ -81,7 +81,7 @@ def test_loss_is_the_mean_error_over_stratified_timesteps(tmp_path: Path) -> Non
     unet = initial_unet(node.config, node.spec)
     state = TrainingState(unet, node.config.training, make_generator(0, "test"))
     train(
-        state, silo.train.images, torch.from_numpy(silo.train.labels), node.config.training, node.config.diffusion, 40
+        state, silo.train.images, torch.from_numpy(silo.train.labels), node.config.training, node.config.diffusion, 20
     )
     folder = save_model(tmp_path / "model", unet, node.spec.classes)
     found = Node(node.context.run_config, node.spec, partition_id=1, model_path=str(folder)).prepare().loss

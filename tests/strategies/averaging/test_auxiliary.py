@@ -12,7 +12,7 @@ from tiny_silos import AUX_SAMPLES, Tamper, TinySilos
 from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import UploadRequest, sender_of, wire
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 
@@ -64,21 +64,23 @@ def failing(silo: int, spoil: Callable[[Message], Message]) -> Tamper:
     """Spoil one silo's upload."""
 
     def tamper(replies: list[Message]) -> list[Message]:
-        mine = [wire.silo_key(m)[0] == silo and m.metadata.message_type == wire.UPLOAD for m in replies]
+        mine = [sender_of(m).partition == silo and m.metadata.message_type == UploadRequest.kind for m in replies]
         return [spoil(m) if hit else m for m, hit in zip(replies, mine, strict=True)]
 
     return tamper
 
 
 def to_nan(message: Message) -> Message:
-    weights = wire.decode_tensors(wire.array_record(message, wire.ARRAYS))
+    weights = wire.decode_tensors(wire.array_record(message, "arrays"))
     weights["conv_out.bias"] = torch.full_like(weights["conv_out.bias"], math.nan)
-    message.content[wire.ARRAYS] = wire.encode_tensors(weights)
+    message.content["arrays"] = wire.encode_tensors(weights)
     return message
 
 
 def to_error(message: Message) -> Message:
-    return Message(Error(code=2, reason="silo-1: disk gone"), reply_to=message)
+    failed = Message(Error(code=2, reason="silo-1: disk gone"), reply_to=message)
+    failed.metadata.__dict__["_reply_to_message_id"] = message.metadata.reply_to_message_id
+    return failed
 
 
 @pytest.mark.parametrize(

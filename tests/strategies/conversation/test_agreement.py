@@ -109,7 +109,7 @@ def test_silos_are_asked_before_they_know_any_format() -> None:
     [
         ({"classes": ["cat", "cat"]}, "2 classes: must be 1 to 10000 distinct names"),
         ({"image-size": 0}, "images of 0 pixels"),
-        ({"protocol": 7}, "the silo speaks protocol 7, this server speaks 1: install the same fedsynth at both"),
+        ({"protocol": 7}, "the silo speaks protocol 7, this server speaks protocol 1: install the same"),
     ],
 )
 def test_nonsense_and_another_protocol_end_the_run_by_name(said: dict[str, Any], why: str) -> None:

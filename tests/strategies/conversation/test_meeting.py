@@ -92,7 +92,7 @@ def test_a_silo_of_another_protocol_is_refused_by_name(spoken: int | None, said:
             del made.content["silo"]["protocol"]
         return made
 
-    with pytest.raises(RunError, match=f"clinic: the silo speaks {said}, this server speaks 1: install the same"):
+    with pytest.raises(RunError, match=f"clinic: the silo speaks {said}, this server speaks protocol 1: install"):
         census_by(respond, [3])
 
 

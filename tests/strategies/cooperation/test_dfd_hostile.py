@@ -52,15 +52,9 @@ def lazy(eps: torch.Tensor, before: int) -> torch.Tensor:
     return 0.05 * eps
 
 
-def replayed() -> Attack:
-    first: dict[torch.Size, torch.Tensor] = {}
-    return lambda eps, before: first.setdefault(eps.shape, eps)
-
-
 ATTACKS: dict[str, Attack] = {
     "opposite": lambda eps, before: -eps,
     "honest-once": lambda eps, before: eps if before == 0 else -eps,
-    "replayed": replayed(),
 }
 """Others are judged without a run in test_screener."""
 

@@ -148,9 +148,8 @@ def test_a_torn_checkpoint_is_named_and_starts_again(tmp_path: Path, caplog: pyt
     assert f"generator: checkpoint '{path}' is damaged, training starts again" in caplog.text
 
 
-@pytest.mark.parametrize("strategy", ["dfd", "pooled"])
-def test_a_run_leaves_a_pipeline_that_draws(strategy: str, tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, strategy=strategy, generator_steps=STEPS)
+def test_a_run_leaves_a_pipeline_that_draws(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, strategy="pooled", generator_steps=STEPS)
     folder = run_tiny(settings, report=False)
     released = read_dataset(folder.synthetic)
     expected = by_hand(task(**{"num-samples": 30}), Outcome(released.images, released.labels)).averaged_unet()
@@ -167,17 +166,12 @@ def test_a_run_leaves_a_pipeline_that_draws(strategy: str, tmp_path: Path) -> No
     assert note in results["notes"]
 
 
-def test_the_released_set_is_the_same_with_and_without(tmp_path: Path) -> None:
-    plain = run_tiny(tiny_settings(tmp_path), report=False)
-    assert not (plain.models / "generator").exists()
-    assert "generator-steps" not in json.loads(plain.results.read_text())
-    with_one = run_tiny(tiny_settings(tmp_path, generator_steps=STEPS, run_name="second"), report=False)
-    assert images_of(plain) == images_of(with_one)
-
-
-def test_a_finished_run_is_given_a_generator_later(tmp_path: Path) -> None:
+def test_a_finished_run_is_given_a_generator_later_which_changes_no_image(tmp_path: Path) -> None:
     at_once = run_tiny(tiny_settings(tmp_path, generator_steps=STEPS), report=False)
     later = run_tiny(tiny_settings(tmp_path, run_name="later"), report=False)
+    assert not (later.models / "generator").exists()
+    assert "generator-steps" not in json.loads(later.results.read_text())
+    assert images_of(later) == images_of(at_once)
     resumed = tiny_settings(tmp_path, generator_steps=STEPS, run_name="later", resume=str(later.path))
     run_tiny(resumed, report=False)
     assert same(weights_of(later), weights_of(at_once))

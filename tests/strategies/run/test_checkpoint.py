@@ -3,9 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import multiprocessing
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -80,34 +77,6 @@ def test_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path: Path, monke
     assert loaded is not None
     assert loaded.round == 1
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
-
-
-def _save_for_ever(folder: Path, first: int) -> None:
-    for number in range(first, 10**9):
-        checkpoint(number, size=100_000).save(folder)
-
-
-def test_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    random_moments, fork = random.Random(0), multiprocessing.get_context("fork")
-    run, last = RunFolder(tmp_path), 0
-    for _ in range(10):
-        before = last
-        writer = fork.Process(target=_save_for_ever, args=(run.checkpoints, last + 1))
-        writer.start()
-        time.sleep(random_moments.uniform(0.03, 0.1))
-        writer.kill()
-        writer.join()
-        loaded = Checkpoint.load(run.checkpoints)
-        if loaded is not None:
-            last = loaded.round
-            assert last >= before
-            assert torch.equal(loaded.arrays["weights"], torch.full((100_000,), float(last)))
-            assert int(loaded.arrays["step"]) == last
-    assert last > 10
-    torn = [path for path in run.checkpoints.iterdir() if path.name != NAME]
-    assert torn, "no writer was killed while it wrote: the test has tested nothing"
-    run.remove_torn_files()
-    assert [path.name for path in run.checkpoints.iterdir()] == [NAME]
 
 
 def torn(content: bytes) -> bytes:

@@ -1,0 +1,326 @@
+"""What all averaging strategies share: which answers count, in which order, and what arguments are refused."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Message, MetricRecord
+from hand_made import error_reply
+from hand_made_models import (
+    AVERAGING,
+    BUFFER,
+    Model,
+    answer,
+    answers,
+    assert_equal,
+    begun,
+    gather,
+    model,
+    near,
+    play,
+    send,
+)
+
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import wire
+from strategies import STRATEGIES
+from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.fedddpm import FedDDPM
+
+Spoil = Callable[[Message], object]
+
+SILOS = 8
+COUNTS = [40, 1, 7, 300, 25, 25, 90, 3]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "krum": {"num_malicious_nodes": 2},
+    "multikrum": {"num_malicious_nodes": 2},
+    "bulyan": {"num_malicious_nodes": 1},
+}
+LAYER = "conv_in.weight"
+
+
+@pytest.fixture(autouse=True)
+def no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FedDDPM's correction needs an auxiliary set, and is tested with one elsewhere."""
+    monkeypatch.setattr(FedDDPM, "correct", lambda self, server_round, arrays: arrays)
+
+
+def build(name: str) -> AveragingStrategy:
+    strategy = STRATEGIES[name](**OPTIONS.get(name, {}))
+    assert isinstance(strategy, AveragingStrategy)
+    return strategy
+
+
+def first_round(name: str) -> tuple[AveragingStrategy, list[Message]]:
+    """A strategy that has sent its first round, and what eight silos answer."""
+    strategy = build(name)
+    requests = send(strategy, 1, model(0), range(100, 100 + SILOS))
+    return strategy, answers(requests, [near(model(0), 10 + k) for k in range(SILOS)], COUNTS)
+
+
+def weights(**layers: torch.Tensor | None) -> Spoil:
+    """Replace layers of an answer, by name with dots as two underscores; None: leave it out."""
+
+    def spoil(message: Message) -> None:
+        changed = wire.decode_tensors(wire.array_record(message, "arrays"))
+        for name, value in layers.items():
+            if value is None:
+                del changed[name.replace("__", ".")]
+            else:
+                changed[name.replace("__", ".")] = value
+        message.content["arrays"] = wire.encode_tensors(changed)
+
+    return spoil
+
+
+def claim(**numbers: float) -> Spoil:
+    """Change the metrics of an answer."""
+
+    def spoil(message: Message) -> None:
+        changed = {name.replace("_", "-"): value for name, value in numbers.items()}
+        message.content["metrics"] = MetricRecord({**message.content.metric_records["metrics"], **changed})
+
+    return spoil
+
+
+def unreadable(data: bytes) -> Spoil:
+    """Bytes that are not the array they claim to be."""
+
+    def spoil(message: Message) -> None:
+        record = wire.array_record(message, "arrays")
+        good = record[LAYER]
+        record[LAYER] = Array(dtype=good.dtype, shape=good.shape, stype=good.stype, data=data)
+
+    return spoil
+
+
+HEADER = wire.encode(torch.zeros(5, 4)).data
+SPOILT: dict[str, tuple[Spoil, str]] = {
+    "not finite": (weights(conv_in__weight=torch.full((5, 4), math.nan)), f"layer {LAYER} is not finite"),
+    "missing layer": (weights(conv_in__weight=None), f"layers ['{LAYER}'] are missing or unknown"),
+    "unknown layer": (weights(x=torch.zeros(1)), "layers ['x'] are missing or unknown"),
+    "shape": (weights(conv_in__weight=torch.zeros(4, 5)), "shape (4, 5), not (5, 4)"),
+    "whole numbers": (
+        weights(conv_in__weight=torch.zeros(5, 4, dtype=torch.int64)),
+        f"layer {LAYER} holds int64 numbers, not floating-point",
+    ),
+    "no images": (
+        claim(num_examples=0),
+        "num-examples = 0: must be a whole number from 1 to max-silo-images = 1000000",
+    ),
+    "too many images": (claim(num_examples=1_000_001), "num-examples = 1000001: must be"),
+    "half an image": (claim(num_examples=1.5), "num-examples = 1.5: must be"),
+    "loss": (claim(loss=math.nan), "loss = nan: must be"),
+    "seconds": (claim(seconds=-1e9), "seconds = -1000000000.0: must be"),
+    "no metrics": (lambda message: message.content.pop("metrics"), "num-examples"),
+    "no weights": (lambda message: message.content.pop("arrays"), "arrays"),
+    "text": (unreadable(b"no array at all"), "array cannot be read"),
+    "cut short": (unreadable(HEADER[:-1]), "array cannot be read"),
+    "other shape inside": (
+        unreadable(HEADER.replace(b"(5, 4)", b"(4, 5)")),
+        "claims to be float32, but holds",
+    ),
+}
+
+
+def assert_left_out(name: str, spoil: Callable[[Message], Message], said: str, log: pytest.LogCaptureFixture) -> None:
+    """The spoilt answer is named once, and the others are combined as if it had never come."""
+    strategy, replies = first_round(name)
+    # FedDiffuse asks some silos for the other half.
+    victim = next(k for k in range(3, SILOS) if LAYER in wire.array_record(replies[k], "arrays"))
+    replies[victim] = spoil(replies[victim])
+    found, metrics = gather(strategy, 1, replies)
+    assert said in log.text
+    assert log.text.count(" left out: ") == log.text.count(f"silo-{victim}") == 1
+    alone, others = first_round(name)
+    expected, expected_metrics = gather(alone, 1, [reply for k, reply in enumerate(others) if k != victim])
+    assert_equal(found, expected)
+    assert metrics == expected_metrics
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_bad_answer_is_left_out_by_name_and_changes_no_bit(spoilt: str, caplog: pytest.LogCaptureFixture) -> None:
+    spoil, said = SPOILT[spoilt]
+
+    def spoilt_in_place(message: Message) -> Message:
+        spoil(message)
+        return message
+
+    assert_left_out("fedavg", spoilt_in_place, said, caplog)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_every_strategy_reads_answers_so(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    def not_finite(message: Message) -> Message:
+        SPOILT["not finite"][0](message)
+        return message
+
+    assert_left_out(name, not_finite, SPOILT["not finite"][1], caplog)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_a_usable_answer_would_have_counted(name: str) -> None:
+    """Otherwise the test above would pass with a strategy that ignores everybody."""
+    whole = gather(*_first(name))[0]
+    lacking = [gather(*_first(name, without=victim))[0] for victim in range(SILOS)]
+    assert any(not torch.equal(found[layer], whole[layer]) for found in lacking for layer in whole)
+
+
+def _first(name: str, without: int | None = None) -> tuple[AveragingStrategy, int, list[Message]]:
+    strategy, replies = first_round(name)
+    return strategy, 1, [reply for k, reply in enumerate(replies) if k != without]
+
+
+def test_an_error_is_left_out_with_its_reason_and_changes_no_bit(caplog: pytest.LogCaptureFixture) -> None:
+    strategy = build("fedavg")
+    requests = send(strategy, 1, model(0), range(100, 100 + SILOS))
+    replies = answers(requests, [near(model(0), 10 + k) for k in range(SILOS)], COUNTS)
+    replies[5] = error_reply(requests[5], "silo-5: OSError: disk gone")
+    found, _ = gather(strategy, 1, replies)
+    assert "answer left out: silo-5: OSError: disk gone" in caplog.text
+    assert_equal(found, gather(*_first("fedavg", without=5))[0])
+
+
+def test_no_usable_answer_gives_nothing_and_no_question_an_error() -> None:
+    strategy = FedAvg()
+    requests = send(strategy, 1, model(0), [10, 20])
+    assert strategy.aggregate_train(1, answers(requests, [{"w": torch.zeros(1)}] * 2, [1, 1])) == (None, None)
+    with pytest.raises(RunError, match="aggregate_train before configure_train"):
+        FedAvg().aggregate_train(1, [])
+
+
+@pytest.mark.parametrize(("most", "left"), [(24, 2), (25, 3), (300, 4)])
+def test_believed_numbers_of_images_are_bounded_by_the_configuration(most: int, left: int) -> None:
+    strategy = FedAvg()
+    begun(strategy, range(4), **{"max-silo-images": most})
+    replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(4)], [1, 24, 25, 300])
+    assert gather(strategy, 1, replies)[1]["silos"] == left
+
+
+@pytest.mark.parametrize(("settings", "usable", "needed"), [({}, 1, 2), ({"min-replies": 3}, 2, 3)])
+def test_a_round_with_too_few_usable_answers_names_the_first_reason(
+    settings: dict[str, int], usable: int, needed: int
+) -> None:
+    for enough in (False, True):
+        strategy = FedAvg()
+        begun(strategy, range(4), **settings)
+        counts = [1] * (usable + enough) + [0] * (4 - usable - enough)
+        replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(4)], counts)
+        if enough:
+            assert gather(strategy, 1, replies)[1]["silos"] == needed
+        else:
+            with pytest.raises(
+                RunError, match=f"{usable} usable answers, {needed} needed: silo-{usable}: num-examples"
+            ):
+                strategy.aggregate_train(1, replies)
+
+
+def test_answers_sort_by_the_silo_that_was_asked_whatever_name_it_claims() -> None:
+    # Their sum depends on the order even in double precision.
+    values = [{"w": torch.full((9,), value, dtype=torch.float64)} for value in (1e16, 1.0, -1e16, 3.0)]
+    results = []
+    for claimed in ([0, 1, 2, 3], [0, 0, 0, 0], [3, 1, 2, 0]):
+        strategy = FedAvg()
+        begun(strategy, [60, 59, 58, 57])
+        requests = send(strategy, 1, values[0])
+        assert [message.metadata.dst_node_id for message in requests] == [60, 59, 58, 57]
+        replies = [answer(requests[k], values[k], claimed[k], 3) for k in range(4)]
+        results.append(gather(strategy, 1, replies[::-1])[0])
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+def wild_models(number: int) -> list[Model]:
+    """Weights from 1e-9 to 1e9 that cancel in pairs: sums depend on their order even in double precision."""
+    source = np.random.default_rng(number)
+    positive = []
+    for _ in range(4):
+        values = {name: 10.0 ** source.uniform(-9, 9, value.shape) for name, value in model(0).items()}
+        positive.append({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
+    models = [*positive, *({name: -value for name, value in one.items()} for one in positive)]
+    return [{**one, BUFFER: torch.tensor([k, 10 * k])} for k, one in enumerate(models)]
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_order_of_answers_changes_no_bit(name: str) -> None:
+    results = []
+    for seed in range(3):
+        strategy, current, source = build(name), model(0, 1e-8), random.Random(seed)
+        for number in (1, 2):
+            replies = answers(send(strategy, number, current, range(50, 58)), wild_models(number), [3] * 8)
+            current, _ = gather(strategy, number, source.sample(replies, 8) if seed else replies)
+        results.append(current)
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+def test_the_order_would_change_bits_if_answers_were_not_sorted() -> None:
+    values = torch.stack([one[LAYER] for one in wild_models(1)]).double()
+    one, other = (sum(values[k] / 8 for k in order).float() for order in (range(8), (0, 4, 1, 5, 2, 6, 3, 7)))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_answers_equal_to_the_global_weights_leave_them_as_they_are(name: str) -> None:
+    strategy = build(name)
+    for number in (1, 2, 3):
+        assert_equal(play(strategy, number, model(4), [model(4)] * SILOS, COUNTS), model(4))
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_whole_numbers_stay_whole_in_half_precision(name: str) -> None:
+    strategy = build(name)
+    begun(strategy, range(SILOS), **{"wire-dtype": "float16"})
+    large = {BUFFER: torch.tensor([2**40 + 1, -(2**31) - 7])}
+    start = {layer: value if layer == BUFFER else value.half().float() for layer, value in model(0).items()} | large
+    requests = send(strategy, 1, start)
+    sent = wire.array_record(requests[0], "arrays")
+    assert {array.dtype for layer, array in sent.items() if layer != BUFFER} == {"float16"}
+    found, _ = gather(strategy, 1, answers(requests, [start] * SILOS, COUNTS))
+    assert {value.dtype for layer, value in found.items() if layer != BUFFER} == {torch.float32}
+    assert_equal({BUFFER: found[BUFFER]}, large)
+
+
+OUT_OF_RANGE: dict[str, float | str | None] = {
+    "num_rounds": 0,
+    "sampler": "ula",
+    "sample_from": "average",
+    "server_ema_decay": 1.0,
+    "fraction_train": 1.01,
+    "min_train_nodes": 0,
+    "num_malicious_nodes": -1,
+    "num_nodes_to_select": -1,
+    "beta": 0.5,
+    "server_learning_rate": 0.0,
+    "server_momentum": 1.0,
+    "eta": math.inf,
+    "tau": math.nan,
+    "beta_1": 1.0,
+    "beta_2": -0.1,
+    "proximal_mu": -0.01,
+    "feddiffuse_method": "uspilt",
+    "aux_samples": 0,
+    "server_steps": 0,
+    "correction_learning_rate": -1.0,
+    "slow_window": 0,
+    "slow_tolerance": 1.0,
+    "correct_once": None,
+}
+"""What every argument refuses; None: nothing."""
+
+
+def test_arguments_out_of_range_are_refused_by_their_key() -> None:
+    takers = {argument: name for name in AVERAGING for argument in inspect.signature(STRATEGIES[name]).parameters}
+    assert takers.keys() == OUT_OF_RANGE.keys()
+    for argument, name in takers.items():
+        if (value := OUT_OF_RANGE[argument]) is not None:
+            with pytest.raises(UserError, match=f"{argument.replace('_', '-')}.*{value}"):
+                STRATEGIES[name](**{argument: value})
