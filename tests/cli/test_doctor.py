@@ -30,35 +30,22 @@ def test_this_machine_is_fit(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(project.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere"),
-        (["--dataset", "imagefolder", "--data-root", "nowhere"], "there is no folder 'nowhere"),
-        (["--dataset", "mnits"], "did you mean 'mnist'"),
-    ],
-)
-def test_bad_data_fails_and_says_what_to_do(
-    words: list[str], said: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["doctor", *words]) == 1
-    verdict, text = lines_of(capsys)[-1]
-    assert verdict == "fail"
-    assert said in text
-
-
-def test_unknown_options_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--data", "mnist"]) == 2
-    assert "unknown option '--data'" in capsys.readouterr().err
+def test_bad_data_fails_and_says_what_to_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in {
+        "imagefolder --data-root nowhere": "there is no folder 'nowhere",
+        "mnits": "mean 'mnist'",
+    }.items():
+        assert main(["doctor", "--dataset", *words.split()]) == 1
+        verdict, text = lines_of(capsys)[-1]
+        assert verdict == "fail"
+        assert said in text
 
 
 def findings(check: object) -> list[tuple[str, str]]:
     return [(finding.verdict, finding.text) for finding in check()]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    ("python", "verdict"), [((3, 10, 13), "fail"), ((3, 11, 0), "ok"), ((3, 14, 9), "ok"), ((3, 15, 0), "fail")]
-)
+@pytest.mark.parametrize(("python", "verdict"), [((3, 10, 13), "fail"), ((3, 14, 9), "ok"), ((3, 15, 0), "fail")])
 def test_pythons(python: tuple[int, int, int], verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", python)
     monkeypatch.setattr(doctor, "metadata", lambda name: {"Requires-Python": ">=3.11,<3.15"})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,12 @@ def test_before_the_first_round_nothing_is_guessed() -> None:
     assert said[2:] == ["rounds  0 of 20, time left unknown", "silos   none has answered yet"]
 
 
-def test_failed_run_says_why_and_how_to_go_on() -> None:
+def test_failed_run_says_why_and_how_to_go_on_and_finished_one_names_its_report() -> None:
     said = lines_of(status_of(state="failed", error="round 3: no usable answer"), [{"seconds": 1.0}], "failed")
     assert said[1] == (
         "state   failed: round 3: no usable answer; 'fedsynth run --resume runs/first' goes on after the last round"
     )
     assert said[2] == "rounds  3 of 20"
-
-
-def test_finished_run_names_its_report() -> None:
     assert lines_of(status_of(), [], "finished")[1] == "state   finished: runs/first/report.html"
 
 
@@ -86,21 +84,11 @@ def test_newest_run_is_shown_and_failure_is_an_exit_status(project: Path, capsys
     assert "state   finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "has no status.json: the run has not begun"), ("{", "is damaged"), ("[1]", "is damaged")],
-)
-def test_missing_and_damaged_status_are_one_line(
-    content: str | None, said: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_and_damaged_status_are_one_line(project: Path, refused: Callable[..., str]) -> None:
+    assert f"no run in '{project / 'runs'}'" in refused("status")
     folder = RunFolder.create(project / "runs", "first")
     folder.write_config({})
-    if content is not None:
+    assert "has no status.json: the run has not begun" in refused("status", "runs/first")
+    for content in ("{", "[1]"):
         folder.status.write_text(content)
-    assert main(["status", "runs/first"]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_without_runs_it_asks_for_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status"]) == 2
-    assert f"no run in '{project / 'runs'}'" in capsys.readouterr().err
+        assert "is damaged" in refused("status", "runs/first")

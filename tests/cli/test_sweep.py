@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ name = "DfD"
 name = "averaging"
 strategy = "fedavg"
 """
+LABELS = ["DfD, seed 0", "averaging, seed 0", "k, seed 2"]
 NAMES = ["DfD-0", "averaging-0", "DfD-1", "averaging-1"]
 
 
@@ -85,7 +86,9 @@ def in_another_process(*words: str) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def test_every_run_is_made_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_is_made_once_and_known_by_what_it_computes(
+    place: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
     assert main(["sweep", "s.toml"]) == 0
     assert starts(place) == [f"fresh {name}" for name in NAMES]
     assert [(entry["folder"], entry["status"]) for entry in manifest(place)] == [(n, "finished") for n in NAMES]
@@ -96,20 +99,20 @@ def test_every_run_is_made_once(place: Path, capsys: pytest.CaptureFixture[str])
     assert "[3/4] DfD, seed 1: started, about 1 min 40 s\n" in printed
     assert "2 of 4 finished, about 3 min 20 s left" in printed
     assert "4 of 4 runs finished" in printed
-    assert main(["sweep", "s.toml"]) == 0
-    assert len(starts(place)) == 4
-
-
-def test_a_run_is_known_by_what_it_computes_not_by_its_name(place: Path) -> None:
-    main(["sweep", "s.toml"])
     text = TEXT.replace('"averaging"', '"renamed"').replace("seeds = [0, 1]", "seeds = [0, 1, 2]")
     (place / "s.toml").write_text(text)
     assert main(["sweep", "s.toml"]) == 0
     assert starts(place)[4:] == ["fresh DfD-2", "fresh renamed-2"]
     assert [entry["folder"] for entry in manifest(place)] == [*NAMES, "DfD-2", "renamed-2"]
+    (place / "s.toml").write_text("batch-size = 7\n" + TEXT)
+    said = refused("sweep", "s.toml")
+    assert "DfD-0' holds a run with batch-size = 32, and DfD, seed 0 has 7: move that folder elsewhere" in said
 
 
 def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "s.toml", "--dry-run"]) == 0
+    assert "0 of 4 finished, time left unknown" in capsys.readouterr().out
+    assert not (place / "runs" / "s").exists()
     order = place / "runs" / "fail-averaging-0"
     order.touch()
     assert main(["sweep", "s.toml"]) == 1
@@ -120,7 +123,19 @@ def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsy
     console = place / "runs" / "s" / "logs" / "averaging-0.txt"
     assert f"failed: averaging, seed 0: no silo answered in averaging-0 (all it said: {console})" in printed
     assert "3 of 4 runs finished" in printed
+    (place / "s.toml").write_text(TEXT.replace("[0, 1]", "[0, 1, 2]") + '[[method]]\nname="k"\nstrategy="krum"\n')
+    assert main(["sweep", "s.toml", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    rows = {name: next(line for line in printed.splitlines() if line.startswith(name)) for name in LABELS}
+    assert " finished" in rows["DfD, seed 0"]
+    assert rows["DfD, seed 0"].endswith("1 min 40 s")
+    assert " failed" in rows["averaging, seed 0"]
+    assert rows["k, seed 2"].endswith("unknown")
+    # Averaging 0 and 2, DfD 2 at 100 s, and three of a kind nobody knows at the mean of 100 s.
+    assert "3 of 9 finished, about 10 min 00 s left; 3 runs of a kind that has not finished yet" in printed
+    assert len(starts(place)) == 4
     order.unlink()
+    (place / "s.toml").write_text(TEXT)
     assert main(["sweep", "s.toml"]) == 0
     assert starts(place)[4:] == ["fresh averaging-0"]
 
@@ -152,10 +167,15 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(place: Path, capsys: 
 
 
 @pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(place: Path, request_to_end: signal.Signals) -> None:
+def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(
+    place: Path, request_to_end: signal.Signals, refused: Callable[..., str]
+) -> None:
     (place / "runs" / "hold-DfD-0").touch()
     sweep = in_another_process("sweep", "s.toml")
     wait_until_held(place)
+    if request_to_end == signal.SIGTERM:
+        assert "another 'fedsynth sweep' works in" in refused("sweep", "s.toml")
+        assert len(alive(place)) == 2
     os.kill(int(sweep.pid or 0), request_to_end)
     sweep.join(30)
     assert sweep.exitcode == 130
@@ -163,71 +183,26 @@ def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(place: Path, req
     assert statuses(place) == ["waiting"] * 4
 
 
-def test_two_sweeps_do_not_share_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "runs" / "hold-DfD-0").touch()
-    sweep = in_another_process("sweep", "s.toml")
-    wait_until_held(place)
-    assert main(["sweep", "s.toml"]) == 2
-    assert "another 'fedsynth sweep' works in" in capsys.readouterr().err
-    assert len(alive(place)) == 2
-    os.kill(int(sweep.pid or 0), signal.SIGTERM)
-    sweep.join(30)
-
-
-def test_a_run_of_other_settings_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["sweep", "s.toml"])
-    (place / "s.toml").write_text("batch-size = 7\n" + TEXT)
-    assert main(["sweep", "s.toml"]) == 2
-    said = capsys.readouterr().err
-    assert "DfD-0' holds a run with batch-size = 32, and DfD, seed 0 has 7: move that folder elsewhere" in said
-    assert len(starts(place)) == 4
-
-
-def test_nothing_starts_before_the_data_of_all_runs_is_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_starts_before_options_and_the_data_of_all_runs_are_sound(
+    place: Path, refused: Callable[..., str]
+) -> None:
+    assert "unknown option '--dry-rum': did you mean 'dry-run'?" in refused("sweep", "s.toml", "--dry-rum")
     (place / "s.toml").write_text(TEXT + 'dataset = "mnist"\ndata-root = "nowhere"\n')
-    assert main(["sweep", "s.toml"]) == 2
-    assert "averaging, seed 0: MNIST is missing or damaged" in capsys.readouterr().err
-    assert starts(place) == []
-    assert not (place / "runs" / "s").exists()
+    assert "averaging, seed 0: MNIST is missing or damaged" in refused("sweep", "s.toml")
 
 
-def test_a_start_that_left_only_a_log_is_made_anew(place: Path) -> None:
-    torn = place / "runs" / "s" / "DfD-0"
+def test_a_start_that_left_only_a_log_is_made_anew_and_a_foreign_folder_left_alone(place: Path) -> None:
+    torn, foreign = (place / "runs" / "s" / name for name in NAMES[:2])
     torn.mkdir(parents=True)
     (torn / "log.txt").write_text("waiting for silos")
-    assert main(["sweep", "s.toml"]) == 0
-    assert starts(place)[0] == "fresh DfD-0"
-    assert not (torn / "log.txt").exists()
-
-
-def test_a_foreign_folder_in_the_way_is_left_alone(place: Path) -> None:
-    foreign = place / "runs" / "s" / "DfD-0"
-    foreign.mkdir(parents=True)
+    foreign.mkdir()
     (foreign / "thesis.tex").write_text("mine")
     assert main(["sweep", "s.toml"]) == 1
+    assert starts(place)[0] == "fresh DfD-0"
+    assert not (torn / "log.txt").exists()
     assert (foreign / "thesis.tex").read_text() == "mine"
-    assert "is in the way" in manifest(place)[0]["reason"]
-    assert statuses(place)[1:] == ["finished"] * 3
-
-
-def test_dry_run_shows_runs_and_times_and_changes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "s.toml", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "0 of 4 finished, time left unknown" in printed
-    assert not (place / "runs" / "s").exists()
-    (place / "runs" / "fail-averaging-0").touch()
-    main(["sweep", "s.toml"])
-    (place / "s.toml").write_text(TEXT.replace("[0, 1]", "[0, 1, 2]") + '[[method]]\nname="k"\nstrategy="krum"\n')
-    capsys.readouterr()
-    assert main(["sweep", "s.toml", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    lines = {line.split("  ")[0]: line.split()[-4:] for line in printed.splitlines()[1:] if line}
-    assert lines["DfD, seed 0"] == ["finished", "1", "min", "40"] or lines["DfD, seed 0"][-3:] == ["min", "40", "s"]
-    assert "failed" in next(line for line in printed.splitlines() if line.startswith("averaging, seed 0"))
-    assert next(line for line in printed.splitlines() if line.startswith("k, seed 2")).split()[-1] == "unknown"
-    # Averaging 0 and 2, DfD 2 at 100 s, and three of a kind nobody knows at the mean of 100 s.
-    assert "3 of 9 finished, about 10 min 00 s left; 3 runs of a kind that has not finished yet" in printed
-    assert len(starts(place)) == 4
+    assert "is in the way" in manifest(place)[1]["reason"]
+    assert statuses(place) == ["finished", "failed", "finished", "finished"]
 
 
 def test_options_hold_for_all_runs(place: Path) -> None:
@@ -236,11 +211,6 @@ def test_options_hold_for_all_runs(place: Path) -> None:
     assert [config.training.batch_size for config in configs] == [9] * 4
     assert not any(config.evaluation.membership_inference for config in configs)
     assert {config.run.state_dir for config in configs} == {str(place / ".fedsynth")}
-
-
-def test_unknown_options_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "s.toml", "--dry-rum"]) == 2
-    assert "unknown option '--dry-rum': did you mean 'dry-run'?" in capsys.readouterr().err
 
 
 def entry(row: str, strategy: str, status: str, seconds: float | None = None) -> Entry:
@@ -282,11 +252,8 @@ def test_the_last_word_of_a_failed_run(console: str, log: str, said: str, tmp_pa
     folder.log.write_text(log)
     (tmp_path / "console.txt").write_text(console)
     assert run_process._last_word(folder, tmp_path / "console.txt") == said
-
-
-def test_the_last_word_of_a_run_that_was_refused_in_the_terminal(tmp_path: Path) -> None:
-    said = run_process._last_word(RunFolder(tmp_path / "run"), None)
-    assert said == "the run ended without results: the reason stands above"
+    in_terminal = run_process._last_word(RunFolder(tmp_path / "other"), None)
+    assert in_terminal == "the run ended without results: the reason stands above"
 
 
 def test_latest_progress(tmp_path: Path) -> None:

@@ -101,15 +101,17 @@ def test_a_setting_of_all_goes_to_the_rows_that_take_it(tmp_path: Path) -> None:
     ]
 
 
+TEMPERATURE = (
+    "temperature = 2.0: acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'; no row takes it"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alhpa = 0.1", "unknown config key 'alhpa': did you mean 'alpha'?"),
-        ("sedes = [1]", "unknown config key 'sedes': did you mean 'seeds'?"),
         ("[gird]\nalpha = [1.0]", "unknown config key 'gird': did you mean 'grid'?"),
         ("[grid]\nalhpa = [0.1]", "unknown config key 'alhpa': did you mean 'alpha'?"),
         ("[grid]\nalpha = 0.1", "[grid] alpha = 0.1: must be a list of values"),
-        ("[grid]\nalpha = []", "[grid] alpha = []: must be a list of values"),
         ("[grid]\nalpha = [0.1, -1.0]", "row 'alpha=-1.0': alpha = -1.0: must be a number > 0"),
         ("grid = 3", "'grid' must be a table"),
         (
@@ -119,31 +121,19 @@ def test_a_setting_of_all_goes_to_the_rows_that_take_it(tmp_path: Path) -> None:
         ("[zip]\nalpha = [0.1]\n[grid]\nalpha = [0.2]", "'alpha' stands in [grid] and in [zip]: set it in one place"),
         ("seeds = []", "seeds = []: must be a list of whole numbers >= 0"),
         ("seeds = [true]", "seeds = [True]: must be a list of whole numbers"),
-        ("seeds = [-1]", "seeds = [-1]: must be a list"),
-        ("seeds = 3", "seeds = 3: must be a list"),
         ("seeds = [1, 1]", "seeds = [1, 1]: name each once"),
         ("seed = 1", "'seed' cannot be set: give seeds, a list"),
         ('run-name = "x"', "'run-name' cannot be set: rows and seeds name the runs"),
         ("method = 3", "'method' must be tables: write [[method]]"),
         ("[[method]]\nalpha = 0.1", "a row has name = None: give every [[method]] and [[run]] a name"),
         ("[[method]]\nname = 'a'\nalhpa = 1", "row 'a': unknown config key 'alhpa': did you mean 'alpha'?"),
-        ("[[method]]\nname = 'a'\nseeds = 0", "row 'a': seeds = 0: must be a list"),
-        ("[[method]]\nname = 'a'\nstrategy = 'krumm'", "row 'a': unknown strategy 'krumm': did you mean 'krum'?"),
         ("[[method]]\nname = 'a'\nalpha = 1.0\n[grid]\nalpha = [2.0]", "row 'a': 'alpha' is varied by [grid] or [zip]"),
-        ("[[method]]\nname = 'a'\n[[method]]\nname = 'a'\nalpha = 1.0", "rows 'a' and 'a' would share a folder"),
         ("[[method]]\nname = 'a b'\n[[run]]\nname = 'A-B'\nalpha = 1.0", "rows 'a b' and 'A-B' would share a folder"),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'b'", "rows 'a' and 'b' are the same run: no setting of them differs"),
-        ("[grid]\nnode-timeout = [5.0, 6.0]", "are the same run"),
-        ("strategy = 'krum'\ntemperature = 2.0", "temperature = 2.0: acts with strategy = 'dfd' only; leave it out or"),
-        ("strategy = 'krum'\ntemperature = 2.0", "; no row takes it"),
+        ("strategy = 'krum'\ntemperature = 2.0", TEMPERATURE),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'b'\nnum-rounds = 4", "row 'b': num-rounds = 4: acts with strategy = "),
-        (
-            "[grid]\nstrategy = ['krum', 'dfd']\nprior = ['size']",
-            "row 'strategy=krum, prior=size': prior = 'size': acts",
-        ),
         ("base = 'none.toml'", "none.toml': No such file or directory"),
         ("base = 'my-sweep.toml'", "is a sweep: start it with 'fedsynth sweep"),
-        ("seeds = [", "not TOML"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(text: str, said: str, tmp_path: Path) -> None:
@@ -164,9 +154,6 @@ def test_what_is_wrong_is_said_with_the_file(text: str, said: str, tmp_path: Pat
 def test_options_cannot_undo_what_the_file_varies(given: dict[str, Scalar], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         sweep_of(tmp_path, "seeds = [0]\n[grid]\nalpha = [1.0, 2.0]\n", **given)
-
-
-def test_a_seed_may_be_given_where_the_file_lists_none(tmp_path: Path) -> None:
     assert values_of(sweep_of(tmp_path, "alpha = 1.0", seed=6), "seed") == [(6,)]
 
 
@@ -174,7 +161,7 @@ def config_of(**changes: Scalar) -> RunConfig:
     return RunConfig.from_run_config({key.replace("_", "-"): value for key, value in changes.items()})
 
 
-def test_a_hash_is_what_a_run_computes() -> None:
+def test_a_hash_is_what_a_run_computes_whatever_the_program_filled_in() -> None:
     plain = config_hash(config_of())
     free = config_of(output_dir="x", run_name="y", state_dir="z", device="cpu", node_timeout=3.0)
     assert config_hash(free) == plain
@@ -189,10 +176,6 @@ def test_a_hash_is_what_a_run_computes() -> None:
     ]
     assert len({plain, *map(config_hash, deciding)}) == 8
     assert config_hash(config_of(dataset="mnist", data_root="/a")) == config_hash(config_of(dataset="mnist"))
-
-
-def test_a_hash_does_not_depend_on_what_the_program_filled_in() -> None:
     filled = config_of().resolve({"dfd-rounds": 10, "prior": "class"})
-    assert filled.to_run_config()["dfd-rounds"] == 10
     assert config_hash(filled) == config_hash(config_of())
     assert config_hash(config_of(dfd_rounds=10)) != config_hash(config_of())
