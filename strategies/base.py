@@ -58,8 +58,8 @@ class Task:
     @property
     def sampler(self) -> str:
         """How one model is sampled; Langevin moves are for composed noise only."""
-        sampler = self.config.settings.sampler
-        return "sde-dpmsolver++" if sampler == "ula" else sampler
+        sampler = str(self.config.to_run_config()["sampler"])
+        return {"auto": "ddpm", "ula": "sde-dpmsolver++"}.get(sampler, sampler)
 
 
 @dataclass
