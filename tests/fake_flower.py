@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from fedsynth.cli import main
 from fedsynth.output import RunFolder
 
 
@@ -47,12 +44,3 @@ class FakeFlower:
         """The run config that Flower would read."""
         command = self.commands[-1]
         return tomllib.loads(Path(command[command.index("--run-config") + 1]).read_text())
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run, expect exit status 2 and one line that says why; return it."""
-    assert main(["run", *words]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,9 +77,7 @@ def test_options_are_those_of_a_run() -> None:
     np.testing.assert_array_equal(dataset.images, by_hand([2, 0, 2, 0, 2], 3, "ddim", Diffusion()))
 
 
-@pytest.mark.parametrize(
-    ("words", "used"), [([], "dpmsolver++"), (["--sampler", "auto"], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")]
-)
+@pytest.mark.parametrize(("words", "used"), [(["--sampler", "auto"], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")])
 def test_the_sampler_saved_with_a_model_is_the_default(words: list[str], used: str, folder: Path) -> None:
     model = pipeline()
     model.scheduler = make_scheduler(Diffusion(), sampler="dpmsolver++")
@@ -122,126 +119,71 @@ def test_a_failed_drawing_leaves_nothing(folder: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedsynth.output.dataset._record", fail)
+    monkeypatch.setattr("fedsynth.output.dataset.dataset_card", fail)
     assert main(["draw", "model", "--output", "more", *FEW]) == 130
     assert [path.name for path in folder.iterdir()] == ["model"]
-
-
-def no_index(folder: Path) -> None:
-    (folder / "model" / "model_index.json").unlink()
-
-
-def torn_index(folder: Path) -> None:
-    (folder / "model" / "model_index.json").write_text('{"classes": [')
-
-
-def listed_index(folder: Path) -> None:
-    (folder / "model" / "model_index.json").write_text("[1, 2]")
-
-
-def no_classes(folder: Path) -> None:
-    change(folder / "model" / "model_index.json", classes=[])
-
-
-def unconditional(folder: Path) -> None:
-    change(folder / "model" / "unet" / "config.json", num_class_embeds=None)
-
-
-def two_channels(folder: Path) -> None:
-    change(folder / "model" / "unet" / "config.json", in_channels=2)
-
-
-def torn_weights(folder: Path) -> None:
-    (path,) = (folder / "model" / "unet").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def no_scheduler(folder: Path) -> None:
-    shutil.rmtree(folder / "model" / "scheduler")
-
-
-def short_schedule(folder: Path) -> None:
-    change(folder / "model" / "scheduler" / "scheduler_config.json", num_train_timesteps=50)
-
-
-def existing(folder: Path) -> None:
-    (folder / "more").mkdir()
-
-
-def existing_file(folder: Path) -> None:
-    (folder / "more").touch()
-
-
-def fine(folder: Path) -> None:
-    """Nothing is wrong with the files."""
 
 
 def change(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def blocked(folder: Path) -> None:
-    (folder / "a-file").touch()
+def test_damaged_models_are_refused_before_any_work(folder: Path, refused: Callable[..., str]) -> None:
+    model = folder / "model"
+    index, unet = model / "model_index.json", model / "unet" / "config.json"
+    sound = {path: path.read_text() for path in (index, unet)}
+
+    def said() -> str:
+        line = refused("draw", "model", "--output", "more").removeprefix("error: ")
+        for path, text in sound.items():
+            path.write_text(text)
+        return line
+
+    for content in ('{"classes": [', "[1, 2]"):
+        index.write_text(content)
+        assert said().startswith("model 'model': model_index.json is damaged (")
+    change(index, classes=[])
+    assert said().startswith("model 'model' has no classes: give a class-conditional one")
+    change(unet, num_class_embeds=None)
+    assert said().startswith("model 'model' has no classes: give a class-conditional one")
+    change(unet, in_channels=2)
+    assert said().startswith("model 'model' makes images of 2 channels and size 8")
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    change(scheduler, num_train_timesteps=50)
+    assert said().startswith("num-train-timesteps = 50 leaves")
+    scheduler.unlink()
+    assert said().startswith("model 'model' is no diffusers pipeline, it holds no scheduler/scheduler_config.json")
+
+
+def test_damaged_weights_are_refused(folder: Path, refused: Callable[..., str]) -> None:
+    (path,) = (folder / "model" / "unet").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:5000])
+    assert refused("draw", "model", "--output", "more").startswith(
+        "error: model-path = 'model': the network is damaged"
+    )
 
 
 @pytest.mark.parametrize(
-    ("prepare", "words", "said"),
+    ("words", "said"),
     [
-        (
-            fine,
-            ["nothing"],
-            "model 'nothing': there is no such folder; give models/generator or models/global of a run",
-        ),
-        (blocked, ["a-file"], "model 'a-file': there is no such folder"),
-        (fine, ["model/unet"], "model 'model/unet' is no diffusers pipeline, it holds no model_index.json"),
-        (no_index, ["model"], "model 'model' is no diffusers pipeline, it holds no model_index.json"),
-        (torn_index, ["model"], "model 'model': model_index.json is damaged ("),
-        (listed_index, ["model"], "model 'model': model_index.json is damaged ("),
-        (no_classes, ["model"], "model 'model' has no classes: give a class-conditional one"),
-        (unconditional, ["model"], "model 'model' has no classes: give a class-conditional one"),
-        (two_channels, ["model"], "model 'model' makes images of 2 channels and size 8"),
-        (torn_weights, ["model"], "model-path = 'model': the network is damaged"),
-        (
-            no_scheduler,
-            ["model"],
-            "model 'model' is no diffusers pipeline, it holds no scheduler/scheduler_config.json",
-        ),
-        (short_schedule, ["model"], "num-train-timesteps = 50 leaves"),
-        (existing, ["model"], "--output 'more' exists: give a folder that does not, or remove it"),
-        (existing_file, ["model"], "--output 'more' exists"),
-        (blocked, ["model", "--output", "a-file/more"], "cannot write 'a-file/more': a file stands where a folder"),
-        (fine, ["model", "--classes", "dog"], "--classes: unknown class 'dog' (ant, bee, cat)"),
-        (
-            fine,
-            ["model", "--classes", "ant,bees"],
-            "--classes: unknown class 'bees': did you mean 'bee'? (ant, bee, cat)",
-        ),
-        (fine, ["model", "--classes", ""], "--classes: unknown class ''"),
-        (fine, ["model", "--classes", "ant,ant"], "--classes 'ant,ant': name each once"),
-        (fine, ["model", "--num-samples", "0"], "num-samples = 0: must be a whole number >= 1"),
-        (fine, ["model", "--num-samples", "many"], "num-samples = 'many': must be a whole number"),
-        (fine, ["model", "--sampling-steps", "1001"], "sampling-steps = 1001: must be <= num-train-timesteps = 1000"),
-        (fine, ["model", "--sampler", "ddpn"], "unknown sampler 'ddpn': did you mean 'ddpm'?"),
-        (fine, ["model", "--sampler", "ula"], "unknown sampler 'ula'"),
-        (fine, ["model", "--labels", "observed"], "labels = 'observed': a model does not say how frequent"),
-        (fine, ["model", "--seed", "-1"], "seed = -1: must be a whole number >= 0"),
-        (fine, ["model", "--strategy", "dfd"], "unknown option '--strategy'; 'fedsynth draw --help' lists all"),
+        ("nothing", "model 'nothing': there is no such folder; give models/generator or models/global of a run"),
+        ("model/unet", "model 'model/unet' is no diffusers pipeline, it holds no model_index.json"),
+        ("model --output model", "--output 'model' exists: give a folder that does not, or remove it"),
+        ("model --output file", "--output 'file' exists"),
+        ("model --output file/more", "cannot write 'file/more': a file stands where a folder"),
+        ("model --classes ant,bees", "--classes: unknown class 'bees': did you mean 'bee'? (ant, bee, cat)"),
+        ("model --classes=", "--classes: unknown class ''"),
+        ("model --classes ant,ant", "--classes 'ant,ant': name each once"),
+        ("model --num-samples 0", "num-samples = 0: must be a whole number >= 1"),
+        ("model --sampling-steps 1001", "sampling-steps = 1001: must be <= num-train-timesteps = 1000"),
+        ("model --sampler ula", "unknown sampler 'ula'"),
+        ("model --labels observed", "labels = 'observed': a model does not say how frequent"),
+        ("model --strategy dfd", "unknown option '--strategy'; 'fedsynth draw --help' lists all"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
-    prepare: Callable[[Path], None],
-    words: list[str],
-    said: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words: str, said: str, folder: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(folder)
+    (folder / "file").touch()
     monkeypatch.setattr(draw, "_draw", lambda *_: pytest.fail("work was begun"))
-    before = {*folder.rglob("*")}
-    assert main(["draw", "--output", "more", "--device", "cpu", *words]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith(f"error: {said}")
-    assert {*folder.rglob("*")} == before
+    assert refused("draw", "--output", "more", "--device", "cpu", *words.split()).startswith(f"error: {said}")

@@ -8,25 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from class_folders import write_images
 
 from fedsynth.cli import main
 from fedsynth.evaluation import train_domain_classifier
 
 QUICK = ["--feature-extractor", "pixels", "--classifiers", "logistic-regression", "--classifier-seeds", "1"]
-
-
-def write_images(folder: Path, per_class: dict[str, int], side: int = 8, colour: bool = False) -> Path:
-    rng = np.random.default_rng(len(folder.name))
-    for shade, (name, count) in enumerate(per_class.items()):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.normal(60 + 120 * shade, 25, (side, side, 3 if colour else 1)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels if colour else pixels[..., 0]).save(folder / name / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +32,11 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run the command, which must fail with one line; nothing is measured or written."""
+def said_of(refused: Refused) -> Refused:
+    """What the command says of two folders or of other words; nothing is measured or written."""
 
     def run(*words: str, dataset: str = "synthetic", real: str = "real") -> str:
-        before = {*folders.rglob("*")}
-        assert main(["evaluate", dataset, "--real", real, *words]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        *_, said = printed.err.splitlines()
-        assert said.startswith("error: ")
-        assert "Traceback" not in printed.err
-        assert {*folders.rglob("*")} == before
-        return said
+        return refused("evaluate", dataset, "--real", real, *words)
 
     return run
 
@@ -74,121 +55,100 @@ def measured(*words: str, dataset: str = "synthetic", real: str = "real") -> dic
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--image-size", "0"], "image-size = 0: must be 'auto' or a whole number >= 1"),
-        (["--image-size", "-3"], "image-size = -3: must be 'auto' or a whole number >= 1"),
-        (["--image-size", "small"], "image-size = 'small': must be 'auto' or a whole number >= 1"),
-        (["--image-size", "4"], "resize them to 8 x 8 pixels or more (image-size)"),
-        (["--image-size", "100000000"], "image-size = 100000000: 40 images of"),
-        (["--seed", "-1"], "seed = -1: must be a whole number >= 0"),
-        (["--classifiers", ""], "classifiers = '': '' is none of logistic-regression"),
-        (["--classifiers", "cnn,,mlp"], "classifiers = 'cnn,,mlp': '' is none of"),
-        (["--classifiers", "cnn,cnn"], "classifiers = 'cnn,cnn': name each once"),
-        (["--classifier-seeds", "0"], "classifier-seeds = 0: must be a whole number >= 1"),
-        (["--classifier-seeds", "two"], "classifier-seeds = 'two': must be a whole number >= 1"),
-        (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--output", ""], "--output '.' is a folder: give the name of a file, such as numbers.json"),
-        (["--output", "real"], "--output 'real' is a folder: give the name of a file, such as real/numbers.json"),
-        (["--report", "real"], "--report 'real' is a folder: give the name of a file, such as real/report.html"),
-        (["--output", "real/a/0.png/x.json"], "--output: cannot write 'real/a/0.png/x.json': a file stands where"),
-        (["--report", "real/a/0.png/x.html"], "--report: cannot write 'real/a/0.png/x.html': a file stands where"),
-        (["--output", "page", "--report", "./page"], "--output and --report are the same file 'page'"),
-        (["--report", "synthetic/page.html"], "--report 'synthetic/page.html' lies among the images in 'synthetic'"),
-        (["--report", "real/a/page.html"], "--report 'real/a/page.html' lies among the images in 'real'"),
+        ("--image-size 0", "image-size = 0: must be 'auto' or a whole number >= 1"),
+        ("--image-size 4", "resize them to 8 x 8 pixels or more (image-size)"),
+        ("--image-size 100000000", "image-size = 100000000: 40 images of"),
+        ("--classifiers cnn,,svm", "classifiers = 'cnn,,svm': '' is none of logistic-regression"),
+        ("--classifiers cnn,cnn", "classifiers = 'cnn,cnn': name each once"),
+        ("--device tpu", "unknown device 'tpu'"),
+        ("--sed 1", "unknown option '--sed'"),
+        ("--output=", "--output '.' is a folder: give the name of a file, such as numbers.json"),
+        ("--report real", "--report 'real' is a folder: give the name of a file, such as real/report.html"),
+        ("--output real/a/0.png/x.json", "--output: cannot write 'real/a/0.png/x.json': a file stands where"),
+        ("--output page --report ./page", "--output and --report are the same file 'page'"),
+        ("--report synthetic/page.html", "--report 'synthetic/page.html' lies among the images in 'synthetic'"),
+        ("--report real/a/page.html", "--report 'real/a/page.html' lies among the images in 'real'"),
     ],
 )
-def test_options_are_checked_before_any_work(words: list[str], said: str, refused: Refused) -> None:
-    assert said in refused(*words)
+def test_options_are_checked_before_any_work(words: str, said: str, said_of: Refused) -> None:
+    assert said in said_of(*words.split())
 
 
-def test_folders_that_are_none_are_told_from_missing_ones(refused: Refused) -> None:
-    assert "--real: there is no folder 'real/a/0.png' (it is a file)" in refused(real="real/a/0.png")
-    assert "dataset: there is no folder 'real/a/0.png' (it is a file)" in refused(dataset="real/a/0.png")
-    assert "--real: there is no folder 'nowhere'; give one with" in refused(real="nowhere")
-
-
-def test_a_folder_without_images_is_named(folders: Path, refused: Refused) -> None:
+def test_folders_that_do_not_fit_are_named(folders: Path, said_of: Refused) -> None:
+    assert "--real: there is no folder 'real/a/0.png' (it is a file)" in said_of(real="real/a/0.png")
+    assert "dataset: there is no folder 'real/a/0.png' (it is a file)" in said_of(dataset="real/a/0.png")
+    assert "--real: there is no folder 'nowhere'; give one with" in said_of(real="nowhere")
+    write_images(folders / "other", {"a": 3, "c": 3})
+    assert "class folder 'c' in 'other' is not a class of this dataset (classes: a, b)" in said_of(dataset="other")
     (folders / "empty").mkdir()
     write_images(folders / "half", {"a": 20, "b": 0})
     for side in ("real", "dataset"):
-        assert "no class folders in 'empty'" in refused(**{side: "empty"})
-        assert "no images in class folder 'b' of 'half'" in refused(**{side: "half"})
-
-
-def test_classes_that_do_not_match_are_named(folders: Path, refused: Refused) -> None:
-    write_images(folders / "other", {"a": 3, "c": 3})
-    assert "class folder 'c' in 'other' is not a class of this dataset (classes: a, b)" in refused(dataset="other")
-
-
-def test_single_images_are_refused_with_the_side_they_are_on(folders: Path, refused: Refused) -> None:
+        assert "no class folders in 'empty'" in said_of(**{side: "empty"})
+        assert "no images in class folder 'b' of 'half'" in said_of(**{side: "half"})
     write_images(folders / "one", {"a": 1})
-    assert "dataset 'one': 1 image, at least 2 are needed" in refused(dataset="one")
-    assert "--real 'one' gives 1 training and 0 test images, at least 2 of each" in refused(dataset="one", real="one")
+    assert "dataset 'one': 1 image, at least 2 are needed" in said_of(dataset="one")
+    assert "--real 'one' gives 1 training and 0 test images, at least 2 of each" in said_of(dataset="one", real="one")
 
 
-def test_a_run_folder_without_its_dataset_says_what_is_missing(folders: Path, refused: Refused) -> None:
+def test_run_folders_must_hold_one_dataset(folders: Path, said_of: Refused) -> None:
     (folders / "run" / "models").mkdir(parents=True)
     (folders / "run" / "config.json").write_text("{}")
-    assert "the run folder 'run' has no synthetic/: its run did not finish" in refused(dataset="run")
-
-
-def test_of_several_datasets_one_must_be_named(folders: Path, refused: Refused) -> None:
+    assert "the run folder 'run' has no synthetic/: its run did not finish" in said_of(dataset="run")
     for silo in ("silo-0", "silo-1"):
         write_images(folders / "run" / "synthetic" / silo, {"a": 3})
         (folders / "run" / "synthetic" / silo / "provenance.json").write_text("{}")
     said = "'run/synthetic' holds 2 datasets: measure one at a time, such as run/synthetic/silo-0"
-    assert said in refused(dataset="run")
+    assert said in said_of(dataset="run")
 
 
 @pytest.mark.parametrize(("side", "synthetic_count"), [("real", 20), ("synthetic", 19)])
 def test_unreadable_images_are_named_with_a_key_that_leaves_them_out(
-    side: str, synthetic_count: int, folders: Path, refused: Refused
+    side: str, synthetic_count: int, folders: Path, said_of: Refused
 ) -> None:
     (folders / side / "a" / "3.png").write_bytes(b"no image")
-    said = refused()
+    said = said_of()
     assert f"{side}/a/3.png (not an image)" in said
     assert "set skip-bad-images=true" in said
     assert measured("--skip-bad-images", "true")["synthetic-count"] == synthetic_count
 
 
-@pytest.mark.parametrize("content", [None, b"<html>please log in</html>", [1], {"a": torch.zeros(2)}])
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("words", "key", "content"),
     [
-        (["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path"], "inception-v3-compat"),
-        (["--feature-extractor", "dinov2-vit-s-14", "--feature-extractor-weights-path"], "dinov2-vit-s-14"),
-        (["--feature-extractor-weights-path"], "inception-v3-compat"),
-        (["--classifiers", "resnet", "--resnet-weights-path"], "resnet-weights-path = weights.pth"),
+        ("--feature-extractor inception-v3-compat --feature-extractor-weights-path", "inception-v3-compat", None),
+        ("--feature-extractor dinov2-vit-s-14 --feature-extractor-weights-path", "dinov2-vit-s-14", [1]),
+        ("--feature-extractor-weights-path", "inception-v3-compat", b"<html>please log in</html>"),
+        ("--classifiers resnet --resnet-weights-path", "resnet-weights-path = weights.pth", {"a": torch.zeros(2)}),
     ],
 )
 def test_unusable_weights_are_refused_before_any_training(
-    words: list[str], key: str, content: object, refused: Refused, caplog: pytest.LogCaptureFixture
+    words: str, key: str, content: object, said_of: Refused, caplog: pytest.LogCaptureFixture
 ) -> None:
     if isinstance(content, bytes):
         Path("weights.pth").write_bytes(content)
     elif content is not None:
         torch.save(content, "weights.pth")
     with caplog.at_level(logging.INFO, "fedsynth"):
-        said = refused(*words, "weights.pth")
+        said = said_of(*words.split(), "weights.pth")
     assert key in said
     assert "weights.pth" in said
     assert "weights-path" in said
     assert caplog.records == []
 
 
-SMALLER, LARGER, SHRUNK = "16 x 16 to 8 x 8", "8 x 8 to 12 x 12", "65 x 65 to 32 x 32"
-
-
 @pytest.mark.parametrize(
     ("synthetic", "real", "said"),
     [
-        ({"side": 16}, {}, f"the format of the real ones: 4 of 4 images from {SMALLER}"),
-        ({}, {"side": 12}, f"the format of the real ones: 4 of 4 images from {LARGER}"),
-        ({"colour": True}, {}, "the format of the real ones: 4 of 4 from colour to grey"),
+        (
+            {"side": 16, "colour": True},
+            {},
+            "the real ones: 4 of 4 images from 16 x 16 to 8 x 8 pixels, 4 of 4 from colour to grey",
+        ),
         ({}, {"colour": True}, "the format of the real ones: 4 of 4 from grey to colour"),
         (
             {"side": 32},
             {"side": 65},
-            f"real images were converted: 40 of 40 images from {SHRUNK} pixels; image-size sets",
+            "real images were converted: 40 of 40 images from 65 x 65 to 32 x 32 pixels; image-size sets",
         ),
     ],
 )
@@ -205,6 +165,7 @@ def test_images_that_had_to_be_converted_are_told_before_and_after(
 
 
 def test_unequal_sizes_within_a_folder_are_told(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "converted" not in str(measured()["notes"])
     write_images(folders / "large", {"a": 2}, side=16)
     for image in (folders / "large" / "a").iterdir():
         image.replace(folders / "synthetic" / "a" / f"large-{image.name}")
@@ -213,10 +174,6 @@ def test_unequal_sizes_within_a_folder_are_told(folders: Path, capsys: pytest.Ca
     write_images(folders / "larger", {"a": 1}, side=24)
     (folders / "larger" / "a" / "0.png").replace(folders / "synthetic" / "b" / "larger.png")
     assert "3 of 23 images from 16 x 16 and other sizes to 8 x 8 pixels" in str(measured()["notes"])
-
-
-def test_images_in_the_same_format_need_no_word(folders: Path) -> None:
-    assert "converted" not in str(measured()["notes"])
 
 
 def test_folds_are_told_apart(folders: Path) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import signal
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_flower import FakeFlower, refused
+from fake_flower import FakeFlower
 
 from fedsynth.cli import main
 from fedsynth.cli.deployment.link_folder import Connection
@@ -61,31 +62,24 @@ def test_silos_of_a_link_take_the_place_of_a_dataset(
     ],
 )
 def test_contradictions_are_one_line(
-    words: list[str], said: str, commands: list[tuple[list[str], Connection]], capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, commands: list[tuple[list[str], Connection]], refused: Callable[..., str]
 ) -> None:
-    capsys.readouterr()
-    assert said in refused(capsys, *words)
+    assert said in refused("run", *words)
     assert commands == []
 
 
-def test_run_is_resumed_on_the_link(commands: list[tuple[list[str], Connection]], project: Path) -> None:
+def test_run_is_resumed_on_the_link(
+    commands: list[tuple[list[str], Connection]], project: Path, refused: Callable[..., str]
+) -> None:
     assert main(["run", "--superlink", "link", "--run-name", "first"]) == 0
     folder = RunFolder(project / "runs" / "first")
     folder.write_config({"config": settings_of(commands.pop()[0]), "resolved": []})
     folder.results.unlink()
+    assert "give --superlink LINK" in refused("run", "--resume", "runs/first")
     assert main(["run", "--resume", "runs/first", "--superlink", "link"]) == 0
     settings = settings_of(commands.pop()[0])
     assert settings["resume"] == str(folder.path)
     assert settings["dataset"] == "silos"
-
-
-def test_run_of_real_silos_is_not_resumed_without_them(
-    commands: list[tuple[list[str], Connection]], project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", "--superlink", "link", "--run-name", "first"]) == 0
-    RunFolder(project / "runs" / "first").write_config({"config": settings_of(commands[0][0]), "resolved": []})
-    capsys.readouterr()
-    assert "give --superlink LINK" in refused(capsys, "--resume", "runs/first")
 
 
 def test_interrupted_run_is_stopped_where_it_runs(
