@@ -57,7 +57,7 @@ class Centralised(SynthesisStrategy):
         """Ask nothing."""
         return []
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, Answer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice."""
@@ -83,7 +83,7 @@ class Centralised(SynthesisStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice: there is nothing to ask first."""
-        return self.fold(server_round, iter(()))
+        return self.aggregate(server_round, iter(()))
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""

@@ -100,7 +100,7 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the layers that a silo's answer must hold, by default all of the global model's."""
         return self._shapes
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the weights of all usable answers, in the order of silos rather than of arrival."""

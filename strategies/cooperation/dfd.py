@@ -121,7 +121,7 @@ class DfD(SynthesisStrategy):
             return 0
         return replies_needed(self._config.exchange.min_replies, asked, self.quorum)
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, EpsilonAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Compose the answers, whatever order they come in, and move the samples to the next level.
@@ -129,7 +129,7 @@ class DfD(SynthesisStrategy):
         A class of which no holder answers waits, and catches up in rounds after the last level if one returns.
         """
         if self._set is None:
-            raise RunError("a round was folded before it was asked")
+            raise RunError("a round was aggregated before it was asked")
         timestep = self._set.timestep
         seconds = 0.0
         for silo, answer in answers:

@@ -45,7 +45,7 @@ class Local(SynthesisStrategy):
         numbers = torch.arange(num_samples).repeat(len(self._owners) // num_samples)
         return sample_questions(task, self._owners, self._labels, numbers)
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Gather the sets."""

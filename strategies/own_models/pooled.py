@@ -58,7 +58,7 @@ class Pooled(SynthesisStrategy):
         task = self._begun()
         return sample_questions(task, self._owners, task.labels, torch.arange(len(task.labels)))
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Put every silo's images in their places."""

@@ -47,7 +47,7 @@ def play(strategy: Centralised, numbers: Iterable[int]) -> tuple[ArrayRecord, li
     goals = []
     for number in numbers:
         assert strategy.questions(number, ArrayRecord()) == []
-        arrays, metrics = strategy.fold(number, iter([]))
+        arrays, metrics = strategy.aggregate(number, iter([]))
         assert arrays is not None
         assert metrics is not None
         goals.append((metrics["steps"], metrics["server-steps"]))
@@ -120,4 +120,4 @@ def test_real_silos_do_not_show_their_images() -> None:
 
 def test_nothing_without_begin() -> None:
     with pytest.raises(RunError, match="call begin first"):
-        Centralised().fold(1, iter([]))
+        Centralised().aggregate(1, iter([]))
