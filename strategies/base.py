@@ -88,8 +88,8 @@ class SynthesisStrategy(Strategy):
 
     Hyper-parameters are the fields of ``Settings``, keyword arguments of the constructor, named like their config keys;
     their defaults are what ``"auto"`` resolves to. A round asks :meth:`questions` and hands the usable answers to
-    :meth:`aggregate`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a strategy
-    can be driven without an exchange.
+    :meth:`aggregate`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a
+    strategy can be driven without an exchange.
 
     Attributes:
         how: what the silos did, half a sentence for the report.
