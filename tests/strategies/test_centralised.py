@@ -13,7 +13,7 @@ from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import TrainingState, initial_unet, to_model_range, train
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 from strategies.centralised import Centralised
@@ -73,7 +73,7 @@ def by_hand() -> TrainingState:
 
 
 def assert_trained(arrays: ArrayRecord, expected: TrainingState) -> None:
-    weights = wire.decode_tensors(arrays)
+    weights = transport.decode_tensors(arrays)
     assert all(torch.equal(weights[name], value) for name, value in expected.unet.state_dict().items())
 
 
