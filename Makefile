@@ -17,10 +17,6 @@ ENGINES := tests/end_to_end tests/benchmarks
 APART := $(ENGINES) tests/deployment tests/long
 TEST_PARTS := lint test-unit test-engines
 
-# The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
-config: $(VENV)/.installed
-	$(BIN)/python -m fedsynth.config
-
 .PHONY: run config quality test ci test-unit test-engines test-deployment test-long lint coverage durations
 .PHONY: install install-dev clean
 
@@ -30,6 +26,10 @@ run: $(VENV)/.installed
 # More training, more noise levels, more images: see the setting's first line for the time it takes.
 quality: $(VENV)/.installed
 	$(BIN)/fedsynth run experiments/digits-quality.toml
+
+# The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
+config: $(VENV)/.installed
+	$(BIN)/python -m fedsynth.config
 
 test:
 	@.ci/parts install-dev $(TEST_PARTS)

@@ -44,9 +44,9 @@ from fedsynth.messages import (
     TrainRequest,
     UploadAnswer,
     UploadRequest,
-    wire,
+    transport,
 )
-from fedsynth.messages.wire import Arrays
+from fedsynth.messages.transport import Arrays
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -154,7 +154,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     reported = select_parts(unet.state_dict(), list(PARTS if request.report_parts is None else request.report_parts))
     model.keep(request.server_round)
     return TrainAnswer(
-        arrays=wire.encode_tensors(reported, config.exchange.wire_dtype),
+        arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
         num_examples=len(images),
         loss=sum(losses) / len(losses),
     )
@@ -164,13 +164,13 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     """Return the weights of the silo's own model."""
     weights = _own_network(silo).state_dict()
     return UploadAnswer(
-        arrays=wire.encode_tensors(weights, silo.config.exchange.wire_dtype),
+        arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
         num_examples=len(silo.silo(request.spec).train),
     )
 
 
 def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:
-    return FederatedModel(initial_unet(silo.config, spec), wire.decode_tensors(received), silo.state, run_token)
+    return FederatedModel(initial_unet(silo.config, spec), transport.decode_tensors(received), silo.state, run_token)
 
 
 def _own_predictor(silo: SiloContext) -> PredictNoise:

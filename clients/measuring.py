@@ -9,7 +9,7 @@ from clients.context import SiloContext
 from fedsynth.errors import UserError
 from fedsynth.evaluation.networks.domain_classifier import DomainClassifier
 from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, load_classifier, measure_held_out, real_statistics
-from fedsynth.messages import EvaluateAnswer, EvaluateRequest, StatisticsAnswer, StatisticsRequest, wire
+from fedsynth.messages import EvaluateAnswer, EvaluateRequest, StatisticsAnswer, StatisticsRequest, transport
 from fedsynth.spec import ImageSpec
 
 CLASSIFIER = "domain-classifier"
@@ -66,4 +66,4 @@ def _classifier(silo: SiloContext, spec: ImageSpec, weights_hash: str) -> Domain
     weights = silo.noted(CLASSIFIER)
     if not isinstance(weights, ArrayRecord):
         raise UserError("this silo has no classifier of the synthetic set yet: 'query.statistics' must come first")
-    return load_classifier(wire.decode_tensors(weights), spec, weights_hash)
+    return load_classifier(transport.decode_tensors(weights), spec, weights_hash)

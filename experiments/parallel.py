@@ -18,7 +18,7 @@ from flwr.app import MetricRecord
 from experiments.benchmarks.common import markdown_table
 from experiments.in_process_run import begin_run
 from fedsynth.config import Scalar
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.units import human_bytes
 from strategies.conversation.exchange import Traffic
 from strategies.run.rounds import Round
@@ -75,7 +75,7 @@ def run_all_rounds(settings: Mapping[str, Scalar]) -> RunOutcome:
         metrics.append(done.metrics)
 
     arrays = run.rounds(keep)
-    return RunOutcome(wire.decode(arrays["samples"]), metrics, run.exchange.traffic)
+    return RunOutcome(transport.decode(arrays["samples"]), metrics, run.exchange.traffic)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from experiments.in_process_grid import InProcessGrid
 from experiments.in_process_run import begin_run
 from fedsynth.config import Scalar
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
-from fedsynth.messages import TrainRequest, sender_of, wire
+from fedsynth.messages import TrainRequest, sender_of, transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 
@@ -84,16 +84,16 @@ class PoisonedGrid(InProcessGrid):
         """Remember the weights that go out."""
         batch = list(messages)
         if batch[0].metadata.message_type == TrainRequest.kind:
-            self._sent = wire.array_record(batch[0], "arrays")
+            self._sent = transport.array_record(batch[0], "arrays")
         return super().push_messages(batch)
 
     def _poison(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
             hostile = sender_of(reply).order in HOSTILE
-            if self._attack is not None and hostile and "arrays" in wire.array_names(reply):
-                trained = wire.decode_tensors(wire.array_record(reply, "arrays"))
-                changed = self._attack(wire.decode_tensors(self._sent), trained, self._generator)
-                reply.content["arrays"] = wire.encode_tensors(changed)
+            if self._attack is not None and hostile and "arrays" in transport.array_names(reply):
+                trained = transport.decode_tensors(transport.array_record(reply, "arrays"))
+                changed = self._attack(transport.decode_tensors(self._sent), trained, self._generator)
+                reply.content["arrays"] = transport.encode_tensors(changed)
         return replies
 
 
@@ -109,7 +109,7 @@ def federated_loss(strategy: str, attack: str, settings: Mapping[str, Scalar]) -
         flat = {**settings, **STRATEGIES[strategy], "strategy": strategy, "num-samples": 10, "state-dir": state}
         run = begin_run(flat, silos=lambda known, number: PoisonedGrid(known, number, ATTACKS[attack]))
         arrays = run.rounds()
-    return held_out_loss(wire.decode_tensors(arrays), run.task)
+    return held_out_loss(transport.decode_tensors(arrays), run.task)
 
 
 @torch.inference_mode()

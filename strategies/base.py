@@ -58,8 +58,8 @@ class Task:
     @property
     def sampler(self) -> str:
         """How one model is sampled; Langevin moves are for composed noise only."""
-        sampler = self.config.settings.sampler
-        return "sde-dpmsolver++" if sampler == "ula" else sampler
+        sampler = str(self.config.to_run_config()["sampler"])
+        return {"auto": "ddpm", "ula": "sde-dpmsolver++"}.get(sampler, sampler)
 
 
 @dataclass
@@ -88,8 +88,8 @@ class SynthesisStrategy(Strategy):
 
     Hyper-parameters are the fields of ``Settings``, keyword arguments of the constructor, named like their config keys;
     their defaults are what ``"auto"`` resolves to. A round asks :meth:`questions` and hands the usable answers to
-    :meth:`fold`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a strategy
-    can be driven without an exchange.
+    :meth:`aggregate`; Flower's ``configure_train`` and ``aggregate_train`` do the same on a fresh object, so that a
+    strategy can be driven without an exchange.
 
     Attributes:
         how: what the silos did, half a sentence for the report.
@@ -153,7 +153,7 @@ class SynthesisStrategy(Strategy):
         """Return what a round asks the silos; nothing is sent here. 1 is the first round."""
 
     @abstractmethod
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, Any]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Turn the usable answers, each with its silo's index, into the arrays after the round and what was measured.
@@ -200,7 +200,7 @@ class SynthesisStrategy(Strategy):
             RunError: too few usable answers.
         """
         self._meet(exchange.get_node_ids, arrays)
-        moved, metrics = self.fold(server_round, self._ask(exchange, self.questions(server_round, arrays)))
+        moved, metrics = self.aggregate(server_round, self._ask(exchange, self.questions(server_round, arrays)))
         if moved is None:
             raise RunError(f"round {server_round}: no usable answer")
         return moved, metrics or MetricRecord()
@@ -231,7 +231,7 @@ class SynthesisStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies to the messages of :meth:`configure_train`.
+        """Aggregate the replies to the messages of :meth:`configure_train`.
 
         Raises:
             RunError: there were no such messages, or too few usable answers.
@@ -239,7 +239,7 @@ class SynthesisStrategy(Strategy):
         if self._driven is None:
             raise RunError("aggregate_train before configure_train")
         needed = self.replies_needed(self._driven.num_silos)
-        return self.fold(server_round, self._driven.answers(replies, needed, self.check_answer))
+        return self.aggregate(server_round, self._driven.answers(replies, needed, self.check_answer))
 
     def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
         """Prepare the silos in place of :meth:`begin` when a run continues.

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from fedsynth.config.methods import CentralisedSettings
 from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import Answer, wire
+from fedsynth.messages import Answer, transport
 from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
@@ -51,13 +51,13 @@ class Centralised(SynthesisStrategy):
         self._state = new_training(task, "centralised-training")
         self._steps = task.config.training.train_steps * len(task.census)
         self._progress = self._new_progress(0)
-        return wire.encode_tensors(self._state.unet.state_dict())
+        return transport.encode_tensors(self._state.unet.state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[Answer]]:
         """Ask nothing."""
         return []
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, Answer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice."""
@@ -77,19 +77,19 @@ class Centralised(SynthesisStrategy):
         )
         loss = sum(losses) / len(losses)
         metrics = MetricRecord({"loss": loss, "steps": goal, "server-steps": len(losses)})
-        return wire.encode_tensors(self._state.unet.state_dict()), metrics
+        return transport.encode_tensors(self._state.unet.state_dict()), metrics
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice: there is nothing to ask first."""
-        return self.fold(server_round, iter(()))
+        return self.aggregate(server_round, iter(()))
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""
         if self._state is None:
             raise RunError("centralised training has not begun")
-        weights = wire.decode_tensors(arrays)
+        weights = transport.decode_tensors(arrays)
         if self.settings.sample_from == "ema":
             weights = self._state.averaged_unet().state_dict()
         outcome = draw_from_model(task, weights)

@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Capture:
 
 def arrays_of(message: Message) -> dict[tuple[str, str], np.ndarray]:
     """The arrays of a message, by the names of their record and their own."""
-    records = {name: wire.array_record(message, name) for name in wire.array_names(message)}
+    records = {name: transport.array_record(message, name) for name in transport.array_names(message)}
     return {(name, key): array.numpy() for name, record in records.items() for key, array in record.items()}
 
 

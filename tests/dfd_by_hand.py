@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from hand_made import StubGrid, bare_reply, error_reply, reply
 
 from fedsynth.config import RunConfig
-from fedsynth.messages import EpsilonRequest, wire
+from fedsynth.messages import EpsilonRequest, transport
 from fedsynth.spec import ImageSpec
 from strategies.base import Task
 from strategies.conversation.census import Census, Member
@@ -118,8 +118,8 @@ def run(strategy: DfD, task: Task, model: Predict = predict, shuffle: bool = Fal
 
 
 def samples_of(arrays: ArrayRecord) -> torch.Tensor:
-    return wire.decode(arrays["samples"])
+    return transport.decode(arrays["samples"])
 
 
 def fresh(samples: torch.Tensor, labels: torch.Tensor) -> ArrayRecord:
-    return wire.encode_tensors({"samples": samples, "labels": labels})
+    return transport.encode_tensors({"samples": samples, "labels": labels})

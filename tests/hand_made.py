@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsynth.messages import PROTOCOL, wire
+from fedsynth.messages import PROTOCOL, transport
 
 # Flower sets these when it starts an app; a message cannot be built without them.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -21,7 +21,7 @@ def reply(
 ) -> Message:
     """Answer ``request`` with one array record; metrics are given in snake case."""
     answer = bare_reply(request, None if partition is None else {"partition-id": partition}, **metrics)
-    answer.content[record] = wire.encode_tensors(tensors)
+    answer.content[record] = transport.encode_tensors(tensors)
     return answer
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import select_parts
-from fedsynth.messages import TrainRequest, wire
+from fedsynth.messages import TrainRequest, transport
 from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
 from strategies.averaging.base import AveragingStrategy
@@ -88,7 +88,7 @@ def send(
     strategy: AveragingStrategy, number: int, weights: Mapping[str, torch.Tensor], nodes: Sequence[int] = ()
 ) -> list[Message]:
     """Requests of round ``number``; ``nodes`` are the connected silos of a strategy that has not begun."""
-    return list(strategy.configure_train(number, wire.encode_tensors(weights), ConfigRecord(), StubGrid(nodes)))
+    return list(strategy.configure_train(number, transport.encode_tensors(weights), ConfigRecord(), StubGrid(nodes)))
 
 
 def answer(request: Message, weights: Mapping[str, torch.Tensor], silo: int, count: int = 1, **metrics: Any) -> Message:
@@ -113,7 +113,7 @@ def gather(strategy: AveragingStrategy, number: int, replies: Sequence[Message])
     arrays, metrics = strategy.aggregate_train(number, replies)
     assert arrays is not None
     assert metrics is not None
-    return wire.decode_tensors(arrays), metrics
+    return transport.decode_tensors(arrays), metrics
 
 
 def play(

@@ -15,7 +15,7 @@ from flwr.app import Message
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.messages import sender_of, wire
+from fedsynth.messages import sender_of, transport
 from fedsynth.output import ReportContent, RunFolder
 from strategies import build_strategy
 from strategies.run.checkpoint import Checkpoint
@@ -114,7 +114,7 @@ def die(replies: list[Message]) -> list[Message]:
 def lose_silo_1(replies: list[Message]) -> list[Message]:
     for reply in replies:
         if sender_of(reply).partition == 1:
-            for name in [name for name in reply.content if name.partition("#")[0] in wire.array_names(reply)]:
+            for name in [name for name in reply.content if name.partition("#")[0] in transport.array_names(reply)]:
                 del reply.content[name]
     return replies
 

@@ -33,7 +33,7 @@ from fedsynth.messages import (
     TrainRequest,
     UploadAnswer,
     UploadRequest,
-    wire,
+    transport,
 )
 from fedsynth.messages.envelope import CONFIG
 from fedsynth.messages.fields import MAX_CLASSES, Place, Travels
@@ -44,7 +44,9 @@ TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 SPEC = ImageSpec(3, 8, ("even", "ödd"))
 HASH = "0123456789abcdef" * 4
-WEIGHTS = wire.encode_tensors({"conv.weight": torch.randn(4, 2), "conv.bias": torch.ones(4), "steps": torch.tensor(3)})
+WEIGHTS = transport.encode_tensors(
+    {"conv.weight": torch.randn(4, 2), "conv.bias": torch.ones(4), "steps": torch.tensor(3)}
+)
 
 
 class Exchanged(NamedTuple):
@@ -141,7 +143,7 @@ def sent(example: Request[Answer] | Answer, packed: bool = True) -> Message:
     else:
         message = example.to_message(77)
     if packed:
-        wire.pack_messages([message])
+        transport.pack_messages([message])
     else:
         unpack(message)
     return message
@@ -149,8 +151,8 @@ def sent(example: Request[Answer] | Answer, packed: bool = True) -> Message:
 
 def unpack(message: Message) -> None:
     """Replace packed array records by plain ones."""
-    for name in wire.array_names(message):
-        record = wire.array_record(message, name)
+    for name in transport.array_names(message):
+        record = transport.array_record(message, name)
         for piece in [key for key in message.content if key.startswith(f"{name}#")]:
             del message.content[piece]
         message.content[name] = record
@@ -275,8 +277,8 @@ def _bad_tensors(info: Field[Any], key: str, record: str, value: torch.Tensor) -
     elif value.dtype == torch.int64:
         broken["negative"] = value - 100
     for name, tensor in broken.items():
-        yield BadValue(info.name, name, put(wire.encode(tensor)), key)
-    for name, array in bad_arrays(wire.encode(value)).items():
+        yield BadValue(info.name, name, put(transport.encode(tensor)), key)
+    for name, array in bad_arrays(transport.encode(value)).items():
         yield BadValue(info.name, name, put(array), key)
 
 
@@ -317,7 +319,7 @@ def bad_arrays(good: Array) -> dict[str, Array]:
 def _bad_records(info: Field[Any], key: str, record: str) -> Iterator[BadValue]:
     def packed(change: Callable[[dict[str, bytes]], None]) -> Callable[[Message], None]:
         def spoil(message: Message) -> None:
-            pieces = {f"{record}#0": b"".join(piece["packed"] for piece in wire.pack("x", WEIGHTS).values())}
+            pieces = {f"{record}#0": b"".join(piece["packed"] for piece in transport.pack("x", WEIGHTS).values())}
             change(pieces)
             message.content.pop(record)
             message.content.update({name: ConfigRecord({"packed": piece}) for name, piece in pieces.items()})

@@ -20,7 +20,7 @@ from fedsynth.config import AUTO, Diffusion, RunConfig
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import make_scheduler, sample
 from fedsynth.errors import UserError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.output import default_name
 from strategies import build_strategy, strategy_class
 from strategies.averaging.base import AveragingStrategy
@@ -96,17 +96,17 @@ def test_half_of_the_noise_gives_the_right_spread() -> None:
 def test_changes_are_cut_to_their_median_length() -> None:
     strategy = strategy_class(STRATEGY)()
     assert isinstance(strategy, AveragingStrategy)
-    strategy._arrays = wire.encode_tensors({"w": torch.tensor([1.0, 1.0])})
+    strategy._arrays = transport.encode_tensors({"w": torch.tensor([1.0, 1.0])})
     moves = [[0.0, 2.0], [3.0, 0.0], [0.0, -400.0]]
 
     def update(place: int, move: list[float]) -> Update:
-        record = wire.encode_tensors({"w": torch.tensor([1.0, 1.0]) + torch.tensor(move)})
+        record = transport.encode_tensors({"w": torch.tensor([1.0, 1.0]) + torch.tensor(move)})
         return Update(place, (place, str(place)), record, 10, None, 1.0)
 
     combined = strategy.combine(1, [update(place, move) for place, move in enumerate(moves)])
     assert isinstance(combined, ArrayRecord)
     # The median length is 3: the moves become (0, 2), (3, 0) and (0, -3).
-    np.testing.assert_allclose(wire.decode(combined["w"]), [1 + 3 / 3, 1 - 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(transport.decode(combined["w"]), [1 + 3 / 3, 1 - 1 / 3], rtol=1e-6)
 
 
 def test_stripes_are_what_their_names_say() -> None:

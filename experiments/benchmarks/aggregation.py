@@ -32,7 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from experiments.benchmarks import resident
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from fedsynth.diffusion import build_unet
-from fedsynth.messages import TrainRequest, wire
+from fedsynth.messages import TrainRequest, transport
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
@@ -148,12 +148,12 @@ def extra_memory(network: str, name: str, ours: bool) -> float:
     """Return the peak of the extra memory in percent of the answers; call it in a fresh process."""
     _prepare()
     resident.return_freed_memory()
-    tiny = wire.encode_tensors({"layer": torch.zeros(NUM_SILOS)})
+    tiny = transport.encode_tensors({"layer": torch.zeros(NUM_SILOS)})
     # Everything is imported and set up.
     _aggregator(name, ours, tiny).aggregate_train(1, [_reply(silo, _update(tiny, silo)) for silo in range(NUM_SILOS)])
     weights = _weights(network)
     replies = [_reply(silo, _update(weights, silo)) for silo in range(NUM_SILOS)]
-    size = sum(wire.payload_bytes(reply) for reply in replies)
+    size = sum(transport.payload_bytes(reply) for reply in replies)
     aggregator = _aggregator(name, ours, weights)
     baseline = resident.reset_peak()
     aggregator.aggregate_train(1, _handed_over(replies))
@@ -191,13 +191,13 @@ class _Nodes:
 
 def _weights(network: str) -> ArrayRecord:
     spec = ImageSpec(CHANNELS[network], 32, tuple("abcdefghij"))
-    return wire.encode_tensors(build_unet(network, spec, make_generator(0, "initial-weights")).state_dict())
+    return transport.encode_tensors(build_unet(network, spec, make_generator(0, "initial-weights")).state_dict())
 
 
 def _update(weights: ArrayRecord, silo: int) -> ArrayRecord:
     generator = make_generator(0, "silo-drift", silo)
-    layers = wire.decode_tensors(weights)
-    return wire.encode_tensors(
+    layers = transport.decode_tensors(weights)
+    return transport.encode_tensors(
         {name: layer.add_(torch.randn(layer.shape, generator=generator), alpha=DRIFT) for name, layer in layers.items()}
     )
 

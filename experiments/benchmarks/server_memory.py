@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from experiments.benchmarks import resident
 from fedsynth.diffusion import build_unet
-from fedsynth.messages import Answer, Sender, wire
+from fedsynth.messages import Answer, Sender, transport
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.averaging.fedavg import FedAvg
@@ -106,12 +106,12 @@ def run_scenario(
 
 def _samples(num_samples: int) -> ArrayRecord:
     samples = torch.randn(num_samples, *SPEC.shape)
-    return wire.encode_tensors({"samples": samples, "labels": torch.arange(num_samples) % len(SPEC.classes)})
+    return transport.encode_tensors({"samples": samples, "labels": torch.arange(num_samples) % len(SPEC.classes)})
 
 
 def _weights(_: int) -> ArrayRecord:
     unet = build_unet("small", SPEC, make_generator(0, "initial-weights"), block_out_channels=(64, 128, 128))
-    return wire.encode_tensors(unet.state_dict())
+    return transport.encode_tensors(unet.state_dict())
 
 
 _DFD, _FEDAVG = partial(DfD, dfd_rounds=ROUNDS, prior="size"), partial(FedAvg, num_rounds=ROUNDS)
@@ -133,8 +133,8 @@ class Silos:
         arrays = scenario.arrays(num_samples)
         # A noise prediction has the shape of the samples, an update that of the weights.
         record = ArrayRecord({name: array for name, array in arrays.items() if name != "labels"})
-        packed = wire.pack(scenario.reply, record)
-        self._template = {name: cast(bytes, piece[wire.PACKED]) for name, piece in packed.items()}
+        packed = transport.pack(scenario.reply, record)
+        self._template = {name: cast(bytes, piece[transport.PACKED]) for name, piece in packed.items()}
         self._questions: dict[str, Message] = {}
         self._numbers = itertools.count(1)
 
@@ -164,5 +164,5 @@ class Silos:
     def _answer(self, question: Message) -> Message:
         answer = Answer(num_examples=1).to_message(question, Sender(0, f"node-{question.metadata.dst_node_id}"))
         for name, piece in self._template.items():
-            answer.content[name] = ConfigRecord({wire.PACKED: bytes(memoryview(piece))})
+            answer.content[name] = ConfigRecord({transport.PACKED: bytes(memoryview(piece))})
         return answer

@@ -74,7 +74,7 @@ class Exchange(Section):
     )
     min_replies: Positive | Auto = key(
         AUTO,
-        "sound answers a round needs; auto: one in dfd, half in averaging, else every silo's",
+        "usable answers a round needs; auto: one in dfd, half in averaging, else every silo's",
         may_change=True,
     )
     max_silo_images: Positive = key(1_000_000, "an answer that claims more images is left out")

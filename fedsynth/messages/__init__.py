@@ -12,7 +12,7 @@
 | :mod:`~fedsynth.messages.evaluate` | features of the synthetic set | held-out images classified correctly |
 
 :mod:`~fedsynth.messages.fields` declares where a field travels and what it must be,
-:mod:`~fedsynth.messages.envelope` what all messages have in common, :mod:`~fedsynth.messages.wire` turns tensors
+:mod:`~fedsynth.messages.envelope` what all messages have in common, :mod:`~fedsynth.messages.transport` turns tensors
 into bytes.
 """
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.messages.fields import (
     MAX_CLASSES,
     MAX_NAME_LENGTH,
@@ -170,7 +170,7 @@ class Answer(_Typed):
         if not content[CONFIG]:
             del content[CONFIG]
         message = Message(content, reply_to=question)
-        wire.pack_messages([message])
+        transport.pack_messages([message])
         return message
 
 
@@ -215,7 +215,7 @@ class Request(_Typed, Generic[A_co]):
             shared: of the requests that are sent together with this one.
         """
         content = self._content({} if shared is None else shared)
-        # Not through content.config_records, see wire.array_record.
+        # Not through content.config_records, see transport.array_record.
         content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **cast(ConfigRecord, content[CONFIG])})
         del content[METRICS]
         return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
@@ -263,7 +263,7 @@ def _as_record_value(value: Any, place: Place) -> Any:
 def _encoded(record: str, named: dict[str, torch.Tensor], dtype: str | None, shared: Shared) -> ArrayRecord:
     identity = (record, dtype, *((key, id(value)) for key, value in named.items()))
     if identity not in shared:
-        shared[identity] = wire.encode_tensors(named, dtype), list(named.values())
+        shared[identity] = transport.encode_tensors(named, dtype), list(named.values())
     return shared[identity][0]
 
 
@@ -292,13 +292,13 @@ def _found(key: str, travels: Travels, message: Message) -> Any:
             return record.get(key) if isinstance(record, MetricRecord) else None
         case Place.SPEC:
             return _spec_in(config_of(message))
-    if travels.record not in wire.array_names(message):
+    if travels.record not in transport.array_names(message):
         return None
-    record = wire.array_record(message, travels.record)
+    record = transport.array_record(message, travels.record)
     if travels.place is Place.RECORD:
         return record
     if key not in record and travels.record != "arrays" and len(record) == 1:
         key = next(iter(record))
     if key not in record:
         return None
-    return wire.peek(record[key]) if travels.view else wire.decode(record[key])
+    return transport.peek(record[key]) if travels.view else transport.decode(record[key])

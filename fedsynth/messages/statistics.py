@@ -9,7 +9,7 @@ import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
 from fedsynth.messages.fields import MessageError, array, array_record, image_spec, metric, setting, tensor, text, whole
-from fedsynth.messages.wire import Arrays
+from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
 HASH = text("[0-9a-f]{1,64}")

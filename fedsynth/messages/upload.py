@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
 from fedsynth.messages.fields import array_record, image_spec
-from fedsynth.messages.wire import Arrays
+from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of every layer of a model, by name.
@@ -40,7 +40,7 @@ def shapes(record: ArrayRecord) -> Shapes:
     Raises:
         ValueError: a layer cannot be read.
     """
-    return {name: _shape_and_dtype(wire.peek(array)) for name, array in record.items()}
+    return {name: _shape_and_dtype(transport.peek(array)) for name, array in record.items()}
 
 
 @one_thread()
@@ -55,7 +55,7 @@ def check_model(record: ArrayRecord, expected: Shapes) -> None:
     if record.keys() != expected.keys():
         raise ValueError(f"layers {sorted(record.keys() ^ expected.keys())} are missing or unknown")
     for name, array in record.items():
-        layer = wire.peek(array)
+        layer = transport.peek(array)
         shape, dtype = _shape_and_dtype(layer)
         expected_shape, expected_dtype = expected[name]
         if shape != expected_shape:
@@ -113,7 +113,7 @@ def combine_layers(records: Sequence[ArrayRecord], rule: Rule) -> ArrayRecord:
 
 def pop_layer(records: Sequence[ArrayRecord], name: str) -> list[torch.Tensor]:
     """Remove one layer from every record and return it, as tensors on the arrays' own bytes: not to be written to."""
-    return [wire.peek(record.pop(name)) for record in records]
+    return [transport.peek(record.pop(name)) for record in records]
 
 
 def chunk_length(number: int) -> int:
@@ -145,7 +145,7 @@ def _combine_layer(name: str, records: Sequence[ArrayRecord], rule: Rule) -> Arr
         part = slice(start, start + length)
         values = rule([layer[part] for layer in flat])
         combined.view(-1)[part] = values if first.is_floating_point() else values.round()
-    return wire.encode(combined)
+    return transport.encode(combined)
 
 
 def _shape_and_dtype(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:

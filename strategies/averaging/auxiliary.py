@@ -9,7 +9,7 @@ import torch
 
 from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import initial_unet
-from fedsynth.messages import UploadAnswer, UploadRequest, wire
+from fedsynth.messages import UploadAnswer, UploadRequest, transport
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import check_model, shapes
 from strategies.base import Task
@@ -46,7 +46,7 @@ def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySe
     census = task.census
     shares = torch.from_numpy(apportion(size, census.label_counts.numpy()))
     asked = [k for k in range(len(census)) if shares[k].any()]
-    expected = shapes(wire.encode_tensors(initial_unet(task.config, task.spec).state_dict()))
+    expected = shapes(transport.encode_tensors(initial_unet(task.config, task.spec).state_dict()))
 
     def check(silo: int, answer: UploadAnswer) -> None:
         check_model(answer.arrays, expected)
@@ -64,7 +64,7 @@ def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySe
 
 def _draw_share(task: Task, answer: UploadAnswer, member: Member, counts: torch.Tensor) -> AuxiliarySet:
     unet = initial_unet(task.config, task.spec)
-    unet.load_state_dict(wire.decode_tensors(answer.arrays))
+    unet.load_state_dict(transport.decode_tensors(answer.arrays))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     generator = make_generator(task.config.run.seed, "auxiliary-set", member.name)
     noise = torch.randn((len(labels), *task.spec.shape), generator=generator)

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet
-from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, wire
+from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, transport
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.averaging.aggregation import Shapes, check_model, shapes
@@ -67,7 +67,7 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the initial weights."""
         self._task = task
         self._config = task.config
-        return wire.encode_tensors(initial_unet(task.config, task.spec).state_dict())
+        return transport.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
         """Return what to ask: the silos of this round get the weights and a number of optimiser steps."""
@@ -75,7 +75,7 @@ class AveragingStrategy(SynthesisStrategy):
         self._shapes = shapes(arrays)
         dtype = self._config.exchange.wire_dtype
         if dtype != "float32":
-            arrays = wire.encode_tensors(wire.decode_tensors(arrays), dtype)
+            arrays = transport.encode_tensors(transport.decode_tensors(arrays), dtype)
         silos = self._participants(server_round)
         return [(silo, self.train_request(server_round, arrays, silo)) for silo in silos]
 
@@ -100,7 +100,7 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the layers that a silo's answer must hold, by default all of the global model's."""
         return self._shapes
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the weights of all usable answers, in the order of silos rather than of arrival."""
@@ -116,7 +116,7 @@ class AveragingStrategy(SynthesisStrategy):
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
         if self.settings.sample_from == "ema":
-            self._follow(wire.decode_tensors(arrays))
+            self._follow(transport.decode_tensors(arrays))
         return arrays, metrics
 
     def _update(self, silo: int, answer: TrainAnswer) -> Update:
@@ -127,7 +127,7 @@ class AveragingStrategy(SynthesisStrategy):
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model."""
         weights = self._average if self.settings.sample_from == "ema" else None
-        outcome = draw_from_model(task, weights or wire.decode_tensors(arrays))
+        outcome = draw_from_model(task, weights or transport.decode_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
         return outcome
 
@@ -165,7 +165,7 @@ class AveragingStrategy(SynthesisStrategy):
         """Undo what answers in double precision would make of the model, and of everybody's traffic."""
         for name, sent in (self._arrays or {}).items():
             if arrays[name].dtype != sent.dtype:
-                arrays[name] = wire.encode(wire.peek(arrays[name]), sent.dtype)
+                arrays[name] = transport.encode(transport.peek(arrays[name]), sent.dtype)
         return arrays
 
     def _follow(self, current: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsynth.config.methods import FedDDPMPlusSettings, FedDDPMSettings
 from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.seeding import make_generator
 from strategies.averaging.auxiliary import AuxiliarySet, draw_auxiliary_set
 from strategies.averaging.fedavg import FedAvg
@@ -68,13 +68,13 @@ class FedDDPM(FedAvg):
         config = self._config
         training = config.training.model_copy(update={"learning_rate": self.settings.correction_learning_rate})
         unet = initial_unet(config, self._task.spec)
-        unet.load_state_dict(wire.decode_tensors(arrays))
+        unet.load_state_dict(transport.decode_tensors(arrays))
         generator = make_generator(config.run.seed, "correction", server_round)
         state = TrainingState(unet.to(pick_device(config.run.device)), training, generator)
         images = to_model_range(self._auxiliary.images.numpy())
         losses = train(state, images, self._auxiliary.labels, training, config.diffusion, self.settings.server_steps)
         logger.info("round %d corrected: loss on the auxiliary set %.4g", server_round, sum(losses) / len(losses))
-        return wire.encode_tensors(state.unet.state_dict())
+        return transport.encode_tensors(state.unet.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Add the auxiliary set, and what the silos' own models cost."""

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord
 from fedsynth.config.methods import FedDiffuseSettings
 from fedsynth.diffusion import PARTS, part_of
 from fedsynth.errors import RunError
-from fedsynth.messages import TrainAnswer, TrainRequest, wire
+from fedsynth.messages import TrainAnswer, TrainRequest, transport
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import Shapes, weighted_mean
 from strategies.averaging.base import AveragingStrategy
@@ -101,7 +101,7 @@ class FedDiffuse(AveragingStrategy):
         if len(self._exchanged) == len(PARTS):
             return super().finish(task, arrays)
         if self.settings.sample_from == "ema" and self._average is not None:
-            arrays = wire.encode_tensors(self._average)
+            arrays = transport.encode_tensors(self._average)
         return self._sampled_by_silos(task, arrays)
 
     def state_dict(self) -> dict[str, Any]:

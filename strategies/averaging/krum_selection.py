@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from flwr.app import ArrayRecord
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.aggregation import chunk_length, fill, one_thread, working_memory
 
 
@@ -29,7 +29,7 @@ def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
     upper = torch.zeros(number * (number - 1) // 2, dtype=torch.float64)
     memory = working_memory(number)
     for name in records[0]:
-        layers = [wire.peek(record[name]).reshape(-1) for record in records]
+        layers = [transport.peek(record[name]).reshape(-1) for record in records]
         if layers[0].is_floating_point():
             for chunks in zip(*(layer.split(chunk_length(number)) for layer in layers), strict=True):
                 upper += torch.pdist(fill(memory, chunks)).square_()

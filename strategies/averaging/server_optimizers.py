@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedsynth.config.methods import AdamSettings, AdaptiveSettings, MomentumSettings
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.aggregation import pop_layer, weighted_mean
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
@@ -64,7 +64,7 @@ class ServerOptimizer(AveragingStrategy):
         records = [update.record for update in updates]
         counts = [update.num_examples for update in updates]
         shares = [count / sum(counts) for count in counts]
-        current = {name: wire.peek(array) for name, array in self._arrays.items()}
+        current = {name: transport.peek(array) for name, array in self._arrays.items()}
         moved: dict[str, Array] = {}
         for name, layer in current.items():
             if layer.is_floating_point():
@@ -73,7 +73,7 @@ class ServerOptimizer(AveragingStrategy):
                 for answer, share in zip(pop_layer(records, name), shares, strict=True):
                     # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
                     delta.add_(answer.double().sub_(start).mul_(share))
-                moved[name] = wire.encode((start + self.step(name, delta)).to(layer.dtype))
+                moved[name] = transport.encode((start + self.step(name, delta)).to(layer.dtype))
         rest = weighted_mean(records, counts)
         return ArrayRecord({name: moved[name] if name in moved else rest[name] for name in current})
 

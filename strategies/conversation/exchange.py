@@ -15,7 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.conversation.reply_log import ReplyLog
 
 logger = logging.getLogger("fedsynth")
@@ -88,9 +88,9 @@ class Exchange:
         """
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         batch = list(messages)
-        wire.pack_messages(batch)
+        transport.pack_messages(batch)
         self.traffic.messages += len(batch)
-        self.traffic.down += sum(wire.payload_bytes(message) for message in batch)
+        self.traffic.down += sum(transport.payload_bytes(message) for message in batch)
         nodes = [message.metadata.dst_node_id for message in batch]
         kind = batch[0].metadata.message_type if batch else ""
         ids = list(self._grid.push_messages(batch))
@@ -111,7 +111,7 @@ class Exchange:
                 reply = replies.pop()
                 index = pending.pop(reply.metadata.reply_to_message_id, None)
                 if index is not None:
-                    self.traffic.up += wire.payload_bytes(reply)
+                    self.traffic.up += transport.payload_bytes(reply)
                     self.reply_log.heard(nodes[index], reply)
                     yield index, reply
                 # A loop variable would keep the last answer alive through the next wait.

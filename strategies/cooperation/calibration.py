@@ -30,7 +30,7 @@ SAMPLES_PER_CLASS = 8
 class Calibration:
     """Four small questions before the rounds, on samples that the server makes without any real image.
 
-    The samples start as noise. After each question the coordinate-wise median of the sound answers says what images
+    The samples start as noise. After each question the coordinate-wise median of the usable answers says what images
     they imply, which are clipped to [-1, 1] and noised again to the next of :data:`LEVELS`. Because that noise is
     new, an answer to earlier samples does not follow it. Silos that are honest at T alone are found out below. Where
     the only holder of a class echoes its input, the images are grey and the echo is a right answer: it passes.
@@ -98,7 +98,7 @@ class Calibration:
     def advance(self, eps: torch.Tensor, answered: torch.Tensor) -> None:
         """Judge the answers about ``samples`` and make those of the next level.
 
-        A silo is not asked again about a class for which it was found out. Where nobody gave a sound answer, the next
+        A silo is not asked again about a class for which it was found out. Where nobody gave a usable answer, the next
         samples are grey images.
 
         Args:

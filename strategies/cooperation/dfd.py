@@ -19,7 +19,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import DfDSettings
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, to_uint8
 from fedsynth.errors import RunError
-from fedsynth.messages import EpsilonAnswer, wire
+from fedsynth.messages import EpsilonAnswer, transport
 from fedsynth.mixture import ULAScheduler, log_prior
 from fedsynth.mixture.screening import bound_weights
 from strategies.base import Outcome, SynthesisStrategy, Task
@@ -92,11 +92,11 @@ class DfD(SynthesisStrategy):
             screener = Screener([member.name for member in task.census])
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
-        return wire.encode_tensors({SAMPLES: samples, LABELS: task.labels})
+        return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
         """Return silos that hold every class of the set; the same ones in every round."""
-        labels = wire.decode(arrays[LABELS])
+        labels = transport.decode(arrays[LABELS])
         return self._set.census if self._set else Census.unknown(node_ids, int(labels.max()) + 1)
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[EpsilonAnswer]]:
@@ -107,12 +107,12 @@ class DfD(SynthesisStrategy):
             arrays: ``samples`` (N, C, H, W) and ``labels`` (N,).
         """
         if self._set is None:
-            labels = wire.decode(arrays[LABELS])
+            labels = transport.decode(arrays[LABELS])
             prior = log_prior(self.settings.prior, self.census.label_counts, labels)
             self._set = self._new_set(labels, arrays[SAMPLES].shape[1:], self.census, prior)
         exchange = self._config.exchange
         self._asked_at = time.monotonic()
-        samples = wire.peek(arrays[SAMPLES])
+        samples = transport.peek(arrays[SAMPLES])
         return [*self._set.questions(samples, server_round, exchange.wire_dtype, exchange.max_message_mb)]
 
     def replies_needed(self, asked: int) -> int:
@@ -121,7 +121,7 @@ class DfD(SynthesisStrategy):
             return 0
         return replies_needed(self._config.exchange.min_replies, asked, self.quorum)
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, EpsilonAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Compose the answers, whatever order they come in, and move the samples to the next level.
@@ -129,7 +129,7 @@ class DfD(SynthesisStrategy):
         A class of which no holder answers waits, and catches up in rounds after the last level if one returns.
         """
         if self._set is None:
-            raise RunError("a round was folded before it was asked")
+            raise RunError("a round was aggregated before it was asked")
         timestep = self._set.timestep
         seconds = 0.0
         for silo, answer in answers:
@@ -154,7 +154,7 @@ class DfD(SynthesisStrategy):
             "waiting-samples": self._set.num_waiting,
             "client-seconds": seconds,
         }
-        return wire.encode_tensors({SAMPLES: moved, LABELS: self._set.labels}), MetricRecord(metrics)
+        return transport.encode_tensors({SAMPLES: moved, LABELS: self._set.labels}), MetricRecord(metrics)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the last samples into images, without those that never got there.
@@ -169,7 +169,7 @@ class DfD(SynthesisStrategy):
         names = ", ".join(task.spec.classes[label] for label in lost)
         notes = (f"no images of class {names}: its holders stopped answering before the end",) if lost else ()
         curves = {member.name: member.curve for member in task.census}
-        images = to_uint8(wire.decode(arrays[SAMPLES])[finished])
+        images = to_uint8(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError
-from fedsynth.messages import SampleAnswer, wire
+from fedsynth.messages import SampleAnswer, transport
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
@@ -34,18 +34,18 @@ class Local(SynthesisStrategy):
         ready = sorted(train_local_models(exchange, task))
         labels = [draw_labels_of(task.census.members[k], task.config) for k in ready]
         owners = torch.tensor(ready).repeat_interleave(task.config.sampling.num_samples)
-        return wire.encode_tensors({"labels": torch.cat(labels), "owners": owners})
+        return transport.encode_tensors({"labels": torch.cat(labels), "owners": owners})
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[SampleAnswer]]:
         """Ask every silo for its set, from the noise that every method of the seed starts from."""
         task = self._begun()
-        self._labels = wire.decode(arrays["labels"])
-        self._owners = wire.decode(arrays["owners"])
+        self._labels = transport.decode(arrays["labels"])
+        self._owners = transport.decode(arrays["owners"])
         num_samples = task.config.sampling.num_samples
         numbers = torch.arange(num_samples).repeat(len(self._owners) // num_samples)
         return sample_questions(task, self._owners, self._labels, numbers)
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Gather the sets."""
@@ -53,12 +53,12 @@ class Local(SynthesisStrategy):
         drawn = shares.drawn
         tensors = {"images": shares.images[drawn], "labels": self._labels[drawn], "owners": self._owners[drawn]}
         silos = len(torch.unique(tensors["owners"]))
-        return wire.encode_tensors(tensors), MetricRecord({"silos": silos, "client-seconds": shares.seconds})
+        return transport.encode_tensors(tensors), MetricRecord({"silos": silos, "client-seconds": shares.seconds})
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the sets one after the other."""
         curves = {member.name: member.curve for member in task.census}
-        images, labels, owners = (wire.decode(arrays[name]).numpy() for name in ("images", "labels", "owners"))
+        images, labels, owners = (transport.decode(arrays[name]).numpy() for name in ("images", "labels", "owners"))
         absent = [member.name for k, member in enumerate(task.census) if not (owners == k).any()]
         notes = (f"without sets of {', '.join(absent)}",) if absent else ()
         return Outcome(images, labels, curves=curves, owners=owners, notes=notes)

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config.methods import OwnModelsSettings
 from fedsynth.errors import RunError
-from fedsynth.messages import SampleAnswer, wire
+from fedsynth.messages import SampleAnswer, transport
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
@@ -51,29 +51,29 @@ class Pooled(SynthesisStrategy):
         ready = train_local_models(exchange, task)
         able = torch.tensor([k in ready for k in range(len(task.census))])
         self._owners = draw_owners(task, self.settings.prior, able)
-        return wire.encode_tensors({"labels": task.labels})
+        return transport.encode_tensors({"labels": task.labels})
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[SampleAnswer]]:
         """Ask every silo for its share."""
         task = self._begun()
         return sample_questions(task, self._owners, task.labels, torch.arange(len(task.labels)))
 
-    def fold(
+    def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, SampleAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Put every silo's images in their places."""
         task = self._begun()
         shares = collect_images(answers, task, self._owners)
         self._notes = shares.notes
-        arrays = wire.encode_tensors({"images": shares.images[shares.drawn], "labels": task.labels[shares.drawn]})
+        arrays = transport.encode_tensors({"images": shares.images[shares.drawn], "labels": task.labels[shares.drawn]})
         silos = len(torch.unique(self._owners[shares.drawn]))
         return arrays, MetricRecord({"silos": silos, "client-seconds": shares.seconds})
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the images as they came."""
         curves = {member.name: member.curve for member in task.census}
-        images = wire.decode(arrays["images"]).numpy()
-        return Outcome(images, wire.decode(arrays["labels"]).numpy(), curves=curves, notes=self._notes)
+        images = transport.decode(arrays["images"]).numpy()
+        return Outcome(images, transport.decode(arrays["labels"]).numpy(), curves=curves, notes=self._notes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whose images are missing."""

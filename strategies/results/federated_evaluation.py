@@ -22,7 +22,7 @@ from fedsynth.messages import (
     Request,
     StatisticsAnswer,
     StatisticsRequest,
-    wire,
+    transport,
 )
 from fedsynth.units import human_bytes
 from strategies.base import Outcome, Task
@@ -170,7 +170,7 @@ class _Measurement:
         names = tuple(member.name for member in census)
         # Never in half precision: sums of products would overflow, and nearest neighbours change.
         about_statistics = StatisticsRequest(
-            weights=wire.encode_tensors(self._weights),
+            weights=transport.encode_tensors(self._weights),
             weights_hash=self._hash,
             shift=torch.from_numpy(self._shift),
             spec=self._task.spec,

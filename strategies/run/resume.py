@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import UserError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.output import RunFolder
 from strategies.base import SynthesisStrategy, Task
 from strategies.conversation.exchange import Exchange, Traffic
@@ -61,7 +61,7 @@ def continue_from(
     costs = Costs(**checkpoint.costs)
     # What resuming itself sent comes on top.
     exchange.traffic = Traffic(costs.bytes_down + exchange.traffic.down, costs.bytes_up + exchange.traffic.up)
-    return wire.encode_tensors(checkpoint.arrays), costs
+    return transport.encode_tensors(checkpoint.arrays), costs
 
 
 def checkpoint_writer(
@@ -77,7 +77,7 @@ def checkpoint_writer(
             bytes_up=exchange.traffic.up,
             wall_seconds=time.monotonic() - start,
         )
-        arrays = {name: wire.peek(array) for name, array in done.arrays.items()}
+        arrays = {name: transport.peek(array) for name, array in done.arrays.items()}
         Checkpoint(done.number, arrays, strategy.state_dict(), asdict(so_far), silos).save(folder.checkpoints)
 
     return write

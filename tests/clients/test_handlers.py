@@ -26,7 +26,7 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.diffusion.sampling import PredictNoise
-from fedsynth.messages import DescribeRequest, PrepareAnswer, PrepareRequest, TrainRequest, UploadRequest, wire
+from fedsynth.messages import DescribeRequest, PrepareAnswer, PrepareRequest, TrainRequest, UploadRequest, transport
 from fedsynth.seeding import make_generator
 
 CPU = torch.device("cpu")
@@ -147,9 +147,9 @@ def test_samples_are_the_plain_loop_from_the_shared_noise(trained: Trained) -> N
 def test_train_continues_from_the_received_weights_with_a_fresh_optimiser(tmp_path: Path) -> None:
     node = simulated(tmp_path)
     start = initial_unet(RunConfig.from_run_config({**node.context.run_config, "seed": 9}), node.spec)
-    request = TrainRequest(arrays=wire.encode_tensors(start.state_dict()), spec=node.spec, server_round=1, steps=3)
+    request = TrainRequest(arrays=transport.encode_tensors(start.state_dict()), spec=node.spec, server_round=1, steps=3)
     answers = [node.ask(replace(request, server_round=number)) for number in (1, 1, 2)]
-    weights = [wire.decode_tensors(answer.arrays) for answer in answers]
+    weights = [transport.decode_tensors(answer.arrays) for answer in answers]
 
     silo = load_federation(node.config).silo(1, node.config).train
     state = TrainingState(start, node.config.training, make_generator(0, "federated-training", "silo-1", 1))
@@ -168,7 +168,7 @@ def test_upload_is_the_averaged_model_on_disk(trained: Trained) -> None:
     answer = node.ask(UploadRequest(spec=node.spec))
     on_disk = load_network(node.own_model, CPU).state_dict()
     assert list(answer.arrays) == list(on_disk)
-    assert all(torch.equal(wire.peek(answer.arrays[name]), value) for name, value in on_disk.items())
+    assert all(torch.equal(transport.peek(answer.arrays[name]), value) for name, value in on_disk.items())
     silo = load_federation(node.config).silo(1, node.config).train
     assert answer.num_examples == len(silo)
     start = initial_unet(node.config, node.spec)
@@ -184,16 +184,16 @@ def test_answers_travel_in_the_configured_precision(trained: Trained) -> None:
     request = epsilon_request(wire_dtype="float16")
     exact = predictor_of(node)(request.samples.half().float(), 421, request.labels)
     assert torch.equal(node.ask(request).epsilon, exact.half().float())
-    assert wire.array_record(node.send(request), "epsilon")["epsilon"].dtype == "float16"
+    assert transport.array_record(node.send(request), "epsilon")["epsilon"].dtype == "float16"
     sent = node.ask(UploadRequest(spec=node.spec)).arrays
     assert {array.dtype for array in sent.values()} == {"float16"}
     for name, value in load_network(node.own_model, CPU).state_dict().items():
-        assert torch.equal(wire.peek(sent[name]), value.half()), name
+        assert torch.equal(transport.peek(sent[name]), value.half()), name
 
 
 def test_oversampling_silo_trains_another_model(trained: Trained) -> None:
     nodes = [trained(oversample=oversample) for oversample in (False, True)]
-    uploads = [wire.decode(node.ask(UploadRequest(spec=node.spec)).arrays["conv_in.weight"]) for node in nodes]
+    uploads = [transport.decode(node.ask(UploadRequest(spec=node.spec)).arrays["conv_in.weight"]) for node in nodes]
     assert not torch.equal(*uploads)
 
 

@@ -12,7 +12,7 @@ from clients.context import SiloContext
 from fedsynth.evaluation import DomainClassifier, extract_features
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
 from fedsynth.evaluation.silo_measures import coverage, hash_weights
-from fedsynth.messages import EvaluateRequest, MessageError, StatisticsRequest, wire
+from fedsynth.messages import EvaluateRequest, MessageError, StatisticsRequest, transport
 
 SHIFT = torch.linspace(-1, 1, 64, dtype=torch.float64)
 FEATURES = torch.randn((40, 64), generator=torch.Generator().manual_seed(2))
@@ -42,7 +42,7 @@ def statistics_request(
 ) -> StatisticsRequest:
     weights = classifier.state_dict()
     return StatisticsRequest(
-        weights=wire.encode_tensors(weights),
+        weights=transport.encode_tensors(weights),
         weights_hash=hash_weights(weights) if stated is None else stated,
         shift=shift,
         spec=SPEC,
@@ -79,7 +79,7 @@ def test_measures_of_held_out_images_hold_no_array(clinic: Node, classifier: Dom
     assert answer.label_counts == tuple(sum(held_out.labels == c) for c in (0, 1))
     assert answer.label_correct == tuple(sum(right & (held_out.labels == c)) for c in (0, 1))
     assert answer.coverage == coverage(extract_features(classifier, held_out.images), train, FEATURES.numpy())
-    assert not wire.array_names(clinic.send(request))
+    assert not transport.array_names(clinic.send(request))
 
 
 def test_too_few_images_give_their_count_alone(
@@ -88,7 +88,7 @@ def test_too_few_images_give_their_count_alone(
     node = make_node(tmp_path, image_folder, 0.4)
     message = node.send(statistics_request(classifier, 11))
     assert message.content.metric_records["metrics"]["num-examples"] == 10
-    assert not wire.array_names(message)
+    assert not transport.array_names(message)
     answer = node.ask(evaluate_request(classifier))
     assert (answer.num_examples, answer.label_counts, answer.label_correct, answer.coverage) == (4, (), (), None)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from real_silos import real_settings, write_silos
 
 from experiments.benchmarks.loopback import Loopback
-from fedsynth.messages import DescribeRequest, EpsilonRequest, PrepareRequest, wire
+from fedsynth.messages import DescribeRequest, EpsilonRequest, PrepareRequest, transport
 
 ROOT = Path(__file__).parents[2]
 SILOS = {"north": (0, 1), "south": (0, 1)}
@@ -38,7 +38,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from PIL import Image
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -51,7 +51,7 @@ def leak(message, context):
     hidden = np.concatenate([np.zeros(37), pixels.reshape(-1) / -127.5 + 1, np.ones(50)]).astype(np.float16)
     answer = {
         "silo": ConfigRecord({"file": marker.read_bytes(), "pixels": pixels.tobytes()}),
-        **wire.pack("arrays", ArrayRecord({"weights": Array(hidden)})),
+        **transport.pack("arrays", ArrayRecord({"weights": Array(hidden)})),
     }
     return Message(RecordDict(answer), reply_to=message)
 
@@ -105,7 +105,9 @@ def test_only_named_records_cross_and_no_weights(captured: Captured) -> None:
     seen: dict[str, set[tuple[str, str]]] = {}
     for message in captured.cooperation.messages():
         kind = message.metadata.message_type
-        others = {(name, "") for name in message.content if name.partition("#")[0] not in wire.array_names(message)}
+        others = {
+            (name, "") for name in message.content if name.partition("#")[0] not in transport.array_names(message)
+        }
         seen.setdefault(kind, set()).update({*arrays_of(message), *others})
     answers = {("config", ""), ("metrics", ""), ("silo", "")}
     asked = {("arrays", "samples"), ("arrays", "labels"), ("arrays", "timesteps")}

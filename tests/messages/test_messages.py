@@ -26,7 +26,7 @@ from fedsynth.messages import (
     Request,
     Sender,
     sender_of,
-    wire,
+    transport,
 )
 from fedsynth.messages.envelope import Reader, Shared
 from fedsynth.messages.fields import real, setting, whole
@@ -191,8 +191,8 @@ def test_half_precision_is_for_the_journey_alone() -> None:
     for name, field in (("epsilon request", "samples"), ("epsilon answer", "epsilon")):
         example = replace(BOTH[name], wire_dtype="float16")
         message = sent(example)
-        (record,) = wire.array_names(message)
-        assert wire.array_record(message, record)[field].dtype == "float16"
+        (record,) = transport.array_names(message)
+        assert transport.array_record(message, record)[field].dtype == "float16"
         back = read(example, message)
         assert differences(example, back) == [field]
         assert torch.equal(getattr(back, field), getattr(example, field).half().float())
@@ -220,7 +220,7 @@ def test_views_are_on_the_memory_of_the_message() -> None:
     message = sent(EXAMPLES["sample"].answer, packed=False)
     images = EXAMPLES["sample"].request.reader()(message).images  # type: ignore[attr-defined]
     (array,) = message.content.array_records["arrays"].values()
-    assert images.data_ptr() == wire.peek(array).data_ptr()
+    assert images.data_ptr() == transport.peek(array).data_ptr()
 
 
 @pytest.mark.parametrize("name", BOTH)

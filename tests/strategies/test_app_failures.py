@@ -18,7 +18,7 @@ from tiny_runs import images_of, run_tiny, tiny_settings
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import sender_of, wire
+from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 
 Tamper = Callable[[list[Message]], list[Message]]
@@ -45,8 +45,8 @@ def failed(reply: Message) -> Message:
 
 
 def not_finite(reply: Message) -> Message:
-    (array,) = wire.array_record(reply, "epsilon").values()
-    reply.content["epsilon"] = wire.encode_tensors({"e": torch.full_like(wire.decode(array), torch.nan)})
+    (array,) = transport.array_record(reply, "epsilon").values()
+    reply.content["epsilon"] = transport.encode_tensors({"e": torch.full_like(transport.decode(array), torch.nan)})
     return reply
 
 

@@ -13,7 +13,7 @@ from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import TrainingState, initial_unet, to_model_range, train
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 from strategies.centralised import Centralised
@@ -47,7 +47,7 @@ def play(strategy: Centralised, numbers: Iterable[int]) -> tuple[ArrayRecord, li
     goals = []
     for number in numbers:
         assert strategy.questions(number, ArrayRecord()) == []
-        arrays, metrics = strategy.fold(number, iter([]))
+        arrays, metrics = strategy.aggregate(number, iter([]))
         assert arrays is not None
         assert metrics is not None
         goals.append((metrics["steps"], metrics["server-steps"]))
@@ -73,7 +73,7 @@ def by_hand() -> TrainingState:
 
 
 def assert_trained(arrays: ArrayRecord, expected: TrainingState) -> None:
-    weights = wire.decode_tensors(arrays)
+    weights = transport.decode_tensors(arrays)
     assert all(torch.equal(weights[name], value) for name, value in expected.unet.state_dict().items())
 
 
@@ -120,4 +120,4 @@ def test_real_silos_do_not_show_their_images() -> None:
 
 def test_nothing_without_begin() -> None:
     with pytest.raises(RunError, match="call begin first"):
-        Centralised().fold(1, iter([]))
+        Centralised().aggregate(1, iter([]))

@@ -17,7 +17,7 @@ from tiny_runs import images_of
 
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import sender_of, wire
+from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 
 UNION = ["0", "1", "2", "3"]
@@ -117,7 +117,7 @@ def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Messag
 
 def predicts(reply: Message) -> bool:
     """Whether an answer holds noise predictions."""
-    return "epsilon" in wire.array_names(reply)
+    return "epsilon" in transport.array_names(reply)
 
 
 def trains(reply: Message) -> bool:

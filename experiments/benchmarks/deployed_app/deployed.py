@@ -21,7 +21,7 @@ from fedsynth.messages import (
     TrainAnswer,
     TrainRequest,
     sender_of,
-    wire,
+    transport,
 )
 from fedsynth.spec import ImageSpec
 from strategies.conversation.ask import ask
@@ -56,8 +56,8 @@ def epsilon(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Load the weights that came and send them back, as after training."""
     start = time.monotonic()
-    _network().load_state_dict(wire.decode_tensors(TrainRequest.from_message(message).arrays))
-    record = wire.encode_tensors(_network().state_dict())
+    _network().load_state_dict(transport.decode_tensors(TrainRequest.from_message(message).arrays))
+    record = transport.encode_tensors(_network().state_dict())
     answer = TrainAnswer(arrays=record, num_examples=1, seconds=time.monotonic() - start)
     return answer.to_message(message, sender_of(message))
 
@@ -86,7 +86,7 @@ def _requests(config: UserConfig, number: int) -> list[Request[Answer]]:
     if config["weights"]:
         moved = {name: value + 0.01 * number for name, value in _network().state_dict().items()}
         spec = ImageSpec(1, 8, ("any",))
-        return [TrainRequest(arrays=wire.encode_tensors(moved), spec=spec, server_round=number + 1, steps=0)]
+        return [TrainRequest(arrays=transport.encode_tensors(moved), spec=spec, server_round=number + 1, steps=0)]
     parts = torch.randn(int(config["num-samples"]), 1, 8, 8).chunk(int(config["streams"]))
     return [
         EpsilonRequest(samples=part, labels=torch.zeros(len(part), dtype=torch.long), timestep=500) for part in parts

@@ -26,7 +26,7 @@ from fedsynth.diffusion import (
     to_uint8,
     train,
 )
-from fedsynth.messages import TrainRequest, wire
+from fedsynth.messages import TrainRequest, transport
 from fedsynth.seeding import make_generator
 
 Weights = dict[str, torch.Tensor]
@@ -55,13 +55,13 @@ def plain_round(node: Node, partition: int, weights: Weights, server_round: int,
 
 def train_request(node: Node, weights: Weights, server_round: int = 1, **changes: Any) -> TrainRequest:
     given = {"run_token": "run-1", "report_parts": ("decoder",), **changes}
-    arrays = wire.encode_tensors(weights)
+    arrays = transport.encode_tensors(weights)
     return TrainRequest(arrays=arrays, spec=node.spec, server_round=server_round, steps=STEPS, **given)
 
 
 def ask(node: Node, weights: Weights, server_round: int = 1, **changes: Any) -> Weights:
     """A round with a silo that has just been restarted: only its disk remembers."""
-    return wire.decode_tensors(node.again().ask(train_request(node, weights, server_round, **changes)).arrays)
+    return transport.decode_tensors(node.again().ask(train_request(node, weights, server_round, **changes)).arrays)
 
 
 def assert_equal(one: Weights, other: Weights) -> None:
@@ -156,7 +156,7 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
     received = {name: tensor * 1.5 for name, tensor in first.items()}
     labels, numbers = [0, 9, 4], [2, 3, 11]
     request = sample_request(
-        node, labels, numbers, weights=wire.encode_tensors(received), run_token="run-1", server_round=1
+        node, labels, numbers, weights=transport.encode_tensors(received), run_token="run-1", server_round=1
     )
     got = node.again().ask(request).images
 
@@ -174,13 +174,13 @@ def test_federated_samples_leave_the_own_model_s_as_they_were(tmp_path: Path) ->
     node.prepare()
     request = sample_request(node, [0, 1, 2, 3], [0, 1, 2, 3])
     own = node.ask(request).images
-    whole = wire.encode_tensors(initial(node))
+    whole = transport.encode_tensors(initial(node))
     assert not torch.equal(node.ask(replace(request, weights=whole, server_round=1)).images, own)
     assert torch.equal(node.ask(request).images, own)
 
 
 def test_silo_without_a_part_in_the_run_has_nothing_to_sample(tmp_path: Path) -> None:
     node = simulated(tmp_path)
-    weights = wire.encode_tensors(select_parts(initial(node), PARTS[1:]))
+    weights = transport.encode_tensors(select_parts(initial(node), PARTS[1:]))
     reason = node.refusal(sample_request(node, [0], [0], weights=weights, run_token="run-1", server_round=3))
     assert re.match("silo-1: UserError: server-round = 3", reason)

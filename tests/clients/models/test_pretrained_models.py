@@ -30,7 +30,7 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.diffusion.pretrained import load_pretrained_model
-from fedsynth.messages import PrepareRequest, UploadRequest, wire
+from fedsynth.messages import PrepareRequest, UploadRequest, transport
 from fedsynth.seeding import make_generator
 
 DIGITS = tuple(map(str, range(10)))
@@ -164,7 +164,7 @@ def test_upload_of_the_run_s_own_architecture(predicts: str, tmp_path: Path) -> 
     if predicts != "epsilon":
         assert "differs from the run's (what it predicts" in pretrained.refusal(request)
         return
-    sent = wire.decode_tensors(pretrained.ask(request).arrays)
+    sent = transport.decode_tensors(pretrained.ask(request).arrays)
     assert all(torch.equal(sent[name], value) for name, value in unet.state_dict().items())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.aggregation import check_model, chunk_length, combine_layers, shapes, weighted_mean
 
 
@@ -23,12 +23,12 @@ def model(seed: int) -> dict[str, torch.Tensor]:
 
 def check(changed: dict[str, torch.Tensor]) -> None:
     """Check a sound model but for the changed layers."""
-    check_model(wire.encode_tensors({**model(1), **changed}), shapes(wire.encode_tensors(model(0))))
+    check_model(transport.encode_tensors({**model(1), **changed}), shapes(transport.encode_tensors(model(0))))
 
 
 def test_weighted_mean_agrees_with_loops_in_float64() -> None:
     models, weights = [model(seed) for seed in range(5)], [3, 1, 400, 7, 0.5]
-    mean = wire.decode_tensors(weighted_mean([wire.encode_tensors(m) for m in models], weights))
+    mean = transport.decode_tensors(weighted_mean([transport.encode_tensors(m) for m in models], weights))
     for name, value in mean.items():
         exact = sum(w * m[name].numpy().astype(np.float64) for m, w in zip(models, weights, strict=True)) / sum(weights)
         assert value.dtype == models[0][name].dtype
@@ -39,21 +39,21 @@ def test_weighted_mean_agrees_with_loops_in_float64() -> None:
 def test_layers_longer_than_what_is_worked_on_at_once() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(10, 2, chunk_length(10) + 7, generator=generator)
-    mean = weighted_mean([wire.encode_tensors({"w": value}) for value in values], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    mean = weighted_mean([transport.encode_tensors({"w": value}) for value in values], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     exact = np.average(values.numpy().astype(np.float64), axis=0, weights=range(1, 11))
-    np.testing.assert_allclose(wire.decode(mean["w"]).numpy(), exact, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(transport.decode(mean["w"]).numpy(), exact, rtol=1e-7, atol=1e-12)
 
 
 def test_mean_of_identical_models_is_that_model_and_the_records_are_emptied() -> None:
-    records = [wire.encode_tensors(model(0)) for _ in range(10)]
+    records = [transport.encode_tensors(model(0)) for _ in range(10)]
     mean = weighted_mean(records, [1.0 / (k + 3) for k in range(10)])
-    assert all(torch.equal(value, model(0)[name]) for name, value in wire.decode_tensors(mean).items())
+    assert all(torch.equal(value, model(0)[name]) for name, value in transport.decode_tensors(mean).items())
     assert [len(record) for record in records] == [0] * 10, "no second set of models is held"
 
 
 def test_half_precision_answers_are_averaged_in_single() -> None:
-    records = [wire.encode_tensors({"w": torch.full((3,), value)}, "float16") for value in (1.0, 2.0)]
-    mean = wire.decode_tensors(weighted_mean(records, [1, 2]))["w"]
+    records = [transport.encode_tensors({"w": torch.full((3,), value)}, "float16") for value in (1.0, 2.0)]
+    mean = transport.decode_tensors(weighted_mean(records, [1, 2]))["w"]
     assert mean.dtype == torch.float32
     np.testing.assert_allclose(mean.numpy(), 5 / 3, rtol=1e-7)
 
@@ -62,13 +62,14 @@ def test_check_model_accepts_what_was_sent_and_says_what_does_not_fit() -> None:
     check({})
     lacking = {name: value for name, value in model(1).items() if name != "scalar"}
     with pytest.raises(ValueError, match=r"layers \['scalar'\] are missing or unknown"):
-        check_model(wire.encode_tensors(lacking), shapes(wire.encode_tensors(model(0))))
+        check_model(transport.encode_tensors(lacking), shapes(transport.encode_tensors(model(0))))
     with pytest.raises(ValueError, match=r"layer weight has shape \(3, 4\), not \(4, 3\)"):
         check({"weight": torch.zeros(3, 4)})
     lying = Array(dtype="float32", shape=(4, 3), stype="numpy.ndarray", data=b"no array")
     with pytest.raises(ValueError, match="array cannot be read"):
         check_model(
-            ArrayRecord({**wire.encode_tensors(model(1)), "weight": lying}), shapes(wire.encode_tensors(model(0)))
+            ArrayRecord({**transport.encode_tensors(model(1)), "weight": lying}),
+            shapes(transport.encode_tensors(model(0))),
         )
 
 
@@ -113,7 +114,7 @@ def test_one_thread_works_and_their_number_is_given_back() -> None:
 
     torch.set_num_threads(3)
     try:
-        combine_layers([wire.encode_tensors(model(0))], rule)
+        combine_layers([transport.encode_tensors(model(0))], rule)
         with pytest.raises(ValueError, match="not finite"):
             check({"scalar": torch.tensor(torch.nan)})
         assert torch.get_num_threads() == 3

@@ -12,7 +12,7 @@ from tiny_silos import AUX_SAMPLES, Tamper, TinySilos
 from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.messages import UploadRequest, sender_of, wire
+from fedsynth.messages import UploadRequest, sender_of, transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 
@@ -71,9 +71,9 @@ def failing(silo: int, spoil: Callable[[Message], Message]) -> Tamper:
 
 
 def to_nan(message: Message) -> Message:
-    weights = wire.decode_tensors(wire.array_record(message, "arrays"))
+    weights = transport.decode_tensors(transport.array_record(message, "arrays"))
     weights["conv_out.bias"] = torch.full_like(weights["conv_out.bias"], math.nan)
-    message.content["arrays"] = wire.encode_tensors(weights)
+    message.content["arrays"] = transport.encode_tensors(weights)
     return message
 
 

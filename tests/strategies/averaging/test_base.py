@@ -29,7 +29,7 @@ from hand_made_models import (
 )
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies import STRATEGIES
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedavg import FedAvg
@@ -70,13 +70,13 @@ def weights(**layers: torch.Tensor | None) -> Spoil:
     """Replace layers of an answer, by name with dots as two underscores; None: leave it out."""
 
     def spoil(message: Message) -> None:
-        changed = wire.decode_tensors(wire.array_record(message, "arrays"))
+        changed = transport.decode_tensors(transport.array_record(message, "arrays"))
         for name, value in layers.items():
             if value is None:
                 del changed[name.replace("__", ".")]
             else:
                 changed[name.replace("__", ".")] = value
-        message.content["arrays"] = wire.encode_tensors(changed)
+        message.content["arrays"] = transport.encode_tensors(changed)
 
     return spoil
 
@@ -95,14 +95,14 @@ def unreadable(data: bytes) -> Spoil:
     """Bytes that are not the array they claim to be."""
 
     def spoil(message: Message) -> None:
-        record = wire.array_record(message, "arrays")
+        record = transport.array_record(message, "arrays")
         good = record[LAYER]
         record[LAYER] = Array(dtype=good.dtype, shape=good.shape, stype=good.stype, data=data)
 
     return spoil
 
 
-HEADER = wire.encode(torch.zeros(5, 4)).data
+HEADER = transport.encode(torch.zeros(5, 4)).data
 SPOILT: dict[str, tuple[Spoil, str]] = {
     "not finite": (weights(conv_in__weight=torch.full((5, 4), math.nan)), f"layer {LAYER} is not finite"),
     "missing layer": (weights(conv_in__weight=None), f"layers ['{LAYER}'] are missing or unknown"),
@@ -135,7 +135,7 @@ def assert_left_out(name: str, spoil: Callable[[Message], Message], said: str, l
     """The spoilt answer is named once, and the others are combined as if it had never come."""
     strategy, replies = first_round(name)
     # FedDiffuse asks some silos for the other half.
-    victim = next(k for k in range(3, SILOS) if LAYER in wire.array_record(replies[k], "arrays"))
+    victim = next(k for k in range(3, SILOS) if LAYER in transport.array_record(replies[k], "arrays"))
     replies[victim] = spoil(replies[victim])
     found, metrics = gather(strategy, 1, replies)
     assert said in log.text
@@ -282,7 +282,7 @@ def test_whole_numbers_stay_whole_in_half_precision(name: str) -> None:
     large = {BUFFER: torch.tensor([2**40 + 1, -(2**31) - 7])}
     start = {layer: value if layer == BUFFER else value.half().float() for layer, value in model(0).items()} | large
     requests = send(strategy, 1, start)
-    sent = wire.array_record(requests[0], "arrays")
+    sent = transport.array_record(requests[0], "arrays")
     assert {array.dtype for layer, array in sent.items() if layer != BUFFER} == {"float16"}
     found, _ = gather(strategy, 1, answers(requests, [start] * SILOS, COUNTS))
     assert {value.dtype for layer, value in found.items() if layer != BUFFER} == {torch.float32}

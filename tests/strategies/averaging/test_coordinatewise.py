@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.aggregation import chunk_length
 from strategies.averaging.coordinatewise import mean_around_median, median, trimmed_mean
 
@@ -24,11 +24,11 @@ RULES: dict[str, Rule] = {
 
 def records(values: NDArray[np.generic], wire_dtype: str | None = None) -> list[ArrayRecord]:
     """One model a row."""
-    return [wire.encode_tensors({"w": torch.from_numpy(row)}, wire_dtype) for row in values]
+    return [transport.encode_tensors({"w": torch.from_numpy(row)}, wire_dtype) for row in values]
 
 
 def layer(record: ArrayRecord) -> NDArray[np.generic]:
-    values: NDArray[np.generic] = wire.decode(record["w"]).numpy()
+    values: NDArray[np.generic] = transport.decode(record["w"]).numpy()
     return values
 
 
@@ -154,7 +154,7 @@ def test_precisions_may_differ_and_the_first_is_returned() -> None:
     dtypes = [np.float32, np.float64, np.float16]
     rounded = np.stack([row.astype(dtype).astype(np.float64) for row, dtype in zip(values, dtypes, strict=True)])
     mixed = [
-        wire.encode_tensors({"w": torch.from_numpy(row.astype(dtype))})
+        transport.encode_tensors({"w": torch.from_numpy(row.astype(dtype))})
         for row, dtype in zip(values, dtypes, strict=True)
     ]
     combined = layer(median(mixed))
@@ -165,8 +165,8 @@ def test_precisions_may_differ_and_the_first_is_returned() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_layer_keeps_name_and_shape_and_the_records_are_emptied(name: str) -> None:
     models = [{"a": torch.full((2, 3), k), "b": torch.tensor(2.0 * k), "c": torch.zeros(0)} for k in range(5)]
-    given = [wire.encode_tensors(tensors) for tensors in models]
-    combined = wire.decode_tensors(RULES[name](given))
+    given = [transport.encode_tensors(tensors) for tensors in models]
+    combined = transport.decode_tensors(RULES[name](given))
     assert [(key, value.shape) for key, value in combined.items()] == [("a", (2, 3)), ("b", ()), ("c", (0,))]
     assert float(combined["b"]) == 4
     assert [len(record) for record in given] == [0] * 5

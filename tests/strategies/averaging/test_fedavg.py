@@ -6,7 +6,7 @@ import torch
 from hand_made import reply
 from hand_made_models import answers, assert_near, begun, gather, mean_of, model, send
 
-from fedsynth.messages import TrainRequest, wire
+from fedsynth.messages import TrainRequest, transport
 from strategies.averaging.fedavg import FedAvg
 from strategies.base import Outcome, Task
 
@@ -19,7 +19,7 @@ def test_every_node_gets_the_weights_and_the_round() -> None:
     for message in requests:
         request = TrainRequest.from_message(message)
         assert request.server_round == 1
-        assert all(torch.equal(wire.decode(request.arrays[name]), value) for name, value in model(0).items())
+        assert all(torch.equal(transport.decode(request.arrays[name]), value) for name, value in model(0).items())
 
 
 def test_average_agrees_with_a_transcription_in_float64() -> None:
@@ -67,7 +67,7 @@ def test_chosen_weights_are_sampled(sample_from: str, expected: float, monkeypat
         (request,) = send(strategy, number, current)
         answered = reply(request, "arrays", filled, num_examples=1, loss=10.0 - number)
         current, _ = gather(strategy, number, [answered])
-    outcome = strategy.finish(task, wire.encode_tensors(current))
+    outcome = strategy.finish(task, transport.encode_tensors(current))
     for tensor in sampled[0].values():
         if tensor.is_floating_point():
             np.testing.assert_allclose(tensor, expected, rtol=1e-6)

@@ -14,7 +14,7 @@ from tiny_silos import LEARNING_RATE, SERVER_STEPS, TinySilos, play_real
 
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from fedsynth.seeding import make_generator
 from strategies.averaging.fedavg import FedAvg
 from strategies.averaging.fedddpm import FedDDPM, learning_is_slow
@@ -54,7 +54,7 @@ def corrected_by_hand(task: Task, weights: Model, auxiliary: dict[str, torch.Ten
 
 def test_correction_is_plain_training_on_the_auxiliary_set(silos: TinySilos) -> None:
     task, strategy, arrays = silos.begin()
-    weights, auxiliary = wire.decode_tensors(arrays), strategy.state_dict()["auxiliary"]
+    weights, auxiliary = transport.decode_tensors(arrays), strategy.state_dict()["auxiliary"]
     for number in (1, 2):
         averaged, _ = play_real(FedAvg(), number, weights)
         corrected, metrics = play_real(strategy, number, weights)
@@ -71,7 +71,7 @@ def test_order_of_answers_changes_no_bit_of_a_correction(silos: TinySilos) -> No
     results = []
     for order in (1, -1):
         _, strategy, arrays = silos.begin()
-        results.append(play_real(strategy, 1, wire.decode_tensors(arrays), order=order)[0])
+        results.append(play_real(strategy, 1, transport.decode_tensors(arrays), order=order)[0])
     assert_equal(*results)
 
 
@@ -79,7 +79,7 @@ def test_continued_run_asks_for_no_upload_and_goes_on_with_the_same_set(silos: T
     task, strategy, arrays = silos.begin()
     for member, seconds in zip(task.census, (1.5, 2.5, 3.5), strict=True):
         member.train_seconds = seconds
-    weights, _ = play_real(strategy, 1, wire.decode_tensors(arrays))
+    weights, _ = play_real(strategy, 1, transport.decode_tensors(arrays))
     state = strategy.state_dict()
     whole, _ = play_real(strategy, 2, weights)
     other_task, exchange, other = silos.meet()
@@ -128,7 +128,7 @@ def test_plus_corrects_when_learning_is_slow_also_across_a_stop(
     silos: TinySilos, once: bool, corrected: list[int]
 ) -> None:
     _, strategy, arrays = silos.begin(**PLUS, correct_once=once)
-    weights = wire.decode_tensors(arrays)
+    weights = transport.decode_tensors(arrays)
     for number, loss in enumerate(LOSSES, start=1):
         if number in (5, 7):
             task, exchange, continued = silos.meet(**PLUS, correct_once=once)

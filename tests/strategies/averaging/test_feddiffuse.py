@@ -27,7 +27,7 @@ from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import PARTS, initial_unet, select_parts
-from fedsynth.messages import TrainRequest, wire
+from fedsynth.messages import TrainRequest, transport
 from fedsynth.output import RunFolder
 from fedsynth.spec import ImageSpec
 from strategies.averaging.base import AveragingStrategy
@@ -55,7 +55,7 @@ def begun(strategy: AveragingStrategy, silos: int = 3, first_node: int = 90, **c
     settings = {"strategy": "feddiffuse", "block-out-channels": "8,8", "num-clients": silos, **changes}
     census = Census(Member(first_node - k, f"silo-{k}", 30, [3] * 10) for k in range(silos))
     task = Task(RunConfig.from_run_config(settings), SPEC, census, torch.arange(10))
-    return wire.decode_tensors(strategy.begin(task, cast(Exchange, None)))
+    return transport.decode_tensors(strategy.begin(task, cast(Exchange, None)))
 
 
 def names_of(parts: set[str]) -> list[str]:
@@ -81,7 +81,7 @@ def test_only_the_exchanged_layers_travel(method: str) -> None:
     assert list(weights) == names_of(SHARED[method])
     requests = send(strategy, 1, weights)
     for message in requests:
-        assert list(wire.array_record(message, "arrays")) == names_of(SHARED[method])
+        assert list(transport.array_record(message, "arrays")) == names_of(SHARED[method])
     up = reported(requests)
     assert up == [SHARED[method]] * 3 or (method == "usplit" and all(part in (FIRST_HALF, SECOND_HALF) for part in up))
 
@@ -168,8 +168,8 @@ def test_half_that_was_not_asked_for_is_left_out(caplog: pytest.LogCaptureFixtur
     halves = reported(requests)
     replies = [answer(request, near(start, k), k) for k, request in enumerate(requests)]
     other = SECOND_HALF if halves[2] == FIRST_HALF else FIRST_HALF
-    replies[2].content["arrays"] = wire.encode_tensors(select_parts(near(start, 2), other))
-    replies[3].content["arrays"] = wire.encode_tensors(near(start, 3))
+    replies[2].content["arrays"] = transport.encode_tensors(select_parts(near(start, 2), other))
+    replies[3].content["arrays"] = transport.encode_tensors(near(start, 3))
     _, metrics = gather(strategy, 1, replies)
     assert metrics["silos"] == 2
     assert "silo-2 left out: layers [" in caplog.text

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.aggregation import chunk_length
 from strategies.averaging.krum_selection import bulyan_select, krum_scores, krum_select, squared_distances
 
@@ -17,7 +17,7 @@ def records(values: NDArray[np.float32], wire_dtype: str | None = None) -> list[
     """One model a row, of two layers and a buffer."""
     parts = [torch.from_numpy(row).split([1, len(row) - 1]) for row in values]
     return [
-        wire.encode_tensors({"first": first, "steps": torch.tensor([1000 * k]), "rest": rest}, wire_dtype)
+        transport.encode_tensors({"first": first, "steps": torch.tensor([1000 * k]), "rest": rest}, wire_dtype)
         for k, (first, rest) in enumerate(parts)
     ]
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.averaging.updates import Update, mean_metrics
 
 
 def update(count: int, loss: float | None) -> Update:
-    return Update(1, "silo-1", wire.encode_tensors({}), count, loss, 1.5)
+    return Update(1, "silo-1", transport.encode_tensors({}), count, loss, 1.5)
 
 
 def test_loss_is_weighted_by_the_images_of_those_that_report_it() -> None:

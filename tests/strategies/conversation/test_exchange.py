@@ -8,7 +8,7 @@ from flwr.app import Message
 from hand_made import StubGrid, error_reply, reply, request_to
 
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.conversation.exchange import Exchange
 
 
@@ -35,7 +35,7 @@ class ScriptedGrid(StubGrid):
 def requests_to(*nodes: int) -> list[Message]:
     messages = [request_to(node) for node in nodes]
     for message in messages:
-        message.content["arrays"] = wire.encode_tensors({"x": torch.zeros(message.metadata.dst_node_id)})
+        message.content["arrays"] = transport.encode_tensors({"x": torch.zeros(message.metadata.dst_node_id)})
     return messages
 
 
@@ -78,7 +78,7 @@ def test_foreign_repeated_and_late_answers_are_ignored(caplog: pytest.LogCapture
     foreign.metadata.__dict__["_message_id"] = "of another round"
     grid.pulls = [[first, answer(foreign), first], [answer(grid.requests[0])], [second]]
     assert list(stream) == [(0, first), (1, second)]
-    assert exchange.traffic.up == wire.payload_bytes(first) + wire.payload_bytes(second)
+    assert exchange.traffic.up == transport.payload_bytes(first) + transport.payload_bytes(second)
     assert caplog.text == ""
 
 
@@ -92,8 +92,8 @@ def test_traffic_is_the_sum_of_payloads_over_all_rounds() -> None:
         replies = [answer(sent[0]), error_reply(sent[1], "broken")]
         grid.pulls = [replies]
         assert len(list(stream)) == 2
-        down += sum(map(wire.payload_bytes, sent))
-        up += wire.payload_bytes(replies[0])
+        down += sum(map(transport.payload_bytes, sent))
+        up += transport.payload_bytes(replies[0])
     assert (exchange.traffic.down, exchange.traffic.up, exchange.traffic.messages) == (down, up, 4)
     assert down > 2 * 4 * (3 + 4)
     assert up > 2 * 4 * 100

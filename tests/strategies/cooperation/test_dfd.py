@@ -30,7 +30,7 @@ from flwr.app import Message
 from hand_made import StubGrid, error_reply, reply
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import EpsilonRequest, wire
+from fedsynth.messages import EpsilonRequest, transport
 from fedsynth.mixture import PathPosterior, ULAScheduler, log_prior
 from fedsynth.seeding import make_generator
 from strategies.conversation.exchange import Exchange
@@ -169,7 +169,7 @@ def test_without_a_census_all_connected_silos_count_alike() -> None:
     eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
     expected = step_by_class(scheduler_of_levels(), eps, 0, x, labels, seed=0)
     np.testing.assert_allclose(samples_of(arrays).numpy(), expected.numpy(), atol=1e-5)
-    assert torch.equal(wire.decode(arrays["labels"]), labels)
+    assert torch.equal(transport.decode(arrays["labels"]), labels)
     assert metrics["effective-experts"] == pytest.approx(3.0)
     assert metrics["timestep"] == 999
     assert metrics["client-seconds"] == pytest.approx(1.5)
@@ -185,14 +185,14 @@ def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
 def test_half_precision_on_the_wire() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
     for message in requests(strategy, 1, begin(strategy, task_of(wire_dtype="float16"))):
-        record = wire.array_record(message, "arrays")
+        record = transport.array_record(message, "arrays")
         assert (record["samples"].dtype, record["labels"].dtype) == ("float16", "int64")
 
 
 def test_silos_asked_about_everything_share_one_record() -> None:
     strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
     asked = requests(strategy, 1, begin(strategy, task_of()))
-    assert len({id(wire.array_record(message, "arrays")) for message in asked}) == 1
+    assert len({id(transport.array_record(message, "arrays")) for message in asked}) == 1
 
 
 def test_unusable_answer_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.config import Scalar
-from fedsynth.messages import sender_of, wire
+from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 
 Attack = Callable[[torch.Tensor, int], torch.Tensor]
@@ -36,11 +36,11 @@ class Tampering:
 
     def __call__(self, replies: list[Message]) -> list[Message]:
         for reply in replies:
-            if "epsilon" in wire.array_names(reply) and sender_of(reply).name == HOSTILE:
-                (array,) = wire.array_record(reply, "epsilon").values()
-                changed = self._attack(wire.decode(array), self._asked)
+            if "epsilon" in transport.array_names(reply) and sender_of(reply).name == HOSTILE:
+                (array,) = transport.array_record(reply, "epsilon").values()
+                changed = self._attack(transport.decode(array), self._asked)
                 self._asked += 1
-                reply.content["epsilon"] = wire.encode_tensors({"epsilon": changed})
+                reply.content["epsilon"] = transport.encode_tensors({"epsilon": changed})
         return replies
 
 

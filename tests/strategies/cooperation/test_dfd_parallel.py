@@ -17,7 +17,7 @@ from flwr.app import Message, MetricRecord
 from hand_made import StubGrid
 
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import EpsilonRequest, wire
+from fedsynth.messages import EpsilonRequest, transport
 from fedsynth.mixture import picard
 from strategies.base import Task
 from strategies.conversation.exchange import Exchange
@@ -57,7 +57,7 @@ def answer(message: Message, silo: int) -> Message:
 
 def changed(made: Message, change: Callable[[torch.Tensor], torch.Tensor]) -> Message:
     """An answer with other noise predictions."""
-    made.content["epsilon"] = wire.encode_tensors({"e": change(wire.decode(made.content["epsilon"]["e"]))})
+    made.content["epsilon"] = transport.encode_tensors({"e": change(transport.decode(made.content["epsilon"]["e"]))})
     return made
 
 

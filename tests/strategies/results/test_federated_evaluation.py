@@ -20,7 +20,7 @@ from tiny_runs import run_tiny, tiny_settings
 import strategies.results.federated_evaluation
 from fedsynth.evaluation import DomainClassifier, extract_features
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
-from fedsynth.messages import sender_of, wire
+from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 from strategies.results.federated_evaluation import SiloEvaluation
 
@@ -89,7 +89,7 @@ def test_no_answer_is_of_the_size_of_images(done: SiloEvaluation, run: Run) -> N
     ] * 3
     for reply in run.exchange.answers:
         about_statistics = reply.metadata.message_type == "query.statistics"
-        arrays = {name: wire.array_record(reply, name) for name in wire.array_names(reply)}
+        arrays = {name: transport.array_record(reply, name) for name in transport.array_names(reply)}
         shapes = {(name, key): array.shape for name, record in arrays.items() for key, array in record.items()}
         sums = {("arrays", "total"): (64,), ("arrays", "products"): (64, 64)}
         assert shapes == (sums if about_statistics else {})
@@ -100,9 +100,9 @@ def test_no_answer_is_of_the_size_of_images(done: SiloEvaluation, run: Run) -> N
 
 
 def test_classifier_crosses_once_and_synthetic_images_never(done: SiloEvaluation, run: Run) -> None:
-    assert ["weights" in wire.array_names(message) for message in run.exchange.sent] == [True] * 3 + [False] * 3
+    assert ["weights" in transport.array_names(message) for message in run.exchange.sent] == [True] * 3 + [False] * 3
     for message in run.exchange.sent:
-        (array,) = wire.array_record(message, "arrays").values()
+        (array,) = transport.array_record(message, "arrays").values()
         assert (array.shape, array.dtype) in [((64,), "float64"), ((90, 64), "float32")]
 
 
@@ -157,8 +157,8 @@ def spoil(kind: str, change: Callable[[Message], Message]) -> Tamper:
 
 def negated(reply: Message) -> Message:
     """Sums that no images have."""
-    sums = wire.decode_tensors(wire.array_record(reply, "arrays"))
-    reply.content["arrays"] = wire.encode_tensors({**sums, "products": -sums["products"]})
+    sums = transport.decode_tensors(transport.array_record(reply, "arrays"))
+    reply.content["arrays"] = transport.encode_tensors({**sums, "products": -sums["products"]})
     return reply
 
 

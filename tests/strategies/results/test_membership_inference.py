@@ -16,7 +16,7 @@ from tiny_silos import Tamper, TinySilos, WatchedExchange
 
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, noise_predictor, to_model_range, to_uint8
-from fedsynth.messages import EpsilonRequest, sender_of, wire
+from fedsynth.messages import EpsilonRequest, sender_of, transport
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
@@ -128,7 +128,7 @@ def test_a_silo_that_fails_is_left_out_by_name(silos: TinySilos, caplog: pytest.
         return [broken(r) if sender_of(r).name == "silo-1" else r for r in replies]
 
     def broken(answer: Message) -> Message:
-        answer.content["epsilon"] = wire.encode_tensors({"epsilon": torch.zeros(2, 1, 8, 8)})
+        answer.content["epsilon"] = transport.encode_tensors({"epsilon": torch.zeros(2, 1, 8, 8)})
         return answer
 
     task, exchange = trained(silos, fail)

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from hand_made import StubGrid
 
 from fedsynth.errors import RunError
-from fedsynth.messages import wire
+from fedsynth.messages import transport
 from strategies.conversation.exchange import Exchange
 from strategies.run.rounds import Round, run_rounds
 
@@ -27,16 +27,16 @@ class Counting:
             raise RunError("round 9: no usable answer")
         self.seen.append(server_round)
         self.num_rounds = self.changes.get(server_round, self.num_rounds)
-        total = float(wire.decode(arrays["sum"])) + server_round
-        return wire.encode_tensors({"sum": torch.tensor(total)}), MetricRecord({"total": total})
+        total = float(transport.decode(arrays["sum"])) + server_round
+        return transport.encode_tensors({"sum": torch.tensor(total)}), MetricRecord({"total": total})
 
 
 def total_of(arrays: ArrayRecord) -> float:
-    return float(wire.decode(arrays["sum"]))
+    return float(transport.decode(arrays["sum"]))
 
 
 def start() -> ArrayRecord:
-    return wire.encode_tensors({"sum": torch.tensor(0.0)})
+    return transport.encode_tensors({"sum": torch.tensor(0.0)})
 
 
 @pytest.mark.parametrize(("first", "total"), [(1, 15.0), (3, 12.0), (6, 0.0)])

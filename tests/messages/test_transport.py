@@ -8,7 +8,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from message_examples import bad_arrays
 
-from fedsynth.messages import PROTOCOL, DescribeRequest, EpsilonAnswer, EpsilonRequest, Sender, packing, wire
+from fedsynth.messages import PROTOCOL, DescribeRequest, EpsilonAnswer, EpsilonRequest, Sender, packing, transport
 
 TENSORS = {
     "float32": torch.tensor([[1.5, -2.25, 1e-30], [0.0, torch.inf, 3.4e38]]),
@@ -28,7 +28,7 @@ def message_of(content: dict[str, ArrayRecord | ConfigRecord | MetricRecord], no
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_come_back_as_they_were(name: str) -> None:
     tensor = TENSORS[name]
-    back = wire.decode(wire.encode(tensor))
+    back = transport.decode(transport.encode(tensor))
     assert back.dtype == tensor.dtype
     assert back.shape == tensor.shape
     assert torch.equal(back, tensor)
@@ -36,8 +36,8 @@ def test_tensors_come_back_as_they_were(name: str) -> None:
 
 def test_half_precision_is_for_floating_point_values_only_and_comes_back_single() -> None:
     for name, tensor in TENSORS.items():
-        array = wire.encode(tensor, "float16")
-        back = wire.decode(array)
+        array = transport.encode(tensor, "float16")
+        back = transport.decode(array)
         if tensor.is_floating_point():
             assert array.dtype == "float16"
             assert back.dtype == torch.float32
@@ -51,12 +51,12 @@ def test_half_precision_is_for_floating_point_values_only_and_comes_back_single(
 
 def test_state_dict_survives_serialisation() -> None:
     layer = torch.nn.BatchNorm2d(3)
-    record = wire.encode_tensors(layer.state_dict())
+    record = transport.encode_tensors(layer.state_dict())
     message = message_of({"arrays": record})
     parts = {number: part.deflate() for number, part in get_all_nested_objects(message).items()}
     back = inflate_object_from_contents(message.object_id, parts)
     assert isinstance(back, Message)
-    tensors = wire.decode_tensors(wire.array_record(back, "arrays"))
+    tensors = transport.decode_tensors(transport.array_record(back, "arrays"))
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {
         name: tensor.dtype for name, tensor in layer.state_dict().items()
     }
@@ -64,21 +64,21 @@ def test_state_dict_survives_serialisation() -> None:
 
 
 def test_decoded_memory_is_the_tensor_s_own() -> None:
-    array = wire.encode(torch.zeros(3))
-    first = wire.decode(array)
+    array = transport.encode(torch.zeros(3))
+    first = transport.decode(array)
     first += 1
-    assert wire.decode(array).tolist() == [0.0, 0.0, 0.0]
+    assert transport.decode(array).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_tensors_that_need_gradients_or_are_views_can_be_sent() -> None:
     tensor = torch.arange(6.0, requires_grad=True).reshape(2, 3).T
-    assert torch.equal(wire.decode(wire.encode(tensor)), tensor.detach())
+    assert torch.equal(transport.decode(transport.encode(tensor)), tensor.detach())
 
 
-@pytest.mark.parametrize("name", bad_arrays(wire.encode(torch.zeros(3))))
+@pytest.mark.parametrize("name", bad_arrays(transport.encode(torch.zeros(3))))
 def test_bytes_that_are_no_tensor_give_one_kind_of_error(name: str) -> None:
     with pytest.raises(ValueError, match="array cannot be read"):
-        wire.decode(bad_arrays(wire.encode(torch.zeros(3)))[name])
+        transport.decode(bad_arrays(transport.encode(torch.zeros(3)))[name])
 
 
 def test_request_layout() -> None:
@@ -88,7 +88,7 @@ def test_request_layout() -> None:
     assert message.metadata.message_type == "query.epsilon"
     assert message.metadata.ttl == 30.0
     assert dict(message.content.config_records["config"]) == {"protocol": PROTOCOL, "timestep": 7}
-    assert list(wire.array_record(message, "arrays")) == ["samples", "labels"]
+    assert list(transport.array_record(message, "arrays")) == ["samples", "labels"]
     assert set(DescribeRequest().to_message(5).content) == {"config"}
 
 
@@ -96,7 +96,7 @@ def test_answer_layout() -> None:
     answer = EpsilonAnswer(epsilon=torch.ones(1, 1, 8, 8), num_examples=1, seconds=0.5)
     message = answer.to_message(DescribeRequest().to_message(5), Sender(0, "a"))
     assert set(message.content) == {"silo", "metrics", "epsilon#0"}
-    assert wire.array_names(message) == {"epsilon"}
+    assert transport.array_names(message) == {"epsilon"}
     assert dict(message.content.metric_records["metrics"]) == {"num-examples": 1, "seconds": 0.5}
     assert dict(message.content.config_records["silo"]) == {"protocol": PROTOCOL, "silo-name": "a"}
     assert message.metadata.src_node_id == 5
@@ -104,9 +104,9 @@ def test_answer_layout() -> None:
 
 def test_a_network_travels_in_few_objects_and_silos_share_them() -> None:
     layers = {f"layer.{k}": torch.full((3, 2), float(k)) for k in range(100)}
-    record = wire.encode_tensors(layers)
+    record = transport.encode_tensors(layers)
     messages = [message_of({"arrays": record}, node) for node in (1, 2)]
-    wire.pack_messages(messages)
+    transport.pack_messages(messages)
     objects = [get_all_nested_objects(message) for message in messages]
     # The message, its dictionary of records and the packed layers.
     assert [len(parts) for parts in objects] == [3, 3]
@@ -114,24 +114,24 @@ def test_a_network_travels_in_few_objects_and_silos_share_them() -> None:
     first, second = (message.content["arrays#0"] for message in messages)
     assert first is second
     for message in messages:
-        assert wire.array_names(message) == {"arrays"}
-        back = wire.array_record(message, "arrays")
+        assert transport.array_names(message) == {"arrays"}
+        back = transport.array_record(message, "arrays")
         assert list(back) == list(layers)
         assert back == record
 
 
 @pytest.mark.parametrize("lost", [None, 0, 1, 2])
 def test_large_arrays_are_cut_and_a_lost_piece_is_noticed(lost: int | None) -> None:
-    record = wire.encode_tensors({"x": torch.randn(2_200_000), "y": torch.arange(3)})
+    record = transport.encode_tensors({"x": torch.randn(2_200_000), "y": torch.arange(3)})
     message = message_of({"arrays": record})
-    wire.pack_messages([message])
+    transport.pack_messages([message])
     assert sorted(message.content) == ["arrays#0", "arrays#1", "arrays#2"]
     if lost is None:
-        assert wire.array_record(message, "arrays") == record
+        assert transport.array_record(message, "arrays") == record
     else:
         del message.content[f"arrays#{lost}"]
         with pytest.raises(ValueError, match="'arrays' cannot be read: packed arrays: "):
-            wire.array_record(message, "arrays")
+            transport.array_record(message, "arrays")
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_large_arrays_are_cut_and_a_lost_piece_is_noticed(lost: int | None) -> N
 def test_packed_arrays_of_a_stranger_give_one_kind_of_error(pieces: dict[str, bytes | str]) -> None:
     message = message_of({"epsilon#0": ConfigRecord(dict(pieces))})
     with pytest.raises(ValueError, match="cannot be read"):
-        wire.array_record(message, "epsilon")
+        transport.array_record(message, "epsilon")
 
 
 @pytest.mark.parametrize("size", [1, 10_000, 300_000])
 def test_payload_is_what_is_serialised_but_for_flower_s_own_heads(size: int) -> None:
-    arrays = wire.encode_tensors({"weights": torch.randn(size), "labels": torch.arange(size)})
+    arrays = transport.encode_tensors({"weights": torch.randn(size), "labels": torch.arange(size)})
     message = message_of({"config": ConfigRecord({"timestep": 7, "classes": ["a", "b"]}), "arrays": arrays})
     serialised = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
-    counted = wire.payload_bytes(message)
+    counted = transport.payload_bytes(message)
     assert size * (4 + 8) < counted < serialised
     assert serialised - counted < 2500
 
@@ -163,7 +163,7 @@ def test_payload_is_what_is_serialised_but_for_flower_s_own_heads(size: int) -> 
 def test_payload_counts_every_record_and_nothing_of_an_error() -> None:
     silo, metrics = ConfigRecord({"silo-name": "north"}), MetricRecord({"loss": 0.5, "curve": [1.0, 2.0]})
     answer = message_of({"silo": silo, "metrics": metrics})
-    assert wire.payload_bytes(answer) == len(silo.deflate()) + len(metrics.deflate())
-    answer.content["more"] = ArrayRecord({"x": wire.encode(torch.zeros(10))})
-    assert wire.payload_bytes(answer) >= len(silo.deflate()) + len(metrics.deflate()) + 1 + 40
-    assert wire.payload_bytes(Message(Error(code=1, reason="broken"), reply_to=answer)) == 0
+    assert transport.payload_bytes(answer) == len(silo.deflate()) + len(metrics.deflate())
+    answer.content["more"] = ArrayRecord({"x": transport.encode(torch.zeros(10))})
+    assert transport.payload_bytes(answer) >= len(silo.deflate()) + len(metrics.deflate()) + 1 + 40
+    assert transport.payload_bytes(Message(Error(code=1, reason="broken"), reply_to=answer)) == 0
