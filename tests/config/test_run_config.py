@@ -1,22 +1,33 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from config_values import OTHER_VALUES, acting
-from pydantic import ValidationError
 
 from fedsynth import __version__
-from fedsynth.config import AUTO, KEYS, Diffusion, RunConfig, idle_keys, without_idle_keys
+from fedsynth.config import AUTO, KEYS, Diffusion, RunConfig, Scalar, idle_keys, without_idle_keys
 from fedsynth.config.training import Model
 from fedsynth.errors import UserError
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 DEFAULTS = RunConfig().to_run_config()
+
+
+def acting(name: str) -> dict[str, Scalar]:
+    """A configuration in which a key has a value that is not its default, and acts."""
+    conditions = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
+    words = re.findall("'([^']+)'", KEYS[name].allowed)
+    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "elsewhere"]:
+        with suppress(UserError):
+            if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):
+                return {**conditions, name: value}
+    raise AssertionError(name)
 
 
 def parse(**keys: Any) -> RunConfig:
@@ -37,11 +48,10 @@ class TestRoundTrip:
     @pytest.mark.parametrize("name", KEYS)
     def test_every_key_arrives_and_changes_nothing_else(self, name: str) -> None:
         given = acting(name)
-        assert given[name] != DEFAULTS[name]
         config = RunConfig.from_run_config(given)
         flat = config.to_run_config()
         assert flat == {**DEFAULTS, **given}
-        assert type(flat[name]) is type(OTHER_VALUES[name])
+        assert type(flat[name]) is type(given[name])
         assert RunConfig.from_run_config(flat) == config
 
     def test_whole_numbers_are_fine_where_fractions_are_allowed(self) -> None:
@@ -51,25 +61,23 @@ class TestRoundTrip:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("key", "nearest"),
-        [("stratgey", "strategy"), ("num_clients", "num-clients"), ("dfd-round", "dfd-rounds"), ("Seed", "seed")],
+        ("key", "hint"),
+        [
+            ("stratgey", ": did you mean 'strategy'?"),
+            ("num_clients", ": did you mean 'num-clients'?"),
+            ("Seed", ": did you mean 'seed'?"),
+            ("qqqq", ""),
+        ],
     )
-    def test_unknown_key_names_the_nearest(self, key: str, nearest: str) -> None:
-        with pytest.raises(UserError, match=f"unknown config key '{key}': did you mean '{nearest}'"):
+    def test_unknown_key_names_the_nearest(self, key: str, hint: str) -> None:
+        with pytest.raises(UserError) as caught:
             RunConfig.from_run_config({key: 1})
-
-    def test_unknown_key_without_a_neighbour(self) -> None:
-        with pytest.raises(UserError, match=r"unknown config key 'qqqq'$"):
-            RunConfig.from_run_config({"qqqq": 1})
+        assert str(caught.value) == f"unknown config key '{key}'{hint}"
 
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
             ("strategy", "fedavgg", "unknown strategy 'fedavgg': did you mean 'fedavg'? (known: fedavg, fedmedian,"),
-            ("prior", "sise", "unknown prior 'sise': did you mean 'size'? (known: auto, uniform, size, class)"),
-            ("model", "digit", "unknown model 'digit': did you mean 'digits'?"),
-            ("sample-from", "emaa", "unknown sample-from 'emaa': did you mean 'ema'?"),
-            ("wire-dtype", "float61", "unknown wire-dtype 'float61': did you mean 'float16'?"),
             ("labels", "zzz", "unknown labels 'zzz' (known: balanced, observed)"),
         ],
     )
@@ -82,57 +90,33 @@ class TestRefusals:
         ("key", "value", "allowed"),
         [
             ("seed", "0", "a whole number >= 0"),
-            ("seed", 0.0, "a whole number >= 0"),
             ("seed", False, "a whole number >= 0"),
             ("num-rounds", True, "'auto' or a whole number >= 1"),
-            ("num-rounds", 2.0, "'auto' or a whole number >= 1"),
-            ("num-rounds", "2", "'auto' or a whole number >= 1"),
             ("dfd-rounds", "autoo", "'auto' or a whole number >= 1"),
             ("alpha", True, "a number > 0"),
-            ("alpha", "0.1", "a number > 0"),
-            ("energy-scale", False, "'auto' or a number >= 0"),
             ("evaluate", 1, "true or false"),
             ("correct-once", "no", "'auto', true or false"),
             ("output-dir", 5, "text"),
-            ("device", 3, "'auto', 'cpu' or 'cuda'"),
-            ("block-out-channels", 32, "text"),
-        ],
-    )
-    def test_wrong_type(self, key: str, value: Any, allowed: str) -> None:
-        with pytest.raises(UserError) as caught:
-            RunConfig.from_run_config({key: value})
-        assert str(caught.value) == f"{key} = {value!r}: must be {allowed}"
-
-    @pytest.mark.parametrize(
-        ("key", "value", "allowed"),
-        [
             ("seed", -1, "a whole number >= 0"),
-            ("num-rounds", 0, "'auto' or a whole number >= 1"),
             ("alpha", 0.0, "a number > 0"),
             ("holdout-fraction", 1.0, "a number >= 0 and < 1"),
-            ("holdout-fraction", -0.1, "a number >= 0 and < 1"),
-            ("server-ema-decay", 1.0, "'auto' or a number >= 0 and < 1"),
-            ("step-scale", 0.0, "'auto' or a number > 0 and <= 0.5"),
             ("step-scale", 0.6, "'auto' or a number > 0 and <= 0.5"),
             ("run-name", "", "text that is not empty"),
         ],
     )
-    def test_out_of_range(self, key: str, value: Any, allowed: str) -> None:
+    def test_wrong_type_or_out_of_range(self, key: str, value: Any, allowed: str) -> None:
         with pytest.raises(UserError) as caught:
             RunConfig.from_run_config({key: value})
         assert str(caught.value) == f"{key} = {value!r}: must be {allowed}"
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("key", ["alpha", "server-ema-decay"])
+    @pytest.mark.parametrize(("key", "value"), [("alpha", math.nan), ("server-ema-decay", math.inf)])
     def test_not_finite(self, key: str, value: float) -> None:
         with pytest.raises(UserError, match=f"{key} = {value}: must be finite, "):
             RunConfig.from_run_config({key: value})
 
-    @pytest.mark.parametrize("value", ["", "32,a", "6", "0,8", "8;16", "-4"])
-    def test_channels_that_are_none(self, value: str) -> None:
+    @pytest.mark.parametrize("value", ["", "32,a", "6", "0,8", "-4"])
+    def test_channels(self, value: str) -> None:
         assert refusal(block_out_channels=value).startswith(f"block-out-channels = '{value}': must be multiples of 4")
-
-    def test_channels(self) -> None:
         assert Model(block_out_channels="8, 16,32").channels() == (8, 16, 32)
         assert Model().channels() is None
 
@@ -143,13 +127,13 @@ class TestContradictions:
         [
             ({"weights": "posterior", "sampler": "ula"}, ["weights = 'posterior'", "'ddpm' or 'sde", "'energy'"]),
             ({"weights": "posterior", "sampler": "ddim"}, ["weights = 'posterior'", "not 'ddim'", "carry noise"]),
-            ({"weights": "posterior", "dfd_preset": "paper"}, ["weights = 'posterior'", "not 'ula'"]),
             ({"score_scale": 6.0, "step_scale": 0.5, "sampler": "ula"}, ["score-scale = 6.0", "< 4", "step-scale"]),
+            ({"weights": "posterior", "dfd_preset": "paper"}, ["weights = 'posterior'", "not 'ula'"]),
             ({"sampler": "ula", "strategy": "fedavg"}, ["sampler = 'ula'", "strategy = 'dfd'"]),
+            ({"mixed_precision": "bf16", "device": "cpu"}, ["mixed-precision = 'bf16' needs CUDA", "'auto' or 'cuda'"]),
             ({"num_train_timesteps": 50}, ["num-train-timesteps = 50", "0.60", "at most 0.01", "beta-end"]),
             ({"beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
             ({"dfd_rounds": 1001}, ["dfd-rounds = 1001", "<= num-train-timesteps = 1000"]),
-            ({"sampling_steps": 1001}, ["sampling-steps = 1001", "<= num-train-timesteps = 1000"]),
             ({"min_replies": 11}, ["min-replies = 11", "<= num-clients = 10"]),
             ({"strategy": "fedavg", "num_rounds": 901}, ["num-rounds = 901", "<= train-steps = 900"]),
         ],
@@ -162,9 +146,7 @@ class TestContradictions:
         "keys",
         [
             {"weights": "posterior", "sampler": "ddpm", "dfd_preset": "paper"},
-            {"weights": "energy", "sampler": "ula", "score_scale": 2.0},
             {"dfd_preset": "paper", "score_scale": 2.0},
-            {"score_scale": 1.0},
             {"dfd_rounds": 1000, "sampling_steps": 1000},
             {"min_replies": 10},
             {"strategy": "krum", "num_rounds": 900},
@@ -190,16 +172,9 @@ class TestKeysThatDoNotAct:
                 {"strategy": "fedavg", "temperature": 4.0},
                 "temperature = 4.0: acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'",
             ),
-            (
-                {"generator_steps": 5, "strategy": "local"},
-                "generator-steps = 5: acts with strategy = 'dfd' or 'pooled' only",
-            ),
             ({"num_rounds": 5}, "num-rounds = 5: acts with strategy = 'fedavg', "),
-            ({"strategy": "fedavg", "copy_check": False}, "copy-check = False: acts with strategy = 'dfd', 'pooled', "),
             ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
-            ({"dataset": "silos", "partition": "iid"}, "partition = 'iid': acts with dataset = 'digits', "),
             ({"partition": "iid", "alpha": 1.0}, "alpha = 1.0: acts with partition = 'dirichlet' only; leave"),
-            ({"sampler": "ddpm", "score_scale": 2.0}, "score-scale = 2.0: acts with sampler = 'ula' only; leave it"),
             ({"parallel_levels": 4}, "parallel-levels = 4: acts with sampler = 'ddpm' or 'ddim' only"),
             ({"sampler": "ddim", "temperature": 2.0}, "temperature = 2.0: acts with weights = 'posterior' only"),
             ({"strategy": "fedavg", "server_ema_decay": 0.9}, "server-ema-decay = 0.9: acts with sample-from = 'ema'"),
@@ -238,31 +213,18 @@ class TestKeysThatDoNotAct:
 
 
 class TestResolve:
-    def test_fills_what_is_auto_and_keeps_the_rest(self) -> None:
+    def test_fills_what_is_auto_remembers_it_and_keeps_the_rest(self) -> None:
         config = parse(dfd_rounds=40, weights="energy", energy_scale=0.5)
         resolved = config.resolve({"dfd-rounds": 25, "prior": "class", "energy-scale": 2.0, "sampler": "ddpm"})
         changed = {"prior": "class", "sampler": "ddpm"}
         assert resolved.to_run_config() == {**config.to_run_config(), **changed}
         assert resolved.resolved == ("prior", "sampler")
         assert config.to_run_config()["prior"] == AUTO
-
-    def test_remembers_what_was_filled_in_before(self) -> None:
         resolved = parse().resolve({"prior": "class"}).resolve({"prior": "size", "image-size": 8})
         assert resolved.resolved == ("image-size", "prior")
         assert (resolved.to_run_config()["prior"], resolved.data.image_size) == ("class", 8)
-
-    def test_values_are_checked(self) -> None:
         with pytest.raises(UserError, match="dfd-rounds = 1000: must be <= num-train-timesteps = 600"):
             parse(num_train_timesteps=600, beta_end=0.03).resolve({"dfd-rounds": 1000})
-
-
-def test_frozen() -> None:
-    config = RunConfig()
-    with pytest.raises(ValidationError):
-        config.run.seed = 3  # type: ignore[misc]
-    with pytest.raises(ValidationError):
-        config.run = config.run  # type: ignore[misc]
-    assert config == RunConfig()
 
 
 def test_version_is_the_projects() -> None:
