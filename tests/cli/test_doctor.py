@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,21 +96,16 @@ def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torchvision::nms does not exist" in text
 
 
-def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert findings(doctor._cuda)[0][0] == "warn"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize(("free", "verdict"), [(100, "ok"), (2, "warn")])
+def test_cuda_memory_and_disk(free: int, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: verdict == "ok")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Large GPU")
-    assert findings(doctor._cuda) == [("ok", "CUDA: 2 x Large GPU")]
-
-
-@pytest.mark.parametrize(("free", "verdict"), [(100, "ok"), (2, "warn")])
-def test_memory_and_disk(free: int, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((found, text),) = findings(doctor._cuda)
+    assert (found, "CUDA: 2 x Large GPU" in text) == (verdict, verdict == "ok")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * doctor.GIB))
     monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free * doctor.GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * doctor.GIB))
     ((memory, said),) = findings(doctor._memory)
     assert memory == verdict
     assert f"{free:.1f} GiB of memory free, 2 CPU(s)" in said

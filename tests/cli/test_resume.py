@@ -58,33 +58,21 @@ def test_run_is_continued_from_elsewhere_and_where_it_was_moved_to(
     assert settings["state-dir"] == before["state-dir"]
 
 
-CHANGES = {
-    "state-dir": "there",
-    "device": "cpu",
-    "num-rounds": "8",
-    "train-steps": "50",
-    "node-timeout": "5",
-    "reply-timeout": "6.5",
-    "min-replies": "2",
-    "fast-replies": "true",
-    "evaluate": "false",
-    "evaluate-silos": "true",
-    "feature-extractor": "pixels",
-    "feature-extractor-weights-path": "weights.pth",
-    "classifiers": "mlp",
-    "classifier-seeds": "1",
-    "resnet-weights-path": "resnet.pth",
-    "membership-inference": "false",
-    "min-statistics-samples": "30",
-}
+CHANGES = """
+--state-dir there --device cpu --num-rounds 8 --train-steps 50 --node-timeout 5 --reply-timeout 6.5 --min-replies 2
+--fast-replies true --evaluate false --evaluate-silos true --feature-extractor pixels --classifiers mlp
+--feature-extractor-weights-path weights.pth --classifier-seeds 1 --resnet-weights-path resnet.pth
+--membership-inference false --min-statistics-samples 30
+"""
 
 
 def test_every_free_key_can_be_given(flower: FakeFlower, earlier: RunFolder, project: Path) -> None:
     of_other_runs = {"data-root", "download", "reference-root", "generator-steps", "round-timeout", "max-message-mb"}
     free = {name for name, key in KEYS.items() if key.may_change}
-    assert CHANGES.keys() == free - {"resume", "run-name", "output-dir"} - of_other_runs
-    options = [word for key, value in CHANGES.items() for word in (f"--{key}", value)]
-    assert main(["run", "--resume", "runs/first", *options]) == 0
+    words = CHANGES.split()
+    given = {word.removeprefix("--") for word in words if word.startswith("--")}
+    assert given == free - {"resume", "run-name", "output-dir"} - of_other_runs
+    assert main(["run", "--resume", "runs/first", *words]) == 0
     settings = flower.settings
     assert settings["state-dir"] == str(project / "there")
     assert [settings[key] for key in ("num-rounds", "train-steps", "min-replies")] == [8, 50, 2]
@@ -95,19 +83,13 @@ def test_every_free_key_can_be_given(flower: FakeFlower, earlier: RunFolder, pro
 
 @pytest.mark.parametrize(
     ("had", "options", "steps"),
-    [
-        (4, ["--num-rounds", "8"], 80),
-        (4, ["--num-rounds", "3"], 30),
-        (4, ["--num-rounds", "8", "--train-steps", "60"], 60),
-        (4, [], 40),
-        ("auto", ["--num-rounds", "8"], 40),
-    ],
+    [(4, "8", 80), (4, "3", 30), (4, "8 --train-steps 60", 60), ("auto", "8", 40)],
 )
 def test_more_rounds_bring_steps_in_proportion(
-    had: Scalar, options: list[str], steps: int, flower: FakeFlower, earlier: RunFolder
+    had: Scalar, options: str, steps: int, flower: FakeFlower, earlier: RunFolder
 ) -> None:
     earlier.write_config({"config": {**config_of(earlier), "num-rounds": had}, "resolved": []})
-    assert main(["run", "--resume", "runs/first", *options]) == 0
+    assert main(["run", "--resume", "runs/first", "--num-rounds", *options.split()]) == 0
     assert flower.settings["train-steps"] == steps
 
 

@@ -54,18 +54,16 @@ def test_start_gives_flower_what_the_client_app_reads(
         "silo-name": "images",
         "state-path": str(project / "silo" / "state"),
     }
-
-
-def test_name_model_and_state_are_the_silo_s_choice(
-    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     (project / "model" / "unet").mkdir(parents=True)
     (project / "model" / "unet" / "config.json").write_text("{}")
     given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept"]
     _, config = command_of(capsys, *words, *given)
-    assert config["silo-name"] == "Ärzte am Fluß"
-    assert config["model-path"] == str(project / "model")
-    assert config["state-path"] == str(project / "kept")
+    assert config == {
+        "data-path": str(project / "images"),
+        "silo-name": "Ärzte am Fluß",
+        "state-path": str(project / "kept"),
+        "model-path": str(project / "model"),
+    }
 
 
 def test_a_warm_silo_has_a_process_beside_the_supernode(

@@ -23,14 +23,6 @@ from fedsynth.cli.deployment.flower import (
 from fedsynth.errors import UserError
 
 
-def test_home_is_the_project_s_own_unless_the_user_says_otherwise(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert flower_home() == project / ".flwr"
-    monkeypatch.setenv("FLWR_HOME", "elsewhere")
-    assert flower_home() == project / "elsewhere"
-
-
 def test_environment_says_what_flower_must_be_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLWR_TELEMETRY_ENABLED", raising=False)
     monkeypatch.setenv("SOMETHING", "else")
@@ -58,14 +50,12 @@ def test_environment_respects_what_the_user_has_set(project: Path, monkeypatch: 
         monkeypatch.setenv(variable, value)
     environment = flower_environment()
     assert {variable: environment[variable] for variable in given} == given
-
-
-def test_app_folder_holds_the_project() -> None:
-    assert (app_folder() / "pyproject.toml").is_file()
-    assert (app_folder() / "strategies").is_dir()
+    monkeypatch.setenv("FLWR_HOME", "elsewhere")
+    assert flower_home() == project / "elsewhere"
 
 
 def test_app_folder_without_a_project_says_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (app_folder() / "strategies").is_dir()
     monkeypatch.setattr(fedsynth, "__file__", str(tmp_path / "fedsynth" / "__init__.py"))
     with pytest.raises(UserError, match=rf"{tmp_path} holds no pyproject\.toml: .*pip install -e \."):
         app_folder()
