@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from clients.context import FULL, SiloContext
+from clients.context import LEAST_FREE_BYTES, SiloContext
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.errors import UserError
@@ -104,11 +104,11 @@ def test_errors_of_a_full_disk_name_the_state_folder(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=said), silo.explained_state():
         raise OSError(28, "No space left on device")
     # Some libraries do not say why they could not write.
-    free = [FULL - 1]
+    free = [LEAST_FREE_BYTES - 1]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
     with pytest.raises(UserError, match="no space left on that disk"), silo.explained_state():
         raise RuntimeError("PytorchStreamWriter failed writing file")
-    free[0] = FULL
+    free[0] = LEAST_FREE_BYTES
     with pytest.raises(RuntimeError, match="PytorchStreamWriter"), silo.explained_state():
         raise RuntimeError("PytorchStreamWriter failed writing file")
     with pytest.raises(UserError, match="as it was"), silo.explained_state():
