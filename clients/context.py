@@ -1,4 +1,4 @@
-"""The silo behind a message: its configuration, images, folders and name, parsed once."""
+"""The silo behind a message: its configuration, images, folders and name, parsed once per message."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
-from clients.warm.silo_cache import SiloCache
+from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
 
-FULL = 2**20
+LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
@@ -61,20 +61,20 @@ class SiloContext:
         self.model_path = Path(given).expanduser() if given else None
 
     @property
-    def process_key(self) -> tuple[int, int]:
+    def run_and_node(self) -> tuple[int, int]:
         """Run and node: what a process keeps of a silo is kept under this."""
         return self._flower.run_id, self._flower.node_id
 
-    def silo(self, spec: ImageSpec) -> Silo:
+    def images(self, spec: ImageSpec) -> Silo:
         """Return the silo's images, opened once per process: its folder, or its partition of the named dataset.
 
         Raises:
             UserError: there is neither, or the images cannot be used.
         """
-        return _silos.get(self.process_key, lambda: self._open(spec))
+        return _silos.get(self.run_and_node, lambda: self._open(spec))
 
     def describe(self) -> ImageSpec:
-        """Return format and class names of the silo's own folder; other sizes than ``image-size`` count as that one.
+        """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
 
         Raises:
             UserError: it has no folder of its own, or that one cannot be used.
@@ -136,7 +136,7 @@ class SiloContext:
         except UserError:
             raise
         except Exception as error:
-            if self.state.exists() and shutil.disk_usage(self.state).free < FULL:
+            if self.state.exists() and shutil.disk_usage(self.state).free < LEAST_FREE_BYTES:
                 raise self._state_error("no space left on that disk") from error
             raise
 

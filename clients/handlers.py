@@ -1,4 +1,7 @@
-"""What a silo does for each message: one function a message, from its request to its answer."""
+"""What a silo does for each message: one function per message, from its request to its answer.
+
+Those that measure real images are in :mod:`clients.measuring`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
 from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
 from clients.noisy_counts import noisy_label_counts
-from clients.warm.silo_cache import SiloCache
+from clients.silo_cache import SiloCache
 from fedsynth.diffusion import (
     PARTS,
     TrainingState,
@@ -66,7 +69,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
     """
     config = silo.config
-    images = silo.silo(request.spec)
+    images = silo.images(request.spec)
     pretrained = note_pretrained_model(silo, request.spec)
     held = images.train.label_counts() * (1 if pretrained is None else pretrained.serves)
     with silo.explained_state():
@@ -138,7 +141,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     token, from one round that it takes part in to the next.
     """
     config = silo.config
-    images = silo.silo(request.spec).train
+    images = silo.images(request.spec).train
     model = _federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
     generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
@@ -165,7 +168,7 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     weights = _own_network(silo).state_dict()
     return UploadAnswer(
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
-        num_examples=len(silo.silo(request.spec).train),
+        num_examples=len(silo.images(request.spec).train),
     )
 
 
@@ -185,4 +188,4 @@ def _own_network(silo: SiloContext) -> UNet2DModel:
     if noted is None:
         raise UserError("this silo has no trained model: 'query.prepare' failed or never came")
     folder = Path(str(noted["path"]))
-    return _networks.get(silo.process_key, lambda: load_network(folder, pick_device(silo.config.run.device)))
+    return _networks.get(silo.run_and_node, lambda: load_network(folder, pick_device(silo.config.run.device)))

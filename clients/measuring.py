@@ -21,7 +21,7 @@ def statistics(request: StatisticsRequest, silo: SiloContext) -> StatisticsAnswe
     A silo with fewer images than ``min_statistics_samples`` answers its count alone. The classifier stays in the
     context for :func:`evaluate`.
     """
-    images = silo.silo(request.spec)
+    images = silo.images(request.spec)
     silo.note(CLASSIFIER, request.weights)
     classifier = _classifier(silo, request.spec, request.weights_hash)
     count = len(images.train) + len(images.holdout)
@@ -42,7 +42,7 @@ def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
     A silo with fewer than ``MIN_HELD_OUT`` of them answers its count alone.
     """
     classifier = _classifier(silo, request.spec, request.weights_hash)
-    images = silo.silo(request.spec)
+    images = silo.images(request.spec)
     if len(images.holdout) < MIN_HELD_OUT:
         return EvaluateAnswer(num_examples=len(images.holdout), weights_hash=request.weights_hash)
     measures = measure_held_out(

@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord
 
 from clients.context import SiloContext
-from clients.warm.silo_cache import SiloCache
+from clients.silo_cache import SiloCache
 from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
@@ -41,7 +41,7 @@ def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel
     """
     if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
         return None
-    held = [spec.classes[label] for label in np.unique(silo.silo(spec).train.labels)]
+    held = [spec.classes[label] for label in np.unique(silo.images(spec).train.labels)]
     noted = ConfigRecord(
         {
             "path": str(silo.model_path),
@@ -67,7 +67,7 @@ def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
         device = pick_device(config.run.device)
         return load_pretrained_model(Path(str(noted["path"])), _noted_spec(noted), config.diffusion, held, device)
 
-    return _models.get(silo.process_key, load)
+    return _models.get(silo.run_and_node, load)
 
 
 def _noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:

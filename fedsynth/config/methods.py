@@ -205,7 +205,9 @@ class DfDSettings(OwnModelsSettings):
     step_scale: Annotated[float, Field(gt=0, le=0.5)] = key(
         0.2, "c of the Langevin step size", acts_with={"sampler": ("ula",)}
     )
-    max_silo_weight: Share = key(0.9, "largest weight of a silo in a class that others hold too")
+    max_silo_weight: Share = key(
+        0.9, "bound of a silo's prior, constant or energy weight in a class that others hold too"
+    )
     parallel_levels: Positive = key(1, "timesteps asked about in one message", acts_with={"sampler": ONE_STEP})
 
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from clients.context import FULL, SiloContext
+from clients.context import LEAST_FREE_BYTES, SiloContext
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.errors import UserError
@@ -46,7 +46,7 @@ def test_names_and_senders(node: dict[str, Any], sender: Sender) -> None:
 def test_partition_of_the_named_dataset() -> None:
     config = RunConfig.from_run_config(THREE)
     federation = load_federation(config)
-    silo, expected = silo_of(THREE, partition_id=1).silo(federation.spec), federation.silo(1, config)
+    silo, expected = silo_of(THREE, partition_id=1).images(federation.spec), federation.silo(1, config)
     assert silo.name == "silo-1"
     assert silo.fingerprint == expected.fingerprint
 
@@ -56,29 +56,29 @@ def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_form
 ) -> None:
     spec = ImageSpec(3, 16, ("both", "even", "odd"))
     context = silo_of(data_path=str(image_folder("clinic")), silo_name="clinic", partition_id=0)
-    silo = context.silo(spec)
+    silo = context.images(spec)
     assert silo.name == "clinic"
     assert silo.train.images.shape[1:] == (16, 16, 3)
     assert (silo.train.label_counts() + silo.holdout.label_counts()).tolist() == [0, 6, 4]
     assert len(silo.holdout) == 1
-    assert context.silo(spec) is silo, "opened once"
+    assert context.images(spec) is silo, "opened once"
 
 
 def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Callable[[str], Path]) -> None:
     path = image_folder("clinic")
     (path / "odd" / "torn.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"torn\.png"):
-        silo_of(data_path=str(path)).silo(SPEC)
+        silo_of(data_path=str(path)).images(SPEC)
     settings = {"dataset": "silos", "skip-bad-images": True, "holdout-fraction": 0.0}
     lenient = silo_of(settings, data_path=str(path))
-    assert np.bincount(lenient.silo(SPEC).train.labels).tolist() == [6, 4]
+    assert np.bincount(lenient.images(SPEC).train.labels).tolist() == [6, 4]
 
 
 def test_silo_without_images_is_told_what_to_give() -> None:
     with pytest.raises(UserError, match="neither 'data-path' nor 'partition-id'"):
-        silo_of().silo(SPEC)
+        silo_of().images(SPEC)
     with pytest.raises(UserError, match=r"num-clients = 3, but there is a partition 3: set num-supernodes"):
-        silo_of(THREE, partition_id=3).silo(SPEC)
+        silo_of(THREE, partition_id=3).images(SPEC)
 
 
 def test_state_lies_in_a_folder_of_the_silo_s_own(tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_errors_of_a_full_disk_name_the_state_folder(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=said), silo.explained_state():
         raise OSError(28, "No space left on device")
     # Some libraries do not say why they could not write.
-    free = [FULL - 1]
+    free = [LEAST_FREE_BYTES - 1]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
     with pytest.raises(UserError, match="no space left on that disk"), silo.explained_state():
         raise RuntimeError("PytorchStreamWriter failed writing file")
-    free[0] = FULL
+    free[0] = LEAST_FREE_BYTES
     with pytest.raises(RuntimeError, match="PytorchStreamWriter"), silo.explained_state():
         raise RuntimeError("PytorchStreamWriter failed writing file")
     with pytest.raises(UserError, match="as it was"), silo.explained_state():

@@ -56,7 +56,7 @@ def evaluate_request(classifier: DomainClassifier) -> EvaluateRequest:
 
 def test_sums_are_those_of_all_images_held_out_or_not(clinic: Node, classifier: DomainClassifier) -> None:
     answer = clinic.ask(statistics_request(classifier))
-    silo = SiloContext(clinic.context).silo(SPEC)
+    silo = SiloContext(clinic.context).images(SPEC)
     images = np.concatenate([silo.train.images, silo.holdout.images])
     differences = extract_features(classifier, images).astype(np.float64) - SHIFT.numpy()
     assert answer.total is not None
@@ -72,7 +72,7 @@ def test_measures_of_held_out_images_hold_no_array(clinic: Node, classifier: Dom
         clinic.ask(statistics_request(classifier, 11))
     request = evaluate_request(classifier)
     answer = clinic.ask(request)
-    silo = SiloContext(clinic.context).silo(SPEC)
+    silo = SiloContext(clinic.context).images(SPEC)
     held_out, train = silo.holdout, extract_features(classifier, silo.train.images)
     right = predict_labels(classifier, held_out.images) == held_out.labels
     assert answer.num_examples == 6

@@ -23,7 +23,7 @@ class SiloCache(Generic[T]):
         self._items: OrderedDict[tuple[int, int], T] = OrderedDict()
 
     def get(self, key: tuple[int, int], make: Callable[[], T]) -> T:
-        """Return the item of a silo, see :attr:`clients.context.SiloContext.process_key`; made on first use."""
+        """Return the item of a silo, see :attr:`clients.context.SiloContext.run_and_node`; made on first use."""
         if key not in self._items:
             self._items[key] = make()
         self._items.move_to_end(key)

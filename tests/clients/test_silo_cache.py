@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.warm.silo_cache import SiloCache
+from clients.silo_cache import SiloCache
 
 
 def test_items_are_made_once_for_a_silo_and_a_run() -> None:
