@@ -48,7 +48,11 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        return dict(json.loads(folder.status.read_text()))
+        status = dict(json.loads(folder.status.read_text()))
+        for key in ("state", "pid", "round", "rounds", "updated"):
+            if key not in status:
+                raise ValueError(f"it says no {key}")
+        return status
     except FileNotFoundError:
         raise UserError(f"'{folder.path}' has no status.json: the run has not begun, see {folder.log}") from None
     except (OSError, ValueError, TypeError) as error:

@@ -89,6 +89,6 @@ def test_missing_and_damaged_status_are_one_line(project: Path, refused: Callabl
     folder = RunFolder.create(project / "runs", "first")
     folder.write_config({})
     assert "has no status.json: the run has not begun" in refused("status", "runs/first")
-    for content in ("{", "[1]"):
+    for content in ("{", "[1]", '{"state": "failed"}'):
         folder.status.write_text(content)
         assert "is damaged" in refused("status", "runs/first")
