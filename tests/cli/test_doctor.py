@@ -30,10 +30,8 @@ def test_this_machine_is_fit(project: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_bad_data_fails_and_says_what_to_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in {
-        "imagefolder --data-root nowhere": "there is no folder 'nowhere",
-        "mnits": "mean 'mnist'",
-    }.items():
+    known = {"imagefolder --data-root nowhere": "there is no folder 'nowhere", "mnits": "mean 'mnist'"}
+    for words, said in known.items():
         assert main(["doctor", "--dataset", *words.split()]) == 1
         verdict, text = lines_of(capsys)[-1]
         assert verdict == "fail"
@@ -71,19 +69,15 @@ def test_missing_and_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ok", "flwr 1.41.0, Ray 2.0"),
     ]
     versions["flwr"] = "1.40.0"
-    assert findings(doctor._packages)[0] == (
-        "warn",
-        "flwr 1.40.0, where <2,>=1.41 is tested: pip install 'flwr[simulation]<2,>=1.41'",
-    )
+    said = "flwr 1.40.0, where <2,>=1.41 is tested: pip install 'flwr[simulation]<2,>=1.41'"
+    assert findings(doctor._packages)[0] == ("warn", said)
 
     def no_ray(name: str) -> None:
         raise ImportError("no ray")
 
     monkeypatch.setattr(doctor.importlib, "import_module", no_ray)
-    assert findings(doctor._packages)[-1] == (
-        "fail",
-        "Ray cannot be imported (no ray): pip install 'flwr[simulation]'",
-    )
+    said = "Ray cannot be imported (no ray): pip install 'flwr[simulation]'"
+    assert findings(doctor._packages)[-1] == ("fail", said)
 
 
 def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,11 +65,8 @@ def test_any_two_folders_are_measured(
     assert "note: n = 20 is below 2048" in printed
     assert "accuracy-mlp" not in printed
     assert "copied-share" in report.read_text()
-    assert {path.name for path in (report.parent / "figures").iterdir()} >= {
-        "images.png",
-        "nearest.png",
-        "embedding.png",
-    }
+    figures = {path.name for path in (report.parent / "figures").iterdir()}
+    assert figures >= {"images.png", "nearest.png", "embedding.png"}
     # Kept for the next dataset that is measured against the same images.
     assert len([*(tmp_path / ".fedsynth" / "evaluation" / "classifiers").iterdir()]) == 1
 

@@ -49,11 +49,8 @@ def test_start_gives_flower_what_the_client_app_reads(
     assert pairs["--root-certificates"] == str(project / "link" / "ca.crt")
     assert pairs["--auth-supernode-private-key"] == str(project / "silo" / "silo.key")
     assert 0 < int(pairs["--port"]) < 65536
-    assert config == {
-        "data-path": str(project / "images"),
-        "silo-name": "images",
-        "state-path": str(project / "silo" / "state"),
-    }
+    state = str(project / "silo" / "state")
+    assert config == {"data-path": str(project / "images"), "silo-name": "images", "state-path": state}
     (project / "model" / "unet").mkdir(parents=True)
     (project / "model" / "unet" / "config.json").write_text("{}")
     given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept"]

@@ -14,6 +14,7 @@ from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
 from strategies.base import SynthesisStrategy
 from strategies.cooperation.dfd import DfD
+from strategies.registry import strategy_class
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 
@@ -34,6 +35,7 @@ def test_every_entry_builds_from_keys_that_default_to_auto(name: str, caplog: py
     strategy, config = build_strategy(config_of(strategy=name))
     assert type(strategy) is STRATEGIES[name]
     assert isinstance(strategy, SynthesisStrategy)
+    assert STRATEGIES[name]().settings == strategy.settings
     assert strategy.num_rounds >= 1
     strategy.summary()
     parameters = inspect.signature(STRATEGIES[name]).parameters
@@ -109,7 +111,5 @@ def test_weights_left_to_the_program_suit_the_sampler(sampler: str, weights: str
 
 
 def test_unknown_strategy_gets_its_nearest_match() -> None:
-    config = RunConfig()
-    misspelt = config.model_copy(update={"run": config.run.model_copy(update={"strategy": "fedavgg"})})
     with pytest.raises(UserError, match=r"unknown strategy 'fedavgg': did you mean 'fedavg'\? \(known: "):
-        build_strategy(misspelt)
+        strategy_class("fedavgg")
