@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from one_silo import SPEC, Node, epsilon_request, noisy_samples, sample_request,
 
 import clients.models.local_model
 from clients.models.local_model import load_network
-from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import (
     TrainingState,
@@ -21,12 +19,11 @@ from fedsynth.diffusion import (
     make_scheduler,
     noise_predictor,
     sample,
-    to_model_range,
     to_uint8,
     train,
 )
 from fedsynth.diffusion.sampling import PredictNoise
-from fedsynth.messages import DescribeRequest, PrepareAnswer, PrepareRequest, TrainRequest, UploadRequest, transport
+from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, transport
 from fedsynth.seeding import make_generator
 
 CPU = torch.device("cpu")
@@ -44,11 +41,6 @@ def clinic(tmp_path: Path, image_folder: Callable[[str], Path]) -> Node:
 
 def predictor_of(node: Node) -> PredictNoise:
     return noise_predictor(load_network(node.own_model, CPU))
-
-
-def test_silo_describes_its_images(clinic: Node, tmp_path: Path) -> None:
-    assert clinic.ask(DescribeRequest()).spec == SPEC
-    assert "needs 'data-path' in the node config" in simulated(tmp_path).refusal(DescribeRequest())
 
 
 def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_path: Path) -> None:
@@ -144,25 +136,6 @@ def test_samples_are_the_plain_loop_from_the_shared_noise(trained: Trained) -> N
     assert answer.images.dtype == torch.uint8
 
 
-def test_train_continues_from_the_received_weights_with_a_fresh_optimiser(tmp_path: Path) -> None:
-    node = simulated(tmp_path)
-    start = initial_unet(RunConfig.from_run_config({**node.context.run_config, "seed": 9}), node.spec)
-    request = TrainRequest(arrays=transport.encode_tensors(start.state_dict()), spec=node.spec, server_round=1, steps=3)
-    answers = [node.ask(replace(request, server_round=number)) for number in (1, 1, 2)]
-    weights = [transport.decode_tensors(answer.arrays) for answer in answers]
-
-    silo = load_federation(node.config).silo(1, node.config).train
-    state = TrainingState(start, node.config.training, make_generator(0, "federated-training", "silo-1", 1))
-    pixels, labels = to_model_range(silo.images), torch.from_numpy(silo.labels)
-    losses = train(state, pixels, labels, node.config.training, node.config.diffusion, 3)
-    expected = state.unet.state_dict()
-    assert all(torch.equal(weights[0][name], value) for name, value in expected.items())
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in expected)
-    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in expected)
-    assert answers[0].num_examples == len(silo)
-    assert answers[0].loss == pytest.approx(np.mean(losses))
-
-
 def test_upload_is_the_averaged_model_on_disk(trained: Trained) -> None:
     node = trained()
     answer = node.ask(UploadRequest(spec=node.spec))
@@ -191,12 +164,6 @@ def test_answers_travel_in_the_configured_precision(trained: Trained) -> None:
         assert torch.equal(transport.peek(sent[name]), value.half()), name
 
 
-def test_oversampling_silo_trains_another_model(trained: Trained) -> None:
-    nodes = [trained(oversample=oversample) for oversample in (False, True)]
-    uploads = [transport.decode(node.ask(UploadRequest(spec=node.spec)).arrays["conv_in.weight"]) for node in nodes]
-    assert not torch.equal(*uploads)
-
-
 def test_silos_share_a_process_without_sharing_models(trained: Trained) -> None:
     nodes = [trained(partition) for partition in (0, 1)]
     epsilons = [node.ask(epsilon_request()).epsilon for node in [*nodes, *nodes]]
@@ -213,14 +180,6 @@ def test_question_before_the_model_is_there_says_what_must_come_first(clinic: No
 
 def test_label_that_the_model_does_not_know_is_answered_with_an_error(trained: Trained) -> None:
     assert trained().refusal(epsilon_request(labels=torch.full((5,), 10))).startswith("silo-1: IndexError")
-
-
-def test_unusable_folder_is_answered_by_name_and_other_silos_work(clinic: Node, tmp_path: Path) -> None:
-    (tmp_path / "ward" / "even").mkdir(parents=True)
-    ward = Node(settings_of(tmp_path), SPEC, data_path=str(tmp_path / "ward"), silo_name="ward")
-    request = PrepareRequest(spec=SPEC)
-    assert ward.refusal(request).startswith("ward: UserError: no images in class folder 'even'")
-    assert clinic.ask(request).num_examples == 9
 
 
 def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(

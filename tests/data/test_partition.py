@@ -157,14 +157,6 @@ def test_unknown_scheme_and_parameter() -> None:
         partition(LABELS, "iid", 10, 0, alpha=0.1)
 
 
-def test_label_counts_against_a_loop() -> None:
-    parts = partition(LABELS, "dirichlet", 7, 2)
-    table = label_counts(LABELS, parts, 12)
-    for client, part in enumerate(parts):
-        for label in range(12):
-            assert table[client, label] == sum(int(LABELS[index]) == label for index in part)
-
-
 def test_manifest_survives_json_and_hashes_its_content() -> None:
     classes = tuple("0123456789")
     parts = partition(LABELS, "dirichlet", 10, 4, alpha=0.5)

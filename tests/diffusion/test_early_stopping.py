@@ -230,32 +230,6 @@ def test_stop_does_not_depend_on_slices_nor_on_restarts(
     assert_same(sliced, whole)
 
 
-@pytest.mark.usefixtures("frequent_checks")
-def test_slice_that_was_lost_is_made_again(tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = new_state(tiny_unet)
-    advance(whole, tiny_unet)
-    killed = new_state(tiny_unet)
-    assert not advance(killed, tiny_unet, deadline=0.0)
-    killed.save(tmp_path / "checkpoint.pt")
-    for _ in range(4):
-        assert not advance(killed, tiny_unet, deadline=0.0)
-    again = new_state(tiny_unet)
-    again.load(tmp_path / "checkpoint.pt")
-    assert again.steps == 1
-    assert advance(again, tiny_unet)
-    assert_same(again, whole)
-
-
-def test_short_training_is_checked_once_and_is_the_plain_one(tiny_unet: Build) -> None:
-    state, plain = new_state(tiny_unet), new_state(tiny_unet)
-    assert advance(state, tiny_unet)
-    (images, labels) = digits(0, 3)
-    train(plain, images, labels % 3, CONFIG, DIFFUSION, BUDGET)
-    assert (state.steps, len(state.held_out_losses)) == (BUDGET, 1)
-    expected = plain.averaged_unet().state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in state.averaged_unet().state_dict().items())
-
-
 def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:
     before, again = new_state(tiny_unet), new_state(tiny_unet)
     images, labels = digits(0, 3)

@@ -71,19 +71,6 @@ def test_fractional_timesteps_lie_where_the_log_ratios_cross(own: NDArray[np.flo
     assert inside > 950
 
 
-@pytest.mark.parametrize("steps", [400, 1000])
-def test_gaussian_answers_of_another_schedule_are_exact_at_our_levels(steps: int) -> None:
-    own, worst = alphas_of(steps, "squaredcos_cap_v2"), 0.0
-    levels = match_levels(RUN, own, fractional=True)
-    for t in range(0, 1000, 7):
-        if RUN[t] > own[0]:
-            continue
-        x = samples_at(RUN[t])
-        answered = exact_eps(levels[t].scale * x, levels[t].own_alpha_bar)
-        worst = max(worst, float((levels[t].to_run(answered, x) - exact_eps(x, RUN[t])).abs().max()))
-    assert worst < 1e-12
-
-
 def test_rounded_timesteps_are_the_nearest_and_keep_the_image_under_the_noise() -> None:
     own = alphas_of(400, "squaredcos_cap_v2")
     level = match_levels(RUN, own, fractional=False)[500]

@@ -51,12 +51,6 @@ def test_reopens_with_the_same_predictions_and_images(pipeline: ClassConditional
     assert sorted(path.suffix for path in (tmp_path / "unet").iterdir()) == [".json", ".safetensors"]
 
 
-def test_network_opens_with_diffusers_alone(pipeline: ClassConditionalDDPMPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    unet = UNet2DModel.from_pretrained(tmp_path / "unet")
-    assert all(torch.equal(values, unet.state_dict()[name]) for name, values in pipeline.unet.state_dict().items())
-
-
 def test_images_are_samples_of_the_network(pipeline: ClassConditionalDDPMPipeline) -> None:
     draw = generator(5)
     noise, labels = torch.randn(4, 1, 8, 8, generator=draw), torch.tensor([2, 0, 1, 1])

@@ -146,7 +146,8 @@ def test_another_protocol_is_refused_with_both_numbers(stated: Any) -> None:
             elif who == "silo" and not type(answer).introduces:
                 assert differences(answer, read(answer, message)) == [], "said before, in an answer to prepare"
                 continue
-            with pytest.raises(MessageError, match=f"the {who} speaks {spoken}, this .* speaks protocol {PROTOCOL}:"):
+            said = f"the {who} speaks {spoken}, this .* speaks protocol {PROTOCOL}: install the same fedsynth at both"
+            with pytest.raises(MessageError, match=said):
                 read(example, message)
 
 

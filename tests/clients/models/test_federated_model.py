@@ -139,11 +139,6 @@ def test_nothing_is_kept_where_all_is_received(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_personal_parts_need_a_token(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run-token = '': .* is needed when parts of the model stay in the silo"):
-        FederatedModel(network(), select_parts(network().state_dict(), ["decoder"]), tmp_path, None)
-
-
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

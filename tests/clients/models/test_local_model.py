@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from own_models import CPU, config_of, epsilon, model_of, questions
+from one_silo import noisy_samples
 
+import clients.models.local_model
 from clients.models.local_model import LocalModel, load_network
 from fedsynth import __version__
+from fedsynth.config import RunConfig
 from fedsynth.data import LabelledImages, Silo, load_federation
 from fedsynth.diffusion import (
     MIN_HELD_OUT,
     ClassConditionalDDPMPipeline,
+    HeldOutLoss,
     TrainingState,
+    early_stopping,
     initial_unet,
     noise_predictor,
     to_model_range,
@@ -30,6 +34,42 @@ from fedsynth.diffusion import (
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 
+CPU = torch.device("cpu")
+SETTINGS: dict[str, Any] = {
+    "block-out-channels": "8,8",
+    "device": "cpu",
+    "num-clients": 3,
+    "partition": "iid",
+    "samples-per-client": 40,
+    "train-steps": 5,
+}
+# So large a rate that the loss goes up and down.
+ROUGH: dict[str, Any] = {"train_steps": 24, "learning_rate": 0.1, "ema_decay": 0.3, "batch_size": 8}
+QUESTIONS = noisy_samples(4), 500, torch.tensor([0, 3, 3, 9])
+
+
+def config_of(**changes: Any) -> RunConfig:
+    """Settings of a tiny network; changes in snake case."""
+    return RunConfig.from_run_config({**SETTINGS, **{key.replace("_", "-"): value for key, value in changes.items()}})
+
+
+def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
+    """The model of one silo, its state below ``state``."""
+    config = config_of(**changes)
+    federation = load_federation(config)
+    return LocalModel(federation.silo(silo, config), federation.spec, config, state)
+
+
+def epsilon(model: LocalModel) -> torch.Tensor:
+    """What a finished model answers to QUESTIONS."""
+    return noise_predictor(load_network(model.folder, CPU))(*QUESTIONS)
+
+
+@pytest.fixture
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check after every second step."""
+    monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 2)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
@@ -37,13 +77,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     model = model_of(tmp_path_factory.mktemp("whole"))
     model.train_slice(1000.0)
     return model
-
-
-@pytest.fixture
-def damaged(whole: LocalModel, tmp_path: Path) -> LocalModel:
-    """A copy of it, to damage."""
-    shutil.copytree(whole.folder, tmp_path / "models" / whole.key)
-    return model_of(tmp_path)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -55,7 +88,7 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert not model.finished
     training = model.train_slice(1000.0)
     assert model.finished
-    in_memory = noise_predictor(training.unet)(*questions())
+    in_memory = noise_predictor(training.unet)(*QUESTIONS)
     assert torch.equal(epsilon(model_of(tmp_path, 1)), in_memory)
 
     federation = load_federation(config)
@@ -117,7 +150,7 @@ def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
     assert converted == [256, 4] * 3
 
 
-def test_model_opens_with_diffusers_and_its_history_with_json(whole: LocalModel, tmp_path: Path) -> None:
+def test_model_opens_with_diffusers_and_its_history_with_json(whole: LocalModel) -> None:
     pipeline = ClassConditionalDDPMPipeline.from_pretrained(whole.folder)
     assert isinstance(pipeline, DiffusionPipeline)
     assert list(pipeline.config.classes) == [str(digit) for digit in range(10)]
@@ -127,9 +160,6 @@ def test_model_opens_with_diffusers_and_its_history_with_json(whole: LocalModel,
     assert set(written) == {"seconds", "steps", "losses", "held-out-steps", "held-out-losses"}
     assert np.isfinite(written["losses"]).all()
     assert written["held-out-steps"] == [5]
-    plain = model_of(tmp_path, early_stop=False)
-    plain.train_slice(1000.0)
-    assert set(plain.history()) == {"seconds", "steps", "losses"}
 
 
 def test_key_changes_with_all_that_training_depends_on(tmp_path: Path) -> None:
@@ -145,6 +175,7 @@ def test_key_changes_with_all_that_training_depends_on(tmp_path: Path) -> None:
         {"batch_size": 16},
         {"learning_rate": 1e-3},
         {"ema_decay": 0.9},
+        {"oversample": True},
         {"beta_end": 0.03},
         {"early_stop": False},
     ]
@@ -198,14 +229,12 @@ def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.99])
 def test_torn_checkpoint_means_training_from_the_start(
-    share: float, whole: LocalModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    whole: LocalModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model_of(tmp_path).train_slice(1e-9)
     (checkpoint,) = tmp_path.rglob("*.pt")
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: int(share * len(content))])
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-99])
     again = model_of(tmp_path)
     assert again.train_slice(1000.0).steps == 5
     assert torch.equal(epsilon(again), epsilon(whole))
@@ -213,44 +242,87 @@ def test_torn_checkpoint_means_training_from_the_start(
     assert "damaged, training starts again" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "pickled"])
-def test_damaged_model_is_named_with_what_to_do(damage: str, damaged: LocalModel) -> None:
-    weights = damaged.folder / "unet" / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("damage", ["truncated", "pickled"])
+def test_damaged_model_is_named_with_what_to_do(damage: str, whole: LocalModel, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / whole.key
+    shutil.copytree(whole.folder, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
-    if damage == "pickled":
-        torch.save(load_network(damaged.folder, CPU).state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
-    if damage == "truncated":
+    if damage == "pickled":
+        torch.save(load_network(whole.folder, CPU).state_dict(), weights.with_suffix(".bin"))
+    else:
         weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=f"model '.*{damaged.key}' is damaged: remove the folder to train it again"):
-        load_network(damaged.folder, CPU)
+    with pytest.raises(UserError, match=f"model '.*{whole.key}' is damaged: remove the folder to train it again"):
+        load_network(folder, CPU)
 
 
-def test_full_disk_at_a_checkpoint_leaves_the_one_before(
+@pytest.mark.usefixtures("frequent_checks")
+def test_saved_weights_are_those_of_the_best_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fedsynth")
+    model, config = model_of(tmp_path, **ROUGH), config_of(**ROUGH)
+    training = model.train_slice(1000.0)
+    history = model.history()
+    losses = history["held-out-losses"]
+    assert history["held-out-steps"] == [2 * (k + 1) for k in range(training.steps // 2)]
+    assert history["steps"][-1] == training.steps <= 24
+    silo = load_federation(config).silo(0, config)
+    pairs = make_generator(0, "held-out-loss", silo.name)
+    images, labels = to_model_range(silo.holdout.images), torch.from_numpy(silo.holdout.labels)
+    held_out_loss = HeldOutLoss(images, labels, config.diffusion, pairs)
+    assert held_out_loss(load_network(model.folder, CPU)) == pytest.approx(min(losses), rel=1e-4)
+    assert sorted(losses)[1] > 1.001 * min(losses), "for the test to mean anything"
+    kept = history["held-out-steps"][losses.index(min(losses))]
+    assert f"silo-0: training ended at step {training.steps} of 24, weights of step {kept:.0f} kept" in caplog.text
+
+
+@pytest.mark.usefixtures("frequent_checks")
+def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model_of(tmp_path).train_slice(1e-9)
-    before = {path: path.read_bytes() for path in files_below(tmp_path)}
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            model_of(tmp_path).train_slice(1e-9)
-    assert {path: path.read_bytes() for path in files_below(tmp_path)} == before
-    caplog.set_level(logging.INFO, "fedsynth")
-    assert model_of(tmp_path).train_slice(1e-9).steps == 2
-    assert caplog.text == "", "a whole checkpoint is not called damaged"
+    settings = {**ROUGH, "train_steps": 5}
+    whole = model_of(tmp_path / "whole", **settings)
+    whole.train_slice(1000.0)
+    number, failing = 0, (2, 5)
+    while not (sliced := model_of(tmp_path / "sliced", **settings)).finished:
+        number += 1
+        if number in failing:
+            before = {path: path.read_bytes() for path in files_below(tmp_path / "sliced")}
+            with monkeypatch.context() as patched:
+                patched.setattr(torch, "save", full_disk)
+                patched.setattr(ClassConditionalDDPMPipeline, "save_pretrained", full_disk)
+                with pytest.raises(OSError, match="No space left"):
+                    sliced.train_slice(1e-9)
+            assert {path: path.read_bytes() for path in files_below(tmp_path / "sliced")} == before
+            sliced = model_of(tmp_path / "sliced", **settings)
+        sliced.train_slice(1e-9)
+    assert torch.equal(epsilon(sliced), epsilon(whole))
+    one, other = sliced.history(), whole.history()
+    assert "damaged" not in caplog.text
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_full_disk_at_the_end_leaves_no_half_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None]
+@pytest.mark.usefixtures("frequent_checks")
+def test_too_few_held_out_images_mean_the_whole_budget_and_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model_of(tmp_path).train_slice(1e-9)
-    before = files_below(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(ClassConditionalDDPMPipeline, "save_pretrained", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            model_of(tmp_path).train_slice(1000.0)
-    assert files_below(tmp_path) == before
-    assert not model_of(tmp_path).finished
-    model_of(tmp_path).train_slice(1000.0)
-    assert model_of(tmp_path).finished
+    caplog.set_level(logging.INFO, "fedsynth")
+    settings = {**ROUGH, "train_steps": 3, "holdout_fraction": 0.05}
+    while not (model := model_of(tmp_path, **settings)).finished:
+        training = model.train_slice(1e-9)
+    assert (training.steps, training.held_out_losses) == (3, [])
+    assert set(model.history()) == {"seconds", "steps", "losses"}
+    assert caplog.text.count("silo-0: 2 held-out images are too few to stop early by") == 1
+    assert model.copied_share() is None
+
+
+def test_copies_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"train_steps": 1, "holdout_fraction": 0.4}
+    model = model_of(tmp_path, **settings)
+    model.train_slice(1000.0)
+    share = model.copied_share()
+    assert share is not None
+    assert 0 <= share <= 0.3, "noise is no copy"
+    monkeypatch.setattr(clients.models.local_model, "copied_share", None)
+    assert model_of(tmp_path, **settings).copied_share() == share
+    assert model_of(tmp_path, **settings, copy_check=False).copied_share() is None

@@ -88,35 +88,23 @@ def supernode() -> Iterator[SuperNode]:
 def test_a_message_comes_and_its_reply_goes(supernode: SuperNode) -> None:
     runtime = SuperNodeRuntime(supernode.address, None, SECRET)
     assert runtime.acquire() is None
-    supernode.receive("hello")
-    job = runtime.acquire()
-    assert isinstance(job, Job)
-    assert job.run_id == RUN
-    assert runtime.acquire() is None
-    with runtime.holding(job):
-        message, context, run, fab = runtime.pull()
-        context.state["seen"] = ConfigRecord({"times": 1})
-        runtime.push(Message(message.content, reply_to=message), context, "")
-    assert message.content["config"]["word"] == "hello"
-    assert (context.node_config, run.run_id, fab.content) == ({"silo-name": "north"}, RUN, b"bundle")
-    [reply] = supernode.replies()
-    assert reply.metadata.reply_to_message_id == message.metadata.message_id
-    kept = supernode.state.get_run_series_context(5)
-    assert kept is not None
-    assert kept.state["seen"]["times"] == 1
-
-
-def test_the_next_job_goes_by_its_own_token(supernode: SuperNode) -> None:
-    runtime = SuperNodeRuntime(supernode.address, None, SECRET)
-    for word in ("one", "two"):
+    for times, word in enumerate(("hello", "and again, by a token of its own")):
         supernode.receive(word)
         job = runtime.acquire()
-        assert job is not None
+        assert isinstance(job, Job)
+        assert job.run_id == RUN
+        assert runtime.acquire() is None
         with runtime.holding(job):
-            message, context, _, _ = runtime.pull()
+            message, context, run, fab = runtime.pull()
+            context.state["seen"] = ConfigRecord({"times": times})
             runtime.push(Message(message.content, reply_to=message), context, "")
         assert message.content["config"]["word"] == word
-    assert len(supernode.replies()) == 2
+        assert (context.node_config, run.run_id, fab.content) == ({"silo-name": "north"}, RUN, b"bundle")
+        [reply] = supernode.replies()
+        assert reply.metadata.reply_to_message_id == message.metadata.message_id
+        kept = supernode.state.get_run_series_context(5)
+        assert kept is not None
+        assert kept.state["seen"]["times"] == times
 
 
 @pytest.mark.parametrize("lost", ["pull_object", "confirm_message_received"])

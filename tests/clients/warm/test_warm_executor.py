@@ -20,7 +20,6 @@ from clients.warm import flower_internals, warm_executor
 from clients.warm.flower_internals import Job
 from clients.warm.warm_executor import Executor
 from fedsynth import flower_version
-from fedsynth.flower_version import FLOWER_VERSION
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
@@ -78,11 +77,12 @@ class FakeRuntime:
 
 
 class Silo:
-    """An executor whose bundles all hold one ClientApp: it repeats the word it is sent, in capitals."""
+    """An executor whose bundles all hold one ClientApp: it repeats a word in capitals, and fails with an error code."""
 
     def __init__(self, runtime: FakeRuntime, allowed: tuple[bytes, ...] = ()) -> None:
         self.runtime = runtime
         self.loaded: list[bytes] = []
+        self.folders: list[Path] = []
         self.restarts: list[Job | None] = []
         self.say: Callable[[str], None] = lambda word: None
         self.executor = Executor(runtime, frozenset(map(digest, allowed)), self.restarts.append)
@@ -91,18 +91,15 @@ class Silo:
     def load(self, run: Run, fab: Fab, folder: Path) -> ClientApp:
         assert folder.is_dir()
         self.loaded.append(fab.content)
+        self.folders.append(folder)
         app = ClientApp()
 
         @app.query("say")
         def say(message: Message, context: Context) -> Message:
             word = str(message.content["config"]["word"])
             self.say(word)
-            codes = {
-                "known error": ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-                "refusal": ErrorCode.MOD_FAILED_PRECONDITION,
-            }
-            if word in codes:
-                return Message(Error(codes[word], "as it says"), reply_to=message)
+            if word.isdigit():
+                return Message(Error(int(word), "as it says"), reply_to=message)
             return Message(RecordDict({"config": ConfigRecord({"word": word.upper()})}), reply_to=message)
 
         return app
@@ -131,7 +128,7 @@ def test_messages_of_a_run_meet_the_same_app(silo: Callable[..., Silo]) -> None:
     assert here.restarts == []
 
 
-@pytest.mark.parametrize("kind", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_a_crash_is_answered_and_costs_a_fresh_process(silo: Callable[..., Silo], kind: type[BaseException]) -> None:
     def crash(word: str) -> None:
         raise kind("for a reason")
@@ -146,7 +143,7 @@ def test_a_crash_is_answered_and_costs_a_fresh_process(silo: Callable[..., Silo]
 
 
 def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "a"), (7, FIRST, "known error"))
+    here = silo((7, FIRST, "a"), (7, FIRST, str(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)))
     here.runtime.whenever_idle = lambda: None
     here.executor.serve()
     assert here.runtime.words == ["A", f"error {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}"]
@@ -154,7 +151,7 @@ def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[
 
 
 def test_a_refusal_of_the_app_costs_nothing(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "refusal"), (7, FIRST, "a"))
+    here = silo((7, FIRST, str(ErrorCode.MOD_FAILED_PRECONDITION)), (7, FIRST, "a"))
     here.executor.serve()
     assert here.runtime.words == [f"error {ErrorCode.MOD_FAILED_PRECONDITION}", "A"]
     assert here.loaded == [FIRST]
@@ -179,13 +176,12 @@ def test_another_run_gets_a_fresh_process(silo: Callable[..., Silo]) -> None:
     assert here.runtime.words == ["A"]
     assert here.restarts == [Job(8, "token 1")]
     assert here.loaded == [FIRST]
+    assert not here.folders[0].exists(), "bundles leave nothing on disk"
 
-
-def test_the_fresh_process_begins_with_the_waiting_task(silo: Callable[..., Silo]) -> None:
-    here = silo((8, SECOND, "b"))
-    here.executor.serve(Job(8, "token of old"))
-    assert here.runtime.words == ["B"]
-    assert here.runtime.held[0] == "token of old"
+    fresh = silo((8, SECOND, "b"))
+    fresh.executor.serve(Job(8, "token of old"))
+    assert fresh.runtime.words == ["B"]
+    assert fresh.runtime.held[0] == "token of old"
 
 
 def test_only_allowed_bundles_run(silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture) -> None:
@@ -221,35 +217,14 @@ def test_a_signal_interrupts_the_app_and_ends_the_executor(silo: Callable[..., S
     assert here.restarts == []
 
 
-def test_a_signal_between_messages_ends_the_executor(silo: Callable[..., Silo]) -> None:
-    here = silo()
+def test_a_task_without_input_and_a_reply_that_nobody_takes_are_dropped(
+    silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture
+) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, "b"), (7, FIRST, "c"))
+    here.runtime.broken_pulls = here.runtime.broken_pushes = 1
     here.executor.serve()
-    assert here.runtime.replies == here.restarts == []
-
-
-def test_a_task_without_input_gets_no_reply(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
-    here.runtime.broken_pulls = 1
-    here.executor.serve()
-    assert here.runtime.words == ["B"]
-
-
-def test_a_reply_that_nobody_takes_is_dropped(silo: Callable[..., Silo], caplog: pytest.LogCaptureFixture) -> None:
-    here = silo((7, FIRST, "a"), (7, FIRST, "b"))
-    here.runtime.broken_pushes = 1
-    here.executor.serve()
-    assert here.runtime.words == ["B"]
+    assert here.runtime.words == ["C"]
     assert "did not take: RuntimeError: this task is over" in caplog.text
-
-
-def test_bundles_leave_nothing_on_disk(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
-    here, folders = silo((7, FIRST, "a"), (8, FIRST, "b")), []
-    monkeypatch.setattr(
-        flower_internals, "load_bundle", lambda run, fab, folder: folders.append(folder) or here.load(run, fab, folder)
-    )
-    here.executor.serve()
-    assert len(folders) == 1
-    assert not folders[0].exists()
 
 
 def test_this_project_is_forgotten_before_a_bundle_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,45 +235,35 @@ def test_this_project_is_forgotten_before_a_bundle_is_loaded(monkeypatch: pytest
     assert "flwr" in sys.modules
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["warm_executor", *words])
-    return warm_executor.main()
-
-
-def test_another_version_of_flower_is_refused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("version", "options", "said"),
+    [
+        ("1.43.0", ["127.0.0.1:9"], "the warm path uses internals of Flower "),
+        (None, ["10.0.0.1:9"], "--supernode-address = '10.0.0.1:9': give --root-certificates, or a loopback address"),
+        (None, ["127.0.0.1:9", "--root-certificates", "/absent"], "/absent: no such file"),
+        (None, ["127.0.0.1:9", "--superexec-auth-secret-file", "/absent"], "/absent: no such file"),
+    ],
+)
+def test_what_the_executor_cannot_start_with_is_named(
+    version: str | None,
+    options: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(flower_version, "version", lambda name: "1.43.0")
-    assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9") == 2
-    assert caplog.messages == [
-        f"error: the warm path uses internals of Flower {FLOWER_VERSION} and this is Flower 1.43.0:"
-        f" run without --warm (slower, otherwise the same), or install flwr=={FLOWER_VERSION}"
-    ]
-
-
-@pytest.mark.parametrize("address", ["10.0.0.1:9094", "silo.example.org:9094"])
-def test_plain_http_stays_on_this_machine(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
-) -> None:
-    assert run_main(monkeypatch, "--supernode-address", address) == 2
-    assert caplog.messages == [
-        f"error: --supernode-address = '{address}': give --root-certificates, or a loopback address"
-    ]
+    if version:
+        monkeypatch.setattr(flower_version, "version", lambda name: version)
+    monkeypatch.setattr(sys, "argv", ["warm_executor", "--supernode-address", *options])
+    assert warm_executor.main() == 2
+    (line,) = caplog.messages
+    assert line.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("text", ["0c5b900a", digest(FIRST) + "0", "z" * 64])
 def test_a_part_of_a_hash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["warm_executor", "--supernode-address", "127.0.0.1:9", "--allow-fab", text])
     with pytest.raises(SystemExit):
-        run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", "--allow-fab", text)
+        warm_executor.main()
     assert f"'{text}': must be the 64 hex digits" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--root-certificates", "--superexec-auth-secret-file"])
-def test_a_file_that_is_not_there_is_named(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, option: str, tmp_path: Path
-) -> None:
-    absent = tmp_path / "absent"
-    assert run_main(monkeypatch, "--supernode-address", "127.0.0.1:9", option, str(absent)) == 2
-    assert caplog.messages == [f"error: {absent}: no such file"]

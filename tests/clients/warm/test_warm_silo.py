@@ -28,14 +28,13 @@ def process(code: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "said"),
+    ("first", "code", "status", "said"),
     [
-        ("raise SystemExit(3)", 3, "status 3"),
-        ("pass", 1, "status 0"),
-        ("import os; os.kill(os.getpid(), 9)", 137, "status -9"),
+        ("executor", "raise SystemExit(3)", 3, "status 3"),
+        ("SuperNode", "pass", 1, "status 0"),
+        ("executor", "import os; os.kill(os.getpid(), 9)", 137, "status -9"),
     ],
 )
-@pytest.mark.parametrize("first", ["executor", "SuperNode"])
 def test_the_end_of_one_is_the_end_of_both(first: str, code: str, status: int, said: str) -> None:
     other = "SuperNode" if first == "executor" else "executor"
     both, log = {other: process(WAIT), first: process(code)}, io.StringIO()
@@ -99,10 +98,20 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return started
 
 
-def test_another_version_of_flower_is_refused(commands: list[list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "error: the warm path uses internals of Flower "),
+        (
+            ["--or-stock", "--allow-fab", "a" * 64],
+            "--or-stock cannot help: Flower's own path does not know --allow-fab",
+        ),
+    ],
+)
+def test_another_version_of_flower_is_refused(options: list[str], said: str, commands: list[list[str]]) -> None:
     log = io.StringIO()
-    assert warm_silo.main(["--", "--insecure"], log) == 2
-    assert log.getvalue().startswith("error: the warm path uses internals of Flower ")
+    assert warm_silo.main([*options, "--", "--insecure"], log) == 2
+    assert said in log.getvalue()
     assert commands == []
 
 
@@ -114,13 +123,6 @@ def test_the_stock_path_is_taken_on_request_and_says_so(commands: list[list[str]
     [[script, *arguments]] = commands
     assert script.endswith("/flower-supernode")
     assert arguments == ["--insecure", "--superlink", "host:1"]
-
-
-def test_the_stock_path_is_no_way_round_allowed_bundles(commands: list[list[str]]) -> None:
-    log = io.StringIO()
-    assert warm_silo.main(["--or-stock", "--allow-fab", "a" * 64, "--", "--insecure"], log) == 2
-    assert "--or-stock cannot help: Flower's own path does not know --allow-fab" in log.getvalue()
-    assert commands == []
 
 
 def test_the_pair_knows_one_secret_and_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
