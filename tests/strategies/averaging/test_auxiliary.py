@@ -17,42 +17,30 @@ from fedsynth.seeding import make_generator
 from strategies.base import Task
 
 
-@pytest.fixture(scope="module")
-def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
-    return TinySilos(tmp_path_factory.mktemp("auxiliary"))
-
-
-def test_auxiliary_set_has_the_silos_shares_and_labels(silos: TinySilos) -> None:
-    task, grid, strategy = silos.meet()
-    strategy.begin(task, grid)
-    auxiliary = strategy.state_dict()["auxiliary"]
-    counts = task.census.label_counts
-    shares = torch.from_numpy(apportion(AUX_SAMPLES, counts.numpy()))
-    expected = [y for row in shares.tolist() for y, count in enumerate(row) for _ in range(count)]
-    assert auxiliary["labels"].tolist() == expected
+def test_set_has_the_silos_shares_of_images_by_their_own_models_in_whatever_order_they_come(silos: TinySilos) -> None:
+    task, exchange, strategy = silos.meet(lambda replies: replies[::-1])
+    strategy.begin(task, exchange)
+    assert exchange.kinds["query.upload"] == 3
+    auxiliary, counts, first = strategy.state_dict()["auxiliary"], task.census.label_counts, 0
     assert (auxiliary["images"].shape, auxiliary["images"].dtype) == ((AUX_SAMPLES, 8, 8, 1), torch.uint8)
     sizes = counts.sum(1).double()
     assert sizes.max() > 1.5 * sizes.min(), "uneven silos"
+    shares = torch.from_numpy(apportion(AUX_SAMPLES, counts.numpy()))
     np.testing.assert_allclose(shares.sum(1), AUX_SAMPLES * sizes / sizes.sum(), atol=2)
     assert (shares[counts == 0] == 0).all()
-    assert grid.kinds["query.upload"] == 3
-
-
-def test_every_silo_s_images_come_from_its_own_model(silos: TinySilos) -> None:
-    task, strategy, _ = silos.begin()
-    auxiliary, first = strategy.state_dict()["auxiliary"], 0
-    for k in range(3):
+    for k, share in enumerate(shares):
+        labels = torch.tensor([y for y, count in enumerate(share.tolist()) for _ in range(count)])
         network, scheduler = silos.own_model(k), make_scheduler(task.config.diffusion, 4)
-        labels = auxiliary["labels"][first : first + _share(task, k)]
         generator = make_generator(0, "auxiliary-set", f"silo-{k}")
         x = torch.randn(len(labels), 1, 8, 8, generator=generator)
         for t in scheduler.timesteps:
             with torch.no_grad():
                 x = scheduler.step(network(x, t, class_labels=labels).sample, t, x, generator=generator).prev_sample
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
-        found = auxiliary["images"][first : first + len(labels)]
-        np.testing.assert_allclose(found.float().numpy(), pixels.numpy(), atol=1)
-        first += len(labels)
+        mine = slice(first, first + len(labels))
+        np.testing.assert_allclose(auxiliary["images"][mine].float().numpy(), pixels.numpy(), atol=1)
+        assert torch.equal(auxiliary["labels"][mine], labels)
+        first = mine.stop
     assert first == AUX_SAMPLES
 
 
@@ -83,28 +71,18 @@ def to_error(message: Message) -> Message:
     return failed
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [(to_nan, "silo-1 left out: layer conv_out.bias is not finite"), (to_error, "left out: silo-1: disk gone")],
-)
 def test_upload_that_cannot_be_used_is_left_out_with_its_share(
-    silos: TinySilos, spoil: Callable[[Message], Message], said: str, caplog: pytest.LogCaptureFixture
+    silos: TinySilos, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = silos.begin()[1].state_dict()["auxiliary"]
-    task, grid, strategy = silos.meet(failing(1, spoil))
+    task, grid, strategy = silos.meet(failing(1, to_nan))
     strategy.begin(task, grid)
     rest = strategy.state_dict()["auxiliary"]
     start = _share(task, 0)
     kept = [k for k in range(AUX_SAMPLES) if not start <= k < start + _share(task, 1)]
-    assert said in caplog.text
+    assert "silo-1 left out: layer conv_out.bias is not finite" in caplog.text
     assert torch.equal(rest["images"], whole["images"][kept])
     assert torch.equal(rest["labels"], whole["labels"][kept])
-
-
-def test_too_few_uploads_end_the_run(silos: TinySilos) -> None:
-    task, grid, strategy = silos.meet(failing(1, to_nan), min_replies=3)
-    with pytest.raises(RunError, match=r"2 usable answers, 3 needed: silo-1: layer conv_out\.bias is not finite"):
-        strategy.begin(task, grid)
 
 
 def test_half_of_the_uploads_are_enough_unless_told_otherwise(silos: TinySilos) -> None:
@@ -117,13 +95,6 @@ def test_half_of_the_uploads_are_enough_unless_told_otherwise(silos: TinySilos) 
     task, grid, strategy = silos.meet(only_silo_2, min_replies=1)
     strategy.begin(task, grid)
     assert len(strategy.state_dict()["auxiliary"]["labels"]) == _share(task, 2)
-
-
-def test_set_does_not_depend_on_the_order_of_uploads(silos: TinySilos) -> None:
-    whole = silos.begin()[1].state_dict()["auxiliary"]
-    task, grid, strategy = silos.meet(lambda replies: replies[::-1])
-    strategy.begin(task, grid)
-    assert torch.equal(strategy.state_dict()["auxiliary"]["images"], whole["images"])
 
 
 def test_silo_without_a_share_is_not_asked(silos: TinySilos) -> None:

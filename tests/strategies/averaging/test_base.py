@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, Message, MetricRecord
-from hand_made import error_reply
 from hand_made_models import (
     AVERAGING,
     BUFFER,
@@ -131,95 +129,64 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def assert_left_out(name: str, spoil: Callable[[Message], Message], said: str, log: pytest.LogCaptureFixture) -> None:
-    """The spoilt answer is named once, and the others are combined as if it had never come."""
+def assert_left_out(name: str, spoil: Spoil, said: str, log: pytest.LogCaptureFixture) -> Model:
+    """The spoilt answer is named once, and the others are combined as if it had never come; return their weights."""
     strategy, replies = first_round(name)
     # FedDiffuse asks some silos for the other half.
     victim = next(k for k in range(3, SILOS) if LAYER in transport.array_record(replies[k], "arrays"))
-    replies[victim] = spoil(replies[victim])
+    spoil(replies[victim])
     found, metrics = gather(strategy, 1, replies)
     assert said in log.text
     assert log.text.count(" left out: ") == log.text.count(f"silo-{victim}") == 1
-    alone, others = first_round(name)
-    expected, expected_metrics = gather(alone, 1, [reply for k, reply in enumerate(others) if k != victim])
+    expected, expected_metrics = first_without(name, victim)
     assert_equal(found, expected)
     assert metrics == expected_metrics
+    return found
+
+
+def first_without(name: str, silo: int | None) -> tuple[Model, MetricRecord]:
+    strategy, replies = first_round(name)
+    return gather(strategy, 1, [reply for k, reply in enumerate(replies) if k != silo])
 
 
 @pytest.mark.parametrize("spoilt", SPOILT)
 def test_a_bad_answer_is_left_out_by_name_and_changes_no_bit(spoilt: str, caplog: pytest.LogCaptureFixture) -> None:
-    spoil, said = SPOILT[spoilt]
-
-    def spoilt_in_place(message: Message) -> Message:
-        spoil(message)
-        return message
-
-    assert_left_out("fedavg", spoilt_in_place, said, caplog)
+    assert_left_out("fedavg", *SPOILT[spoilt], caplog)
 
 
 @pytest.mark.parametrize("name", AVERAGING)
-def test_every_strategy_reads_answers_so(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    def not_finite(message: Message) -> Message:
-        SPOILT["not finite"][0](message)
-        return message
-
-    assert_left_out(name, not_finite, SPOILT["not finite"][1], caplog)
-
-
-@pytest.mark.parametrize("name", AVERAGING)
-def test_a_usable_answer_would_have_counted(name: str) -> None:
-    """Otherwise the test above would pass with a strategy that ignores everybody."""
-    whole = gather(*_first(name))[0]
-    lacking = [gather(*_first(name, without=victim))[0] for victim in range(SILOS)]
+def test_every_strategy_leaves_bad_answers_out_and_lets_good_ones_count(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = [assert_left_out(name, *SPOILT["not finite"], caplog), *(first_without(name, k)[0] for k in range(SILOS))]
+    whole = first_without(name, None)[0]
     assert any(not torch.equal(found[layer], whole[layer]) for found in lacking for layer in whole)
 
 
-def _first(name: str, without: int | None = None) -> tuple[AveragingStrategy, int, list[Message]]:
-    strategy, replies = first_round(name)
-    return strategy, 1, [reply for k, reply in enumerate(replies) if k != without]
-
-
-def test_an_error_is_left_out_with_its_reason_and_changes_no_bit(caplog: pytest.LogCaptureFixture) -> None:
-    strategy = build("fedavg")
-    requests = send(strategy, 1, model(0), range(100, 100 + SILOS))
-    replies = answers(requests, [near(model(0), 10 + k) for k in range(SILOS)], COUNTS)
-    replies[5] = error_reply(requests[5], "silo-5: OSError: disk gone")
-    found, _ = gather(strategy, 1, replies)
-    assert "answer left out: silo-5: OSError: disk gone" in caplog.text
-    assert_equal(found, gather(*_first("fedavg", without=5))[0])
-
-
-def test_no_usable_answer_gives_nothing_and_no_question_an_error() -> None:
+def test_no_usable_answer_gives_nothing() -> None:
     strategy = FedAvg()
     requests = send(strategy, 1, model(0), [10, 20])
     assert strategy.aggregate_train(1, answers(requests, [{"w": torch.zeros(1)}] * 2, [1, 1])) == (None, None)
-    with pytest.raises(RunError, match="aggregate_train before configure_train"):
-        FedAvg().aggregate_train(1, [])
 
 
-@pytest.mark.parametrize(("most", "left"), [(24, 2), (25, 3), (300, 4)])
-def test_believed_numbers_of_images_are_bounded_by_the_configuration(most: int, left: int) -> None:
+def test_believed_numbers_of_images_are_bounded_by_the_configuration() -> None:
     strategy = FedAvg()
-    begun(strategy, range(4), **{"max-silo-images": most})
-    replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(4)], [1, 24, 25, 300])
-    assert gather(strategy, 1, replies)[1]["silos"] == left
+    begun(strategy, range(4), **{"max-silo-images": 25})
+    replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(4)], [1, 24, 25, 26])
+    assert gather(strategy, 1, replies)[1]["silos"] == 3
 
 
-@pytest.mark.parametrize(("settings", "usable", "needed"), [({}, 1, 2), ({"min-replies": 3}, 2, 3)])
-def test_a_round_with_too_few_usable_answers_names_the_first_reason(
-    settings: dict[str, int], usable: int, needed: int
-) -> None:
-    for enough in (False, True):
-        strategy = FedAvg()
-        begun(strategy, range(4), **settings)
-        counts = [1] * (usable + enough) + [0] * (4 - usable - enough)
-        replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(4)], counts)
-        if enough:
+@pytest.mark.parametrize(("settings", "needed"), [({}, 3), ({"min-replies": 4}, 4)])
+def test_half_of_those_asked_must_answer_unless_told_otherwise(settings: dict[str, int], needed: int) -> None:
+    for usable in (needed - 1, needed):
+        strategy = FedAvg(fraction_train=0.6)
+        begun(strategy, range(10), **settings)
+        counts = [1] * usable + [0] * (6 - usable)
+        replies = answers(send(strategy, 1, model(0)), [near(model(0), k) for k in range(6)], counts)
+        if usable == needed:
             assert gather(strategy, 1, replies)[1]["silos"] == needed
         else:
-            with pytest.raises(
-                RunError, match=f"{usable} usable answers, {needed} needed: silo-{usable}: num-examples"
-            ):
+            with pytest.raises(RunError, match=rf"{usable} usable answers, {needed} needed: silo-\d: num-examples"):
                 strategy.aggregate_train(1, replies)
 
 
@@ -289,38 +256,22 @@ def test_whole_numbers_stay_whole_in_half_precision(name: str) -> None:
     assert_equal({BUFFER: found[BUFFER]}, large)
 
 
-OUT_OF_RANGE: dict[str, float | str | None] = {
-    "num_rounds": 0,
-    "sampler": "ula",
-    "sample_from": "average",
-    "server_ema_decay": 1.0,
-    "fraction_train": 1.01,
-    "min_train_nodes": 0,
-    "num_malicious_nodes": -1,
-    "num_nodes_to_select": -1,
-    "beta": 0.5,
-    "server_learning_rate": 0.0,
-    "server_momentum": 1.0,
-    "eta": math.inf,
-    "tau": math.nan,
-    "beta_1": 1.0,
-    "beta_2": -0.1,
-    "proximal_mu": -0.01,
-    "feddiffuse_method": "uspilt",
-    "aux_samples": 0,
-    "server_steps": 0,
-    "correction_learning_rate": -1.0,
-    "slow_window": 0,
-    "slow_tolerance": 1.0,
-    "correct_once": None,
-}
-"""What every argument refuses; None: nothing."""
-
-
-def test_arguments_out_of_range_are_refused_by_their_key() -> None:
-    takers = {argument: name for name in AVERAGING for argument in inspect.signature(STRATEGIES[name]).parameters}
-    assert takers.keys() == OUT_OF_RANGE.keys()
-    for argument, name in takers.items():
-        if (value := OUT_OF_RANGE[argument]) is not None:
-            with pytest.raises(UserError, match=f"{argument.replace('_', '-')}.*{value}"):
-                STRATEGIES[name](**{argument: value})
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("fedavg", "num_rounds", 0),
+        ("fedavg", "sample_from", "average"),
+        ("fedavg", "server_ema_decay", 1.0),
+        ("fedavg", "fraction_train", 1.01),
+        ("krum", "num_malicious_nodes", -1),
+        ("fedtrimmedavg", "beta", 0.5),
+        ("fedavgm", "server_learning_rate", 0.0),
+        ("fedadam", "eta", math.inf),
+        ("fedadam", "beta_1", math.nan),
+        ("fedprox", "proximal_mu", -0.01),
+        ("feddiffuse", "feddiffuse_method", "uspilt"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_their_key(name: str, argument: str, value: float | str) -> None:
+    with pytest.raises(UserError, match=f"{argument.replace('_', '-')}.*{value}"):
+        STRATEGIES[name](**{argument: value})

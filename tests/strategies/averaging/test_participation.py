@@ -25,26 +25,21 @@ def asked(fraction: float, nodes: list[int], minimum: int = 2, seed: int = 0) ->
     return strategy
 
 
-def drawn(strategy: AveragingStrategy, nodes: list[int], number: int) -> list[int]:
+def drawn(strategy: AveragingStrategy, nodes: list[int], number: int) -> tuple[int, ...]:
     """Indices of the silos that are asked in a round."""
-    return [nodes.index(message.metadata.dst_node_id) for message in send(strategy, number, LAYER)]
+    return tuple(nodes.index(message.metadata.dst_node_id) for message in send(strategy, number, LAYER))
 
 
 def test_a_draw_depends_on_seed_and_round_alone() -> None:
     several = [list(range(10)), list(range(900, 890, -1)), [2**63 - 7 * k * k for k in range(10)]]
-    draws = [[drawn(asked(0.4, nodes), nodes, number) for number in range(1, 8)] for nodes in several]
+    draws = [[drawn(asked(0.5, nodes), nodes, number) for number in range(1, 21)] for nodes in several]
     assert draws[1] == draws[2] == draws[0]
-    strategy = asked(0.4, several[0])
+    strategy = asked(0.5, several[0])
     assert [drawn(strategy, several[0], number) for number in (3, 1, 2)] == [draws[0][k] for k in (2, 0, 1)]
-
-
-def test_rounds_and_seeds_draw_others() -> None:
-    nodes = list(range(10))
-    strategy, other = (asked(0.5, nodes, seed=seed) for seed in (0, 1))
-    draws = [tuple(drawn(strategy, nodes, number)) for number in range(1, 21)]
-    assert len(set(draws)) > 12, "252 possible draws"
-    assert sum(one != following for one, following in pairwise(draws)) >= 18
-    assert sum(tuple(drawn(other, nodes, number)) != draws[number - 1] for number in range(1, 21)) >= 18
+    assert len(set(draws[0])) > 12, "252 possible draws"
+    assert sum(one != following for one, following in pairwise(draws[0])) >= 18
+    other = asked(0.5, several[0], seed=1)
+    assert sum(drawn(other, several[0], number) != draws[0][number - 1] for number in range(1, 21)) >= 18
 
 
 def test_silos_and_pairs_of_silos_are_drawn_equally_often() -> None:
@@ -53,7 +48,7 @@ def test_silos_and_pairs_of_silos_are_drawn_equally_often() -> None:
     together = np.zeros((10, 10))
     for number in range(1, rounds + 1):
         chosen = drawn(strategy, nodes, number)
-        assert chosen == sorted(set(chosen))
+        assert list(chosen) == sorted(set(chosen))
         assert len(chosen) == 3
         together[np.ix_(chosen, chosen)] += 1
     alone, pair = 3 / 10, 3 * 2 / (10 * 9)
@@ -69,12 +64,6 @@ def test_number_of_silos_is_the_share_rounded_down_but_at_least_the_minimum(frac
         strategy = asked(float(fraction), nodes, minimum)
         expected = min(silos, max(minimum, math.floor(Fraction(fraction) * silos)))
         assert strategy.num_participants(silos) == len(drawn(strategy, nodes, 3)) == expected
-
-
-def test_half_of_those_asked_must_answer() -> None:
-    strategy = asked(0.6, list(range(10)))
-    replies = [answer(request, model(1), k) for k, request in enumerate(send(strategy, 1, model(0))[:3])]
-    assert gather(strategy, 1, replies)[1]["silos"] == 3
 
 
 def momentum_by_hand(rounds: list[list[tuple[Model, int]]], momentum: float) -> Exact:

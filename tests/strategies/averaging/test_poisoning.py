@@ -1,4 +1,4 @@
-"""A small real federation under attack: the robust strategies still learn."""
+"""A small real federation under attack; tests/long has every robust strategy under every attack."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ SMALL: dict[str, Scalar] = {
     "num-rounds": 2,
     "train-steps": 20,
 }
-PAIRS = [("fedmedian", "nan"), ("krum", "noise"), ("multikrum", "sign-flip x10")]
-"""Every attack once; tests/long has all pairs."""
 
 
 @cache
@@ -25,16 +23,14 @@ def loss(strategy: str, attack: str) -> float:
     return federated_loss(strategy, attack, SMALL)
 
 
-@pytest.mark.parametrize(("strategy", "attack"), PAIRS)
-def test_robust_strategies_learn_with_two_of_ten_hostile_silos(strategy: str, attack: str) -> None:
-    clean = loss(strategy, "clean")
+@pytest.mark.parametrize(
+    ("strategy", "attack"), [("fedavg", "nan"), ("multikrum", "noise"), ("multikrum", "sign-flip x10")]
+)
+def test_learns_with_two_of_ten_hostile_silos(strategy: str, attack: str) -> None:
     # A network that predicts no noise at all has a loss of 1.
-    assert clean < 0.6
-    assert loss(strategy, attack) <= 1.2 * clean
+    assert loss(strategy, "clean") < 0.6
+    assert loss(strategy, attack) <= 1.2 * loss(strategy, "clean")
 
 
 def test_averaging_is_spoilt_by_numbers_that_pass_every_check() -> None:
-    clean = loss("fedavg", "clean")
-    assert clean < 0.6
-    assert loss("fedavg", "sign-flip x10") > 1.5 * clean
-    assert loss("fedavg", "nan") <= 1.2 * clean
+    assert loss("fedavg", "sign-flip x10") > 1.5 * loss("fedavg", "clean")
