@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +80,6 @@ def drive(
     absent: Callable[[int, int], bool] = lambda number, silo: False,
     answers: Callable[[Message, int], Message] = answer,
     rows: list[MetricRecord] | None = None,
-    shuffle: bool = False,
 ) -> ArrayRecord:
     """Play rounds ``first`` to the last, or to ``stop``; silos that are absent in a round answer with an error.
 
@@ -94,8 +93,6 @@ def drive(
             silo = silo_of(message)
             gone = absent(number, silo)
             replies.append(error_reply(message, f"silo-{silo}: gone") if gone else answers(message, silo))
-        if shuffle:
-            random.Random(number).shuffle(replies)
         arrays, metrics = moved(strategy, number, replies)
         if rows is not None:
             rows.append(metrics)
@@ -110,15 +107,38 @@ def moved(strategy: DfD, number: int, replies: list[Message]) -> tuple[ArrayReco
     return arrays, metrics
 
 
-def run(strategy: DfD, task: Task, model: Predict = predict, shuffle: bool = False) -> torch.Tensor:
+def run(strategy: DfD, task: Task) -> torch.Tensor:
     """The samples after all rounds."""
-    arrays = begin(strategy, task)
-    answers: Callable[[Message, int], Message] = lambda message, silo: answer(message, silo, model)  # noqa: E731
-    return samples_of(drive(strategy, arrays, answers=answers, shuffle=shuffle))
+    return samples_of(drive(strategy, begin(strategy, task)))
 
 
 def samples_of(arrays: ArrayRecord) -> torch.Tensor:
     return transport.decode(arrays["samples"])
+
+
+def assert_cut_run_goes_on(
+    make: Callable[[], DfD],
+    task: Task,
+    cut: int,
+    absent: Callable[[int, int], bool],
+    answers: Callable[[Message, int], Message] = answer,
+) -> dict[str, Any]:
+    """A run that ends after round ``cut`` and goes on from a file is the same to the last bit; return its state."""
+    whole, first, second = make(), make(), make()
+    expected = drive(whole, begin(whole, task), absent=absent, answers=answers)
+    half = drive(first, begin(first, task), stop=cut, absent=absent, answers=answers)
+    file = io.BytesIO()
+    torch.save({"samples": samples_of(half), "state": first.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    begin(second, task)
+    second.load_state_dict(saved["state"])
+    arrays = fresh(saved["samples"], task.labels)
+    got = drive(second, arrays, first=cut + 1, absent=absent, answers=answers)
+    assert torch.equal(samples_of(got), samples_of(expected))
+    assert second.num_rounds == whole.num_rounds
+    state: dict[str, Any] = saved["state"]
+    return state
 
 
 def fresh(samples: torch.Tensor, labels: torch.Tensor) -> ArrayRecord:

@@ -37,7 +37,6 @@ def test_depends_on_the_seed_and_not_on_the_strategy() -> None:
         ("auto", False, "cpu"),
         ("auto", True, "cuda"),
         ("cpu", True, "cpu"),
-        ("cpu", False, "cpu"),
         ("cuda", True, "cuda"),
     ],
 )

@@ -20,19 +20,10 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise,
 from fedsynth.diffusion import to_uint8 as as_images
 from fedsynth.output import RunFolder
 from fedsynth.seeding import make_generator
-from strategies.own_models import local_training
 
-METHODS: dict[str, dict[str, Scalar]] = {
-    "dfd": {"strategy": "dfd"},
-    "dfd, paper": {"strategy": "dfd", "dfd_preset": "paper", "dfd_rounds": 5},
-    "fedavg": {"strategy": "fedavg"},
-    "pooled": {"strategy": "pooled"},
-    "centralised": {"strategy": "centralised"},
-}
-ROUNDS = {"dfd": 4, "dfd, paper": 5, "fedavg": 2, "pooled": 1, "centralised": 2}
+ROUNDS = {"dfd": 4, "fedavg": 2, "pooled": 1, "centralised": 2}
 RESOLVED = {
     "dfd": {"weights": "posterior", "sampler": "ddpm", "prior": "class", "score-scale": 1.0},
-    "dfd, paper": {"weights": "energy", "sampler": "ula", "prior": "size", "score-scale": 2.0},
     "fedavg": {"sampler": "ddpm", "sample-from": "raw"},
     "pooled": {"prior": "class", "sampler": "ddpm"},
     "centralised": {"sampler": "ddpm", "sample-from": "ema"},
@@ -45,10 +36,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=ROUNDS)
 def done(request: pytest.FixtureRequest, base: Path) -> Run:
     """One finished run of every method, all with the same silos and the same local models."""
-    settings = tiny_settings(base, run_name=request.param.replace(", ", "-"), **METHODS[request.param])
+    settings = tiny_settings(base, run_name=request.param, strategy=request.param)
     return request.param, settings, run_tiny(settings)
 
 
@@ -74,7 +65,7 @@ def test_rounds_traffic_and_seconds_agree_between_metrics_and_results(done: Run)
     rows, results = folder.read_metrics(), read(folder.results)
     assert [row["round"] for row in rows] == list(range(1, ROUNDS[name] + 1))
     assert results["rounds"] == ROUNDS[name]
-    assert results["strategy"] == METHODS[name]["strategy"]
+    assert results["strategy"] == name
     for key in ("bytes-down", "bytes-up"):
         counts = [row[key] for row in rows]
         assert counts == sorted(counts)
@@ -88,7 +79,7 @@ def test_traffic_is_what_the_method_must_send(done: Run) -> None:
     name, _, folder = done
     rows = folder.read_metrics()
     image = 8 * 8
-    if name.startswith("dfd"):
+    if name == "dfd":
         per_round = np.diff([row["bytes-up"] for row in rows])
         # Three silos that hold every class answer for 30 images in float32; the rest is names and metrics.
         assert (per_round >= 3 * 30 * image * 4).all()
@@ -136,7 +127,7 @@ def test_partition_is_written_as_the_silos_see_it(done: Run) -> None:
 def test_report_and_log_tell_of_the_run(done: Run) -> None:
     name, _, folder = done
     report = folder.report.read_text()
-    assert f"{METHODS[name]['strategy']} on digits, 3 silos" in report
+    assert f"{name} on digits, 3 silos" in report
     assert report.count("data:image/png") >= 3
     assert list(folder.figures.glob("*.png"))
     log = folder.log.read_text()
@@ -172,17 +163,9 @@ def disordered() -> Callable[[list[Message]], list[Message]]:
 
 def test_same_bytes_when_everything_is_done_again_and_answered_in_another_order(done: Run, tmp_path: Path) -> None:
     name, _, folder = done
-    again = run_tiny(tiny_settings(tmp_path, **METHODS[name]), disordered(), report=False)
+    again = run_tiny(tiny_settings(tmp_path, strategy=name), disordered(), report=False)
     assert images_of(again) == images_of(folder)
     assert len(images_of(again)) == 30
-
-
-def test_another_seed_gives_other_images(tmp_path: Path) -> None:
-    one, other = (
-        images_of(run_tiny(tiny_settings(tmp_path, strategy="fedavg", seed=seed, run_name=str(seed)), report=False))
-        for seed in (0, 1)
-    )
-    assert sum(other[path] == content for path, content in one.items()) <= 3
 
 
 def test_a_second_run_and_a_second_method_reuse_the_local_models(
@@ -205,17 +188,3 @@ def test_a_second_run_and_a_second_method_reuse_the_local_models(
     assert [path.stat().st_mtime_ns for path in files] == stamps
     trained = sum(read(path)["seconds"] for path in files if path.name == "training.json")  # type: ignore[misc]
     assert min(seconds) > trained > 0, "the cost of the reused training is charged"
-
-
-def test_small_slices_give_the_models_of_one_slice(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run_tiny(tiny_settings(base, run_name="whole"), report=False)
-    monkeypatch.setattr(local_training, "SLICE_SECONDS", 1e-9)
-    sliced = run_tiny(tiny_settings(tmp_path), report=False)
-    assert images_of(sliced) == images_of(whole)
-    weights = "models/*/unet/diffusion_pytorch_model.safetensors"
-    for k in range(3):
-        (one,), (other,) = ((folder / "state" / f"silo-{k}").glob(weights) for folder in (base, tmp_path))
-        assert one.read_bytes() == other.read_bytes()
-        curves = [read(file.parents[1] / "training.json")["losses"] for file in (one, other)]
-        assert curves[0] == curves[1]
-    assert list((tmp_path / "state").rglob("*.pt")) == []

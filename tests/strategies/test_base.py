@@ -35,6 +35,12 @@ def test_every_method_says_what_the_silos_did() -> None:
     assert all(chosen.how and not chosen.how.endswith(".") for chosen in STRATEGIES.values())
 
 
+@pytest.mark.parametrize("name", ["pooled", "local", "centralised"])
+def test_a_round_that_needs_what_begin_learns_says_so(name: str) -> None:
+    with pytest.raises(RunError, match="call begin first"):
+        STRATEGIES[name]().run_round(1, ArrayRecord(), Exchange(StubGrid([]), 5.0))
+
+
 def test_there_are_no_silos_before_anybody_was_asked() -> None:
     with pytest.raises(RunError, match="FedAvg knows no silos yet: call begin or configure_train first"):
         _ = STRATEGIES["fedavg"]().census

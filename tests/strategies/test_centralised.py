@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import TrainingState, initial_unet, to_model_range, train
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import UserError
 from fedsynth.messages import transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
@@ -32,6 +32,7 @@ CONFIG = RunConfig.from_run_config(
         "samples-per-client": 40,
         "sampling-steps": 3,
         "strategy": "centralised",
+        "sampler": "ddpm",
         "train-steps": 4,
     }
 )
@@ -116,8 +117,3 @@ def test_real_silos_do_not_show_their_images() -> None:
     real = Task(CONFIG, task().spec, Census.unknown([1], 10), torch.arange(2))
     with pytest.raises(UserError, match="works in simulation only"):
         Centralised().begin(real, NOBODY)
-
-
-def test_nothing_without_begin() -> None:
-    with pytest.raises(RunError, match="call begin first"):
-        Centralised().aggregate(1, iter([]))

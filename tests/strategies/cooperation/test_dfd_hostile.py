@@ -85,12 +85,14 @@ def without(project: Path) -> np.ndarray:
     return pixels(run(project, "without", missing))
 
 
-def test_honest_silos_are_trusted(project: Path, without: np.ndarray) -> None:
-    folder = run(project, "honest")
-    assert "left out" not in folder.log.read_text()
-    assert "not asked further" not in folder.log.read_text()
-    # The third silo counts: otherwise the tests below would show nothing.
-    assert np.abs(pixels(folder) - without).mean() > 3
+def test_honest_silos_are_trusted_even_a_noisy_one(project: Path, without: np.ndarray) -> None:
+    folders = run(project, "honest"), run(project, "noisy", noisy)
+    for folder in folders:
+        log = folder.log.read_text()
+        assert "left out" not in log
+        assert "not asked further" not in log
+    # The third silo counts: otherwise the test below would show nothing.
+    assert np.abs(pixels(folders[0]) - without).mean() > 3
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -101,12 +103,6 @@ def test_a_hostile_silo_is_found_out_and_changes_nothing(attack: str, project: P
     assert "silo-0 is not" not in log
     assert "silo-2 is not" not in log
     assert np.abs(pixels(folder) - without).mean() < 1.0
-
-
-def test_a_noisy_but_honest_silo_stays(project: Path) -> None:
-    log = run(project, "noisy", noisy).log.read_text()
-    assert "left out" not in log
-    assert "not asked further" not in log
 
 
 def test_without_screening_a_lazy_silo_takes_the_energy_weights(project: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from hand_made import StubGrid, bare_reply, error_reply, reply
 
 from fedsynth.config import RunConfig
@@ -88,10 +88,6 @@ def test_owners_follow_the_seed() -> None:
     assert first == again != other
 
 
-def test_silo_without_a_share_is_not_asked() -> None:
-    assert 1 not in asked(task_of(labels=torch.ones(10, dtype=torch.int64)))
-
-
 @pytest.mark.parametrize("backwards", [False, True])
 def test_images_land_in_their_places_in_any_order_of_answers(backwards: bool) -> None:
     task, strategy = task_of(), Pooled()
@@ -159,8 +155,3 @@ def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
     with pytest.raises(UserError, match=r"no silo holds images of class index \[1\]"):
         Pooled().begin(task_of([[3, 0], [5, 0]]), exchange)
     assert exchange.traffic.messages == 0
-
-
-def test_round_without_begin_says_so() -> None:
-    with pytest.raises(RunError, match="call begin first"):
-        Pooled().configure_train(1, ArrayRecord(), ConfigRecord(), StubGrid([]))

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 import strategies.results.generator
@@ -34,15 +35,6 @@ from strategies.results.generator import train_generator
 
 STEPS = 5
 Weights = dict[str, torch.Tensor]
-
-
-class KilledError(Exception):
-    """Stands for whatever ends a process."""
-
-
-def weights_of(folder: RunFolder) -> Weights:
-    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
-    return dict(pipeline.unet.state_dict())
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -119,10 +111,10 @@ def test_a_killed_training_goes_on_where_it_was_saved(tmp_path: Path, monkeypatc
         save(state, path)
         saved.append(state.steps)
         if state.steps == 3:
-            raise KilledError
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingState, "save", save_and_die)
-    with pytest.raises(KilledError):
+    with pytest.raises(KeyboardInterrupt):
         train_generator(task(), outcome(), tmp_path)
     assert same(generator_of(task(), outcome(), tmp_path).unet.state_dict(), whole)
     assert saved == [1, 2, 3, 4, 5]
@@ -148,64 +140,62 @@ def test_a_torn_checkpoint_is_named_and_starts_again(tmp_path: Path, caplog: pyt
     assert f"generator: checkpoint '{path}' is damaged, training starts again" in caplog.text
 
 
-def test_a_run_leaves_a_pipeline_that_draws(tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, strategy="pooled", generator_steps=STEPS)
-    folder = run_tiny(settings, report=False)
-    released = read_dataset(folder.synthetic)
-    expected = by_hand(task(**{"num-samples": 30}), Outcome(released.images, released.labels)).averaged_unet()
-    assert same(weights_of(folder), dict(expected.state_dict()))
-    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with a generator, measured."""
+    quick = {"evaluate": True, "classifiers": "logistic-regression", "feature_extractor": "pixels"}
+    folder = tmp_path_factory.mktemp("finished")
+    return run_tiny(tiny_settings(folder, strategy="pooled", generator_steps=STEPS, classifier_seeds=1, **quick))
+
+
+def pipeline_of(folder: RunFolder) -> ClassConditionalDDPMPipeline:
+    return ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
+
+
+def test_a_run_leaves_a_pipeline_that_draws(finished: RunFolder) -> None:
+    released = read_dataset(finished.synthetic)
+    expected = by_hand(task(num_samples=30), Outcome(released.images, released.labels)).averaged_unet()
+    pipeline = pipeline_of(finished)
+    assert same(dict(pipeline.unet.state_dict()), dict(expected.state_dict()))
     assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
     assert pipeline.scheduler.config.use_karras_sigmas
     assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
-    results = json.loads(folder.results.read_text())
+    results = json.loads(finished.results.read_text())
     assert results["generator-steps"] == STEPS
     assert results["generator-seconds"] > 0
     note = f"models/generator, trained for {STEPS} steps on these images alone"
-    assert note in (folder.synthetic / "README.md").read_text()
+    assert note in (finished.synthetic / "README.md").read_text()
     assert note in results["notes"]
 
 
-def test_a_finished_run_is_given_a_generator_later_which_changes_no_image(tmp_path: Path) -> None:
-    at_once = run_tiny(tiny_settings(tmp_path, generator_steps=STEPS), report=False)
-    later = run_tiny(tiny_settings(tmp_path, run_name="later"), report=False)
+def test_a_finished_run_is_given_a_generator_later_which_changes_no_image(tmp_path: Path, finished: RunFolder) -> None:
+    settings = tiny_settings(tmp_path, strategy="pooled")
+    later = run_tiny(settings, report=False)
     assert not (later.models / "generator").exists()
     assert "generator-steps" not in json.loads(later.results.read_text())
-    assert images_of(later) == images_of(at_once)
-    resumed = tiny_settings(tmp_path, generator_steps=STEPS, run_name="later", resume=str(later.path))
-    run_tiny(resumed, report=False)
-    assert same(weights_of(later), weights_of(at_once))
-    assert images_of(later) == images_of(at_once)
+    assert images_of(later) == images_of(finished)
+    run_tiny({**settings, "generator-steps": STEPS, "resume": str(later.path)}, report=False)
+    assert same(pipeline_of(later).unet.state_dict(), pipeline_of(finished).unet.state_dict())
+    assert images_of(later) == images_of(finished)
 
 
-def test_a_run_measures_what_its_generator_draws(tmp_path: Path) -> None:
-    quick = {"evaluate": True, "classifiers": "logistic-regression", "feature_extractor": "pixels"}
-    folder = run_tiny(
-        tiny_settings(tmp_path, generator_steps=STEPS, sampler="dpmsolver++", weights="constant", **quick)
-    )
-    results = json.loads(folder.results.read_text())
-    released = read_dataset(folder.synthetic)
-    settings = RunConfig.from_run_config(tiny_settings(tmp_path, sampler="dpmsolver++", weights="constant"))
+def test_a_run_measures_what_its_generator_draws(finished: RunFolder) -> None:
+    results, released = json.loads(finished.results.read_text()), read_dataset(finished.synthetic)
+    settings = finished.read_config()
     federation = load_federation(settings)
-    pipeline = ClassConditionalDDPMPipeline.from_pretrained(folder.models / "generator")
     todo = Task(settings, federation.spec, Census.unknown([1, 2, 3], 10), torch.from_numpy(released.labels))
-    fresh = strategies.results.generator.Generator(pipeline.unet, STEPS, 0.0).draw(todo, released.labels)
+    drawn = strategies.results.generator.Generator(pipeline_of(finished).unet, STEPS, 0.0).draw(todo, released.labels)
     assert results["n"] == 30
     ratio = results["generator-frechet-distance"] / results["frechet-distance"]
     assert results["generator-frechet-ratio"] == pytest.approx(ratio)
-    test = federation.test.images.reshape(360, -1).astype(float)
-    near = np.percentile(_nearest(test, released.images), 5)
-    assert results["generator-repeated-share"] == np.mean(_nearest(fresh, released.images) <= near)
-    assert 0 <= results["generator-copied-share"] <= 1
-    assert 0 <= results["generator-epsilon-membership-auc"] <= 1
-    assert 0 <= results["generator-accuracy-logistic-regression"] <= 1
-    page = folder.report.read_text()
+    real, fake, fresh = (
+        images.reshape(len(images), -1).astype(float) for images in (federation.test.images, released.images, drawn)
+    )
+    near = np.percentile(cdist(real, fake).min(1), 5)
+    assert results["generator-repeated-share"] == np.mean(cdist(fresh, fake).min(1) <= near)
+    for measure in ("copied-share", "epsilon-membership-auc", "accuracy-logistic-regression"):
+        assert 0 <= results[f"generator-{measure}"] <= 1
+    page = finished.report.read_text()
     assert ">generator<" in page
     assert "generator-frechet-ratio" in page
     assert "models/generator" in page
-
-
-def _nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    flat, others = images.reshape(len(images), -1).astype(float), references.reshape(len(references), -1).astype(float)
-    nearest: np.ndarray = np.linalg.norm(flat[:, None] - others[None], axis=2).min(1)
-    return nearest
