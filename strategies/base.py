@@ -59,7 +59,7 @@ class Task:
     def sampler(self) -> str:
         """How one model is sampled; Langevin moves are for composed noise only."""
         sampler = str(self.config.to_run_config()["sampler"])
-        return {"auto": "ddpm", "ula": "sde-dpmsolver++"}.get(sampler, sampler)
+        return "sde-dpmsolver++" if sampler == "ula" else sampler
 
 
 @dataclass
@@ -144,9 +144,14 @@ class SynthesisStrategy(Strategy):
             UserError: names key, value and what is allowed.
         """
 
-    @abstractmethod
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
-        """Prepare the silos and return the arrays the first round starts from."""
+        """Begin a run: keep the task, prepare the silos, and return the arrays the first round starts from."""
+        self._task = task
+        return self.prepare(task, exchange)
+
+    @abstractmethod
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
+        """Prepare the silos and return the arrays the first round starts from; the task is kept already."""
 
     @abstractmethod
     def questions(self, server_round: int, arrays: ArrayRecord) -> Sequence[Question[Any]]:

@@ -36,7 +36,7 @@ class Centralised(SynthesisStrategy):
         self.num_rounds = self.settings.num_rounds
         self._state: TrainingState | None = None
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Gather the training images of all silos.
 
         Raises:
@@ -44,7 +44,6 @@ class Centralised(SynthesisStrategy):
         """
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
-        self._task = task
         silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
         self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
         self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))

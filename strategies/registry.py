@@ -56,6 +56,8 @@ def strategy_class(name: str) -> type[SynthesisStrategy]:
     chosen = load_plugin("strategy", name)
     if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
         raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+    if not isinstance(getattr(chosen, "how", None), str):
+        raise UserError(f"strategy = '{name}': needs 'how', half a sentence that says what the silos did")
     for key in chosen.defaults(RunConfig()):
         if key not in KEYS:
             raise UserError(f"strategy = '{name}': its Settings hold '{key}', which is no configuration key")

@@ -53,24 +53,17 @@ def model(seed: int, size: float = 0.05) -> Model:
 def near(weights: Mapping[str, torch.Tensor], seed: int, drift: float = 0.01) -> Model:
     """The same weights after training: each moved by a normal number of size ``drift``; other whole numbers."""
     generator = torch.Generator().manual_seed(seed)
-    moved = {
+    return {
         name: value + drift * torch.randn(value.shape, generator=generator)
         if value.is_floating_point()
         else torch.randint(1000, value.shape, generator=generator)
         for name, value in weights.items()
     }
-    return moved
 
 
 def exact(weights: Mapping[str, torch.Tensor]) -> Exact:
     """The same numbers in float64 numpy."""
     return {name: value.numpy().astype(np.float64) for name, value in weights.items()}
-
-
-def flat(weights: Mapping[str, torch.Tensor]) -> NDArray[np.float64]:
-    """All floating-point weights as one vector, float64."""
-    floats = [value.numpy().astype(np.float64).ravel() for value in weights.values() if value.is_floating_point()]
-    return np.concatenate(floats)
 
 
 def begun(strategy: AveragingStrategy, nodes: Sequence[int], **changes: Any) -> Task:
@@ -126,11 +119,8 @@ def play(
 
 def mean_of(models: Sequence[Model], counts: Sequence[int]) -> Exact:
     """Σ n_k w_k / Σ n_k, the whole-number buffers not yet rounded."""
-    total = {name: np.zeros(value.shape) for name, value in exact(models[0]).items()}
-    for weights, count in zip(models, counts, strict=True):
-        for name, value in exact(weights).items():
-            total[name] += count / sum(counts) * value
-    return total
+    pairs = list(zip(map(exact, models), counts, strict=True))
+    return {name: np.asarray(sum(n / sum(counts) * one[name] for one, n in pairs)) for name in models[0]}
 
 
 def assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

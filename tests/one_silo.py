@@ -12,7 +12,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
+from fedsynth.diffusion import draw_initial_noise, make_scheduler, sample, to_uint8
+from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.messages import Answer, EpsilonRequest, PrepareAnswer, PrepareRequest, Request, SampleRequest
+from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 # Flower sets these when it starts an app; a message cannot be built without them.
@@ -41,13 +44,19 @@ def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def context_of(settings: dict[str, Any] | None = None, **node_config: Any) -> Context:
+    """What a SuperNode gives its app, under a node id of its own: images stay in memory by that."""
+    given = {key.replace("_", "-"): value for key, value in node_config.items()}
+    run_config = {**RunConfig().to_run_config(), **(settings or {})}
+    return Context(1, next(_node_ids), given, RecordDict(), run_config)
+
+
 class Node:
     """One SuperNode: keeps its context between messages, under a node id of its own."""
 
     def __init__(self, settings: dict[str, Any], spec: ImageSpec, **node_config: Any) -> None:
         self.spec, self.config = spec, RunConfig.from_run_config(settings)
-        given = {key.replace("_", "-"): value for key, value in node_config.items()}
-        self.context = Context(1, next(_node_ids), given, RecordDict(), settings)
+        self.context = context_of(settings, **node_config)
 
     def send(self, request: Request[Any]) -> Message:
         """Send a request, and return the message that comes back."""
@@ -101,3 +110,10 @@ def sample_request(node: Node, labels: list[int], numbers: list[int], **changes:
     """A question for images."""
     given = {"labels": torch.tensor(labels), "numbers": torch.tensor(numbers), "spec": node.spec, "sampler": "ddpm"}
     return SampleRequest(**{**given, **changes})
+
+
+def drawn_images(node: Node, predict: PredictNoise, labels: list[int], numbers: list[int], name: str = "silo-1") -> Any:
+    """The images that a silo should draw: the plain loop from the shared noise."""
+    noise = draw_initial_noise(0, 20, (1, 8, 8))[numbers]
+    scheduler, generator = make_scheduler(node.config.diffusion, 3), make_generator(0, "sampling", name)
+    return to_uint8(sample(predict, scheduler, noise, torch.tensor(labels), generator))

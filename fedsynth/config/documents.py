@@ -17,10 +17,11 @@ BEGIN, END = "# Written by 'make config' from fedsynth/config: begin.", "# Writt
 _INTRODUCTION = """\
 # Configuration
 
-Written by `make config` from the declarations in `fedsynth/config/`. Every key is an option of `fedsynth run` and
-`fedsynth sweep` and stands in `pyproject.toml`, where `flwr run` finds its default. A key that the chosen strategy,
-dataset, partition or sampler does not take is refused if its value is not the default. Where the default is `auto`,
-the strategy's own takes its place; it is named here.
+Written by `make config` from the declarations in `fedsynth/config/`. Every key is an option of `fedsynth run` and, but
+for `run-name` and `resume`, of `fedsynth sweep`, and stands in `pyproject.toml`, where `flwr run` finds its default. A
+value other than the default is refused where the key does not act beside the chosen strategy, dataset, partition,
+sampler or other values. What `auto` becomes stands in the row; for a strategy's keys it is that strategy's own default,
+which is named here.
 """
 
 

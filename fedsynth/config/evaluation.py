@@ -54,7 +54,7 @@ class Evaluation(Section):
     )
     membership_inference: bool = key(True, "attack the models of a simulation: who was trained on?", affects="measures")
     evaluate_silos: bool = key(
-        False, "have the silos measure it against theirs, which stay at home", affects="measures"
+        False, "have the silos measure the synthetic set against their own images", affects="measures"
     )
     min_statistics_samples: Annotated[int, Field(ge=2)] = key(
         50,

@@ -36,7 +36,7 @@ class Run(Section):
         affects="execution",
         commands=("evaluate",),
     )
-    resume: str = key("", "run folder to continue; the other keys must be that run's", affects="execution")
+    resume: str = key("", "run folder to continue; keys that cannot change must be that run's", affects="execution")
     device: Literal["auto", "cpu", "cuda"] = key(
         AUTO, "auto: CUDA when a process sees it", affects="execution", commands=MODEL_COMMANDS
     )
@@ -68,7 +68,7 @@ class Exchange(Section):
     reply_timeout: PositiveFloat = key(3600.0, "seconds to wait for the answers of a round", affects="execution")
     round_timeout: PositiveFloat | Auto = key(
         AUTO,
-        "the same in dfd; auto: ten times the slowest answer so far, 60 at least",
+        "seconds to wait in a round of dfd; auto: ten times the slowest answer so far, 60 at least",
         affects="execution",
         acts_with={"strategy": ("dfd",)},
     )

@@ -1,4 +1,7 @@
-"""``query.epsilon``: noise predictions of the silo's own model, the one question of cooperative inference."""
+"""``query.epsilon``: noise predictions of the silo's own model, the one question of cooperative inference.
+
+What the server makes of the answers: :mod:`strategies.cooperation` and :mod:`fedsynth.mixture`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
         timestep: of all samples; None: ``timesteps`` has one for each.
         timesteps: int64 (n,).
         server_round: for the silo's log.
-        rows: which samples of the server's set these are (n,); it does not travel, the answer gets it back.
+        rows: indices (n,) that the server needs to place the answer, which gets them back; they do not travel.
         wire_dtype: precision on the wire.
     """
 

@@ -63,9 +63,8 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the combined weights after work of the server's own, by default none; may add to ``metrics``."""
         return arrays
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights."""
-        self._task = task
         self._config = task.config
         return transport.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 

@@ -41,15 +41,16 @@ class FedDDPM(FedAvg):
         super().__init__(**settings)
         self._auxiliary: AuxiliarySet | None = None
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the initial weights, with the auxiliary set at hand."""
         train_local_models(exchange, task)
         self._auxiliary = draw_auxiliary_set(task, exchange, self.settings.aux_samples)
-        return super().begin(task, exchange)
+        return super().prepare(task, exchange)
 
     def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
         """Continue with the auxiliary set of the run: the silos upload nothing again."""
-        super().begin(task, exchange)
+        self._task = task
+        super().prepare(task, exchange)
         self.load_state_dict(state)
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:

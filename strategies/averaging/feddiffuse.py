@@ -63,10 +63,10 @@ class FedDiffuse(AveragingStrategy):
         self._exchange: Exchange | None = None
         self._trained: set[str] = set()
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Return the exchanged part of the initial weights."""
         self._exchange = exchange
-        whole = super().begin(task, exchange)
+        whole = super().prepare(task, exchange)
         return ArrayRecord({name: array for name, array in whole.items() if part_of(name) in self._exchanged})
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:

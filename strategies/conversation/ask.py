@@ -1,4 +1,7 @@
-"""Questions to silos, and which answers are usable: the only place that reads, names and counts answers."""
+"""Questions to silos, and which of their answers are usable: no other place reads, names or counts answers.
+
+What a usable answer is worth, its asker decides: screening may still give it no weight.
+"""
 
 from __future__ import annotations
 

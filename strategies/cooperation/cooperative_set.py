@@ -203,9 +203,11 @@ class CooperativeSet:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Make a Picard iteration over a cohort's window, and move it past the levels that have converged.
 
-        A silo counts if it answered about all of the window. Its answers are screened where they decide the samples'
-        state: at the first level, and at guesses that have converged. Other guesses lie off their noise level, where
-        no check tells an honest network from another; answers there only decide what is asked next.
+        ``states[j]`` is the state at level j of the window as far as this iteration knows it, and final for the
+        ``len(experts)`` levels that are done. A silo counts if it answered about all of the window. Its answers are
+        screened where they decide a final state: at the first level, and at guesses that have converged. Other guesses
+        lie off their noise level, where no check tells an honest network from another; answers there only decide what
+        is asked next.
 
         Returns:
             The samples after the last level that is done (n, C, H, W), and the effective experts (n,) of every such
@@ -244,7 +246,7 @@ class CooperativeSet:
     def _report(self, waiting: set[int]) -> None:
         """Log changes of what waits, by class index."""
         if new := self._labels_of(waiting - self._waiting):
-            logger.warning("class index %s waits: none of its holders answered", new)
+            logger.warning("class index %s waits: no usable answer from its holders", new)
         if back := self._labels_of(self._waiting - waiting):
             logger.info("class index %s goes on", back)
         self._waiting = waiting

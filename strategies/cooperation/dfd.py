@@ -72,14 +72,13 @@ class DfD(SynthesisStrategy):
         self._slowest = 0.0
         self._set: CooperativeSet | None = None
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, have the silos train their models, and find out which are fit to answer.
 
         Raises:
             UserError: a class that no silo holds.
             RunError: no silo's model is fit to answer.
         """
-        self._task = task
         self._config = task.config
         self.timeout = self._round_timeout(0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)

@@ -28,9 +28,8 @@ class Local(SynthesisStrategy):
     how = "each silo trained its own diffusion model and drew a set of its own from it; nothing was shared"
     num_rounds = 1
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Have the silos train their models."""
-        self._task = task
         ready = sorted(train_local_models(exchange, task))
         labels = [draw_labels_of(task.census.members[k], task.config) for k in ready]
         owners = torch.tensor(ready).repeat_interleave(task.config.sampling.num_samples)

@@ -40,13 +40,12 @@ class Pooled(SynthesisStrategy):
         self._owners = torch.empty(0, dtype=torch.int64)
         self._notes: tuple[str, ...] = ()
 
-    def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Have the silos train their models, and decide who draws which image.
 
         Raises:
             UserError: a class that no silo holds.
         """
-        self._task = task
         draw_owners(task, self.settings.prior)  # refuses a class without a holder before anyone trains
         ready = train_local_models(exchange, task)
         able = torch.tensor([k in ready for k in range(len(task.census))])

@@ -4,9 +4,10 @@ import logging
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
+from one_silo import SPEC
+from one_silo import context_of as context
 
 import clients.context
 import clients.journal
@@ -24,17 +25,6 @@ from fedsynth.messages import (
     UploadRequest,
     sender_of,
 )
-from fedsynth.spec import ImageSpec
-
-# Flower sets these when it starts an app; a message cannot be built without them.
-TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-
-SPEC = ImageSpec(1, 8, ("even", "odd"))
-
-
-def context(**node_config: Any) -> Context:
-    given = {key.replace("_", "-"): value for key, value in node_config.items()}
-    return Context(run_id=1, node_id=77, node_config=given, state=RecordDict(), run_config=RunConfig().to_run_config())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from one_silo import SPEC, context_of
 
 from clients.context import LEAST_FREE_BYTES, SiloContext
 from fedsynth.config import RunConfig
@@ -17,16 +17,11 @@ from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
 
-SPEC = ImageSpec(1, 8, ("even", "odd"))
 THREE = {"num-clients": 3, "partition": "iid", "samples-per-client": 30}
-_node_ids = iter(range(20_000, 30_000))
 
 
 def silo_of(settings: dict[str, Any] | None = None, **node_config: Any) -> SiloContext:
-    """A silo with a node id of its own: images stay in memory by that."""
-    given = {key.replace("_", "-"): value for key, value in node_config.items()}
-    run_config = {**RunConfig().to_run_config(), **(settings or {})}
-    return SiloContext(Context(1, next(_node_ids), given, RecordDict(), run_config))
+    return SiloContext(context_of(settings, **node_config))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+from one_silo import context_of as context
 from one_silo import epsilon_request
 
 import clients.journal
@@ -16,11 +15,6 @@ from fedsynth.errors import UserError
 def _lines_for_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, "fedsynth")
-
-
-def context(**node_config: Any) -> Context:
-    given = {key.replace("_", "-"): value for key, value in node_config.items()}
-    return Context(run_id=1, node_id=77, node_config=given, state=RecordDict(), run_config={})
 
 
 REQUEST = epsilon_request(620, server_round=3).to_message(77)

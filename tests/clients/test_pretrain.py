@@ -61,11 +61,6 @@ def test_silo_answers_with_it_in_a_run_of_more_classes(model: Path, images: Path
     assert list(tmp_path.iterdir()) == [], "it trains nothing"
 
 
-def test_another_seed_gives_another_model(model: Path, images: Path, tmp_path: Path) -> None:
-    pretrain(images, "clinic", tmp_path / "other", config_of(seed=1))
-    assert weights_of(tmp_path / "other") != weights_of(model)
-
-
 def test_interrupted_training_continues_with_progress_to_the_same_model(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from fedsynth.data import LabelledImages, folder_silo, load_dataset, partition, simulated_silo, split_holdout
+from fedsynth.data import LabelledImages, load_dataset, partition, simulated_silo, split_holdout
 from fedsynth.errors import UserError
 
 TRAIN, _ = load_dataset("digits")
@@ -45,19 +42,3 @@ def test_same_data_and_seed_same_silo() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(UserError, match="holdout-fraction"):
         split_holdout(TRAIN, fraction, 0)
-
-
-def test_folder_silo_uses_the_federation_s_classes(tmp_path: Path) -> None:
-    for name, count in (("cat", 4), ("dog", 6)):
-        (tmp_path / name).mkdir()
-        for number in range(count):
-            Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
-    silo = folder_silo(tmp_path, "clinic", 0.3, 0, image_size=16, channels=3, classes=("bird", "cat", "dog"))
-    assert silo.name == "clinic"
-    assert (silo.train.label_counts() + silo.holdout.label_counts()).tolist() == [0, 4, 6]
-    assert silo.train.images.shape[1:] == (16, 16, 3)
-    assert len(silo.holdout) == 3
-    (tmp_path / "dog" / "bad.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"bad\.png"):
-        folder_silo(tmp_path, "clinic", 0.3, 0)
-    assert len(folder_silo(tmp_path, "clinic", 0.0, 0, skip_bad_images=True).train) == 10

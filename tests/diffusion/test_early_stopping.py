@@ -44,13 +44,11 @@ def fresh_loss(data: Data, seed: int = 0) -> HeldOutLoss:
     ("losses", "out"),
     [
         ([], False),
-        ([1.0, 0.9, 0.8], False),
         ([1.0, 1.0, 1.1], False),
         ([1.0, 1.0, 1.1, 1.2], True),
         ([0.5, 0.6, 0.7, 0.49], False),
         ([0.5, 0.6, 0.7, 0.499], True),
         ([0.5, 0.496, 0.492, 0.488, 0.484], False),
-        ([0.5, 0.499, 0.498, 0.497], True),
         ([0.9, 0.8, 0.9, 0.9, 0.7, 0.9, 0.9], False),
         ([0.9, 0.8, 0.9, 0.9, 0.7, 0.9, 0.9, 0.7], True),
     ],
@@ -89,50 +87,6 @@ def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
         predicted = unet.eval()(noisy, torch.from_numpy(t), class_labels=labels[rows]).sample
     expected = float((predicted.double() - noise.double()).square().mean())
     assert fresh_loss((images, labels), 4)(unet) == pytest.approx(expected, rel=1e-5)
-
-
-class Spy(torch.nn.Module):
-    """Predicts zero, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> Spy:
-        self.asked.append((x, t, class_labels))
-        self.sample = torch.zeros_like(x)
-        return self
-
-
-def asked_of(data: Data, seed: int = 0) -> tuple[float, np.ndarray, np.ndarray]:
-    spy, loss = Spy(), fresh_loss(data, seed)
-    value = loss(spy)  # type: ignore[arg-type]
-    assert value == loss(spy), "the same pairs at every check"  # type: ignore[arg-type]
-    _, t, labels = (torch.cat(parts).numpy() for parts in zip(*spy.asked, strict=True))
-    np.testing.assert_array_equal(t[:256], t[256:])
-    return value, t[:256], labels[:256]
-
-
-def test_levels_are_stratified_for_the_whole_and_for_every_image() -> None:
-    images = torch.zeros(8, 1, 8, 8)
-    value, t, numbers = asked_of((images, torch.arange(8)))
-    assert value == pytest.approx(1.0, abs=0.03), "the power of the noise"
-    in_stratum = np.sort(t) - np.arange(256) * 1000 / 256
-    assert in_stratum.min() > -1
-    assert in_stratum.max() < 1000 / 256
-    for number in range(8):
-        own = np.sort(t[numbers == number])
-        assert len(own) == 32
-        assert (own - 31.25 * np.arange(32)).min() > -1
-        assert (own - 31.25 * np.arange(32)).max() < 31.25
-
-
-def test_of_many_images_some_take_part_once() -> None:
-    _, _, numbers = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)))
-    assert len(np.unique(numbers)) == 256
-    _, _, others = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)), seed=1)
-    assert not np.array_equal(numbers, others)
 
 
 def test_check_leaves_training_as_it_was(tiny_unet: Build) -> None:
@@ -197,18 +151,9 @@ def advance(state: TrainingState, build: Build, deadline: float | None = None) -
     return train_early_stopping(state, distance, images, labels % 3, CONFIG, DIFFUSION, BUDGET, deadline)
 
 
-def assert_same(one: TrainingState, other: TrainingState) -> None:
-    assert one.losses == other.losses
-    assert one.held_out_losses == other.held_out_losses
-    for mine, others in ((one.best_weights, other.best_weights), (one.ema.shadow_params, other.ema.shadow_params)):
-        assert len(mine) == len(others) > 0
-        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
-
-
-@pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.usefixtures("frequent_checks")
 def test_stop_does_not_depend_on_slices_nor_on_restarts(
-    stride: int, tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = new_state(tiny_unet)
     assert advance(whole, tiny_unet)
@@ -224,10 +169,17 @@ def test_stop_does_not_depend_on_slices_nor_on_restarts(
             break
         ticks = itertools.count()
         monkeypatch.setattr(time, "monotonic", lambda ticks=ticks: float(next(ticks)))
-        ended = advance(sliced, tiny_unet, deadline=float(stride))
+        ended = advance(sliced, tiny_unet, deadline=3.0)
         sliced.save(tmp_path / "checkpoint.pt")
-    assert number >= whole.steps / (stride + 1)
-    assert_same(sliced, whole)
+    assert number >= whole.steps / 4
+    assert sliced.losses == whole.losses
+    assert sliced.held_out_losses == whole.held_out_losses
+    for mine, others in (
+        (sliced.best_weights, whole.best_weights),
+        (sliced.ema.shadow_params, whole.ema.shadow_params),
+    ):
+        assert len(mine) == len(others) > 0
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
 
 
 def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:

@@ -147,6 +147,11 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_classes_that_cannot_be_matched(tmp_path: Path) -> None:
+    for held in ((), ("zero", "two")):
+        assert error_of(save(tmp_path / "none", unet_of(classes=None)), held) == (
+            f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
+            f" ({', '.join(held)}): give a class-conditional model, or start one silo per class"
+        )
     folder = save(tmp_path / "model", unet_of())
     (folder / "classes.json").unlink()
     assert error_of(folder) == (
@@ -162,13 +167,4 @@ def test_classes_that_cannot_be_matched(tmp_path: Path) -> None:
     assert error_of(folder, ("zero", "two")) == (
         "the model knows Zero, One, but this silo holds zero, two: did you mean 'Zero'?: give the model's classes the"
         f" run's names, in '{folder / 'classes.json'}'"
-    )
-
-
-@pytest.mark.parametrize("held", [(), ("zero", "two")])
-def test_model_without_classes_serves_no_silo_of_several(held: tuple[str, ...], tmp_path: Path) -> None:
-    folder = save(tmp_path / "model", unet_of(classes=None))
-    assert error_of(folder, held) == (
-        f"the model has no classes, so that it can serve a silo of one class, but this one holds {len(held)}"
-        f" ({', '.join(held)}): give a class-conditional model, or start one silo per class"
     )

@@ -27,36 +27,23 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(sampler: str, steps: int, predict: PredictNoise, count: int = 20_000) -> torch.Tensor:
-    noise = torch.randn(count, 1, 1, 1, generator=generator())
-    return sample(predict, make_scheduler(Diffusion(), steps, sampler), noise, NO_LABELS, generator(1))
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 25, 1000])
-def test_levels_start_in_noise_and_fall(sampler: str, steps: int) -> None:
-    levels = make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
-    assert levels[0] == 999
-    assert all(later < earlier for earlier, later in itertools.pairwise(levels))
-    assert len(levels) == steps or (sampler.endswith("dpmsolver++") and steps == 1000 and len(levels) > 700)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_solver_works_at_the_levels_that_networks_are_asked_at(sampler: str) -> None:
-    scheduler = make_scheduler(Diffusion(), 25, sampler)
+@pytest.mark.parametrize("steps", [1, 25, 1000])
+def test_levels_are_those_of_the_solver_and_of_the_scheduler_saved_with_a_network(sampler: str, steps: int) -> None:
+    scheduler, lasting = make_scheduler(Diffusion(), steps, sampler), lasting_scheduler(Diffusion(), sampler)
     if sampler != "ddpm":
         expected = np.sqrt((1 - ALPHAS) / ALPHAS)[scheduler.timesteps.numpy()]
         np.testing.assert_allclose(scheduler.sigmas.numpy()[:-1], expected, rtol=1e-4)
         assert scheduler.sigmas[-1] == 0
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [5, 20])
-def test_the_scheduler_saved_with_a_network_finds_the_same_levels(sampler: str, steps: int) -> None:
-    lasting = lasting_scheduler(Diffusion(), sampler)
+    levels = scheduler.timesteps.tolist()
     again = type(lasting).from_config(json.loads(lasting.to_json_string()))
     again.set_timesteps(steps)
-    assert again.timesteps.tolist() == make_scheduler(Diffusion(), steps, sampler).timesteps.tolist()
+    saved = again.timesteps.tolist()
+    # Of dpmsolver++'s 1,000 levels several are the same: the saved scheduler asks there twice.
+    assert (list(dict.fromkeys(saved)) if steps == 1000 else saved) == levels
+    assert levels[0] == 999
+    assert all(later < earlier for earlier, later in itertools.pairwise(levels))
+    assert len(levels) == steps or (sampler.endswith("dpmsolver++") and steps == 1000 and len(levels) > 700)
 
 
 def test_dpmsolver_s_levels_are_those_of_karras() -> None:
@@ -89,17 +76,13 @@ def test_ddim_moves_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "tolerance"),
-    [
-        ("ddim", 200, 0.01),
-        ("dpmsolver++", 25, 0.01),
-        ("sde-dpmsolver++", 25, 0.03),
-    ],
+    ("sampler", "steps", "tolerance"), [("ddim", 200, 0.01), ("dpmsolver++", 25, 0.01), ("sde-dpmsolver++", 25, 0.03)]
 )
 def test_exact_predictions_give_the_gaussian_back(
     sampler: str, steps: int, tolerance: float, gaussian_eps: Callable[[float, float], PredictNoise]
 ) -> None:
-    found = drawn(sampler, steps, gaussian_eps(MEAN, STD))
+    noise, scheduler = torch.randn(20_000, 1, 1, 1, generator=generator()), make_scheduler(Diffusion(), steps, sampler)
+    found = sample(gaussian_eps(MEAN, STD), scheduler, noise, NO_LABELS, generator(1))
     assert float(found.mean()) == pytest.approx(MEAN, abs=0.006)
     assert float(found.std()) == pytest.approx(STD, abs=tolerance)
 
@@ -114,7 +97,7 @@ def test_estimates_of_images_are_clipped(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("cut", [0, 1, 4])
+@pytest.mark.parametrize("cut", [1, 4])
 def test_a_sampler_goes_on_from_what_it_remembers(sampler: str, cut: int) -> None:
     def walk(scheduler: Any, x: torch.Tensor, levels: range) -> torch.Tensor:
         for level in levels:

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import Diffusion, Training
-from fedsynth.diffusion import TrainingState, loss_curve, train
+from fedsynth.diffusion import TrainingState, loss_curve, train, training
 
 CONFIG = Training(batch_size=8, learning_rate=2e-3, ema_decay=0.9)
 DIFFUSION = Diffusion()
@@ -158,9 +158,28 @@ def test_proximal_gradient_is_autograd_s_of_the_explicit_term(tiny_unet: Build) 
 
 
 def test_first_step_of_a_call_and_mu_zero_feel_no_proximal_term(tiny_unet: Build) -> None:
-    states = [new_state(tiny_unet) for _ in range(3)]
-    for state, mu in zip(states, (None, 0.0, 7.0), strict=True):
-        train(state, *data(), CONFIG, DIFFUSION, 2)
-        train(state, *data(), CONFIG, DIFFUSION, 3, **({} if mu is None else {"proximal_mu": mu}))
-    assert_same(states[0], states[1])
-    assert_same(states[0], states[2])
+    states = [new_state(tiny_unet) for _ in range(2)]
+    for state, mu in zip(states, (0.0, 7.0), strict=True):
+        for steps in (1, 2):
+            train(state, *data(), CONFIG, DIFFUSION, steps, proximal_mu=mu)
+    assert_same(*states)
+
+
+def test_oversampling_draws_every_class_alike_and_the_images_of_a_class_alike(
+    tiny_unet: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, draws = {0: 2, 2: 18, 5: 80}, 40 * 256
+    labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
+    labels = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    batches: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "_step", lambda state, scheduler, batch, *_: batches.append(batch) or 0.0)
+    config = Training(batch_size=256, oversample=True)
+    images = torch.arange(100.0)[:, None, None, None].expand(100, 1, 2, 2)
+    train(new_state(tiny_unet, config), images, labels, config, DIFFUSION, draws // 256)
+    rows = torch.cat([clean[:, 0, 0, 0].long() for clean, *_ in batches])
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), labels[rows])
+    expected = np.array([1 / 3 / counts[int(label)] for label in labels])
+    std = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(np.bincount(rows, minlength=100) / draws - expected) < 4.5 * std).all()
+    for label in counts:
+        assert float((labels[rows] == label).double().mean()) == pytest.approx(1 / 3, abs=0.02)

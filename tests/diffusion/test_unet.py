@@ -16,25 +16,19 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_predicts_noise_of_the_images_shape(preset: str) -> None:
+def test_predicts_noise_of_the_images_shape_that_depends_on_the_label(preset: str) -> None:
     levels = len(PRESETS[preset].block_out_channels)
     unet = build_unet(preset, ImageSpec(3, 16, TEN[:3]), generator(), (4,) * levels, 1)
     x = torch.randn(2, 3, 16, 16, generator=generator(1))
     with torch.inference_mode():
-        eps = unet(x, 5, class_labels=torch.tensor([0, 2])).sample
+        eps, other = (unet(x, 500, class_labels=torch.tensor(labels)).sample for labels in ([0, 2], [1, 2]))
     assert eps.shape == x.shape
     assert eps.isfinite().all()
+    assert float((eps[0] - other[0]).abs().max()) > 1e-3
+    torch.testing.assert_close(eps[1], other[1])
 
 
-def test_label_changes_the_prediction() -> None:
-    unet = build_unet("digits", DIGITS, generator(), (8, 8), 1)
-    x = torch.randn(1, 1, 8, 8, generator=generator(1)).expand(2, 1, 8, 8)
-    with torch.inference_mode():
-        eps = unet(x, 500, class_labels=torch.tensor([0, 1])).sample
-    assert float((eps[0] - eps[1]).abs().max()) > 1e-3
-
-
-@pytest.mark.parametrize("channels", [(4, 4), (8, 8), (32, 64), (32, 64, 64), (12, 20), (128, 256, 256, 256)])
+@pytest.mark.parametrize("channels", [(4, 4), (32, 64, 64), (12, 20), (256, 512)])
 def test_no_normalisation_group_is_so_small_that_embeddings_vanish(channels: tuple[int, ...]) -> None:
     unet = build_unet("digits", DIGITS, generator(), channels, 1)
     groups = unet.config.norm_num_groups

@@ -98,18 +98,15 @@ def test_a_network_travels_in_few_objects_and_silos_share_them() -> None:
         assert back == record
 
 
-@pytest.mark.parametrize("lost", [None, 0, 1, 2])
-def test_large_arrays_are_cut_and_a_lost_piece_is_noticed(lost: int | None) -> None:
+def test_large_arrays_are_cut_and_a_lost_piece_is_noticed() -> None:
     record = transport.encode_tensors({"x": torch.randn(2_200_000), "y": torch.arange(3)})
     message = message_of({"arrays": record})
     transport.pack_messages([message])
     assert sorted(message.content) == ["arrays#0", "arrays#1", "arrays#2"]
-    if lost is None:
-        assert transport.array_record(message, "arrays") == record
-    else:
-        del message.content[f"arrays#{lost}"]
-        with pytest.raises(ValueError, match="'arrays' cannot be read: packed arrays: "):
-            transport.array_record(message, "arrays")
+    assert transport.array_record(message, "arrays") == record
+    del message.content["arrays#1"]
+    with pytest.raises(ValueError, match="'arrays' cannot be read: packed arrays: "):
+        transport.array_record(message, "arrays")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +125,7 @@ def test_packed_arrays_of_a_stranger_give_one_kind_of_error(pieces: dict[str, by
         transport.array_record(message, "epsilon")
 
 
-@pytest.mark.parametrize("size", [1, 10_000, 300_000])
+@pytest.mark.parametrize("size", [1, 300_000])
 def test_payload_is_what_is_serialised_but_for_flower_s_own_heads(size: int) -> None:
     arrays = transport.encode_tensors({"weights": torch.randn(size), "labels": torch.arange(size)})
     message = message_of({"config": ConfigRecord({"timestep": 7, "classes": ["a", "b"]}), "arrays": arrays})

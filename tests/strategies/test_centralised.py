@@ -32,6 +32,7 @@ CONFIG = RunConfig.from_run_config(
         "samples-per-client": 40,
         "sampling-steps": 3,
         "strategy": "centralised",
+        "sampler": "ddpm",
         "train-steps": 4,
     }
 )

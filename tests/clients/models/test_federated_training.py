@@ -9,21 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from one_silo import Node, sample_request, simulated
+from one_silo import Node, drawn_images, sample_request, simulated
 
 from fedsynth.data import load_federation
-from fedsynth.diffusion import (
-    TrainingState,
-    draw_initial_noise,
-    initial_unet,
-    make_scheduler,
-    noise_predictor,
-    sample,
-    select_parts,
-    to_model_range,
-    to_uint8,
-    train,
-)
+from fedsynth.diffusion import TrainingState, initial_unet, noise_predictor, select_parts, to_model_range, train
 from fedsynth.messages import TrainRequest, transport
 from fedsynth.seeding import make_generator
 
@@ -39,8 +28,8 @@ def initial(node: Node) -> Weights:
     return {name: tensor.clone() for name, tensor in initial_unet(node.config, node.spec).state_dict().items()}
 
 
-def plain_round(node: Node, partition: int, weights: Weights, server_round: int, mu: float = 0.0) -> Weights:
-    """One silo's round, from and to a whole state dict."""
+def trained(node: Node, partition: int, weights: Weights, server_round: int, mu: float = 0.0) -> TrainingState:
+    """One silo's round, with a fresh optimiser."""
     unet = initial_unet(node.config, node.spec)
     unet.load_state_dict(weights)
     silo = load_federation(node.config).silo(partition, node.config).train
@@ -48,7 +37,12 @@ def plain_round(node: Node, partition: int, weights: Weights, server_round: int,
     state = TrainingState(unet, node.config.training, generator)
     pixels, labels = to_model_range(silo.images), torch.from_numpy(silo.labels)
     train(state, pixels, labels, node.config.training, node.config.diffusion, STEPS, proximal_mu=mu)
-    return {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    return state
+
+
+def plain_round(node: Node, partition: int, weights: Weights, server_round: int, mu: float = 0.0) -> Weights:
+    """One silo's round, from and to a whole state dict."""
+    return trained(node, partition, weights, server_round, mu).unet.state_dict()
 
 
 def train_request(node: Node, weights: Weights, server_round: int = 1, **changes: Any) -> TrainRequest:
@@ -105,22 +99,19 @@ def test_personal_tensors_are_exact_even_if_half_precision_travels(tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize("parts", [None, ("decoder", "bottleneck"), ()])
-def test_all_received_and_some_reported(parts: tuple[str, ...] | None, tmp_path: Path) -> None:
-    node = simulated(tmp_path)
-    weights = initial(node)
-    reported = plain_round(node, 1, weights, 1)
-    expected = reported if parts is None else select_parts(reported, parts)
-    assert_equal(ask(node, weights, report_parts=parts, run_token=None), expected)
-    assert not (tmp_path / "state").exists()
-
-
-def test_proximal_term_is_asked_for_by_the_server(tmp_path: Path) -> None:
+def test_all_received_and_some_reported_under_the_server_s_proximal_term(tmp_path: Path) -> None:
     node = simulated(tmp_path, learning_rate=2e-3)
     weights = initial(node)
-    pulled = ask(node, weights, report_parts=None, proximal_mu=20.0)
-    assert_equal(pulled, plain_round(node, 1, weights, 1, mu=20.0))
-    assert not torch.equal(pulled["conv_in.weight"], plain_round(node, 1, weights, 1)["conv_in.weight"])
+    plain, pulled = plain_round(node, 1, weights, 1), plain_round(node, 1, weights, 1, mu=20.0)
+    assert not torch.equal(pulled["conv_in.weight"], plain["conv_in.weight"])
+    assert_equal(ask(node, weights, report_parts=None, proximal_mu=20.0), pulled)
+    some = ("decoder", "bottleneck")
+    assert_equal(ask(node, weights, report_parts=some, run_token=None), select_parts(plain, some))
+    assert not (tmp_path / "state").exists()
+    answer = node.ask(train_request(node, weights))
+    state = trained(node, 1, weights, 1)
+    assert answer.loss == pytest.approx(np.mean(state.losses))
+    assert answer.num_examples == len(load_federation(node.config).silo(1, node.config).train)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +145,7 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
 
     unet = initial_unet(node.config, node.spec)
     unet.load_state_dict(encoder | received)
-    noise = draw_initial_noise(0, 20, (1, 8, 8))[numbers]
-    scheduler, generator = make_scheduler(node.config.diffusion, 3), make_generator(0, "sampling", "silo-1")
-    expected = to_uint8(sample(noise_predictor(unet), scheduler, noise, torch.tensor(labels), generator))
-    np.testing.assert_array_equal(got.numpy(), expected)
+    np.testing.assert_array_equal(got.numpy(), drawn_images(node, noise_predictor(unet), labels, numbers))
     assert not torch.equal(node.ask(replace(request, server_round=9)).images, got)
 
 

@@ -6,13 +6,13 @@ import logging
 import numpy as np
 import pytest
 from hand_made_models import (
+    BUFFER,
     Exact,
     Model,
     answers,
     assert_equal,
     assert_near,
     exact,
-    flat,
     gather,
     mean_of,
     model,
@@ -20,28 +20,24 @@ from hand_made_models import (
     play,
     send,
 )
-from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, UserError
 from strategies import build_strategy
 from strategies.averaging.krum import Bulyan, Krum, KrumFamily, MultiKrum
 
-CLASSES = [Krum, MultiKrum, Bulyan]
 
+def rank(models: list[Model], neighbours: int) -> list[int]:
+    """Positions by Krum's score, the sum of squared distances to the nearest others, the smallest first.
 
-def rank(models: list[NDArray[np.float64]], neighbours: int) -> list[int]:
-    """Positions by Krum's score, the sum of squared distances to the nearest others, the smallest first."""
+    Blanchard et al. 2017, Sections 3 and 4: Krum takes the first, Multi-Krum the mean of the m first.
+    """
+    points = [np.concatenate([v.ravel() for name, v in exact(one).items() if name != BUFFER]) for one in models]
     scores = []
-    for i, mine in enumerate(models):
-        distances = sorted(((mine - other) ** 2).sum() for j, other in enumerate(models) if j != i)
+    for i, mine in enumerate(points):
+        distances = sorted(((mine - other) ** 2).sum() for j, other in enumerate(points) if j != i)
         scores.append(sum(distances[:neighbours]))
     return sorted(range(len(models)), key=lambda i: scores[i])
-
-
-def krum_choices(models: list[Model], f: int) -> list[int]:
-    """Blanchard et al. 2017, Sections 3 and 4: Krum takes the first, Multi-Krum the plain mean of the m first."""
-    return rank([flat(weights) for weights in models], len(models) - f - 2)
 
 
 def bulyan_by_hand(models: list[Model], f: int) -> Exact:
@@ -49,7 +45,7 @@ def bulyan_by_hand(models: list[Model], f: int) -> Exact:
     rest, chosen = list(models), []
     for _ in range(len(models) - 2 * f):
         neighbours = max(1, len(rest) - f - 2)
-        chosen.append(rest.pop(rank([flat(weights) for weights in rest], neighbours)[0]))
+        chosen.append(rest.pop(rank(rest, neighbours)[0]))
     result = {}
     for name in models[0]:
         values = np.stack([exact(weights)[name] for weights in chosen])
@@ -59,11 +55,11 @@ def bulyan_by_hand(models: list[Model], f: int) -> Exact:
     return result
 
 
-def round_of(seed: int, n: int, f: int, drift: float = 0.01) -> list[Model]:
+def round_of(seed: int, n: int, f: int) -> list[Model]:
     """``n`` answers, of which ``f``, in places that the seed draws, point elsewhere together."""
     hostile = set(np.random.default_rng(seed).permutation(n)[:f].tolist())
-    away = near(model(0), 9999, 3 * drift)
-    return [near(away if k in hostile else model(0), 100 * seed + k, drift) for k in range(n)]
+    away = near(model(0), 9999, 0.03)
+    return [near(away if k in hostile else model(0), 100 * seed + k) for k in range(n)]
 
 
 def counts_of(n: int) -> list[int]:
@@ -75,7 +71,7 @@ def test_krum_agrees_with_brute_force() -> None:
     for number in range(1, 5):
         models = round_of(number, 11, 4)
         weights = play(strategy, number, weights, models, counts_of(11))
-        winners.append(krum_choices(models, 4)[0])
+        winners.append(rank(models, 11 - 4 - 2)[0])
         assert_equal(weights, models[winners[-1]])
     assert len(set(winners)) > 1
 
@@ -85,7 +81,7 @@ def test_multikrum_is_the_plain_mean_of_the_m_best(n: int, f: int, m: int, caplo
     caplog.set_level(logging.INFO, "fedsynth")
     models = round_of(1, n, f)
     found = play(MultiKrum(num_malicious_nodes=f, num_nodes_to_select=m), 1, model(0), models, counts_of(n))
-    best = sorted(krum_choices(models, f)[: m or n - f])
+    best = sorted(rank(models, n - f - 2)[: m or n - f])
     assert_near(found, mean_of([models[k] for k in best], [1] * len(best)))
     assert f"chosen: {', '.join(f'silo-{k}' for k in best)}" in caplog.text
 
@@ -105,40 +101,28 @@ def test_multikrum_of_one_is_krum_and_of_all_without_hostile_silos_the_plain_mea
     assert_equal(everyone, play(MultiKrum(), 1, model(0), models, counts_of(9)))
 
 
-@pytest.mark.parametrize("chosen", CLASSES)
-def test_work_of_silos_that_are_not_chosen_counts(chosen: type[KrumFamily]) -> None:
+@pytest.mark.parametrize(("chosen", "count"), [(Krum, 1), (MultiKrum, 8), (Bulyan, 7)])
+def test_work_of_silos_that_are_not_chosen_counts(chosen: type[KrumFamily], count: int) -> None:
     strategy, models = chosen(num_malicious_nodes=1), round_of(1, 9, 1)
-    replies = answers(send(strategy, 1, model(0), range(9)), models, counts_of(9))
-    metrics = gather(strategy, 1, replies)[1]
+    metrics = gather(strategy, 1, answers(send(strategy, 1, model(0), range(9)), models, counts_of(9)))[1]
     assert metrics["client-seconds"] == pytest.approx(9 * 0.5)
-    count = {Krum: 1, MultiKrum: 8, Bulyan: 7}[chosen]
     assert metrics["silos"] == count
     assert int(str(metrics["num-examples"])) < sum(counts_of(9)), "images of the chosen alone"
 
 
 def config_of(strategy: str, **changes: int | float) -> RunConfig:
-    flat_config = {key.replace("_", "-"): value for key, value in changes.items()}
-    return RunConfig.from_run_config({"strategy": strategy, **flat_config})
+    return RunConfig.from_run_config({"strategy": strategy, **{k.replace("_", "-"): v for k, v in changes.items()}})
 
 
-@pytest.mark.parametrize(
-    ("strategy", "changes", "said"),
-    [
-        ("krum", {"num_malicious_nodes": 3, "fraction_train": 0.8}, r"= 9 of them, but 8 silos .* must be <= 2"),
-        ("bulyan", {"num_malicious_nodes": 2}, r"Bulyan needs 4f \+ 3 = 11 of them, but 10 .* must be <= 1"),
-        ("krum", {"num_clients": 2}, r"num-malicious-nodes = 0: Krum needs 2f \+ 3 = 3 of them, but 2 silos"),
-        (
-            "multikrum",
-            {"num_malicious_nodes": 2, "num_nodes_to_select": 9},
-            r"num-nodes-to-select = 9: must be <= 8, .* num-malicious-nodes = 2",
-        ),
-    ],
-)
-def test_more_hostile_silos_than_the_rule_bears_are_refused_before_the_run(
-    strategy: str, changes: dict[str, int | float], said: str
-) -> None:
-    with pytest.raises(UserError, match=said):
-        build_strategy(config_of(strategy, **changes))
+def test_more_hostile_silos_than_the_rule_bears_are_refused_before_the_run() -> None:
+    for config, said in (
+        (config_of("krum", num_malicious_nodes=3, fraction_train=0.8), r"= 9 of them, but 8 silos .* must be <= 2"),
+        (config_of("bulyan", num_malicious_nodes=2), r"Bulyan needs 4f \+ 3 = 11 of them, but 10 .* must be <= 1"),
+        (config_of("krum", num_clients=2), r"num-malicious-nodes = 0: Krum needs 2f \+ 3 = 3 of them, but 2 silos"),
+        (config_of("multikrum", num_malicious_nodes=2, num_nodes_to_select=9), r"-select = 9: must be <= 8, .* = 2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build_strategy(config)
 
 
 @pytest.mark.parametrize(("chosen", "per_hostile"), [(Krum, 2), (MultiKrum, 2), (Bulyan, 4)])
@@ -163,17 +147,9 @@ def test_no_hostile_silo_by_default_and_a_warning(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("strategy", "n", "said"),
     [
-        (
-            Krum(num_malicious_nodes=2),
-            6,
-            r"6 usable answers: Krum needs 2f \+ 3 = 7 of them; lower num-mal",
-        ),
+        (Krum(num_malicious_nodes=2), 6, r"6 usable answers: Krum needs 2f \+ 3 = 7 of them; lower num-malicious-n"),
         (Bulyan(num_malicious_nodes=2), 10, r"10 usable .*: Bulyan needs 4f \+ 3 = 11 of them; lower .* more silos"),
-        (
-            MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8),
-            9,
-            r"9 usable .* needs 10 .* select 8 against 2 .*; lower num-nodes-to-select",
-        ),
+        (MultiKrum(num_malicious_nodes=2, num_nodes_to_select=8), 9, r"9 usable .* needs 10 .* select 8 against 2 .*"),
     ],
 )
 def test_too_few_sound_answers_say_what_to_do(strategy: KrumFamily, n: int, said: str) -> None:

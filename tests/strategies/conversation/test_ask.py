@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hand_made import StubGrid, bare_reply, error_reply, reply, request_to
 
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, EpsilonRequest, MessageError
-from strategies.conversation.ask import DrivenRound, Question, ask, replies_needed
+from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census, Member
 from strategies.conversation.exchange import Exchange
 
@@ -47,12 +47,10 @@ def values(answers: Iterable[tuple[int, EpsilonAnswer]]) -> list[tuple[int, floa
     return sorted((k, round(float(found.epsilon.mean()), 3)) for k, found in answers)
 
 
-@pytest.mark.parametrize(
-    ("min_replies", "needed"),
-    [("auto", {"one": 1, "half": 3, "all": 5}), (2, {"one": 2, "half": 2, "all": 2}), (9, {"one": 5, "all": 5})],
-)
-def test_replies_needed(min_replies: int | str, needed: dict[str, int]) -> None:
-    assert {quorum: replies_needed(min_replies, 5, quorum) for quorum in needed} == needed  # type: ignore[arg-type]
+def test_replies_needed() -> None:
+    quorums: tuple[Quorum, ...] = ("one", "half", "all")
+    for min_replies, needed in (("auto", [1, 3, 5]), (2, [2, 2, 2]), (9, [5, 5, 5])):
+        assert [replies_needed(min_replies, 5, quorum) for quorum in quorums] == needed  # type: ignore[arg-type]
     assert replies_needed("auto", 0, "one") == 0
 
 
@@ -109,22 +107,19 @@ def test_the_asker_may_refuse_what_it_alone_can_judge(caplog: pytest.LogCaptureF
 
 
 def test_dead_worker_ends_the_run_at_once() -> None:
-    def died(message: Message) -> Message:
-        return error_reply(message, "<class 'ray.exceptions.ActorDiedError'>")
-
+    grid = by_silo({0: lambda message: error_reply(message, "<class 'ray.exceptions.ActorDiedError'>")})
     with pytest.raises(RunError, match="a simulation worker died"):
-        list(ask(Exchange(by_silo(dict.fromkeys(range(3), died)), 5.0), QUESTIONS, CENSUS, needed=0))
+        list(ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=0))
 
 
 def test_before_names_are_known_a_silo_goes_by_its_own_word(caplog: pytest.LogCaptureFixture) -> None:
-    def named(message: Message) -> Message:
-        return bare_reply(message, {"silo-name": "clinic"})
-
-    def failed(message: Message) -> Message:
-        return error_reply(message, "UserError: no images")
-
-    unknown = Census.unknown([48, 49, 50])
-    assert list(ask(Exchange(by_silo({0: named, 1: failed}), 5.0), QUESTIONS, unknown, needed=1))
+    grid = by_silo(
+        {
+            0: lambda message: bare_reply(message, {"silo-name": "clinic"}),
+            1: lambda message: error_reply(message, "UserError: no images"),
+        }
+    )
+    assert list(ask(Exchange(grid, 5.0), QUESTIONS, Census.unknown([48, 49, 50]), needed=1))
     assert "clinic left out: epsilon is missing" in caplog.text
     assert "answer left out: UserError: no images" in caplog.text
 
@@ -132,29 +127,34 @@ def test_before_names_are_known_a_silo_goes_by_its_own_word(caplog: pytest.LogCa
 class OneByOne(StubGrid):
     """Makes an answer only when it is pulled, and checks that the one before is gone by then."""
 
-    def __init__(self) -> None:
-        super().__init__([], answer)
-        self.last: weakref.ref[Message] | None = None
+    last: weakref.ref[Message] | None = None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self.requests = list(messages)
         return [str(number) for number in range(len(self.requests))]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        assert self.last is None or self.last() is None, "the answer before is still alive"
         number = next(iter(message_ids))
-        made = answer(self.requests[int(number)])
+        made = self.make(self.requests[int(number)])
         made.metadata.__dict__["_reply_to_message_id"] = number
-        self.last = weakref.ref(made)
         return [made]
+
+    def make(self, message: Message) -> Message:
+        assert self.last is None or self.last() is None, "the answer before is still alive"
+        made = answer(message)
+        self.last = weakref.ref(made)
+        return made
 
 
 def test_no_answer_is_kept_alive() -> None:
-    grid = OneByOne()
-    stream = ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=3)
-    for _ in range(3):
-        next(stream)
-    assert list(stream) == []
+    driven = DrivenRound(QUESTIONS, CENSUS, 1)
+    for stream in (
+        ask(Exchange(OneByOne([]), 5.0), QUESTIONS, CENSUS, needed=3),
+        driven.answers(map(OneByOne([]).make, driven), 3),
+    ):
+        for _ in range(3):
+            next(stream)
+        assert list(stream) == []
 
 
 class TestDrivenRound:
@@ -164,6 +164,11 @@ class TestDrivenRound:
         driven = DrivenRound([question(0, 9), question(0, 7), question(2, 5)], CENSUS, 3)
         assert driven.num_silos == 2
         assert values(driven.answers(map(answer, reversed(driven)), 2)) == [(0, 0.007), (0, 0.009), (2, 2.005)]
+        # Flower gives ids to what it sends.
+        driven = DrivenRound([question(0, 9), question(0, 7)], CENSUS, 1)
+        for number, message in enumerate(driven):
+            message.metadata.__dict__["_message_id"] = f"of flower {number}"
+        assert values(driven.answers(map(answer, driven), 1)) == [(0, 0.007), (0, 0.009)]
 
     def test_a_reply_that_repeats_no_id_is_paired_by_node_where_there_is_no_doubt(
         self, caplog: pytest.LogCaptureFixture
@@ -175,35 +180,11 @@ class TestDrivenRound:
         assert values(driven.answers(replies, 1)) == [(2, 2.005)]
         assert caplog.text.count("left out: not asked") == 2
 
-    def test_ids_that_flower_gives_to_what_it_sends_count(self) -> None:
-        driven = DrivenRound([question(0, 9), question(0, 7)], CENSUS, 1)
-        for number, message in enumerate(driven):
-            message.metadata.__dict__["_message_id"] = f"of flower {number}"
-        assert values(driven.answers(map(answer, driven), 1)) == [(0, 0.007), (0, 0.009)]
-
-    def test_a_stranger_is_left_out_and_too_few_end_the_round(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_stranger_and_a_repeated_reply_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
         driven = DrivenRound([question(0)], CENSUS, 1)
+        stranger = bare_reply(request_to(999), {"silo-name": "stranger"})
         with pytest.raises(RunError, match="0 usable answers, 1 needed"):
-            list(driven.answers([bare_reply(request_to(999), {"silo-name": "stranger"})], 1))
+            list(driven.answers([stranger], 1))
         assert "stranger left out: not asked" in caplog.text
-
-    def test_a_repeated_reply_counts_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        driven = DrivenRound([question(0)], CENSUS, 1)
-        made = [answer(message) for message in [*driven, *driven]]
-        assert values(driven.answers(made, 1)) == [(0, 0.009)]
+        assert values(driven.answers(map(answer, [*driven, *driven]), 1)) == [(0, 0.009)]
         assert "left out: it has answered this question already" in caplog.text
-
-    def test_no_reply_is_kept_alive(self) -> None:
-        driven = DrivenRound(QUESTIONS, CENSUS, 1)
-
-        def one_by_one() -> Iterator[Message]:
-            last: weakref.ref[Message] | None = None
-            for message in driven:
-                assert last is None or last() is None, "the reply before is still alive"
-                made = answer(message)
-                last = weakref.ref(made)
-                yield made
-                del made
-
-        for _, found in driven.answers(one_by_one(), 3):
-            del found

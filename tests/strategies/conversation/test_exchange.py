@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,20 @@ from strategies.conversation.exchange import Exchange
 
 
 class ScriptedGrid(StubGrid):
-    """Accepts every message under a number of its own; each pull gives what the test put into ``pulls`` next."""
+    """Gives messages ids, of which it reports those in ``keep``; a pull gives what the test put into ``pulls`` next."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[list[str]], list[Any]] = lambda ids: ids) -> None:
         super().__init__([])
         self.pulls: list[list[Message]] = []
         self.num_pulls = 0
+        self.keep = keep
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         sent = list(messages)
         for number, message in enumerate(sent):
             message.metadata.__dict__["_message_id"] = f"m{number}"
         self.requests += sent
-        return [message.metadata.message_id for message in sent]
+        return self.keep([message.metadata.message_id for message in sent])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self.num_pulls += 1
@@ -63,8 +65,10 @@ def test_silent_silos_are_named_when_time_is_up(caplog: pytest.LogCaptureFixture
     assert "no answer in time from node-44, node-55" in caplog.text
 
 
-def test_no_time_at_all_is_not_the_default_time() -> None:
+def test_no_time_at_all_is_not_the_default_time_and_nothing_to_send_is_over_at_once() -> None:
     grid = ScriptedGrid()
+    assert list(Exchange(grid, 60.0).send([])) == []
+    assert grid.num_pulls == 0
     assert list(Exchange(grid, 60.0).send(requests_to(3), timeout=0.0)) == []
     assert grid.num_pulls <= 1
 
@@ -99,31 +103,14 @@ def test_traffic_is_the_sum_of_payloads_over_all_rounds() -> None:
     assert up > 2 * 4 * 100
 
 
-def test_nothing_to_send_is_over_at_once() -> None:
-    grid = ScriptedGrid()
-    assert list(Exchange(grid, 60.0).send([])) == []
-    assert grid.num_pulls == 0
-
-
 def test_refused_messages_are_named_and_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    class Refusing(ScriptedGrid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            return [None if number == "m1" else number for number in super().push_messages(messages)]  # type: ignore[misc]
-
-    grid = Refusing()
+    grid = ScriptedGrid(lambda ids: [None if number == "m1" else number for number in ids])
     stream = Exchange(grid, 60.0).send(requests_to(3, 44, 5))
     grid.pulls = [[answer(grid.requests[0]), answer(grid.requests[2])]]
     assert {index for index, _ in stream} == {0, 2}
     assert "no message could be sent to node-44" in caplog.text
-
-
-def test_messages_that_could_not_be_sent_at_all_end_the_run() -> None:
-    class Full(ScriptedGrid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            return []
-
     with pytest.raises(RunError, match="0 of 2 messages sent"):
-        Exchange(Full(), 60.0).send(requests_to(3, 4))
+        Exchange(ScriptedGrid(lambda ids: []), 60.0).send(requests_to(3, 4))
 
 
 def test_waiting_for_silos() -> None:
@@ -136,10 +123,6 @@ def test_waiting_for_silos() -> None:
 
     assert Exchange(Slow([]), 1.0).wait_for_nodes(3, 5.0) == [10, 20, 30]
     assert Exchange(StubGrid([4, 2, 3]), 1.0).wait_for_nodes(2, 0.0) == [2, 3]
-
-
-def test_missing_silos_are_counted_and_the_keys_named() -> None:
-    with pytest.raises(
-        RunError, match=r"1 of num-clients = 3 silos connected within node-timeout = 0\.05 s: .*num-sup"
-    ):
+    said = r"1 of num-clients = 3 silos connected within node-timeout = 0\.05 s: .*num-sup"
+    with pytest.raises(RunError, match=said):
         Exchange(StubGrid([8]), 1.0).wait_for_nodes(3, 0.05)

@@ -16,6 +16,7 @@ from strategies.conversation.exchange import Exchange
 from strategies.conversation.meeting import take_census
 
 SPEC = ImageSpec(3, 16, ("cat", "dog", "emu"))
+CLINIC = {"silo-name": "clinic"}
 
 
 def silos(identities: dict[int, dict[str, Any]]) -> Callable[[Message], Message]:
@@ -40,9 +41,6 @@ def test_members_sort_by_partition_not_by_node_or_arrival() -> None:
         assert census.label_counts.tolist() == [[8, 1, 0], [9, 1, 0], [7, 1, 0]]
         assert census.label_counts.dtype == torch.int64
         assert [member.num_examples for member in census] == [9, 10, 8]
-
-
-def test_real_silos_sort_by_name() -> None:
     census = census_by(silos({1: {"silo-name": "north"}, 2: {"silo-name": "east"}}), [1, 2])
     assert [member.name for member in census] == ["east", "north"]
 
@@ -50,9 +48,7 @@ def test_real_silos_sort_by_name() -> None:
 def test_census_asks_for_counts_in_the_run_s_format_and_not_for_training() -> None:
     grid = StubGrid([4], silos({4: {}}))
     take_census(Exchange(grid, 5.0), [4], SPEC, 1000)
-    (message,) = grid.requests
-    request = PrepareRequest.from_message(message)
-    assert message.metadata.message_type == "query.prepare"
+    request = PrepareRequest.from_message(grid.requests[0])
     assert (request.spec, request.train_seconds) == (SPEC, 0.0)
 
 
@@ -73,39 +69,16 @@ def test_claims_that_make_no_sense_are_left_out_by_name(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("respond", "why"),
     [
-        ({"label_counts": [1, -2, 3]}, "label-counts = -2: must be a whole number"),
-        ({}, r"label counts \[\] do not fit 3 classes"),
+        (lambda m: bare_reply(m, CLINIC, label_counts=[1, -2, 3]), "2 needed: clinic: label-counts = -2: must be a"),
+        (lambda m: bare_reply(m, CLINIC), r"no silo can take part: clinic: label counts \[\] do not fit 3 classes"),
+        (lambda m: error_reply(m, "silo-2: UserError: no images"), "0 usable answers, 2 needed: silo-2: UserError: no"),
+        (silos({1: CLINIC, 2: CLINIC}), r"two silos go by one name \(clinic, clinic\): give each its own silo-name"),
     ],
 )
-def test_what_cannot_be_counted_ends_the_run_by_name(said: dict[str, Any], why: str) -> None:
-    with pytest.raises(RunError, match=f"clinic: {why}"):
-        census_by(lambda message: bare_reply(message, {"silo-name": "clinic"}, **said), [3])
-
-
-@pytest.mark.parametrize(("spoken", "said"), [(2, "protocol 2"), (None, "a protocol before 1")])
-def test_a_silo_of_another_protocol_is_refused_by_name(spoken: int | None, said: str) -> None:
-    def respond(message: Message) -> Message:
-        made = bare_reply(message, {"silo-name": "clinic", "protocol": spoken or 0}, label_counts=[1, 1, 1])
-        if spoken is None:
-            del made.content["silo"]["protocol"]
-        return made
-
-    with pytest.raises(RunError, match=f"clinic: the silo speaks {said}, this server speaks protocol 1: install"):
-        census_by(respond, [3])
-
-
-def test_two_silos_of_one_name_are_refused() -> None:
-    with pytest.raises(RunError, match=r"two silos go by one name \(clinic, clinic\): give each its own silo-name"):
-        census_by(silos({1: {"silo-name": "clinic"}, 2: {"silo-name": "clinic"}}), [1, 2])
-
-
-def test_every_silo_must_open_its_images() -> None:
-    def respond(message: Message) -> Message:
-        return error_reply(message, "silo-2: UserError: no images in class folder 'cat'")
-
-    with pytest.raises(RunError, match="0 usable answers, 2 needed: silo-2: UserError: no images in class folder"):
+def test_what_cannot_be_counted_ends_the_run_by_name(respond: Callable[[Message], Message], why: str) -> None:
+    with pytest.raises(RunError, match=why):
         census_by(respond, [1, 2])
 
 
