@@ -11,10 +11,7 @@ from one_silo import SPEC, Node, drawn_images, epsilon_request, noisy_samples, s
 import clients.models.local_model
 from clients.models.local_model import load_network
 from fedsynth.data import load_federation
-from fedsynth.diffusion import (
-    early_stopping,
-    noise_predictor,
-)
+from fedsynth.diffusion import early_stopping, noise_predictor
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, transport
 
@@ -139,14 +136,6 @@ def test_answers_travel_in_the_configured_precision(trained: Trained) -> None:
     assert {array.dtype for array in sent.values()} == {"float16"}
     for name, value in load_network(node.own_model, CPU).state_dict().items():
         assert torch.equal(transport.peek(sent[name]), value.half()), name
-
-
-def test_silos_share_a_process_without_sharing_models(trained: Trained) -> None:
-    nodes = [trained(partition) for partition in (0, 1)]
-    epsilons = [node.ask(epsilon_request()).epsilon for node in [*nodes, *nodes]]
-    assert torch.equal(epsilons[0], epsilons[2])
-    assert torch.equal(epsilons[1], epsilons[3])
-    assert not torch.equal(epsilons[0], epsilons[1])
 
 
 def test_question_before_the_model_is_there_says_what_must_come_first(clinic: Node) -> None:

@@ -89,50 +89,6 @@ def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
     assert fresh_loss((images, labels), 4)(unet) == pytest.approx(expected, rel=1e-5)
 
 
-class Spy(torch.nn.Module):
-    """Predicts zero, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> Spy:
-        self.asked.append((x, t, class_labels))
-        self.sample = torch.zeros_like(x)
-        return self
-
-
-def asked_of(data: Data, seed: int = 0) -> tuple[float, np.ndarray, np.ndarray]:
-    spy, loss = Spy(), fresh_loss(data, seed)
-    value = loss(spy)  # type: ignore[arg-type]
-    assert value == loss(spy), "the same pairs at every check"  # type: ignore[arg-type]
-    _, t, labels = (torch.cat(parts).numpy() for parts in zip(*spy.asked, strict=True))
-    np.testing.assert_array_equal(t[:256], t[256:])
-    return value, t[:256], labels[:256]
-
-
-def test_levels_are_stratified_for_the_whole_and_for_every_image() -> None:
-    images = torch.zeros(8, 1, 8, 8)
-    value, t, numbers = asked_of((images, torch.arange(8)))
-    assert value == pytest.approx(1.0, abs=0.03), "the power of the noise"
-    in_stratum = np.sort(t) - np.arange(256) * 1000 / 256
-    assert in_stratum.min() > -1
-    assert in_stratum.max() < 1000 / 256
-    for number in range(8):
-        own = np.sort(t[numbers == number])
-        assert len(own) == 32
-        assert (own - 31.25 * np.arange(32)).min() > -1
-        assert (own - 31.25 * np.arange(32)).max() < 31.25
-
-
-def test_of_many_images_some_take_part_once() -> None:
-    _, _, numbers = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)))
-    assert len(np.unique(numbers)) == 256
-    _, _, others = asked_of((torch.zeros(300, 1, 8, 8), torch.arange(300)), seed=1)
-    assert not np.array_equal(numbers, others)
-
-
 def test_check_leaves_training_as_it_was(tiny_unet: Build) -> None:
     data, config = digits(0, 3), Training(batch_size=4, learning_rate=1e-2)
     data = data[0], data[1] % 3

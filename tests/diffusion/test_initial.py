@@ -33,12 +33,7 @@ def test_depends_on_the_seed_and_not_on_the_strategy() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "present", "found"),
-    [
-        ("auto", False, "cpu"),
-        ("auto", True, "cuda"),
-        ("cpu", True, "cpu"),
-        ("cuda", True, "cuda"),
-    ],
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
 def test_device(wanted: str, present: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present)

@@ -76,12 +76,7 @@ def test_ddim_moves_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "tolerance"),
-    [
-        ("ddim", 200, 0.01),
-        ("dpmsolver++", 25, 0.01),
-        ("sde-dpmsolver++", 25, 0.03),
-    ],
+    ("sampler", "steps", "tolerance"), [("ddim", 200, 0.01), ("dpmsolver++", 25, 0.01), ("sde-dpmsolver++", 25, 0.03)]
 )
 def test_exact_predictions_give_the_gaussian_back(
     sampler: str, steps: int, tolerance: float, gaussian_eps: Callable[[float, float], PredictNoise]

@@ -5,10 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    EulerDiscreteScheduler,
-    UNet2DModel,
-)
+from diffusers import EulerDiscreteScheduler, UNet2DModel
 
 from fedsynth.config import Diffusion
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, noise_predictor, sample

@@ -127,16 +127,6 @@ def test_silo_that_has_trained_does_not_start_afresh_without_its_folder(tmp_path
         FederatedModel(network(), decoder, tmp_path / "elsewhere", "run").before(2, has_trained=True)
 
 
-def test_nothing_is_kept_where_all_is_received(tmp_path: Path) -> None:
-    received = network(1).state_dict()
-    for token in (None, "run"):
-        model = FederatedModel(network(), received, tmp_path, token)
-        for unet in (model.before(5), model.after(5)):
-            assert all(torch.equal(tensor, received[name]) for name, tensor in unet.state_dict().items())
-        model.keep(5)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

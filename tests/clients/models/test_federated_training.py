@@ -12,14 +12,7 @@ import torch
 from one_silo import Node, drawn_images, sample_request, simulated
 
 from fedsynth.data import load_federation
-from fedsynth.diffusion import (
-    TrainingState,
-    initial_unet,
-    noise_predictor,
-    select_parts,
-    to_model_range,
-    train,
-)
+from fedsynth.diffusion import TrainingState, initial_unet, noise_predictor, select_parts, to_model_range, train
 from fedsynth.messages import TrainRequest, transport
 from fedsynth.seeding import make_generator
 
@@ -111,7 +104,7 @@ def test_all_received_and_some_reported_under_the_server_s_proximal_term(tmp_pat
     weights = initial(node)
     plain, pulled = plain_round(node, 1, weights, 1), plain_round(node, 1, weights, 1, mu=20.0)
     assert not torch.equal(pulled["conv_in.weight"], plain["conv_in.weight"])
-    assert_equal(ask(node, weights, report_parts=None, run_token=None, proximal_mu=20.0), pulled)
+    assert_equal(ask(node, weights, report_parts=None, proximal_mu=20.0), pulled)
     some = ("decoder", "bottleneck")
     assert_equal(ask(node, weights, report_parts=some, run_token=None), select_parts(plain, some))
     assert not (tmp_path / "state").exists()

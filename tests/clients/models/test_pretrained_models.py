@@ -18,13 +18,7 @@ from clients.models.pretrained_model import LOSS_TIMESTEPS
 from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
-from fedsynth.diffusion import (
-    TrainingState,
-    initial_unet,
-    noise_predictor,
-    to_model_range,
-    train,
-)
+from fedsynth.diffusion import TrainingState, initial_unet, noise_predictor, to_model_range, train
 from fedsynth.diffusion.pretrained import load_pretrained_model
 from fedsynth.messages import PrepareRequest, UploadRequest, transport
 from fedsynth.seeding import make_generator

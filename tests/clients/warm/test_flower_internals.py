@@ -17,11 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
@@ -31,13 +27,7 @@ from flwr.supernode.nodestate import NodeState, NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message, _pull_and_store_message
 
 from clients.warm import flower_internals
-from clients.warm.flower_internals import (
-    Job,
-    PollingClock,
-    SuperNodeGoneError,
-    SuperNodeRuntime,
-    forgetting_ended_runs,
-)
+from clients.warm.flower_internals import Job, PollingClock, SuperNodeGoneError, SuperNodeRuntime, forgetting_ended_runs
 
 RUN, NODE, SECRET = 7, 11, b"a secret of this silo"
 FAB_HASH = hashlib.sha256(b"bundle").hexdigest()
