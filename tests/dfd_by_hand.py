@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +28,8 @@ ROUNDS = 4
 
 def predict(silo: int, x: torch.Tensor, t: torch.Tensor | int, labels: torch.Tensor) -> torch.Tensor:
     """A smooth stand-in for a silo's network."""
-    return torch.tanh(x * (0.7 + 0.1 * silo) + labels[:, None, None, None] / 5) * (0.4 + t / 2000) + 0.05 * silo
+    size = 0.4 + torch.as_tensor(t).reshape(-1, 1, 1, 1) / 2000
+    return torch.tanh(x * (0.7 + 0.1 * silo) + labels[:, None, None, None] / 5) * size + 0.05 * silo
 
 
 def census_of(counts: list[list[int]]) -> Census:
@@ -114,31 +114,6 @@ def run(strategy: DfD, task: Task) -> torch.Tensor:
 
 def samples_of(arrays: ArrayRecord) -> torch.Tensor:
     return transport.decode(arrays["samples"])
-
-
-def assert_cut_run_goes_on(
-    make: Callable[[], DfD],
-    task: Task,
-    cut: int,
-    absent: Callable[[int, int], bool],
-    answers: Callable[[Message, int], Message] = answer,
-) -> dict[str, Any]:
-    """A run that ends after round ``cut`` and goes on from a file is the same to the last bit; return its state."""
-    whole, first, second = make(), make(), make()
-    expected = drive(whole, begin(whole, task), absent=absent, answers=answers)
-    half = drive(first, begin(first, task), stop=cut, absent=absent, answers=answers)
-    file = io.BytesIO()
-    torch.save({"samples": samples_of(half), "state": first.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    begin(second, task)
-    second.load_state_dict(saved["state"])
-    arrays = fresh(saved["samples"], task.labels)
-    got = drive(second, arrays, first=cut + 1, absent=absent, answers=answers)
-    assert torch.equal(samples_of(got), samples_of(expected))
-    assert second.num_rounds == whole.num_rounds
-    state: dict[str, Any] = saved["state"]
-    return state
 
 
 def fresh(samples: torch.Tensor, labels: torch.Tensor) -> ArrayRecord:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise,
 from fedsynth.diffusion import to_uint8 as as_images
 from fedsynth.output import RunFolder
 from fedsynth.seeding import make_generator
+from strategies.app import draw_labels
+from strategies.conversation.census import Census, Member
 
 ROUNDS = {"dfd": 4, "fedavg": 2, "pooled": 1, "centralised": 2}
 RESOLVED = {
@@ -188,3 +191,23 @@ def test_a_second_run_and_a_second_method_reuse_the_local_models(
     assert [path.stat().st_mtime_ns for path in files] == stamps
     trained = sum(read(path)["seconds"] for path in files if path.name == "training.json")  # type: ignore[misc]
     assert min(seconds) > trained > 0, "the cost of the reused training is charged"
+
+
+def labels_of(*counts: list[int], **changes: Scalar) -> torch.Tensor:
+    given = {key.replace("_", "-"): value for key, value in changes.items()}
+    census = Census(Member(k, f"silo-{k}", sum(row), row) for k, row in enumerate(counts))
+    return draw_labels(RunConfig.from_run_config(given), census)
+
+
+def test_balanced_labels_share_the_images_equally() -> None:
+    labels = labels_of([5, 0, 1], [3, 1, 0], num_samples=11)
+    assert labels.dtype == torch.int64
+    assert labels.bincount().tolist() == [4, 4, 3]
+
+
+def test_observed_labels_follow_the_silos_counts() -> None:
+    labels = labels_of([50, 0, 10], [30, 0, 10], num_samples=20000, labels="observed")
+    shares = np.bincount(labels, minlength=3) / 20000
+    np.testing.assert_allclose(shares, [0.8, 0.0, 0.2], atol=4 * math.sqrt(0.16 / 20000))
+    assert shares[1] == 0
+    assert not torch.equal(labels, labels_of([80, 0, 20], num_samples=20000, labels="observed", seed=1))

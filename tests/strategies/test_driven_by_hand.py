@@ -100,8 +100,7 @@ def test_the_mean_goes_by_the_number_of_images(name: str) -> None:
     assert metrics["loss"] == pytest.approx(np.average(range(1, 8), weights=COUNTS))
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize(("order", "who"), [([0, 1, 2], "partition"), ([2, 0, 1], "name"), ([1, 2, 0], "node")])
 def test_cooperation_moves_samples_by_the_noise_predictions_under_whatever_name(order: list[int], who: str) -> None:
     strategy = STRATEGIES["dfd"](sampler="ddim", weights="constant", dfd_rounds=1)
     x = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -111,15 +110,21 @@ def test_cooperation_moves_samples_by_the_noise_predictions_under_whatever_name(
     for k, message in enumerate(messages):
         sent = message.content.array_records["arrays"].to_torch_state_dict()
         content = RecordDict({"epsilon": ArrayRecord({"whatever": Array((0.1 * (k + 1) * sent["samples"]).numpy())})})
+        content["metrics"] = MetricRecord({"seconds": 0.5})
         if (said := WHO[who](k)) is not None:
             content["silo"] = ConfigRecord(said)
         replies.append(Message(content, reply_to=message))
-    moved, _ = strategy.aggregate_train(1, [replies[k] for k in order])
+    assert [message.metadata.dst_node_id for message in messages] == [4, 6, 9]
+    moved, metrics = strategy.aggregate_train(1, [replies[k] for k in order])
     assert moved is not None
+    assert metrics is not None
+    assert metrics["effective-experts"] == pytest.approx(3.0)
+    assert (metrics["timestep"], metrics["client-seconds"]) == (999, 1.5)
     # One step from T to the image: x_0 = (x - √(1-ᾱ) ε) / √ᾱ, clipped, with the mean of 0.1 x, 0.2 x and 0.3 x as ε.
     alpha_bar = float(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[999])
     clean = ((x - (1 - alpha_bar) ** 0.5 * 0.2 * x) / alpha_bar**0.5).clamp(-1, 1)
     np.testing.assert_allclose(moved.to_torch_state_dict()["samples"], clean, atol=1e-4)
+    assert moved.to_torch_state_dict()["labels"].tolist() == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "dfd"])

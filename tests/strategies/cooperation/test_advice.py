@@ -11,7 +11,6 @@ from strategies.cooperation.advice import advice
     [
         (torch.full((10, 3), 4), "10.0 effective holders in the mean, a holder 4 images of it: silos this small and"),
         (torch.full((10, 3), 7), "a holder 7 images of it: strategy = 'pooled' is likely to be as good"),
-        (torch.full((10, 3), 14), "a holder 14 images of it: strategy = 'pooled' is likely to be as good"),
         (torch.eye(3, dtype=torch.int64) * 4, "1.0 effective holders in the mean, a holder 4 images of it: strategy"),
         # exp(-.75 ln .75 - .25 ln .25) = 1.755, beside a class that nobody holds
         (torch.tensor([[3, 0], [1, 0]]), "1.8 effective holders in the mean, a holder 2 images of it: strategy"),

@@ -131,21 +131,6 @@ def test_silos_are_asked_only_about_classes_they_hold() -> None:
     moved(strategy, 1, [answer(message, silo) for silo, message in asked.items()])
 
 
-def test_without_a_census_all_connected_silos_count_alike() -> None:
-    x, labels = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1])
-    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, weights="constant")
-    asked = requests(strategy, 1, fresh(x, labels), StubGrid([70, 5, 33]))
-    assert [message.metadata.dst_node_id for message in asked] == [5, 33, 70]
-    arrays, metrics = moved(strategy, 1, [answer(message, k) for k, message in enumerate(asked)])
-    eps = sum(predict(k, x, 999, labels) for k in range(3)) / 3
-    expected = step_by_class(scheduler_of_levels(), eps, 0, x, labels, seed=0)
-    np.testing.assert_allclose(samples_of(arrays).numpy(), expected.numpy(), atol=1e-5)
-    assert torch.equal(transport.decode(arrays["labels"]), labels)
-    assert metrics["effective-experts"] == pytest.approx(3.0)
-    assert metrics["timestep"] == 999
-    assert metrics["client-seconds"] == pytest.approx(1.5)
-
-
 def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
     grid = StubGrid([], trained_at_once)
     with pytest.raises(UserError, match=r"no silo holds images of class index \[2\]"):

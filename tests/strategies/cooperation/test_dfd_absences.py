@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -11,15 +12,16 @@ from dfd_by_hand import (
     LABELS,
     ROUNDS,
     answer,
-    assert_cut_run_goes_on,
     begin,
     drive,
+    fresh,
     moved,
     requests,
     samples_of,
     silo_of,
     task_of,
 )
+from flwr.app import MetricRecord
 
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonRequest
@@ -31,25 +33,44 @@ VARIANTS: list[dict[str, Any]] = [
     {"weights": "posterior", "sampler": "sde-dpmsolver++"},
     {"weights": "energy", "sampler": "dpmsolver++"},
     {"weights": "constant", "sampler": "ula"},
+    {"weights": "posterior", "sampler": "ddpm", "parallel_levels": 4},
+    {"weights": "energy", "sampler": "ddim", "parallel_levels": 4},
 ]
-"""One for every kind of state between rounds: a posterior and the last answer, the last answer, nothing."""
-
-
-def strategy_of(options: dict[str, Any], levels: int = 6) -> DfD:
-    return DfD(dfd_rounds=levels, **{"sampler": "ddpm", **options})
+"""One for every kind of state between rounds: posterior and last answer, last answer, nothing; guesses beside them."""
 
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_a_class_whose_holder_comes_back_ends_as_if_it_had_never_been_away(options: dict[str, Any]) -> None:
-    whole, gappy = strategy_of(options), strategy_of(options)
-    expected = drive(whole, begin(whole, task_of(COUNTS)))
-    levels = whole.num_rounds
-    away = {2, 3, 5}
-    task = task_of(COUNTS)
-    got = drive(gappy, begin(gappy, task), absent=lambda number, silo: silo == 1 and number in away)
-    assert gappy.num_rounds == levels + len(away)
+    whole, gappy = (DfD(dfd_rounds=6, **options) for _ in range(2))
+    task, rows = task_of(COUNTS), list[MetricRecord]()
+    expected = drive(whole, begin(whole, task))
+    got = drive(gappy, begin(gappy, task), absent=lambda number, silo: silo == 1 and number in {2, 3, 5}, rows=rows)
+    assert [row["waiting-samples"] for row in rows[:5]] == [0, 2, 2, 0, 2]
+    assert gappy.num_rounds == len(rows) == whole.num_rounds + 3
     assert torch.equal(samples_of(got), samples_of(expected))
     assert gappy.finish(task, got).notes == ()
+
+
+@pytest.mark.parametrize(("options", "cut"), zip(VARIANTS, (3, 7, 3, 3, 1), strict=True))
+def test_a_run_cut_after_any_round_goes_on_bit_for_bit(options: dict[str, Any], cut: int) -> None:
+    def absent(number: int, silo: int) -> bool:
+        return silo == 1 and number in {2, 3}
+
+    whole, first, second = (DfD(dfd_rounds=6, **options) for _ in range(3))
+    expected = drive(whole, begin(whole, task_of(COUNTS)), absent=absent)
+    half = drive(first, begin(first, task_of(COUNTS)), stop=cut, absent=absent)
+    file = io.BytesIO()
+    torch.save({"samples": samples_of(half), "state": first.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    ahead = [cohort["ahead"] for cohort in saved["state"]["cohorts"] if "ahead" in cohort]
+    assert bool(ahead) == ("parallel_levels" in options)
+    assert all(guesses.untyped_storage().nbytes() == guesses.nbytes > 0 for guesses in ahead)
+    begin(second, task_of(COUNTS))
+    second.load_state_dict(saved["state"])
+    got = drive(second, fresh(saved["samples"], LABELS), first=cut + 1, absent=absent)
+    assert torch.equal(samples_of(got), samples_of(expected))
+    assert second.num_rounds == whole.num_rounds
 
 
 def test_a_class_whose_holder_stays_away_is_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,14 +102,6 @@ def test_a_silo_that_holds_a_class_at_two_levels_is_asked_twice() -> None:
     arrays = drive(strategy, begin(strategy, task_of(counts)), stop=1, absent=lambda number, silo: silo == 0)
     asked = [EpsilonRequest.from_message(m) for m in requests(strategy, 2, arrays) if silo_of(m) == 0]
     assert {sent.timestep: sent.labels.tolist() for sent in asked} == {999: [0, 0, 0], 749: [1, 1]}
-
-
-@pytest.mark.parametrize(("options", "cut"), zip(VARIANTS, (3, 7, 3), strict=True))
-def test_a_run_cut_after_any_round_goes_on_bit_for_bit(options: dict[str, Any], cut: int) -> None:
-    away = {(2, 1), (3, 1)}
-    assert_cut_run_goes_on(
-        lambda: strategy_of(options), task_of(COUNTS), cut, lambda number, silo: (number, silo) in away
-    )
 
 
 @pytest.mark.parametrize("seed", range(3))

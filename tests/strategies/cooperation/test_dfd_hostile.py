@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,10 +47,6 @@ def noisy(eps: torch.Tensor, before: int) -> torch.Tensor:
     return eps + 0.5 * eps.std() * torch.randn(eps.shape, generator=torch.Generator().manual_seed(before))
 
 
-def lazy(eps: torch.Tensor, before: int) -> torch.Tensor:
-    return 0.05 * eps
-
-
 ATTACKS: dict[str, Attack] = {
     "opposite": lambda eps, before: -eps,
     "honest-once": lambda eps, before: eps if before == 0 else -eps,
@@ -65,8 +60,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
-def run(project: Path, name: str, attack: Attack | None = None, **changes: Any) -> RunFolder:
-    settings = tiny_settings(project, **{**TRAINED, "run_name": name, **changes})
+def run(project: Path, name: str, attack: Attack | None = None) -> RunFolder:
+    settings = tiny_settings(project, run_name=name, **TRAINED)
     return run_tiny(settings, Tampering(attack) if attack else list, report=False)
 
 
@@ -103,13 +98,3 @@ def test_a_hostile_silo_is_found_out_and_changes_nothing(attack: str, project: P
     assert "silo-0 is not" not in log
     assert "silo-2 is not" not in log
     assert np.abs(pixels(folder) - without).mean() < 1.0
-
-
-def test_without_screening_a_lazy_silo_takes_the_energy_weights(project: Path) -> None:
-    """The same attack with and without the defence, by the number of silos that still have a say."""
-    open_door = run(project, "open", lazy, weights="energy", screening=False, max_silo_weight=1.0)
-    experts = [row["effective-experts"] for row in open_door.read_metrics()]
-    assert max(experts[:4]) < 1.05
-    guarded = run(project, "guarded", lazy, weights="energy")
-    assert HOSTILE in guarded.log.read_text()
-    assert np.mean([row["effective-experts"] for row in guarded.read_metrics()[:4]]) > 1.05

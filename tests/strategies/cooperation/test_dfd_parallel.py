@@ -120,24 +120,19 @@ def test_a_silo_is_asked_about_all_levels_of_the_window_in_one_message() -> None
         arrays, _ = moved(strategy, number, [answer(message, silo_of(message)) for message in asked])
 
 
-def rows_of(strategy: DfD, **options: Any) -> list[MetricRecord]:
-    """Metrics of all rounds."""
-    rows: list[MetricRecord] = []
-    drive(strategy, begin(strategy, task_of()), rows=rows, **options)
-    return rows
-
-
 def test_metrics_say_how_far_samples_got_and_what_it_cost(tolerate: Tolerate) -> None:
     tolerate(0.1)
-    rows = rows_of(strategy_of("ddim constant", 5))
+    rows: list[MetricRecord] = []
+    final(strategy_of("ddim constant", 5), rows=rows)
     done, evaluations = ([row[key] for row in rows] for key in ("levels-done", "function-evaluations"))
     assert sum(done) == pytest.approx(LEVELS)
     assert min(done) >= 1 or done[-1] < 1, "no class waits before the first is finished"
     assert evaluations[0] == 5
     assert evaluations[-1] <= 5
     assert LEVELS < sum(evaluations) <= 5 * len(rows)
-    for row in rows_of(strategy_of("ddim constant")):
-        assert row["levels-done"] == row["function-evaluations"] == 1.0
+    rows.clear()
+    final(strategy_of("ddim constant"), rows=rows)
+    assert all(row["levels-done"] == row["function-evaluations"] == 1.0 for row in rows)
 
 
 @pytest.mark.parametrize(("variant", "size"), [("ddim constant", 3e38), ("ddpm posterior", 100.0)])
@@ -161,19 +156,6 @@ def test_nonsense_about_guesses_costs_no_more_than_the_gain(variant: str, size: 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_class_waits_for_its_holder_and_ends_as_if_it_had_never_been_away(variant: str, tolerate: Tolerate) -> None:
-    tolerate(0.05)
-    away = {2, 3, 5}
-    whole, gappy = strategy_of(variant, 4), strategy_of(variant, 4)
-    rows: list[MetricRecord] = []
-    start = begin(gappy, task_of())
-    arrays = drive(gappy, start, absent=lambda number, silo: silo == 1 and number in away, rows=rows)
-    assert torch.equal(samples_of(arrays), final(whole))
-    assert [row["waiting-samples"] for row in rows[:5]] == [0, 8, 8, 0, 8]
-    assert gappy.finish(task_of(), arrays).notes == ()
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_silo_that_is_away_is_left_out_as_one_level_after_the_other_would(variant: str) -> None:
     """With a tolerance of 0 the first iteration settles the first level: there the sequential run misses it too."""
     for last in (1, 100):
@@ -183,18 +165,6 @@ def test_a_silo_that_is_away_is_left_out_as_one_level_after_the_other_would(vari
         ]
         assert (windows[1] - windows[0]).abs().max() < 1e-5
     assert (windows[1] - final(strategy_of(variant, 5))).abs().max() > 0.1, "silo-0 has a say when it is there"
-
-
-@pytest.mark.parametrize(("variant", "cut"), [("ddim energy", 1), ("ddpm posterior", 3)])
-def test_a_run_cut_after_any_round_goes_on_bit_for_bit(variant: str, cut: int, tolerate: Tolerate) -> None:
-    tolerate(1e-3)
-    away = {(2, 1), (3, 1)}
-    state = dfd_by_hand.assert_cut_run_goes_on(
-        lambda: strategy_of(variant, 4), task_of(), cut, lambda number, silo: (number, silo) in away, answer
-    )
-    ahead = [cohort["ahead"] for cohort in state["cohorts"] if "ahead" in cohort]
-    assert ahead
-    assert all(guesses.untyped_storage().nbytes() == guesses.nbytes > 0 for guesses in ahead)
 
 
 @pytest.mark.parametrize("sampler", ["dpmsolver++", "ula"])

@@ -10,7 +10,7 @@ from fedsynth.diffusion import build_unet, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
-from strategies.cooperation.calibration import LEVELS, SAMPLES_PER_CLASS, Calibration
+from strategies.cooperation.calibration import SAMPLES_PER_CLASS, Calibration
 from strategies.cooperation.screener import AnswerMemory
 
 SHAPE = (1, 8, 8)
@@ -72,17 +72,15 @@ def calibrate(silos: list[Answer], holds: torch.Tensor | None = None, seed: int 
 
 
 @pytest.mark.parametrize(
-    ("hostile", "reason"),
+    ("hostile", "reason", "others"),
     [
-        (lambda x, t, seed: 0 * x, "t = 999: does not follow"),
-        (lambda x, t, seed: 0.05 * x, "t = 999: does not follow"),
-        (lambda x, t, seed: 10 * x, "t = 999: implies no image"),
-        (lambda x, t, seed: -x, "t = 999: does not follow"),
-        (honest_only_at_the_start(knows(pictures(5, 0)), lambda x, t, seed: 0.05 * x), "t = 699: does not follow"),
-        (honest_only_at_the_start(knows(pictures(5, 0)), lambda x, t, seed: 3 * x), "t = 699: implies no image"),
+        (lambda x, t, seed: 0.05 * x, "t = 999: does not follow", 0),
+        (lambda x, t, seed: 10 * x, "t = 999: implies no image", 2),
+        (lambda x, t, seed: -x, "t = 999: does not follow", 2),
+        (honest_only_at_the_start(knows(pictures(5, 0)), lambda x, t, seed: 0.05 * x), "t = 699: does not follow", 2),
+        (honest_only_at_the_start(knows(pictures(5, 0)), lambda x, t, seed: 3 * x), "t = 699: implies no image", 0),
     ],
 )
-@pytest.mark.parametrize("others", [0, 2])
 def test_hostile_silos_are_found_out_with_or_without_others(hostile: Answer, reason: str, others: int) -> None:
     silos = [*(knows(pictures(5, k + 1)) for k in range(others)), hostile]
     found = calibrate(silos)
@@ -94,12 +92,8 @@ def test_hostile_silos_are_found_out_with_or_without_others(hostile: Answer, rea
 def test_an_echo_is_found_out_below_where_others_give_the_samples_contrast() -> None:
     others = [knows(pictures(5, k + 1)) for k in range(4)]
     assert calibrate([*others, lambda x, t, seed: x]).reasons(4)[0].startswith("class index 0: t = 100: repeats")
-
-
-def test_an_echo_without_others_is_a_model_of_grey_images() -> None:
-    grey = calibrate([lambda x, t, seed: x])
-    exact = calibrate([knows(torch.zeros(1, *SHAPE))])
-    assert grey.faults == exact.faults == {}
+    # Without others it is a model of grey images.
+    assert calibrate([lambda x, t, seed: x]).faults == {}
 
 
 @pytest.mark.parametrize(("factor", "others"), [(1.0, 0), (1.01, 2)])
@@ -198,12 +192,9 @@ class TestAnswerMemory:
         assert not memory.repeats(1, 0, eps, x, 0.5)
         assert not memory.repeats(0, 1, eps, x, 0.5)
         assert memory.repeats(0, 0, eps * (1 + 1e-6), x + 0.1, 0.5)
-
-    def test_the_same_question_may_have_the_same_answer(self) -> None:
-        memory, eps, x = AnswerMemory(), random(30, *SHAPE), random(30, *SHAPE, seed=1)
-        assert not memory.repeats(0, 0, eps, x, 0.5)
-        assert not memory.repeats(0, 0, eps, x, 0.5)
-        assert not memory.repeats(0, 0, eps * 1.001, x + 0.1, 0.5)
+        # The same question may have the same answer.
+        assert not memory.repeats(1, 0, eps, x, 0.5)
+        assert not memory.repeats(1, 0, eps * 1.001, x + 0.1, 0.5)
 
     def test_an_exact_model_may_repeat_itself_where_samples_follow_its_answer(self) -> None:
         memory, image, eps = AnswerMemory(), pictures(1, 0), random(8, *SHAPE)
@@ -217,8 +208,3 @@ class TestAnswerMemory:
         memory.repeats(0, 0, eps, eps, 0.5)
         answer, samples, _ = memory._last[0, 0]
         assert max(part.untyped_storage().nbytes() for part in (answer, samples)) < 8 * 600
-
-
-def test_levels_start_at_pure_noise() -> None:
-    assert LEVELS[0] == 1.0
-    assert list(LEVELS) == sorted(LEVELS, reverse=True)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -89,15 +88,9 @@ def test_silo_that_gets_nowhere_ends_the_run() -> None:
         train_with(respond)
 
 
-@pytest.mark.parametrize(("metrics", "said"), [({}, "steps is missing"), ({"finished": 1}, "a finished model without")])
-def test_malformed_progress_ends_the_run_by_name(metrics: dict[str, Any], said: str) -> None:
-    with pytest.raises(RunError, match=f"0 usable answers, 1 needed: silo-0: {said}"):
-        train_with(lambda message: bare_reply(message, **metrics), 1)
-
-
-def test_failed_training_ends_the_run_with_the_silo_s_reason() -> None:
-    with pytest.raises(RunError, match="1 needed: silo-0: OSError: no space left"):
-        train_with(lambda message: error_reply(message, "silo-0: OSError: no space left"), 1)
+def test_malformed_progress_ends_the_run_by_name() -> None:
+    with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-0: a finished model without"):
+        train_with(lambda message: bare_reply(message, finished=1), 1)
 
 
 def test_lost_silo_is_named_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
