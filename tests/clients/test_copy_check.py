@@ -78,8 +78,9 @@ def test_held_out_images_that_are_few_or_were_trained_on_say_nothing(
     unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fedsynth")
-    monkeypatch.setattr(clients.copy_check, "sample", None)
-    assert copied_share(silo_of(100, 7), unet, SPEC, CONFIG) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(clients.copy_check, "sample", None)
+        assert copied_share(silo_of(100, 7), unet, SPEC, CONFIG) is None
     assert "silo-3: no copy check: 7 images are held out, it needs 8" in caplog.text
     silo = Silo("silo-3", TRAIN.subset(np.arange(40)), TRAIN.subset(np.arange(10)))
     assert copied_share(silo, unet, SPEC, CONFIG) is None
