@@ -11,16 +11,17 @@ from flwr.app import Message
 from hand_made_models import (
     BUFFER,
     answer,
-    answers,
     assert_equal,
     assert_near,
     begun,
+    counts_of,
     exact,
     gather,
     mean_of,
     model,
     near,
     play,
+    round_of,
     send,
 )
 from tiny_runs import images_of, run_tiny, tiny_settings
@@ -94,34 +95,23 @@ def test_one_silo_alone_reports_everything() -> None:
     assert reported(send(strategy, 1, model(0), range(3))) == [set(PARTS)]
 
 
-def test_every_half_is_the_weighted_mean_of_those_who_reported_it() -> None:
-    strategy, weights, silos = FedDiffuse(), model(0), 5
-    for number in (1, 2):
-        requests = send(strategy, number, weights, range(silos))
-        models = [near(weights, 10 * number + k) for k in range(silos)]
-        counts = [1 + 37 * k * k for k in range(silos)]
-        halves = reported(requests)
-        expected = {}
-        for half in (FIRST_HALF, SECOND_HALF):
-            mine = [k for k, reporting in enumerate(halves) if reporting == half]
-            mean = mean_of([models[k] for k in mine], [counts[k] for k in mine])
-            expected |= {name: mean[name] for name in select_parts(weights, half)}
-        weights, _ = gather(strategy, number, answers(requests, models, counts))
-        assert_near(weights, {name: expected[name] for name in weights})
-
-
-@pytest.mark.parametrize("absent", [FIRST_HALF, SECOND_HALF])
-def test_a_half_that_nobody_reports_stays_as_it_was(absent: set[str]) -> None:
+@pytest.mark.parametrize("present", [(FIRST_HALF, SECOND_HALF), (FIRST_HALF,), (SECOND_HALF,)])
+def test_every_half_is_the_weighted_mean_of_those_who_reported_it_or_stays(present: tuple[set[str], ...]) -> None:
     strategy, start = FedDiffuse(), model(0)
-    requests = send(strategy, 1, start, range(4))
-    present = [k for k, half in enumerate(reported(requests)) if half != absent]
-    models = {k: near(start, k) for k in present}
-    found, metrics = gather(strategy, 1, [answer(requests[k], models[k], k, 1 + k) for k in present])
-    assert metrics["silos"] == len(present) == 2
-    mean = mean_of([models[k] for k in present], [1 + k for k in present])
-    kept = select_parts(start, absent)
-    assert_near(found, {name: exact(start)[name] if name in kept else mean[name] for name in found})
-    assert_equal(select_parts(found, absent), kept)
+    requests = send(strategy, 1, start, range(5))
+    halves, models, counts = reported(requests), round_of(1, 5), counts_of(5)
+    expected = exact(start)
+    for half in present:
+        mine = [k for k, reporting in enumerate(halves) if reporting == half]
+        mean = mean_of([models[k] for k in mine], [counts[k] for k in mine])
+        expected |= {name: mean[name] for name in select_parts(start, half)}
+    answering = [k for k, half in enumerate(halves) if half in present]
+    found, metrics = gather(strategy, 1, [answer(requests[k], models[k], k, counts[k]) for k in answering])
+    assert metrics["silos"] == len(answering)
+    assert_near(found, {name: expected[name] for name in found})
+    for half in (FIRST_HALF, SECOND_HALF):
+        if half not in present:
+            assert_equal(select_parts(found, half), select_parts(start, half))
 
 
 def test_half_that_was_not_asked_for_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
