@@ -61,6 +61,18 @@ def near(weights: Mapping[str, torch.Tensor], seed: int, drift: float = 0.01) ->
     }
 
 
+def round_of(seed: int, n: int, f: int = 0) -> list[Model]:
+    """``n`` answers, of which ``f``, in places that the seed draws, point elsewhere together."""
+    hostile = set(np.random.default_rng(seed).permutation(n)[:f].tolist())
+    away = near(model(0), 9999, 0.03)
+    return [near(away if k in hostile else model(0), 100 * seed + k) for k in range(n)]
+
+
+def counts_of(n: int) -> list[int]:
+    """Very uneven numbers of images."""
+    return [1 + 37 * k * k for k in range(n)]
+
+
 def exact(weights: Mapping[str, torch.Tensor]) -> Exact:
     """The same numbers in float64 numpy."""
     return {name: value.numpy().astype(np.float64) for name, value in weights.items()}
@@ -71,9 +83,10 @@ def begun(strategy: AveragingStrategy, nodes: Sequence[int], **changes: Any) -> 
     settings = {"strategy": "fedavg", "block-out-channels": "4,4", "num-clients": len(nodes), **changes}
     census = Census(Member(node, f"silo-{k}", 9, [9]) for k, node in enumerate(nodes))
     task = Task(RunConfig.from_run_config(settings), ImageSpec(1, 4, ("a",)), census, torch.tensor([0]))
-    # FedDDPM's own beginning needs silos that train.
+    strategy._task = task
+    # FedDDPM's own preparation needs silos that train.
     own = FedAvg if isinstance(strategy, FedDDPM) else type(strategy)
-    own.begin(strategy, task, cast(Exchange, None))
+    own.prepare(strategy, task, cast(Exchange, None))
     return task
 
 

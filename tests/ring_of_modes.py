@@ -50,12 +50,8 @@ class RingOfModes:
             moved = scheduler.step(compose(eps, weights), t, x, generator=generator).prev_sample
             posterior.update(x, moved, eps, scheduler, t)
             x = moved
-        return self.distance_of(x)
-
-    def distance_of(self, x: torch.Tensor) -> float:
-        """The same of given samples (N, 2, 1, 1)."""
         nearest = torch.cdist(x.flatten(1), self.modes).argmin(1)
-        return self.from_truth(np.bincount(nearest, minlength=8) / len(x))
+        return self.from_truth(np.bincount(nearest, minlength=8) / num_samples)
 
     def from_truth(self, frequencies: np.ndarray) -> float:
         return 0.5 * float(np.abs(frequencies - self.truth).sum())

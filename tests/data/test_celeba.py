@@ -49,12 +49,6 @@ def test_images_are_the_central_178_pixels_resized(root: Path) -> None:
     assert load_dataset("celeba", root, image_size=16, channels=1)[0].images.shape == (2, 16, 16, 1)
 
 
-def test_missing_files_are_named(root: Path) -> None:
-    (root / "celeba" / "list_eval_partition.txt").unlink()
-    with pytest.raises(UserError, match=r"missing: list_eval_partition\.txt\. Put .*download=true"):
-        load_dataset("celeba", root)
-
-
 def test_missing_image_is_named_or_skipped(root: Path) -> None:
     (root / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
     with pytest.raises(UserError, match=r"000002\.jpg \(no such file\)"):

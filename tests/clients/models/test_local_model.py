@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from one_silo import noisy_samples
+from one_silo import noisy_samples, settings_of
 
 import clients.models.local_model
 from clients.models.local_model import LocalModel, load_network
@@ -35,14 +35,6 @@ from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 
 CPU = torch.device("cpu")
-SETTINGS: dict[str, Any] = {
-    "block-out-channels": "8,8",
-    "device": "cpu",
-    "num-clients": 3,
-    "partition": "iid",
-    "samples-per-client": 40,
-    "train-steps": 5,
-}
 # So large a rate that the loss goes up and down.
 ROUGH: dict[str, Any] = {"train_steps": 24, "learning_rate": 0.1, "ema_decay": 0.3, "batch_size": 8}
 QUESTIONS = noisy_samples(4), 500, torch.tensor([0, 3, 3, 9])
@@ -50,7 +42,7 @@ QUESTIONS = noisy_samples(4), 500, torch.tensor([0, 3, 3, 9])
 
 def config_of(**changes: Any) -> RunConfig:
     """Settings of a tiny network; changes in snake case."""
-    return RunConfig.from_run_config({**SETTINGS, **{key.replace("_", "-"): value for key, value in changes.items()}})
+    return RunConfig.from_run_config(settings_of(Path(), **{"train_steps": 5, **changes}))
 
 
 def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
@@ -88,9 +80,7 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert not model.finished
     training = model.train_slice(1000.0)
     assert model.finished
-    in_memory = noise_predictor(training.unet)(*QUESTIONS)
-    assert torch.equal(epsilon(model_of(tmp_path, 1)), in_memory)
-
+    assert torch.equal(epsilon(model_of(tmp_path, 1)), noise_predictor(training.unet)(*QUESTIONS))
     federation = load_federation(config)
     images = federation.silo(1, config).train
     generator = make_generator(0, "local-training", "silo-1")

@@ -27,9 +27,9 @@ DIGITS = tuple(map(str, range(10)))
 
 
 @pytest.fixture
-def clinic(tmp_path: Path, image_folder: Callable[[str], Path]) -> Callable[..., Node]:
+def clinic(tmp_path: Path, image_folder: Path) -> Callable[..., Node]:
     """A silo with 'even' and 'odd' images and a model of its own, wider than the run's and with another schedule."""
-    path, schedule = image_folder("clinic"), {"num_train_timesteps": 400, "beta_schedule": "squaredcos_cap_v2"}
+    path, schedule = image_folder, {"num_train_timesteps": 400, "beta_schedule": "squaredcos_cap_v2"}
 
     def open_clinic(classes: tuple[str, ...] = ("odd", "even", "prime"), **changes: Any) -> Node:
         model = save_model(

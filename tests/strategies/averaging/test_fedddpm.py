@@ -73,9 +73,8 @@ LOSSES = [1.0, 0.8, 0.7, 0.699, 0.698, 0.5, 0.499, 0.498, 0.497]
 SLOW = [5, 8, 9]
 
 
-@pytest.mark.parametrize(
-    ("losses", "window", "tolerance", "slow"),
-    [
+def test_slow_is_a_relative_drop_below_the_tolerance() -> None:
+    for losses, window, tolerance, slow in (
         ([1.0], 1, 0.01, False),
         ([1.0, 1.0], 1, 0.01, True),
         ([1.0, 1.0], 2, 0.01, False),
@@ -84,12 +83,8 @@ SLOW = [5, 8, 9]
         ([200.0, 197.0], 1, 0.01, False),
         ([1.0, 1.0], 1, 0.0, False),
         ([1.0, 0.75], 1, 0.25, False),
-    ],
-)
-def test_slow_is_a_relative_drop_below_the_tolerance(
-    losses: list[float], window: int, tolerance: float, slow: bool
-) -> None:
-    assert learning_is_slow(losses, window, tolerance) is slow
+    ):
+        assert learning_is_slow(losses, window, tolerance) is slow
 
 
 @pytest.mark.parametrize(("once", "corrected"), [(True, SLOW[:1]), (False, SLOW)])

@@ -3,71 +3,45 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Message
 from hand_made_models import (
     BUFFER,
-    Model,
     answer,
-    answers,
     assert_equal,
     assert_near,
+    begun,
+    counts_of,
     exact,
     gather,
     mean_of,
     model,
     near,
     play,
+    round_of,
     send,
 )
 from tiny_runs import images_of, run_tiny, tiny_settings
 
-from fedsynth.config import RunConfig
 from fedsynth.diffusion import PARTS, initial_unet, select_parts
 from fedsynth.messages import TrainRequest, transport
-from fedsynth.spec import ImageSpec
-from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedavg import FedAvg
 from strategies.averaging.feddiffuse import FedDiffuse
-from strategies.base import Task
-from strategies.conversation.census import Census, Member
 from strategies.conversation.exchange import Exchange
 
 ENCODER, BOTTLENECK, DECODER = PARTS
 SHARED = {
-    "full": {ENCODER, BOTTLENECK, DECODER},
-    "usplit": {ENCODER, BOTTLENECK, DECODER},
+    "full": set(PARTS),
+    "usplit": set(PARTS),
     "ulatdec": {BOTTLENECK, DECODER},
     "udec": {DECODER},
 }
 """de Goede et al. 2024: the parts that leave a silo."""
 
 FIRST_HALF, SECOND_HALF = {ENCODER, BOTTLENECK}, {DECODER}
-SPEC = ImageSpec(1, 8, tuple("0123456789"))
-
-
-def begun(strategy: AveragingStrategy, silos: int = 3, first_node: int = 90, **changes: Any) -> Model:
-    """Tell a strategy its silos; the weights of a real network it begins with."""
-    settings = {"strategy": "feddiffuse", "block-out-channels": "8,8", "num-clients": silos, **changes}
-    census = Census(Member(first_node - k, f"silo-{k}", 30, [3] * 10) for k in range(silos))
-    task = Task(RunConfig.from_run_config(settings), SPEC, census, torch.arange(10))
-    return transport.decode_tensors(strategy.begin(task, cast(Exchange, None)))
-
-
-def names_of(parts: set[str]) -> list[str]:
-    """Layers of a part, by the modules of the network rather than by name."""
-    unet = initial_unet(RunConfig.from_run_config({"block-out-channels": "8,8"}), SPEC)
-    modules = {
-        ENCODER: (unet.conv_in, unet.time_embedding, unet.class_embedding, unet.down_blocks),
-        BOTTLENECK: (unet.mid_block,),
-        DECODER: (unet.up_blocks, unet.conv_norm_out, unet.conv_out),
-    }
-    ours = {id(parameter) for part in parts for module in modules[part] for parameter in module.parameters()}
-    return [name for name, parameter in unet.named_parameters() if id(parameter) in ours]
 
 
 def reported(requests: Sequence[Message]) -> list[set[str]]:
@@ -77,11 +51,12 @@ def reported(requests: Sequence[Message]) -> list[set[str]]:
 @pytest.mark.parametrize("method", SHARED)
 def test_only_the_exchanged_layers_travel(method: str) -> None:
     strategy = FedDiffuse(feddiffuse_method=method)
-    weights = begun(strategy)
-    assert list(weights) == names_of(SHARED[method])
+    task = begun(strategy, [92, 91, 90])
+    weights = transport.decode_tensors(strategy.begin(task, cast(Exchange, None)))
+    assert_equal(weights, select_parts(initial_unet(task.config, task.spec).state_dict(), SHARED[method]))
     requests = send(strategy, 1, weights)
     for message in requests:
-        assert list(transport.array_record(message, "arrays")) == names_of(SHARED[method])
+        assert list(transport.array_record(message, "arrays")) == list(weights)
     assert method == "usplit" or reported(requests) == [SHARED[method]] * 3
 
 
@@ -95,10 +70,9 @@ def test_full_is_fedavg_bit_for_bit() -> None:
 
 def test_halves_have_equal_numbers_of_silos_and_are_drawn_anew() -> None:
     strategy, silos = FedDiffuse(), 9
-    weights = begun(strategy, silos)
     firsts = np.zeros((40, silos))
     for number in range(1, 41):
-        halves = reported(send(strategy, number, weights))
+        halves = reported(send(strategy, number, model(0), range(silos)))
         assert Counter(map(frozenset, halves)) == {frozenset(FIRST_HALF): 5, frozenset(SECOND_HALF): 4}
         firsts[number - 1] = [half == FIRST_HALF for half in halves]
     # Four standard deviations of a share of 40 draws.
@@ -110,45 +84,34 @@ def test_halves_follow_the_seed_and_not_the_node_ids() -> None:
     draws = []
     for seed, node in ((0, 90), (0, 700), (1, 90)):
         strategy = FedDiffuse()
-        weights = begun(strategy, 6, node, seed=seed)
-        draws.append([reported(send(strategy, number, weights)) for number in range(1, 8)])
+        begun(strategy, range(node, node - 6, -1), seed=seed)
+        draws.append([reported(send(strategy, number, model(0))) for number in range(1, 8)])
     assert draws[1] == draws[0]
     assert draws[2] != draws[0]
 
 
 def test_one_silo_alone_reports_everything() -> None:
     strategy = FedDiffuse(min_train_nodes=1, fraction_train=0.3)
-    assert reported(send(strategy, 1, begun(strategy, 3))) == [set(PARTS)]
+    assert reported(send(strategy, 1, model(0), range(3))) == [set(PARTS)]
 
 
-def test_every_half_is_the_weighted_mean_of_those_who_reported_it() -> None:
-    strategy, weights, silos = FedDiffuse(), model(0), 5
-    for number in (1, 2):
-        requests = send(strategy, number, weights, range(silos))
-        models = [near(weights, 10 * number + k) for k in range(silos)]
-        counts = [1 + 37 * k * k for k in range(silos)]
-        halves = reported(requests)
-        expected = {}
-        for half in (FIRST_HALF, SECOND_HALF):
-            mine = [k for k, reporting in enumerate(halves) if reporting == half]
-            mean = mean_of([models[k] for k in mine], [counts[k] for k in mine])
-            expected |= {name: mean[name] for name in select_parts(weights, half)}
-        weights, _ = gather(strategy, number, answers(requests, models, counts))
-        assert_near(weights, {name: expected[name] for name in weights})
-
-
-@pytest.mark.parametrize("absent", [FIRST_HALF, SECOND_HALF])
-def test_a_half_that_nobody_reports_stays_as_it_was(absent: set[str]) -> None:
+@pytest.mark.parametrize("present", [(FIRST_HALF, SECOND_HALF), (FIRST_HALF,), (SECOND_HALF,)])
+def test_every_half_is_the_weighted_mean_of_those_who_reported_it_or_stays(present: tuple[set[str], ...]) -> None:
     strategy, start = FedDiffuse(), model(0)
-    requests = send(strategy, 1, start, range(4))
-    present = [k for k, half in enumerate(reported(requests)) if half != absent]
-    models = {k: near(start, k) for k in present}
-    found, metrics = gather(strategy, 1, [answer(requests[k], models[k], k, 1 + k) for k in present])
-    assert metrics["silos"] == len(present) == 2
-    mean = mean_of([models[k] for k in present], [1 + k for k in present])
-    kept = select_parts(start, absent)
-    assert_near(found, {name: exact(start)[name] if name in kept else mean[name] for name in found})
-    assert_equal(select_parts(found, absent), kept)
+    requests = send(strategy, 1, start, range(5))
+    halves, models, counts = reported(requests), round_of(1, 5), counts_of(5)
+    expected = exact(start)
+    for half in present:
+        mine = [k for k, reporting in enumerate(halves) if reporting == half]
+        mean = mean_of([models[k] for k in mine], [counts[k] for k in mine])
+        expected |= {name: mean[name] for name in select_parts(start, half)}
+    answering = [k for k, half in enumerate(halves) if half in present]
+    found, metrics = gather(strategy, 1, [answer(requests[k], models[k], k, counts[k]) for k in answering])
+    assert metrics["silos"] == len(answering)
+    assert_near(found, {name: expected[name] for name in found})
+    for half in (FIRST_HALF, SECOND_HALF):
+        if half not in present:
+            assert_equal(select_parts(found, half), select_parts(start, half))
 
 
 def test_half_that_was_not_asked_for_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,12 +12,13 @@ from hand_made_models import (
     answers,
     assert_equal,
     assert_near,
+    counts_of,
     exact,
     gather,
     mean_of,
     model,
-    near,
     play,
+    round_of,
     send,
 )
 
@@ -53,17 +54,6 @@ def bulyan_by_hand(models: list[Model], f: int) -> Exact:
         nearest = np.argsort(np.abs(values - middle), axis=0, kind="stable")[: len(models) - 4 * f]
         result[name] = np.take_along_axis(values, nearest, axis=0).mean(axis=0)
     return result
-
-
-def round_of(seed: int, n: int, f: int) -> list[Model]:
-    """``n`` answers, of which ``f``, in places that the seed draws, point elsewhere together."""
-    hostile = set(np.random.default_rng(seed).permutation(n)[:f].tolist())
-    away = near(model(0), 9999, 0.03)
-    return [near(away if k in hostile else model(0), 100 * seed + k) for k in range(n)]
-
-
-def counts_of(n: int) -> list[int]:
-    return [1 + 37 * k * k for k in range(n)]
 
 
 def test_krum_agrees_with_brute_force() -> None:

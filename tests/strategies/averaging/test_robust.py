@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_made_models import BUFFER, Model, assert_equal, assert_near, exact, model, near, play
+from hand_made_models import BUFFER, assert_equal, assert_near, counts_of, exact, model, play, round_of
 
 from strategies import STRATEGIES
 from strategies.averaging.fedavg import FedAvg
@@ -18,22 +18,6 @@ ROBUST: dict[str, dict[str, Any]] = {
     "multikrum": {"num_malicious_nodes": 2},
     "bulyan": {"num_malicious_nodes": 2},
 }
-
-
-def round_of(number: int, n: int) -> list[Model]:
-    return [near(model(0), 100 * number + k) for k in range(n)]
-
-
-def counts_of(n: int) -> list[int]:
-    return [1 + 37 * k * k for k in range(n)]
-
-
-@pytest.mark.parametrize("n", [4, 5])
-def test_median_agrees_with_numpy(n: int) -> None:
-    models = round_of(1, n)
-    weights = play(FedMedian(), 1, model(0), models, counts_of(n))
-    # Definition 1; numpy averages the middle pair too.
-    assert_near(weights, {name: np.median([exact(one)[name] for one in models], axis=0) for name in weights})
 
 
 @pytest.mark.parametrize(("n", "beta", "cut"), [(9, 0.2, 1), (100, 0.29, 29), (3, 0.33, 0)])

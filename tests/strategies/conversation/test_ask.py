@@ -15,17 +15,16 @@ from strategies.conversation.census import Census, Member
 from strategies.conversation.exchange import Exchange
 
 CENSUS = Census(Member(50 - k, f"silo-{k}", 1, [1]) for k in range(3))
-Answers = list[tuple[int, EpsilonAnswer]]
+Spoil = dict[int, Callable[[Message], Message | None]]
 
 
 def question(silo: int, timestep: int = 9) -> Question[EpsilonAnswer]:
-    request = EpsilonRequest(
-        samples=torch.zeros(2, 1, 4, 4), labels=torch.zeros(2, dtype=torch.int64), timestep=timestep
-    )
-    return silo, request
+    labels = torch.zeros(2, dtype=torch.int64)
+    return silo, EpsilonRequest(samples=torch.zeros(2, 1, 4, 4), labels=labels, timestep=timestep)
 
 
 QUESTIONS = [question(k) for k in range(3)]
+SEVERAL = [question(0, 9), question(0, 7), question(0, 5), question(1, 3)]
 
 
 def answer(message: Message) -> Message:
@@ -34,9 +33,13 @@ def answer(message: Message) -> Message:
     return reply(message, "epsilon", {"e": torch.full((2, 1, 4, 4), value)}, seconds=0.5)
 
 
-def by_silo(spoil: dict[int, Callable[[Message], Message | None]]) -> StubGrid:
+def exchange_with(spoil: Spoil) -> Exchange:
     """Silos that answer well, except those in ``spoil``."""
-    return StubGrid([], lambda message: spoil.get(50 - message.metadata.dst_node_id, answer)(message))
+    return Exchange(StubGrid([], lambda message: spoil.get(50 - message.metadata.dst_node_id, answer)(message)), 5.0)
+
+
+def failing(reason: str) -> Callable[[Message], Message]:
+    return lambda message: error_reply(message, reason)
 
 
 def too_short(message: Message) -> Message:
@@ -55,24 +58,18 @@ def test_replies_needed() -> None:
 
 
 def test_answers_come_read_and_with_the_index_of_their_silo() -> None:
-    grid = by_silo({})
+    grid = StubGrid([], answer)
     found = list(ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=3))
     assert values(found) == [(0, 0.009), (1, 1.009), (2, 2.009)]
     assert {answer.seconds for _, answer in found} == {0.5}
     assert [message.metadata.dst_node_id for message in grid.requests] == [50, 49, 48]
     assert {message.metadata.ttl for message in grid.requests} == {5.0}
-
-
-def test_a_silo_may_be_asked_several_questions_and_counts_once() -> None:
-    several = [question(0, 9), question(0, 7), question(0, 5), question(1, 3)]
-    found = ask(Exchange(by_silo({}), 5.0), several, CENSUS, needed=2)
-    assert values(found) == [(0, 0.005), (0, 0.007), (0, 0.009), (1, 1.003)]
-    with pytest.raises(RunError, match="1 usable answers, 2 needed: silo-1: gone"):
-        list(ask(Exchange(by_silo({1: lambda m: error_reply(m, "gone")}), 5.0), several, CENSUS, needed=2))
+    several = ask(Exchange(grid, 5.0), SEVERAL, CENSUS, needed=2)
+    assert values(several) == [(0, 0.005), (0, 0.007), (0, 0.009), (1, 1.003)]
 
 
 def test_bad_answers_are_left_out_by_silo_and_reason(caplog: pytest.LogCaptureFixture) -> None:
-    exchange = Exchange(by_silo({0: too_short, 2: lambda message: error_reply(message, "silo-2: disk gone")}), 5.0)
+    exchange = exchange_with({0: too_short, 2: failing("silo-2: disk gone")})
     exchange.reply_log.names = {member.node_id: member.name for member in CENSUS}
     assert values(ask(exchange, QUESTIONS, CENSUS, needed=1)) == [(1, 1.009)]
     said = "answer has shape (1, 1, 4, 4), not (2, 1, 4, 4)"
@@ -82,44 +79,38 @@ def test_bad_answers_are_left_out_by_silo_and_reason(caplog: pytest.LogCaptureFi
     assert [row[name].get("left-out") for name in ("silo-0", "silo-1", "silo-2")] == [said, None, "silo-2: disk gone"]
 
 
-def test_too_few_say_the_first_reason_after_all_were_seen() -> None:
-    exchange, seen = Exchange(by_silo({0: too_short, 2: too_short}), 5.0), Answers()
-    with pytest.raises(RunError, match=r"1 usable answers, 2 needed: silo-[02]: answer has shape"):
-        seen.extend(ask(exchange, QUESTIONS, CENSUS, needed=2))
-    assert [k for k, _ in seen] == [1]
+@pytest.mark.parametrize(
+    ("spoil", "questions", "needed", "said"),
+    [
+        ({0: too_short, 2: too_short}, QUESTIONS, 2, r"1 usable answers, 2 needed: silo-[02]: answer has shape"),
+        ({1: failing("gone")}, SEVERAL, 2, "1 usable answers, 2 needed: silo-1: gone"),
+        (dict.fromkeys(range(3), lambda message: None), QUESTIONS, 1, "0 usable .*: no answer in time; see reply-time"),
+        ({0: failing("<class 'ray.exceptions.ActorDiedError'>")}, QUESTIONS[:1], 0, "a simulation worker died"),
+    ],
+)
+def test_too_few_say_the_first_reason_after_all_were_seen(
+    spoil: Spoil, questions: list[Question[EpsilonAnswer]], needed: int, said: str
+) -> None:
+    seen: list[tuple[int, EpsilonAnswer]] = []
+    with pytest.raises(RunError, match=said):
+        seen.extend(ask(exchange_with(spoil), questions, CENSUS, needed=needed, timeout=0.1))
+    assert len(seen) == sum(k not in spoil for k, _ in questions)
 
 
-def test_silence_names_the_time_limit() -> None:
-    exchange = Exchange(by_silo({k: lambda message: None for k in range(3)}), 5.0)
-    with pytest.raises(RunError, match="0 usable answers, 1 needed: no answer in time; see reply-timeout"):
-        list(ask(exchange, QUESTIONS, CENSUS, needed=1, timeout=0.0))
-    assert list(ask(exchange, QUESTIONS, CENSUS, needed=0, timeout=0.0)) == []
-
-
-def test_the_asker_may_refuse_what_it_alone_can_judge(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_asker_may_refuse_what_it_alone_can_judge_and_need_nobody(caplog: pytest.LogCaptureFixture) -> None:
     def check(silo: int, answer: EpsilonAnswer) -> None:
         if answer.epsilon.mean() > 1.5:
             raise MessageError(f"too large, silo {silo}")
 
-    found = ask(Exchange(by_silo({}), 5.0), QUESTIONS, CENSUS, needed=2, check=check)
+    found = ask(exchange_with({}), QUESTIONS, CENSUS, needed=2, check=check)
     assert [k for k, _ in values(found)] == [0, 1]
     assert "silo-2 left out: too large, silo 2" in caplog.text
-
-
-def test_dead_worker_ends_the_run_at_once() -> None:
-    grid = by_silo({0: lambda message: error_reply(message, "<class 'ray.exceptions.ActorDiedError'>")})
-    with pytest.raises(RunError, match="a simulation worker died"):
-        list(ask(Exchange(grid, 5.0), QUESTIONS, CENSUS, needed=0))
+    assert list(ask(exchange_with({}), QUESTIONS, CENSUS, needed=0, timeout=0.0)) == []
 
 
 def test_before_names_are_known_a_silo_goes_by_its_own_word(caplog: pytest.LogCaptureFixture) -> None:
-    grid = by_silo(
-        {
-            0: lambda message: bare_reply(message, {"silo-name": "clinic"}),
-            1: lambda message: error_reply(message, "UserError: no images"),
-        }
-    )
-    assert list(ask(Exchange(grid, 5.0), QUESTIONS, Census.unknown([48, 49, 50]), needed=1))
+    spoil: Spoil = {0: lambda m: bare_reply(m, {"silo-name": "clinic"}), 1: failing("UserError: no images")}
+    assert list(ask(exchange_with(spoil), QUESTIONS, Census.unknown([48, 49, 50]), needed=1))
     assert "clinic left out: epsilon is missing" in caplog.text
     assert "answer left out: UserError: no images" in caplog.text
 

@@ -45,9 +45,10 @@ def answer(message: Message) -> Message:
     return reply(message, "arrays", {"y": torch.ones(100)}, num_examples=1)
 
 
-def test_answers_come_as_they_arrive() -> None:
+def test_answers_come_as_they_arrive_and_all_payloads_are_counted() -> None:
     grid = ScriptedGrid()
-    stream = Exchange(grid, 5.0).send(requests_to(3, 4, 5))
+    exchange = Exchange(grid, 5.0)
+    stream = exchange.send(requests_to(3, 4, 5))
     assert len(grid.requests) == 3, "before anyone asks for an answer"
     first, second, third = map(answer, grid.requests)
     grid.pulls = [[], [second], [], [first, third]]
@@ -55,6 +56,13 @@ def test_answers_come_as_they_arrive() -> None:
     assert grid.num_pulls == 2
     assert {index for index, _ in stream} == {0, 2}
     assert grid.num_pulls == 4
+    again = exchange.send(requests_to(3))
+    grid.pulls = [[error_reply(grid.requests[3], "broken")]]
+    assert len(list(again)) == 1
+    down, up = (sum(map(transport.payload_bytes, those)) for those in (grid.requests, (first, second, third)))
+    assert (exchange.traffic.down, exchange.traffic.up, exchange.traffic.messages) == (down, up, 4)
+    assert down > 4 * (3 + 4 + 5 + 3)
+    assert up > 3 * 4 * 100
 
 
 def test_silent_silos_are_named_when_time_is_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,23 +92,6 @@ def test_foreign_repeated_and_late_answers_are_ignored(caplog: pytest.LogCapture
     assert list(stream) == [(0, first), (1, second)]
     assert exchange.traffic.up == transport.payload_bytes(first) + transport.payload_bytes(second)
     assert caplog.text == ""
-
-
-def test_traffic_is_the_sum_of_payloads_over_all_rounds() -> None:
-    grid = ScriptedGrid()
-    exchange = Exchange(grid, 5.0)
-    down = up = 0
-    for _ in range(2):
-        stream = exchange.send(requests_to(3, 4))
-        sent = grid.requests[-2:]
-        replies = [answer(sent[0]), error_reply(sent[1], "broken")]
-        grid.pulls = [replies]
-        assert len(list(stream)) == 2
-        down += sum(map(transport.payload_bytes, sent))
-        up += transport.payload_bytes(replies[0])
-    assert (exchange.traffic.down, exchange.traffic.up, exchange.traffic.messages) == (down, up, 4)
-    assert down > 2 * 4 * (3 + 4)
-    assert up > 2 * 4 * 100
 
 
 def test_refused_messages_are_named_and_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
