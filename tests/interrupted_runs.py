@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from acting_settings import acting
 from flwr.app import Message
+from spoiled_answers import Tamper
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig, Scalar
@@ -22,7 +23,6 @@ from strategies.run.checkpoint import Checkpoint
 
 Settings = dict[str, Scalar]
 Done = tuple[RunFolder, ReportContent]
-Tamper = Callable[[list[Message]], list[Message]]
 
 SMALL: Settings = {
     "batch_size": 4,

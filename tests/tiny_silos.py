@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, Message
 from hand_made_models import Model, answers, gather, near, send
+from spoiled_answers import Tamper
 from tiny_runs import tiny_settings
 
 import clients.app
@@ -26,8 +27,6 @@ from strategies.conversation.exchange import Exchange
 from strategies.conversation.meeting import take_census
 
 AUX_SAMPLES, SERVER_STEPS, LEARNING_RATE = 50, 3, 1e-3
-
-Tamper = Callable[[list[Message]], list[Message]]
 
 
 class WatchedExchange(Exchange):

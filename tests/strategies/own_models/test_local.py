@@ -128,12 +128,6 @@ def labels_of(counts: list[int], size: int, kind: str, seed: int = 0) -> list[in
     return draw_labels_of(Member(1, "silo-0", sum(counts), counts), config).bincount(minlength=len(counts)).tolist()
 
 
-def test_balanced_labels_share_the_held_classes_equally() -> None:
-    assert labels_of([0, 900, 1, 0, 5], 11, "balanced") == [0, 4, 4, 0, 3]
-    assert labels_of([0, 0, 1], 4, "balanced") == [0, 0, 4]
-    assert labels_of([3, 3, 3], 2, "balanced") == [1, 1, 0]
-
-
 def test_observed_labels_follow_the_silo_s_own_counts() -> None:
     shares = np.array(labels_of([0, 30, 10, 0], 20_000, "observed")) / 20_000
     # Four standard deviations.
