@@ -110,7 +110,9 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     state = TrainingState(unet, config, torch.Generator().manual_seed(1))
     held_out, train_on = fresh_loss(digits(500, 516)), digits(0, 6)
     assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
-    losses = state.held_out_losses
+    losses, steps = list(state.held_out_losses), state.steps
+    assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
+    assert (state.held_out_losses, state.steps) == (losses, steps), "what has ended does not go on"
     assert 10 * len(losses) == state.steps < 130
     assert np.argmin(losses) < len(losses) - 1, "the last weights are not the best"
 
@@ -124,43 +126,11 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     assert other_pairs(memorised) > 1.1 * other_pairs(kept), "on other digits and noise too"
 
 
-CONFIG = Training(batch_size=4, learning_rate=2e-3, ema_decay=0.3)
-BUDGET = 20
-
-
-@pytest.fixture
-def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check after every second step."""
-    monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 2)
-
-
-def new_state(build: Build) -> TrainingState:
-    return TrainingState(build(), CONFIG, torch.Generator().manual_seed(1))
-
-
-def advance(state: TrainingState, build: Build) -> bool:
-    """Train under a loss that is lowest at the first step: the distance that the weights have moved since."""
-    images, labels = digits(0, 3)
-    start = torch.cat([parameter.detach().flatten() for parameter in build().parameters()])
-
-    def distance(unet: UNet2DModel) -> float:
-        return float((torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]) - start).norm())
-
-    return train_early_stopping(state, distance, images, labels % 3, CONFIG, DIFFUSION, BUDGET)
-
-
-@pytest.mark.usefixtures("frequent_checks")
-def test_training_that_has_ended_does_not_go_on(tiny_unet: Build) -> None:
-    state = new_state(tiny_unet)
-    for _ in range(2):
-        assert advance(state, tiny_unet)
-        assert (state.steps, len(state.held_out_losses)) == (10, 5), "the first of five checks was the best"
-
-
 def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:
-    before, again = new_state(tiny_unet), new_state(tiny_unet)
+    config = Training(batch_size=4)
+    before, again = (TrainingState(tiny_unet(), config, torch.Generator().manual_seed(1)) for _ in range(2))
     images, labels = digits(0, 3)
-    train(before, images, labels % 3, CONFIG, DIFFUSION, 2)
+    train(before, images, labels % 3, config, DIFFUSION, 2)
     saved = before.state_dict()
     del saved["held-out-losses"], saved["best-weights"]
     again.load_state_dict(saved)
