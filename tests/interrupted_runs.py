@@ -92,8 +92,7 @@ class KilledError(Exception):
 
 def settings(folder: Path, name: str, **changes: Scalar) -> Settings:
     own = {"strategy": name.split(", ")[0], "run_name": name.replace(", ", "-"), **RUNS[name], **changes}
-    given = acting(SMALL, own)
-    return tiny_settings(folder, **given)
+    return tiny_settings(folder, **acting(SMALL, own))
 
 
 def in_round(number: int, act: Tamper, first: int = 1) -> Tamper:
@@ -160,12 +159,10 @@ def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
     """Rows of the metrics without what a clock measured, and without traffic, to which a second census adds."""
     unequal = ("seconds", "client-seconds", "bytes-down", "bytes-up")
 
-    def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: {name: without_clocks(was) for name, was in value.items()} if key == "attendance" else value
-            for key, value in row.items()
-            if key not in unequal
-        }
+    def without_clocks(row: Any) -> Any:
+        if not isinstance(row, dict):
+            return row
+        return {key: without_clocks(value) for key, value in row.items() if key not in unequal}
 
     return [without_clocks(row) for row in folder.read_metrics()]
 

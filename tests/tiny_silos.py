@@ -65,11 +65,8 @@ class TinySilos:
 
     def meet(self, tamper: Tamper = lambda replies: replies, **changes: Any) -> tuple[Task, WatchedExchange, FedDDPM]:
         """A run that has counted its silos; changes in snake case."""
-        correction = {
-            "aux_samples": AUX_SAMPLES,
-            "server_steps": SERVER_STEPS,
-            "correction_learning_rate": LEARNING_RATE,
-        }
+        correction = {"aux_samples": AUX_SAMPLES, "server_steps": SERVER_STEPS}
+        correction |= {"correction_learning_rate": LEARNING_RATE}
         uneven = {"partition": "dirichlet", "alpha": 0.5, "samples_per_client": 100}
         settings = tiny_settings(self.folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
         strategy, config = build_strategy(RunConfig.from_run_config(settings))
@@ -90,10 +87,8 @@ class TinySilos:
         return UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 
 
-def play_real(
-    strategy: AveragingStrategy, number: int, weights: Model, loss: float = 1.0, order: int = 1
-) -> tuple[Model, Any]:
-    """A round in which the three silos answer weights of a real network, in the order of arrival ``order``."""
+def play_real(strategy: AveragingStrategy, number: int, weights: Model, loss: float = 1.0) -> tuple[Model, Any]:
+    """A round in which the three silos answer weights of a real network."""
     requests = send(strategy, number, weights, [100, 101, 102])
     replies = answers(requests, [near(weights, 10 * number + k, 1e-3) for k in range(3)], [30, 1, 7], loss)
-    return gather(strategy, number, replies[::order])
+    return gather(strategy, number, replies)
