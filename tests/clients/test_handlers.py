@@ -67,14 +67,10 @@ def fields_of(answer: PrepareAnswer) -> dict[str, object]:
     return {**vars(answer), "seconds": None}
 
 
-def test_silo_says_what_share_of_its_samples_are_copies_when_asked(trained: Trained) -> None:
-    node = trained(holdout_fraction=0.25)
-    first = node.prepare()
-    assert first.copied_share is not None
-    assert 0 <= first.copied_share <= 1
-    assert node.again(copy_check=False).prepare().copied_share is None
-    assert node.again().prepare().copied_share == first.copied_share
-    assert trained().prepare().copied_share is None, "4 held-out images say nothing"
+def test_answer_tells_what_share_of_the_model_s_samples_are_copies(trained: Trained) -> None:
+    share = trained(holdout_fraction=0.25).prepare().copied_share
+    assert share is not None
+    assert 0 <= share <= 1
 
 
 def test_steps_are_those_taken_when_training_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
