@@ -63,19 +63,16 @@ def test_every_kind_of_image_in_one_folder(tmp_path: Path) -> None:
     assert data.images[:, 8, 8].tolist() == [[50, 50, 50], [1, 2, 3], [40, 40, 40]]
 
 
-def test_empty_class_folder_is_named(tree: Path) -> None:
+def test_folders_without_classes_or_images_are_named(tree: Path) -> None:
     (tree / "emu").mkdir()
     (tree / "emu" / "readme.txt").write_text("soon")
     with pytest.raises(UserError, match="no images in class folder 'emu'"):
         read_image_folder(tree)
-
-
-def test_missing_root_and_root_without_class_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*nowhere.*one folder per class"):
-        read_image_folder(tmp_path / "nowhere")
-    save(tmp_path / "loose.png")
+        read_image_folder(tree / "nowhere")
+    save(tree / "emu" / "loose.png")
     with pytest.raises(UserError, match=r"no class folders .*1 images lie directly"):
-        read_image_folder(tmp_path)
+        read_image_folder(tree / "emu")
 
 
 def test_classes_fix_the_labels(tree: Path) -> None:

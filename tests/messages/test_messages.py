@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from message_examples import EXAMPLES, SPEC, bad_values, differences, is_required, sent, travelling
+from message_fuzzing import survivors_of
 
 from fedsynth.messages import (
     PROTOCOL,
@@ -243,6 +244,13 @@ def test_bad_values_are_refused_by_the_name_of_their_field(name: str) -> None:
     assert {bad.field for bad in rows} == {
         info.name for info, _ in travelling(example) if getattr(example, info.name) is not None
     }
+
+
+@pytest.mark.parametrize("side", ["request", "answer"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_damaged_messages_raise_one_kind_of_error(name: str, side: str) -> None:
+    usable = survivors_of(name, side, 500)  # 20,000 in tests/long
+    assert 0 < usable < 500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -47,19 +47,16 @@ def test_half_precision_is_for_floating_point_values_only_and_comes_back_single(
             assert torch.equal(back, tensor)
 
 
-def test_decoded_memory_is_the_tensor_s_own() -> None:
+def test_decoded_memory_is_the_tensor_s_own_and_views_with_gradients_can_be_sent() -> None:
     array = transport.encode(torch.zeros(3))
     first = transport.decode(array)
     first += 1
     assert transport.decode(array).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_tensors_that_need_gradients_or_are_views_can_be_sent() -> None:
     tensor = torch.arange(6.0, requires_grad=True).reshape(2, 3).T
     assert torch.equal(transport.decode(transport.encode(tensor)), tensor.detach())
 
 
-def test_request_layout() -> None:
+def test_layout_of_a_request_and_an_answer() -> None:
     samples, labels = torch.ones(1, 1, 8, 8), torch.tensor([0])
     message = EpsilonRequest(samples=samples, labels=labels, timestep=7).to_message(5, ttl=30.0)
     assert message.metadata.dst_node_id == 5
@@ -69,8 +66,6 @@ def test_request_layout() -> None:
     assert list(transport.array_record(message, "arrays")) == ["samples", "labels"]
     assert set(DescribeRequest().to_message(5).content) == {"config"}
 
-
-def test_answer_layout() -> None:
     answer = EpsilonAnswer(epsilon=torch.ones(1, 1, 8, 8), num_examples=1, seconds=0.5)
     message = answer.to_message(DescribeRequest().to_message(5), Sender(0, "a"))
     assert set(message.content) == {"silo", "metrics", "epsilon#0"}

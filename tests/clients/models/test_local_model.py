@@ -96,24 +96,6 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert history["seconds"] > 0
 
 
-def test_slices_end_in_the_model_of_one_slice_bit_for_bit(whole: LocalModel, tmp_path: Path) -> None:
-    steps, seconds = [], [0.0]
-    while True:
-        # Another object each time, as in another process: only the disk connects the slices.
-        sliced = model_of(tmp_path)
-        if sliced.finished:
-            break
-        training = sliced.train_slice(1e-9)
-        steps.append(training.steps)
-        seconds.append(training.seconds)
-    assert steps == [1, 2, 3, 4, 5]
-    assert all(before < after for before, after in itertools.pairwise(seconds))
-    assert torch.equal(epsilon(sliced), epsilon(whole))
-    assert sliced.history()["losses"] == whole.history()["losses"]
-    assert {path.name for path in files_below(sliced.folder)} == {path.name for path in files_below(whole.folder)}
-    assert files_below(tmp_path) == files_below(sliced.folder), "no checkpoint is left"
-
-
 def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +255,8 @@ def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost
     settings = {**ROUGH, "train_steps": 5}
     whole = model_of(tmp_path / "whole", **settings)
     whole.train_slice(1000.0)
-    number, failing = 0, (2, 5)
+    number, failing, steps, seconds = 0, (2, 5), [], [0.0]
+    # Another object each time, as in another process: only the disk connects the slices.
     while not (sliced := model_of(tmp_path / "sliced", **settings)).finished:
         number += 1
         if number in failing:
@@ -285,8 +268,15 @@ def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost
                     sliced.train_slice(1e-9)
             assert {path: path.read_bytes() for path in files_below(tmp_path / "sliced")} == before
             sliced = model_of(tmp_path / "sliced", **settings)
-        sliced.train_slice(1e-9)
+        training = sliced.train_slice(1e-9)
+        steps.append(training.steps)
+        seconds.append(training.seconds)
+    assert steps == [1, 2, 3, 4, 5]
+    assert all(before < after for before, after in itertools.pairwise(seconds))
     assert torch.equal(epsilon(sliced), epsilon(whole))
+    names = [{str(path.relative_to(model.folder)) for path in files_below(model.folder)} for model in (sliced, whole)]
+    assert names[0] == names[1]
+    assert files_below(tmp_path / "sliced") == files_below(sliced.folder), "no checkpoint is left"
     one, other = sliced.history(), whole.history()
     assert "damaged" not in caplog.text
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
