@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from acting_settings import acting
 from flwr.app import Message
+from spoiled_answers import Tamper
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig, Scalar
@@ -22,7 +23,6 @@ from strategies.run.checkpoint import Checkpoint
 
 Settings = dict[str, Scalar]
 Done = tuple[RunFolder, ReportContent]
-Tamper = Callable[[list[Message]], list[Message]]
 
 SMALL: Settings = {
     "batch_size": 4,
@@ -92,8 +92,7 @@ class KilledError(Exception):
 
 def settings(folder: Path, name: str, **changes: Scalar) -> Settings:
     own = {"strategy": name.split(", ")[0], "run_name": name.replace(", ", "-"), **RUNS[name], **changes}
-    given = acting(SMALL, own)
-    return tiny_settings(folder, **given)
+    return tiny_settings(folder, **acting(SMALL, own))
 
 
 def in_round(number: int, act: Tamper, first: int = 1) -> Tamper:
@@ -160,12 +159,10 @@ def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
     """Rows of the metrics without what a clock measured, and without traffic, to which a second census adds."""
     unequal = ("seconds", "client-seconds", "bytes-down", "bytes-up")
 
-    def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: {name: without_clocks(was) for name, was in value.items()} if key == "attendance" else value
-            for key, value in row.items()
-            if key not in unequal
-        }
+    def without_clocks(row: Any) -> Any:
+        if not isinstance(row, dict):
+            return row
+        return {key: without_clocks(value) for key, value in row.items() if key not in unequal}
 
     return [without_clocks(row) for row in folder.read_metrics()]
 

@@ -13,28 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsynth.messages import (
-    Answer,
-    DescribeAnswer,
-    DescribeRequest,
-    EpsilonAnswer,
-    EpsilonRequest,
-    EvaluateAnswer,
-    EvaluateRequest,
-    PrepareAnswer,
-    PrepareRequest,
-    Request,
-    SampleAnswer,
-    SampleRequest,
-    Sender,
-    StatisticsAnswer,
-    StatisticsRequest,
-    TrainAnswer,
-    TrainRequest,
-    UploadAnswer,
-    UploadRequest,
-    transport,
-)
+from fedsynth import messages
+from fedsynth.messages import Answer, Request, Sender, transport
 from fedsynth.messages.envelope import CONFIG
 from fedsynth.messages.fields import MAX_CLASSES, Place, Travels
 from fedsynth.spec import ImageSpec
@@ -61,10 +41,10 @@ def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
 
 
 EXAMPLES: dict[str, Exchanged] = {
-    "describe": _answered(DescribeRequest(), DescribeAnswer(spec=SPEC, num_examples=7)),
+    "describe": _answered(messages.DescribeRequest(), messages.DescribeAnswer(spec=SPEC, num_examples=7)),
     "prepare": _answered(
-        PrepareRequest(spec=SPEC, train_seconds=15.0),
-        PrepareAnswer(
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0),
+        messages.PrepareAnswer(
             num_examples=9,
             label_counts=(5, 4),
             steps=20,
@@ -77,7 +57,7 @@ EXAMPLES: dict[str, Exchanged] = {
         ),
     ),
     "train": _answered(
-        TrainRequest(
+        messages.TrainRequest(
             arrays=WEIGHTS,
             spec=SPEC,
             server_round=3,
@@ -87,22 +67,22 @@ EXAMPLES: dict[str, Exchanged] = {
             has_trained=True,
             report_parts=("encoder", "decoder"),
         ),
-        TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5),
+        messages.TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5),
     ),
     "epsilon": _answered(
-        EpsilonRequest(
+        messages.EpsilonRequest(
             samples=torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 1, 0]), timestep=421, server_round=2
         ),
-        EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
+        messages.EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
     ),
     "epsilon, several timesteps": _answered(
-        EpsilonRequest(
+        messages.EpsilonRequest(
             samples=torch.randn(3, 1, 8, 8), labels=torch.tensor([0, 1, 1]), timesteps=torch.tensor([7, 421, 7])
         ),
-        EpsilonAnswer(epsilon=torch.randn(3, 1, 8, 8), num_examples=3),
+        messages.EpsilonAnswer(epsilon=torch.randn(3, 1, 8, 8), num_examples=3),
     ),
     "sample": _answered(
-        SampleRequest(
+        messages.SampleRequest(
             labels=torch.tensor([1, 0]),
             numbers=torch.tensor([3, 17]),
             spec=SPEC,
@@ -111,18 +91,18 @@ EXAMPLES: dict[str, Exchanged] = {
             server_round=4,
             run_token="run-1",
         ),
-        SampleAnswer(images=torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8), num_examples=2),
+        messages.SampleAnswer(images=torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8), num_examples=2),
     ),
-    "upload": _answered(UploadRequest(spec=SPEC), UploadAnswer(arrays=WEIGHTS, num_examples=9)),
+    "upload": _answered(messages.UploadRequest(spec=SPEC), messages.UploadAnswer(arrays=WEIGHTS, num_examples=9)),
     "statistics": _answered(
-        StatisticsRequest(
+        messages.StatisticsRequest(
             weights=WEIGHTS,
             weights_hash=HASH,
             shift=torch.randn(3, dtype=torch.float64),
             spec=SPEC,
             min_statistics_samples=5,
         ),
-        StatisticsAnswer(
+        messages.StatisticsAnswer(
             num_examples=9,
             weights_hash=HASH,
             total=torch.tensor([1.0, -2.0, 1e300], dtype=torch.float64),
@@ -130,8 +110,10 @@ EXAMPLES: dict[str, Exchanged] = {
         ),
     ),
     "evaluate": _answered(
-        EvaluateRequest(weights_hash=HASH, features=torch.randn(6, 3), spec=SPEC),
-        EvaluateAnswer(num_examples=9, weights_hash=HASH, label_counts=(5, 4), label_correct=(3, 4), coverage=0.75),
+        messages.EvaluateRequest(weights_hash=HASH, features=torch.randn(6, 3), spec=SPEC),
+        messages.EvaluateAnswer(
+            num_examples=9, weights_hash=HASH, label_counts=(5, 4), label_correct=(3, 4), coverage=0.75
+        ),
     ),
 }
 
@@ -139,7 +121,7 @@ EXAMPLES: dict[str, Exchanged] = {
 def sent(example: Request[Answer] | Answer, packed: bool = True) -> Message:
     """A message as the other side gets it."""
     if isinstance(example, Answer):
-        message = example.to_message(DescribeRequest().to_message(77), Sender.of_partition(3))
+        message = example.to_message(messages.DescribeRequest().to_message(77), Sender.of_partition(3))
     else:
         message = example.to_message(77)
     if packed:

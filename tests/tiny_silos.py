@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, Message
 from hand_made_models import Model, answers, gather, near, send
+from spoiled_answers import Tamper
 from tiny_runs import tiny_settings
 
 import clients.app
@@ -26,8 +27,6 @@ from strategies.conversation.exchange import Exchange
 from strategies.conversation.meeting import take_census
 
 AUX_SAMPLES, SERVER_STEPS, LEARNING_RATE = 50, 3, 1e-3
-
-Tamper = Callable[[list[Message]], list[Message]]
 
 
 class WatchedExchange(Exchange):
@@ -66,11 +65,8 @@ class TinySilos:
 
     def meet(self, tamper: Tamper = lambda replies: replies, **changes: Any) -> tuple[Task, WatchedExchange, FedDDPM]:
         """A run that has counted its silos; changes in snake case."""
-        correction = {
-            "aux_samples": AUX_SAMPLES,
-            "server_steps": SERVER_STEPS,
-            "correction_learning_rate": LEARNING_RATE,
-        }
+        correction = {"aux_samples": AUX_SAMPLES, "server_steps": SERVER_STEPS}
+        correction |= {"correction_learning_rate": LEARNING_RATE}
         uneven = {"partition": "dirichlet", "alpha": 0.5, "samples_per_client": 100}
         settings = tiny_settings(self.folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
         strategy, config = build_strategy(RunConfig.from_run_config(settings))
@@ -91,10 +87,8 @@ class TinySilos:
         return UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 
 
-def play_real(
-    strategy: AveragingStrategy, number: int, weights: Model, loss: float = 1.0, order: int = 1
-) -> tuple[Model, Any]:
-    """A round in which the three silos answer weights of a real network, in the order of arrival ``order``."""
+def play_real(strategy: AveragingStrategy, number: int, weights: Model, loss: float = 1.0) -> tuple[Model, Any]:
+    """A round in which the three silos answer weights of a real network."""
     requests = send(strategy, number, weights, [100, 101, 102])
     replies = answers(requests, [near(weights, 10 * number + k, 1e-3) for k in range(3)], [30, 1, 7], loss)
-    return gather(strategy, number, replies[::order])
+    return gather(strategy, number, replies)

@@ -4,26 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from class_folders import write_images
 from one_silo import Node, simulated
-from PIL import Image
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path) -> Callable[[str], Path]:
-    """A function that writes a folder of 8x8 grey images in the classes 'even' (6 images) and 'odd' (4)."""
-
-    def write(name: str) -> Path:
-        pixels = np.random.default_rng(len(name))
-        for folder, count in (("even", 6), ("odd", 4)):
-            (tmp_path / name / folder).mkdir(parents=True)
-            for number in range(count):
-                image = pixels.integers(256, size=(8, 8), dtype=np.uint8)
-                Image.fromarray(image).save(tmp_path / name / folder / f"{number}.png")
-        return tmp_path / name
-
-    return write
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of 8x8 grey images in the classes 'even' (6 images) and 'odd' (4)."""
+    return write_images(tmp_path / "clinic", {"even": 6, "odd": 4})
 
 
 @pytest.fixture(scope="session")

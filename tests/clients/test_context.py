@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,10 +46,10 @@ def test_partition_of_the_named_dataset() -> None:
 
 
 def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_format(
-    image_folder: Callable[[str], Path],
+    image_folder: Path,
 ) -> None:
     spec = ImageSpec(3, 16, ("both", "even", "odd"))
-    context = silo_of(data_path=str(image_folder("clinic")), silo_name="clinic", partition_id=0)
+    context = silo_of(data_path=str(image_folder), silo_name="clinic", partition_id=0)
     silo = context.images(spec)
     assert silo.name == "clinic"
     assert silo.train.images.shape[1:] == (16, 16, 3)
@@ -59,8 +58,8 @@ def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_form
     assert context.images(spec) is silo, "opened once"
 
 
-def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Callable[[str], Path]) -> None:
-    path = image_folder("clinic")
+def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Path) -> None:
+    path = image_folder
     (path / "odd" / "torn.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"torn\.png"):
         silo_of(data_path=str(path)).images(SPEC)
@@ -84,8 +83,8 @@ def test_state_lies_in_a_folder_of_the_silo_s_own(tmp_path: Path) -> None:
     assert silo_of(partition_id=0).state.is_absolute()
 
 
-def test_silo_describes_its_folder(image_folder: Callable[[str], Path]) -> None:
-    path = str(image_folder("clinic"))
+def test_silo_describes_its_folder(image_folder: Path) -> None:
+    path = str(image_folder)
     assert silo_of(data_path=path).describe() == ImageSpec(1, 8, ("even", "odd"))
     assert silo_of({"image-size": 16}, data_path=path).describe().size == 16
     with pytest.raises(UserError, match="needs 'data-path' in the node config"):

@@ -20,19 +20,17 @@ def _lines_for_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
 REQUEST = epsilon_request(620, server_round=3).to_message(77)
 
 
-def test_line_says_silo_message_round_timestep_and_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    with journal(REQUEST, context(data_path="x", silo_name="north")) as entry:
+def test_lines_of_real_silos_say_message_round_timestep_and_seconds_or_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    north = context(data_path="x", silo_name="north")
+    with journal(REQUEST, north) as entry:
         entry.start -= 2
-    assert caplog.messages == ["north: query.epsilon, round 3, timestep 620 answered after 2.0 s"]
-
-
-def test_failure_is_logged_and_raised(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UserError), journal(REQUEST, context(data_path="x", silo_name="north")):
+    with pytest.raises(UserError), journal(REQUEST, north):
         raise UserError("no model")
-    assert caplog.messages == ["north: query.epsilon, round 3, timestep 620 failed: UserError: no model"]
-
-
-def test_simulated_silos_are_quiet(caplog: pytest.LogCaptureFixture) -> None:
     with journal(REQUEST, context(partition_id=0)):
         pass
-    assert caplog.messages == []
+    assert caplog.messages == [
+        "north: query.epsilon, round 3, timestep 620 answered after 2.0 s",
+        "north: query.epsilon, round 3, timestep 620 failed: UserError: no model",
+    ]

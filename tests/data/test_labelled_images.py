@@ -59,13 +59,11 @@ def test_stratified_split_is_a_partition_with_proportional_classes(fraction: flo
     assert len(taken) <= np.ceil(fraction * 158)
 
 
-def test_stratified_split_rounds_up() -> None:
+def test_stratified_split_rounds_up_and_takes_the_odd_image_from_the_larger_class() -> None:
     labels = np.zeros(100, np.int64)
     assert len(stratified_split(labels, 0.07, np.random.default_rng(0))[1]) == 7
     assert len(stratified_split(labels, 0.071, np.random.default_rng(0))[1]) == 8
 
-
-def test_stratified_split_takes_the_odd_image_from_the_larger_class() -> None:
     # 5 of 50: exact shares 1.4, 0.2 and 3.4.
     labels = np.repeat([0, 1, 2], [14, 2, 34])
     taken = stratified_split(labels, 0.1, np.random.default_rng(0))[1]

@@ -19,12 +19,9 @@ def stored(image: Image.Image, kind: str = "png", **options: object) -> Image.Im
     return Image.open(buffer)
 
 
-def test_sixteen_bit_grey_keeps_its_range() -> None:
+def test_sixteen_bit_grey_of_png_and_pgm_keeps_its_range() -> None:
     values = np.array([[0, 257], [32896, 65535]], np.uint16)
     assert to_pixels(stored(Image.fromarray(values)), 2, 1)[..., 0].tolist() == [[0, 1], [128, 255]]
-
-
-def test_sixteen_bit_pgm_keeps_its_range() -> None:
     image = Image.open(io.BytesIO(b"P5 2 1 65535\n\x00\x00\xff\xff"))
     assert np.asarray(to_pixels(image.resize((2, 2), Image.Resampling.NEAREST), 2, 1))[0, :, 0].tolist() == [0, 255]
 

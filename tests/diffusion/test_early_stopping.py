@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,7 +110,9 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     state = TrainingState(unet, config, torch.Generator().manual_seed(1))
     held_out, train_on = fresh_loss(digits(500, 516)), digits(0, 6)
     assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
-    losses = state.held_out_losses
+    losses, steps = list(state.held_out_losses), state.steps
+    assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
+    assert (state.held_out_losses, state.steps) == (losses, steps), "what has ended does not go on"
     assert 10 * len(losses) == state.steps < 130
     assert np.argmin(losses) < len(losses) - 1, "the last weights are not the best"
 
@@ -126,66 +126,11 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     assert other_pairs(memorised) > 1.1 * other_pairs(kept), "on other digits and noise too"
 
 
-CONFIG = Training(batch_size=4, learning_rate=2e-3, ema_decay=0.3)
-BUDGET = 20
-
-
-@pytest.fixture
-def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check after every second step."""
-    monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 2)
-
-
-def new_state(build: Build) -> TrainingState:
-    return TrainingState(build(), CONFIG, torch.Generator().manual_seed(1))
-
-
-def advance(state: TrainingState, build: Build, deadline: float | None = None) -> bool:
-    """Train under a loss that is lowest at the first step: the distance that the weights have moved since."""
-    images, labels = digits(0, 3)
-    start = torch.cat([parameter.detach().flatten() for parameter in build().parameters()])
-
-    def distance(unet: UNet2DModel) -> float:
-        return float((torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]) - start).norm())
-
-    return train_early_stopping(state, distance, images, labels % 3, CONFIG, DIFFUSION, BUDGET, deadline)
-
-
-@pytest.mark.usefixtures("frequent_checks")
-def test_stop_does_not_depend_on_slices_nor_on_restarts(
-    tiny_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = new_state(tiny_unet)
-    assert advance(whole, tiny_unet)
-    assert whole.steps == 10, "the first of five checks was the best"
-    assert advance(whole, tiny_unet)
-    assert (whole.steps, len(whole.held_out_losses)) == (10, 5), "what has ended does not go on"
-    ended = False
-    for number in itertools.count():
-        sliced = new_state(tiny_unet)
-        if number:
-            sliced.load(tmp_path / "checkpoint.pt")
-        if ended:
-            break
-        ticks = itertools.count()
-        monkeypatch.setattr(time, "monotonic", lambda ticks=ticks: float(next(ticks)))
-        ended = advance(sliced, tiny_unet, deadline=3.0)
-        sliced.save(tmp_path / "checkpoint.pt")
-    assert number >= whole.steps / 4
-    assert sliced.losses == whole.losses
-    assert sliced.held_out_losses == whole.held_out_losses
-    for mine, others in (
-        (sliced.best_weights, whole.best_weights),
-        (sliced.ema.shadow_params, whole.ema.shadow_params),
-    ):
-        assert len(mine) == len(others) > 0
-        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
-
-
 def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:
-    before, again = new_state(tiny_unet), new_state(tiny_unet)
+    config = Training(batch_size=4)
+    before, again = (TrainingState(tiny_unet(), config, torch.Generator().manual_seed(1)) for _ in range(2))
     images, labels = digits(0, 3)
-    train(before, images, labels % 3, CONFIG, DIFFUSION, 2)
+    train(before, images, labels % 3, config, DIFFUSION, 2)
     saved = before.state_dict()
     del saved["held-out-losses"], saved["best-weights"]
     again.load_state_dict(saved)

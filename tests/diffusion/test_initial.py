@@ -17,8 +17,7 @@ def config(**keys: str | int) -> RunConfig:
 
 def test_follows_the_configuration() -> None:
     unet = initial_unet(config(block_out_channels="8,12", layers_per_block=2), SPEC)
-    assert unet.config.block_out_channels == (8, 12)
-    assert unet.config.layers_per_block == 2
+    assert (unet.config.block_out_channels, unet.config.layers_per_block) == ((8, 12), 2)
     assert initial_unet(config(), SPEC).config.block_out_channels == (32, 64)
     assert initial_unet(config(dataset="imagefolder"), SPEC).config.block_out_channels == (32, 64, 64)
     assert initial_unet(config(dataset="mnist", model="digits"), SPEC).config.block_out_channels == (32, 64)

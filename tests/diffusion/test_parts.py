@@ -10,22 +10,15 @@ from fedsynth.diffusion import PARTS, PRESETS, build_unet, part_of, select_parts
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
+TEN = tuple("0123456789")
 SIZES = {
-    "digits": (120_320, 164_736, 350_497),
-    "small": (256_960, 181_504, 676_771),
-    "mnist": (3_801_216, 788_992, 7_146_497),
-    "cifar10": (10_528_128, 2_888_704, 22_334_595),
-    "celeba": (10_527_104, 2_888_704, 22_334_595),
+    "digits": (ImageSpec(1, 8, TEN), (120_320, 164_736, 350_497)),
+    "small": (ImageSpec(3, 32, TEN), (256_960, 181_504, 676_771)),
+    "mnist": (ImageSpec(1, 32, TEN), (3_801_216, 788_992, 7_146_497)),
+    "cifar10": (ImageSpec(3, 32, TEN), (10_528_128, 2_888_704, 22_334_595)),
+    "celeba": (ImageSpec(3, 32, TEN[:8]), (10_527_104, 2_888_704, 22_334_595)),
 }
-"""Parameters of encoder, bottleneck and decoder."""
-
-SPECS = {
-    "digits": ImageSpec(1, 8, tuple("0123456789")),
-    "small": ImageSpec(3, 32, tuple("0123456789")),
-    "mnist": ImageSpec(1, 32, tuple("0123456789")),
-    "cifar10": ImageSpec(3, 32, tuple("0123456789")),
-    "celeba": ImageSpec(3, 32, tuple("01234567")),
-}
+"""Parameters of encoder, bottleneck and decoder for images of a kind."""
 
 
 def size(*modules: torch.nn.Module) -> int:
@@ -34,13 +27,14 @@ def size(*modules: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_of_every_preset_is_in_one_part(preset: str) -> None:
-    unet = build_unet(preset, SPECS[preset], torch.Generator())
+    spec, sizes = SIZES[preset]
+    unet = build_unet(preset, spec, torch.Generator())
     whole = unet.state_dict()
     parts = [select_parts(whole, [part]) for part in PARTS]
     names = [name for part in parts for name in part]
     assert sorted(names) == sorted(whole)
     found = tuple(sum(tensor.numel() for tensor in part.values()) for part in parts)
-    assert found == SIZES[preset]
+    assert found == sizes
     assert found == (
         size(unet.conv_in, unet.time_embedding, unet.class_embedding, unet.down_blocks),
         size(unet.mid_block),

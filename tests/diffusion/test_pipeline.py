@@ -39,16 +39,12 @@ def pixels(pipeline: ClassConditionalDDPMPipeline, labels: list[int | str], seed
     return np.stack([np.asarray(image) for image in images])
 
 
-def test_reopens_with_the_same_predictions_and_images(pipeline: ClassConditionalDDPMPipeline, tmp_path: Path) -> None:
+def test_reopens_with_the_same_images(pipeline: ClassConditionalDDPMPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     loaded = ClassConditionalDDPMPipeline.from_pretrained(tmp_path)
-    x, labels = torch.randn(3, 1, 8, 8, generator=generator()), torch.tensor([0, 1, 2])
-    eps = [noise_predictor(p.unet)(x, 700, labels) for p in (pipeline, loaded)]
-    assert torch.equal(eps[0], eps[1])
     assert (pixels(pipeline, [0, 1, 2]) == pixels(loaded, [0, 1, 2])).all()
     assert loaded.config.classes == list(CLASSES)
     assert loaded.scheduler.config.timestep_spacing == "trailing"
-    assert sorted(path.suffix for path in (tmp_path / "unet").iterdir()) == [".json", ".safetensors"]
 
 
 def test_images_are_samples_of_the_network(pipeline: ClassConditionalDDPMPipeline) -> None:
@@ -62,11 +58,11 @@ def test_labels_by_name_and_index(pipeline: ClassConditionalDDPMPipeline) -> Non
     assert (pixels(pipeline, ["two", "zero", 1]) == pixels(pipeline, [2, 0, 1])).all()
     found = pipeline(torch.tensor([2, 0]), generator=generator(), num_inference_steps=2)
     assert found.labels.tolist() == [2, 0]
-    assert [image.mode for image in found.images] == ["L", "L"]
     assert (pixels(pipeline, [0]) != pixels(pipeline, [1])).any()
 
 
-def test_colour_images() -> None:
+def test_grey_and_colour_images(pipeline: ClassConditionalDDPMPipeline) -> None:
+    assert pipeline([0], generator(), 2).images[0].mode == "L"
     unet = build_unet("digits", ImageSpec(3, 8, CLASSES), generator(), (8, 8), 1)
     found = ClassConditionalDDPMPipeline(unet, make_scheduler(Diffusion()), CLASSES)([1], generator(), 2)
     assert (found.images[0].mode, found.images[0].size) == ("RGB", (8, 8))

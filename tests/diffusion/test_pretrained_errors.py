@@ -48,23 +48,6 @@ def test_missing_folders_and_files_are_named_with_the_remedy(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "UNet2DConditionModel"}, "the network is a UNet2DConditionModel: give a UNet2DModel"),
-        ({"time_embedding_type": "fourier"}, "the network takes noise standard deviations in place of timesteps"),
-        ({"class_embed_type": "identity"}, "class_embed_type = 'identity': give a model with num_class_embeds"),
-        ({"block_out_channels": "absent"}, "the network's config.json has no block_out_channels"),
-        ({"down_block_types": ["DownBlock2D"]}, "the network is damaged: copy or save it again (Must provide the same"),
-        ({"layers_per_block": 2}, "the network is damaged: copy or save it again ("),
-    ],
-)
-def test_network_that_cannot_be_asked(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    folder = save(tmp_path / "model", unet_of())
-    edit(folder / "unet" / "config.json", **changes)
-    assert error_of(folder).startswith(message)
-
-
 def test_images_that_do_not_fit_the_network(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", unet_of(block_out_channels=(8, 8, 8)))
     assert error_of(folder, spec=ImageSpec(3, 8, CLASSES)) == (
@@ -84,24 +67,31 @@ def test_other_size_than_trained_for_is_a_warning(tmp_path: Path, caplog: pytest
     assert caplog.messages == [f"model-path = '{folder}': made for images of size 8, asked about 16"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"prediction_type": "flow_prediction"},
-            "prediction_type = 'flow_prediction' in scheduler_config.json:"
-            " must be one of epsilon, v_prediction, sample",
-        ),
-        ({"beta_start": "absent"}, "scheduler_config.json has no betas: give a model of a variance-preserving"),
-        ({"beta_schedule": "spiral"}, "scheduler_config.json describes no noise schedule (spiral is not implemented"),
-        ({"beta_start": 0.0}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
-        ({"beta_end": 1.5}, "scheduler_config.json describes no noise schedule: every beta must be > 0 and"),
-        ({"num_train_timesteps": "many"}, "scheduler_config.json describes no noise schedule ("),
-    ],
-)
-def test_schedule_that_cannot_be_used(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+UNET = {
+    "the network is a UNet2DConditionModel: give a UNet2DModel": {"_class_name": "UNet2DConditionModel"},
+    "the network takes noise standard deviations in place of timesteps": {"time_embedding_type": "fourier"},
+    "class_embed_type = 'identity': give a model with num_class_embeds": {"class_embed_type": "identity"},
+    "the network's config.json has no block_out_channels": {"block_out_channels": "absent"},
+    "the network is damaged: copy or save it again (Must provide": {"down_block_types": ["DownBlock2D"]},
+    "the network is damaged: copy or save it again (": {"layers_per_block": 2},
+}
+NO_SCHEDULE = "scheduler_config.json describes no noise schedule"
+SCHEDULER = {
+    "prediction_type = 'flow_prediction' in scheduler_config.json: must be one of epsilon, v_prediction, sample": {
+        "prediction_type": "flow_prediction"
+    },
+    "scheduler_config.json has no betas: give a model of a variance-preserving": {"beta_start": "absent"},
+    f"{NO_SCHEDULE} (spiral is not implemented": {"beta_schedule": "spiral"},
+    f"{NO_SCHEDULE}: every beta must be > 0 and": {"beta_end": 1.5},
+    f"{NO_SCHEDULE} (": {"num_train_timesteps": "many"},
+}
+CONFIGS = {"unet/config.json": UNET, "scheduler/scheduler_config.json": SCHEDULER}
+
+
+@pytest.mark.parametrize(("file", "message"), [(file, message) for file, rows in CONFIGS.items() for message in rows])
+def test_network_or_schedule_that_cannot_be_used(file: str, message: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "model", unet_of())
-    edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    edit(folder / file, **CONFIGS[file][message])
     assert error_of(folder).startswith(message)
 
 

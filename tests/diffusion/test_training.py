@@ -4,7 +4,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,21 +36,6 @@ def assert_same(one: TrainingState, other: TrainingState) -> None:
         assert torch.equal(values, others)
     assert one.losses == other.losses
     assert torch.equal(one.generator.get_state(), other.generator.get_state())
-
-
-def test_three_and_five_steps_are_eight(tiny_unet: Build, tmp_path: Path) -> None:
-    whole = new_state(tiny_unet)
-    train(whole, *data(), CONFIG, DIFFUSION, 8)
-    first = new_state(tiny_unet)
-    assert train(first, *data(), CONFIG, DIFFUSION, 3) == whole.losses[:3]
-    first.seconds = 1.5
-    first.save(tmp_path / "new" / "checkpoint.pt")
-    second = TrainingState(tiny_unet(7), CONFIG, torch.Generator().manual_seed(99))
-    second.load(tmp_path / "new" / "checkpoint.pt")
-    assert (second.steps, second.seconds) == (3, 1.5)
-    assert_same(first, second)
-    assert train(second, *data(), CONFIG, DIFFUSION, 8) == whole.losses[3:]
-    assert_same(whole, second)
 
 
 def test_global_random_state_is_untouched(tiny_unet: Build) -> None:

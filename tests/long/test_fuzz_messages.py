@@ -1,4 +1,4 @@
-"""As tests/messages/test_fuzz.py, with as many mutations as find what is rare."""
+"""As tests/messages/test_messages.py, with as many mutations as find what is rare."""
 
 from __future__ import annotations
 

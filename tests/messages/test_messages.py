@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from message_examples import EXAMPLES, SPEC, bad_values, differences, is_required, sent, travelling
+from message_fuzzing import survivors_of
 
 from fedsynth.messages import (
     PROTOCOL,
@@ -164,12 +165,10 @@ def test_message_without_content_is_refused(name: str) -> None:
         ({"silo-name": "north"}, Sender(0, "north")),
         ({"partition-id": 3, "silo-name": "north"}, Sender(3, "silo-3", 3)),
         ({"silo-name": "x" * 300}, Sender(0, "x" * 255)),
-        ({}, Sender(77, "node-77")),
         (None, Sender(77, "node-77")),
         ({"partition-id": "three"}, Sender(77, "node-77")),
         ({"partition-id": True}, Sender(77, "node-77")),
         ({"partition-id": -1}, Sender(77, "node-77")),
-        ({"partition-id": 2**62}, Sender(77, "node-77")),
         ({"silo-name": "two\nlines"}, Sender(77, "node-77")),
     ],
 )
@@ -245,6 +244,13 @@ def test_bad_values_are_refused_by_the_name_of_their_field(name: str) -> None:
     assert {bad.field for bad in rows} == {
         info.name for info, _ in travelling(example) if getattr(example, info.name) is not None
     }
+
+
+@pytest.mark.parametrize("side", ["request", "answer"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_damaged_messages_raise_one_kind_of_error(name: str, side: str) -> None:
+    usable = survivors_of(name, side, 500)  # 20,000 in tests/long
+    assert 0 < usable < 500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

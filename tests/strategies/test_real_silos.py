@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Message
-from hand_made import error_reply
+from interrupted_runs import KilledError, die, in_round, resumed
 from PIL import Image
 from real_silos import real_settings, run_real, write_digits, write_silos
+from spoiled_answers import Tamper, failed
 from tiny_runs import images_of
 
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
@@ -81,6 +81,64 @@ def test_reference_with_a_class_that_no_silo_has_is_refused_before_training(
     assert not (tmp_path / "state").exists()
 
 
+def test_silo_of_other_sizes_is_resized_once_the_operator_says_the_size(silos: dict[str, Path], tmp_path: Path) -> None:
+    large = write_digits(tmp_path / "large", (2, 3), 2, size=16)
+    folder = run_real(real_settings(tmp_path, image_size=8), {**silos, "east": large})
+    assert {np.asarray(Image.open(folder.path / name)).shape for name in images_of(folder)} == {(8, 8)}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_silo_that_is_gone_is_reported_by_name_and_the_run_goes_on(
+    trained: bool, silos: dict[str, Path], tmp_path: Path
+) -> None:
+    def lost(reply: Message) -> bool:
+        trains = reply.has_content() and "loss" in reply.content.metric_records["metrics"]
+        predicts = "epsilon" in transport.array_names(reply)
+        return sender_of(reply).name == "north" and (predicts or (trains and not trained))
+
+    def gone(reply: Message) -> Message:
+        """The SuperLink answers in the silo's place, without its name."""
+        error = failed(reply, "Node Unavailable")
+        error.metadata.__dict__["_src_node_id"] = 1
+        return error
+
+    tamper: Tamper = lambda replies: [gone(reply) if lost(reply) else reply for reply in replies]  # noqa: E731
+    folder = run_real(real_settings(tmp_path), silos, tamper)
+    said = folder.log.read_text()
+    assert said.index("north left out: Node Unavailable") < said.index("round 4/4")
+    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
+    assert "south: own model ready" in said
+    assert ("north: own model ready" in said) == trained
+    if trained:
+        assert [row["attendance"]["north"]["left-out"] for row in folder.read_metrics()] == ["Node Unavailable"] * 4
+        assert json.loads(folder.status.read_text())["silos"]["north"]["left-out"] == "Node Unavailable"
+
+
+def test_resumed_run_ends_like_one_that_was_never_interrupted(silos: dict[str, Path], tmp_path: Path) -> None:
+    settings = real_settings(tmp_path / "broken")
+    with pytest.raises(KilledError):
+        run_real(settings, silos, in_round(3, die))
+    # Node ids go by position here: other ones than before.
+    folder = run_real(resumed(settings), dict(reversed(silos.items())))
+    whole = run_real(real_settings(tmp_path / "whole"), silos)
+    assert images_of(folder) == images_of(whole)
+    assert len(images_of(folder)) == 30
+    assert [row["round"] for row in folder.read_metrics()] == [1, 2, 3, 4]
+    assert json.loads(folder.status.read_text())["state"] == "finished"
+
+
+def test_run_is_not_resumed_with_other_classes(silos: dict[str, Path], tmp_path: Path) -> None:
+    settings = real_settings(tmp_path)
+    with pytest.raises(KilledError):
+        run_real(settings, silos, in_round(3, die))
+    grown = tmp_path / "grown"
+    shutil.copytree(silos["east"], grown)
+    write_digits(grown, (9,), 3)
+    with pytest.raises(UserError, match=r"classes: the silos now give \['0', '1', '2', '3', '9'\], the run to resume"):
+        run_real(resumed(settings), {**silos, "east": grown})
+    assert RunFolder(tmp_path / "runs" / "run").read_config().run.resume == ""
+
+
 def test_look_alike_class_ends_the_run_before_training(silos: dict[str, Path], tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     shutil.copytree(silos["east"], odd)
@@ -91,97 +149,6 @@ def test_look_alike_class_ends_the_run_before_training(silos: dict[str, Path], t
     assert status["state"] == "failed"
     assert "probably the same" in status["error"]
     assert not (tmp_path / "state").exists()
-
-
-def test_silo_of_other_sizes_is_resized_once_the_operator_says_the_size(silos: dict[str, Path], tmp_path: Path) -> None:
-    large = write_digits(tmp_path / "large", (2, 3), 2, size=16)
-    folder = run_real(real_settings(tmp_path, image_size=8), {**silos, "east": large})
-    assert {np.asarray(Image.open(folder.path / name)).shape for name in images_of(folder)} == {(8, 8)}
-
-
-def cut_off(name: str, lost: Callable[[Message], bool]) -> Callable[[list[Message]], list[Message]]:
-    """A silo whose ``lost`` answers do not come: the SuperLink answers in its place, without its name."""
-
-    def tamper(replies: list[Message]) -> list[Message]:
-        return [gone(reply) if sender_of(reply).name == name and lost(reply) else reply for reply in replies]
-
-    def gone(reply: Message) -> Message:
-        error = error_reply(reply, "Node Unavailable")
-        error.metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=reply.metadata.reply_to_message_id)
-        return error
-
-    return tamper
-
-
-def predicts(reply: Message) -> bool:
-    """Whether an answer holds noise predictions."""
-    return "epsilon" in transport.array_names(reply)
-
-
-def trains(reply: Message) -> bool:
-    """Whether an answer tells of training."""
-    return reply.has_content() and "loss" in reply.content.metric_records["metrics"]
-
-
-def test_silo_that_is_gone_is_reported_by_name_and_the_run_goes_on(
-    silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = run_real(real_settings(tmp_path), silos, cut_off("north", predicts))
-    assert "north left out: Node Unavailable" in folder.log.read_text()
-    assert [row["attendance"]["north"]["left-out"] for row in folder.read_metrics()] == ["Node Unavailable"] * 4
-    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
-    assert json.loads(folder.status.read_text())["silos"]["north"]["left-out"] == "Node Unavailable"
-
-
-def test_silo_that_is_lost_before_its_model_is_ready_does_not_end_the_run(
-    silos: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = run_real(real_settings(tmp_path), silos, cut_off("north", lambda reply: trains(reply) or predicts(reply)))
-    said = folder.log.read_text()
-    assert said.index("north left out: Node Unavailable") < said.index("round 4/4")
-    assert "own model ready" in said
-    assert "north: own model ready" not in said
-    assert sorted(path.name for path in folder.synthetic.iterdir() if path.is_dir()) == UNION
-
-
-def interrupted(silos: dict[str, Path], base: Path) -> RunFolder:
-    """A run of which two rounds of four are done."""
-
-    def stop(replies: list[Message]) -> list[Message]:
-        if replies and len(RunFolder(base / "runs" / "run").read_metrics()) == 2:
-            raise RuntimeError("power cut")
-        return replies
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        run_real(real_settings(base), silos, stop)
-    return RunFolder(base / "runs" / "run")
-
-
-def resume(folder: RunFolder, silos: dict[str, Path]) -> RunFolder:
-    settings = {**folder.read_config().to_run_config(), "resume": str(folder.path)}
-    return run_real(settings, silos)
-
-
-def test_resumed_run_ends_like_one_that_was_never_interrupted(silos: dict[str, Path], tmp_path: Path) -> None:
-    folder = interrupted(silos, tmp_path / "broken")
-    assert json.loads(folder.status.read_text())["state"] == "failed"
-    # Node ids go by position here: other ones than before.
-    resume(folder, dict(reversed(silos.items())))
-    whole = run_real(real_settings(tmp_path / "whole"), silos)
-    assert images_of(folder) == images_of(whole)
-    assert len(images_of(folder)) == 30
-    assert [row["round"] for row in folder.read_metrics()] == [1, 2, 3, 4]
-    assert json.loads(folder.status.read_text())["state"] == "finished"
-
-
-def test_run_is_not_resumed_with_other_classes(silos: dict[str, Path], tmp_path: Path) -> None:
-    folder = interrupted(silos, tmp_path)
-    grown = tmp_path / "grown"
-    shutil.copytree(silos["east"], grown)
-    write_digits(grown, (9,), 3)
-    with pytest.raises(UserError, match=r"classes: the silos now give \['0', '1', '2', '3', '9'\], the run to resume"):
-        resume(folder, {**silos, "east": grown})
-    assert RunConfig.from_run_config(folder.read_config().to_run_config()).run.resume == ""
 
 
 def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], tmp_path: Path) -> None:

@@ -55,12 +55,6 @@ def test_every_entry_builds_from_keys_that_default_to_auto(name: str, caplog: py
     assert strategy.aggregate_evaluate(1, []) is None
 
 
-def test_values_of_the_user_win() -> None:
-    strategy, config = build_strategy(config_of(strategy="fedavg", num_rounds=7, sample_from="ema"))
-    assert (strategy.num_rounds, strategy.settings.model_dump()["sample_from"]) == (7, "ema")
-    assert set(config.resolved) == {"sampler", "server-ema-decay", "fraction-train", "min-train-nodes"}
-
-
 def settings_of(**changes: object) -> DfDSettings:
     strategy, _ = build_strategy(config_of(**changes))
     assert isinstance(strategy, DfD)

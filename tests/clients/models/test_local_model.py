@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from one_silo import noisy_samples
+from one_silo import noisy_samples, settings_of
 
 import clients.models.local_model
 from clients.models.local_model import LocalModel, load_network
@@ -35,14 +35,6 @@ from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 
 CPU = torch.device("cpu")
-SETTINGS: dict[str, Any] = {
-    "block-out-channels": "8,8",
-    "device": "cpu",
-    "num-clients": 3,
-    "partition": "iid",
-    "samples-per-client": 40,
-    "train-steps": 5,
-}
 # So large a rate that the loss goes up and down.
 ROUGH: dict[str, Any] = {"train_steps": 24, "learning_rate": 0.1, "ema_decay": 0.3, "batch_size": 8}
 QUESTIONS = noisy_samples(4), 500, torch.tensor([0, 3, 3, 9])
@@ -50,7 +42,7 @@ QUESTIONS = noisy_samples(4), 500, torch.tensor([0, 3, 3, 9])
 
 def config_of(**changes: Any) -> RunConfig:
     """Settings of a tiny network; changes in snake case."""
-    return RunConfig.from_run_config({**SETTINGS, **{key.replace("_", "-"): value for key, value in changes.items()}})
+    return RunConfig.from_run_config(settings_of(Path(), **{"train_steps": 5, **changes}))
 
 
 def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
@@ -88,9 +80,7 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert not model.finished
     training = model.train_slice(1000.0)
     assert model.finished
-    in_memory = noise_predictor(training.unet)(*QUESTIONS)
-    assert torch.equal(epsilon(model_of(tmp_path, 1)), in_memory)
-
+    assert torch.equal(epsilon(model_of(tmp_path, 1)), noise_predictor(training.unet)(*QUESTIONS))
     federation = load_federation(config)
     images = federation.silo(1, config).train
     generator = make_generator(0, "local-training", "silo-1")
@@ -104,24 +94,6 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert history["losses"] == losses
     assert history["steps"] == [1, 2, 3, 4, 5]
     assert history["seconds"] > 0
-
-
-def test_slices_end_in_the_model_of_one_slice_bit_for_bit(whole: LocalModel, tmp_path: Path) -> None:
-    steps, seconds = [], [0.0]
-    while True:
-        # Another object each time, as in another process: only the disk connects the slices.
-        sliced = model_of(tmp_path)
-        if sliced.finished:
-            break
-        training = sliced.train_slice(1e-9)
-        steps.append(training.steps)
-        seconds.append(training.seconds)
-    assert steps == [1, 2, 3, 4, 5]
-    assert all(before < after for before, after in itertools.pairwise(seconds))
-    assert torch.equal(epsilon(sliced), epsilon(whole))
-    assert sliced.history()["losses"] == whole.history()["losses"]
-    assert {path.name for path in files_below(sliced.folder)} == {path.name for path in files_below(whole.folder)}
-    assert files_below(tmp_path) == files_below(sliced.folder), "no checkpoint is left"
 
 
 def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
@@ -283,7 +255,8 @@ def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost
     settings = {**ROUGH, "train_steps": 5}
     whole = model_of(tmp_path / "whole", **settings)
     whole.train_slice(1000.0)
-    number, failing = 0, (2, 5)
+    number, failing, steps, seconds = 0, (2, 5), [], [0.0]
+    # Another object each time, as in another process: only the disk connects the slices.
     while not (sliced := model_of(tmp_path / "sliced", **settings)).finished:
         number += 1
         if number in failing:
@@ -295,8 +268,15 @@ def test_early_stopping_in_slices_is_that_of_one_slice_even_when_slices_are_lost
                     sliced.train_slice(1e-9)
             assert {path: path.read_bytes() for path in files_below(tmp_path / "sliced")} == before
             sliced = model_of(tmp_path / "sliced", **settings)
-        sliced.train_slice(1e-9)
+        training = sliced.train_slice(1e-9)
+        steps.append(training.steps)
+        seconds.append(training.seconds)
+    assert steps == [1, 2, 3, 4, 5]
+    assert all(before < after for before, after in itertools.pairwise(seconds))
     assert torch.equal(epsilon(sliced), epsilon(whole))
+    names = [{str(path.relative_to(model.folder)) for path in files_below(model.folder)} for model in (sliced, whole)]
+    assert names[0] == names[1]
+    assert files_below(tmp_path / "sliced") == files_below(sliced.folder), "no checkpoint is left"
     one, other = sliced.history(), whole.history()
     assert "damaged" not in caplog.text
     assert {**one, "seconds": 0} == {**other, "seconds": 0}

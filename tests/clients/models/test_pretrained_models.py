@@ -27,9 +27,9 @@ DIGITS = tuple(map(str, range(10)))
 
 
 @pytest.fixture
-def clinic(tmp_path: Path, image_folder: Callable[[str], Path]) -> Callable[..., Node]:
+def clinic(tmp_path: Path, image_folder: Path) -> Callable[..., Node]:
     """A silo with 'even' and 'odd' images and a model of its own, wider than the run's and with another schedule."""
-    path, schedule = image_folder("clinic"), {"num_train_timesteps": 400, "beta_schedule": "squaredcos_cap_v2"}
+    path, schedule = image_folder, {"num_train_timesteps": 400, "beta_schedule": "squaredcos_cap_v2"}
 
     def open_clinic(classes: tuple[str, ...] = ("odd", "even", "prime"), **changes: Any) -> Node:
         model = save_model(
@@ -151,17 +151,6 @@ def test_upload_of_the_run_s_own_architecture(tmp_path: Path) -> None:
     assert all(torch.equal(sent[name], value) for name, value in unet.state_dict().items())
 
 
-class GridOfModels(InProcessGrid):
-    """Gives the silos of :attr:`models` a pretrained model."""
-
-    models: dict[int, Path]
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        for partition, folder in self.models.items():
-            self._contexts[100 + partition].node_config["model-path"] = str(folder)
-
-
 def test_silos_of_three_architectures_make_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backwards = tuple(reversed(DIGITS))
     wide = save_model(
@@ -175,7 +164,13 @@ def test_silos_of_three_architectures_make_one_dataset(tmp_path: Path, monkeypat
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
     )
-    monkeypatch.setattr(GridOfModels, "models", {0: wide, 2: some}, raising=False)
+
+    class GridOfModels(InProcessGrid):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            for partition, folder in ((0, wide), (2, some)):
+                self._contexts[100 + partition].node_config["model-path"] = str(folder)
+
     monkeypatch.setattr(tiny_runs, "InProcessGrid", GridOfModels)
     folder = run_tiny(tiny_settings(tmp_path, strategy="dfd"), report=False)
     images = images_of(folder)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import uvicorn
 from flower_waits import comes_at_look, recorded_waits
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
@@ -164,22 +161,3 @@ def test_sleeps_grow_with_the_wait_and_begin_anew_for_another(monkeypatch: pytes
     clock.sleep(3)
     assert slept == pytest.approx([0.01, 0.15, 1.5, 3, 0.01, 0.01])
     assert clock.monotonic() == 100.0
-
-
-def test_a_bundle_is_unpacked_and_its_app_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a_tiny_silo.py").write_text("from flwr.clientapp import ClientApp\n\napp = ClientApp()\n")
-    (source / "a_tiny_server.py").write_text("from flwr.serverapp import ServerApp\n\napp = ServerApp()\n")
-    (source / "pyproject.toml").write_text(
-        '[project]\nname = "tiny"\nversion = "0.1.0"\nlicense = "MIT"\n[tool.flwr.app]\npublisher = "me"\n'
-        '[tool.flwr.app.components]\nserverapp = "a_tiny_server:app"\nclientapp = "a_tiny_silo:app"\n'
-    )
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    run = Run.create_empty(RUN)
-    run.fab_id, run.fab_version = "me/tiny", "0.1.0"
-    app = flower_internals.load_bundle(run, Fab("", build_fab_from_disk(source), {}), tmp_path / "unpacked")
-    module = sys.modules["a_tiny_silo"]
-    assert app is module.app
-    assert Path(str(module.__file__)).is_relative_to(tmp_path / "unpacked")

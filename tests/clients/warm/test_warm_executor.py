@@ -118,14 +118,35 @@ def silo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Silo]:
     return make
 
 
-def test_messages_of_a_run_meet_the_same_app(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "a"), (7, FIRST, "b"), (7, FIRST, "c"))
+CRASH, REFUSAL = str(ErrorCode.CLIENT_APP_RAISED_EXCEPTION), str(ErrorCode.MOD_FAILED_PRECONDITION)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ([(7, FIRST, "a"), (7, FIRST, "b"), (7, FIRST, "c")], ["A", "B", "C"]),
+        ([(7, FIRST, REFUSAL), (7, FIRST, "a")], [f"error {REFUSAL}", "A"]),
+        ([(7, FIRST, "a"), (7, SECOND, "b"), (7, FIRST, "c")], ["A", f"error {ErrorCode.INVALID_FAB}", "C"]),
+    ],
+    ids=["messages of a run meet the same app", "a refusal costs nothing", "a run cannot exchange its bundle"],
+)
+def test_one_process_answers(tasks: list[tuple[int, bytes, str]], words: list[str], silo: Callable[..., Silo]) -> None:
+    here, tokens = silo(*tasks), len(tasks)
     here.executor.serve()
-    assert here.runtime.words == ["A", "B", "C"]
-    assert [failure for _, failure in here.runtime.replies] == ["", "", ""]
+    assert here.runtime.words == words
+    refused = [bool(failure) for _, failure in here.runtime.replies]
+    assert refused == [word == f"error {ErrorCode.INVALID_FAB}" for word in words]
     assert here.loaded == [FIRST]
-    assert here.runtime.held[:3] == ["token 3", "end of token 3", "token 2"]
+    assert here.runtime.held[:3] == [f"token {tokens}", f"end of token {tokens}", f"token {tokens - 1}"]
     assert here.restarts == []
+
+
+def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[..., Silo]) -> None:
+    here = silo((7, FIRST, "a"), (7, FIRST, CRASH))
+    here.runtime.whenever_idle = lambda: None
+    here.executor.serve()
+    assert here.runtime.words == ["A", f"error {CRASH}"]
+    assert here.restarts == [None]
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
@@ -140,22 +161,6 @@ def test_a_crash_is_answered_and_costs_a_fresh_process(silo: Callable[..., Silo]
     assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert reply.error.reason == failure == f"{kind.__name__}: for a reason"
     assert here.restarts == [Job(7, "token 1")]
-
-
-def test_an_error_that_the_app_answers_costs_a_fresh_process_too(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "a"), (7, FIRST, str(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)))
-    here.runtime.whenever_idle = lambda: None
-    here.executor.serve()
-    assert here.runtime.words == ["A", f"error {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}"]
-    assert here.restarts == [None]
-
-
-def test_a_refusal_of_the_app_costs_nothing(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, str(ErrorCode.MOD_FAILED_PRECONDITION)), (7, FIRST, "a"))
-    here.executor.serve()
-    assert here.runtime.words == [f"error {ErrorCode.MOD_FAILED_PRECONDITION}", "A"]
-    assert here.loaded == [FIRST]
-    assert here.restarts == []
 
 
 def test_a_bundle_that_cannot_be_loaded_is_answered(silo: Callable[..., Silo], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,13 +200,6 @@ def test_only_allowed_bundles_run(silo: Callable[..., Silo], caplog: pytest.LogC
     ]
     assert here.loaded == [FIRST]
     assert here.restarts == []
-
-
-def test_a_run_cannot_exchange_its_bundle(silo: Callable[..., Silo]) -> None:
-    here = silo((7, FIRST, "a"), (7, SECOND, "b"), (7, FIRST, "c"))
-    here.executor.serve()
-    assert here.runtime.words == ["A", f"error {ErrorCode.INVALID_FAB}", "C"]
-    assert here.loaded == [FIRST]
 
 
 def test_a_signal_interrupts_the_app_and_ends_the_executor(silo: Callable[..., Silo]) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from tiny_silos import AUX_SAMPLES, Tamper, TinySilos
+from spoiled_answers import Tamper
+from tiny_silos import AUX_SAMPLES, TinySilos
 
 from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import make_scheduler

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from PIL import Image
-from tiny_runs import images_of, run_tiny, tiny_settings
+from spoiled_answers import Tamper, spoil
+from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import Scalar
-from fedsynth.messages import sender_of, transport
-from fedsynth.output import RunFolder
+from fedsynth.messages import transport
+from fedsynth.output import RunFolder, read_dataset
 
 Attack = Callable[[torch.Tensor, int], torch.Tensor]
 """(honest ε, number of answers before) -> what the silo answers; the first is the calibration's at T."""
@@ -27,20 +28,17 @@ TRAINED: dict[str, Scalar] = {
 }
 
 
-class Tampering:
+def tampering(attack: Attack) -> Tamper:
     """Changes the noise predictions of one silo."""
+    asked = count()
 
-    def __init__(self, attack: Attack) -> None:
-        self._attack, self._asked = attack, 0
+    def change(reply: Message) -> Message:
+        (array,) = transport.array_record(reply, "epsilon").values()
+        epsilon = attack(transport.decode(array), next(asked))
+        reply.content["epsilon"] = transport.encode_tensors({"epsilon": epsilon})
+        return reply
 
-    def __call__(self, replies: list[Message]) -> list[Message]:
-        for reply in replies:
-            if "epsilon" in transport.array_names(reply) and sender_of(reply).name == HOSTILE:
-                (array,) = transport.array_record(reply, "epsilon").values()
-                changed = self._attack(transport.decode(array), self._asked)
-                self._asked += 1
-                reply.content["epsilon"] = transport.encode_tensors({"epsilon": changed})
-        return replies
+    return spoil("query.epsilon", change)
 
 
 def noisy(eps: torch.Tensor, before: int) -> torch.Tensor:
@@ -60,14 +58,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
+def pixels(folder: RunFolder) -> np.ndarray:
+    return read_dataset(folder.synthetic).images.astype(float)
+
+
 def run(project: Path, name: str, attack: Attack | None = None) -> RunFolder:
     settings = tiny_settings(project, run_name=name, **TRAINED)
-    return run_tiny(settings, Tampering(attack) if attack else list, report=False)
-
-
-def pixels(folder: RunFolder) -> np.ndarray:
-    paths = sorted(images_of(folder))
-    return np.stack([np.asarray(Image.open(folder.path / path), dtype=float) for path in paths])
+    return run_tiny(settings, tampering(attack) if attack else list, report=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from PIL import Image
 from spoiled_answers import failed, spoil
 from tiny_runs import images_of, run_tiny, tiny_settings
 from torchvision.datasets import ImageFolder
@@ -19,7 +18,7 @@ from fedsynth.data import load_federation
 from fedsynth.diffusion import draw_initial_noise, make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
-from fedsynth.output import RunFolder
+from fedsynth.output import RunFolder, read_dataset
 from fedsynth.seeding import make_generator
 from strategies.conversation.census import Member
 from strategies.own_models.local import draw_labels_of
@@ -45,10 +44,8 @@ def held_by(settings: dict[str, Scalar]) -> list[list[int]]:
 
 def set_of(folder: RunFolder, silo: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W, 1) and labels of one silo's set, in the order of their numbers."""
-    rows = [json.loads(line) for line in (folder.synthetic / silo / "metadata.jsonl").read_text().splitlines()]
-    rows.sort(key=lambda row: Path(row["file_name"]).stem)
-    pixels = [np.asarray(Image.open(folder.synthetic / silo / row["file_name"]))[..., None] for row in rows]
-    return np.stack(pixels), np.array([int(row["label"]) for row in rows])
+    dataset = read_dataset(folder.synthetic / silo)
+    return dataset.images, np.array([int(dataset.classes[label]) for label in dataset.labels])
 
 
 def test_every_silo_has_a_whole_set_of_the_classes_it_holds(done: Run) -> None:
@@ -126,12 +123,6 @@ def test_a_silo_without_model_or_set_is_left_out_where_fewer_are_enough(kind: st
 def labels_of(counts: list[int], size: int, kind: str, seed: int = 0) -> list[int]:
     config = RunConfig.from_run_config({"num-samples": size, "labels": kind, "seed": seed})
     return draw_labels_of(Member(1, "silo-0", sum(counts), counts), config).bincount(minlength=len(counts)).tolist()
-
-
-def test_balanced_labels_share_the_held_classes_equally() -> None:
-    assert labels_of([0, 900, 1, 0, 5], 11, "balanced") == [0, 4, 4, 0, 3]
-    assert labels_of([0, 0, 1], 4, "balanced") == [0, 0, 4]
-    assert labels_of([3, 3, 3], 2, "balanced") == [1, 1, 0]
 
 
 def test_observed_labels_follow_the_silo_s_own_counts() -> None:

@@ -35,17 +35,24 @@ def done(message: Message, k: int) -> Message:
     return bare_reply(message, {"partition-id": k}, steps=10, loss=0.5, finished=1, **curve)
 
 
-def test_slices_go_on_until_every_silo_has_finished() -> None:
-    steps = {40: 0, 41: 0}
+def under_way(message: Message, steps: int) -> Message:
+    return bare_reply(message, {"partition-id": message.metadata.dst_node_id - 40}, steps=steps, loss=0.7, finished=0)
 
-    def respond(message: Message) -> Message:
+
+class Silos:
+    """Silos that take as many steps in a slice, by node id, until they have taken ten."""
+
+    def __init__(self, pace: dict[int, int]) -> None:
+        self.pace, self.steps = pace, dict.fromkeys(pace, 0)
+
+    def __call__(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        steps[node] += 3 if node == 40 else 7
-        if steps[node] >= 10:
-            return done(message, node - 40)
-        return bare_reply(message, {"partition-id": node - 40}, steps=steps[node], loss=0.7, finished=0)
+        self.steps[node] += self.pace[node]
+        return done(message, node - 40) if self.steps[node] >= 10 else under_way(message, self.steps[node])
 
-    census, grid, ready = train_with(respond)
+
+def test_slices_go_on_until_every_silo_has_finished() -> None:
+    census, grid, ready = train_with(Silos({40: 3, 41: 7}))
     assert ready == {0, 1}
     assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 40, 41, 40, 40]
     assert {PrepareRequest.from_message(message).train_seconds for message in grid.requests} == {15.0}
@@ -82,7 +89,7 @@ def test_silo_that_gets_nowhere_ends_the_run() -> None:
     def respond(message: Message) -> Message:
         if message.metadata.dst_node_id == 40:
             return done(message, 0)
-        return bare_reply(message, {"partition-id": 1}, steps=4, loss=0.7, finished=0)
+        return under_way(message, 4)
 
     with pytest.raises(RunError, match="silo-1: stands at step 4 after another slice: is its state folder kept"):
         train_with(respond)
@@ -94,23 +101,18 @@ def test_malformed_progress_ends_the_run_by_name() -> None:
 
 
 def test_lost_silo_is_named_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    steps = {40: 0, 41: 0, 42: 0}
-
     def respond(message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        if node == 41 and steps[40]:
+        if message.metadata.dst_node_id == 41 and silos.steps[40]:
             return error_reply(message, "silo-1: OSError: no space left")
-        steps[node] += 4
-        if steps[node] >= 10:
-            return done(message, node - 40)
-        return bare_reply(message, {"partition-id": node - 40}, steps=steps[node], loss=0.7, finished=0)
+        return silos(message)
 
+    silos = Silos(dict.fromkeys((40, 41, 42), 4))
     census, grid, ready = train_with(respond, 3, min_replies=2)
     assert [message.metadata.dst_node_id for message in grid.requests] == [40, 41, 42, 40, 42, 40, 42]
     assert ready == {0, 2}
     assert [bool(member.curve) for member in census] == [True, False, True]
     assert "silo-1: OSError: no space left" in caplog.text
-    steps.update(dict.fromkeys(steps, 0))
+    silos = Silos(silos.pace)
     with pytest.raises(RunError, match="2 usable answers, 3 needed: silo-1: OSError: no space left"):
         train_with(respond, 3)
 
@@ -122,7 +124,7 @@ def test_silo_that_is_lost_after_others_have_finished_is_counted_with_them() -> 
             return done(message, 0)
         if node == 41 and len(told) < 2:
             told.append(node)
-            return bare_reply(message, {"partition-id": 1}, steps=len(told), loss=0.7, finished=0)
+            return under_way(message, len(told))
         return error_reply(message, "silo-1: gone")
 
     told: list[int] = []

@@ -86,11 +86,8 @@ def test_there_is_none_unless_asked_for(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-@pytest.mark.parametrize("sampler", ["auto", "ddim"])
-def test_its_images_start_from_other_noise_than_the_released_ones_and_move_without(
-    sampler: str, tmp_path: Path
-) -> None:
-    todo = task(sampler=sampler)
+def test_its_images_start_from_other_noise_than_the_released_ones_and_move_without(tmp_path: Path) -> None:
+    todo = task(sampler="ddim")
     trained = generator_of(todo, outcome(), tmp_path)
     labels = np.array([3, 1, 4])
     noise_of = make_generator(0, "generator-sampling")

@@ -18,7 +18,7 @@ def test_a_failed_measurement_costs_neither_dataset_nor_results(
     error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with mock.patch.object(Evaluator, "evaluate", side_effect=error):
-        folder = run_tiny(tiny_settings(tmp_path, evaluate=True))
+        folder = run_tiny(tiny_settings(tmp_path, evaluate=True, feature_extractor="pixels"))
     results = json.loads(folder.results.read_text())
     assert results["notes"] == f"measurement given up: {error}"
     assert results["rounds"] == 4

@@ -63,12 +63,8 @@ def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
     assert rows["frechet-distance"] == {"synthetic": 18.4, "real": 4.0, "better": "lower", **beside}
     kernel = {"synthetic": 0.3, "±": 0.1, "real": 0.3, "better": "lower", **beside}
     assert rows["kernel-distance"] == kernel
-    assert [rows[measure]["synthetic"] for measure in ("precision", "recall", "density", "coverage")] == [
-        0.8,
-        0.4,
-        0.9,
-        0.7,
-    ]
+    found = [rows[measure]["synthetic"] for measure in ("precision", "recall", "density", "coverage")]
+    assert found == [0.8, 0.4, 0.9, 0.7]
     for k, name in enumerate(DEFAULT_CLASSIFIERS):
         row = rows[f"accuracy-{name}"]
         accuracies = [row["synthetic"], row["real"], row["real + synthetic"]]
@@ -76,9 +72,7 @@ def test_every_measure_stands_beside_its_n_and_its_ceiling() -> None:
         assert (row.get("±"), row["N"]) == (k / 100 or None, 25)
     attack = rows["released-membership-auc"]
     assert (attack["synthetic"], attack["real"], attack["N"], attack["in"]) == (0.6, 0.5, 9, "pixels")
-
-
-def test_with_images_enough_the_frechet_distance_comes_first() -> None:
+    # With images enough the Fréchet distance comes first.
     fidelity = {**EVALUATION.fidelity, "overall": {**FIDELITY, "n": 2048}}
     assert [*measure_rows([replace(EVALUATION, fidelity=fidelity)])][:2] == ["frechet-distance", "kernel-distance"]
 
