@@ -56,20 +56,20 @@ def silo_of(message: Message) -> int:
     return 50 - message.metadata.dst_node_id
 
 
-def answer(message: Message, silo: int, model: Predict = predict, seconds: float = 0.5) -> Message:
+def answer(message: Message, silo: int, model: Predict = predict) -> Message:
     asked = EpsilonRequest.from_message(message)
     timestep = asked.timestep if asked.timesteps is None else asked.timesteps
     assert timestep is not None
     epsilon = {"e": model(silo, asked.samples, timestep, asked.labels)}
-    return reply(message, "epsilon", epsilon, partition=silo, num_examples=len(asked.labels), seconds=seconds)
+    return reply(message, "epsilon", epsilon, partition=silo, num_examples=len(asked.labels), seconds=0.5)
 
 
 def by_silo(messages: list[Message]) -> dict[int, Message]:
     return {silo_of(message): message for message in messages}
 
 
-def requests(strategy: DfD, number: int, arrays: ArrayRecord, grid: StubGrid | None = None) -> list[Message]:
-    return list(strategy.configure_train(number, arrays, ConfigRecord(), grid or StubGrid([])))
+def requests(strategy: DfD, number: int, arrays: ArrayRecord) -> list[Message]:
+    return list(strategy.configure_train(number, arrays, ConfigRecord(), StubGrid([])))
 
 
 def drive(

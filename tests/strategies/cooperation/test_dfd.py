@@ -14,6 +14,7 @@ from dfd_by_hand import (
     answer,
     begin,
     by_silo,
+    drive,
     fresh,
     moved,
     predict,
@@ -24,6 +25,7 @@ from dfd_by_hand import (
     trained_at_once,
 )
 from diffusers import DDPMScheduler
+from flwr.app import MetricRecord
 from hand_made import StubGrid, error_reply, reply
 
 from fedsynth.errors import RunError, UserError
@@ -117,8 +119,12 @@ def test_langevin_rounds_agree_with_a_plain_loop() -> None:
     np.testing.assert_allclose(got.numpy(), x.numpy(), rtol=0, atol=2e-5)
 
 
+def ancestral(**options: Any) -> DfD:
+    return DfD(sampler="ddpm", dfd_rounds=ROUNDS, **options)
+
+
 def test_silos_are_asked_only_about_classes_they_hold() -> None:
-    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    strategy = ancestral()
     arrays = begin(strategy, task_of([*COUNTS, [0, 0, 0]]))
     asked = by_silo(requests(strategy, 1, arrays))
     assert sorted(asked) == [0, 1, 2]
@@ -139,7 +145,7 @@ def test_class_that_nobody_holds_is_refused_before_any_silo_trains() -> None:
 
 
 def test_silos_asked_about_everything_share_one_record_in_the_precision_of_the_wire() -> None:
-    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS, prior="size")
+    strategy = ancestral(prior="size")
     asked = requests(strategy, 1, begin(strategy, task_of(wire_dtype="float16")))
     records = [transport.array_record(message, "arrays") for message in asked]
     assert [(record["samples"].dtype, record["labels"].dtype) for record in records] == [("float16", "int64")] * 3
@@ -149,7 +155,7 @@ def test_silos_asked_about_everything_share_one_record_in_the_precision_of_the_w
 def test_unusable_answer_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     task, results = task_of([[1, 2, 3], [4, 2, 2], [3, 3, 3]], min_replies=2), []
     for broken in (True, False):
-        strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+        strategy = ancestral()
         asked = by_silo(requests(strategy, 1, begin(strategy, task)))
         replies = [answer(asked[k], k) for k in (0, 2)]
         if broken:
@@ -161,7 +167,7 @@ def test_unusable_answer_changes_nothing(caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.mark.parametrize(("min_replies", "said"), [("auto", "0 usable answers, 1"), (3, "2 usable answers, 3")])
 def test_too_few_answers_end_the_run_with_the_reason(min_replies: Any, said: str) -> None:
-    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
+    strategy = ancestral()
     asked = by_silo(requests(strategy, 1, begin(strategy, task_of(min_replies=min_replies))))
     replies = [answer(asked[k], k) for k in ((0, 1) if min_replies == 3 else ())]
     with pytest.raises(RunError, match=f"{said} needed: silo-2: no memory"):
@@ -169,20 +175,20 @@ def test_too_few_answers_end_the_run_with_the_reason(min_replies: Any, said: str
 
 
 def test_silo_that_missed_a_level_comes_back_with_its_weight() -> None:
-    def same(silo: int, x: torch.Tensor, t: torch.Tensor | int, labels: torch.Tensor) -> torch.Tensor:
-        return predict(0, x, t, labels)
-
-    strategy = DfD(sampler="ddpm", dfd_rounds=ROUNDS)
-    arrays, experts = begin(strategy, task_of([[1, 1, 1]] * 2, min_replies=1)), []
-    for number, present in ((1, (0, 1)), (2, (0,)), (3, (0, 1))):
-        asked = by_silo(requests(strategy, number, arrays))
-        arrays, metrics = moved(strategy, number, [answer(asked[k], k, same) for k in present])
-        experts.append(metrics["effective-experts"])
-    assert experts == pytest.approx([2.0, 1.0, 2.0])
+    strategy, rows = ancestral(), list[MetricRecord]()
+    drive(
+        strategy,
+        begin(strategy, task_of([[1, 1, 1]] * 2, min_replies=1)),
+        stop=3,
+        absent=lambda number, silo: (number, silo) == (2, 1),
+        answers=lambda message, silo: answer(message, 0),
+        rows=rows,
+    )
+    assert [row["effective-experts"] for row in rows] == pytest.approx([2.0, 1.0, 2.0])
 
 
 def test_finish_turns_samples_into_images_and_keeps_the_curves() -> None:
-    strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of()
+    strategy, task = ancestral(), task_of()
     run(strategy, task)
     samples = torch.linspace(-2, 2, 7 * 16).reshape(7, 1, 4, 4)
     outcome = strategy.finish(task, fresh(samples, LABELS))
