@@ -10,8 +10,6 @@ import pytest
 from one_silo import SPEC, context_of
 
 from clients.context import LEAST_FREE_BYTES, SiloContext
-from fedsynth.config import RunConfig
-from fedsynth.data import load_federation
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
@@ -35,14 +33,6 @@ def silo_of(settings: dict[str, Any] | None = None, **node_config: Any) -> SiloC
 def test_names_and_senders(node: dict[str, Any], sender: Sender) -> None:
     silo = silo_of(**node)
     assert (silo.name, silo.sender) == (sender.name, sender)
-
-
-def test_partition_of_the_named_dataset() -> None:
-    config = RunConfig.from_run_config(THREE)
-    federation = load_federation(config)
-    silo, expected = silo_of(THREE, partition_id=1).images(federation.spec), federation.silo(1, config)
-    assert silo.name == "silo-1"
-    assert silo.fingerprint == expected.fingerprint
 
 
 def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_format(

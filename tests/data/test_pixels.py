@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,50 +20,46 @@ def stored(image: Image.Image, kind: str = "png", **options: object) -> Image.Im
     return Image.open(buffer)
 
 
-def test_sixteen_bit_grey_of_png_and_pgm_keeps_its_range() -> None:
-    values = np.array([[0, 257], [32896, 65535]], np.uint16)
-    assert to_pixels(stored(Image.fromarray(values)), 2, 1)[..., 0].tolist() == [[0, 1], [128, 255]]
-    image = Image.open(io.BytesIO(b"P5 2 1 65535\n\x00\x00\xff\xff"))
-    assert np.asarray(to_pixels(image.resize((2, 2), Image.Resampling.NEAREST), 2, 1))[0, :, 0].tolist() == [0, 255]
+def filled(mode: str, values: list[Any]) -> Image.Image:
+    """An image of 2x2 pixels, row by row; in a palette of blue and grey."""
+    image = Image.new(mode, (2, 2))
+    if mode == "P":
+        image.putpalette([0, 0, 255, 10, 20, 30])
+    image.putdata(values)
+    return image
 
 
-def test_transparency_lies_on_white() -> None:
-    image = Image.new("RGBA", (2, 1))
-    image.putdata([(255, 0, 0, 255), (0, 0, 0, 0)])
-    image = image.resize((2, 2), Image.Resampling.NEAREST)
-    assert to_pixels(stored(image), 2, 3)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # to be turned by 90 degrees clockwise
+BLUE, GREY, RED, WHITE = [0, 0, 255], [10, 20, 30], [255, 0, 0], [255, 255, 255]
+LUMA = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
 
 
-def test_palette_gives_its_colours_and_transparency() -> None:
-    image = Image.new("P", (2, 2))
-    image.putpalette([0, 0, 255, 10, 20, 30])
-    image.putdata([0, 1, 0, 1])
-    assert to_pixels(stored(image), 2, 3)[0].tolist() == [[0, 0, 255], [10, 20, 30]]
-    assert to_pixels(stored(image, transparency=1), 2, 3)[0].tolist() == [[0, 0, 255], [255, 255, 255]]
-
-
-def test_grey_and_colour_convert_into_each_other() -> None:
-    assert to_pixels(stored(Image.new("L", (3, 3), 7)), 3, 3).tolist() == np.full((3, 3, 3), 7).tolist()
-    luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-    assert to_pixels(Image.new("RGB", (3, 3), (200, 100, 50)), 3, 1).tolist() == np.full((3, 3, 1), luma).tolist()
-
-
-def test_non_square_is_cropped_to_its_centre() -> None:
-    pixels = np.zeros((4, 8), np.uint8)
-    pixels[:, 2:6] = 200
-    assert to_pixels(Image.fromarray(pixels), 4, 1)[..., 0].tolist() == np.full((4, 4), 200).tolist()
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (stored(Image.fromarray(np.array([[0, 257], [32896, 65535]], np.uint16))), [[[0], [1]], [[128], [255]]]),
+        (Image.open(io.BytesIO(b"P5 2 2 65535\n" + b"\0\0\xff\xff" * 2)), [[[0], [255]]] * 2),
+        (stored(filled("RGBA", [(255, 0, 0, 255), (0, 0, 0, 0)] * 2)), [[RED, WHITE]] * 2),
+        (stored(filled("P", [0, 1] * 2)), [[BLUE, GREY]] * 2),
+        (stored(filled("P", [0, 1] * 2), transparency=1), [[BLUE, WHITE]] * 2),
+        (stored(filled("L", [7] * 4)), [[[7, 7, 7]] * 2] * 2),
+        (filled("RGB", [(200, 100, 50)] * 4), [[[LUMA]] * 2] * 2),
+        (Image.fromarray(np.array([[0, 200, 200, 0]] * 2, np.uint8)), [[[200]] * 2] * 2),
+        (stored(filled("L", [0, 255] * 2), exif=TURNED), [[[0]] * 2, [[255]] * 2]),
+    ],
+    ids=[
+        *("16-bit PNG", "16-bit PGM", "transparency on white", "palette", "transparent palette", "grey to colour"),
+        *("colour to grey", "cropped to its centre", "turned by EXIF"),
+    ],
+)
+def test_every_kind_of_image_becomes_pixels(image: Image.Image, expected: list[Any]) -> None:
+    assert to_pixels(image, 2, len(expected[0][0])).tolist() == expected
 
 
 def test_resizing_averages_instead_of_picking() -> None:
     checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     assert np.abs(to_pixels(Image.fromarray(checkers), 8, 1).astype(int) - 127.5).max() <= 2
-
-
-def test_exif_orientation_is_applied() -> None:
-    image = Image.fromarray(np.array([[0, 255], [0, 255]], np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    assert to_pixels(stored(image, exif=exif), 2, 1)[..., 0].tolist() == [[0, 0], [255, 255]]
 
 
 def test_unknown_ranges_are_refused() -> None:
