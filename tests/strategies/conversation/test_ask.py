@@ -119,6 +119,7 @@ class OneByOne(StubGrid):
     """Makes an answer only when it is pulled, and checks that the one before is gone by then."""
 
     last: weakref.ref[Message] | None = None
+    read: weakref.ref[EpsilonAnswer] | None = None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self.requests = list(messages)
@@ -131,7 +132,8 @@ class OneByOne(StubGrid):
         return [made]
 
     def make(self, message: Message) -> Message:
-        assert self.last is None or self.last() is None, "the answer before is still alive"
+        for before in (self.last, self.read):
+            assert before is None or before() is None, "the answer before is still alive"
         made = answer(message)
         self.last = weakref.ref(made)
         return made
@@ -139,12 +141,15 @@ class OneByOne(StubGrid):
 
 def test_no_answer_is_kept_alive() -> None:
     driven = DrivenRound(QUESTIONS, CENSUS, 1)
-    for stream in (
-        ask(Exchange(OneByOne([]), 5.0), QUESTIONS, CENSUS, needed=3),
-        driven.answers(map(OneByOne([]).make, driven), 3),
+    asked, by_hand = OneByOne([]), OneByOne([])
+    for grid, stream in (
+        (asked, ask(Exchange(asked, 5.0), QUESTIONS, CENSUS, needed=3)),
+        (by_hand, driven.answers(map(by_hand.make, driven), 3)),
     ):
         for _ in range(3):
-            next(stream)
+            read = next(stream)[1]
+            grid.read = weakref.ref(read)
+            del read
         assert list(stream) == []
 
 
