@@ -146,3 +146,14 @@ def test_silos_draw_the_images_with_their_own_encoders(tmp_path: Path) -> None:
     tokens = [path.name for path in (tmp_path / "state").glob("silo-*/personal/*")]
     assert len(tokens) == 3
     assert len({*tokens, FedDiffuse().state_dict()["run-token"]}) == 2, "runs keep apart"
+
+
+@pytest.mark.parametrize("sample_from", ["raw", "ema"])
+def test_where_all_parts_are_exchanged_the_server_draws_with_its_model(tmp_path: Path, sample_from: str) -> None:
+    given = {"num_samples": 12, "sample_from": sample_from}
+    full = run_tiny(
+        tiny_settings(tmp_path / "full", strategy="feddiffuse", feddiffuse_method="full", **given), report=False
+    )
+    assert (full.models / "global").is_dir()
+    fedavg = run_tiny(tiny_settings(tmp_path / "fedavg", strategy="fedavg", **given), report=False)
+    assert images_of(full) == images_of(fedavg)

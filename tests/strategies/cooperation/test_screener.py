@@ -4,14 +4,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dfd_by_hand import answer, task_of
+from hand_made import StubGrid
 
-from fedsynth.config import RunConfig
-from fedsynth.diffusion import build_unet, noise_predictor
+from fedsynth.config import Diffusion, RunConfig
+from fedsynth.diffusion import build_unet, make_scheduler, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
+from fedsynth.errors import RunError
+from fedsynth.mixture import log_prior
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
-from strategies.cooperation.calibration import SAMPLES_PER_CLASS, Calibration
-from strategies.cooperation.screener import AnswerMemory
+from strategies.conversation.exchange import Exchange
+from strategies.cooperation.calibration import SAMPLES_PER_CLASS, Calibration, trusted_prior
+from strategies.cooperation.cohort import Cohort
+from strategies.cooperation.screener import AnswerMemory, Screener
 
 SHAPE = (1, 8, 8)
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
@@ -208,3 +214,33 @@ class TestAnswerMemory:
         memory.repeats(0, 0, eps, eps, 0.5)
         answer, samples, _ = memory._last[0, 0]
         assert max(part.untyped_storage().nbytes() for part in (answer, samples)) < 8 * 600
+
+
+def cohort_of(samples: torch.Tensor, silos: int) -> Cohort:
+    rows = torch.arange(len(samples))
+    scheduler = make_scheduler(Diffusion(), 10, "ddpm")
+    return Cohort(0, rows, 0, scheduler, torch.zeros(silos, len(rows)), follows_path=False)
+
+
+def test_equal_answers_in_a_round_are_grouped_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    samples = random(6, *SHAPE, seed=3)
+    screener, cohort = Screener(["north", "south", "east"]), cohort_of(samples, 3)
+    honest = [knows(pictures(8, seed)) for seed in (1, 2)]
+    first = honest[0](samples, cohort.timestep, 0)
+    epsilon = torch.stack([first, first, honest[1](samples, cohort.timestep, 0)])
+    for _ in range(2):
+        sound, equal = screener.admit(cohort, samples, epsilon, torch.ones(3, dtype=torch.bool))
+        assert (sound.tolist(), equal) == ([True] * 3, ((0, 1),))
+        cohort.level += 1
+        samples = random(6, *SHAPE, seed=4)
+        first = honest[0](samples, cohort.timestep, 0)
+        epsilon = torch.stack([first, first, honest[1](samples, cohort.timestep, 0)])
+    assert caplog.text.count("north, south gave equal answers: they count as one silo") == 1
+
+
+def test_a_run_ends_before_its_rounds_where_no_model_is_fit_to_answer() -> None:
+    task = task_of()
+    silent = StubGrid([50, 49, 48], lambda message: answer(message, 0, lambda silo, x, t, labels: torch.zeros_like(x)))
+    prior = log_prior("class", task.census.label_counts, task.labels)
+    with pytest.raises(RunError, match=r"no silo's model fit to answer.* have the silos train longer \(train-steps\)"):
+        trusted_prior(prior, Exchange(silent, 5.0), task)
