@@ -62,7 +62,7 @@ def full_disk(worse: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(unpicklable, "pickle"), (full_disk, rf"cannot write '.*/{NAME}': no space left on that disk: free some")],
+    [(unpicklable, "local object"), (full_disk, rf"cannot write '.*/{NAME}': no space left on that disk: free some")],
 )
 def test_failed_writing_leaves_the_last_checkpoint(
     fault: Callable[[Checkpoint, pytest.MonkeyPatch], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
