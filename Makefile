@@ -48,7 +48,7 @@ test-deployment: $(VENV)/.installed-dev
 	$(BIN)/pytest $(SHARED) $(DEPLOYMENTS) tests/deployment
 
 # What protects against rare faults: every resume setting, sweeps killed, wrong clocks, memory that grows slowly, every
-# Python of this machine. Half an hour.
+# Python of this machine.
 test-long: $(VENV)/.installed-dev
 	$(BIN)/pytest -rs tests/long
 
