@@ -58,6 +58,12 @@ class FedDDPM(FedAvg):
         metrics["server-steps"] = self.settings.server_steps
         return self.correct(server_round, arrays)
 
+    @property
+    def if_diverged(self) -> str:
+        """Name the server's own steps, too."""
+        rate = self.settings.correction_learning_rate
+        return f"Lower learning-rate or correction-learning-rate ({rate:g}), or see which silo's loss grows."
+
     def correct(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return the weights after ``server_steps`` optimiser steps on the auxiliary set.
 
