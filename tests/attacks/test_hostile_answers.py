@@ -104,11 +104,11 @@ def test_noise_beyond_measure_moves_no_sample(size: float) -> None:
     assert torch.equal(*results)
 
 
-class Surprise(Exception):
+class SurpriseError(Exception):
     """No kind of exception that reading an answer is known to raise."""
 
 
-@pytest.mark.parametrize("error", [Surprise, NotImplementedError, RecursionError, KeyError, TypeError, OverflowError])
+@pytest.mark.parametrize("error", [SurpriseError, NotImplementedError, RecursionError, KeyError, TypeError, OverflowError])
 def test_any_exception_while_an_answer_is_read_costs_its_silo_alone(
     error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -141,7 +141,7 @@ def test_a_dead_worker_of_a_simulation_ends_the_run_at_once() -> None:
     grid = InMemoryGrid()
     stream = Exchange(grid, 60.0).send(requests_to(3, 4))
     grid.pulls = [[error_reply(grid.requests[0], DEAD, ErrorCode.UNKNOWN)]]
-    with pytest.raises(RunError, match="a simulation worker died .*ActorDiedError"):
+    with pytest.raises(RunError, match=r"a simulation worker died .*ActorDiedError"):
         list(stream)
 
 
