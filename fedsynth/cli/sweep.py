@@ -173,7 +173,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep a second sweep out of the folder; the lock ends with this process, however that ends."""
     with explained_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("w", encoding="utf-8")
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
