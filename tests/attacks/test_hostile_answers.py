@@ -108,7 +108,9 @@ class SurpriseError(Exception):
     """No kind of exception that reading an answer is known to raise."""
 
 
-@pytest.mark.parametrize("error", [SurpriseError, NotImplementedError, RecursionError, KeyError, TypeError, OverflowError])
+@pytest.mark.parametrize(
+    "error", [SurpriseError, NotImplementedError, RecursionError, KeyError, TypeError, OverflowError]
+)
 def test_any_exception_while_an_answer_is_read_costs_its_silo_alone(
     error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,3 +222,19 @@ def test_a_step_of_the_server_that_overflows_leaves_the_checkpoint_before(tmp_pa
     with pytest.raises(RunError, match=r"round 1: the combined model is no model.*Lower server-learning-rate"):
         run_tiny(settings, report=False)
     assert not (tmp_path / "runs" / "run" / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("kept", [float("nan"), 1.5e308])
+def test_a_run_whose_checkpoint_holds_such_a_number_goes_on(kept: float, tmp_path: Path) -> None:
+    """As one of an earlier version, which added up whatever silos said."""
+    settings = tiny_settings(tmp_path, strategy="fedavg", num_rounds=1)
+    folder = run_tiny(settings, report=False)
+    checkpoint = Checkpoint.load(folder.checkpoints)
+    assert checkpoint is not None
+    checkpoint.costs["client_seconds"] = kept
+    checkpoint.save(folder.checkpoints)
+    row = json.loads(folder.metrics.read_text())
+    folder.metrics.write_text(json.dumps({**row, "client-seconds": kept}) + "\n")
+    run_tiny({**settings, "num-rounds": 2, "resume": str(folder.path)}, report=False)
+    assert "in the checkpoint is no cost: counted from 0" in folder.log.read_text()
+    check_numbers(folder.path)
