@@ -27,6 +27,7 @@ from fedsynth.messages import (
     TrainRequest,
     UploadRequest,
 )
+from fedsynth.text import printable
 
 R = TypeVar("R", bound=Request[Answer])
 
@@ -52,7 +53,7 @@ def answering(
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reason = f"{silo_name(context)}: {type(error).__name__}: {error}"
+            reason = printable(f"{silo_name(context)}: {type(error).__name__}: {error}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle
