@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Context, Message
 
-from clients.context import silo_name
+from clients.context import shown_name
 from fedsynth.logs import log_to_stderr
 from fedsynth.messages.envelope import config_of
 from fedsynth.text import printable
@@ -46,9 +46,9 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
     try:
         yield entry
     except BaseException as error:
-        logger.error("%s: %s failed: %s: %s", silo_name(context), what, type(error).__name__, printable(error))
+        logger.error("%s: %s failed: %s: %s", shown_name(context), what, type(error).__name__, printable(error))
         raise
-    logger.info("%s: %s answered after %.1f s", silo_name(context), what, entry.seconds)
+    logger.info("%s: %s answered after %.1f s", shown_name(context), what, entry.seconds)
 
 
 def _what(message: Message) -> str:

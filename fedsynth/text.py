@@ -21,12 +21,16 @@ def printable(text: object, limit: int = LONGEST_TEXT) -> str:
         text: anything; its ``str()`` counts.
         limit: characters of the result at most; a longer one ends in an ellipsis.
     """
-    whole = str(text)
     # Every character is at least one in the result: what lies behind need not be looked at.
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in whole[: limit + 1]
-    )
+    shown = visible(str(text)[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def visible(text: str) -> str:
+    """Return text with its escapes as :func:`printable` does, however long it is."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def silo_name_problem(name: object) -> str:
