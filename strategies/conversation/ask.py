@@ -16,6 +16,7 @@ from fedsynth.config import AUTO
 from fedsynth.errors import RunError
 from fedsynth.messages import Answer, MessageError, Request, sender_of
 from fedsynth.messages.envelope import Reader, Shared
+from fedsynth.text import printable
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.reply_log import ReplyLog
@@ -175,14 +176,14 @@ def _usable(
 
 def _read(reply: Message, read: Reader[A]) -> A:
     if reply.has_error():
-        raise MessageError(str(reply.error.reason))
+        raise MessageError(printable(reply.error.reason))
     return read(reply)
 
 
 def _note_left_out(k: int, reply: Message, error: Exception, census: Census, log: ReplyLog) -> str:
     """Say in the log that an answer does not count; return silo and reason."""
     refused = isinstance(error, ValueError)
-    reason = str(error) if refused else f"reading it failed: {type(error).__name__}: {error}"
+    reason = printable(str(error) if refused else f"reading it failed: {type(error).__name__}: {error}")
     member = census.members[k]
     name = member.name if census.known else sender_of(reply).name
     log.leave_out(member.node_id, reason)

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
+from fedsynth.text import printable
 from strategies.conversation.reply_log import ReplyLog
 
 logger = logging.getLogger("fedsynth")
@@ -145,5 +146,6 @@ class Exchange:
         """
         if not (self.simulated and reply.has_error() and reply.error.code == ErrorCode.UNKNOWN):
             return
-        if _DEAD_WORKER.match(str(reply.error.reason)):
-            raise RunError(f"a simulation worker died (out of memory?): {reply.error.reason}; resume the run")
+        reason = printable(reply.error.reason)
+        if _DEAD_WORKER.match(reason):
+            raise RunError(f"a simulation worker died (out of memory?), resume the run: {reason}")
