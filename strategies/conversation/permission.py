@@ -12,6 +12,7 @@ from fedsynth.diffusion import count_parameters
 from fedsynth.errors import RunError
 from fedsynth.policy import SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
+from fedsynth.text import printable
 from strategies.conversation.census import Census
 
 logger = logging.getLogger("fedsynth")
@@ -59,4 +60,4 @@ def check_policies(
 
 
 def _contact(policy: SiloPolicy) -> str:
-    return f" (contact: {policy.contact})" if policy.contact else ""
+    return f" (contact: {printable(policy.contact)})" if policy.contact else ""
