@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MAX_EPSILON, MAX_STEPS, MessageError, array, setting, tensor, whole
+from fedsynth.messages.fields import MAX_STEPS, MessageError, array, setting, tensor, whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +24,7 @@ class EpsilonAnswer(Answer):
         wire_dtype: precision on the wire.
     """
 
-    epsilon: torch.Tensor = tensor(array(4, low=-MAX_EPSILON, high=MAX_EPSILON), "epsilon", view=True)
+    epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 
