@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -48,7 +47,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        status = dict(json.loads(folder.status.read_text()))
+        status = folder.read_status()
         for key in ("state", "pid", "round", "rounds", "updated"):
             if key not in status:
                 raise ValueError(f"it says no {key}")
