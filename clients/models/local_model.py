@@ -74,7 +74,7 @@ class LocalModel:
 
         With early stopping also ``held-out-steps`` and ``held-out-losses`` of the checks, of which the lowest was kept.
         """
-        return dict(json.loads((self.folder / "training.json").read_text()))
+        return dict(json.loads((self.folder / "training.json").read_text(encoding="utf-8")))
 
     def copied_share(self) -> float | None:
         """Share of near-copies among samples of the finished model, measured once; None if unasked or unknown."""
@@ -83,7 +83,7 @@ class LocalModel:
         result = self.folder / "copy_check.json"
         seal = Seal("copy check", 1, self.key)
         try:
-            share = unsealed_json(json.loads(result.read_text()), seal, result)["copied-share"]
+            share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
             network = load_network(self.folder, pick_device(self._config.run.device))
             share = copied_share(self._silo, network, self._spec, self._config)

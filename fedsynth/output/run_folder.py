@@ -17,6 +17,7 @@ from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.logs import LineFormatter
 from fedsynth.sealed import Seal, sealed_json, unsealed_json
 
 FORMER_KEYS: dict[str, Scalar] = {
@@ -196,7 +197,7 @@ class RunFolder:
         kept = [json.dumps(sealed_json(row, _ROW)) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def remove_torn_files(self) -> None:
         """Remove what killed processes had not finished writing."""
@@ -209,7 +210,7 @@ class RunFolder:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
         with explained_writing(self.log):
             handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         try:
             yield
@@ -228,7 +229,7 @@ class RunFolder:
             write_json(path, sealed_json(value, _seal_of(path)))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        return unsealed_json(json.loads(path.read_text()), _seal_of(path), path)
+        return unsealed_json(json.loads(path.read_text(encoding="utf-8")), _seal_of(path), path)
 
 
 def _seal_of(path: Path) -> Seal:

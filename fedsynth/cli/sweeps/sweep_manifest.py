@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {MANIFEST}: start the sweep with 'fedsynth sweep', or name its folder")
     try:
-        return [Entry(**row) for row in unsealed_json(json.loads(path.read_text()), SEAL, path)["runs"]]
+        return [Entry(**row) for row in unsealed_json(json.loads(path.read_text(encoding="utf-8")), SEAL, path)["runs"]]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"'{path}' is damaged: start 'fedsynth sweep' again to have it rewritten ({error})") from error
 

@@ -1,4 +1,4 @@
-"""A silo whose models or training states were damaged or mixed up trains the same model again, or says what is wrong."""
+"""What a silo does whose models or training states were damaged or mixed up."""
 
 from __future__ import annotations
 
