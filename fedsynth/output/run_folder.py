@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_file, write_json
+from fedsynth.files import atomic_file, json_text, parse_json, write_json
 from fedsynth.logs import LineFormatter
 from fedsynth.sealed import Seal, sealed_json, unsealed_json
 
@@ -174,7 +173,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""
-        line = json.dumps(sealed_json(row, _ROW)) + "\n"
+        line = json_text(sealed_json(row, _ROW)) + "\n"
         with explained_writing(self.metrics), self.metrics.open("ab") as file:
             _drop_torn_line(self.metrics)
             file.write(line.encode())
@@ -194,7 +193,7 @@ class RunFolder:
 
     def keep_metrics(self, rounds: int) -> None:
         """Drop rows of ``metrics.jsonl`` after round ``rounds``: a run that continues there writes them again."""
-        kept = [json.dumps(sealed_json(row, _ROW)) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
+        kept = [json_text(sealed_json(row, _ROW)) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -220,7 +219,7 @@ class RunFolder:
 
     def _read_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return unsealed_json(json.loads(line), _ROW, self.metrics)
+            return unsealed_json(parse_json(line), _ROW, self.metrics)
         except (ValueError, TypeError) as error:
             raise UserError(f"'{self.metrics}' is damaged: remove line {number} ({error})") from error
 
@@ -229,7 +228,7 @@ class RunFolder:
             write_json(path, sealed_json(value, _seal_of(path)))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        return unsealed_json(json.loads(path.read_text(encoding="utf-8")), _seal_of(path), path)
+        return unsealed_json(parse_json(path.read_text(encoding="utf-8")), _seal_of(path), path)
 
 
 def _seal_of(path: Path) -> Seal:

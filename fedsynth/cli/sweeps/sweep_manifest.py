@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,7 @@ from fedsynth.cli.tables.run_groups import config_hash, deciding_settings
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import write_json
+from fedsynth.files import parse_json, write_json
 from fedsynth.output import RunFolder
 from fedsynth.sealed import Seal, sealed_json, unsealed_json
 from fedsynth.units import show_setting
@@ -67,7 +66,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {MANIFEST}: start the sweep with 'fedsynth sweep', or name its folder")
     try:
-        return [Entry(**row) for row in unsealed_json(json.loads(path.read_text(encoding="utf-8")), SEAL, path)["runs"]]
+        return [Entry(**row) for row in unsealed_json(parse_json(path.read_text(encoding="utf-8")), SEAL, path)["runs"]]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"'{path}' is damaged: start 'fedsynth sweep' again to have it rewritten ({error})") from error
 
