@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedsynth.cli.deployment.certificates import (
     alternative_name,
+    check_authority,
     check_certificate,
     check_public_key,
     fingerprint,
@@ -127,8 +128,8 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
 
 def _start(folder: LinkFolder, options: argparse.Namespace) -> int:
     settings = folder.read()
-    for path in (folder.authority, folder.certificate):
-        check_certificate(path)
+    check_authority(folder.authority)
+    check_certificate(folder.certificate)
     command = superlink_command(folder, options.bind, settings.port)
     show(command, folder.home)
     return 0 if options.dry_run else run_in_foreground(command, environment_of(folder.home), folder.path)

@@ -117,6 +117,7 @@ def test_register_that_flower_refuses_is_an_error(
         ("start --folder absent", "is no link folder: 'fedsynth link init --folder"),
         ("init --port 70000", "port = 70000: must be 1 to 65535"),
         ("init --folder new --host link:9", "host 'link:9': must be a host name"),
+        ("init --folder new --host 010.0.0.5", "host '010.0.0.5': is no host name"),
         ("register silo/silo.key --name a", "is a private key"),
         ('register silo/silo.pub --name a"b', "quotes, backslashes and line breaks"),
         ("start --dry-rnu", "unknown option '--dry-rnu'; 'fedsynth link start --help' lists all"),
@@ -140,6 +141,7 @@ def test_connection_by_address_has_a_home_of_its_own(link: LinkFolder, project: 
         ("link.example.org:19000", None, "give --root-certificates ca.crt too"),
         ("absent", None, "no such link folder, and it is no HOST:PORT"),
         ("link.example.org:19000", "absent.crt", "certificate 'absent.crt': No such file"),
+        ("link.example.org:19000", "link/server.crt", "'link/server.crt' is a server's"),
         (".", None, "ca.crt': No such file"),
     ],
 )
