@@ -13,10 +13,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
+from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
+from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
+from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, printable
 
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
@@ -43,9 +45,11 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
+            simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:
-        UserError: the configuration cannot be read.
+        UserError: the configuration or the policy cannot be read, or the name is none that others could show.
     """
 
     def __init__(self, context: Context) -> None:
@@ -53,12 +57,14 @@ class SiloContext:
         node = context.node_config
         self.config = RunConfig.from_run_config(context.run_config)
         self.name = silo_name(context)
+        check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         folder = re.sub(r"[^\w.-]", "_", self.name)
         self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
 
     @property
     def run_and_node(self) -> tuple[int, int]:
@@ -106,6 +112,8 @@ class SiloContext:
                 channels=spec.channels,
                 classes=spec.classes,
                 skip_bad_images=config.data.skip_bad_images,
+                value_range=configured_range(config.data),
+                first_page_only=config.data.first_page_only,
             )
         if "partition-id" in node:
             partition = int(node["partition-id"])
@@ -146,6 +154,10 @@ class SiloContext:
         )
 
 
+def _own_policy(path: str) -> SiloPolicy:
+    return read_policy(Path(path).expanduser()) if path else SiloPolicy()
+
+
 def silo_name(context: Context) -> str:
     """Return a silo's name: ``silo-name`` of the node config, its folder, or ``silo-<partition-id>``."""
     node = context.node_config
@@ -154,3 +166,8 @@ def silo_name(context: Context) -> str:
     if "data-path" in node:
         return Path(str(node["data-path"])).name
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
+
+
+def shown_name(context: Context) -> str:
+    """Return :func:`silo_name` as logs show it, also where it is refused."""
+    return printable(silo_name(context), LONGEST_SILO_NAME)

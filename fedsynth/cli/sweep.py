@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ from fedsynth.cli.run import check_data, refuse_if_busy
 from fedsynth.cli.sweeps.run_process import end_processes, finish_run, last_progress
 from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
-from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.locks import locked
 from fedsynth.output import RunFolder, terminal_table
 from fedsynth.progress import duration
 
@@ -46,7 +45,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     if options.dry_run:
         print(_overview(sweep, entries))
         return 0
-    with _alone(sweep.folder), _ended_by_signals():
+    with locked(sweep.folder / ".lock", f"sweep '{sweep.folder}'"), _ended_by_signals():
         for entry in entries:
             end_processes(sweep.folder / entry.folder)
         refuse_if_busy(flower_home())
@@ -166,20 +165,6 @@ def _overview(sweep: Sweep, entries: Sequence[Entry]) -> str:
 
 def _begun(sweep: Sweep, entry: Entry) -> bool:
     return RunFolder(sweep.folder / entry.folder).config.is_file()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder; the lock ends with this process, however that ends."""
-    with explained_writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another 'fedsynth sweep' works in '{folder}': wait for it, or end it") from None
-        yield
 
 
 @contextlib.contextmanager

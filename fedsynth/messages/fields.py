@@ -21,12 +21,14 @@ import torch
 
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
+from fedsynth.text import printable
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
 MAX_CLASSES = 10_000
 MAX_NAME_LENGTH = 255
+"""Characters of a class name."""
 MAX_SIZE = 4096
 """Side of an image in pixels."""
 LARGEST_WHOLE = 2**53
@@ -37,7 +39,10 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 class MessageError(UserError):
-    """A message that cannot be used: names the field, its value and what it must be."""
+    """A message that cannot be used: names the field, its value and what it must be, in one printable line."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(text))
 
 
 class Place(Enum):

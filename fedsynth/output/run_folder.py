@@ -17,6 +17,7 @@ from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.logs import LineFormatter
 
 FORMER_KEYS: dict[str, Scalar] = {
     **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
@@ -89,7 +90,7 @@ class RunFolder:
             UserError: the file is damaged.
         """
         try:
-            content = json.loads(self.config.read_text())
+            content = json.loads(self.config.read_text(encoding="utf-8"))
             settings = dict(content["config"].items())
             # How often silos said how far their training was changed nothing else.
             settings.pop("slice-seconds", None)
@@ -158,7 +159,7 @@ class RunFolder:
         kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def remove_torn_files(self) -> None:
         """Remove what killed processes had not finished writing."""
@@ -171,7 +172,7 @@ class RunFolder:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
         with explained_writing(self.log):
             handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         try:
             yield

@@ -174,7 +174,7 @@ def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(
     sweep = in_another_process("sweep", "s.toml")
     wait_until_held(place)
     if request_to_end == signal.SIGTERM:
-        assert "another 'fedsynth sweep' works in" in refused("sweep", "s.toml")
+        assert "s' is in use by" in refused("sweep", "s.toml")
         assert len(alive(place)) == 2
     os.kill(int(sweep.pid or 0), request_to_end)
     sweep.join(30)
