@@ -14,6 +14,7 @@ from fedsynth.cli.deployment.certificates import check_authority
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.silo_names import SiloNames
 
 CONNECTION = "link"
 """Name of the SuperLink in the ``config.toml`` of the ``FLWR_HOME`` that is used for it alone."""
@@ -58,6 +59,11 @@ class LinkFolder:
     def home(self) -> Path:
         """``FLWR_HOME`` of the SuperLink and of the commands that talk to it."""
         return self.path / "flwr"
+
+    @property
+    def silo_names(self) -> SiloNames:
+        """Which name belongs to which key."""
+        return SiloNames(self.path / "silo-names.json")
 
     @property
     def settings(self) -> Path:
