@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.folder_listing import FolderListing, list_images
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
-from fedsynth.data.pixels import GREY_MODES, IMAGE_SUFFIXES, decode_files
+from fedsynth.data.pixels import GREY_MODES, decode_files
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
 
-_LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
-_FOLD_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
+logger = logging.getLogger("fedsynth")
+
 _LARGEST_NATIVE_SIZE = 64
 _DEFAULT_SIZE = 32
 
@@ -34,8 +36,8 @@ def read_image_folder(
 ) -> LabelledImages:
     """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
 
-    Classes are the folder names, sorted as torchvision sorts them. Files count by torchvision's extensions, in
-    subfolders too; names that start with a dot are ignored.
+    Classes are the folder names, sorted as torchvision sorts them. Files count by their suffixes, in subfolders too;
+    what else lies there is said in one line (:mod:`fedsynth.data.folder_listing`).
 
     Args:
         path: the folder that holds the class folders.
@@ -45,21 +47,21 @@ def read_image_folder(
         classes: names that fix the labels; ``path`` may lack some of them. None: the folders found.
 
     Raises:
-        UserError: ``path`` or its class folders are missing, a class folder is empty or not among ``classes``,
-            or a file cannot be read and ``skip_bad_images`` is false, or the images do not fit into memory.
+        UserError: ``path`` holds no class folders, or others than ``classes``, a class folder is empty, a folder cannot
+            be listed, a file cannot be read and ``skip_bad_images`` is false, or the images do not fit into memory.
     """
     root = Path(path).expanduser()
-    folders = _class_folders(root)
-    names = tuple(folders) if classes is None else tuple(classes)
-    for name in folders:
-        if name not in names:
+    listing = _listed(root, () if classes is None else classes)
+    names = tuple(listing.files) if classes is None else tuple(classes)
+    positions = {unicodedata.normalize("NFC", name): position for position, name in enumerate(names)}
+    for name in listing.files:
+        if name not in positions:
             raise UserError(
                 f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
                 f"(classes: {', '.join(names)}): rename or remove it"
             )
-    files = _files_by_class(root, folders)
-    paths = [file for name in folders for file in files[name]]
-    labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
+    paths = listing.paths
+    labels = np.array([positions[name] for name, files in listing.files.items() for _ in files], dtype=np.int64)
     size, depth = _native_format(paths, image_size, channels)
     try:
         images, good = decode_files(paths, size, depth, skip_bad_images=skip_bad_images)
@@ -70,8 +72,8 @@ def read_image_folder(
         ) from error
     data = LabelledImages(images, labels[good], names)
     counts = data.label_counts()
-    for name in folders:
-        if counts[names.index(name)] == 0:
+    for name in listing.files:
+        if counts[positions[name]] == 0:
             raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
     return data
 
@@ -83,9 +85,9 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
         UserError: ``path`` or its class folders are missing, or one is empty.
     """
     root = Path(path).expanduser()
-    files = _files_by_class(root, folders := _class_folders(root))
-    size, channels = _native_format([file for name in folders for file in files[name]], image_size, None)
-    return ImageSpec(channels, size, tuple(folders))
+    listing = _listed(root)
+    size, channels = _native_format(listing.paths, image_size, None)
+    return ImageSpec(channels, size, tuple(listing.files))
 
 
 def load_image_folder(
@@ -96,34 +98,36 @@ def load_image_folder(
     seed: int,
     classes: Sequence[str] | None = None,
 ) -> Folds:
-    """Read the folds ``train/`` and ``test/`` of ``path`` or, without them, split its class folders 80/20.
+    """Read the folds of ``path``, such as ``train/`` and ``test/``, or, without them, split its class folders 80/20.
 
     The split is stratified and depends on the labels and ``seed`` only. The train fold decides classes, size and
     channels of the test fold. Arguments and errors are those of :func:`read_image_folder`.
     """
     root = Path(path).expanduser()
     given: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
-    if has_folds(root):
-        train = read_image_folder(root / "train", skip_bad_images=skip_bad_images, **given)
+    if folds := find_folds(root):
+        logger.info("%s: %s", root, folds)
+        train = read_image_folder(folds.train, skip_bad_images=skip_bad_images, **given)
         _, size, _, depth = train.images.shape
         given = {"image_size": size, "channels": depth, "classes": train.classes}
-        return train, read_image_folder(root / "test", skip_bad_images=skip_bad_images, **given)
+        return train, read_image_folder(folds.test, skip_bad_images=skip_bad_images, **given)
     data = read_image_folder(root, skip_bad_images=skip_bad_images, **given)
     rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
     stay, taken = stratified_split(data.labels, 0.2, rng)
     return data.subset(stay), data.subset(taken)
 
 
-def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
+def describe_conversion(path: str | Path, image_shape: tuple[int, ...], known: Sequence[str] = ()) -> str:
     """Say how :func:`read_image_folder` changes the stored images to give them ``image_shape`` (H, W, C).
 
     Only the files' headers are read. Images of other sizes and grey or colour images are counted: ``"3 of 8 images from
-    16 x 16 to 8 x 8 pixels, 8 of 8 from colour to grey"``; an empty string if nothing is changed.
+    16 x 16 to 8 x 8 pixels, 8 of 8 from colour to grey"``; an empty string if nothing is changed. Names that are
+    ``known`` are classes whatever they look like.
 
     Raises:
-        UserError: ``path`` or its class folders are missing.
+        UserError: ``path`` holds no class folders, or a folder cannot be listed.
     """
-    files = [file for folder in _class_folders(Path(path).expanduser()).values() for file in _image_files(folder)[0]]
+    files = list_images(Path(path).expanduser(), known).paths
     headers = [header for header in map(_header, files) if header is not None]
     height, width, channels = image_shape
     others = Counter(size for size, _ in headers if size != (width, height))
@@ -138,64 +142,11 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
     return ", ".join(changes)
 
 
-def has_folds(root: Path) -> bool:
-    """Say whether ``root`` holds the folders ``train`` and ``test``."""
-    return (root / "train").is_dir() and (root / "test").is_dir()
-
-
-def _class_folders(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        found = " (it is a file)" if root.exists() else ""
-        raise UserError(
-            f"there is no folder '{root}'{found}: point data-root (or data-path) at a folder that holds {_LAYOUT}"
-        )
-    try:
-        entries = sorted((entry for entry in root.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
-    except PermissionError as error:
-        raise UserError(f"the folder '{root}' may not be read: change its permissions") from error
-    folders = {entry.name: entry for entry in entries if entry.is_dir()}
-    if not folders:
-        loose = sum(map(_is_image, entries))
-        found = f" ({loose} images lie directly in it)" if loose else ""
-        raise UserError(f"no class folders in '{root}'{found}: it must hold {_LAYOUT}")
-    if folders.keys() <= _FOLD_NAMES:
-        raise UserError(
-            f"'{root}' holds {', '.join(folders)} instead of class folders: a dataset needs both train/ and test/ "
-            "there; otherwise point at the folder that holds the class folders"
-        )
-    return folders
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path]]:
-    files = {}
-    for name, folder in folders.items():
-        files[name], hidden = _image_files(folder)
-        if hidden:
-            logging.getLogger("fedsynth").info("ignored %d hidden image files (names with a dot) in %s", hidden, folder)
-    empty = [name for name, found in files.items() if not found]
-    if empty:
-        raise UserError(
-            f"no images in class folder{'s' if len(empty) > 1 else ''} {', '.join(map(repr, empty))} of '{root}': "
-            "put images there (.png, .jpg, ...) or remove the folder"
-        )
-    return files
-
-
-def _image_files(folder: Path) -> tuple[list[Path], int]:
-    """The images at any depth, and the number of hidden ones."""
-    found: list[Path] = []
-    hidden = 0
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        images = [Path(parent, name) for name in sorted(names) if _is_image(Path(name))]
-        visible = [image for image in images if not image.name.startswith(".")]
-        found += visible
-        hidden += len(images) - len(visible)
-    return found, hidden
+def _listed(root: Path, known: Sequence[str] = ()) -> FolderListing:
+    """List the images of ``root`` and say what was found."""
+    listing = list_images(root, known)
+    logger.info("%s: %s", root, listing)
+    return listing
 
 
 def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from fedsynth.errors import UserError
+from fedsynth.spec import MAX_CLASSES as MAX_CLASSES
+from fedsynth.spec import MAX_NAME_LENGTH as MAX_NAME_LENGTH
 from fedsynth.spec import ImageSpec
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
-MAX_CLASSES = 10_000
-MAX_NAME_LENGTH = 255
 MAX_SIZE = 4096
 """Side of an image in pixels."""
 LARGEST_WHOLE = 2**53
