@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients import handlers, measuring
-from clients.context import SiloContext, silo_name
+from clients.context import SiloContext, shown_name
 from clients.journal import journal
 from fedsynth.errors import UserError
 from fedsynth.messages import (
@@ -27,6 +27,7 @@ from fedsynth.messages import (
     TrainRequest,
     UploadRequest,
 )
+from fedsynth.text import printable
 
 R = TypeVar("R", bound=Request[Answer])
 
@@ -52,7 +53,7 @@ def answering(
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reason = f"{silo_name(context)}: {type(error).__name__}: {error}"
+            reason = printable(f"{shown_name(context)}: {type(error).__name__}: {error}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle

@@ -18,6 +18,7 @@ from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
+from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, printable
 
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
@@ -48,7 +49,7 @@ class SiloContext:
             simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:
-        UserError: the configuration or the policy cannot be read.
+        UserError: the configuration or the policy cannot be read, or the name is none that others could show.
     """
 
     def __init__(self, context: Context) -> None:
@@ -56,6 +57,7 @@ class SiloContext:
         node = context.node_config
         self.config = RunConfig.from_run_config(context.run_config)
         self.name = silo_name(context)
+        check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         folder = re.sub(r"[^\w.-]", "_", self.name)
@@ -162,3 +164,8 @@ def silo_name(context: Context) -> str:
     if "data-path" in node:
         return Path(str(node["data-path"])).name
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
+
+
+def shown_name(context: Context) -> str:
+    """Return :func:`silo_name` as logs show it, also where it is refused."""
+    return printable(silo_name(context), LONGEST_SILO_NAME)

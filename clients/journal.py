@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from flwr.app import Context, Message
 
-from clients.context import silo_name
+from clients.context import shown_name
 from fedsynth.logs import log_to_stderr
 from fedsynth.messages.envelope import config_of
+from fedsynth.text import printable
 
 logger = logging.getLogger("fedsynth")
 
@@ -45,14 +46,14 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
     try:
         yield entry
     except BaseException as error:
-        logger.error("%s: %s failed: %s: %s", silo_name(context), what, type(error).__name__, error)
+        logger.error("%s: %s failed: %s: %s", shown_name(context), what, type(error).__name__, printable(error))
         raise
-    logger.info("%s: %s answered after %.1f s", silo_name(context), what, entry.seconds)
+    logger.info("%s: %s answered after %.1f s", shown_name(context), what, entry.seconds)
 
 
 def _what(message: Message) -> str:
     """Return kind, round and timestep of a request not checked yet; values that are no numbers are left out."""
-    text = message.metadata.message_type
+    text = printable(message.metadata.message_type, 40)
     config = config_of(message)
     for key, label in (("server-round", "round"), ("timestep", "timestep")):
         if isinstance(value := config.get(key), int | float):

@@ -20,6 +20,7 @@ from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
+from fedsynth.logs import log_of_command
 from fedsynth.progress import SLICE_SECONDS, Progress
 from fedsynth.spec import ImageSpec
 
@@ -82,7 +83,7 @@ def _train(model: LocalModel, config: RunConfig) -> None:
 
 def main(job: Path) -> int:
     """Run a job file: JSON with ``data-path``, ``silo-name``, ``out`` and ``config``."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    log_of_command()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     given = json.loads(job.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 MAX_CLASSES = 10_000
 MAX_NAME_LENGTH = 255
-"""Characters of a class name, and of whatever else is named in a message."""
+"""Characters of a class name."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
 from PIL import Image
-from tiny_runs import tiny_settings
+from tiny_runs import log_for_caplog, tiny_settings
 
 import clients.app
 import strategies.app
@@ -58,5 +58,6 @@ def run_real(
     ]
     grid = InProcessGrid(clients.app.app, settings, len(nodes), tamper, nodes)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
-    strategies.app.app(grid, context)
+    with log_for_caplog():
+        strategies.app.app(grid, context)
     return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))

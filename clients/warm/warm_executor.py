@@ -34,6 +34,8 @@ from flwr.common.constant import ErrorCode
 
 from clients.warm import flower_internals as flower
 from clients.warm.flower_internals import Job, SuperNodeGoneError
+from fedsynth.logs import LineFormatter
+from fedsynth.text import printable
 
 logger = logging.getLogger("warm-executor")
 
@@ -169,7 +171,7 @@ def _forget_this_project() -> None:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _bundle_hash(text: str) -> str:
@@ -233,7 +235,7 @@ def main() -> int:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(name)s %(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(name)s %(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.errors import RunError, UserError
+from fedsynth.logs import LONGEST_LINE, log_of_command
+from fedsynth.text import printable
 
 COMMANDS = (
     *("run", "sweep", "status", "stop", "doctor"),
@@ -22,7 +23,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    log_of_command()
     words = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="fedsynth", description=__doc__.split(".")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, LONGEST_LINE)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

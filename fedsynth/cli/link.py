@@ -23,6 +23,7 @@ from fedsynth.cli.deployment.processes import environment_of, run_in_foreground,
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.text import silo_name_problem
 
 DEFAULT_PORT = 9092
 
@@ -101,6 +102,8 @@ def _check_settings(settings: LinkSettings) -> None:
 def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     check_public_key(options.key)
     check_node_value("name", options.name)
+    if problem := silo_name_problem(options.name):
+        raise UserError(f"{problem}; give another --name")
     connection = connection_to(str(folder.path), None)
     command = ["flwr", "supernode", "register", str(options.key.absolute()), CONNECTION, "--name", options.name]
     show(command, folder.home)

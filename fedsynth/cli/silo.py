@@ -23,6 +23,7 @@ from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.flower_version import FLOWER_VERSION
 from fedsynth.spec import look_alikes
+from fedsynth.text import check_silo_name
 
 logger = logging.getLogger("fedsynth")
 
@@ -114,12 +115,14 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     """Check what the silo brings, and return it as the ClientApp will read it.
 
     Raises:
-        UserError: images, model or state folder cannot be used.
+        UserError: images, model, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
     from fedsynth.data import image_folder_spec
 
     data = _absolute(options.data_path)
+    name = options.silo_name or data.name
+    check_silo_name(name)
     spec = image_folder_spec(data)
     logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
     for names in look_alikes(spec.classes):
@@ -129,7 +132,7 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
         check_writable(state / "models")
     except UserError as error:
         raise UserError(f"state-path: {error}") from error
-    given = {"data-path": str(data), "silo-name": options.silo_name or data.name, "state-path": str(state)}
+    given = {"data-path": str(data), "silo-name": name, "state-path": str(state)}
     if options.model_path:
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
     for key, value in given.items():

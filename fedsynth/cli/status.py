@@ -16,6 +16,7 @@ from fedsynth.cli.options import refuse_rest
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.progress import duration
+from fedsynth.text import printable
 
 RECENT = 10
 """Rounds whose mean length tells the time left: early ones load networks, late ones ask fewer silos."""
@@ -37,7 +38,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     status, rows = read_status(folder), folder.read_metrics()
     state = state_of(status)
     for line in describe(folder, status, rows, state, datetime.now().astimezone()):
-        print(line)
+        print(printable(line))
     return int(state in ("failed", "gone"))
 
 

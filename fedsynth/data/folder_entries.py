@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fedsynth.errors import UserError
+from fedsynth.text import visible
 
 _SYSTEM_NAMES = frozenset(
     {
@@ -53,5 +54,4 @@ def utf8_name(path: Path) -> str:
 
 def shown(path: Path) -> str:
     """Return a path in quotes; bytes that are no UTF-8 and characters that do not print are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+    return f"'{visible(os.fsencode(path).decode('utf-8', 'backslashreplace'))}'"

@@ -17,6 +17,7 @@ from fedsynth.data.folder_layout import named, refuse_other_layouts
 from fedsynth.data.pixels import IMAGE_SUFFIXES
 from fedsynth.errors import UserError
 from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH
+from fedsynth.text import visible
 
 LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
 _SPECIAL = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -71,7 +72,7 @@ class FolderListing:
             parts.append(f"linked more than once: {len(self.doubles)}, read once ({named(self.doubles)})")
         if self.special:
             parts.append(f"not opened: {named(self.special)}")
-        return "; ".join([*parts, *self.remarks])
+        return visible("; ".join([*parts, *self.remarks]))
 
 
 def list_images(root: Path, known: Collection[str] = ()) -> FolderListing:
@@ -187,7 +188,6 @@ class _Walk:
                     self._links.append((name, path))
                 else:
                     waiting += self._place(name, path, entry.stat(follow_symlinks=False))
-            self._tell()
 
     def follow_links(self) -> None:
         """Take in what the links lead to, those found on the way too."""
@@ -224,6 +224,7 @@ class _Walk:
             self.listing.files[name].append(path)
         else:
             self.listing.other_suffixes[path.suffix.lower() or _NO_SUFFIX] += 1
+        self._tell()
 
     def _first(self, path: Path, status: os.stat_result) -> Path:
         """The path under which a file or folder was met first; some file systems number nothing."""
@@ -292,9 +293,11 @@ def _shared_subfolders(listing: FolderListing) -> list[str]:
     """The folders that every class folder holds, if all its images lie in them."""
     found = None
     for files in listing.files.values():
-        below = [path.relative_to(listing.root).parts[1:] for path in files]
-        folders = {parts[0] for parts in below if len(parts) > 1}
-        if any(len(parts) == 1 for parts in below) or (found is not None and folders != found):
+        # Images that lie in no such folder come first.
+        if len(files[0].relative_to(listing.root).parts) == 2:
+            return []
+        folders = {path.relative_to(listing.root).parts[1] for path in files}
+        if found is not None and folders != found:
             return []
         found = folders
     return sorted(found or ()) if len(listing.files) > 1 else []

@@ -16,7 +16,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedsynth.messages import transport
 from fedsynth.messages.fields import (
     MAX_CLASSES,
-    MAX_NAME_LENGTH,
     MessageError,
     Place,
     Travels,
@@ -28,6 +27,7 @@ from fedsynth.messages.fields import (
     whole,
 )
 from fedsynth.spec import ImageSpec
+from fedsynth.text import silo_name_problem
 
 PROTOCOL = 1
 """Goes up by one with every change after which an older server or silo would misread a message."""
@@ -75,15 +75,15 @@ NOBODY = Sender(0, "")
 
 
 def sender_of(reply: Message) -> Sender:
-    """Return who says to have sent an answer; one that does not say goes by its node id."""
+    """Return who says to have sent an answer; one that does not say, or by no fit name, goes by its node id."""
     silo = reply.content.get(SILO) if reply.has_content() else None
     if isinstance(silo, ConfigRecord):
         partition = silo.get(_PARTITION)
         name = silo.get(_NAME)
         if isinstance(partition, int) and not isinstance(partition, bool) and 0 <= partition < MAX_PARTITIONS:
             return Sender.of_partition(partition)
-        if isinstance(name, str) and name.isprintable():
-            return Sender(0, name[:MAX_NAME_LENGTH])
+        if isinstance(name, str) and not silo_name_problem(name):
+            return Sender(0, name)
     return Sender(reply.metadata.src_node_id, f"node-{reply.metadata.src_node_id}")
 
 
@@ -158,6 +158,8 @@ class Answer(_Typed):
         stated = silo.get(_PROTOCOL) if isinstance(silo, ConfigRecord) else None
         if cls.introduces or stated is not None:
             _check_protocol(stated, "silo", "server")
+        if isinstance(silo, ConfigRecord) and _NAME in silo and (problem := silo_name_problem(silo[_NAME])):
+            raise MessageError(problem)
         answer = cls(**cls._parsed(reply), sender=sender_of(reply))
         answer.check()
         return answer

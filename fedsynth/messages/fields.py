@@ -21,8 +21,8 @@ import torch
 
 from fedsynth.errors import UserError
 from fedsynth.spec import MAX_CLASSES as MAX_CLASSES
-from fedsynth.spec import MAX_NAME_LENGTH as MAX_NAME_LENGTH
-from fedsynth.spec import ImageSpec
+from fedsynth.spec import MAX_NAME_LENGTH, ImageSpec
+from fedsynth.text import printable
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
@@ -37,7 +37,10 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 class MessageError(UserError):
-    """A message that cannot be used: names the field, its value and what it must be."""
+    """A message that cannot be used: names the field, its value and what it must be, in one printable line."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(text))
 
 
 class Place(Enum):

@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from fedsynth.text import printable
+
 LIMITS = (
     "The images are synthetic: they imitate the silos' images and document no real object, person or event.",
     "Some may nearly repeat a training image (memorisation), above all where a silo held few images.",
@@ -16,6 +18,7 @@ LIMITS = (
     "They inherit the gaps and biases of the silos' data; results on them do not replace results on real data.",
 )
 
+_MARKDOWN = frozenset("\\`*_[]|#~$")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -105,6 +108,6 @@ def _label_table(counts: Sequence[int], classes: Sequence[str], folders: Sequenc
 
 
 def _inline(text: str) -> str:
-    """Keep user text from becoming Markdown structure or HTML."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+    """Keep user text from becoming Markdown structure, mathematics or HTML, or from breaking the line."""
+    marked = "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in printable(" ".join(text.split())))
+    return html.escape(marked, quote=False)

@@ -17,6 +17,7 @@ from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.logs import LineFormatter
 
 FORMER_KEYS: dict[str, Scalar] = {
     **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
@@ -171,7 +172,7 @@ class RunFolder:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
         with explained_writing(self.log):
             handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         try:
             yield

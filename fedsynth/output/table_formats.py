@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from fedsynth.output.comparison import ComparisonCell, ComparisonTable
+from fedsynth.text import printable
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -75,7 +76,7 @@ def escape_latex(text: str) -> str:
 
 
 def _translated(text: str, letters: dict[str, str]) -> str:
-    return "".join(letters.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(letters.get(letter, letter) for letter in printable(" ".join(text.split())))
 
 
 def _latex_table(table: ComparisonTable) -> str:

@@ -15,6 +15,7 @@ from fedsynth.config import AUTO
 from fedsynth.errors import RunError
 from fedsynth.messages import Answer, MessageError, Request, sender_of
 from fedsynth.messages.envelope import Reader, Shared
+from fedsynth.text import printable
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.reply_log import ReplyLog
@@ -170,7 +171,7 @@ def _usable(
 def _read(reply: Message, read: Reader[A]) -> A:
     if not reply.has_error():
         return read(reply)
-    reason = str(reply.error.reason)
+    reason = printable(reply.error.reason)
     if "ActorDied" in reason:
         raise RunError(f"a simulation worker died (out of memory?): {reason}")
     raise MessageError(reason)
@@ -178,6 +179,7 @@ def _read(reply: Message, read: Reader[A]) -> A:
 
 def _note_left_out(k: int, reply: Message, reason: str, census: Census, log: ReplyLog) -> str:
     """Say in the log that an answer does not count; return silo and reason."""
+    reason = printable(reason)
     member = census.members[k]
     name = member.name if census.known else sender_of(reply).name
     log.leave_out(member.node_id, reason)

@@ -44,7 +44,9 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, excha
     folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
     content = report_content(task, outcome, how, cost, measured, folder.read_metrics())
     write_report(folder.report, content)
-    logger.info("results\n%s", terminal_table(content.results or cost))
+    logger.info("results")
+    for line in terminal_table(content.results or cost).split("\n"):
+        logger.info("%s", line)
     logger.info("dataset %s", folder.synthetic)
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)

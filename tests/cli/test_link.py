@@ -118,6 +118,10 @@ def test_register_that_flower_refuses_is_an_error(
         ("init --port 70000", "port = 70000: must be 1 to 65535"),
         ("init --folder new --host link:9", "host 'link:9': must be a host name"),
         ("register silo/silo.key --name a", "is a private key"),
+        (
+            "register silo/silo.pub --name " + "x" * 65,
+            "must be 1 to 64 printable characters, without blanks at its",
+        ),
         ('register silo/silo.pub --name a"b', "quotes, backslashes and line breaks"),
         ("start --dry-rnu", "unknown option '--dry-rnu'; 'fedsynth link start --help' lists all"),
     ],

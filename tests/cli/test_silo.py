@@ -90,6 +90,8 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
         ("--state-path link/ca.crt", "state-path: cannot write"),
         ('--silo-name a"b', "quotes, backslashes and line breaks are not possible"),
+        ("--silo-name " + "x" * 65, "must be 1 to 64 printable characters, without blanks at its ends; give another"),
+        ("--silo-name a\u202eb", r"silo-name = 'a\u202eb': must be 1 to 64 printable"),
         ("--silo-nmae a", "unknown option '--silo-nmae'"),
     ],
 )

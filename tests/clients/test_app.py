@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
+from hostile_text import HOSTILE, SURROGATE
 from one_silo import SPEC
 from one_silo import context_of as context
 
@@ -25,6 +26,7 @@ from fedsynth.messages import (
     UploadRequest,
     sender_of,
 )
+from fedsynth.text import LONGEST_TEXT
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,25 @@ def test_whatever_happens_is_answered_with_silo_and_reason(error: BaseException,
     assert answer.has_error()
     assert (answer.error.reason, answer.error.code) == (f"clinic: {said}", code)
     assert answer.metadata.reply_to_message_id == request.metadata.message_id
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "x" * 65, SURROGATE, "north "])
+def test_a_silo_whose_name_could_not_be_shown_answers_nothing(name: str) -> None:
+    answer = app(DescribeRequest().to_message(77), context(data_path="x", silo_name=name))
+    assert "UserError: silo-name = '" in answer.error.reason
+    assert answer.error.reason.endswith("blanks at its ends; give another --silo-name")
+    assert answer.error.reason.isprintable()
+    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+
+
+def test_an_error_goes_out_as_one_bounded_line() -> None:
+    def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
+        raise OSError(2, f"absent{SURROGATE}", HOSTILE)
+
+    answer = answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(silo_name="clinic"))
+    assert answer.error.reason.startswith(r"clinic: FileNotFoundError: [Errno 2] absent\ud800")
+    assert answer.error.reason.isprintable()
+    assert len(answer.error.reason) <= LONGEST_TEXT
 
 
 def test_answers_say_who_gives_them_and_how_long_it_took() -> None:

@@ -147,6 +147,9 @@ class TestWhatIsNotRead:
             said = str(list_images(tree))
         for name in ("cat/pipe.png (FIFO)", "dog/socket.png (socket)", "link.png (FIFO)", "device.png (device)"):
             assert name in said
+        os.mkfifo(os.fsencode(tree) + b"/cat/a\n\xe9")
+        str(list_images(tree)).encode("utf-8")
+        assert r"cat/a\n" in str(list_images(tree))
 
 
 @contextmanager
@@ -268,7 +271,9 @@ class TestManyFiles:
         with caplog.at_level("INFO", "fedsynth"):
             list_images(tree)
         assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+            "1 images so far",
             "2 images so far",
+            "3 images so far",
             "4 images so far",
         ]
 
