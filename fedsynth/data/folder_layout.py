@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsynth.data.folder_entries import entries, is_system_name
-from fedsynth.data.pixels import IMAGE_SUFFIXES
+from fedsynth.data.image_formats import IMAGE_SUFFIXES
 from fedsynth.errors import UserError
 
 _ROLES = {

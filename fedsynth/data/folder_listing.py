@@ -14,17 +14,13 @@ from pathlib import Path
 
 from fedsynth.data.folder_entries import entries, is_system_name, shown, utf8_name
 from fedsynth.data.folder_layout import named, refuse_other_layouts
-from fedsynth.data.pixels import IMAGE_SUFFIXES
+from fedsynth.data.image_formats import IMAGE_SUFFIXES
 from fedsynth.errors import UserError
 from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH
 from fedsynth.text import visible
 
 LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
 _SPECIAL = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-_ADVICE = {
-    ".heic": "convert .heic to PNG or JPEG first",
-    ".heif": "convert .heif to PNG or JPEG first",
-}
 _NO_SUFFIX = "without suffix"
 _KINDS_SHOWN = 6
 _SECONDS = 5.0
@@ -61,13 +57,12 @@ class FolderListing:
         return [path for files in self.files.values() for path in files]
 
     def __str__(self) -> str:
-        """Say it in one line: ``images: 812 files in 4 classes; skipped: 812 @eaDir; not read: 2 .heic, 1 .txt``."""
+        """Say it in one line: ``images: 812 files in 4 classes; skipped: 812 @eaDir; not read: 2 .txt, 1 .psd``."""
         parts = [f"images: {sum(map(len, self.files.values()))} files in {len(self.files)} classes"]
         if self.skipped:
             parts.append(f"skipped: {_counted(self.skipped)}")
         if self.other_suffixes:
-            advice = [said for suffix, said in _ADVICE.items() if suffix in self.other_suffixes]
-            parts.append(f"not read: {_counted(self.other_suffixes)}" + (f" ({'; '.join(advice)})" if advice else ""))
+            parts.append(f"not read: {_counted(self.other_suffixes)}")
         if self.doubles:
             parts.append(f"linked more than once: {len(self.doubles)}, read once ({named(self.doubles)})")
         if self.special:
