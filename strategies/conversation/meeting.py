@@ -51,9 +51,9 @@ def take_census(
         members.append(Member(node_id, name, sum(counts), counts))
     if not members:
         raise RunError(f"no silo can take part: {reasons[0]}")
-    names = [member.name for member in members]
-    if len(set(names)) < len(names):
-        raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
+    taken = [member.name for member in members]
+    if len(set(taken)) < len(taken):
+        raise RunError(f"two silos go by one name ({', '.join(taken)}): give each its own silo-name")
     return Census(members)
 
 
