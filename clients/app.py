@@ -49,7 +49,7 @@ def answering(
             with journal(message, context) as entry:
                 silo = SiloContext(context)
                 answer = handler(request_type.from_message(message), silo)
-                return replace(answer, seconds=entry.seconds).to_message(message, silo.sender)
+                return entry.answered(replace(answer, seconds=entry.seconds).to_message(message, silo.sender))
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fedsynth.errors import UserError
 
 LONGEST_TEXT = 1000
@@ -56,3 +58,9 @@ def check_silo_name(name: str) -> None:
     """
     if problem := silo_name_problem(name):
         raise UserError(f"{problem}; give another --silo-name")
+
+
+def folder_of_name(name: str) -> str:
+    """Return the name of the folder that belongs to a name: what is no letter, digit, dot or hyphen is replaced."""
+    folder = re.sub(r"[^\w.-]", "_", name)
+    return "_" if folder in (".", "..") else folder
