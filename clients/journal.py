@@ -33,12 +33,12 @@ class Entry:
 
     Attributes:
         start: monotonic seconds.
-        asked: what the message costs the silo, in whole numbers by word, such as ``samples``.
+        asked: what the message costs the silo, by word, such as ``samples``.
         reply: the answer; None as long as there is none.
     """
 
     start: float = field(default_factory=time.monotonic)
-    asked: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, float] = field(default_factory=dict)
     reply: Message | None = None
 
     @property
