@@ -52,7 +52,11 @@ class AuditLog:
     def _last(self, file: FileIO, time: str) -> Link:
         """Return where the chain stands, after closing a line that was cut short."""
         last, fragment = self._end(file)
-        if fragment:
+        if entry := entry_of(fragment + b"\n"):
+            # Cut short by its line break alone.
+            _write(file, b"\n")
+            last = link_of(entry)
+        elif fragment:
             line, last = chained({"time": time, **cut_off(fragment)}, last)
             _write(file, b"\n" + line)
         return last
@@ -76,7 +80,7 @@ class AuditLog:
         try:
             with locked(self.path.with_name(f".{AUDIT_FILE}.lock"), "the audit", wait=LOCK_WAIT):
                 new = not self.path.exists()
-                with self.path.open("ab+", buffering=0) as file:
+                with FileIO(self.path, "a+") as file:
                     yield file
                 if new:
                     _flush_folder(self.path.parent)

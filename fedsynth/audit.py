@@ -191,7 +191,8 @@ class _Unread:
         return self.count == 1 and said == (self.size, self._sum.hexdigest())
 
     def __str__(self) -> str:
-        return f"line {self.first} is" if self.count == 1 else f"lines {self.first} to {self.first + self.count - 1} are"
+        last = self.first + self.count - 1
+        return f"line {self.first} is" if self.count == 1 else f"lines {self.first} to {last} are"
 
 
 def read_audit(file: IO[bytes], noted: str = "") -> AuditReport:
@@ -226,10 +227,10 @@ def read_audit(file: IO[bytes], noted: str = "") -> AuditReport:
 def _take(entry: Mapping[str, Any], unread: _Unread, report: AuditReport) -> None:
     """Judge an entry and the lines before it that are none, and count it."""
     cut = entry.get("outcome") == "cut-off"
-    skipped = unread.count
+    # A line that was cut short never was an entry.
+    skipped = max(0, unread.count - cut)
     if cut and unread.is_cut_off_of(entry):
         report.cut_lines.append(unread.first)
-        skipped = 0
     elif cut:
         report.complain(f"line {report.lines} speaks of a cut-off line before it, which is altered or missing")
     elif unread.count:
