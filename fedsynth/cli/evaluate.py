@@ -20,7 +20,7 @@ from fedsynth.data import (
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
-from fedsynth.files import write_json
+from fedsynth.files import nonfinite_as_null, write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
@@ -67,7 +67,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"note: {note}")
     if options.output:
         with explained_writing(options.output):
-            write_json(options.output, evaluation.row())
+            write_json(options.output, nonfinite_as_null(evaluation.row()))
         print(f"numbers {options.output}")
     if options.report:
         write_report(options.report, _report(options.dataset, synthetic, test, evaluation))
