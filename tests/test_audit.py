@@ -217,3 +217,25 @@ def test_reasons_without_end_are_counted_together() -> None:
     refused = checked(lines).runs["0"].refused
     assert refused.total() == 50
     assert refused["other reasons"] == 30
+
+
+class WrittenWhileRead:
+    """A long audit that never is in memory as a whole."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.last = count, START
+
+    def readline(self, size: int) -> bytes:
+        assert 0 < size <= LONGEST_LINE
+        if not self.left:
+            return b""
+        line, self.last = chained(message(self.left, run=str(self.left // 10_000)), self.last)
+        self.left -= 1
+        return line
+
+
+def test_a_long_audit_is_read_line_by_line() -> None:
+    long = WrittenWhileRead(20_000)
+    report = read_audit(long)  # type: ignore[arg-type]
+    assert (report.problems, report.lines, report.head) == ([], 20_000, long.last)
+    assert [run.answered["query.epsilon"] for run in report.runs.values()] == [1, 10_000, 9_999]
