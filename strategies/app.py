@@ -150,7 +150,8 @@ def _meet_silos(
         nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images)
+    names = log.names if federation is None else None
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

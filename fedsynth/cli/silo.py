@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from fedsynth.cli.deployment import silo_audit
-from fedsynth.cli.deployment.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
+from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
@@ -90,7 +90,7 @@ def _init(folder: Path) -> int:
 def _start(folder: Path, options: argparse.Namespace) -> int:
     check_address(options.superlink, "superlink")
     authority = options.root_certificates.expanduser()
-    check_certificate(authority)
+    check_authority(authority)
     logger.info("authority of the link: SHA-256 %s; the operator has the same", fingerprint(authority))
     check_private_key(folder / "silo.key")
     _check_warm(options)
