@@ -64,7 +64,7 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
 
 @contextmanager
 def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
-    """Count a question, and then the seconds of the block that answers it; yields what was asked.
+    """Count a question, and then the seconds of the block that answers it; yields what was counted.
 
     A simulated silo counts nothing: it belongs to whoever asks.
 
@@ -72,7 +72,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
         PolicyError: a ceiling is reached, or what is asked is forbidden by itself.
         UserError: the ledger is damaged or cannot be written.
     """
-    asked = _asked(request, silo)
+    asked = asked_of(request, silo)
     if silo.simulated:
         yield asked
         return
@@ -93,9 +93,9 @@ def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     in_run, _ = ledger.counts(run)
     if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
         silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
-    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     if isinstance(request, PrepareRequest) and in_run.get(OWN_MODEL):
-        counted = {}  # a slice of a training that was counted as a whole
+        asked.clear()  # a slice of a training that was counted as a whole
+    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     limits = {name: (_limit(silo.policy, one), _limit(silo.policy, other)) for name, (one, other) in CEILINGS.items()}
     if counted and (name := ledger.add(run, counted, limits)):
         _refuse_ceiling(name, counted[name], ledger.counts(run), silo.policy)
@@ -113,7 +113,7 @@ def told_policy(silo: SiloContext) -> str:
     return json.dumps(told)
 
 
-def _asked(request: Request[Any], silo: SiloContext) -> Counts:
+def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
     """Return what a question asks, in the words of the policy and the audit."""
     match request:
         case EpsilonRequest():
