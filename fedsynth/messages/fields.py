@@ -20,15 +20,13 @@ from typing import Any
 import torch
 
 from fedsynth.errors import UserError
-from fedsynth.spec import ImageSpec
+from fedsynth.spec import MAX_CLASSES as MAX_CLASSES
+from fedsynth.spec import MAX_NAME_LENGTH, ImageSpec
 from fedsynth.text import printable
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
-MAX_CLASSES = 10_000
-MAX_NAME_LENGTH = 255
-"""Characters of a class name."""
 MAX_SIZE = 4096
 """Side of an image in pixels."""
 LARGEST_WHOLE = 10**12
