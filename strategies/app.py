@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
+from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
@@ -172,8 +173,10 @@ def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs) -> Call
     def write(done: Round) -> None:
         costs.add(done)
         traffic = {"bytes-down": exchange.traffic.down, "bytes-up": exchange.traffic.up}
+        # A strategy may have measured what is not defined in this round.
+        measured = nonfinite_as_null(dict(done.metrics))
         folder.append_metrics(
-            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(exchange)}
+            {"round": done.number, **measured, **traffic, "seconds": done.seconds, **_silos(exchange)}
         )
 
     return write

@@ -30,7 +30,7 @@ from fedsynth.diffusion import (
     train_early_stopping,
 )
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_directory, write_json
+from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -134,14 +134,14 @@ class LocalModel:
             write_json(temporary / "training.json", history)
         self._checkpoint.unlink(missing_ok=True)
 
-    def _checks(self, training: TrainingState) -> dict[str, list[float]]:
+    def _checks(self, training: TrainingState) -> dict[str, Any]:
         goal = self._config.training.own_steps
         losses = training.held_out_losses
         steps = check_steps(goal)[: len(losses)]
         kept = steps[losses.index(min(losses))]
         message = "%s: training ended at step %d of %d, weights of step %d kept (held-out loss %.4g)"
         logger.info(message, self._silo.name, training.steps, goal, kept, min(losses))
-        return {"held-out-steps": [float(step) for step in steps], "held-out-losses": losses}
+        return {"held-out-steps": [float(step) for step in steps], "held-out-losses": nonfinite_as_null(losses)}
 
 
 def load_network(folder: Path, device: torch.device) -> UNet2DModel:

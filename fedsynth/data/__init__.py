@@ -5,9 +5,9 @@ from __future__ import annotations
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation
+from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.image_folder import (
     describe_conversion,
-    has_folds,
     image_folder_spec,
     load_image_folder,
     read_image_folder,
@@ -26,8 +26,8 @@ __all__ = [
     "Silo",
     "configured_range",
     "describe_conversion",
+    "find_folds",
     "folder_silo",
-    "has_folds",
     "image_folder_spec",
     "label_counts",
     "load_dataset",

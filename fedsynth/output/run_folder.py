@@ -16,7 +16,7 @@ from typing import Any
 from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_file, write_json
+from fedsynth.files import atomic_file, json_text, parse_json, write_json
 from fedsynth.logs import LineFormatter
 
 FORMER_KEYS: dict[str, Scalar] = {
@@ -136,7 +136,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""
-        line = json.dumps(dict(row)) + "\n"
+        line = json_text(dict(row)) + "\n"
         with explained_writing(self.metrics), self.metrics.open("ab") as file:
             _drop_torn_line(self.metrics)
             file.write(line.encode())
@@ -156,7 +156,7 @@ class RunFolder:
 
     def keep_metrics(self, rounds: int) -> None:
         """Drop rows of ``metrics.jsonl`` after round ``rounds``: a run that continues there writes them again."""
-        kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
+        kept = [json_text(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -182,7 +182,7 @@ class RunFolder:
 
     def _read_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return dict(json.loads(line))
+            return dict(parse_json(line))
         except (ValueError, TypeError) as error:
             raise UserError(f"'{self.metrics}' is damaged: remove line {number} ({error})") from error
 

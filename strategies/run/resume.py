@@ -58,7 +58,7 @@ def continue_from(
 ) -> tuple[ArrayRecord, Costs]:
     """Put strategy and costs where the checkpoint has them."""
     strategy.resume(task, exchange, checkpoint.strategy)
-    costs = Costs(**checkpoint.costs)
+    costs = Costs.restored(checkpoint.costs)
     # What resuming itself sent comes on top.
     exchange.traffic = Traffic(costs.bytes_down + exchange.traffic.down, costs.bytes_up + exchange.traffic.up)
     return transport.encode_tensors(checkpoint.arrays), costs

@@ -186,3 +186,14 @@ def test_the_log_is_copied_while_the_block_runs(tmp_path: Path) -> None:
     lines = run.log.read_text(encoding="utf-8").splitlines()
     assert [line.split(" INFO ")[1] for line in lines] == ["first é", "resumed é"]
     assert logger.handlers == []
+
+
+def test_numbers_that_are_none_come_back_as_none_and_are_not_written(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.metrics.write_text('{"round": 1, "loss": NaN, "seconds": 1e999}\n{"round": 2, "loss": -Infinity}\n')
+    run.keep_metrics(1)
+    assert run.metrics.read_text() == '{"round": 1, "loss": null, "seconds": null}\n'
+    assert run.read_metrics() == [{"round": 1, "loss": None, "seconds": None}]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.append_metrics({"round": 2, "loss": float("nan")})
+    assert len(run.read_metrics()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from fedsynth.cli.tables.run_groups import config_hash, deciding_settings
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import write_json
+from fedsynth.files import parse_json, write_json
 from fedsynth.output import RunFolder
 from fedsynth.units import show_setting
 
@@ -62,7 +61,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {MANIFEST}: start the sweep with 'fedsynth sweep', or name its folder")
     try:
-        return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        return [Entry(**row) for row in parse_json(path.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"'{path}' is damaged: start 'fedsynth sweep' again to have it rewritten ({error})") from error
 
@@ -156,7 +155,7 @@ def _refuse_other_run(run: PlannedRun, path: Path) -> None:
 
 def _wall_seconds(folder: RunFolder) -> float | None:
     try:
-        value = json.loads(folder.results.read_text(encoding="utf-8")).get("wall-seconds")
+        value = parse_json(folder.results.read_text(encoding="utf-8")).get("wall-seconds")
     except (OSError, ValueError, AttributeError):
         return None
     return float(value) if isinstance(value, int | float) else None

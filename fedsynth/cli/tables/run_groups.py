@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsynth.config import AUTO, KEYS, Key, RunConfig, Scalar
 from fedsynth.errors import UserError
+from fedsynth.files import parse_json
 from fedsynth.output import RunFolder
 from fedsynth.plugins import is_plugin
 from fedsynth.units import show_setting
@@ -174,7 +175,7 @@ def _read_results(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"'{path}' is damaged: restore it, or run again ({error})") from error
 
