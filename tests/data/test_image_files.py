@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_examples import dicom, exif, in_format, png, tiff, written
+from image_fuzzing import fuzzed
 from PIL import Image, ImageOps
 
 from fedsynth.data import image_files
@@ -232,6 +233,11 @@ def test_headers_are_read_as_the_files_are(tmp_path: Path) -> None:
         "deep": (png(twelve), True, True),
         "deep colour": (png(np.zeros((3, 5, 3), np.uint16)), False, True),
         "float": (tiff(twelve.astype(np.float32)), True, True),
+        "deep with a large profile": (
+            png(twelve, (b"iCCP", b"scanner\0\0" + zlib.compress(b"A" * 2_000_000))),
+            True,
+            True,
+        ),
         "DICOM": (dicom(twelve), True, True),
         "DICOM in colour": (dicom(np.zeros((3, 5, 3), np.uint8), "RGB"), False, True),
     }
@@ -241,3 +247,9 @@ def test_headers_are_read_as_the_files_are(tmp_path: Path) -> None:
         assert (header.size, header.grey, header.deep) == ((5, 3), grey, deep)
     assert read_header(written(tmp_path, "x", b"text")) is None
     assert read_header(tmp_path / "absent") is None
+
+
+def test_damaged_files_of_every_kind_are_read_or_refused(tmp_path: Path) -> None:
+    outcome = fuzzed(2_000, seed=0, folder=tmp_path)
+    assert outcome["read"] > 200
+    assert outcome["refused"] > 200
