@@ -81,6 +81,8 @@ def _run(grid: Grid, config: RunConfig) -> None:
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
+        if federation is not None and (said := federation.describe_duplicates()):
+            logger.info("images: %s", said)
         strategy.summary()
         _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
 
@@ -150,7 +152,8 @@ def _meet_silos(
         nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images)
+    names = log.names if federation is None else None
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

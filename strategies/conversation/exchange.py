@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedsynth.errors import RunError
@@ -73,6 +74,10 @@ class Exchange:
     def get_node_ids(self) -> list[int]:
         """Return the connected silos' node ids, sorted."""
         return sorted(self._grid.get_node_ids())
+
+    def get_nodes(self) -> dict[int, NodeInfo]:
+        """Return what the SuperLink knows of the connected silos, registered names and public keys, by node id."""
+        return {node.node_id: node for node in self._grid.get_nodes()}
 
     def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
