@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from fedsynth.data.image_files import read_header, read_picture
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import UserError
-from fedsynth.text import printable, visible
 from fedsynth.progress import followed
+from fedsynth.text import printable, visible
 
 logger = logging.getLogger("fedsynth")
 
