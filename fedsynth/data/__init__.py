@@ -8,11 +8,12 @@ from fedsynth.data.federation import Federation, load_federation
 from fedsynth.data.image_folder import (
     describe_conversion,
     has_folds,
+    image_files,
     image_folder_spec,
     load_image_folder,
     read_image_folder,
 )
-from fedsynth.data.labelled_images import LabelledImages
+from fedsynth.data.labelled_images import LabelledImages, held_out_counts
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
 
@@ -26,6 +27,8 @@ __all__ = [
     "describe_conversion",
     "folder_silo",
     "has_folds",
+    "held_out_counts",
+    "image_files",
     "image_folder_spec",
     "label_counts",
     "load_dataset",

@@ -88,6 +88,16 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
     return ImageSpec(channels, size, tuple(folders))
 
 
+def image_files(path: str | Path) -> dict[str, list[Path]]:
+    """Return the image files of every class folder that :func:`read_image_folder` would open, by class name.
+
+    Raises:
+        UserError: ``path`` or its class folders are missing, or one is empty.
+    """
+    root = Path(path).expanduser()
+    return _files_by_class(root, _class_folders(root))
+
+
 def load_image_folder(
     path: str | Path,
     image_size: int | None,
