@@ -13,6 +13,7 @@ from flwr.common.constant import ErrorCode
 
 from clients import handlers, measuring
 from clients.context import SiloContext, shown_name
+from clients.gate import admitted, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import UserError
 from fedsynth.messages import (
@@ -40,15 +41,19 @@ def answering(
 ) -> Callable[[Message, Context], Message]:
     """Return what Flower calls for one kind of message.
 
-    Whatever happens, the answer is a message: an error names the silo and the reason, and its code tells refusals from
-    crashes. Even ``SystemExit`` is caught: a Ray actor that dies goes back to the pool and fails every later message.
+    What the silo's policy forbids does not reach the handler. Whatever happens, the answer is a message: an error names
+    the silo and the reason, and its code tells refusals from crashes. Even ``SystemExit`` is caught: a Ray actor that
+    dies goes back to the pool and fails every later message.
     """
 
     def handle(message: Message, context: Context) -> Message:
         try:
             with journal(message, context) as entry:
                 silo = SiloContext(context)
-                answer = handler(request_type.from_message(message), silo)
+                refuse_kind(request_type.kind.removeprefix("query."), silo)
+                request = request_type.from_message(message)
+                with admitted(request, silo):
+                    answer = handler(request, silo)
                 return replace(answer, seconds=entry.seconds).to_message(message, silo.sender)
         except BaseException as error:
             refused = isinstance(error, UserError)

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
+from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -112,6 +112,8 @@ class SiloContext:
                 channels=spec.channels,
                 classes=spec.classes,
                 skip_bad_images=config.data.skip_bad_images,
+                value_range=configured_range(config.data),
+                first_page_only=config.data.first_page_only,
             )
         if "partition-id" in node:
             partition = int(node["partition-id"])

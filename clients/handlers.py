@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 from flwr.app import ConfigRecord
 
 from clients.context import SiloContext
+from clients.gate import told_policy
 from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
 from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
@@ -59,8 +60,8 @@ _networks: SiloCache[UNet2DModel] = SiloCache()
 
 
 def describe(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
-    """Say which classes the silo holds, and in which format."""
-    return DescribeAnswer(spec=silo.describe())
+    """Say which classes the silo holds, in which format, and what its policy allows."""
+    return DescribeAnswer(spec=silo.describe(), policy=told_policy(silo))
 
 
 def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:

@@ -15,7 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from clients.models.local_model import LocalModel
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Silo, folder_silo, image_folder_spec
+from fedsynth.data import Silo, configured_range, folder_silo, image_folder_spec
 from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
@@ -64,6 +64,8 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig) -> Silo:
         spec.channels,
         spec.classes,
         config.data.skip_bad_images,
+        configured_range(config.data),
+        config.data.first_page_only,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)

@@ -30,6 +30,7 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
 from strategies.conversation.meeting import take_census
+from strategies.conversation.permission import check_policies
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
@@ -138,12 +139,13 @@ def _meet_silos(
     exchange: Exchange, config: RunConfig, federation: Federation | None, checkpoint: Checkpoint | None
 ) -> Task:
     log = exchange.reply_log
-    reference = None
+    reference, policies = None, None
     logger.info("waiting for %d silos", config.run.num_clients)
     nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
     if federation is None:
-        log.names, spec = agree(exchange, config, checkpoint.silos if checkpoint else None)
+        log.names, spec, policies = agree(exchange, config, checkpoint.silos if checkpoint else None)
         check_images(config, spec)
+        check_policies(policies, config, spec)
         nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
@@ -151,7 +153,10 @@ def _meet_silos(
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
-    return Task(config, spec, census, draw_labels(config, census), federation, reference)
+    labels = draw_labels(config, census)
+    if policies is not None:
+        check_policies(policies, config, spec, census, labels)
+    return Task(config, spec, census, labels, federation, reference)
 
 
 def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:

@@ -41,7 +41,10 @@ def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
 
 
 EXAMPLES: dict[str, Exchanged] = {
-    "describe": _answered(messages.DescribeRequest(), messages.DescribeAnswer(spec=SPEC, num_examples=7)),
+    "describe": _answered(
+        messages.DescribeRequest(),
+        messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
+    ),
     "prepare": _answered(
         messages.PrepareRequest(spec=SPEC, train_seconds=15.0),
         messages.PrepareAnswer(

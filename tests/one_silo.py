@@ -15,6 +15,7 @@ from fedsynth.data import load_federation
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, sample, to_uint8
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.messages import Answer, EpsilonRequest, PrepareAnswer, PrepareRequest, Request, SampleRequest
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -49,6 +50,14 @@ def context_of(settings: dict[str, Any] | None = None, **node_config: Any) -> Co
     given = {key.replace("_", "-"): value for key, value in node_config.items()}
     run_config = {**RunConfig().to_run_config(), **(settings or {})}
     return Context(1, next(_node_ids), given, RecordDict(), run_config)
+
+
+def policy_file(folder: Path, **changes: Any) -> str:
+    """Write a policy that allows everything but for the changes, fields of a SiloPolicy; return its path."""
+    path = folder / POLICY_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(document(SiloPolicy.unlimited().model_copy(update=changes)), encoding="utf-8")
+    return str(path)
 
 
 class Node:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, keys_of
-from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
+from fedsynth.data import (
+    LabelledImages,
+    configured_range,
+    describe_conversion,
+    has_folds,
+    load_dataset,
+    read_image_folder,
+)
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
@@ -119,8 +126,15 @@ def _check_writable(option: str, path: Path) -> None:
 def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
     asked = config.data
     size = None if asked.image_size == AUTO else asked.image_size
-    skip = asked.skip_bad_images
-    folds = load_dataset("imagefolder", path, image_size=size, skip_bad_images=skip, seed=config.run.seed)
+    folds = load_dataset(
+        "imagefolder",
+        path,
+        image_size=size,
+        skip_bad_images=asked.skip_bad_images,
+        value_range=configured_range(asked),
+        first_page_only=asked.first_page_only,
+        seed=config.run.seed,
+    )
     train, test = map(len, folds)
     if min(train, test) < 2:
         raise UserError(
@@ -135,8 +149,15 @@ def _read(root: Path, real: LabelledImages, config: RunConfig) -> LabelledImages
     _, size, _, channels = real.images.shape
     # Our datasets name their folders so that every reader understands them; real folders may be named otherwise.
     folders = folder_names(real.classes) if (root / PROVENANCE).is_file() else real.classes
-    skip = config.data.skip_bad_images
-    data = read_image_folder(root, image_size=size, channels=channels, skip_bad_images=skip, classes=folders)
+    data = read_image_folder(
+        root,
+        image_size=size,
+        channels=channels,
+        skip_bad_images=config.data.skip_bad_images,
+        classes=folders,
+        value_range=configured_range(config.data),
+        first_page_only=config.data.first_page_only,
+    )
     if len(data) < 2:
         raise UserError(f"dataset '{root}': 1 image, at least 2 are needed; give more images")
     return LabelledImages(data.images, data.labels, real.classes)

@@ -16,6 +16,7 @@ from fedsynth.data.image_folder import (
 from fedsynth.data.labelled_images import LabelledImages, held_out_counts
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
+from fedsynth.data.value_range import configured_range
 
 __all__ = [
     "CELEBA_CLASSES",
@@ -24,6 +25,7 @@ __all__ = [
     "Federation",
     "LabelledImages",
     "Silo",
+    "configured_range",
     "describe_conversion",
     "folder_silo",
     "has_folds",

@@ -13,6 +13,7 @@ from fedsynth.data.datasets import load_dataset
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, simulated_silo
+from fedsynth.data.value_range import configured_range
 from fedsynth.spec import ImageSpec
 
 
@@ -59,6 +60,8 @@ def load_federation(config: RunConfig) -> Federation:
         image_size=None if data.image_size == AUTO else data.image_size,
         download=data.download,
         skip_bad_images=data.skip_bad_images,
+        value_range=configured_range(data),
+        first_page_only=data.first_page_only,
         seed=config.run.seed,
     )
     parts = partition(train.labels, data.partition, config.run.num_clients, config.run.seed, **_parameters(config))

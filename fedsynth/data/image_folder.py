@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from fedsynth.data.image_files import Header, read_header
+from fedsynth.data.image_formats import IMAGE_SUFFIXES
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
-from fedsynth.data.pixels import GREY_MODES, IMAGE_SUFFIXES, decode_files
+from fedsynth.data.pixels import decode_files, find_value_range
+from fedsynth.data.value_range import ValueRange
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
@@ -31,6 +33,8 @@ def read_image_folder(
     channels: int | None = None,
     skip_bad_images: bool = False,
     classes: Sequence[str] | None = None,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
 ) -> LabelledImages:
     """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
 
@@ -43,6 +47,8 @@ def read_image_folder(
         channels: 1 or 3. None: 1 if every file is stored as grey, else 3 (palette images count as colour).
         skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing.
         classes: names that fix the labels; ``path`` may lack some of them. None: the folders found.
+        value_range: what of more than 8 bits becomes black and white. None: found, see ``pixels.find_value_range``.
+        first_page_only: take the first page or frame of files with several, instead of refusing them.
 
     Raises:
         UserError: ``path`` or its class folders are missing, a class folder is empty or not among ``classes``,
@@ -61,8 +67,16 @@ def read_image_folder(
     paths = [file for name in folders for file in files[name]]
     labels = np.array([names.index(name) for name in folders for _ in files[name]], dtype=np.int64)
     size, depth = _native_format(paths, image_size, channels)
+    shown = value_range or find_value_range(paths, first_page_only=first_page_only)
     try:
-        images, good = decode_files(paths, size, depth, skip_bad_images=skip_bad_images)
+        images, good = decode_files(
+            paths,
+            size,
+            depth,
+            skip_bad_images=skip_bad_images,
+            value_range=shown,
+            first_page_only=first_page_only,
+        )
     except MemoryError as error:
         raise UserError(
             f"image-size = {size}: {len(paths)} images of {size} x {size} pixels in '{root}' do not fit into memory; "
@@ -105,20 +119,26 @@ def load_image_folder(
     skip_bad_images: bool,
     seed: int,
     classes: Sequence[str] | None = None,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
 ) -> Folds:
     """Read the folds ``train/`` and ``test/`` of ``path`` or, without them, split its class folders 80/20.
 
     The split is stratified and depends on the labels and ``seed`` only. The train fold decides classes, size and
-    channels of the test fold. Arguments and errors are those of :func:`read_image_folder`.
+    channels of the test fold; a value range is found over both. Arguments and errors are those of
+    :func:`read_image_folder`.
     """
     root = Path(path).expanduser()
     given: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
+    reading: dict[str, Any] = {"skip_bad_images": skip_bad_images, "first_page_only": first_page_only}
     if has_folds(root):
-        train = read_image_folder(root / "train", skip_bad_images=skip_bad_images, **given)
+        both = [file for fold in ("train", "test") for file in _all_images(root / fold)]
+        reading["value_range"] = value_range or find_value_range(both, first_page_only=first_page_only)
+        train = read_image_folder(root / "train", **given, **reading)
         _, size, _, depth = train.images.shape
         given = {"image_size": size, "channels": depth, "classes": train.classes}
-        return train, read_image_folder(root / "test", skip_bad_images=skip_bad_images, **given)
-    data = read_image_folder(root, skip_bad_images=skip_bad_images, **given)
+        return train, read_image_folder(root / "test", **given, **reading)
+    data = read_image_folder(root, value_range=value_range, **given, **reading)
     rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
     stay, taken = stratified_split(data.labels, 0.2, rng)
     return data.subset(stay), data.subset(taken)
@@ -133,11 +153,10 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...]) -> str:
     Raises:
         UserError: ``path`` or its class folders are missing.
     """
-    files = [file for folder in _class_folders(Path(path).expanduser()).values() for file in _image_files(folder)[0]]
-    headers = [header for header in map(_header, files) if header is not None]
+    headers = _headers(_all_images(Path(path).expanduser()))
     height, width, channels = image_shape
-    others = Counter(size for size, _ in headers if size != (width, height))
-    recoloured = sum((mode in GREY_MODES) != (channels == 1) for _, mode in headers)
+    others = Counter(header.size for header in headers if header.size != (width, height))
+    recoloured = sum(header.grey != (channels == 1) for header in headers)
     changes = []
     if others:
         (w, h), _ = others.most_common(1)[0]
@@ -195,6 +214,10 @@ def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path
     return files
 
 
+def _all_images(root: Path) -> list[Path]:
+    return [file for folder in _class_folders(root).values() for file in _image_files(folder)[0]]
+
+
 def _image_files(folder: Path) -> tuple[list[Path], int]:
     """The images at any depth, and the number of hidden ones."""
     found: list[Path] = []
@@ -211,17 +234,13 @@ def _image_files(folder: Path) -> tuple[list[Path], int]:
 def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:
     if image_size is not None and channels is not None:
         return image_size, channels
-    headers = [header for header in map(_header, paths) if header is not None]
-    sizes = {size for size, _ in headers}
+    headers = _headers(paths)
+    sizes = {header.size for header in headers}
     side, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     own = side if side == height and 0 < side <= _LARGEST_NATIVE_SIZE else _DEFAULT_SIZE
-    grey = bool(headers) and all(mode in GREY_MODES for _, mode in headers)
+    grey = bool(headers) and all(header.grey for header in headers)
     return image_size or own, channels or (1 if grey else 3)
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    try:
-        with Image.open(path) as image:
-            return image.size, image.mode
-    except Exception:  # decode_files opens it again and reports it by name
-        return None
+def _headers(paths: list[Path]) -> list[Header]:
+    return [header for header in map(read_header, paths) if header is not None]

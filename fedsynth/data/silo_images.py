@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedsynth.data.image_folder import read_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
+from fedsynth.data.value_range import ValueRange
 from fedsynth.seeding import derive_seed
 
 
@@ -74,6 +75,8 @@ def folder_silo(
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     skip_bad_images: bool = False,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -81,6 +84,12 @@ def folder_silo(
     :func:`split_holdout`.
     """
     data = read_image_folder(
-        path, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
+        path,
+        image_size=image_size,
+        channels=channels,
+        skip_bad_images=skip_bad_images,
+        classes=classes,
+        value_range=value_range,
+        first_page_only=first_page_only,
     )
     return Silo(name, *split_holdout(data, holdout_fraction, seed))

@@ -29,7 +29,7 @@ from fedsynth.messages.fields import (
 from fedsynth.spec import ImageSpec
 from fedsynth.text import silo_name_problem
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Goes up by one with every change after which an older server or silo would misread a message."""
 
 MAX_PARTITIONS = 2**31

@@ -93,6 +93,7 @@ class SiloPolicy(Section):
     optimiser_steps_per_run: Limit = key(20_000, "training steps in one run")
     compute_seconds_per_run: Limit = key(86_400, "seconds of work on one run's messages")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
+    largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
     network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")
     count_noise: NonNegative = key(
         1.0,
@@ -156,6 +157,21 @@ class SiloPolicy(Section):
     def public(self) -> dict[str, Any]:
         """Return the lines that the server is told."""
         return self.model_dump(by_alias=True, exclude=set(self.PRIVATE), mode="json")
+
+    @classmethod
+    def from_public(cls, text: str) -> Self:
+        """Read what a silo tells of its policy.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            lines = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"policy: no JSON: {error}") from None
+        if not isinstance(lines, dict) or not lines.keys() <= {kebab(name) for name in cls.model_fields}:
+            raise UserError("policy: lines that this version does not know")
+        return parse(cls, lines)
 
 
 def read_policy(path: Path) -> SiloPolicy:

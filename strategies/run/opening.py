@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fedsynth.config import RunConfig
-from fedsynth.data import LabelledImages, load_image_folder
+from fedsynth.data import LabelledImages, configured_range, load_image_folder
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
@@ -37,7 +37,16 @@ def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, 
         return None
     skip, seed = config.data.skip_bad_images, config.run.seed
     try:
-        return load_image_folder(root, spec.size, spec.channels, skip, seed, spec.classes)
+        return load_image_folder(
+            root,
+            spec.size,
+            spec.channels,
+            skip,
+            seed,
+            spec.classes,
+            configured_range(config.data),
+            config.data.first_page_only,
+        )
     except UserError as error:
         raise UserError(f"reference-root = '{root}': {error}") from error
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from hostile_text import HOSTILE, SURROGATE
-from one_silo import SPEC
+from one_silo import SPEC, policy_file
 from one_silo import context_of as context
 
 import clients.context
@@ -79,9 +80,11 @@ def test_answers_say_who_gives_them_and_how_long_it_took() -> None:
 
 
 @pytest.mark.parametrize("request_type", REQUESTS)
-def test_every_message_has_a_handler_that_refuses_an_empty_one(request_type: type[Request[Answer]]) -> None:
+def test_every_message_has_a_handler_that_refuses_an_empty_one(
+    request_type: type[Request[Answer]], tmp_path: Path
+) -> None:
     message = Message(RecordDict(), dst_node_id=77, message_type=request_type.kind)
-    answer = app(message, context(silo_name="clinic"))
+    answer = app(message, context(silo_name="clinic", policy_path=policy_file(tmp_path)))
     assert answer.error.reason.startswith("clinic: MessageError: the server speaks a protocol before 1, this silo")
     assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
 
@@ -111,7 +114,7 @@ def test_configuration_is_parsed_once_per_message(monkeypatch: pytest.MonkeyPatc
 
 
 def test_failure_of_a_real_silo_is_in_its_log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, "fedsynth")
@@ -119,5 +122,6 @@ def test_failure_of_a_real_silo_is_in_its_log(
     def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
         raise SystemExit(3)
 
-    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(data_path="x", silo_name="north"))
+    north = context(data_path="x", silo_name="north", state_path=str(tmp_path))
+    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), north)
     assert caplog.messages == ["north: query.describe failed: SystemExit: 3"]

@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from one_silo import SPEC, Node, drawn_images, epsilon_request, noisy_samples, sample_request, settings_of, simulated
+from one_silo import (
+    SPEC,
+    Node,
+    drawn_images,
+    epsilon_request,
+    noisy_samples,
+    policy_file,
+    sample_request,
+    settings_of,
+    simulated,
+)
 
 import clients.models.local_model
 from clients.models.local_model import load_network
@@ -22,10 +32,8 @@ Trained = Callable[..., Node]
 @pytest.fixture
 def clinic(tmp_path: Path, image_folder: Path) -> Node:
     """A silo with a folder, a name and a state folder of its own."""
-    path = image_folder
-    return Node(
-        settings_of(tmp_path), SPEC, data_path=str(path), silo_name="clinic", state_path=str(tmp_path / "own-state")
-    )
+    own = {"silo_name": "clinic", "state_path": str(tmp_path / "own-state"), "policy_path": policy_file(tmp_path)}
+    return Node(settings_of(tmp_path), SPEC, data_path=str(image_folder), **own)
 
 
 def predictor_of(node: Node) -> PredictNoise:
@@ -38,7 +46,7 @@ def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_pat
     assert answer.num_examples == sum(answer.label_counts) == 9
     assert (answer.steps, answer.loss, answer.finished, answer.copied_share) == (None, None, False, None)
     assert answer.curve == []
-    assert not (tmp_path / "own-state").exists()
+    assert sorted(path.suffix for path in (tmp_path / "own-state" / "clinic").iterdir()) == [".json", ".lock"]
 
 
 def test_slices_report_progress_until_the_model_is_in_the_silo_s_own_state_folder(
@@ -147,5 +155,5 @@ def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(
         reason = clinic.refusal(PrepareRequest(spec=SPEC, train_seconds=1e-9))
     state = tmp_path / "own-state" / "clinic"
     assert reason.startswith(f"clinic: UserError: state folder '{state}': No space left on device: make")
-    assert [path for path in (tmp_path / "own-state").rglob("*") if path.is_file()] == []
+    assert [path for path in (state / "models").rglob("*") if path.is_file()] == []
     assert clinic.prepare().finished

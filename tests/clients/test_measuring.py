@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from one_silo import SPEC, Node, settings_of
+from one_silo import SPEC, Node, policy_file, settings_of
 
 from clients.context import SiloContext
 from fedsynth.evaluation import DomainClassifier, extract_features
@@ -20,7 +20,7 @@ FEATURES = torch.randn((40, 64), generator=torch.Generator().manual_seed(2))
 def make_node(tmp_path: Path, image_folder: Path, holdout_fraction: float) -> Node:
     # Statistics must travel in double precision whatever the other tensors do.
     settings = settings_of(tmp_path, holdout_fraction=holdout_fraction, wire_dtype="float16")
-    return Node(settings, SPEC, data_path=str(image_folder), silo_name="clinic")
+    return Node(settings, SPEC, data_path=str(image_folder), silo_name="clinic", policy_path=policy_file(tmp_path))
 
 
 @pytest.fixture

@@ -53,14 +53,14 @@ def test_every_kind_of_image_in_one_folder(tmp_path: Path) -> None:
     kinds = {
         "grey": Image.new("L", (20, 20), 50),
         "palette": Image.new("RGB", (9, 40), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE),
-        "sixteen": Image.fromarray(np.full((12, 12), 40 * 257, np.uint16)),
+        "sixteen": Image.fromarray(np.full((12, 12), 40 * 257, np.uint16)),  # 14 bits in use
     }
     for name, image in kinds.items():
         (tmp_path / name).mkdir()
         image.save(tmp_path / name / "0.png")
     data = read_image_folder(tmp_path, image_size=16)
     assert data.classes == ("grey", "palette", "sixteen")
-    assert data.images[:, 8, 8].tolist() == [[50, 50, 50], [1, 2, 3], [40, 40, 40]]
+    assert data.images[:, 8, 8].tolist() == [[50, 50, 50], [1, 2, 3], [160, 160, 160]]
 
 
 def test_folders_without_classes_or_images_are_named(tree: Path) -> None:
