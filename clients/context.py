@@ -11,9 +11,18 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
+from fedsynth.data import (
+    Federation,
+    Silo,
+    configured_range,
+    folder_silo,
+    image_files,
+    image_folder_spec,
+    load_federation,
+)
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -24,6 +33,7 @@ LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
+_files: SiloCache[ImageFiles] = SiloCache()
 
 
 @lru_cache(maxsize=2)
@@ -43,7 +53,8 @@ class SiloContext:
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
-        state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
+        state: its own folder: ``state-path`` of the node config, otherwise ``.fedsynth`` in the working folder; of a
+            simulated silo, below ``state-dir`` of the run.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
@@ -61,7 +72,9 @@ class SiloContext:
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         folder = re.sub(r"[^\w.-]", "_", self.name)
-        self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
+        # A server that names the folder of a real silo would make it forget what it has told and how often.
+        other = self.config.run.state_dir if self.simulated else RunConfig().run.state_dir
+        self.state = Path(str(node.get("state-path", other))).absolute() / folder
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
@@ -78,6 +91,16 @@ class SiloContext:
             UserError: there is neither, or the images cannot be used.
         """
         return _silos.get(self.run_and_node, lambda: self._open(spec))
+
+    def released(self, spec: ImageSpec) -> ReleasedAnswers:
+        """Return what a real silo has told of the images in its folder, listed once per process.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
+        path = self._data_path().expanduser()
+        files = _files.get(self.run_and_node, lambda: ImageFiles(path, image_files(path)))
+        return ReleasedAnswers(files, self.state, self.policy)
 
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.

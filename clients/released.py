@@ -1,8 +1,8 @@
 """What a real silo has told of its images: drawn once, kept in its state folder, and told again whatever is asked.
 
 Noise that is drawn anew for every question averages out, and exact answers about two choices of images differ by what
-is in one and not in the other. So a question chooses nothing: counts and moments are of all images in the silo's folder,
-which is known by the names and sizes of its files, and by nothing that a server sends.
+is in one and not in the other. So a question chooses nothing: counts and moments are of all images in the silo's
+folder, which is known by the names and sizes of its files, and by nothing that a server sends.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from fedsynth.data import held_out_counts
 from fedsynth.errors import UserError
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
 from fedsynth.evaluation.silo_measures import HeldOutMeasures
-from fedsynth.files import atomic_file
+from fedsynth.files import write_json
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
@@ -33,9 +34,10 @@ FOLDER = "released"
 FORMAT = 1
 REPLACED = 2
 """L1 sensitivity of a histogram to another image in the place of one: it leaves one cell and enters another."""
-_LOCK_SECONDS = 60.0
+_LOCK_SECONDS = 600.0
+_DIGITS = 16
 
-T = TypeVar("T")
+Content = dict[str, Any]
 
 
 class ImageFiles:
@@ -48,13 +50,13 @@ class ImageFiles:
     Attributes:
         counts: files by class.
         entries: a digest of name and size of each, sorted.
-        key: of the data set, short.
+        key: of the data set.
     """
 
     def __init__(self, root: Path, files: Mapping[str, Sequence[Path]]) -> None:
         self.counts = {name: len(paths) for name, paths in files.items()}
-        self.entries = sorted(_digest(root, path) for paths in files.values() for path in paths)
-        self.key = hashlib.sha256("".join(self.entries).encode()).hexdigest()[:16]
+        self.entries = sorted(_entry(root, path) for paths in files.values() for path in paths)
+        self.key = hashlib.sha256("".join(self.entries).encode()).hexdigest()[:_DIGITS]
 
 
 class ReleasedAnswers:
@@ -82,22 +84,6 @@ class ReleasedAnswers:
         counts = self._counts(classes)
         return counts - held_out_counts(counts, holdout_fraction)
 
-    def total(self, classes: Sequence[str]) -> int:
-        """Return the number of images that the silo says it has; errors as of :meth:`training_counts`."""
-        return int(self._counts(classes).sum())
-
-    def _counts(self, classes: Sequence[str]) -> Counts:
-        scale = self._policy.count_noise
-
-        def draw() -> dict[str, Any]:
-            names = sorted(self._files.counts)
-            counts = np.array([self._files.counts[name] for name in names], dtype=np.int64)
-            noisy = noisy_label_counts(counts, scale, np.random.default_rng())
-            return {"scale": scale, "counts": dict(zip(names, noisy.tolist(), strict=True))}
-
-        kept = self._once("counts", draw, lambda content: dict(content["counts"]))
-        return np.array([kept.get(name, 0) for name in classes], dtype=np.int64)
-
     def moments(self, extractor: str, spec: ImageSpec, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
         """Return moments of the features of all images; those that were told before, if any were.
 
@@ -107,33 +93,33 @@ class ReleasedAnswers:
             measure: computes the exact ones.
 
         Raises:
-            PolicyError: too few images, or images that differ from those of an earlier answer in too few.
+            PolicyError: too few images, or too few that no earlier answer without noise is about.
             UserError: they were told in another size or depth of the images, or a kept answer is damaged.
         """
-        self._check_enough()
-        seen = [spec.channels, spec.size]
+        self._refuse_few()
+        name, seen = f"moments-{extractor}", [spec.channels, spec.size]
 
-        def draw() -> dict[str, Any]:
-            self._refuse_near_answers(extractor)
+        def draw() -> Content:
+            epsilon, delta = self._policy.statistics_epsilon, self._policy.statistics_delta
+            if not epsilon:
+                self._refuse_near(name)
             moments = measure()
-            if self._policy.statistics_epsilon:
-                given = self._policy.statistics_epsilon, self._policy.statistics_delta
-                moments = add_gaussian_noise(moments, *given, np.random.default_rng())
+            if epsilon:
+                moments = add_gaussian_noise(moments, epsilon, delta, np.random.default_rng())
             told = {"mean": moments.mean.tolist(), "products": moments.products.tolist(), "noise": moments.noise}
             return {"channels-and-size": seen, **told, "files": self._files.entries}
 
-        def read(content: Mapping[str, Any]) -> FeatureStatistics:
-            told = content["channels-and-size"]
-            if told != seen:
-                raise UserError(
-                    f"moments of these images were told before, from {told[1]} pixels and {told[0]} channel(s), and"
-                    f" are told once: give image-size = {told[1]}"
-                )
-            return FeatureStatistics(
-                self.total(spec.classes), np.array(content["mean"]), np.array(content["products"]), content["noise"]
+        content = self._once(name, draw)
+        with _damage_named(self._path(name)):
+            channels, size = content["channels-and-size"]
+            mean, products = (np.array(content[key], dtype=np.float64) for key in ("mean", "products"))
+            moments = FeatureStatistics(int(sum(self._kept_counts().values())), mean, products, content["noise"])
+        if seen != [channels, size]:
+            raise UserError(
+                f"statistics of these images were told with {size} pixels and {channels} channel(s), and are told once:"
+                f" give image-size = {size}"
             )
-
-        return self._once(f"moments-{extractor}", draw, read)
+        return moments
 
     def held_out(self, run: int, question: str, measure: Callable[[], HeldOutMeasures]) -> HeldOutMeasures:
         """Return a noisy histogram of held-out images; that which was told before, if the question was asked before.
@@ -147,19 +133,101 @@ class ReleasedAnswers:
             PolicyError: too few images.
             UserError: the run has got another answer, or what is kept is damaged.
         """
-        self._check_enough()
-        scale = REPLACED / self._policy.limit("evaluation_epsilon")
-
-        def draw() -> dict[str, Any]:
-            exact = np.array(list(asdict(measure()).values()), dtype=np.int64)
-            noisy = add_geometric_noise(exact, scale, np.random.default_rng()).clip(min=0)
-            return {"question": question, "cells": noisy.tolist()}
-
-        def read(content: Mapping[str, Any]) -> HeldOutMeasures:
-            if content["question"] != question:
+        self._refuse_few()
+        path = self._path("held-out")
+        with self._alone():
+            if not path.exists():
+                self._refuse_new_data_set()
+            content = self._read(path) if path.exists() else {"answers": []}
+            with _damage_named(path):
+                told = {answer["question"]: HeldOutMeasures(*answer["cells"]) for answer in content["answers"]}
+                runs = {answer["run"] for answer in content["answers"]}
+            if question in told:
+                return told[question]
+            if run in runs:
                 raise UserError("this run has got its one answer about held-out images: start another run")
-            return HeldOutMeasures(*content["cells"])
+            scale = REPLACED / self._policy.limit("evaluation_epsilon")
+            exact = np.array(astuple(measure()), dtype=np.int64)
+            cells = add_geometric_noise(exact, scale, np.random.default_rng()).clip(min=0).tolist()
+            content["answers"].append({"run": run, "question": question, "cells": cells})
+            write_json(path, {"format": FORMAT, **content})
+            return HeldOutMeasures(*cells)
 
-        with self._kept_evaluations() as (by_run, by_question):
-            ...
-        return self._once(f"held-out-{run}", draw, read)
+    def _counts(self, classes: Sequence[str]) -> Counts:
+        """Return noisy images of some classes, held out or not."""
+        kept = self._kept_counts()
+        return np.array([kept.get(name, 0) for name in classes], dtype=np.int64)
+
+    def _kept_counts(self) -> dict[str, int]:
+        scale, counts = self._policy.count_noise, self._files.counts
+
+        def draw() -> Content:
+            noisy = noisy_label_counts(np.array(list(counts.values())), scale, np.random.default_rng())
+            return {"scale": scale, "counts": dict(zip(counts, noisy.tolist(), strict=True))}
+
+        content = self._once("counts", draw)
+        with _damage_named(self._path("counts")):
+            return {name: int(count) for name, count in content["counts"].items()}
+
+    def _once(self, name: str, draw: Callable[[], Content]) -> Content:
+        """Return what is kept under a name; drawn and written before anybody hears of it, if nothing is."""
+        path = self._path(name)
+        with self._alone():
+            if not path.exists():
+                self._refuse_new_data_set()
+                write_json(path, {"format": FORMAT, **draw()})
+            return self._read(path)
+
+    def _refuse_few(self) -> None:
+        if len(self._files.entries) < self._policy.least_images:
+            self._policy.refuse("least_images", "there are fewer images here")
+
+    def _refuse_new_data_set(self) -> None:
+        others = [path for path in self._all.glob("*/") if path != self._folder]
+        if not self._folder.exists() and len(others) >= self._policy.count_noise_draws:
+            self._policy.refuse("count_noise_draws", f"answers about {len(others)} other states of the images are told")
+
+    def _refuse_near(self, name: str) -> None:
+        """Refuse an exact answer whose difference to an earlier one is an answer about a few images."""
+        mine = Counter(self._files.entries)
+        for path in self._all.glob(f"*/{name}.json"):
+            content = self._read(path)
+            with _damage_named(path):
+                theirs, noise = Counter(content["files"]), content["noise"]
+            apart = (mine - theirs).total() + (theirs - mine).total()
+            if not noise and apart < self._policy.least_images:
+                self._policy.refuse("least_images", "the images differ in fewer from those of an earlier answer")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes of the silo from drawing at the same time."""
+        with locked(self._all / ".lock", f"what silo '{self._all.parent}' has told", _LOCK_SECONDS):
+            yield
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    @staticmethod
+    def _read(path: Path) -> Content:
+        with _damage_named(path):
+            content = dict(json.loads(path.read_text(encoding="utf-8")))
+            if content.pop("format") != FORMAT:
+                raise UserError(f"'{path}' is of another version of fedsynth: install the one that wrote it")
+            return content
+
+
+def _entry(root: Path, path: Path) -> str:
+    named = os.fsencode(path.relative_to(root))
+    return hashlib.sha256(named + b"\0" + str(path.stat().st_size).encode()).hexdigest()[:_DIGITS]
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{path}' is damaged ({error}): put back a copy of it; whoever removes it has the noise drawn anew"
+        ) from error

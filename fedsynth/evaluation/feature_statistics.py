@@ -124,8 +124,8 @@ def checked(n: int, mean: np.ndarray, products: np.ndarray, dimension: int, nois
 
     Raises:
         ValueError: n is no integer or below 2; ``noise`` is not 0 to 1; an array is not float64 of shape (D,) or
-            (D, D), not finite or larger than such moments can be; ``products`` is not symmetric or has too large a trace; the covariance is not
-            positive semi-definite up to round-off and noise.
+            (D, D), not finite or larger than such moments can be; ``products`` is not symmetric or has too large a
+            trace; the covariance is not positive semi-definite up to round-off and noise.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n = {n!r}: expected an integer of at least 2")

@@ -72,7 +72,9 @@ def neighbour_radii(points: np.ndarray, k: int) -> Array:
     """
     checked = as_features("features", points)
     if not 1 <= k < len(checked):
-        raise UserError(f"k = {k}: allowed is 1 to {len(checked) - 1} with {len(checked)} samples; lower k or give more")
+        raise UserError(
+            f"k = {k}: allowed is 1 to {len(checked) - 1} with {len(checked)} samples; lower k or give more"
+        )
     _, outer = _squared_radii(checked - checked.mean(axis=0), k)
     radii: Array = np.sqrt(outer)
     return radii

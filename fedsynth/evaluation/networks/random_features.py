@@ -1,8 +1,8 @@
 """Features that nobody has trained: a small convolutional network whose weights are the same everywhere, for ever.
 
-Random networks rank sets of images usefully where trained ones are out of place (Naeem et al. 2020, arXiv 2002.09797,
-section 4.2, "R64"). What matters more here: no server has chosen it, so that a silo can say what its images look like in
-it, and numbers of different runs are in one space.
+Random networks rank sets of images usefully where trained ones are out of place (Naeem et al. 2020, arXiv 2002.09797).
+What matters more here: no server has chosen it, so that a silo can say what its images look like in it, and numbers of
+different runs are in one space.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class RandomFeatures(Extractor):
         super().__init__(RANDOM_FEATURES, DIMENSION, digest(RANDOM_FEATURES, weights=self._weights))
 
     def _outputs(self, images: Images) -> Outputs:
-        pixels = torch.from_numpy(scale_pixels(images)).permute(0, 3, 1, 2)
+        return self.of_pixels(torch.from_numpy(scale_pixels(images)).permute(0, 3, 1, 2)), None
+
+    def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map pixels -1 to 1, float32 (N, 1 or 3, H, W), to features (N, 32)."""
         level = pixels.expand(-1, 3, -1, -1)
         while min(level.shape[2:]) > LARGEST_LEVEL:
             level = nn.functional.avg_pool2d(level, 2)
@@ -56,7 +59,7 @@ class RandomFeatures(Extractor):
             levels.append(level)
         # From the smallest: the projection of a level does not depend on how large the images are.
         seen = [self._seen(level, number) for number, level in enumerate(reversed(levels))]
-        return torch.stack(seen).sum(dim=0), None
+        return torch.stack(seen).sum(dim=0)
 
     def _seen(self, level: torch.Tensor, number: int) -> torch.Tensor:
         """Map pixels (N, 3, H, W) of one level to (N, 32)."""
