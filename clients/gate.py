@@ -48,19 +48,21 @@ CEILINGS: dict[str, tuple[str, str]] = {
 def refuse_kind(kind: str, silo: SiloContext) -> None:
     """Refuse a kind of message, or a strategy, before anything of the message is read.
 
+    What the policy allows is told to every strategy.
+
     Raises:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
     if kind not in policy.answers:
         policy.refuse("answers", f"'{kind}' is not answered here")
-    if "any" not in policy.strategies and strategy not in policy.strategies:
+    if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")
 
 
 @contextmanager
 def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
-    """Count a question, and then the seconds of the block that answers it; yields what was asked.
+    """Count a question, and then the seconds of the block that answers it; yields what was counted.
 
     A simulated silo counts nothing: it belongs to whoever asks.
 
@@ -68,7 +70,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
         PolicyError: a ceiling is reached, or what is asked is forbidden by itself.
         UserError: the ledger is damaged or cannot be written.
     """
-    asked = _asked(request, silo)
+    asked = asked_of(request, silo)
     if silo.simulated:
         yield asked
         return
@@ -89,9 +91,9 @@ def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     in_run, _ = ledger.counts(run)
     if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
         silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
-    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     if isinstance(request, PrepareRequest) and in_run.get(OWN_MODEL):
-        counted = {}  # a slice of a training that was counted as a whole
+        asked.clear()  # a slice of a training that was counted as a whole
+    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     limits = {name: (_limit(silo.policy, one), _limit(silo.policy, other)) for name, (one, other) in CEILINGS.items()}
     if counted and (name := ledger.add(run, counted, limits)):
         _refuse_ceiling(name, counted[name], ledger.counts(run), silo.policy)
@@ -109,7 +111,7 @@ def told_policy(silo: SiloContext) -> str:
     return json.dumps(told)
 
 
-def _asked(request: Request[Any], silo: SiloContext) -> Counts:
+def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
     """Return what a question asks, in the words of the policy and the audit."""
     match request:
         case EpsilonRequest():

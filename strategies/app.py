@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
+from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
 from fedsynth.output import RunFolder, default_name
 from fedsynth.progress import Progress
@@ -80,6 +81,8 @@ def _run(grid: Grid, config: RunConfig) -> None:
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
+        if federation is not None and (said := federation.describe_duplicates()):
+            logger.info("images: %s", said)
         strategy.summary()
         _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
 
@@ -149,7 +152,8 @@ def _meet_silos(
         nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images)
+    names = log.names if federation is None else None
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
@@ -172,8 +176,10 @@ def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs) -> Call
     def write(done: Round) -> None:
         costs.add(done)
         traffic = {"bytes-down": exchange.traffic.down, "bytes-up": exchange.traffic.up}
+        # A strategy may have measured what is not defined in this round.
+        measured = nonfinite_as_null(dict(done.metrics))
         folder.append_metrics(
-            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(exchange)}
+            {"round": done.number, **measured, **traffic, "seconds": done.seconds, **_silos(exchange)}
         )
 
     return write

@@ -188,8 +188,8 @@ class BadValue(NamedTuple):
 
 
 BAD: dict[type, list[Any]] = {
-    int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 2**53 + 1],
-    float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0],
+    int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 10**12 + 1, 2**53 + 1],
+    float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0, -1e308, 1e308],
     bool: [2, "true", [True], 0.5],
     str: [3, True, b"run", ["run"], "", "../silo", "two\nlines", "x" * 1001],
 }
@@ -264,6 +264,8 @@ def _bad_tensors(info: Field[Any], key: str, record: str, value: torch.Tensor) -
             spoilt = value.clone()
             spoilt.view(-1)[-1] = bad
             broken[f"holds {bad}"] = spoilt
+        if value.dtype == torch.float32:
+            broken["overflows single precision"] = value.double() + 1e39
     elif value.dtype == torch.int64:
         broken["negative"] = value - 100
     for name, tensor in broken.items():

@@ -13,14 +13,14 @@ from fedsynth.data import (
     LabelledImages,
     configured_range,
     describe_conversion,
-    has_folds,
+    find_folds,
     load_dataset,
     read_image_folder,
 )
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
-from fedsynth.files import write_json
+from fedsynth.files import nonfinite_as_null, write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
@@ -57,7 +57,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     train, test = _read_real(options.real, config)
     settings.check(train.images.shape[1:])
     synthetic = _read(root, train, config)
-    conversions = _conversions(root, options.real, train.images.shape[1:])
+    conversions = _conversions(root, options.real, train)
     for said in conversions:
         logger.info(said)
     evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
@@ -67,7 +67,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"note: {note}")
     if options.output:
         with explained_writing(options.output):
-            write_json(options.output, evaluation.row())
+            write_json(options.output, nonfinite_as_null(evaluation.row()))
         print(f"numbers {options.output}")
     if options.report:
         write_report(options.report, _report(options.dataset, synthetic, test, evaluation))
@@ -163,11 +163,13 @@ def _read(root: Path, real: LabelledImages, config: RunConfig) -> LabelledImages
     return LabelledImages(data.images, data.labels, real.classes)
 
 
-def _conversions(root: Path, real: Path, image_shape: tuple[int, ...]) -> tuple[str, ...]:
-    folders = {"real train": real / "train", "real test": real / "test"} if has_folds(real) else {"real": real}
-    said = {name: describe_conversion(folder, image_shape) for name, folder in folders.items()}
+def _conversions(root: Path, real: Path, train: LabelledImages) -> tuple[str, ...]:
+    image_shape, known = train.images.shape[1:], (*train.classes, *folder_names(train.classes))
+    folds = find_folds(real)
+    folders = {"real train": folds.train, "real test": folds.test} if folds else {"real": real}
+    said = {name: describe_conversion(folder, image_shape, known) for name, folder in folders.items()}
     notes = [f"{name} images were converted: {how}; image-size sets the side" for name, how in said.items() if how]
-    if how := describe_conversion(root, image_shape):
+    if how := describe_conversion(root, image_shape, known):
         notes.append(f"synthetic images were converted to the format of the real ones: {how}")
     return tuple(notes)
 

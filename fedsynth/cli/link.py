@@ -7,11 +7,13 @@ stopped. The last two print the Flower command that they run.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 from pathlib import Path
 
 from fedsynth.cli.deployment.certificates import (
     alternative_name,
+    check_authority,
     check_certificate,
     check_public_key,
     fingerprint,
@@ -23,9 +25,12 @@ from fedsynth.cli.deployment.processes import environment_of, run_in_foreground,
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
 from fedsynth.text import silo_name_problem
 
 DEFAULT_PORT = 9092
+
+_REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     init.add_argument("--port", type=int, help=f"port of the SuperLink (default: as before, or {DEFAULT_PORT})")
     register = actions.add_parser("register", help="let a silo in by its public key", allow_abbrev=False)
     register.add_argument("key", type=Path, help="public key that 'fedsynth silo init' made at the silo")
-    register.add_argument("--name", required=True, help="name of the silo")
+    register.add_argument("--name", required=True, help="name of the silo, as its --silo-name says it")
+    register.add_argument("--replace", action="store_true", help="the silo has a new key: remove its old one")
     _folder(register)
     _dry_run(register)
     start = actions.add_parser("start", help="run the SuperLink until it is stopped", allow_abbrev=False)
@@ -105,13 +111,48 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     if problem := silo_name_problem(options.name):
         raise UserError(f"{problem}; give another --name")
     connection = connection_to(str(folder.path), None)
-    command = ["flwr", "supernode", "register", str(options.key.absolute()), CONNECTION, "--name", options.name]
-    show(command, folder.home)
+    key = key_fingerprint(options.key.read_bytes())
+    _check_name_is_free(folder, options.name, key, options.replace)
+    words = ("register", str(options.key.absolute()), CONNECTION, "--name", options.name)
+    show(["flwr", "supernode", *words], folder.home)
     if options.dry_run:
         return 0
     connection.write()
+    done = _supernode(folder, *words)
+    if done.returncode and "already in use" in done.stdout:
+        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
+    if done.returncode:
+        raise RunError(
+            f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"
+        )
+    found = _REGISTERED.search(done.stdout)
+    lost = folder.silo_names.bind(options.name, Holder(key, int(found[1]) if found else 0), options.replace)
+    if lost is not None:
+        _remove(folder, lost)
+    return 0
+
+
+def _check_name_is_free(folder: LinkFolder, name: str, key: str, replace: bool) -> None:
+    holder = folder.silo_names.read().get(name)
+    if holder is not None and holder.key != key and not replace:
+        raise UserError(
+            f"name = '{name}': belongs to the key {holder.key} ('ssh-keygen -l' prints a key's); if that silo has lost"
+            f" its key, or is gone, add --replace: the old key is removed then"
+        )
+
+
+def _remove(folder: LinkFolder, holder: Holder) -> None:
+    if not holder.node_id or _supernode(folder, "unregister", str(holder.node_id), CONNECTION).returncode:
+        raise RunError(
+            f"the name has its new key, and no run takes the old one, {holder.key}, by it; Flower did not remove that"
+            f" (node {holder.node_id}), or it was removed before: 'flwr supernode list {CONNECTION}' shows"
+        )
+
+
+def _supernode(folder: LinkFolder, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``flwr supernode``, and print what it says."""
     done = subprocess.run(
-        command,
+        ["flwr", "supernode", *words],
         env=environment_of(folder.home),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -120,22 +161,17 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
         check=False,
     )
     print(done.stdout, end="", flush=True)
-    if done.returncode and "already in use" in done.stdout:
-        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
-    if done.returncode:
-        raise RunError(
-            f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"
-        )
-    return 0
+    return done
 
 
 def _start(folder: LinkFolder, options: argparse.Namespace) -> int:
     settings = folder.read()
-    for path in (folder.authority, folder.certificate):
-        check_certificate(path)
+    check_authority(folder.authority)
+    check_certificate(folder.certificate)
     command = superlink_command(folder, options.bind, settings.port)
     show(command, folder.home)
-    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder.home), folder.path)
+    environment = {**environment_of(folder.home), VARIABLE: str(folder.silo_names.path)}
+    return 0 if options.dry_run else run_in_foreground(command, environment, folder.path)
 
 
 def superlink_command(folder: LinkFolder, bind: str, port: int) -> list[str]:

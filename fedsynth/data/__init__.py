@@ -5,10 +5,10 @@ from __future__ import annotations
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation
+from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.folder_listing import list_images
 from fedsynth.data.image_folder import (
     describe_conversion,
-    has_folds,
-    image_files,
     image_folder_spec,
     load_image_folder,
     read_image_folder,
@@ -27,12 +27,12 @@ __all__ = [
     "Silo",
     "configured_range",
     "describe_conversion",
+    "find_folds",
     "folder_silo",
-    "has_folds",
     "held_out_counts",
-    "image_files",
     "image_folder_spec",
     "label_counts",
+    "list_images",
     "load_dataset",
     "load_federation",
     "load_image_folder",

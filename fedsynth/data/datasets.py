@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.celeba import load_celeba
-from fedsynth.data.image_folder import has_folds, load_image_folder
+from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import conform
 from fedsynth.data.value_range import ValueRange
@@ -58,7 +59,7 @@ def load_dataset(
     cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
                      ``root/test`` with class folders
     celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
-    imagefolder      ``root/train`` and ``root/test`` with class folders, or  see below
+    imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
                      class folders in ``root``, then split 80/20 by ``seed``
     ===============  =======================================================  ==========
 
@@ -134,7 +135,7 @@ def _mnist_pixels(images: NDArray[np.uint8], size: int, channels: int) -> NDArra
 
 def _cifar10(request: _Request) -> Folds:
     root, size, channels = _root(request), request.image_size or 32, request.channels or 3
-    if has_folds(root):
+    if find_folds(root):
         return _folder(request, root, size, channels)
     layout = f"the folder cifar-10-batches-py/, or train/ and test/ with one folder per class, in '{root}'"
     train, test = (

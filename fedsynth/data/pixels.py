@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from fedsynth.data.image_files import read_header, read_picture
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import UserError
+from fedsynth.progress import followed
 
 logger = logging.getLogger("fedsynth")
 
@@ -123,7 +124,7 @@ def decode_files(
     """
     images = np.empty((len(paths), size, size, channels), np.uint8)
     bad: dict[int, str] = {}
-    for position, path in enumerate(paths):
+    for position, path in enumerate(followed(paths, "reading images:", logger.info)):
         try:
             images[position] = to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
         except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more

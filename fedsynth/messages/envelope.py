@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedsynth.messages import transport
 from fedsynth.messages.fields import (
     MAX_CLASSES,
+    MAX_SECONDS,
     MessageError,
     Place,
     Travels,
@@ -145,7 +146,7 @@ class Answer(_Typed):
 
     sender: Sender = NOBODY
     num_examples: int = metric(whole(), 0)
-    seconds: float = metric(real(0), 0.0)
+    seconds: float = metric(real(0, MAX_SECONDS), 0.0)
 
     @classmethod
     def from_message(cls, reply: Message) -> Self:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MessageError, array, setting, tensor, whole
+from fedsynth.messages.fields import MAX_EPSILON, MAX_STEPS, MessageError, array, setting, tensor, whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +24,7 @@ class EpsilonAnswer(Answer):
         wire_dtype: precision on the wire.
     """
 
-    epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
+    epsilon: torch.Tensor = tensor(array(4, low=-MAX_EPSILON, high=MAX_EPSILON), "epsilon", view=True)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 
@@ -47,9 +47,9 @@ class EpsilonRequest(Request[EpsilonAnswer]):
 
     samples: torch.Tensor = tensor(array(4))
     labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
-    timestep: int | None = setting(whole(), None)
+    timestep: int | None = setting(whole(0, MAX_STEPS), None)
     timesteps: torch.Tensor | None = tensor(array(1, torch.int64, low=0), default=None)
-    server_round: int | None = setting(whole(1), None)
+    server_round: int | None = setting(whole(1, MAX_STEPS), None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 

@@ -20,18 +20,24 @@ from typing import Any
 import torch
 
 from fedsynth.errors import UserError
-from fedsynth.spec import ImageSpec
+from fedsynth.spec import MAX_CLASSES as MAX_CLASSES
+from fedsynth.spec import MAX_NAME_LENGTH, ImageSpec
 from fedsynth.text import printable
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
-MAX_CLASSES = 10_000
-MAX_NAME_LENGTH = 255
-"""Characters of a class name."""
 MAX_SIZE = 4096
 """Side of an image in pixels."""
-LARGEST_WHOLE = 2**53
+LARGEST_WHOLE = 10**12
+"""Images that anybody can claim to hold, among others: sums over silos stay exact. Runs have ``max-silo-images``."""
+MAX_STEPS = 10**9
+MAX_SECONDS = 1e9
+"""Some thirty years."""
+MAX_LOSS = 1e12
+"""Size of a loss that is still a measurement; predicting no noise has a loss of 1."""
+MAX_EPSILON = 1e6
+"""Size of a number in a noise prediction, which is about 1: moves on larger ones overflow a few levels on."""
 
 
 _SHORT = reprlib.Repr()
@@ -127,6 +133,10 @@ def real(low: float = -math.inf, high: float = math.inf) -> Check:
     return check
 
 
+LOSS = real(-MAX_LOSS, MAX_LOSS)
+"""A loss, which another network's may put below zero."""
+
+
 def flag(key: str, value: Any) -> bool:
     """True or false; metrics hold them as 1 and 0."""
     if value not in (0, 1):
@@ -156,10 +166,10 @@ def several(check: Check, most: int = 100_000) -> Check:
     return check_all
 
 
-def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
-    """A tensor of ``ndim`` dimensions and finite numbers >= ``low``, of one of ``dtypes``; none: any floating-point.
+def array(ndim: int, *dtypes: torch.dtype, low: float | None = None, high: float | None = None) -> Check:
+    """A tensor of ``ndim`` dimensions and finite numbers from ``low`` to ``high``, of one of ``dtypes``.
 
-    Half precision is read as single.
+    Without ``dtypes`` any floating-point numbers, which are read as single precision and must be finite there.
     """
 
     def check(key: str, value: torch.Tensor) -> torch.Tensor:
@@ -168,14 +178,17 @@ def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
         if value.dtype not in dtypes and (dtypes or not value.is_floating_point()):
             wanted = " or ".join(_name(dtype) for dtype in dtypes) or "floating-point"
             raise MessageError(f"{key} is {_name(value.dtype)}: must be {wanted}")
+        value = value if dtypes else value.float()
         if value.numel():
             # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
             least, greatest = (extreme.item() for extreme in torch.aminmax(value))
             if not math.isfinite(least) or not math.isfinite(greatest):
                 raise MessageError(f"{key} is not finite")
             if low is not None and least < low:
-                raise MessageError(f"{key} has a value {least}: must be >= {low}")
-        return value.float() if value.dtype == torch.float16 else value
+                raise MessageError(f"{key} has a value {least}: must be >= {low:g}")
+            if high is not None and greatest > high:
+                raise MessageError(f"{key} has a value {greatest:g}: must be <= {high:g}")
+        return value
 
     return check
 

@@ -8,7 +8,17 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MessageError, array, array_record, image_spec, setting, tensor, text, whole
+from fedsynth.messages.fields import (
+    MAX_STEPS,
+    MessageError,
+    array,
+    array_record,
+    image_spec,
+    setting,
+    tensor,
+    text,
+    whole,
+)
 from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
@@ -45,7 +55,7 @@ class SampleRequest(Request[SampleAnswer]):
     spec: ImageSpec = image_spec()
     sampler: str = setting(text(r"[\w.:+-]{1,200}"))
     weights: Arrays | None = array_record("weights", None)
-    server_round: int | None = setting(whole(1), None)
+    server_round: int | None = setting(whole(1, MAX_STEPS), None)
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
 
     def check(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from fedsynth.files import json_text
 from fedsynth.text import printable
 
 LIMITS = (
@@ -94,7 +94,7 @@ def _making(provenance: Mapping[str, Any]) -> str:
     facts += [f"- {_inline(name)}: {_inline(str(version))}" for name, version in provenance.get("software", {}).items()]
     settings = provenance.get("settings")
     if settings:
-        facts.append(f"\nAll settings, defaults resolved:\n\n```json\n{json.dumps(settings, indent=2)}\n```")
+        facts.append(f"\nAll settings, defaults resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")
     return "\n".join(facts) or "Not recorded."
 
 

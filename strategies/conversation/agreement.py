@@ -9,10 +9,12 @@ from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, did_you_mean
 from fedsynth.messages import DescribeAnswer, DescribeRequest
 from fedsynth.policy import SiloPolicy
+from fedsynth.silo_names import SiloNames
 from fedsynth.spec import ImageSpec, look_alikes
 from strategies.conversation.ask import ask
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.names import NameBook
 
 logger = logging.getLogger("fedsynth")
 
@@ -36,17 +38,21 @@ def agree(
     Raises:
         RunError: too few silos, two of one name, or formats or classes that do not fit together; says whose.
     """
-    nodes = Census.unknown(exchange.get_node_ids())
+    registered = exchange.get_nodes()
+    nodes = Census.unknown(registered)
     questions = [(k, DescribeRequest()) for k in range(len(nodes))]
     found: dict[str, int] = {}
     specs: dict[str, ImageSpec] = {}
     policies: dict[int, SiloPolicy] = {}
 
-    def read_policy(silo: int, answer: DescribeAnswer) -> None:
+    names = NameBook(registered, SiloNames.of_this_link())
+
+    def check(silo: int, answer: DescribeAnswer) -> None:
+        names.check(nodes.members[silo].node_id, answer.sender.name)
         policies[silo] = SiloPolicy.from_public(answer.policy)
 
     allowed: dict[str, SiloPolicy] = {}
-    for k, answer in ask(exchange, questions, nodes, needed=config.run.num_clients, check=read_policy):
+    for k, answer in ask(exchange, questions, nodes, needed=config.run.num_clients, check=check):
         name = answer.sender.name
         if name in found:
             raise RunError(f"two silos go by one name ('{name}'): give each its own silo-name")

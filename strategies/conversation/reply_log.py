@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from flwr.app import Message, MetricRecord
 
 from fedsynth.messages.envelope import METRICS
+from fedsynth.messages.fields import LOSS, MessageError
 
 LONGEST_REASON = 160
 """Characters kept of the reason why an answer was left out: a traceback does not belong into one line per round."""
@@ -68,11 +70,14 @@ class ReplyLog:
     def heard(self, node_id: int, reply: Message) -> None:
         """Note an answer, errors included."""
         metrics = reply.content.get(METRICS) if reply.has_content() else None
-        loss = metrics.get("loss") if isinstance(metrics, MetricRecord) else None
+        # Nobody has looked at the answer yet: what is no loss is not shown, and not written to a file of numbers.
+        loss = None
+        with contextlib.suppress(MessageError):
+            loss = LOSS("loss", metrics.get("loss")) if isinstance(metrics, MetricRecord) else None
         self._note(
             node_id,
             seconds=round(time.monotonic() - self._start, 3),
-            loss=float(loss) if isinstance(loss, int | float) else None,
+            loss=loss,
         )
 
     def leave_out(self, node_id: int, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -48,9 +49,24 @@ def flower_environment() -> dict[str, str]:
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
     }
     environment.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    for variable, value in ray_environment().items():
+        environment.setdefault(variable, value)
     for variable, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True):
         environment.setdefault(variable, str(port))
     return environment
+
+
+def ray_environment() -> dict[str, str]:
+    """Return what keeps strangers out of a simulation: Ray runs what is sent to its ports, under this user.
+
+    With ``RAY_AUTH_MODE=token`` all of Ray's processes ask for a token, new for every SuperLink. Ray's processes listen
+    on every interface of Linux unless its clusters are off, which it knows for Windows and macOS only, by name.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomli_w
 
-from fedsynth.cli.deployment.certificates import check_certificate
+from fedsynth.cli.deployment.certificates import check_authority
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.silo_names import SiloNames
+from fedsynth.text import folder_of_name
 
 CONNECTION = "link"
 """Name of the SuperLink in the ``config.toml`` of the ``FLWR_HOME`` that is used for it alone."""
@@ -58,6 +59,11 @@ class LinkFolder:
     def home(self) -> Path:
         """``FLWR_HOME`` of the SuperLink and of the commands that talk to it."""
         return self.path / "flwr"
+
+    @property
+    def silo_names(self) -> SiloNames:
+        """Which name belongs to which key."""
+        return SiloNames(self.path / "silo-names.json")
 
     @property
     def settings(self) -> Path:
@@ -147,15 +153,15 @@ def connection_to(link: str, authority: Path | None) -> Connection:
     path = Path(link).expanduser().absolute()
     if path.is_dir():
         folder = LinkFolder(path)
-        check_certificate(folder.authority)
+        check_authority(folder.authority)
         return Connection(folder.read().local_address, folder.authority, folder.home)
     if ":" not in link:
         raise UserError(f"superlink = '{link}': there is no such link folder, and it is no HOST:PORT")
     check_address(link, "superlink")
     if authority is None:
         raise UserError(f"superlink = '{link}' is no folder; with an address give --root-certificates ca.crt too")
-    check_certificate(authority)
-    home = flower_home() / "links" / re.sub(r"[^\w.-]", "_", link)
+    check_authority(authority)
+    home = flower_home() / "links" / folder_of_name(link)
     return Connection(link, authority.expanduser().absolute(), home)
 
 

@@ -85,7 +85,6 @@ def test_bad_answers_are_left_out_by_silo_and_reason(caplog: pytest.LogCaptureFi
         ({0: too_short, 2: too_short}, QUESTIONS, 2, r"1 usable answers, 2 needed: silo-[02]: answer has shape"),
         ({1: failing("gone")}, SEVERAL, 2, "1 usable answers, 2 needed: silo-1: gone"),
         (dict.fromkeys(range(3), lambda message: None), QUESTIONS, 1, "0 usable .*: no answer in time; see reply-time"),
-        ({0: failing("<class 'ray.exceptions.ActorDiedError'>")}, QUESTIONS[:1], 0, "a simulation worker died"),
     ],
 )
 def test_too_few_say_the_first_reason_after_all_were_seen(
