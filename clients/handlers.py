@@ -172,7 +172,7 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     )
 
 
-def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.int64] | int = 1) -> NDArray[np.int64]:
+def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] | int = 1) -> NDArray[np.int64]:
     """Return training images per class as the silo tells them; ``serves`` is 0 for classes that do not count."""
     config = silo.config
     if not silo.simulated:

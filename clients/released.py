@@ -193,7 +193,7 @@ class ReleasedAnswers:
         for path in self._all.glob(f"*/{name}.json"):
             content = self._read(path)
             with _damage_named(path):
-                theirs, noise = Counter(content["files"]), content["noise"]
+                theirs, noise = Counter[str](content["files"]), content["noise"]
             apart = (mine - theirs).total() + (theirs - mine).total()
             if not noise and apart < self._policy.least_images:
                 self._policy.refuse("least_images", "the images differ in fewer from those of an earlier answer")

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from fedsynth.errors import unknown_choice
-from fedsynth.evaluation.networks.extractors import Extractor, Images, Outputs, digest, scale_pixels
+from fedsynth.evaluation.networks.domain_classifier import scale_pixels
+from fedsynth.evaluation.networks.extractors import Extractor, Images, Outputs, digest
 
 RANDOM_FEATURES = "random-features"
 DIMENSION = 32
