@@ -104,7 +104,12 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
 
 
 def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
-    """Return the own model's noise prediction for samples, all at one timestep or each at its own."""
+    """Return the own model's noise prediction for samples, all at one timestep or each at its own.
+
+    Raises:
+        UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
+    """
+    _check_question(request, silo)
     predict = _own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -185,6 +190,17 @@ def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] |
 def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
     """Return the number of training images as the silo tells it; a simulated one tells it exactly."""
     return len(silo.images(spec).train) if silo.simulated else int(_told_counts(silo, spec).sum())
+
+
+def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
+    count = silo.config.diffusion.num_train_timesteps
+    asked = request.timesteps if request.timesteps is not None else torch.tensor([request.timestep])
+    if len(asked) and (highest := int(asked.max())) >= count:
+        raise UserError(f"timestep {highest}: must be 0 to {count - 1}, num-train-timesteps = {count}")
+    pretrained = pretrained_model(silo)
+    classes = len(pretrained.serves) if pretrained else int(_own_network(silo).config["num_class_embeds"])
+    if len(request.labels) and (highest := int(request.labels.max())) >= classes:
+        raise UserError(f"label {highest} with {classes} classes")
 
 
 def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:
