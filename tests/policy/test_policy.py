@@ -35,9 +35,10 @@ def test_the_default_answers_no_sums_over_real_images_and_has_ceilings() -> None
 
 
 def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
-    # As Windows' editor saves it.
-    file.write_bytes(b"\xef\xbb\xbf" + b"noise-queries-per-run = 10\n")
-    assert read_policy(file) == SiloPolicy(noise_queries_per_run=10)
+    # As Windows' editor saves it, and as PowerShell writes it.
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("noise-queries-per-run = 10\n".encode(encoding))
+        assert read_policy(file) == SiloPolicy(noise_queries_per_run=10)
 
 
 @pytest.mark.parametrize(
