@@ -105,7 +105,12 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
 
 
 def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
-    """Return the own model's noise prediction for samples, all at one timestep or each at its own."""
+    """Return the own model's noise prediction for samples, all at one timestep or each at its own.
+
+    Raises:
+        UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
+    """
+    _check_question(request, silo)
     predict = _own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -171,6 +176,17 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
         num_examples=len(silo.images(request.spec).train),
     )
+
+
+def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
+    count = silo.config.diffusion.num_train_timesteps
+    asked = request.timesteps if request.timesteps is not None else torch.tensor([request.timestep])
+    if len(asked) and (highest := int(asked.max())) >= count:
+        raise UserError(f"timestep {highest}: must be 0 to {count - 1}, num-train-timesteps = {count}")
+    pretrained = pretrained_model(silo)
+    classes = len(pretrained.serves) if pretrained else int(_own_network(silo).config["num_class_embeds"])
+    if len(request.labels) and (highest := int(request.labels.max())) >= classes:
+        raise UserError(f"label {highest} with {classes} classes")
 
 
 def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:
