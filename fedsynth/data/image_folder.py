@@ -19,7 +19,7 @@ from fedsynth.data.image_files import Header, header_problem, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import decode_files, find_value_range
 from fedsynth.data.value_range import ValueRange
-from fedsynth.errors import UserError, did_you_mean
+from fedsynth.errors import FilesError, UserError, did_you_mean
 from fedsynth.progress import followed
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
@@ -128,8 +128,9 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
     if bad := [str(path.relative_to(root)) for path in listing.paths if path not in headers]:
         reason = header_problem(root / bad[0])
         if not headers:
-            raise UserError(
-                f"none of the {len(bad)} images in '{root}' can be read, such as {visible(bad[0])} ({reason})"
+            raise FilesError(
+                f"none of the {len(bad)} images in '{root}' can be read, such as {visible(bad[0])} ({reason})",
+                elsewhere="none of the images can be read: the silo's log says why",
             )
         logger.warning(
             "%s: %d files cannot be read as images (%s; the first: %s): a run refuses them, unless"

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from fedsynth.data.image_files import read_header, read_picture, reason_of
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError
 from fedsynth.progress import followed
 from fedsynth.text import visible
 
@@ -120,7 +120,7 @@ def decode_files(
         The decoded images, uint8 (M, size, size, channels), and a mask (N,) of the files they come from.
 
     Raises:
-        UserError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
+        FilesError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
     """
     images = np.empty((len(paths), size, size, channels), np.uint8)
     bad: dict[int, str] = {}
@@ -134,7 +134,11 @@ def decode_files(
     rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     message = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
     if not skip_bad_images:
-        raise UserError(f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out")
+        raise FilesError(
+            f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out",
+            elsewhere=f"{len(bad)} images cannot be read: the silo's log says which and why; skip-bad-images=true"
+            " leaves them out",
+        )
     logger.warning("skipped: %s", message)
     good = np.ones(len(paths), dtype=bool)
     good[list(bad)] = False
