@@ -141,7 +141,9 @@ class SiloContext:
             yield
         except OSError as error:
             raise self._state_error(error.strerror or str(error)) from error
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._state_error(error.__cause__.strerror or str(error)) from error
             raise
         except Exception as error:
             if self.state.exists() and shutil.disk_usage(self.state).free < LEAST_FREE_BYTES:

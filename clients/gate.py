@@ -48,13 +48,15 @@ CEILINGS: dict[str, tuple[str, str]] = {
 def refuse_kind(kind: str, silo: SiloContext) -> None:
     """Refuse a kind of message, or a strategy, before anything of the message is read.
 
+    What the policy allows is told to every strategy.
+
     Raises:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
     if kind not in policy.answers:
         policy.refuse("answers", f"'{kind}' is not answered here")
-    if "any" not in policy.strategies and strategy not in policy.strategies:
+    if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")
 
 

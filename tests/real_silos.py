@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
+from one_silo import policy_file
 from PIL import Image
 from tiny_runs import log_for_caplog, tiny_settings
 
@@ -50,10 +51,14 @@ def run_real(
     tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
     **node_config: Mapping[str, str],
 ) -> RunFolder:
-    """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case."""
-    state = {name: str(Path(str(settings["state-dir"])) / "silos") for name in silos}
+    """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case.
+
+    Without a ``policy-path`` of its own a silo allows everything.
+    """
+    folder = Path(str(settings["state-dir"])) / "silos"
+    given = {"state-path": str(folder), "policy-path": policy_file(folder)}
     nodes = [
-        {"data-path": str(path), "silo-name": name, "state-path": state[name], **node_config.get(name, {})}
+        {"data-path": str(path), "silo-name": name, **given, **node_config.get(name, {})}
         for name, path in silos.items()
     ]
     grid = InProcessGrid(clients.app.app, settings, len(nodes), tamper, nodes)

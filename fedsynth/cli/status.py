@@ -13,7 +13,6 @@ import psutil
 
 from fedsynth.cli.options import refuse_rest
 from fedsynth.errors import UserError
-from fedsynth.files import parse_json
 from fedsynth.output import RunFolder
 from fedsynth.progress import duration
 from fedsynth.text import printable
@@ -49,7 +48,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        status = dict(parse_json(folder.status.read_text(encoding="utf-8")))
+        status = folder.read_status()
         for key in ("state", "pid", "round", "rounds", "updated"):
             if key not in status:
                 raise ValueError(f"it says no {key}")

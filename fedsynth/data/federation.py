@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data.datasets import load_dataset
+from fedsynth.data.duplicate_images import describe_between_silos
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, simulated_silo
@@ -40,6 +41,10 @@ class Federation:
         """Return what silo ``partition_id`` sees."""
         indices = self.parts[partition_id]
         return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
+
+    def describe_duplicates(self) -> str:
+        """Say which pictures are test images too, are held by two silos, or stand under two classes; empty if none."""
+        return describe_between_silos(self.train, self.test, self.parts)
 
     def manifest(self, config: RunConfig) -> dict[str, Any]:
         """Return indices, label counts and a hash of the partition, ready for JSON."""

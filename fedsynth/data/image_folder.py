@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.duplicate_images import describe_repeats, describe_shared
+from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import FolderListing, list_images
 from fedsynth.data.image_files import Header, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
@@ -21,6 +23,7 @@ from fedsynth.errors import UserError, did_you_mean
 from fedsynth.progress import followed
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
+from fedsynth.text import visible
 
 logger = logging.getLogger("fedsynth")
 
@@ -108,6 +111,8 @@ def _read(
     for name in listing.files:
         if counts[positions[name]] == 0:
             raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
+    if said := describe_repeats(data, [path.relative_to(root) for path in compress(paths, good)]):
+        logger.info("%s: at %d x %d pixels, %s", root, size, size, visible(said))
     return data
 
 
@@ -119,7 +124,13 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
     """
     root = Path(path).expanduser()
     listing = _listed(root)
-    size, channels = _native_format(listing.paths, image_size, None)
+    headers = _headers(listing.paths)
+    if bad := [str(path.relative_to(root)) for path in listing.paths if path not in headers]:
+        logger.warning(
+            "%s: %d files cannot be read as images (%s): a run refuses them, unless skip-bad-images=true",
+            *(root, len(bad), visible(named(bad))),
+        )
+    size, channels = _format_of(headers.values(), image_size, None)
     return ImageSpec(channels, size, tuple(listing.files))
 
 
@@ -152,11 +163,14 @@ def load_image_folder(
         train = _read(first, **given, **reading)
         _, size, _, depth = train.images.shape
         given = {"image_size": size, "channels": depth, "classes": train.classes}
-        return train, _read(second, **given, **reading)
-    data = read_image_folder(root, value_range=value_range, **given, **reading)
-    rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
-    stay, taken = stratified_split(data.labels, 0.2, rng)
-    return data.subset(stay), data.subset(taken)
+        test = _read(second, **given, **reading)
+    else:
+        data = read_image_folder(root, value_range=value_range, **given, **reading)
+        rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
+        train, test = map(data.subset, stratified_split(data.labels, 0.2, rng))
+    if said := describe_shared(train, test, "test images"):
+        logger.info("%s: %s", root, said)
+    return train, test
 
 
 def describe_conversion(path: str | Path, image_shape: tuple[int, ...], known: Sequence[str] = ()) -> str:
@@ -169,7 +183,7 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...], known: S
     Raises:
         UserError: ``path`` holds no class folders, or a folder cannot be listed.
     """
-    headers = _headers(list_images(Path(path).expanduser(), known).paths)
+    headers = _headers(list_images(Path(path).expanduser(), known).paths).values()
     height, width, channels = image_shape
     others = Counter(header.size for header in headers if header.size != (width, height))
     recoloured = sum(header.grey != (channels == 1) for header in headers)
@@ -193,7 +207,10 @@ def _listed(root: Path, known: Sequence[str] = ()) -> FolderListing:
 def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:
     if image_size is not None and channels is not None:
         return image_size, channels
-    headers = _headers(paths)
+    return _format_of(_headers(paths).values(), image_size, channels)
+
+
+def _format_of(headers: Collection[Header], image_size: int | None, channels: int | None) -> tuple[int, int]:
     sizes = {header.size for header in headers}
     side, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     own = side if side == height and 0 < side <= _LARGEST_NATIVE_SIZE else _DEFAULT_SIZE
@@ -201,6 +218,6 @@ def _native_format(paths: list[Path], image_size: int | None, channels: int | No
     return image_size or own, channels or (1 if grey else 3)
 
 
-def _headers(paths: list[Path]) -> list[Header]:
-    headers = map(read_header, followed(paths, "looking at files:", logger.info))
-    return [header for header in headers if header is not None]
+def _headers(paths: list[Path]) -> dict[Path, Header]:
+    found = ((path, read_header(path)) for path in followed(paths, "looking at files:", logger.info))
+    return {path: header for path, header in found if header is not None}

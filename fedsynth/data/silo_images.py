@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.data.duplicate_images import describe_shared
 from fedsynth.data.image_folder import read_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
 from fedsynth.data.value_range import ValueRange
 from fedsynth.seeding import derive_seed
+
+logger = logging.getLogger("fedsynth")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,4 +96,7 @@ def folder_silo(
         value_range=value_range,
         first_page_only=first_page_only,
     )
-    return Silo(name, *split_holdout(data, holdout_fraction, seed))
+    train, holdout = split_holdout(data, holdout_fraction, seed)
+    if said := describe_shared(train, holdout, "held-out images"):
+        logger.info("%s: %s", name, said)
+    return Silo(name, train, holdout)

@@ -4,7 +4,7 @@ from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_s
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
-from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
+from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
 from fedsynth.diffusion.samplers import (
     SAMPLERS,
     forget_used_outputs,
@@ -34,6 +34,7 @@ __all__ = [
     "lasting_scheduler",
     "loss_curve",
     "make_scheduler",
+    "model_seal",
     "noise_predictor",
     "part_of",
     "pick_device",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fedsynth.config import RunConfig
@@ -64,7 +63,7 @@ def check_partition(folder: RunFolder, task: Task) -> None:
     """
     if task.federation is not None or not folder.partition.is_file():
         return
-    then, now = json.loads(folder.partition.read_text(encoding="utf-8")), _record(task)
+    then, now = folder.read_partition(), _record(task)
     for key in ("classes", "image-size", "image-channels"):
         if then.get(key) != now[key]:
             raise UserError(

@@ -282,6 +282,12 @@ class TestManyFiles:
         assert "a single image, which is never held out: emu" in str(list_images(tree))
 
 
+def test_files_that_no_run_would_take_are_said_before_any_run(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tree / "cat" / "torn.png").write_bytes(b"torn")
+    assert image_folder_spec(tree).classes == ("cat", "dog")
+    assert "1 files cannot be read as images (cat/torn.png): a run refuses them, unless skip-bad-images" in caplog.text
+
+
 def test_a_file_that_vanishes_meanwhile_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = fedsynth.data.folder_listing.entries
 
