@@ -56,10 +56,11 @@ http {{
     uwsgi_temp_path "{work}/uwsgi";
     scgi_temp_path "{work}/scgi";
 
-    # Silos behind one address share these. Requests above the rate wait; far above it they get 503, and Flower retries.
+    # Silos behind one address share these. Requests far above the rate wait, and then get 503, on which Flower retries.
     limit_req_zone $binary_remote_addr zone=requests:10m rate=300r/s;
     limit_conn_zone $binary_remote_addr zone=connections:10m;
-    limit_req zone=requests burst=3000;
+    limit_req zone=requests burst=3000 delay=600;
+    limit_req_log_level warn;
     limit_conn connections 200;
     large_client_header_buffers 4 8k;
     client_header_timeout 15s;
