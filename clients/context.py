@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
-from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, printable
+from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
@@ -43,7 +42,7 @@ class SiloContext:
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
-        state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
+        state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
@@ -60,8 +59,7 @@ class SiloContext:
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
-        folder = re.sub(r"[^\w.-]", "_", self.name)
-        self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
+        self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
@@ -173,3 +171,15 @@ def silo_name(context: Context) -> str:
 def shown_name(context: Context) -> str:
     """Return :func:`silo_name` as logs show it, also where it is refused."""
     return printable(silo_name(context), LONGEST_SILO_NAME)
+
+
+def state_folder(context: Context) -> Path:
+    """Return a silo's own folder: below ``state-path`` of its node config.
+
+    Without one, it is below ``state-dir``: of the run for a simulated silo, but the default, in the SuperNode's working
+    directory, for one with images of its own. There the server names no path.
+    """
+    node = context.node_config
+    named = "" if "data-path" in node else context.run_config.get("state-dir", "")
+    root = node.get("state-path", "") or named or RunConfig().run.state_dir
+    return Path(str(root)).absolute() / folder_of_name(silo_name(context))

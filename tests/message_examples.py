@@ -74,13 +74,20 @@ EXAMPLES: dict[str, Exchanged] = {
     ),
     "epsilon": _answered(
         messages.EpsilonRequest(
-            samples=torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 1, 0]), timestep=421, server_round=2
+            samples=torch.randn(4, 3, 8, 8),
+            labels=torch.tensor([0, 1, 1, 0]),
+            timestep=421,
+            server_round=2,
+            holders=(3, 1),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
     ),
     "epsilon, several timesteps": _answered(
         messages.EpsilonRequest(
-            samples=torch.randn(3, 1, 8, 8), labels=torch.tensor([0, 1, 1]), timesteps=torch.tensor([7, 421, 7])
+            samples=torch.randn(3, 1, 8, 8),
+            labels=torch.tensor([0, 1, 1]),
+            timesteps=torch.tensor([7, 421, 7]),
+            holders=(2, 2),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(3, 1, 8, 8), num_examples=3),
     ),
@@ -90,6 +97,7 @@ EXAMPLES: dict[str, Exchanged] = {
             numbers=torch.tensor([3, 17]),
             spec=SPEC,
             sampler="dpmsolver++",
+            holders=(3, 1),
             weights=WEIGHTS,
             server_round=4,
             run_token="run-1",

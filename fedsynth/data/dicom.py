@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def read_dicom_header(path: Path) -> DicomHeader:
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import UID
 
+    logging.getLogger("pydicom").disabled = True  # it quotes what the file says, as its errors and warnings do
     with _silent("DICOM that cannot be parsed: it is damaged"):
         syntax = UID(str(read_file_meta_info(path).TransferSyntaxUID))
     if syntax in _DEFLATED:
@@ -95,11 +97,18 @@ def read_dicom(path: Path, header: DicomHeader) -> DeepPixels | Image.Image:
     found = Dataset()
     with _silent(damaged):
         stored = pixel_array(path, index=0, ds_out=found)
-        values = _whole(apply_modality_lut(stored, found)) if stored.ndim == 2 else stored
+        values = _whole(apply_modality_lut(stored, found)) if _is_rescaled(stored, found) else stored
     inverted = header.photometric == "MONOCHROME1"
-    if stored.dtype == np.uint8 and np.array_equal(stored, values):
+    if values is stored and stored.dtype == np.uint8:
         return Image.fromarray(255 - stored if inverted else stored)
     return DeepPixels(values, inverted)
+
+
+def _is_rescaled(stored: NDArray[Any], found: Any) -> bool:
+    if stored.ndim != 2:
+        return False
+    scale = float(found.get("RescaleSlope", 1)), float(found.get("RescaleIntercept", 0))
+    return "ModalityLUTSequence" in found or scale != (1, 0)
 
 
 def _whole(values: NDArray[Any]) -> NDArray[Any]:

@@ -11,7 +11,17 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MAX_EPSILON, MAX_STEPS, MessageError, array, setting, tensor, whole
+from fedsynth.messages.fields import (
+    MAX_CLASSES,
+    MAX_EPSILON,
+    MAX_STEPS,
+    MessageError,
+    array,
+    setting,
+    several,
+    tensor,
+    whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +49,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
         timestep: of all samples; None: ``timesteps`` has one for each.
         timesteps: int64 (n,).
         server_round: for the silo's log.
+        holders: silos that hold images of every class, as the server says.
         rows: indices (n,) that the server needs to place the answer, which gets them back; they do not travel.
         wire_dtype: precision on the wire.
     """
@@ -52,6 +63,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
     server_round: int | None = setting(whole(1, MAX_STEPS), None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
+    holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
 
     def check(self) -> None:
         """Compare the lengths, and ask for timesteps in one of the two ways."""

@@ -103,6 +103,11 @@ class SiloPolicy(Section):
     )
     count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
     least_images: Annotated[int, Field(ge=2)] = key(50, "fewest images behind a message statistics or evaluate")
+    least_holders: Positive = key(
+        1,
+        "fewest silos that hold a class, this one included, for questions about it to its own model. The server says"
+        " how many there are, and its word is in the audit",
+    )
     extractors: Annotated[tuple[ExtractorName, ...], *_LIST] = key(
         ("random-features",), "networks whose features of real images may be summed: no others, whatever is sent"
     )

@@ -196,6 +196,7 @@ def _answers(exchange: Exchange, task: Task, calibration: Calibration) -> tuple[
                 samples=calibration.samples[rows],
                 labels=calibration.labels[rows],
                 timestep=calibration.timestep,
+                holders=task.census.holders,
                 rows=rows,
                 wire_dtype=task.config.exchange.wire_dtype,
             )

@@ -162,6 +162,7 @@ class CooperativeSet:
             timestep=None if window else message[0][0],
             timesteps=torch.cat(timesteps) if window else None,
             server_round=server_round,
+            holders=self.census.holders,
             rows=indices,
             wire_dtype=wire_dtype,
         )

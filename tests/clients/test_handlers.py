@@ -28,6 +28,9 @@ from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, tran
 CPU = torch.device("cpu")
 Trained = Callable[..., Node]
 
+BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock"}
+"""What a real silo writes whatever it is asked."""
+
 
 @pytest.fixture
 def clinic(tmp_path: Path, image_folder: Path) -> Node:
@@ -46,7 +49,7 @@ def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_pat
     assert answer.num_examples == sum(answer.label_counts) == 9
     assert (answer.steps, answer.loss, answer.finished, answer.copied_share) == (None, None, False, None)
     assert answer.curve == []
-    assert sorted(path.suffix for path in (tmp_path / "own-state" / "clinic").iterdir()) == [".json", ".lock"]
+    assert {path.name for path in (tmp_path / "own-state" / "clinic").iterdir()} == BOOKKEEPING
 
 
 def test_slices_report_progress_until_the_model_is_in_the_silo_s_own_state_folder(
