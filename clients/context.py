@@ -10,9 +10,18 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
+from fedsynth.data import (
+    Federation,
+    Silo,
+    configured_range,
+    folder_silo,
+    image_folder_spec,
+    list_images,
+    load_federation,
+)
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -23,6 +32,7 @@ LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
+_files: SiloCache[ImageFiles] = SiloCache()
 
 
 @lru_cache(maxsize=2)
@@ -76,6 +86,16 @@ class SiloContext:
             UserError: there is neither, or the images cannot be used.
         """
         return _silos.get(self.run_and_node, lambda: self._open(spec))
+
+    def released(self, spec: ImageSpec) -> ReleasedAnswers:
+        """Return what a real silo has told of the images in its folder, listed once per process.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
+        path = self._data_path().expanduser()
+        files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+        return ReleasedAnswers(files, self.state, self.policy)
 
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.

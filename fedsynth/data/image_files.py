@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header | None:
         with _opened(path) as (file, head):
             if is_dicom(head):
                 dicom = read_dicom_header(path)
-                return Header(dicom.size, dicom.photometric in GREY, deep=True)
+                return Header(dicom.size, dicom.photometric in GREY, dicom.deep)
             return _or_without_text(file, lambda source: _header(source, head))
     except Exception:  # decode_files opens it again and reports it by name
         return None

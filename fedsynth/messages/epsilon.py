@@ -13,7 +13,6 @@ import torch
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
 from fedsynth.messages.fields import (
     MAX_CLASSES,
-    MAX_EPSILON,
     MAX_STEPS,
     MessageError,
     array,
@@ -34,7 +33,7 @@ class EpsilonAnswer(Answer):
         wire_dtype: precision on the wire.
     """
 
-    epsilon: torch.Tensor = tensor(array(4, low=-MAX_EPSILON, high=MAX_EPSILON), "epsilon", view=True)
+    epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 

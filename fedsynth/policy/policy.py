@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.keys import Section, allowed_values, kebab, key, parse
 from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
 from fedsynth.errors import UserError
+from fedsynth.files import read_text
 
 POLICY_FILE = "silo-policy.toml"
 """Its name in a silo's folder."""
@@ -186,10 +187,10 @@ def read_policy(path: Path) -> SiloPolicy:
         UserError: no such file, no TOML, or a line that cannot be.
     """
     try:
-        lines = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        lines = tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"policy '{path}': {error.strerror}; 'fedsynth silo init' writes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"policy '{path}': not TOML: {error}") from None
     try:
         return parse(SiloPolicy, lines)
