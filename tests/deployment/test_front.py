@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import LIMIT_SECONDS, ROOT, Deployment, classes_of
+from deployed import LIMIT_SECONDS, Deployment, classes_of
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from real_silos import write_silos
 
 from fedsynth.cli.deployment.front import SILO_PATHS, front_command
-from fedsynth.cli.deployment.link_folder import CONNECTION, Connection, LinkFolder
+from fedsynth.cli.deployment.link_folder import Connection, LinkFolder
 from fedsynth.cli.deployment.processes import environment_of
 from fedsynth.output import RunFolder
 from fedsynth.silo_names import key_fingerprint
@@ -29,6 +29,17 @@ from fedsynth.silo_names import key_fingerprint
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
 pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx")
 
+STRANGE_APP = """
+[project]
+name = "strange"
+version = "0.1.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "stranger"
+[tool.flwr.app.components]
+serverapp = "code:app"
+clientapp = "code:app"
+"""
 PUBLISHED = {f"/v1/fleet/{path}" for path in SILO_PATHS}
 
 
@@ -152,26 +163,34 @@ def test_other_methods_and_bodies_without_end_are_refused(link: Deployment) -> N
         assert connection.getresponse().status == 413
 
 
+@pytest.fixture(scope="module")
+def stranger(link: Deployment) -> Path:
+    """A folder with a stranger's key, and an app that it would like to run."""
+    folder = link.folder / "stranger"
+    (folder / "app").mkdir(parents=True)
+    (folder / "app" / "pyproject.toml").write_text(STRANGE_APP)
+    (folder / "app" / "code.py").write_text("app = None\n")
+    link.command("silo", "init", "--folder", str(folder / "silo"))
+    return folder
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ("supernode", "register", "silo-stranger/silo.pub", CONNECTION, "--name", "north"),
-        ("supernode", "list", CONNECTION),
-        ("run", str(ROOT), CONNECTION),
-        ("list", CONNECTION),
-        ("stop", "1", CONNECTION),
+        "supernode register silo/silo.pub link --name north",
+        "supernode list link",
+        "run app link",
+        "list link",
+        "stop 1 link",
     ],
-    ids=lambda words: "-".join(words[:2]),
 )
-def test_flower_s_own_commands_are_refused(link: Deployment, words: tuple[str, ...]) -> None:
-    if not (link.folder / "silo-stranger").exists():
-        link.command("silo", "init", "--folder", "silo-stranger")
-    home = link.folder / "stranger"
+def test_flower_s_own_commands_are_refused(link: Deployment, stranger: Path, words: str) -> None:
+    home = stranger / "home"
     Connection(f"localhost:{link.port}", link.folder / "link" / "ca.crt", home).write()
     done = subprocess.run(
-        ["flwr", *words],
+        ["flwr", *words.split()],
         env={**environment_of(home), "FLWR_TELEMETRY_ENABLED": "0"},
-        cwd=link.folder,
+        cwd=stranger,
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
