@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import logging
 import os
 from pathlib import Path
@@ -80,10 +79,20 @@ KINDS: dict[str, tuple[bytes, ValueRange, Any]] = {
     ),
     "16-bit colour TIFF": (tiff(rgb(TWELVE).astype("<u2"), 2), TWELVE_BITS, rgb(scaled(TWELVE, 0, 4095))),
     "16-bit colour TIFF, big-endian": (tiff(rgb(TWELVE).astype(">u2"), 2), TWELVE_BITS, rgb(scaled(TWELVE, 0, 4095))),
-    "16-bit colour TIFF, compressed": (
-        in_format(Image.open(io.BytesIO(tiff(rgb(SIXTEEN), 2))), "TIFF", compression="tiff_deflate"),
-        FULL_RANGE,
-        rgb(SIXTEEN >> 8),  # Pillow writes 8 bits
+    "16-bit colour TIFF and an unused channel": (
+        tiff(sixteen_with(ALPHA, rgb(TWELVE)), 2, {338: 0}),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
+    ),
+    "16-bit colour TIFF, deflated": (
+        tiff(rgb(TWELVE).astype("<u2"), 2, deflated=True),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
+    ),
+    "16-bit colour TIFF, big-endian and deflated": (
+        tiff(rgb(TWELVE).astype(">u2"), 2, deflated=True),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
     ),
     "16-bit TIFF": (tiff(SIXTEEN), FULL_RANGE, rgb(SIXTEEN / 257)),
     "16-bit TIFF, big-endian": (tiff(SIXTEEN.astype(">u2")), FULL_RANGE, rgb(SIXTEEN / 257)),
@@ -157,6 +166,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "beyond 16 bits": (tiff(np.full((2, 2), 70000, np.int32)), "beyond 16 bits: set value-range"),
     "not a number": (tiff(NAN), r"no numbers \(NaN or infinity\)"),
     "64-bit float": (tiff(NAN.astype(np.float64)), "a kind of TIFF that is not read, or damaged: save it as grey"),
+    "16-bit CMYK": (tiff(sixteen_with(ALPHA, rgb(TWELVE)), 5), "more than 8 bits per channel in a layout that is not"),
+    "16-bit planes": (
+        tiff(np.zeros((2, 2, 3), np.uint16), 2, {284: 2}),
+        "more than 8 bits per channel in a layout|TIFF",
+    ),
     "two channels": (tiff(np.stack([GREY, GREY], -1)), "a kind of TIFF that is not read"),
     "transparent everywhere": (png(np.dstack([COLOUR, 0 * ALPHA])), r"every pixel is transparent \(alpha 0\): save"),
     "transparent palette": (in_format(Image.new("P", (2, 2)), "PNG", transparency=0), "every pixel is transparent"),
