@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 
 from clients import handlers, measuring
 from clients.context import SiloContext, shown_name
-from clients.gate import admitted, refuse_kind
+from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import UserError
 from fedsynth.messages import (
@@ -52,9 +52,10 @@ def answering(
                 silo = SiloContext(context)
                 refuse_kind(request_type.kind.removeprefix("query."), silo)
                 request = request_type.from_message(message)
-                with admitted(request, silo):
+                entry.asked = asked_of(request, silo)
+                with admitted(request, silo) as entry.asked:
                     answer = handler(request, silo)
-                return replace(answer, seconds=entry.seconds).to_message(message, silo.sender)
+                return entry.answered(replace(answer, seconds=entry.seconds).to_message(message, silo.sender))
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION

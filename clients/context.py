@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +10,29 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
+from fedsynth.data import (
+    Federation,
+    Silo,
+    configured_range,
+    folder_silo,
+    image_folder_spec,
+    list_images,
+    load_federation,
+)
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
-from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, printable
+from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
+_files: SiloCache[ImageFiles] = SiloCache()
 
 
 @lru_cache(maxsize=2)
@@ -43,7 +52,7 @@ class SiloContext:
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
-        state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
+        state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
@@ -60,8 +69,7 @@ class SiloContext:
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
-        folder = re.sub(r"[^\w.-]", "_", self.name)
-        self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
+        self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
@@ -78,6 +86,16 @@ class SiloContext:
             UserError: there is neither, or the images cannot be used.
         """
         return _silos.get(self.run_and_node, lambda: self._open(spec))
+
+    def released(self, spec: ImageSpec) -> ReleasedAnswers:
+        """Return what a real silo has told of the images in its folder, listed once per process.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
+        path = self._data_path().expanduser()
+        files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+        return ReleasedAnswers(files, self.state, self.policy)
 
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
@@ -173,3 +191,15 @@ def silo_name(context: Context) -> str:
 def shown_name(context: Context) -> str:
     """Return :func:`silo_name` as logs show it, also where it is refused."""
     return printable(silo_name(context), LONGEST_SILO_NAME)
+
+
+def state_folder(context: Context) -> Path:
+    """Return a silo's own folder: below ``state-path`` of its node config.
+
+    Without one, it is below ``state-dir``: of the run for a simulated silo, but the default, in the SuperNode's working
+    directory, for one with images of its own. There the server names no path.
+    """
+    node = context.node_config
+    named = "" if "data-path" in node else context.run_config.get("state-dir", "")
+    root = node.get("state-path", "") or named or RunConfig().run.state_dir
+    return Path(str(root)).absolute() / folder_of_name(silo_name(context))

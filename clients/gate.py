@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
 from typing import Any
+
+import torch
 
 from clients.context import SiloContext
 from clients.ledger import Counts, Ledger
@@ -62,7 +64,7 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
 
 @contextmanager
 def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
-    """Count a question, and then the seconds of the block that answers it; yields what was asked.
+    """Count a question, and then the seconds of the block that answers it; yields what was counted.
 
     A simulated silo counts nothing: it belongs to whoever asks.
 
@@ -70,7 +72,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
         PolicyError: a ceiling is reached, or what is asked is forbidden by itself.
         UserError: the ledger is damaged or cannot be written.
     """
-    asked = _asked(request, silo)
+    asked = asked_of(request, silo)
     if silo.simulated:
         yield asked
         return
@@ -91,9 +93,9 @@ def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     in_run, _ = ledger.counts(run)
     if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
         silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
-    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     if isinstance(request, PrepareRequest) and in_run.get(OWN_MODEL):
-        counted = {}  # a slice of a training that was counted as a whole
+        asked.clear()  # a slice of a training that was counted as a whole
+    counted = {name: value for name, value in asked.items() if name in CEILINGS}
     limits = {name: (_limit(silo.policy, one), _limit(silo.policy, other)) for name, (one, other) in CEILINGS.items()}
     if counted and (name := ledger.add(run, counted, limits)):
         _refuse_ceiling(name, counted[name], ledger.counts(run), silo.policy)
@@ -111,13 +113,13 @@ def told_policy(silo: SiloContext) -> str:
     return json.dumps(told)
 
 
-def _asked(request: Request[Any], silo: SiloContext) -> Counts:
+def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
     """Return what a question asks, in the words of the policy and the audit."""
     match request:
         case EpsilonRequest():
-            return {"noise-queries": 1, "samples": len(request.samples)}
+            return {"noise-queries": 1, "samples": len(request.samples), **_least_holders(request)}
         case SampleRequest():
-            return {"images-drawn": len(request.labels)}
+            return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
             return {"optimiser-steps": request.steps}
         case PrepareRequest() if request.train_seconds and silo.model_path is None:
@@ -127,11 +129,20 @@ def _asked(request: Request[Any], silo: SiloContext) -> Counts:
     return {}
 
 
+def _least_holders(request: EpsilonRequest | SampleRequest) -> Counts:
+    """Return the fewest holders that the server states of a class it asks about."""
+    holders = request.holders or ()
+    labels = [label for label in request.labels.unique().tolist() if label < len(holders)]
+    return {"least-holders": min(holders[label] for label in labels)} if labels else {}
+
+
 def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
     policy, config = silo.policy, silo.config
     spec = getattr(request, "spec", None)
     if isinstance(spec, ImageSpec) and spec.size > policy.limit("largest_image_size"):
         policy.refuse("largest_image_size", f"images of {spec.size} pixels are asked for")
+    if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
+        _refuse_rare_classes(request.labels, request.holders or (), policy)
     match request:
         case EpsilonRequest() if len(request.samples) > policy.limit("samples_per_query"):
             policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
@@ -144,6 +155,13 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
             _refuse_training(request.spec, silo)
         case PrepareRequest() if request.train_seconds and silo.model_path is None:
             _refuse_training(request.spec, silo)
+
+
+def _refuse_rare_classes(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
+    for label in labels.unique().tolist():
+        if label >= len(holders) or holders[label] < policy.least_holders:
+            said = holders[label] if label < len(holders) else "nothing"
+            policy.refuse("least_holders", f"of the holders of class index {label} the server says {said}")
 
 
 def _refuse_training(spec: ImageSpec, silo: SiloContext) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from fedsynth.errors import UserError
 
 LONGEST_TEXT = 1000
 """Characters shown of a text from elsewhere."""
 LONGEST_SILO_NAME = 64
 """Characters of a silo's name."""
+_LONGEST_FOLDER = 200
 
 
 def printable(text: object, limit: int = LONGEST_TEXT) -> str:
@@ -56,3 +59,9 @@ def check_silo_name(name: str) -> None:
     """
     if problem := silo_name_problem(name):
         raise UserError(f"{problem}; give another --silo-name")
+
+
+def folder_of_name(name: str) -> str:
+    """Return the name of the folder that belongs to a name: what is no letter, digit, dot or hyphen is replaced."""
+    folder = re.sub(r"[^\w.-]", "_", name)[:_LONGEST_FOLDER]
+    return "_" if folder in (".", "..") else folder

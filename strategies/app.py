@@ -22,6 +22,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
 from fedsynth.output import RunFolder, default_name
+from fedsynth.policy import plan_of
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies import build_strategy
@@ -31,7 +32,7 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
 from strategies.conversation.meeting import take_census
-from strategies.conversation.permission import check_policies
+from strategies.conversation.permission import check_policies, leave_out_rare_classes
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
@@ -157,6 +158,8 @@ def _meet_silos(
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
+    if policies is not None and {"epsilon", "sample"} & {*plan_of(config, spec).answers}:
+        leave_out_rare_classes(policies, census, spec)
     labels = draw_labels(config, census)
     if policies is not None:
         check_policies(policies, config, spec, census, labels)

@@ -16,7 +16,7 @@ from PIL import Image
 def in_format(image: Image.Image, kind: str, **options: Any) -> bytes:
     """The bytes of a file that Pillow writes."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.copy().save(buffer, kind, **options)  # saving leaves traces on an image
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ A = TypeVar("A", bound=Answer)
 
 SPEC = ImageSpec(1, 8, ("even", "odd"))
 _node_ids = iter(range(1000, 10000))
+_state = TemporaryDirectory(prefix="state-")
 
 
 def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -48,6 +50,8 @@ def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
 def context_of(settings: dict[str, Any] | None = None, **node_config: Any) -> Context:
     """What a SuperNode gives its app, under a node id of its own: images stay in memory by that."""
     given = {key.replace("_", "-"): value for key, value in node_config.items()}
+    if "data-path" in given:
+        given.setdefault("state-path", (settings or {}).get("state-dir", _state.name))
     run_config = {**RunConfig().to_run_config(), **(settings or {})}
     return Context(1, next(_node_ids), given, RecordDict(), run_config)
 

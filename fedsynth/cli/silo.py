@@ -2,7 +2,7 @@
 
 ``silo init`` makes the key pair and writes a strict policy, ``silo policy`` says what a policy makes of a planned run,
 ``silo start`` checks policy, data, model, certificate and key and runs Flower's SuperNode until it is stopped. The
-Flower command is printed.
+Flower command is printed. ``silo audit`` prints what runs have asked of the silo.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.deployment import silo_policy
+from fedsynth.cli.deployment import silo_audit, silo_policy
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
@@ -39,7 +39,7 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | policy | start``, each with its own options."""
+    """``silo init | policy | start | audit``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser("init", help="make the silo's key pair and policy in a new folder", allow_abbrev=False)
     _folder(init)
@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
+    audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
+    _folder(audit)
+    silo_audit.add_arguments(audit)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -71,6 +74,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     refuse_rest(f"silo {options.action}", rest)
     folder = options.folder.expanduser().absolute()
+    if options.action == "audit":
+        return silo_audit.audit(folder, options)
     if options.action == "policy":
         return silo_policy.check_policy(folder, options)
     return _init(folder) if options.action == "init" else _start(folder, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Literal
 
 from pydantic import model_validator
@@ -128,5 +129,6 @@ class Data(Section):
         return low, high
 
     def classes(self) -> tuple[str, ...] | None:
-        """``class-names`` one by one, or None for all that the silos hold."""
-        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else None
+        """``class-names`` one by one, in Unicode's composed form as silos send them; None for all that they hold."""
+        names = unicodedata.normalize("NFC", self.class_names).split(",")
+        return tuple(name.strip() for name in names) if self.class_names else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from fedsynth.data.value_range import DeepPixels
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_HEADER = ("Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames")
+_RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
+_HEADER = ("Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames", "BitsAllocated", *_RESCALING)
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
 
 
@@ -30,12 +32,14 @@ class DicomHeader:
         size: width and height.
         photometric: DICOM's photometric interpretation.
         frames: their number.
+        deep: values may have more than 8 bits, as they are stored or rescaled.
         transfer_syntax: how the pixels are written, in DICOM's words.
     """
 
     size: tuple[int, int]
     photometric: str
     frames: int
+    deep: bool
     transfer_syntax: str
 
 
@@ -52,19 +56,21 @@ def read_dicom_header(path: Path) -> DicomHeader:
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import UID
 
+    logging.getLogger("pydicom").disabled = True  # it quotes what the file says, as its errors and warnings do
     with _silent("DICOM that cannot be parsed: it is damaged"):
         syntax = UID(str(read_file_meta_info(path).TransferSyntaxUID))
     if syntax in _DEFLATED:
         # Unpacking has no limit: a small file may fill the memory.
         raise ValueError("DICOM packed with deflate, which is not read: write it uncompressed, such as with 'dcmconv'")
-    with _silent("DICOM without an image: it lacks rows, columns or a photometric interpretation"):
+    with _silent("DICOM without an image: it lacks rows, columns, bits or a photometric interpretation"):
         dataset = dcmread(path, specific_tags=list(_HEADER), stop_before_pixels=True)
         size = int(dataset.Columns), int(dataset.Rows)
         photometric = str(dataset.PhotometricInterpretation)
         frames = int(dataset.get("NumberOfFrames") or 1)
+        deep = dataset.BitsAllocated > 8 or any(name in dataset for name in _RESCALING)
     if photometric not in GREY + _COLOUR:
         raise ValueError(f"DICOM whose photometric interpretation is none of {', '.join(GREY + _COLOUR)}")
-    return DicomHeader(size, photometric, frames, syntax.name if syntax.is_transfer_syntax else "")
+    return DicomHeader(size, photometric, frames, deep, syntax.name if syntax.is_transfer_syntax else "")
 
 
 def read_dicom(path: Path, header: DicomHeader) -> DeepPixels | Image.Image:
@@ -95,11 +101,18 @@ def read_dicom(path: Path, header: DicomHeader) -> DeepPixels | Image.Image:
     found = Dataset()
     with _silent(damaged):
         stored = pixel_array(path, index=0, ds_out=found)
-        values = _whole(apply_modality_lut(stored, found)) if stored.ndim == 2 else stored
+        values = _whole(apply_modality_lut(stored, found)) if _is_rescaled(stored, found) else stored
     inverted = header.photometric == "MONOCHROME1"
-    if stored.dtype == np.uint8 and np.array_equal(stored, values):
+    if values is stored and stored.dtype == np.uint8:
         return Image.fromarray(255 - stored if inverted else stored)
     return DeepPixels(values, inverted)
+
+
+def _is_rescaled(stored: NDArray[Any], found: Any) -> bool:
+    if stored.ndim != 2:
+        return False
+    scale = float(found.get("RescaleSlope", 1)), float(found.get("RescaleIntercept", 0))
+    return "ModalityLUTSequence" in found or scale != (1, 0)
 
 
 def _whole(values: NDArray[Any]) -> NDArray[Any]:

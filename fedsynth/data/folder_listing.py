@@ -264,7 +264,9 @@ def _refuse_empty(listing: FolderListing) -> None:
     empty = [name for name, files in listing.files.items() if not files]
     if not empty:
         return
-    seen = f" (other files there: {_counted(listing.other_suffixes)})" if listing.other_suffixes else ""
+    seen = f" (other files: {_counted(listing.other_suffixes)})" if listing.other_suffixes else ""
+    if mine := [said for said in listing.doubles if said.startswith(tuple(f"{name}/" for name in empty))]:
+        seen += f" (images that another class holds: {named(mine)})"
     raise UserError(
         f"no images in class folder{'s' if len(empty) > 1 else ''} {named([repr(name) for name in empty])} of"
         f" '{listing.root}'{seen}: put images there (.png, .jpg, ...) or remove the folder"

@@ -7,11 +7,11 @@ import stat
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from fedsynth.data.dicom import GREY, read_dicom, read_dicom_header
 from fedsynth.data.image_formats import HEAD_BYTES, PILLOW_FORMATS, is_dicom, why_unknown
 from fedsynth.data.value_range import DeepPixels
+
+T = TypeVar("T")
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -66,9 +68,8 @@ def read_header(path: Path) -> Header | None:
         with _opened(path) as (file, head):
             if is_dicom(head):
                 dicom = read_dicom_header(path)
-                return Header(dicom.size, dicom.photometric in GREY, deep=True)
-            with _recognised(file, head) as image:
-                return Header(image.size, image.mode in GREY_MODES, _is_deep(image))
+                return Header(dicom.size, dicom.photometric in GREY, dicom.deep)
+            return _or_without_text(file, lambda source: _header(source, head))
     except Exception:  # decode_files opens it again and reports it by name
         return None
 
@@ -95,13 +96,7 @@ def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.I
             _check_pages(header.frames, "frames", first_page_only)
             picture = read_dicom(path, header)
             return picture if isinstance(picture, DeepPixels) else _reduced(picture, side)
-        try:
-            return _decoded(file, head, side, first_page_only)
-        except ValueError as error:
-            if "MAX_TEXT" not in str(error):
-                raise
-            # A colour profile or text beyond Pillow's bound, neither of which is used.
-            return _decoded(_without_text(file), head, side, first_page_only)
+        return _or_without_text(file, lambda source: _decoded(source, head, side, first_page_only))
 
 
 @contextmanager
@@ -144,6 +139,11 @@ def _check_pages(pages: int, word: str, first_page_only: bool) -> None:
     if pages > 1 and not first_page_only:
         number = f"more than {_MOST_PAGES_COUNTED}" if pages > _MOST_PAGES_COUNTED else pages
         raise ValueError(f"{number} {word}: save each as a file, or set first-page-only=true to take the first")
+
+
+def _header(file: BinaryIO, head: bytes) -> Header:
+    with _recognised(file, head) as image:
+        return Header(image.size, image.mode in GREY_MODES, _is_deep(image))
 
 
 def _decoded(file: BinaryIO, head: bytes, side: int | None, first_page_only: bool) -> Image.Image | DeepPixels:
@@ -271,8 +271,19 @@ def _with_rawmode(image: Any, rawmode: str) -> Image.Image:
     return opened
 
 
+def _or_without_text(file: BinaryIO, read: Callable[[BinaryIO], T]) -> T:
+    """Read a file; again without colour profile and text, which nobody uses, if those are beyond Pillow's bound."""
+    try:
+        return read(file)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        return read(_without_text(file))
+
+
 def _without_text(file: BinaryIO) -> BinaryIO:
     """Return a PNG without colour profile and text; it keeps its EXIF block."""
+    end = file.seek(0, io.SEEK_END)
     file.seek(0)
     kept = io.BytesIO()
     kept.write(file.read(8))
@@ -281,6 +292,6 @@ def _without_text(file: BinaryIO) -> BinaryIO:
         if kind in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
             file.seek(length + 4, io.SEEK_CUR)
         else:
-            kept.write(start + file.read(length + 4))
+            kept.write(start + file.read(min(length + 4, end)))  # a length may lie
     kept.seek(0)
     return kept

@@ -14,6 +14,7 @@ from fedsynth.data.image_files import read_header, read_picture
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import UserError
 from fedsynth.progress import followed
+from fedsynth.text import printable, visible
 
 logger = logging.getLogger("fedsynth")
 
@@ -128,7 +129,7 @@ def decode_files(
         try:
             images[position] = to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
         except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more
-            bad[position] = f"{path} ({_reason(error)})"
+            bad[position] = f"{visible(str(path))} ({_reason(error)})"
     if not bad:
         return images, np.ones(len(paths), dtype=bool)
     rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -148,5 +149,4 @@ def _reason(error: Exception) -> str:
         return "may not be read: change its permissions"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
-    return text or type(error).__name__
+    return printable(str(error), _LONGEST_REASON) or type(error).__name__

@@ -80,16 +80,23 @@ class DeepPixels:
         Raises:
             ValueError: the range was not chosen, and cannot show these values; or some are no numbers.
         """
-        if not scale.chosen or not np.isfinite(self.values).all():
+        if not scale.chosen or np.isnan(self.values).any():
             self.largest()
-        scaled = np.empty(self.values.shape, np.uint8)
-        for top in range(0, len(scaled), _ROWS):
-            rows = self.values[top : top + _ROWS].astype(np.float64)
-            scaled[top : top + _ROWS] = np.clip(np.rint((rows - scale.low) * 255 / (scale.high - scale.low)), 0, 255)
+        if self.values.dtype == np.uint16:
+            scaled = _scaled(np.arange(2**16), scale)[self.values]
+        else:
+            scaled = np.empty(self.values.shape, np.uint8)
+            for top in range(0, len(scaled), _ROWS):
+                scaled[top : top + _ROWS] = _scaled(self.values[top : top + _ROWS], scale)
         image = Image.fromarray(255 - scaled if self.inverted else scaled)
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
         return image
+
+
+def _scaled(values: NDArray[np.generic], scale: ValueRange) -> NDArray[np.uint8]:
+    exact = (values.astype(np.float64) - scale.low) * 255 / (scale.high - scale.low)
+    return np.clip(np.rint(exact), 0, 255).astype(np.uint8)
 
 
 def whole_bits(largest: float) -> ValueRange:

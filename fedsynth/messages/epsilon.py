@@ -11,7 +11,16 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MAX_EPSILON, MAX_STEPS, MessageError, array, setting, tensor, whole
+from fedsynth.messages.fields import (
+    MAX_CLASSES,
+    MAX_STEPS,
+    MessageError,
+    array,
+    setting,
+    several,
+    tensor,
+    whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +33,7 @@ class EpsilonAnswer(Answer):
         wire_dtype: precision on the wire.
     """
 
-    epsilon: torch.Tensor = tensor(array(4, low=-MAX_EPSILON, high=MAX_EPSILON), "epsilon", view=True)
+    epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 
@@ -39,6 +48,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
         timestep: of all samples; None: ``timesteps`` has one for each.
         timesteps: int64 (n,).
         server_round: for the silo's log.
+        holders: silos that hold images of every class, as the server says.
         rows: indices (n,) that the server needs to place the answer, which gets them back; they do not travel.
         wire_dtype: precision on the wire.
     """
@@ -52,6 +62,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
     server_round: int | None = setting(whole(1, MAX_STEPS), None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
+    holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
 
     def check(self) -> None:
         """Compare the lengths, and ask for timesteps in one of the two ways."""

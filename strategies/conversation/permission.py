@@ -13,7 +13,7 @@ from fedsynth.errors import RunError
 from fedsynth.policy import SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 from fedsynth.text import printable
-from strategies.conversation.census import Census
+from strategies.conversation.census import Census, Member
 
 logger = logging.getLogger("fedsynth")
 
@@ -57,6 +57,38 @@ def check_policies(
         )
     if census is None and not plan_of(config, spec).complete:
         logger.warning("strategy '%s' is a plug-in: whether policies allow it shows when it asks", config.run.strategy)
+
+
+def leave_out_rare_classes(policies: Mapping[str, SiloPolicy], census: Census, spec: ImageSpec) -> None:
+    """Take from silos the classes that fewer hold than their policies want, as if they did not hold them.
+
+    A silo that is left out of a class is one holder fewer for the others.
+
+    Raises:
+        RunError: nobody is left to hold a class.
+    """
+    lost: dict[int, str] = {}
+    while found := _too_few_holders(policies, census):
+        for member, label in found:
+            line = policies[member.name].line("least_holders")
+            why = f"class '{printable(spec.classes[label])}' has {census.holders[label]} holders"
+            lost[label] = f"{member.name}: line '{line}': {why}"
+            logger.warning("%s is not asked about it: %s", member.name, lost[label])
+        for member, label in found:
+            member.num_examples -= member.label_counts[label]
+            member.label_counts[label] = 0
+    if gone := [lost[label] for label, count in enumerate(census.holders) if not count and label in lost]:
+        raise RunError(f"policies forbid this run: {'; '.join(gone)}: have more silos hold the class, or leave it out")
+
+
+def _too_few_holders(policies: Mapping[str, SiloPolicy], census: Census) -> list[tuple[Member, int]]:
+    holders = census.holders
+    return [
+        (member, label)
+        for member in census
+        for label, count in enumerate(member.label_counts)
+        if count and holders[label] < policies[member.name].least_holders
+    ]
 
 
 def _contact(policy: SiloPolicy) -> str:

@@ -233,7 +233,7 @@ def test_a_run_whose_checkpoint_holds_such_a_number_goes_on(kept: float, tmp_pat
     assert checkpoint is not None
     checkpoint.costs["client_seconds"] = kept
     checkpoint.save(folder.checkpoints)
-    row = json.loads(folder.metrics.read_text())
+    (row,) = folder.read_metrics()
     folder.metrics.write_text(json.dumps({**row, "client-seconds": kept}) + "\n")
     run_tiny({**settings, "num-rounds": 2, "resume": str(folder.path)}, report=False)
     assert "in the checkpoint is no cost: counted from 0" in folder.log.read_text()

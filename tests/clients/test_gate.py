@@ -137,6 +137,16 @@ def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, mo
     assert not (tmp_path / "imported").exists()
 
 
+def test_a_class_that_few_hold_is_not_asked_about(clinic: Clinic) -> None:
+    node = clinic(least_holders=3)
+    node.prepare()
+    node.ask(epsilon_request(holders=(3, 4)))
+    line = "line 'least-holders = 3': of the holders of class index"
+    assert node.refusal(epsilon_request(holders=(3, 2))).endswith(f"{line} 1 the server says 2")
+    assert node.refusal(epsilon_request(holders=(3,))).endswith(f"{line} 1 the server says nothing")
+    assert node.refusal(sample_request(node, [0], [0])).endswith(f"{line} 0 the server says nothing")
+
+
 def test_a_set_too_large_to_draw_noise_for_is_refused(clinic: Clinic) -> None:
     node = clinic({"num_samples": 10**6}, images_drawn_in_all=1000)
     assert "line 'images-drawn-in-all = 1000': the run's set" in node.refusal(sample_request(node, [0], [0]))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.common.constant import ErrorCode
 from one_silo import (
     SPEC,
     Node,
@@ -28,6 +29,9 @@ from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, tran
 CPU = torch.device("cpu")
 Trained = Callable[..., Node]
 
+BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock", "released"}
+"""What a real silo writes whatever it is asked."""
+
 
 @pytest.fixture
 def clinic(tmp_path: Path, image_folder: Path) -> Node:
@@ -46,7 +50,7 @@ def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_pat
     assert answer.num_examples == sum(answer.label_counts) == 9
     assert (answer.steps, answer.loss, answer.finished, answer.copied_share) == (None, None, False, None)
     assert answer.curve == []
-    assert sorted(path.suffix for path in (tmp_path / "own-state" / "clinic").iterdir()) == [".json", ".lock"]
+    assert {path.name for path in (tmp_path / "own-state" / "clinic").iterdir()} == BOOKKEEPING
 
 
 def test_slices_report_progress_until_the_model_is_in_the_silo_s_own_state_folder(
@@ -144,7 +148,18 @@ def test_question_before_the_model_is_there_says_what_must_come_first(clinic: No
 
 
 def test_label_that_the_model_does_not_know_is_answered_with_an_error(trained: Trained) -> None:
-    assert trained().refusal(epsilon_request(labels=torch.full((5,), 10))).startswith("silo-1: IndexError")
+    assert (
+        trained().refusal(epsilon_request(labels=torch.full((5,), 10))) == "silo-1: UserError: label 10 with 10 classes"
+    )
+
+
+def test_timestep_beyond_the_schedule_is_refused_by_name(trained: Trained) -> None:
+    node, said = trained(), "must be 0 to 999, num-train-timesteps = 1000"
+    for changes in ({"timestep": 1000}, {"timestep": None, "timesteps": torch.tensor([0, 5, 999, 1000, 3])}):
+        message = node.send(epsilon_request(**changes))
+        assert message.error.reason == f"silo-1: UserError: timestep 1000: {said}"
+        assert message.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+    assert node.ask(epsilon_request(999)).num_examples == 5
 
 
 def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(

@@ -21,7 +21,6 @@ from fedsynth.data.image_folder import image_folder_spec, read_image_folder
 from fedsynth.errors import UserError
 from fedsynth.messages.fields import MAX_CLASSES
 
-FIELD = Path(__file__).parents[3] / "shared" / "field" / "make_inputs.py"
 NFC, NFD = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
 
 
@@ -76,6 +75,14 @@ class TestLinks:
         assert "linked more than once: 2" in said
         assert "cat/a-link.png is dog/0.png" in said
         assert "dog/hard.png is dog/1.png" in said
+
+    def test_a_class_whose_images_another_one_holds_is_refused_with_them(self, tree: Path) -> None:
+        (tree / "emu").mkdir()
+        os.link(tree / "dog" / "1.png", tree / "emu" / "both.png")
+        with pytest.raises(
+            UserError, match=r"no images in class folder 'emu' .*another class holds: emu/both\.png is dog"
+        ):
+            list_images(tree)
 
     def test_a_dataset_of_links_is_read_in_the_order_of_its_names(self, tree: Path, tmp_path: Path) -> None:
         for name in PLAIN:
@@ -303,16 +310,6 @@ def test_a_file_that_vanishes_meanwhile_is_named(tree: Path, monkeypatch: pytest
         list_images(tree)
 
 
-@pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders as users had them; the small ones above are made here."""
-    if not FIELD.is_file():
-        pytest.skip("needs ../shared/field/make_inputs.py, which is not part of the repository")
-    out = tmp_path_factory.mktemp("field")
-    subprocess.run([sys.executable, str(FIELD), str(out)], check=True)
-    return out
-
-
 @pytest.mark.parametrize("case", ["loop", "nas", "macosx"])
 def test_folders_of_the_field_give_four_images_a_class(field: Path, case: str) -> None:
     assert read_image_folder(field / case).label_counts().tolist() == [4, 4]
@@ -325,3 +322,45 @@ def test_folders_of_the_field_give_four_images_a_class(field: Path, case: str) -
 def test_folders_of_the_field_that_are_refused(field: Path, case: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_image_folder(field / case)
+
+
+def test_random_folders_hold_every_image_once_where_it_lies(tmp_path: Path) -> None:
+    """Folders, files, links and hard links at random, against what the classes really hold."""
+    rng = random.Random(0)
+    spare = save(tmp_path / "image.png")
+    image = spare.read_bytes()
+    linked = 0
+    for trial in range(60):
+        root = tmp_path / f"{trial}"
+        folders = [root / "a", root / "b"]
+        files = []
+        for folder in folders:
+            (folder / "kept").mkdir(parents=True)
+            files.append(folder / "kept" / "0.png")
+            files[-1].write_bytes(image)
+        for number in range(rng.randrange(25)):
+            place = rng.choice(folders) / f"{number}{rng.choice(['', '.png'])}"
+            kind = rng.randrange(4)
+            if kind == 0:
+                place.mkdir()
+                folders.append(place)
+            elif kind == 1:
+                place.with_suffix(".png").write_bytes(image)
+                files.append(place.with_suffix(".png"))
+            elif kind == 2:
+                os.link(
+                    rng.choice([file for file in files if file.parent.name != "kept"] or [spare]),
+                    place.with_suffix(".png"),
+                )
+            else:
+                target = rng.choice([*folders, *files, root, tmp_path])
+                place.symlink_to(target if rng.randrange(2) else os.path.relpath(target, place.parent))
+        listing = list_images(root)
+        found = [path.stat().st_ino for path in listing.paths]
+        assert len(found) == len(set(found)), "once"
+        found = [number for number in found if number != spare.stat().st_ino]
+        assert set(found) == {path.stat().st_ino for path in files}, "all of them"
+        assert not any(path.is_symlink() for path in listing.paths), "where they really lie"
+        assert all(path.relative_to(root).parts[0] == name for name, paths in listing.files.items() for path in paths)
+        linked += len(listing.doubles)
+    assert linked > 60

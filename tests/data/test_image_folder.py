@@ -110,3 +110,29 @@ def test_split_is_stratified_seeded_and_complete(tree: Path) -> None:
     fingerprints = [load_image_folder(tree, None, None, False, seed)[1].fingerprint() for seed in (1, 1, 2, 3, 4)]
     assert fingerprints[0] == fingerprints[1]
     assert len(set(fingerprints)) > 1
+
+
+def test_twelve_bits_of_the_field_use_all_shades(field: Path) -> None:
+    ramp = np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)
+    for image in read_image_folder(field / "twelve-bits").images:
+        assert (image[..., 0] == np.rint(ramp * (255 / 4095))).all()
+
+
+def test_photos_and_scans_of_the_field_are_read(field: Path) -> None:
+    turned, stored = (read_image_folder(field / name).label_counts().tolist() for name in ("exif", "profile"))
+    assert turned == stored == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("pages", r"stack\.tif \(3 pages: .*first-page-only=true"),
+        ("clear", r"clear\.png \(every pixel is transparent"),
+        ("suffixes", r"1 of 6 images cannot be read: .*scan\.dcm \(DICOM that cannot be parsed"),
+    ],
+)
+def test_files_of_the_field_that_cannot_be_read_are_named(field: Path, case: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_image_folder(field / case)
+    counts = read_image_folder(field / case, skip_bad_images=True).label_counts().tolist()
+    assert counts == {"pages": [4, 4], "clear": [4, 4], "suffixes": [4, 1]}[case]

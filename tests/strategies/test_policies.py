@@ -125,6 +125,23 @@ def test_a_silo_that_refuses_in_the_middle_is_left_out_by_its_line_and_the_run_g
     assert f"left out: south: PolicyError: silo-policy.toml, {said}" in caplog.text
 
 
+def test_a_class_that_too_few_hold_is_not_asked_of_a_silo_that_minds(
+    silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # North and south hold 0, 1 and 2, east 2 and 3.
+    settings = real_settings(tmp_path, num_clients=3, strategy="dfd", num_samples=32)
+    own = policy_file(tmp_path / "north", least_holders=3)
+    run = run_real(settings, silos, north={"policy-path": own})
+    assert len(list(run.synthetic.glob("*/*.png"))) == 32
+    assert "north is not asked about it: north: line 'least-holders = 3': class '0' has 2 holders" in caplog.text
+    assert "left out" not in caplog.text
+    audited = counted(settings, "north")
+    assert audited["noise-queries"] == 4
+    east = policy_file(tmp_path / "east", least_holders=2)
+    with pytest.raises(RunError, match="east: line 'least-holders = 2': class '3' has 1 holders: have more silos"):
+        run_real(real_settings(tmp_path / "b", num_clients=3), silos, east={"policy-path": east})
+
+
 def test_what_the_run_can_do_without_is_left_out_with_a_word(
     silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

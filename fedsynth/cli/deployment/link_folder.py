@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
 from fedsynth.silo_names import SiloNames
+from fedsynth.text import folder_of_name
 
 CONNECTION = "link"
 """Name of the SuperLink in the ``config.toml`` of the ``FLWR_HOME`` that is used for it alone."""
@@ -161,7 +161,7 @@ def connection_to(link: str, authority: Path | None) -> Connection:
     if authority is None:
         raise UserError(f"superlink = '{link}' is no folder; with an address give --root-certificates ca.crt too")
     check_authority(authority)
-    home = flower_home() / "links" / re.sub(r"[^\w.-]", "_", link)
+    home = flower_home() / "links" / folder_of_name(link)
     return Connection(link, authority.expanduser().absolute(), home)
 
 

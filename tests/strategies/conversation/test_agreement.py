@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ def test_format_is_the_union_of_classes_sorted_by_name_and_colour_if_one_silo_ha
     # The operator may say that look-alikes are two classes.
     given = config_of(class_names="cat, Cat")
     assert reconcile(specs(north="Cat", south="cat"), given).classes == ("cat", "Cat")
+    # A Mac may give accents apart; silos send them composed.
+    apart = config_of(class_names=unicodedata.normalize("NFD", "café,cat"))
+    assert reconcile(specs(north="café", south="cat"), apart).classes == ("café", "cat")
 
 
 @pytest.mark.parametrize(
