@@ -38,7 +38,7 @@ HOSTILE = {
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
 }
-"""An environment in which neither Flower nor Ray works by itself; the temporary folder with a long path comes on top."""
+"""An environment in which neither Flower nor Ray works by itself; a temporary folder with a long path comes on top."""
 
 FlowerRun = Callable[..., Path]
 
