@@ -252,3 +252,17 @@ def test_truncated_files_are_found(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:2000])
         with pytest.raises(UserError, match=name):
             decode_files([path], 32, 3, skip_bad_images=False)
+
+
+def test_a_jpeg_of_ycck_is_converted_twice(tmp_path: Path) -> None:
+    stored = np.array([120, 100, 160, 204])
+    even = np.broadcast_to((255 - stored).astype(np.uint8), (16, 16, 4))
+    data = in_format(Image.frombytes("CMYK", (16, 16), even.tobytes()), "JPEG", quality=100)
+    place = data.index(b"Adobe") + 11
+    assert data[place] == 0, "CMYK as it is"
+    path = written(tmp_path, "x.jpg", data[:place] + b"\2" + data[place + 1 :])
+    luma, blue, red = stored[:3] - np.array([0, 128, 128])
+    ink = np.array([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue])
+    expected = (255 - ink) * (stored[3] / 255)
+    images, _ = decode_files([path], 16, 3, skip_bad_images=False)
+    assert np.abs(images[0] - expected).max() <= 3
