@@ -33,7 +33,7 @@ from fedsynth.spec import ImageSpec
 FOLDER = "released"
 FORMAT = 1
 REPLACED = 2
-"""L1 sensitivity of a histogram to another image in the place of one: it leaves one cell and enters another."""
+"""L1 sensitivity of a histogram to another image of its class in the place of one: it leaves a cell for another."""
 _LOCK_SECONDS = 600.0
 _DIGITS = 16
 

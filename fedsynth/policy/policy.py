@@ -103,7 +103,10 @@ class SiloPolicy(Section):
         " count is below 3 scales count as absent",
     )
     count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
-    least_images: Annotated[int, Field(ge=2)] = key(50, "fewest images behind a message statistics or evaluate")
+    least_images: Annotated[int, Field(ge=2)] = key(
+        50,
+        "fewest images behind statistics or evaluate, and fewest in which data sets with exact statistics may differ",
+    )
     least_holders: Positive = key(
         1,
         "fewest silos that hold a class, this one included, for questions about it to its own model. The server says"
@@ -117,7 +120,8 @@ class SiloPolicy(Section):
     )
     statistics_delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "δ of that noise")
     evaluation_epsilon: PositiveFloat | Literal["unlimited"] = key(
-        1.0, "ε of the noise on the number of held-out images that count as right or covered; unlimited: no noise"
+        1.0,
+        "ε of the noise on the numbers of held-out images classified correctly and covered; unlimited: no noise",
     )
     evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
     tell_train_loss: bool = key(
