@@ -27,6 +27,7 @@ from fedsynth.cli.deployment.flower import (
 )
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.cli.planned import planned
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
@@ -66,6 +67,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     home = flower_home()
     if connection is None:
         refuse_if_busy(home)
+        prepare_machine(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)

@@ -292,7 +292,10 @@ class TestManyFiles:
 def test_files_that_no_run_would_take_are_said_before_any_run(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "cat" / "torn.png").write_bytes(b"torn")
     assert image_folder_spec(tree).classes == ("cat", "dog")
-    assert "1 files cannot be read as images (cat/torn.png): a run refuses them, unless skip-bad-images" in caplog.text
+    assert (
+        "1 files cannot be read as images (cat/torn.png; the first: not an image): a run refuses them, unless skip"
+        in caplog.text
+    )
 
 
 def test_a_file_that_vanishes_meanwhile_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

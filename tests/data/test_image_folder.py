@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision.datasets
+from image_examples import dicom
 from PIL import Image
 
-from fedsynth.data.image_folder import load_image_folder, read_image_folder
+from fedsynth.data.image_folder import image_folder_spec, load_image_folder, read_image_folder
 from fedsynth.errors import UserError
 
 
@@ -136,3 +138,17 @@ def test_files_of_the_field_that_cannot_be_read_are_named(field: Path, case: str
         read_image_folder(field / case)
     counts = read_image_folder(field / case, skip_bad_images=True).label_counts().tolist()
     assert counts == {"pages": [4, 4], "clear": [4, 4], "suffixes": [4, 1]}[case]
+
+
+def test_files_that_cannot_be_read_are_said_when_a_silo_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "scan.dcm").write_bytes(dicom(np.zeros((2, 2), np.uint16)))
+    monkeypatch.setattr("fedsynth.data.dicom.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"none of the 1 images .* such as cat/scan\.dcm \(DICOM, .* pip install 'feds"):
+        image_folder_spec(tmp_path)
+    save(tmp_path / "cat" / "0.png")
+    with caplog.at_level(logging.WARNING, logger="fedsynth"):
+        assert image_folder_spec(tmp_path).channels == 1
+    assert "1 files cannot be read as images (cat/scan.dcm; the first: DICOM, which needs one more" in caplog.text
