@@ -18,6 +18,7 @@ from fedsynth.cli.deployment.processes import marked
 from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder
+from fedsynth.text import printable
 
 MARK = "FEDSYNTH_RUN_FOLDER"
 """Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
@@ -154,7 +155,7 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\s*│\n│\s*", " ", text)  # Flower breaks its errors to fit a frame
-    lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
+    lines = [printable(_TIME.sub("", line.strip(" │╭╮╰╯─"))) for line in text.splitlines()]
     return [line for line in lines if line]
 
 
