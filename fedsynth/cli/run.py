@@ -25,6 +25,7 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
+from fedsynth.cli.deployment.flower_output import echoed, failure
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
@@ -71,17 +72,18 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)
+    output = home / "run-logs" / f"{folder.path.name}.txt"
     try:
         if connection is None:
             prepare_home(home)
-            _run_flower(_command(config, home), home)
+            _run_flower(_command(config, home), home, output)
         else:
             run_on_link(link_command(_write_setting(config, connection.home)), connection)
     finally:
         if not any(folder.path.iterdir()):
             folder.path.rmdir()
     if _last_change(folder.results) == before:
-        raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
+        raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
 
@@ -236,10 +238,11 @@ def gpu_share(config: RunConfig) -> float:
     return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
 
 
-def _run_flower(command: list[str], home: Path) -> None:
+def _run_flower(command: list[str], home: Path, output: Path) -> None:
     environment = flower_environment()
     print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
     try:
-        subprocess.run(command, env=environment, check=False)
+        with echoed(output) as stream:
+            subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream)
     finally:
         stop_superlinks(home)

@@ -140,7 +140,10 @@ def _last_word(folder: RunFolder, console: Path | None) -> str:
 
     What is printed goes to ``console``, otherwise to this process's own output, which cannot be read again.
     """
-    lines = [line for path in (console, folder.log) if path for line in _lines(path) if _ENDED not in line]
+    said = [line for path in (console, folder.log) if path for line in _lines(path)]
+    if known := [line.partition(f"{_ENDED}: ")[2] for line in said if f"{_ENDED}: " in line]:
+        return known[-1]
+    lines = [line for line in said if _ENDED not in line]
     errors = [line for line in lines if _ERROR.search(line)]
     silence = f"{_ENDED}, and without a word" if console else f"{_ENDED}: the reason stands above"
     return (errors or lines or [silence])[-1].removeprefix("error: ")
