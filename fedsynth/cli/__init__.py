@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsynth.cli.stopping import StoppedError, stopped_by_signals
 from fedsynth.errors import RunError, UserError
 
 COMMANDS = (
@@ -34,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _module(name).add_arguments(subparser)
     options, rest = parser.parse_known_args(words)
     try:
-        return int(_module(options.command).execute(options, rest))
+        with stopped_by_signals():
+            return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
+            print(stopped, file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

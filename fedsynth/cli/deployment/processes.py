@@ -7,7 +7,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from uuid import uuid4
@@ -18,6 +19,9 @@ from fedsynth.cli.deployment.flower import flower_environment
 
 MARK = "FEDSYNTH_FOREGROUND"
 """Environment variable that tells the descendants of a command, however far they have got from their parents."""
+
+_ATTEMPTS = 10
+"""How often to look for processes that were started while others were killed."""
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -72,6 +76,48 @@ def stop_marked(mark: str, grace_period: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=grace_period)
+
+
+def kill_marked(mark: str, variable: str = MARK) -> int:
+    """Kill every process in whose environment ``variable`` is ``mark``, and its descendants; return how many.
+
+    Parents die before their children: a server that saw its workers die would finish its round without them.
+    """
+    count = 0
+    for _ in range(_ATTEMPTS):
+        members = marked(mark, variable)
+        if not members:
+            break
+        # Some of Ray's processes write their title over their environment.
+        family = {process.pid: process for process in [*members, *_descendants(members)]}
+        for process in sorted(family.values(), key=lambda process: process.create_time()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _wait_for(family.values())
+        count += len(family)
+    return count
+
+
+def _descendants(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            yield from process.children(recursive=True)
+
+
+def _wait_for(processes: Iterable[psutil.Process], limit: float = 5.0) -> None:
+    """Wait until killed processes run no more; one that its parent has not noticed yet counts as ended."""
+    deadline = time.monotonic() + limit
+    left = list(processes)
+    while left and time.monotonic() < deadline:
+        left = [process for process in left if _runs(process)]
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
