@@ -16,6 +16,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
 from fedsynth.errors import UserError
 from fedsynth.messages import Sender
+from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
 
 LEAST_FREE_BYTES = 2**20
@@ -43,9 +44,11 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
+            simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:
-        UserError: the configuration cannot be read.
+        UserError: the configuration or the policy cannot be read.
     """
 
     def __init__(self, context: Context) -> None:
@@ -59,6 +62,7 @@ class SiloContext:
         self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
 
     @property
     def run_and_node(self) -> tuple[int, int]:
@@ -144,6 +148,10 @@ class SiloContext:
         return UserError(
             f"state folder '{self.state}': {reason}: make room there, or start the silo with another --state-path"
         )
+
+
+def _own_policy(path: str) -> SiloPolicy:
+    return read_policy(Path(path).expanduser()) if path else SiloPolicy()
 
 
 def silo_name(context: Context) -> str:

@@ -45,7 +45,7 @@ def noisy_label_counts(
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, _with_noise(counts, scale, np.random.default_rng()).tolist())
-    return np.array(json.loads(kept.read_text()), dtype=np.int64)
+    return np.array(json.loads(kept.read_text(encoding="utf-8")), dtype=np.int64)
 
 
 def _with_noise(counts: NDArray[np.int64], scale: float, rng: np.random.Generator) -> NDArray[np.int64]:

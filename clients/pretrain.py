@@ -85,7 +85,7 @@ def main(job: Path) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    given = json.loads(job.read_text())
+    given = json.loads(job.read_text(encoding="utf-8"))
     try:
         config = RunConfig.from_run_config(given["config"])
         pretrain(Path(given["data-path"]), given["silo-name"], Path(given["out"]), config)

@@ -151,7 +151,7 @@ def _evaluator(federation: Federation, config: RunConfig) -> Evaluator:
 def results_of(regime: Regime, seed: int, modes: Sequence[str], folder: Path, state_dir: Path) -> dict[str, Any]:
     """Return the columns of every mode for one regime and seed, measured unless they are in ``folder``."""
     path = folder / f"{regime}, seed {seed}.json".replace(", ", "-").replace(" ", "-")
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     missing = [mode for mode in modes if mode not in known]
     bench = Bench(regime, seed, state_dir) if missing else None
     for mode in missing:

@@ -31,7 +31,7 @@ def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         place = {"output-dir": str(run.path.parent), "run-name": run.path.name}
         given = {**typed(settings), **place}
         finish_run(with_absolute_paths(RunConfig.from_run_config(given)), run)
-    return dict(json.loads(run.results.read_text()))
+    return dict(json.loads(run.results.read_text(encoding="utf-8")))
 
 
 def publish_methods(

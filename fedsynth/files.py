@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from fedsynth.errors import UserError
 
 
 @contextmanager
@@ -45,7 +48,28 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}.part")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file that a person wrote: UTF-8, with or without a byte-order mark, or UTF-16 with one.
+
+    Lines end in ``\\n``, however the file ends them.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is neither; the message says what it looks like, and does not name it.
+    """
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = "torn UTF-16" if wide else f"byte {error.start + 1} is no UTF-8"
+        raise UserError(f"{found}: save the file as UTF-8") from None
+    if "\0" in text:  # text has none; in UTF-16 every second byte of a Latin letter is one
+        raise UserError("UTF-16 without a byte-order mark, or no text at all: save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedsynth.files import atomic_directory, atomic_file, write_json
+from fedsynth.errors import UserError
+from fedsynth.files import atomic_directory, atomic_file, read_text, write_json
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -137,3 +138,33 @@ class TestWriteJson:
         with pytest.raises(TypeError):
             write_json(tmp_path / "file.json", {"set": {1}})
         assert json.loads(tree(tmp_path)["file.json"]) == self.VALUE
+
+
+class TestReadText:
+    TEXT = 'name = "Zürich"\nsize = 8\n'
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_the_ways_in_which_editors_save(self, tmp_path: Path, encoding: str, end: str) -> None:
+        path = tmp_path / "setting.toml"
+        path.write_bytes(self.TEXT.replace("\n", end).encode(encoding))
+        assert read_text(path) == self.TEXT
+
+    def test_big_endian(self, tmp_path: Path) -> None:
+        path = tmp_path / "setting.toml"
+        path.write_bytes(b"\xfe\xff" + self.TEXT.encode("utf-16-be"))
+        assert read_text(path) == self.TEXT
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"a = 1".decode().encode("utf-16-le"), "UTF-16 without a byte-order mark"),
+            (b"\xff\xfea", "torn UTF-16"),
+            ("a = 'é'".encode("latin-1"), "byte 6 is no UTF-8"),
+        ],
+    )
+    def test_what_is_neither_says_what_it_looks_like(self, tmp_path: Path, content: bytes, said: str) -> None:
+        path = tmp_path / "setting.toml"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{said}.*: save the file as UTF-8"):
+            read_text(path)

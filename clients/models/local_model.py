@@ -68,7 +68,7 @@ class LocalModel:
 
         With early stopping also ``held-out-steps`` and ``held-out-losses`` of the checks, of which the lowest was kept.
         """
-        return dict(json.loads((self.folder / "training.json").read_text()))
+        return dict(json.loads((self.folder / "training.json").read_text(encoding="utf-8")))
 
     def copied_share(self) -> float | None:
         """Share of near-copies among samples of the finished model, measured once; None if unasked or unknown."""
@@ -79,7 +79,7 @@ class LocalModel:
             network = load_network(self.folder, pick_device(self._config.run.device))
             share = copied_share(self._silo, network, self._spec, self._config)
             write_json(result, {"copied-share": share})
-        share = json.loads(result.read_text())["copied-share"]
+        share = json.loads(result.read_text(encoding="utf-8"))["copied-share"]
         return None if share is None else float(share)
 
     def train_slice(self, seconds: float) -> TrainingState:

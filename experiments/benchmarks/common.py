@@ -75,5 +75,5 @@ def publish(
     if folder is None:
         return
     with atomic_file(folder / f"{name}.md") as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     write_json(folder / f"{name}.json", {"machine": dict(facts), "table": list(rows), "details": details})

@@ -82,7 +82,7 @@ def _federation(folder: Path, warm: bool, rounds: int, num_samples: int) -> dict
                 config |= {"output": str(output), "streams": way.streams, "weights": way.weights}
                 config["fast-replies"] = way.fast_replies
                 federation.run(f"run-{number}", _APP, config, timeout=600.0 + 120.0 * rounds)
-                seconds[name] = json.loads(output.read_text())[1:]
+                seconds[name] = json.loads(output.read_text(encoding="utf-8"))[1:]
                 print(f"{name}: {_said([row['seconds'] for row in seconds[name]])} s per round", flush=True)
     return seconds
 

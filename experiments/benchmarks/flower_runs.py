@@ -27,7 +27,7 @@ def synthesise(folder: Path, name: str, settings: Mapping[str, Scalar]) -> RunFo
     """
     paths = {"output-dir": str(folder / "runs"), "state-dir": str(folder / "models"), "run-name": name}
     setting = folder / f"{name}.toml"
-    setting.write_text(tomli_w.dumps({**settings, **paths}))
+    setting.write_text(tomli_w.dumps({**settings, **paths}), encoding="utf-8")
     _call([sys.executable, "-m", "fedsynth.cli", "run", str(setting)], folder, name)
     return RunFolder(folder / "runs" / name)
 
@@ -44,7 +44,7 @@ def echo_seconds(folder: Path, turns: int) -> dict[str, dict[str, list[float]]]:
     _call(["flwr", "run", str(_ECHO_APP), "local", *flags], folder, "echo")
     if not output.is_file():
         raise RunError(f"the echo app wrote no result; see {folder / 'echo.log'}")
-    return dict(json.loads(output.read_text()))
+    return dict(json.loads(output.read_text(encoding="utf-8")))
 
 
 def _call(command: list[str], folder: Path, name: str) -> None:

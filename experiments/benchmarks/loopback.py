@@ -45,7 +45,9 @@ class Loopback:
         home = self.folder / "flwr-home"
         home.mkdir(parents=True)
         link = {"address": f"127.0.0.1:{self.port}", "insecure": True}
-        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "loopback", "loopback": link}}))
+        (home / "config.toml").write_text(
+            tomli_w.dumps({"superlink": {"default": "loopback", "loopback": link}}), encoding="utf-8"
+        )
         words = ["--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
         self.start("superlink", [_script("flower-superlink"), *words, "--disable-runtime-dependency-installation"])
         self._wait_for_superlink()
@@ -103,7 +105,7 @@ class Loopback:
             RunError: it failed, or took more than ``timeout`` seconds; says where its log is.
         """
         setting = self.folder / f"{name}.toml"
-        setting.write_text(tomli_w.dumps(config))
+        setting.write_text(tomli_w.dumps(config), encoding="utf-8")
         command = [_script("flwr"), "run", str(app), "loopback", "--stream", "--run-config", str(setting)]
         process = self.start(name, command)
         log = self.folder / f"{name}.log"
@@ -112,8 +114,8 @@ class Loopback:
         except subprocess.TimeoutExpired as error:
             raise RunError(f"{name} took more than {timeout:g} s; see {log}") from error
         if status:
-            raise RunError(f"{name} failed with status {status}; see {log}:\n{log.read_text()[-3000:]}")
-        return log.read_text()
+            raise RunError(f"{name} failed with status {status}; see {log}:\n{log.read_text(encoding='utf-8')[-3000:]}")
+        return log.read_text(encoding="utf-8")
 
     def _wait_for_superlink(self) -> None:
         deadline = time.monotonic() + START_SECONDS

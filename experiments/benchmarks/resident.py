@@ -18,7 +18,7 @@ def reset_peak() -> int:
     """Give free memory back, forget earlier peaks, and return the resident set."""
     gc.collect()
     _libc().malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
 
@@ -28,7 +28,7 @@ def peak() -> int:
 
 
 def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 

@@ -70,7 +70,7 @@ def _cooperative(scratch: Path, repeats: int, rounds: int, num_samples: int) -> 
     for repeat in range(repeats):
         run = synthesise(scratch, f"dfd-{repeat}", settings)
         details["flower"].append(_round_seconds(run))
-        resolved = json.loads(run.config.read_text())["config"]
+        resolved = json.loads(run.config.read_text(encoding="utf-8"))["config"]
         for name, threads in THREADS.items():
             plain = in_fresh_process(cooperative_inference, resolved, threads)
             details[name].append(plain.seconds)
@@ -90,7 +90,7 @@ def _averaging(scratch: Path, repeats: int, rounds: int) -> Details:
     for repeat in range(repeats):
         run = synthesise(scratch, f"fedavg-{repeat}", settings)
         details["flower"].append(_round_seconds(run))
-        resolved = json.loads(run.config.read_text())["config"]
+        resolved = json.loads(run.config.read_text(encoding="utf-8"))["config"]
         for name, threads in THREADS.items():
             details[name].append(in_fresh_process(training, resolved, rounds, threads).seconds)
     return details

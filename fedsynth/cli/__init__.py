@@ -57,5 +57,5 @@ def _module(command: str) -> Any:
 
 def _docstring(command: str) -> str:
     """Read what a subcommand says of itself, without importing it."""
-    source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text()
+    source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""

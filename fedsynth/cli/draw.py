@@ -113,7 +113,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
             f"model '{folder}' is no diffusers pipeline, it holds no {name}: give models/generator of a run"
         )
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"model '{folder}': {name} is damaged ({error}): copy or save the model again") from error
 

@@ -112,7 +112,8 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
         env=environment_of(folder.home),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     print(done.stdout, end="", flush=True)

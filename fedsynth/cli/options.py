@@ -11,6 +11,7 @@ from typing import Any
 from fedsynth.config import KEYS, Key, RunConfig, Scalar
 from fedsynth.config.documents import own_defaults
 from fedsynth.errors import UserError, did_you_mean
+from fedsynth.files import read_text
 
 ALL_KEYS = frozenset(KEYS)
 
@@ -70,16 +71,16 @@ def path_of(text: str) -> Path:
 
 
 def read_toml(path: Path, meant: str) -> dict[str, Any]:
-    """Return the content of a TOML file.
+    """Return the content of a TOML file: UTF-8, or with a byte-order mark UTF-16, as editors on Windows save.
 
     Raises:
         UserError: there is no such file, or it is not TOML; the message does not name it.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{error.strerror}; give a TOML file of {meant}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"not TOML: {error}") from None
 
 

@@ -205,7 +205,7 @@ def _command(config: RunConfig, home: Path) -> list[str]:
 def _write_setting(config: RunConfig, home: Path) -> Path:
     setting = home / "run-configs" / f"{config.run.run_name}.toml"
     with atomic_file(setting) as temporary:
-        temporary.write_text(tomli_w.dumps(config.to_run_config()))
+        temporary.write_text(tomli_w.dumps(config.to_run_config()), encoding="utf-8")
     return setting
 
 

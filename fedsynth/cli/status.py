@@ -49,7 +49,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        status = dict(json.loads(folder.status.read_text()))
+        status = dict(json.loads(folder.status.read_text(encoding="utf-8")))
         for key in ("state", "pid", "round", "rounds", "updated"):
             if key not in status:
                 raise ValueError(f"it says no {key}")

@@ -10,8 +10,8 @@ from fedsynth.config.documents import reference_page, with_block
 def write(root: Path) -> None:
     """Write the block in ``pyproject.toml`` and ``docs/configuration.md`` below ``root``."""
     project = root / "pyproject.toml"
-    project.write_text(with_block(project.read_text()))
-    (root / "docs" / "configuration.md").write_text(reference_page())
+    project.write_text(with_block(project.read_text(encoding="utf-8")), encoding="utf-8")
+    (root / "docs" / "configuration.md").write_text(reference_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

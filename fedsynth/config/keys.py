@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -175,6 +175,8 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
 def allowed_values(info: FieldInfo) -> str:
     """Return type and range of a field in words, such as ``'auto' or a whole number >= 1``."""
     words = [repr(word) for word in _words(info.annotation)]
+    if get_origin(info.annotation) is tuple:
+        return f"a list of {one_of_words([*words, *_ranges(get_args(info.annotation)[0], ())])}"
     return one_of_words([*words, *_ranges(info.annotation, info.metadata)])
 
 
@@ -216,9 +218,9 @@ def _ranges(annotation: Any, metadata: Iterable[Any]) -> list[str]:
         return _ranges(get_args(annotation)[0], annotation.__metadata__)
     if get_args(annotation):
         return [text for part in get_args(annotation) for text in _ranges(part, ())]
+    if described := [item.description for item in metadata if isinstance(item, FieldInfo) and item.description]:
+        return described
     limits = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    if any(hasattr(limit, "pattern") and limit.pattern for limit in limits):
-        return ["module:name of a plug-in"]
     bounds = " and ".join(
         f"{sign} {getattr(limit, kind.__name__.lower()):g}"
         for limit in limits
@@ -226,4 +228,5 @@ def _ranges(annotation: Any, metadata: Iterable[Any]) -> list[str]:
         if isinstance(limit, kind)
     )
     nonempty = " that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else ""
+    bounds += "".join(f"of at most {limit.max_length} characters" for limit in limits if isinstance(limit, MaxLen))
     return [f"{_KINDS[annotation]}{nonempty}{' ' * bool(bounds)}{bounds}"]

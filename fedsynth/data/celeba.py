@@ -63,7 +63,7 @@ def _find(root: Path) -> Path:
 
 
 def _rows(path: Path, width: int, first_line: int = 1) -> Iterator[list[str]]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if number < first_line or not fields:
             continue
@@ -73,7 +73,7 @@ def _rows(path: Path, width: int, first_line: int = 1) -> Iterator[list[str]]:
 
 
 def _read_labels(path: Path) -> dict[str, int]:
-    header = path.read_text().splitlines()[1:2]
+    header = path.read_text(encoding="utf-8").splitlines()[1:2]
     names = header[0].split() if header else []
     absent = [name for name in ATTRIBUTES if name not in names]
     if absent:

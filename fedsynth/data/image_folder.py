@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
-from fedsynth.data.pixels import GREY_MODES, decode_files
+from fedsynth.data.pixels import GREY_MODES, IMAGE_SUFFIXES, decode_files
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
@@ -167,9 +167,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
 
 
 def _is_image(path: Path) -> bool:
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # slow to import, and only folders need it
-
-    return path.name.lower().endswith(IMG_EXTENSIONS)
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _files_by_class(root: Path, folders: dict[str, Path]) -> dict[str, list[Path]]:

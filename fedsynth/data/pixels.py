@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 
 from fedsynth.errors import UserError
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+"""Files with another suffix are not read; in lower case, torchvision's ``IMG_EXTENSIONS``."""
+
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _NAMED = 10
 

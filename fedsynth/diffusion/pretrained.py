@@ -131,7 +131,7 @@ class _ModelFiles:
 
     def read(self, path: Path) -> Any:
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self.error(f"'{path.name}' cannot be read as JSON ({error}): copy or save the model again") from error
 

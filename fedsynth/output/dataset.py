@@ -85,10 +85,10 @@ def write_dataset(dataset: SyntheticDataset, path: Path) -> None:
     with explained_writing(path), atomic_directory(path) as folder:
         files = _write_images(dataset, folders, folder)
         rows = [{"file_name": file, "label": file.split("/")[0]} for file in files]
-        (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         classes = [{"name": n, "folder": f} for n, f in zip(dataset.classes, folders, strict=True)]
         record = {"classes": classes, "provenance": dict(dataset.provenance)}
-        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = dataset_card(
             dataset.images.shape, dataset.counts().tolist(), dataset.classes, folders, dataset.provenance
         )
@@ -102,8 +102,8 @@ def read_dataset(path: Path) -> SyntheticDataset:
         UserError: The folder is not such a dataset, or one of its files is damaged.
     """
     try:
-        record = json.loads((path / PROVENANCE).read_text())
-        rows = [json.loads(line) for line in (path / METADATA).read_text().splitlines()]
+        record = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in (path / METADATA).read_text(encoding="utf-8").splitlines()]
         positions = {entry["folder"]: index for index, entry in enumerate(record["classes"])}
         return SyntheticDataset(
             images=np.stack([_read_image(path / row["file_name"]) for row in rows]),

@@ -89,7 +89,7 @@ class RunFolder:
             UserError: the file is damaged.
         """
         try:
-            content = json.loads(self.config.read_text())
+            content = json.loads(self.config.read_text(encoding="utf-8"))
             settings = dict(content["config"].items())
             # How often silos said how far their training was changed nothing else.
             settings.pop("slice-seconds", None)
@@ -158,7 +158,7 @@ class RunFolder:
         kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def remove_torn_files(self) -> None:
         """Remove what killed processes had not finished writing."""

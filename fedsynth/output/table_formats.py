@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 
 from fedsynth.output.comparison import ComparisonCell, ComparisonTable
@@ -14,6 +15,8 @@ _LATEX = {
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
     **{"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$"},
 }
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?( ± [\d.]+)?|[+-]?(inf|nan)|-", re.IGNORECASE)
 _MARKDOWN = {letter: f"\\{letter}" for letter in "\\|*_`<["}
 
 
@@ -44,12 +47,21 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows under a head, quoted where a value needs it; None is an empty field."""
+    """Return rows under a head, quoted where a value needs it; None is an empty field.
+
+    Text that a spreadsheet would compute (it begins with ``= + - @``, a tab or a carriage return) gets an apostrophe in
+    front, as OWASP's "CSV Injection" advises: rows and silos are named by others. Numbers stay, as text too.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    writer.writerows([_guarded(value) for value in row] for row in [columns, *rows])
     return text.getvalue()
+
+
+def _guarded(value: object) -> object:
+    if isinstance(value, str) and value.lstrip(" \n").startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return "" if value is None else value
 
 
 def escape_markdown(text: str) -> str:

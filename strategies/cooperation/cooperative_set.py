@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from fedsynth.message_size import rows_in
 from fedsynth.messages import EpsilonRequest
 from fedsynth.mixture import effective_experts
 from fedsynth.mixture.picard import converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.conversation.census import Census
 from strategies.cooperation.cohort import Cohort
-from strategies.cooperation.message_cutting import Level, cut, rows_in
+from strategies.cooperation.message_cutting import Level, cut
 from strategies.cooperation.screener import EqualGroups, Screener
 
 logger = logging.getLogger("fedsynth")

@@ -55,7 +55,7 @@ def check_partition(folder: RunFolder, task: Task) -> None:
     """
     if task.federation is not None or not folder.partition.is_file():
         return
-    then, now = json.loads(folder.partition.read_text()), _record(task)
+    then, now = json.loads(folder.partition.read_text(encoding="utf-8")), _record(task)
     for key in ("classes", "image-size", "image-channels"):
         if then.get(key) != now[key]:
             raise UserError(

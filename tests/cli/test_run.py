@@ -97,7 +97,8 @@ def test_bad_input_is_refused_before_anything_is_written(
     ("content", "said"),
     [
         (b"seed = ", "setting 'mine.toml': not TOML"),
-        (b"\xff\xfe\x00", "setting 'mine.toml': not TOML"),
+        (b"\xff\xfe\x00", "setting 'mine.toml': not TOML: torn UTF-16: save the file as UTF-8"),
+        ("seed = 1".encode("utf-16-le"), "not TOML: UTF-16 without a byte-order mark"),
         (b"sede = 1", "unknown config key 'sede': did you mean 'seed'?"),
         (b"[run]\nseed = 1", "unknown config key 'run'"),
         (b"seed = [1, 2]", "seed = [1, 2]: must be"),
@@ -115,7 +116,8 @@ def test_setting_file_and_options_that_win_over_it(
     flower: FakeFlower, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    (project / "mine.toml").write_text('strategy = "pooled"\nseed = 4\nalpha = 2.0\noutput-dir = "~/out"\n')
+    setting = 'strategy = "pooled"\nseed = 4\nalpha = 2.0\noutput-dir = "~/out"\n'
+    (project / "mine.toml").write_bytes(setting.encode("utf-16"))  # as PowerShell writes it
     assert main(["run", "mine.toml", "--seed", "5"]) == 0
     settings = flower.settings
     assert [settings[key] for key in ("strategy", "seed", "alpha")] == ["pooled", 5, 2.0]

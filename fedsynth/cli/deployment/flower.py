@@ -73,7 +73,9 @@ def prepare_home(home: Path) -> None:
         return
     try:
         home.mkdir(parents=True, exist_ok=True)
-        config.write_text('[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = ":local:"\n')
+        config.write_text(
+            '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = ":local:"\n', encoding="utf-8"
+        )
     except OSError as error:
         raise UserError(f"FLWR_HOME = '{home}': {error.strerror}; set it to a folder that can be written") from error
 

@@ -71,7 +71,7 @@ class LinkFolder:
             UserError: the folder was not made by ``fedsynth link init``.
         """
         try:
-            return LinkSettings(**json.loads(self.settings.read_text()))
+            return LinkSettings(**json.loads(self.settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             raise UserError(
                 f"'{self.path}' is no link folder: 'fedsynth link init --folder {self.path}' makes one"
@@ -130,10 +130,10 @@ class Connection:
         wanted = {"superlink": {"default": CONNECTION, CONNECTION: entry}}
         path = self.home / "config.toml"
         try:
-            if path.is_file() and tomllib.loads(path.read_text()) == wanted:
+            if path.is_file() and tomllib.loads(path.read_text(encoding="utf-8")) == wanted:
                 return
             with atomic_file(path) as temporary:
-                temporary.write_text(tomli_w.dumps(wanted))
+                temporary.write_text(tomli_w.dumps(wanted), encoding="utf-8")
         except OSError as error:
             raise UserError(f"'{path}' cannot be written: {error.strerror}") from error
 

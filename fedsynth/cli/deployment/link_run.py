@@ -29,7 +29,12 @@ def run_on_link(command: Sequence[str], connection: Connection) -> None:
     run_id = ""
     try:
         with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
         ) as process:
             for line in process.stdout or ():
                 print(line, end="", flush=True)

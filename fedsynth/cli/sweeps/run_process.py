@@ -137,7 +137,8 @@ def _lines(path: Path) -> list[str]:
     """Return the lines of a log that say something, without the time of day."""
     if not path.is_file():
         return []
-    text = re.sub(r"\s*│\n│\s*", " ", path.read_text(errors="replace"))  # Flower breaks its errors to fit a frame
+    text = path.read_text(encoding="utf-8", errors="replace")
+    text = re.sub(r"\s*│\n│\s*", " ", text)  # Flower breaks its errors to fit a frame
     lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
     return [line for line in lines if line]
 

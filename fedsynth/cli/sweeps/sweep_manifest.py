@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {MANIFEST}: start the sweep with 'fedsynth sweep', or name its folder")
     try:
-        return [Entry(**row) for row in json.loads(path.read_text())["runs"]]
+        return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"'{path}' is damaged: start 'fedsynth sweep' again to have it rewritten ({error})") from error
 
@@ -156,7 +156,7 @@ def _refuse_other_run(run: PlannedRun, path: Path) -> None:
 
 def _wall_seconds(folder: RunFolder) -> float | None:
     try:
-        value = json.loads(folder.results.read_text()).get("wall-seconds")
+        value = json.loads(folder.results.read_text(encoding="utf-8")).get("wall-seconds")
     except (OSError, ValueError, AttributeError):
         return None
     return float(value) if isinstance(value, int | float) else None

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strategies.cooperation.message_cutting import cut, rows_in
+from fedsynth.message_size import rows_in
+from strategies.cooperation.message_cutting import cut
 
 
 def flat(messages: list[list[tuple[int, torch.Tensor]]]) -> list[list[tuple[int, list[int]]]]:

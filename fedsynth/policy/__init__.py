@@ -1,0 +1,17 @@
+"""What a silo's operator allows: the policy file, what a run would ask, and the lines of the policy that forbid it."""
+
+from fedsynth.policy.plan import Plan, Refusal, plan_of, refusals
+from fedsynth.policy.policy import POLICY_FILE, UNLIMITED, PolicyError, SiloPolicy, document, read_policy
+
+__all__ = [
+    "POLICY_FILE",
+    "UNLIMITED",
+    "Plan",
+    "PolicyError",
+    "Refusal",
+    "SiloPolicy",
+    "document",
+    "plan_of",
+    "read_policy",
+    "refusals",
+]

@@ -1,0 +1,163 @@
+"""What a run will ask of one silo, known before anybody is asked, and which lines of a policy forbid it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+from fedsynth.config import RunConfig
+from fedsynth.config.methods import AveragingSettings, DfDSettings, FedDDPMSettings, FedDiffuseSettings
+from fedsynth.config.types import OWN_MODELS
+from fedsynth.message_size import NETWORK_BATCH, rows_in
+from fedsynth.plugins import is_plugin
+from fedsynth.policy.policy import MessageKind, SiloPolicy
+from fedsynth.spec import ImageSpec
+
+CALIBRATION_QUERIES = 4
+"""Noise queries before the rounds of cooperative inference, where answers are screened."""
+CALIBRATION_SAMPLES = 8
+"""Samples of every class in each of them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks one silo at most, if nothing goes wrong.
+
+    Attributes:
+        answers: kinds of message that the run cannot do without.
+        optional: kinds whose answers it can do without.
+        noise_queries: messages ``epsilon``.
+        samples_per_query: samples in the largest of them.
+        images_drawn: images that the silo draws.
+        optimiser_steps: training steps.
+        network_parameters: weights of the network that is trained; 0: none is, or it is not known.
+        strategy: name of the strategy.
+        plugins: what the run wants imported at the silo.
+        trains: whether images are trained on.
+        complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
+    """
+
+    answers: tuple[MessageKind, ...]
+    strategy: str
+    optional: tuple[MessageKind, ...] = ()
+    noise_queries: int = 0
+    samples_per_query: int = 0
+    images_drawn: int = 0
+    optimiser_steps: int = 0
+    network_parameters: int = 0
+    plugins: tuple[str, ...] = ()
+    trains: bool = False
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A line of a policy that forbids a part of a plan.
+
+    Attributes:
+        line: as it stands in the policy.
+        why: what the run would ask.
+        optional: the run can do without.
+    """
+
+    line: str
+    why: str
+    optional: bool = field(default=False)
+
+    def __str__(self) -> str:
+        return f"line '{self.line}': {self.why}"
+
+
+def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num_samples: int | None = None) -> Plan:
+    """Return what a run asks one silo.
+
+    Args:
+        config: the run's.
+        spec: format and classes of its images.
+        network_parameters: weights of its network; 0: not known.
+        num_samples: images of the synthetic set whose class the silo holds; None: all.
+    """
+    name, settings = config.run.strategy, config.settings
+    held = config.sampling.num_samples if num_samples is None else num_samples
+    answers: list[MessageKind] = ["describe", "prepare"]
+    queries = samples = drawn = steps = 0
+    if name in OWN_MODELS:
+        steps += config.training.own_steps
+    if isinstance(settings, AveragingSettings):
+        answers.append("train")
+        steps += config.training.train_steps
+    if isinstance(settings, FedDDPMSettings):
+        answers.append("upload")
+    # With a part of the network at the silos alone, they draw the images.
+    if name == "pooled" or (isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method != "full"):
+        answers.append("sample")
+        drawn = held
+    if name == "local":
+        answers.append("sample")
+        drawn = config.sampling.num_samples
+    if isinstance(settings, DfDSettings):
+        answers.append("epsilon")
+        queries, samples = _noise_queries(config, settings, spec, held)
+    sampler = settings.sampler
+    return Plan(
+        answers=tuple(answers),
+        strategy=name,
+        optional=("statistics", "evaluate") if config.evaluation.evaluate_silos and name != "local" else (),
+        noise_queries=queries,
+        samples_per_query=samples,
+        images_drawn=drawn,
+        optimiser_steps=steps,
+        network_parameters=network_parameters,
+        plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
+        trains=steps > 0,
+        complete=not is_plugin(name),
+    )
+
+
+def _noise_queries(config: RunConfig, settings: DfDSettings, spec: ImageSpec, held: int) -> tuple[int, int]:
+    """Return messages, and samples in the largest."""
+    exchange = config.exchange
+    most = rows_in(exchange.max_message_mb, prod(spec.shape), exchange.wire_dtype)
+    piece = min(most, NETWORK_BATCH)
+    per_message = most // piece
+    pieces = settings.parallel_levels * -(-held // piece)
+    queries = settings.dfd_rounds * -(-pieces // per_message)
+    samples = min(per_message * piece, settings.parallel_levels * held)
+    if config.cooperation.screening and settings.sampler != "ula":
+        queries += CALIBRATION_QUERIES
+        samples = max(samples, CALIBRATION_SAMPLES * len(spec.classes))
+    return queries, samples
+
+
+_CEILINGS = {
+    "noise_queries": ("noise_queries_per_run", "noise_queries_in_all"),
+    "samples_per_query": ("samples_per_query",),
+    "images_drawn": ("images_drawn_per_run", "images_drawn_in_all"),
+    "optimiser_steps": ("optimiser_steps_per_run",),
+    "network_parameters": ("network_parameters",),
+}
+"""Field of a plan -> fields of a policy that bound it."""
+
+
+def refusals(policy: SiloPolicy, plan: Plan) -> list[Refusal]:
+    """Return every line of a policy that forbids a part of a plan."""
+    return list(_refusals(policy, plan))
+
+
+def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
+    if "any" not in policy.strategies and plan.strategy not in policy.strategies:
+        yield Refusal(policy.line("strategies"), f"the run's strategy is '{plan.strategy}'")
+    for kinds, optional in ((plan.answers, False), (plan.optional, True)):
+        if absent := [kind for kind in kinds if kind not in policy.answers]:
+            yield Refusal(policy.line("answers"), f"the run asks {', '.join(map(repr, absent))}", optional)
+    for name, ceilings in _CEILINGS.items():
+        asked = getattr(plan, name)
+        for ceiling in ceilings:
+            if asked > policy.limit(ceiling):
+                what = name.replace("_", " ")
+                yield Refusal(policy.line(ceiling), f"the run asks up to {asked:,} {what}".replace(",", " "))
+    if foreign := [name for name in plan.plugins if name not in policy.plugins]:
+        yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
+    if plan.trains and policy.privacy_epsilon != "unlimited":
+        yield Refusal(policy.line("privacy_epsilon"), "the run trains without differential privacy")

@@ -1,0 +1,202 @@
+"""``silo-policy.toml``: what a silo answers, how often, and how much of its images it lets be known.
+
+The file is the silo operator's. The server learns the lines that are not marked private, and can change none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, get_args
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic.fields import FieldInfo
+
+from fedsynth.config.keys import Section, allowed_values, kebab, key, parse
+from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
+from fedsynth.errors import UserError
+
+POLICY_FILE = "silo-policy.toml"
+"""Its name in a silo's folder."""
+
+UNLIMITED: Literal["unlimited"] = "unlimited"
+Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
+
+MessageKind = Literal["describe", "prepare", "epsilon", "sample", "train", "upload", "statistics", "evaluate"]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_LIST = (BeforeValidator(_tuple), PlainSerializer(list))
+ProgramHash = Annotated[
+    str, Field(pattern=r"^[0-9a-f]{64}$", description="the 64 digits that 'sha256sum' prints for a bundle")
+]
+ExtractorName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$", description="names of networks")]
+Contact = Annotated[str, Field(max_length=200)]
+
+_GROUPS = {
+    "answers": "What is answered.",
+    "noise_queries_per_run": "How much is answered. 0: none at all; unlimited: no ceiling.",
+    "count_noise": "What is told of the images themselves.",
+    "contact": "Whom to ask.",
+}
+"""First line of a group -> its heading."""
+
+
+class PolicyError(UserError):
+    """A question that the policy forbids.
+
+    Attributes:
+        line: the policy's line, as it acts.
+    """
+
+    def __init__(self, line: str, why: str) -> None:
+        super().__init__(f"{POLICY_FILE}, line '{line}': {why}")
+        self.line = line
+
+
+class SiloPolicy(Section):
+    """What a silo allows; the defaults are strict, and are what acts where there is no file."""
+
+    PRIVATE: ClassVar[frozenset[str]] = frozenset({"programs"})
+    """Fields that the server is not told."""
+
+    answers: Annotated[tuple[MessageKind, ...], *_LIST] = key(
+        ("describe", "prepare", "epsilon", "sample", "train"),
+        "messages that are answered. describe: class names, image size, this policy. prepare: images per class, then"
+        " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
+        " samples that the server chose, by which training images can be told from others. sample: images that the own"
+        " model draws. train: weights after training on the images, from which images can be reconstructed in part."
+        " upload: the own model as a whole. statistics, evaluate: sums over real images, see below",
+    )
+    strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(
+        ("any",), "strategies that may ask, as the server names them; the lines below bind them all"
+    )
+    plugins: Annotated[tuple[PluginName, ...], *_LIST] = key(
+        (), "code of this machine, as module:name, that a message may have imported, such as a sampler"
+    )
+    programs: Annotated[tuple[ProgramHash, ...], *_LIST] = key(
+        (),
+        "SHA-256 of the app bundles that may run here; none: whatever the server sends, which can read the images"
+        " whatever stands here. Needs --warm. Not told to the server",
+    )
+    noise_queries_per_run: Limit = key(100, "messages epsilon in one run: a noise level takes one or more")
+    noise_queries_in_all: Limit = key(2_000, "messages epsilon in all runs together")
+    samples_per_query: Limit = key(5_000, "samples in one message epsilon")
+    images_drawn_per_run: Limit = key(10_000, "images that the own model draws in one run")
+    images_drawn_in_all: Limit = key(100_000, "images that the own model draws in all runs together")
+    optimiser_steps_per_run: Limit = key(20_000, "training steps in one run")
+    compute_seconds_per_run: Limit = key(86_400, "seconds of work on one run's messages")
+    disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
+    network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")
+    count_noise: NonNegative = key(
+        1.0,
+        "scale in images of the noise on the number of images of a class, which is drawn once per data set and kept:"
+        " (1 / scale)-differential privacy of one image, for the counts alone. 0: exact counts. Classes whose noisy"
+        " count is below 3 scales count as absent",
+    )
+    count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
+    least_images: Annotated[int, Field(ge=2)] = key(50, "fewest images behind a message statistics or evaluate")
+    extractors: Annotated[tuple[ExtractorName, ...], *_LIST] = key(
+        ("random-features",), "networks whose features of real images may be summed: no others, whatever is sent"
+    )
+    statistics_epsilon: NonNegative = key(
+        0.0, "ε of the Gaussian noise on those sums, drawn once per data set and network; 0: no noise"
+    )
+    statistics_delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "δ of that noise")
+    evaluation_epsilon: PositiveFloat | Literal["unlimited"] = key(
+        1.0, "ε of the noise on the number of held-out images that count as right or covered; unlimited: no noise"
+    )
+    evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
+    tell_train_loss: bool = key(
+        False, "tell the loss of a round of train: a mean over real images in a network that the server chose"
+    )
+    privacy_epsilon: PositiveFloat | Literal["unlimited"] = key(
+        UNLIMITED,
+        "ε that all training on these images may spend; unlimited: training need not be private. This version trains"
+        " without such a guarantee, so that a number here forbids all training",
+    )
+    contact: Contact = key("", "who can say more, told to the server")
+
+    @classmethod
+    def unlimited(cls) -> Self:
+        """Return what a simulated silo allows, which belongs to whoever runs the server."""
+        limits = {name: UNLIMITED for name, info in cls.model_fields.items() if UNLIMITED in _words(info)}
+        told = {"answers": get_args(MessageKind), "count_noise": 0.0, "least_images": 2, "tell_train_loss": True}
+        return cls.model_validate({**limits, **told})
+
+    @model_validator(mode="after")
+    def _describes_itself(self) -> Self:
+        if "describe" not in self.answers:
+            raise ValueError("answers: must hold 'describe', or a run cannot know what is allowed")
+        return self
+
+    def line(self, name: str) -> str:
+        """Return a line as it stands in the file, by field name."""
+        return f"{kebab(name)} = {_toml(getattr(self, name))}"
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """Refuse a question by a field's line.
+
+        Raises:
+            PolicyError: always.
+        """
+        raise PolicyError(self.line(name), why)
+
+    def limit(self, name: str) -> float:
+        """Return a ceiling as a number; infinity where there is none."""
+        value = getattr(self, name)
+        return math.inf if value == UNLIMITED else float(value)
+
+    def public(self) -> dict[str, Any]:
+        """Return the lines that the server is told."""
+        return self.model_dump(by_alias=True, exclude=set(self.PRIVATE), mode="json")
+
+
+def read_policy(path: Path) -> SiloPolicy:
+    """Read a policy file; lines that it lacks are the strict default's.
+
+    Raises:
+        UserError: no such file, no TOML, or a line that cannot be.
+    """
+    try:
+        lines = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"policy '{path}': {error.strerror}; 'fedsynth silo init' writes one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"policy '{path}': not TOML: {error}") from None
+    try:
+        return parse(SiloPolicy, lines)
+    except UserError as error:
+        raise UserError(f"policy '{path}': {error}") from None
+
+
+def document(policy: SiloPolicy) -> str:
+    """Return a policy file, with what every line allows and gives away."""
+    text = [
+        f"# {POLICY_FILE}: what this silo answers. It is yours: no server can change it, and a question beyond it is"
+        " refused\n# by name. A line that is left out has the value that 'fedsynth silo init' writes. Check a change"
+        f" with\n#   fedsynth silo policy --check {POLICY_FILE} [--setting RUN.toml]\n# and start the silo again."
+    ]
+    for name, info in SiloPolicy.model_fields.items():
+        if name in _GROUPS:
+            text.append(f"\n# --- {_GROUPS[name]}")
+        explained = f"{info.description}. Allowed: {allowed_values(info)}."
+        text += ["", *textwrap.wrap(explained, 110, initial_indent="# ", subsequent_indent="# "), policy.line(name)]
+    return "\n".join(text) + "\n"
+
+
+def _words(info: FieldInfo) -> list[str]:
+    def inside(annotation: Any) -> list[str]:
+        return [word for part in get_args(annotation) for word in ([part] if isinstance(part, str) else inside(part))]
+
+    return inside(info.annotation)
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
