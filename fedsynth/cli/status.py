@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from fedsynth.cli.deployment.processes import is_alive
 from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.stopped_run import STOPPED
 from fedsynth.errors import UserError
@@ -64,7 +63,7 @@ def state_of(status: Mapping[str, Any]) -> str:
     """Return ``running``, ``finished``, ``failed``, ``stopped``, or ``gone``: killed before it could say so."""
     state = str(status["state"])
     here = status.get("host") == socket.gethostname()
-    return "gone" if state == "running" and here and not psutil.pid_exists(int(status["pid"])) else state
+    return "gone" if state == "running" and here and not is_alive(int(status["pid"])) else state
 
 
 def describe(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import socket
+import time
 from datetime import datetime
 from typing import Any
 
+from fedsynth.cli.deployment.processes import is_alive
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 
@@ -20,6 +23,14 @@ def read_state(folder: RunFolder) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(folder.status.read_text(encoding="utf-8")))
     return {}
+
+
+def wait_for_server(folder: RunFolder, limit: float = 30.0) -> None:
+    """Wait until the run's server, told to stop, has ended, if it is one of this machine: it writes a status last."""
+    status, deadline = read_state(folder), time.monotonic() + limit
+    here = status.get("state") == "running" and status.get("host") == socket.gethostname()
+    while here and is_alive(int(status["pid"])) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def note_stop(folder: RunFolder, before: dict[str, Any], signal: str, options: str = "") -> str:

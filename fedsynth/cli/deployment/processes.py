@@ -109,13 +109,14 @@ def _wait_for(processes: Iterable[psutil.Process], limit: float = 5.0) -> None:
     deadline = time.monotonic() + limit
     left = list(processes)
     while left and time.monotonic() < deadline:
-        left = [process for process in left if _runs(process)]
+        left = [process for process in left if is_alive(process.pid)]
         time.sleep(0.01)
 
 
-def _runs(process: psutil.Process) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended, and that its parent has not noticed yet, does not."""
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
