@@ -12,9 +12,10 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients import handlers, measuring
-from clients.context import SiloContext, silo_name
+from clients.context import SiloContext, shown_name
+from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
     Answer,
     DescribeRequest,
@@ -27,6 +28,7 @@ from fedsynth.messages import (
     TrainRequest,
     UploadRequest,
 )
+from fedsynth.text import printable
 
 R = TypeVar("R", bound=Request[Answer])
 
@@ -39,20 +41,26 @@ def answering(
 ) -> Callable[[Message, Context], Message]:
     """Return what Flower calls for one kind of message.
 
-    Whatever happens, the answer is a message: an error names the silo and the reason, and its code tells refusals from
-    crashes. Even ``SystemExit`` is caught: a Ray actor that dies goes back to the pool and fails every later message.
+    What the silo's policy forbids does not reach the handler. Whatever happens, the answer is a message: an error names
+    the silo and the reason, and its code tells refusals from crashes. Even ``SystemExit`` is caught: a Ray actor that
+    dies goes back to the pool and fails every later message.
     """
 
     def handle(message: Message, context: Context) -> Message:
         try:
             with journal(message, context) as entry:
                 silo = SiloContext(context)
-                answer = handler(request_type.from_message(message), silo)
-                return replace(answer, seconds=entry.seconds).to_message(message, silo.sender)
+                refuse_kind(request_type.kind.removeprefix("query."), silo)
+                request = request_type.from_message(message)
+                entry.asked = asked_of(request, silo)
+                with admitted(request, silo) as entry.asked:
+                    answer = handler(request, silo)
+                return entry.answered(replace(answer, seconds=entry.seconds).to_message(message, silo.sender))
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reason = f"{silo_name(context)}: {type(error).__name__}: {error}"
+            said = error.elsewhere if isinstance(error, FilesError) else f"{type(error).__name__}: {error}"
+            reason = printable(f"{shown_name(context)}: {said}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +11,29 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, folder_silo, image_folder_spec, load_federation
-from fedsynth.errors import UserError
+from fedsynth.data import (
+    Federation,
+    Silo,
+    configured_range,
+    folder_silo,
+    image_folder_spec,
+    list_images,
+    load_federation,
+)
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
+from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
+_files: SiloCache[ImageFiles] = SiloCache()
 
 
 @lru_cache(maxsize=2)
@@ -42,13 +53,13 @@ class SiloContext:
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
-        state: its own folder: ``state-path`` of the node config, otherwise below ``state-dir`` of the run.
+        state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:
-        UserError: the configuration or the policy cannot be read.
+        UserError: the configuration or the policy cannot be read, or the name is none that others could show.
     """
 
     def __init__(self, context: Context) -> None:
@@ -56,10 +67,10 @@ class SiloContext:
         node = context.node_config
         self.config = RunConfig.from_run_config(context.run_config)
         self.name = silo_name(context)
+        check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
-        folder = re.sub(r"[^\w.-]", "_", self.name)
-        self.state = Path(str(node.get("state-path", self.config.run.state_dir))).absolute() / folder
+        self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
@@ -77,6 +88,17 @@ class SiloContext:
         """
         return _silos.get(self.run_and_node, lambda: self._open(spec))
 
+    def released(self, spec: ImageSpec) -> ReleasedAnswers:
+        """Return what a real silo has told of the images in its folder, listed once per process.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
+        path = self._data_path().expanduser()
+        with self._unnamed_elsewhere():
+            files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+        return ReleasedAnswers(files, self.state, self.policy)
+
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
 
@@ -86,7 +108,8 @@ class SiloContext:
         if "data-path" not in self._flower.node_config:
             raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
         size = self.config.data.image_size
-        return image_folder_spec(self._data_path(), None if size == AUTO else size)
+        with self._unnamed_elsewhere():
+            return image_folder_spec(self._data_path(), None if size == AUTO else size)
 
     def note(self, name: str, record: ConfigRecord | ArrayRecord) -> None:
         """Keep a record for later messages of this run."""
@@ -101,16 +124,19 @@ class SiloContext:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
-            return folder_silo(
-                self._data_path(),
-                self.name,
-                holdout_fraction=config.data.holdout_fraction,
-                seed=config.run.seed,
-                image_size=spec.size,
-                channels=spec.channels,
-                classes=spec.classes,
-                skip_bad_images=config.data.skip_bad_images,
-            )
+            with self._unnamed_elsewhere():
+                return folder_silo(
+                    self._data_path(),
+                    self.name,
+                    holdout_fraction=config.data.holdout_fraction,
+                    seed=config.run.seed,
+                    image_size=spec.size,
+                    channels=spec.channels,
+                    classes=spec.classes,
+                    skip_bad_images=config.data.skip_bad_images,
+                    value_range=configured_range(config.data),
+                    first_page_only=config.data.first_page_only,
+                )
         if "partition-id" in node:
             partition = int(node["partition-id"])
             if partition >= config.run.num_clients:
@@ -127,6 +153,19 @@ class SiloContext:
         return Path(str(self._flower.node_config["data-path"]))
 
     @contextmanager
+    def _unnamed_elsewhere(self) -> Iterator[None]:
+        """Keep errors that name something in the folder of images at the silo: it may be named after a patient."""
+        try:
+            yield
+        except FilesError:
+            raise
+        except UserError as error:
+            if f"{self._data_path().expanduser()}{os.sep}" not in str(error):
+                raise
+            elsewhere = "the folder of images cannot be used: the silo's log names what is wrong in it"
+            raise FilesError(str(error), elsewhere) from error
+
+    @contextmanager
     def explained_state(self) -> Iterator[None]:
         """Turn errors of the block into one that names the state folder, if it is full or cannot be written.
 
@@ -137,7 +176,9 @@ class SiloContext:
             yield
         except OSError as error:
             raise self._state_error(error.strerror or str(error)) from error
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._state_error(error.__cause__.strerror or str(error)) from error
             raise
         except Exception as error:
             if self.state.exists() and shutil.disk_usage(self.state).free < LEAST_FREE_BYTES:
@@ -162,3 +203,20 @@ def silo_name(context: Context) -> str:
     if "data-path" in node:
         return Path(str(node["data-path"])).name
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
+
+
+def shown_name(context: Context) -> str:
+    """Return :func:`silo_name` as logs show it, also where it is refused."""
+    return printable(silo_name(context), LONGEST_SILO_NAME)
+
+
+def state_folder(context: Context) -> Path:
+    """Return a silo's own folder: below ``state-path`` of its node config.
+
+    Without one, it is below ``state-dir``: of the run for a simulated silo, but the default, in the SuperNode's working
+    directory, for one with images of its own. There the server names no path.
+    """
+    node = context.node_config
+    named = "" if "data-path" in node else context.run_config.get("state-dir", "")
+    root = node.get("state-path", "") or named or RunConfig().run.state_dir
+    return Path(str(root)).absolute() / folder_of_name(silo_name(context))

@@ -15,11 +15,12 @@ from diffusers.utils import logging as diffusers_logging
 
 from clients.models.local_model import LocalModel
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Silo, folder_silo, image_folder_spec
+from fedsynth.data import Silo, configured_range, folder_silo, image_folder_spec
 from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
+from fedsynth.logs import log_of_command
 from fedsynth.progress import SLICE_SECONDS, Progress
 from fedsynth.spec import ImageSpec
 
@@ -63,6 +64,8 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig) -> Silo:
         spec.channels,
         spec.classes,
         config.data.skip_bad_images,
+        configured_range(config.data),
+        config.data.first_page_only,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)
@@ -82,7 +85,7 @@ def _train(model: LocalModel, config: RunConfig) -> None:
 
 def main(job: Path) -> int:
     """Run a job file: JSON with ``data-path``, ``silo-name``, ``out`` and ``config``."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    log_of_command()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     given = json.loads(job.read_text(encoding="utf-8"))

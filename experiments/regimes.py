@@ -29,7 +29,7 @@ from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
-from fedsynth.files import atomic_directory, write_json
+from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome
 
@@ -157,7 +157,7 @@ def results_of(regime: Regime, seed: int, modes: Sequence[str], folder: Path, st
     for mode in missing:
         assert bench is not None
         known[mode] = bench.measure(mode)
-        write_json(path, known)
+        write_json(path, nonfinite_as_null(known))
         said = ", ".join(f"{head} {known[mode][key]:.3g}" for key, head in COLUMNS.items())
         print(f"{regime}, seed {seed}, {mode}: {said}", flush=True)
     return known

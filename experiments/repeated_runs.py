@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +26,12 @@ def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         settings: configuration keys and values.
     """
     run = RunFolder(folder.absolute())
-    if not run.results.is_file():
+    if (found := run.read_results()) is None:
         place = {"output-dir": str(run.path.parent), "run-name": run.path.name}
         given = {**typed(settings), **place}
         finish_run(with_absolute_paths(RunConfig.from_run_config(given)), run)
-    return dict(json.loads(run.results.read_text(encoding="utf-8")))
+        found = run.read_results()
+    return found or {}
 
 
 def publish_methods(

@@ -6,7 +6,7 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsynth.errors import UserError
@@ -71,3 +71,12 @@ def check_free_space(path: Path, needed_bytes: int) -> None:
             f"not enough disk space for '{path}': {human_bytes(needed_bytes)} needed, {human_bytes(free)} free; "
             "free some, or choose an output folder on another disk"
         )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 if there is none. Files that vanish meanwhile do not count."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            found += path.lstat().st_size
+    return found

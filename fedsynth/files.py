@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,40 @@ def read_text(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: it holds a number that JSON does not know, see :func:`nonfinite_as_null`.
+    """
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return ``value`` as JSON; Python's own ``NaN`` and ``Infinity`` are none, and other programs stop at them.
+
+    Raises:
+        ValueError: it holds one of them.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON; numbers that are none, as earlier versions wrote them, become None.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return nonfinite_as_null(json.loads(text, parse_constant=lambda constant: None))
+
+
+def nonfinite_as_null(value: Any) -> Any:
+    """Return a copy of ``value``, of mappings and sequences, with None for every number that is NaN or infinite.
+
+    For measures that may not be defined; a missing number stands in files as ``null``.
+    """
+    if isinstance(value, Mapping):
+        return {key: nonfinite_as_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nonfinite_as_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

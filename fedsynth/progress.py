@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 SLICE_SECONDS = 15.0
 """Seconds that a silo trains before it says how far it is."""
@@ -42,6 +45,15 @@ class Progress:
         if done >= self.total:
             return f"took {duration(elapsed)}"
         return f"{duration(elapsed / fresh * (self.total - done))} left" if fresh > 0 else "time left unknown"
+
+
+def followed(items: Sequence[Item], label: str, write: Callable[[str], None]) -> Iterator[Item]:
+    """Yield ``items`` and write now and then how far it is; nothing of work that is done before the first line."""
+    progress = Progress(label, len(items), write)
+    for done, item in enumerate(items):
+        if done:
+            progress.update(done)
+        yield item
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+MAX_CLASSES = 10_000
+MAX_NAME_LENGTH = 255
+"""Characters of a class name."""
+
 
 @dataclass(frozen=True)
 class ImageSpec:

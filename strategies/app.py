@@ -19,8 +19,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
 from fedsynth.errors import RunError, UserError
+from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
 from fedsynth.output import RunFolder, default_name
+from fedsynth.policy import plan_of
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies import build_strategy
@@ -30,6 +32,7 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
 from strategies.conversation.meeting import take_census
+from strategies.conversation.permission import check_policies, leave_out_rare_classes
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
@@ -79,6 +82,8 @@ def _run(grid: Grid, config: RunConfig) -> None:
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
+        if federation is not None and (said := federation.describe_duplicates()):
+            logger.info("images: %s", said)
         strategy.summary()
         _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
 
@@ -138,20 +143,27 @@ def _meet_silos(
     exchange: Exchange, config: RunConfig, federation: Federation | None, checkpoint: Checkpoint | None
 ) -> Task:
     log = exchange.reply_log
-    reference = None
+    reference, policies = None, None
     logger.info("waiting for %d silos", config.run.num_clients)
     nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
     if federation is None:
-        log.names, spec = agree(exchange, config, checkpoint.silos if checkpoint else None)
+        log.names, spec, policies = agree(exchange, config, checkpoint.silos if checkpoint else None)
         check_images(config, spec)
+        check_policies(policies, config, spec)
         nodes, reference = list(log.names), load_reference(config, spec)
     else:
         spec = federation.spec
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images)
+    names = log.names if federation is None else None
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
-    return Task(config, spec, census, draw_labels(config, census), federation, reference)
+    if policies is not None and {"epsilon", "sample"} & {*plan_of(config, spec).answers}:
+        leave_out_rare_classes(policies, census, spec)
+    labels = draw_labels(config, census)
+    if policies is not None:
+        check_policies(policies, config, spec, census, labels)
+    return Task(config, spec, census, labels, federation, reference)
 
 
 def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:
@@ -167,8 +179,10 @@ def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs) -> Call
     def write(done: Round) -> None:
         costs.add(done)
         traffic = {"bytes-down": exchange.traffic.down, "bytes-up": exchange.traffic.up}
+        # A strategy may have measured what is not defined in this round.
+        measured = nonfinite_as_null(dict(done.metrics))
         folder.append_metrics(
-            {"round": done.number, **done.metrics, **traffic, "seconds": done.seconds, **_silos(exchange)}
+            {"round": done.number, **measured, **traffic, "seconds": done.seconds, **_silos(exchange)}
         )
 
     return write

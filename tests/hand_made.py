@@ -32,9 +32,9 @@ def bare_reply(request: Message, silo: dict[str, Any] | None = None, **metrics: 
     return Message(content, reply_to=request)
 
 
-def error_reply(request: Message, reason: str) -> Message:
+def error_reply(request: Message, reason: str, code: int = 2) -> Message:
     """Answer ``request`` with an error."""
-    return Message(Error(code=2, reason=reason), reply_to=request)
+    return Message(Error(code=code, reason=reason), reply_to=request)
 
 
 def request_to(node: int, message_type: str = "query.prepare") -> Message:

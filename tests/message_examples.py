@@ -41,7 +41,10 @@ def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
 
 
 EXAMPLES: dict[str, Exchanged] = {
-    "describe": _answered(messages.DescribeRequest(), messages.DescribeAnswer(spec=SPEC, num_examples=7)),
+    "describe": _answered(
+        messages.DescribeRequest(),
+        messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
+    ),
     "prepare": _answered(
         messages.PrepareRequest(spec=SPEC, train_seconds=15.0),
         messages.PrepareAnswer(
@@ -71,13 +74,20 @@ EXAMPLES: dict[str, Exchanged] = {
     ),
     "epsilon": _answered(
         messages.EpsilonRequest(
-            samples=torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 1, 0]), timestep=421, server_round=2
+            samples=torch.randn(4, 3, 8, 8),
+            labels=torch.tensor([0, 1, 1, 0]),
+            timestep=421,
+            server_round=2,
+            holders=(3, 1),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
     ),
     "epsilon, several timesteps": _answered(
         messages.EpsilonRequest(
-            samples=torch.randn(3, 1, 8, 8), labels=torch.tensor([0, 1, 1]), timesteps=torch.tensor([7, 421, 7])
+            samples=torch.randn(3, 1, 8, 8),
+            labels=torch.tensor([0, 1, 1]),
+            timesteps=torch.tensor([7, 421, 7]),
+            holders=(2, 2),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(3, 1, 8, 8), num_examples=3),
     ),
@@ -87,6 +97,7 @@ EXAMPLES: dict[str, Exchanged] = {
             numbers=torch.tensor([3, 17]),
             spec=SPEC,
             sampler="dpmsolver++",
+            holders=(3, 1),
             weights=WEIGHTS,
             server_round=4,
             run_token="run-1",
@@ -96,23 +107,28 @@ EXAMPLES: dict[str, Exchanged] = {
     "upload": _answered(messages.UploadRequest(spec=SPEC), messages.UploadAnswer(arrays=WEIGHTS, num_examples=9)),
     "statistics": _answered(
         messages.StatisticsRequest(
-            weights=WEIGHTS,
-            weights_hash=HASH,
-            shift=torch.randn(3, dtype=torch.float64),
+            extractor="random-features",
             spec=SPEC,
-            min_statistics_samples=5,
         ),
         messages.StatisticsAnswer(
             num_examples=9,
-            weights_hash=HASH,
-            total=torch.tensor([1.0, -2.0, 1e300], dtype=torch.float64),
+            extractor="random-features",
+            mean=torch.tensor([1.0, -2.0, 1e300], dtype=torch.float64),
             products=torch.eye(3, dtype=torch.float64),
+            noise=0.25,
         ),
     ),
     "evaluate": _answered(
-        messages.EvaluateRequest(weights_hash=HASH, features=torch.randn(6, 3), spec=SPEC),
+        messages.EvaluateRequest(
+            weights=WEIGHTS,
+            weights_hash=HASH,
+            extractor="random-features",
+            centres=torch.randn(6, 3),
+            radii=torch.rand(6, dtype=torch.float64),
+            spec=SPEC,
+        ),
         messages.EvaluateAnswer(
-            num_examples=9, weights_hash=HASH, label_counts=(5, 4), label_correct=(3, 4), coverage=0.75
+            num_examples=9, weights_hash=HASH, right_inside=4, right_outside=2, wrong_inside=1, wrong_outside=2
         ),
     ),
 }
@@ -180,8 +196,8 @@ class BadValue(NamedTuple):
 
 
 BAD: dict[type, list[Any]] = {
-    int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 2**53 + 1],
-    float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0],
+    int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 10**12 + 1, 2**53 + 1],
+    float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0, -1e308, 1e308],
     bool: [2, "true", [True], 0.5],
     str: [3, True, b"run", ["run"], "", "../silo", "two\nlines", "x" * 1001],
 }
@@ -256,6 +272,8 @@ def _bad_tensors(info: Field[Any], key: str, record: str, value: torch.Tensor) -
             spoilt = value.clone()
             spoilt.view(-1)[-1] = bad
             broken[f"holds {bad}"] = spoilt
+        if value.dtype == torch.float32:
+            broken["overflows single precision"] = value.double() + 1e39
     elif value.dtype == torch.int64:
         broken["negative"] = value - 100
     for name, tensor in broken.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from fedsynth.data import load_federation
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, sample, to_uint8
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.messages import Answer, EpsilonRequest, PrepareAnswer, PrepareRequest, Request, SampleRequest
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -25,6 +27,7 @@ A = TypeVar("A", bound=Answer)
 
 SPEC = ImageSpec(1, 8, ("even", "odd"))
 _node_ids = iter(range(1000, 10000))
+_state = TemporaryDirectory(prefix="state-")
 
 
 def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -47,8 +50,18 @@ def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
 def context_of(settings: dict[str, Any] | None = None, **node_config: Any) -> Context:
     """What a SuperNode gives its app, under a node id of its own: images stay in memory by that."""
     given = {key.replace("_", "-"): value for key, value in node_config.items()}
+    if "data-path" in given:
+        given.setdefault("state-path", (settings or {}).get("state-dir", _state.name))
     run_config = {**RunConfig().to_run_config(), **(settings or {})}
     return Context(1, next(_node_ids), given, RecordDict(), run_config)
+
+
+def policy_file(folder: Path, **changes: Any) -> str:
+    """Write a policy that allows everything but for the changes, fields of a SiloPolicy; return its path."""
+    path = folder / POLICY_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(document(SiloPolicy.unlimited().model_copy(update=changes)), encoding="utf-8")
+    return str(path)
 
 
 class Node:

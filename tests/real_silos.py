@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from acting_settings import acting
 from flwr.app import Context, Message, RecordDict
+from one_silo import policy_file
 from PIL import Image
-from tiny_runs import tiny_settings
+from tiny_runs import log_for_caplog, tiny_settings
 
 import clients.app
 import strategies.app
@@ -50,13 +51,18 @@ def run_real(
     tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
     **node_config: Mapping[str, str],
 ) -> RunFolder:
-    """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case."""
-    state = {name: str(Path(str(settings["state-dir"])) / "silos") for name in silos}
+    """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case.
+
+    Without a ``policy-path`` of its own a silo allows everything.
+    """
+    folder = Path(str(settings["state-dir"])) / "silos"
+    given = {"state-path": str(folder), "policy-path": policy_file(folder)}
     nodes = [
-        {"data-path": str(path), "silo-name": name, "state-path": state[name], **node_config.get(name, {})}
+        {"data-path": str(path), "silo-name": name, **given, **node_config.get(name, {})}
         for name, path in silos.items()
     ]
     grid = InProcessGrid(clients.app.app, settings, len(nodes), tamper, nodes)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
-    strategies.app.app(grid, context)
+    with log_for_caplog():
+        strategies.app.app(grid, context)
     return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_directory, atomic_file, read_text, write_json
+from fedsynth.files import atomic_directory, atomic_file, nonfinite_as_null, parse_json, read_text, write_json
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -168,3 +169,20 @@ class TestReadText:
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{said}.*: save the file as UTF-8"):
             read_text(path)
+
+
+class TestJson:
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_what_json_does_not_know_is_not_written(self, tmp_path: Path, bad: float) -> None:
+        path = tmp_path / "results.json"
+        write_json(path, {"a": 1.0})
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(path, {"a": [{"b": bad}]})
+        assert tree(tmp_path) == {"results.json": '{\n  "a": 1.0\n}\n'}
+
+    def test_a_missing_number_is_null_there_and_back(self, tmp_path: Path) -> None:
+        measured = {"a": float("nan"), "b": [1.5, -float("inf"), {"c": np.float64("nan")}], "d": (True, "NaN", 3, None)}
+        write_json(tmp_path / "a.json", nonfinite_as_null(measured))
+        kept = {"a": None, "b": [1.5, None, {"c": None}], "d": [True, "NaN", 3, None]}
+        assert json.loads((tmp_path / "a.json").read_text()) == kept
+        assert parse_json('{"a": NaN, "b": [1.5, -Infinity, {"c": 1e999}], "d": [true, "NaN", 3, null]}') == kept

@@ -65,7 +65,7 @@ def run_tiny(
     grid = InProcessGrid(clients.app.app, settings, partitions.stop, tamper)
     grid.get_node_ids = lambda: [100 + k for k in partitions]  # type: ignore[method-assign]
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
-    with _log_for_caplog(), _maybe_without_report(report), _quick_layout():
+    with log_for_caplog(), _maybe_without_report(report), _quick_layout():
         strategies.app.app(grid, context)
     return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))
 
@@ -76,12 +76,12 @@ def images_of(folder: RunFolder) -> dict[str, bytes]:
 
 
 @contextmanager
-def _log_for_caplog() -> Iterator[None]:
-    """Keep the app's log lines away from stderr and open to pytest's caplog."""
+def log_for_caplog() -> Iterator[None]:
+    """Keep the log lines of both sides away from stderr, also after the test, and open to pytest's caplog."""
     logger = logging.getLogger("fedsynth")
     level = logger.level
     logger.setLevel(logging.INFO)
-    with mock.patch.object(strategies.app, "log_to_stderr"):
+    with mock.patch.object(strategies.app, "log_to_stderr"), mock.patch("clients.journal.log_to_stderr"):
         try:
             yield
         finally:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
+from fedsynth.sealed import Seal, SealError, read_tensors, tensor_metadata
 
 Tensors = Mapping[str, torch.Tensor]
 
-FILES_KEPT = 2
-"""The newest, and the one before it for a server that repeats its last round."""
+FILES_KEPT = 3
+"""The newest, and those before it for a server that repeats its last round, or the one before if its newest checkpoint
+is damaged."""
 
 
 class PersonalTensors:
@@ -70,12 +71,13 @@ class PersonalTensors:
         return kept
 
     def keep(self, server_round: int, tensors: Tensors) -> None:
-        """Write what stays in the silo after ``server_round``, and remove all but the two newest files.
+        """Write what stays in the silo after ``server_round``, and remove all but the newest files.
 
         Later rounds than this one go too: the server has gone back and makes them anew.
         """
+        kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_file(self._file(server_round)) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file(kept, temporary, tensor_metadata(kept, self._seal(server_round)))
             # Renaming may reach the disk before the content does, and no one else has these weights.
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -90,9 +92,13 @@ class PersonalTensors:
             return {}
         path = self._file(past[-1])
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
+            return read_tensors(path, self._seal(past[-1]))
+        except (OSError, SealError) as error:
             raise UserError(f"weights '{path}' are damaged: start a new run ({error})") from error
+
+    def _seal(self, server_round: int) -> Seal:
+        silo, run = self._folder.parents[1].name, self._folder.name
+        return Seal("part of a federated model", 1, f"{silo}, run {run}, round {server_round}")
 
     def _file(self, server_round: int) -> Path:
         return self._folder / f"round-{server_round:05d}.safetensors"

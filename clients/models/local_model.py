@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from fedsynth.diffusion import (
     initial_unet,
     loss_curve,
     make_scheduler,
+    model_seal,
     pick_device,
     train,
     train_early_stopping,
 )
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_directory, write_json
+from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
+from fedsynth.sealed import Seal, SealError, check_folder, seal_folder, sealed_json, unsealed_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -39,6 +42,8 @@ logger = logging.getLogger("fedsynth")
 
 class LocalModel:
     """The model of one silo under one configuration.
+
+    A finished model that is damaged, or another silo's, is set aside with a warning and trained again.
 
     Args:
         silo: the silo's images.
@@ -57,6 +62,7 @@ class LocalModel:
         self.key = _content_key(silo, spec, config)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"
+        self._set_aside_if_damaged()
 
     @property
     def finished(self) -> bool:
@@ -75,11 +81,13 @@ class LocalModel:
         if not self._config.training.copy_check:
             return None
         result = self.folder / "copy_check.json"
-        if not result.is_file():
+        seal = Seal("copy check", 1, self.key)
+        try:
+            share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
+        except (FileNotFoundError, ValueError, TypeError, LookupError):
             network = load_network(self.folder, pick_device(self._config.run.device))
             share = copied_share(self._silo, network, self._spec, self._config)
-            write_json(result, {"copied-share": share})
-        share = json.loads(result.read_text(encoding="utf-8"))["copied-share"]
+            write_json(result, sealed_json({"copied-share": share}, seal))
         return None if share is None else float(share)
 
     def train_slice(self, seconds: float) -> TrainingState:
@@ -94,7 +102,7 @@ class LocalModel:
         if ended:
             self._finish(training)
         else:
-            training.save(self._checkpoint)
+            training.save(self._checkpoint, self.key)
         return training
 
     def _advance(self, training: TrainingState, deadline: float) -> bool:
@@ -120,7 +128,7 @@ class LocalModel:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
         generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
         training = TrainingState(unet, self._config.training, generator)
-        training.resume(self._checkpoint, self._silo.name)
+        training.resume(self._checkpoint, self._silo.name, self.key)
         return training
 
     def _finish(self, training: TrainingState) -> None:
@@ -132,25 +140,39 @@ class LocalModel:
         with atomic_directory(self.folder) as temporary:
             pipeline.save_pretrained(temporary)
             write_json(temporary / "training.json", history)
+            seal_folder(temporary, model_seal(self.key))
         self._checkpoint.unlink(missing_ok=True)
 
-    def _checks(self, training: TrainingState) -> dict[str, list[float]]:
+    def _set_aside_if_damaged(self) -> None:
+        if not self.finished:
+            return
+        try:
+            check_folder(self.folder, model_seal(self.key))
+        except SealError as error:
+            aside = self.folder.with_name(f"{self.key}.damaged")
+            message = "%s: model '%s' is damaged (%s): it is trained again, and the damaged one is now '%s'"
+            logger.warning(message, self._silo.name, self.folder, error, aside.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            self.folder.rename(aside)
+
+    def _checks(self, training: TrainingState) -> dict[str, Any]:
         goal = self._config.training.own_steps
         losses = training.held_out_losses
         steps = check_steps(goal)[: len(losses)]
         kept = steps[losses.index(min(losses))]
         message = "%s: training ended at step %d of %d, weights of step %d kept (held-out loss %.4g)"
         logger.info(message, self._silo.name, training.steps, goal, kept, min(losses))
-        return {"held-out-steps": [float(step) for step in steps], "held-out-losses": losses}
+        return {"held-out-steps": [float(step) for step in steps], "held-out-losses": nonfinite_as_null(losses)}
 
 
 def load_network(folder: Path, device: torch.device) -> UNet2DModel:
-    """Load the network of a finished model.
+    """Load the network of a finished model, whose key is the name of its folder.
 
     Raises:
-        UserError: the folder is damaged.
+        UserError: the folder is damaged, or holds another model.
     """
     try:
+        check_folder(folder, model_seal(folder.name))
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model '{folder}' is damaged: remove the folder to train it again ({error})") from error

@@ -34,6 +34,9 @@ from flwr.common.constant import ErrorCode
 
 from clients.warm import flower_internals as flower
 from clients.warm.flower_internals import Job, SuperNodeGoneError
+from fedsynth.errors import UserError
+from fedsynth.logs import LineFormatter
+from fedsynth.text import printable
 
 logger = logging.getLogger("warm-executor")
 
@@ -41,7 +44,7 @@ _JOB_VARIABLE = "FEDSYNTH_WARM_JOB"
 """Hands a claimed task to the fresh interpreter: an environment is private to the user, a command line is not."""
 
 
-class RefusedBundleError(RuntimeError):
+class RefusedBundleError(UserError):
     """The app bundle of a run is not one that may run here."""
 
 
@@ -137,6 +140,7 @@ class Executor:
             reply = app(message=message, context=context)
         except RefusedBundleError as error:
             logger.error("refused: %s", error)
+            _record(message, context, error)
             return Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message), str(error)
         except BaseException as error:
             logger.error("the ClientApp failed", exc_info=error)
@@ -162,6 +166,17 @@ class Executor:
         return self._app
 
 
+def _record(message: Message, context: Context, error: RefusedBundleError) -> None:
+    """Enter a refusal into the silo's audit."""
+    # Only here: it imports most of the project, this one's or that of the bundle that runs.
+    from clients.journal import record_refusal
+
+    try:
+        record_refusal(message, context, error)
+    except Exception as failure:
+        logger.error("not in the audit: %s", _said(failure))
+
+
 def _forget_this_project() -> None:
     """Make the import system forget this project's packages: they would hide the bundle's of the same names."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("clients", "fedsynth")]:
@@ -169,7 +184,7 @@ def _forget_this_project() -> None:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _bundle_hash(text: str) -> str:
@@ -233,7 +248,7 @@ def main() -> int:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(name)s %(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(name)s %(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.cli.stopping import StoppedError, stopped_by_signals
+from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
+from fedsynth.logs import LONGEST_LINE, log_of_command
+from fedsynth.text import printable
 
 COMMANDS = (
     *("run", "sweep", "status", "stop", "doctor"),
@@ -24,9 +26,13 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="fedsynth", description=__doc__.split(".")[0])
+    replace_what_cannot_be_shown()
+    return ending_with_its_reader(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: Sequence[str]) -> int:
+    log_of_command()
+    parser = argparse.ArgumentParser(prog="fedsynth", description=_docstring("__init__").split(".")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         text = _docstring(name)
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stopped_by_signals():
             return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, LONGEST_LINE)}", file=sys.stderr)
         return 2
     except StoppedError as stopped:
         with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
@@ -56,6 +62,6 @@ def _module(command: str) -> Any:
 
 
 def _docstring(command: str) -> str:
-    """Read what a subcommand says of itself, without importing it."""
+    """Read what a subcommand says of itself, without importing it; ``python -OO`` would have dropped it."""
     source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""

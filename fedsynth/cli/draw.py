@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedsynth.diffusion import SAMPLERS, make_scheduler, pick_device, sample, to
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError, did_you_mean
+from fedsynth.files import parse_json
 from fedsynth.output import SyntheticDataset, write_dataset
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
@@ -113,7 +113,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
             f"model '{folder}' is no diffusers pipeline, it holds no {name}: give models/generator of a run"
         )
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"model '{folder}': {name} is damaged ({error}): copy or save the model again") from error
 

@@ -9,11 +9,18 @@ from pathlib import Path
 
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, keys_of
-from fedsynth.data import LabelledImages, describe_conversion, has_folds, load_dataset, read_image_folder
+from fedsynth.data import (
+    LabelledImages,
+    configured_range,
+    describe_conversion,
+    find_folds,
+    load_dataset,
+    read_image_folder,
+)
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
-from fedsynth.files import write_json
+from fedsynth.files import nonfinite_as_null, write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
@@ -24,6 +31,7 @@ from fedsynth.output import (
     write_report,
 )
 from fedsynth.output.dataset import PROVENANCE
+from fedsynth.text import printable
 
 logger = logging.getLogger("fedsynth")
 
@@ -50,17 +58,17 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     train, test = _read_real(options.real, config)
     settings.check(train.images.shape[1:])
     synthetic = _read(root, train, config)
-    conversions = _conversions(root, options.real, train.images.shape[1:])
+    conversions = _conversions(root, options.real, train)
     for said in conversions:
         logger.info(said)
     evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
     evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
     print(terminal_table(measure_rows([evaluation])))
     for note in evaluation.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     if options.output:
         with explained_writing(options.output):
-            write_json(options.output, evaluation.row())
+            write_json(options.output, nonfinite_as_null(evaluation.row()))
         print(f"numbers {options.output}")
     if options.report:
         write_report(options.report, _report(options.dataset, synthetic, test, evaluation))
@@ -119,8 +127,15 @@ def _check_writable(option: str, path: Path) -> None:
 def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
     asked = config.data
     size = None if asked.image_size == AUTO else asked.image_size
-    skip = asked.skip_bad_images
-    folds = load_dataset("imagefolder", path, image_size=size, skip_bad_images=skip, seed=config.run.seed)
+    folds = load_dataset(
+        "imagefolder",
+        path,
+        image_size=size,
+        skip_bad_images=asked.skip_bad_images,
+        value_range=configured_range(asked),
+        first_page_only=asked.first_page_only,
+        seed=config.run.seed,
+    )
     train, test = map(len, folds)
     if min(train, test) < 2:
         raise UserError(
@@ -135,18 +150,27 @@ def _read(root: Path, real: LabelledImages, config: RunConfig) -> LabelledImages
     _, size, _, channels = real.images.shape
     # Our datasets name their folders so that every reader understands them; real folders may be named otherwise.
     folders = folder_names(real.classes) if (root / PROVENANCE).is_file() else real.classes
-    skip = config.data.skip_bad_images
-    data = read_image_folder(root, image_size=size, channels=channels, skip_bad_images=skip, classes=folders)
+    data = read_image_folder(
+        root,
+        image_size=size,
+        channels=channels,
+        skip_bad_images=config.data.skip_bad_images,
+        classes=folders,
+        value_range=configured_range(config.data),
+        first_page_only=config.data.first_page_only,
+    )
     if len(data) < 2:
         raise UserError(f"dataset '{root}': 1 image, at least 2 are needed; give more images")
     return LabelledImages(data.images, data.labels, real.classes)
 
 
-def _conversions(root: Path, real: Path, image_shape: tuple[int, ...]) -> tuple[str, ...]:
-    folders = {"real train": real / "train", "real test": real / "test"} if has_folds(real) else {"real": real}
-    said = {name: describe_conversion(folder, image_shape) for name, folder in folders.items()}
+def _conversions(root: Path, real: Path, train: LabelledImages) -> tuple[str, ...]:
+    image_shape, known = train.images.shape[1:], (*train.classes, *folder_names(train.classes))
+    folds = find_folds(real)
+    folders = {"real train": folds.train, "real test": folds.test} if folds else {"real": real}
+    said = {name: describe_conversion(folder, image_shape, known) for name, folder in folders.items()}
     notes = [f"{name} images were converted: {how}; image-size sets the side" for name, how in said.items() if how]
-    if how := describe_conversion(root, image_shape):
+    if how := describe_conversion(root, image_shape, known):
         notes.append(f"synthetic images were converted to the format of the real ones: {how}")
     return tuple(notes)
 

@@ -7,24 +7,35 @@ stopped. The last two print the Flower command that they run.
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 from fedsynth.cli.deployment.certificates import (
     alternative_name,
+    check_authority,
     check_certificate,
     check_public_key,
     fingerprint,
     make_authority,
     make_server_certificate,
 )
+from fedsynth.cli.deployment.front import check_front_folder, front_command, write_front
 from fedsynth.cli.deployment.link_folder import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
+from fedsynth.text import silo_name_problem
 
 DEFAULT_PORT = 9092
+MOST_PORT = 65535
+NO_FRONT = "none"
+LOOPBACK = "127.0.0.1"
+
+_REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="host names and addresses by which silos reach this machine (default: as before, or this machine alone)",
     )
-    init.add_argument("--port", type=int, help=f"port of the SuperLink (default: as before, or {DEFAULT_PORT})")
+    init.add_argument("--port", type=int, help=f"port that silos connect to (default: as before, or {DEFAULT_PORT})")
+    init.add_argument(
+        "--front",
+        choices=("nginx", NO_FRONT),
+        help="nginx: write its configuration; silos reach nginx, and only what they need, the SuperLink is reached from"
+        " this machine alone (default: as before, or none)",
+    )
+    init.add_argument(
+        "--superlink-port", type=int, help="port of the SuperLink behind a front (default: as before, or --port + 1)"
+    )
     register = actions.add_parser("register", help="let a silo in by its public key", allow_abbrev=False)
     register.add_argument("key", type=Path, help="public key that 'fedsynth silo init' made at the silo")
-    register.add_argument("--name", required=True, help="name of the silo")
+    register.add_argument("--name", required=True, help="name of the silo, as its --silo-name says it")
+    register.add_argument("--replace", action="store_true", help="the silo has a new key: remove its old one")
     _folder(register)
     _dry_run(register)
     start = actions.add_parser("start", help="run the SuperLink until it is stopped", allow_abbrev=False)
     start.add_argument(
-        "--bind", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: this machine alone)"
+        "--bind", default=LOOPBACK, help="address to listen on; 0.0.0.0: all (default: this machine alone)"
     )
     _folder(start)
     _dry_run(start)
@@ -67,15 +88,18 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
     before = folder.read() if folder.settings.exists() else LinkSettings([], DEFAULT_PORT)
-    hosts = [*dict.fromkeys([*(options.host or before.hosts), "localhost", "127.0.0.1"])]
-    settings = LinkSettings(hosts, before.port if options.port is None else options.port)
-    _check_settings(settings)
+    settings = _settings(before, options)
+    if settings.front:
+        check_front_folder(folder.path)
+    hosts = settings.hosts
     with explained_writing(folder.path):
         # An authority that silos trust already stays: only the server's own certificate is made anew.
         if not folder.authority.exists():
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             make_authority(folder.authority, folder.authority_key)
         make_server_certificate(hosts, folder.authority, folder.authority_key, folder.certificate, folder.key)
+        if settings.front:
+            write_front(folder, settings)
         settings.write(folder)
     if before.hosts:
         print("renewed: start the link again; silos need nothing new unless the address is another\n")
@@ -84,31 +108,101 @@ def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
         f"authority SHA-256 {fingerprint(folder.authority)}\n\n"
         f"send every silo {folder.authority} (over a channel you trust) and the address {settings.address}\n"
         f"let a silo in:   fedsynth link register SILO.pub --name SILO --folder {folder.path}\n"
-        f"start:           fedsynth link start --folder {folder.path} --bind 0.0.0.0\n"
-        f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
-        " can register silos and start runs."
+        f"{_how_to_start(folder, settings)}"
     )
     return 0
+
+
+def _settings(before: LinkSettings, options: argparse.Namespace) -> LinkSettings:
+    hosts = [*dict.fromkeys([*(options.host or before.hosts), "localhost", "127.0.0.1"])]
+    port = before.port if options.port is None else options.port
+    front = before.front if options.front is None else options.front.removeprefix(NO_FRONT)
+    if not front and options.superlink_port is not None:
+        raise UserError(
+            "--superlink-port is for --front nginx: without a front, silos connect to the SuperLink's --port"
+        )
+    beside = port + 1 if port < MOST_PORT else port - 1
+    inner = options.superlink_port or (before.superlink_port if before.superlink_port != port else 0) or beside
+    settings = LinkSettings(hosts, port, front, inner if front else 0)
+    _check_settings(settings)
+    return settings
+
+
+def _how_to_start(folder: LinkFolder, settings: LinkSettings) -> str:
+    start = f"start:           fedsynth link start --folder {folder.path}"
+    if settings.front:
+        return (
+            f"{start}\n"
+            f"and its front:   {shlex.join(front_command(folder))}\n"
+            f"Never send ca.key or server.key. Port {settings.port} gives silos what they need and no more. Whoever"
+            f" reaches port {settings.superlink_port}, on this machine alone, can register silos and start runs."
+        )
+    return (
+        f"{start} --bind 0.0.0.0\n"
+        f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
+        " can register silos and start runs ('--front nginx' keeps those two to this machine)."
+    )
 
 
 def _check_settings(settings: LinkSettings) -> None:
     for host in settings.hosts:
         alternative_name(host)
-    if not 0 < settings.port < 65536:
-        raise UserError(f"port = {settings.port}: must be 1 to 65535")
+    ports = {"port": settings.port, **({"superlink-port": settings.superlink_port} if settings.front else {})}
+    for key, port in ports.items():
+        if not 0 < port <= MOST_PORT:
+            raise UserError(f"{key} = {port}: must be 1 to {MOST_PORT}")
+    if settings.port == settings.superlink_port:
+        raise UserError(f"superlink-port = {settings.superlink_port}: is nginx's, the silos'; give another")
 
 
 def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     check_public_key(options.key)
     check_node_value("name", options.name)
+    if problem := silo_name_problem(options.name):
+        raise UserError(f"{problem}; give another --name")
     connection = connection_to(str(folder.path), None)
-    command = ["flwr", "supernode", "register", str(options.key.absolute()), CONNECTION, "--name", options.name]
-    show(command, folder.home)
+    key = key_fingerprint(options.key.read_bytes())
+    _check_name_is_free(folder, options.name, key, options.replace)
+    words = ("register", str(options.key.absolute()), CONNECTION, "--name", options.name)
+    show(["flwr", "supernode", *words], folder.home)
     if options.dry_run:
         return 0
     connection.write()
+    done = _supernode(folder, *words)
+    if done.returncode and "already in use" in done.stdout:
+        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
+    if done.returncode:
+        raise RunError(
+            f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"
+        )
+    found = _REGISTERED.search(done.stdout)
+    lost = folder.silo_names.bind(options.name, Holder(key, int(found[1]) if found else 0), options.replace)
+    if lost is not None:
+        _remove(folder, lost)
+    return 0
+
+
+def _check_name_is_free(folder: LinkFolder, name: str, key: str, replace: bool) -> None:
+    holder = folder.silo_names.read().get(name)
+    if holder is not None and holder.key != key and not replace:
+        raise UserError(
+            f"name = '{name}': belongs to the key {holder.key} ('ssh-keygen -l' prints a key's); if that silo has lost"
+            f" its key, or is gone, add --replace: the old key is removed then"
+        )
+
+
+def _remove(folder: LinkFolder, holder: Holder) -> None:
+    if not holder.node_id or _supernode(folder, "unregister", str(holder.node_id), CONNECTION).returncode:
+        raise RunError(
+            f"the name has its new key, and no run takes the old one, {holder.key}, by it; Flower did not remove that"
+            f" (node {holder.node_id}), or it was removed before: 'flwr supernode list {CONNECTION}' shows"
+        )
+
+
+def _supernode(folder: LinkFolder, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``flwr supernode``, and print what it says."""
     done = subprocess.run(
-        command,
+        ["flwr", "supernode", *words],
         env=environment_of(folder.home),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -117,22 +211,28 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
         check=False,
     )
     print(done.stdout, end="", flush=True)
-    if done.returncode and "already in use" in done.stdout:
-        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
-    if done.returncode:
-        raise RunError(
-            f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"
-        )
-    return 0
+    return done
 
 
 def _start(folder: LinkFolder, options: argparse.Namespace) -> int:
     settings = folder.read()
-    for path in (folder.authority, folder.certificate):
-        check_certificate(path)
-    command = superlink_command(folder, options.bind, settings.port)
+    check_authority(folder.authority)
+    check_certificate(folder.certificate)
+    port = _port_behind_front(folder, settings, options.bind) if settings.front else settings.port
+    command = superlink_command(folder, options.bind, port)
     show(command, folder.home)
-    return 0 if options.dry_run else run_in_foreground(command, environment_of(folder.home), folder.path)
+    environment = {**environment_of(folder.home), VARIABLE: str(folder.silo_names.path)}
+    return 0 if options.dry_run else run_in_foreground(command, environment, folder.path)
+
+
+def _port_behind_front(folder: LinkFolder, settings: LinkSettings, bind: str) -> int:
+    if bind != LOOPBACK:
+        raise UserError(
+            f"bind = '{bind}': this link has a front, and whoever reaches the SuperLink past it can register silos and"
+            " start runs: leave --bind out; 'fedsynth link init --front none' removes the front"
+        )
+    print(f"silos connect to port {settings.port}, to nginx, beside this:\n{shlex.join(front_command(folder))}\n")
+    return settings.superlink_port
 
 
 def superlink_command(folder: LinkFolder, bind: str, port: int) -> list[str]:

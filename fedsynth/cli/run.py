@@ -30,8 +30,10 @@ from fedsynth.cli.deployment.flower import (
 from fedsynth.cli.deployment.guard import guarded
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import kill_marked
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
+from fedsynth.cli.planned import planned
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
@@ -41,6 +43,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, default_name
+from fedsynth.spec import ImageSpec
 
 SWEEP_WORDS = frozenset({"base", "seeds", "grid", "zip", "method", "run"})
 """Words of a sweep file that are no configuration keys."""
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("setting", nargs="?", type=Path, help="TOML file of configuration keys")
     parser.add_argument("--superlink", metavar="LINK", help="link folder of this machine, or HOST:PORT: real silos")
     parser.add_argument("--root-certificates", type=Path, metavar="CA", help="ca.crt, with HOST:PORT")
+    parser.add_argument("--dry-run", action="store_true", help="only show what every silo would be asked")
     add_keys(parser)
 
 
@@ -61,14 +65,16 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         UserError: bad configuration or data.
         RunError: the run ended without results.
     """
-    refuse_rest("run", rest, ALL_KEYS)
+    refuse_rest("run", rest, [*ALL_KEYS, "dry-run"])
     config = _configuration(options)
     connection = _connection(options, config)
-    if connection is None:
-        check_data(config)
+    spec = check_data(config) if connection is None else None
+    if options.dry_run:
+        return _show_plan(config, spec)
     home = flower_home()
     if connection is None:
         refuse_if_busy(home)
+        prepare_machine(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before, status = _last_change(folder.results), read_state(folder)
@@ -114,13 +120,21 @@ def _connection(options: argparse.Namespace, config: RunConfig) -> Connection | 
     return connection_to(options.superlink, options.root_certificates)
 
 
-def check_data(config: RunConfig) -> None:
-    """Load and share out the images, and build the network for them.
+def check_data(config: RunConfig) -> ImageSpec:
+    """Load and share out the images, and build the network for them; return their format and classes.
 
     Raises:
         UserError: either cannot be done.
     """
-    initial_unet(config, load_federation(config).spec)
+    spec = load_federation(config).spec
+    initial_unet(config, spec)
+    return spec
+
+
+def _show_plan(config: RunConfig, spec: ImageSpec | None) -> int:
+    print(f"each of {config.run.num_clients} silos is asked at most")
+    print("\n".join(f"  {line}" for line in planned(config, spec)[1]))
+    return 0
 
 
 def refuse_if_busy(home: Path) -> None:

@@ -1,7 +1,8 @@
 """A silo's side of a deployment: its key, and the SuperNode that answers for it.
 
-``silo init`` makes the key pair, ``silo start`` checks data, model, certificate and key and runs Flower's SuperNode
-until it is stopped. The Flower command is printed.
+``silo init`` makes the key pair and writes a strict policy, ``silo policy`` says what a policy makes of a planned run,
+``silo start`` checks policy, data, model, certificate and key and runs Flower's SuperNode until it is stopped. The
+Flower command is printed. ``silo audit`` prints what runs have asked of the silo.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.deployment.certificates import check_certificate, check_private_key, fingerprint, make_silo_key
+from fedsynth.cli.deployment import silo_audit, silo_policy
+from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
@@ -21,8 +23,11 @@ from fedsynth.cli.deployment.processes import environment_of, run_in_foreground,
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
+from fedsynth.files import atomic_file
 from fedsynth.flower_version import FLOWER_VERSION
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document, read_policy
 from fedsynth.spec import look_alikes
+from fedsynth.text import check_silo_name
 
 logger = logging.getLogger("fedsynth")
 
@@ -34,10 +39,13 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | start``, each with its own options."""
+    """``silo init | policy | start | audit``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
-    init = actions.add_parser("init", help="make the silo's key pair in a new folder", allow_abbrev=False)
+    init = actions.add_parser("init", help="make the silo's key pair and policy in a new folder", allow_abbrev=False)
     _folder(init)
+    policy = actions.add_parser("policy", help="check a policy, alone or against a run", allow_abbrev=False)
+    _folder(policy)
+    silo_policy.add_arguments(policy)
     start = actions.add_parser("start", help="answer for the silo until it is stopped", allow_abbrev=False)
     _folder(start)
     start.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address that the operator sent")
@@ -45,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
     start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
+    start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
     start.add_argument(
         "--warm", action="store_true", help=f"keep the model in memory between messages (Flower {FLOWER_VERSION})"
@@ -52,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
+    audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
+    _folder(audit)
+    silo_audit.add_arguments(audit)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -62,18 +74,26 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     refuse_rest(f"silo {options.action}", rest)
     folder = options.folder.expanduser().absolute()
+    if options.action == "audit":
+        return silo_audit.audit(folder, options)
+    if options.action == "policy":
+        return silo_policy.check_policy(folder, options)
     return _init(folder) if options.action == "init" else _start(folder, options)
 
 
 def _init(folder: Path) -> int:
-    key, public = folder / "silo.key", folder / "silo.pub"
+    key, public, policy = folder / "silo.key", folder / "silo.pub", folder / POLICY_FILE
     if key.exists():
         raise UserError(f"'{key}' exists: the SuperLink knows the silo by it; remove it only to be registered anew")
     with explained_writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_silo_key(key, public)
+        if not policy.exists():
+            with atomic_file(policy) as temporary:
+                temporary.write_text(document(SiloPolicy()), encoding="utf-8")
     print(
-        f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n\n"
+        f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
+        f"read {policy}: what this silo answers, and what that gives away\n\n"
         "the operator sends back an address and ca.crt; then\n"
         f"  fedsynth silo start --folder {folder} --superlink HOST:PORT --root-certificates ca.crt --data-path IMAGES"
     )
@@ -83,11 +103,12 @@ def _init(folder: Path) -> int:
 def _start(folder: Path, options: argparse.Namespace) -> int:
     check_address(options.superlink, "superlink")
     authority = options.root_certificates.expanduser()
-    check_certificate(authority)
+    check_authority(authority)
     logger.info("authority of the link: SHA-256 %s; the operator has the same", fingerprint(authority))
     check_private_key(folder / "silo.key")
-    _check_warm(options)
-    command = supernode_command(folder, options, node_config(folder, options))
+    policy = _policy_path(folder, options.policy)
+    _check_warm(options, policy)
+    command = supernode_command(folder, options, node_config(folder, options, policy))
     show(command, folder / "flwr")
     if options.dry_run:
         return 0
@@ -100,7 +121,23 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     return status
 
 
-def _check_warm(options: argparse.Namespace) -> None:
+def _policy_path(folder: Path, given: Path | None) -> Path | None:
+    """Return the policy that acts, checked; None for the strict default."""
+    path = _absolute(given) if given else folder / POLICY_FILE
+    if given is None and not path.exists():
+        logger.warning("no '%s': the strict policy that 'fedsynth silo init' writes acts", path)
+        return None
+    policy = read_policy(path)
+    logger.info("policy %s: answers %s", path, ", ".join(policy.answers))
+    return path
+
+
+def _check_warm(options: argparse.Namespace, policy: Path | None) -> None:
+    # What may run here is decided before it runs: Flower's own way cannot, the warm one can.
+    programs = read_policy(policy).programs if policy else ()
+    if programs and not options.warm:
+        raise UserError(f"{SiloPolicy(programs=programs).line('programs')} in '{policy}' needs --warm: add it")
+    options.allow_fab = [*dict.fromkeys([*options.allow_fab, *programs])]
     if not options.warm and (options.allow_fab or options.or_stock):
         raise UserError(f"{'--allow-fab' if options.allow_fab else '--or-stock'} is for --warm: add it")
     if options.allow_fab and options.or_stock:
@@ -110,16 +147,18 @@ def _check_warm(options: argparse.Namespace) -> None:
             raise UserError(f"allow-fab = '{digest}': must be the 64 digits that 'sha256sum' prints for the bundle")
 
 
-def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
+def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) -> dict[str, str]:
     """Check what the silo brings, and return it as the ClientApp will read it.
 
     Raises:
-        UserError: images, model or state folder cannot be used.
+        UserError: images, model, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
     from fedsynth.data import image_folder_spec
 
     data = _absolute(options.data_path)
+    name = options.silo_name or data.name
+    check_silo_name(name)
     spec = image_folder_spec(data)
     logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
     for names in look_alikes(spec.classes):
@@ -129,7 +168,9 @@ def node_config(folder: Path, options: argparse.Namespace) -> dict[str, str]:
         check_writable(state / "models")
     except UserError as error:
         raise UserError(f"state-path: {error}") from error
-    given = {"data-path": str(data), "silo-name": options.silo_name or data.name, "state-path": str(state)}
+    given = {"data-path": str(data), "silo-name": name, "state-path": str(state)}
+    if policy is not None:
+        given["policy-path"] = str(policy)
     if options.model_path:
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
     for key, value in given.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from fedsynth.cli.stopped_run import STOPPED
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.progress import duration
+from fedsynth.text import printable
 
 RECENT = 10
 """Rounds whose mean length tells the time left: early ones load networks, late ones ask fewer silos."""
@@ -37,7 +37,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     status, rows = read_status(folder), folder.read_metrics()
     state = state_of(status)
     for line in describe(folder, status, rows, state, datetime.now().astimezone()):
-        print(line)
+        print(printable(line))
     return int(state in ("failed", "gone"))
 
 
@@ -48,7 +48,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        status = dict(json.loads(folder.status.read_text(encoding="utf-8")))
+        status = folder.read_status()
         for key in ("state", "pid", "round", "rounds", "updated"):
             if key not in status:
                 raise ValueError(f"it says no {key}")
@@ -106,12 +106,13 @@ def _silo_line(was: Mapping[str, Any], now: datetime) -> str:
     when = f"{was['message']} {_ago(was['at'], now)}"
     if "left-out" in was:
         return f"{when}: left out: {was['left-out']}"
-    took = f", took {duration(was['seconds'])}" if "seconds" in was else ""
-    return when + took + (f", loss {was['loss']:.4g}" if "loss" in was else "")
+    seconds, loss = was.get("seconds"), was.get("loss")
+    took = "" if seconds is None else f", took {duration(seconds)}"
+    return when + took + ("" if loss is None else f", loss {loss:.4g}")
 
 
 def _time_left(rows: Sequence[Mapping[str, Any]], rounds: int) -> str:
-    recent = [float(row["seconds"]) for row in rows[-RECENT:]]
+    recent = [float(row["seconds"]) for row in rows[-RECENT:] if row.get("seconds") is not None]
     return f", about {duration(sum(recent) / len(recent) * rounds)} left" if recent else ", time left unknown"
 
 

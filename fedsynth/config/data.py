@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
+from typing import Literal
+
 from pydantic import model_validator
 
 from fedsynth.config.keys import Section, key
@@ -21,6 +25,7 @@ from fedsynth.config.types import (
 )
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
+_FOLDERS = ("imagefolder", REAL_SILOS)
 _FROM_FILES = ("imagefolder", "celeba", "cifar10", REAL_SILOS)
 
 
@@ -61,6 +66,19 @@ class Data(Section):
         commands=("evaluate", "train-local"),
         acts_with={"dataset": _FROM_FILES},
     )
+    value_range: Auto | Literal["full"] | str = key(
+        AUTO,
+        "values that become black and white in files of more than 8 bits, such as '0,4095'; auto: the bits in use",
+        commands=("evaluate", "train-local"),
+        acts_with={"dataset": _FOLDERS},
+        incomparable=_OTHER_IMAGES,
+    )
+    first_page_only: bool = key(
+        False,
+        "take the first page or frame where a file has several, instead of refusing it",
+        commands=("evaluate", "train-local"),
+        acts_with={"dataset": _FOLDERS},
+    )
     partition: PartitionName = key(
         "dirichlet",
         "how labels spread over simulated silos",
@@ -91,6 +109,26 @@ class Data(Section):
             raise ValueError(f"class-names = '{self.class_names}': must be distinct names, such as 'cat,dog'")
         return self
 
+    @model_validator(mode="after")
+    def _value_range_is_one(self) -> Data:
+        if self.value_range not in (AUTO, "full"):
+            low, high = self.value_bounds() or (math.nan, math.nan)
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"value-range = '{self.value_range}': must be 'auto', 'full' or two numbers, the smaller first,"
+                    " such as '0,4095'"
+                )
+        return self
+
+    def value_bounds(self) -> tuple[float, float] | None:
+        """The two numbers of ``value-range``, or None if it is none."""
+        try:
+            low, high = map(float, self.value_range.split(","))
+        except ValueError:
+            return None
+        return low, high
+
     def classes(self) -> tuple[str, ...] | None:
-        """``class-names`` one by one, or None for all that the silos hold."""
-        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else None
+        """``class-names`` one by one, in Unicode's composed form as silos send them; None for all that they hold."""
+        names = unicodedata.normalize("NFC", self.class_names).split(",")
+        return tuple(name.strip() for name in names) if self.class_names else None

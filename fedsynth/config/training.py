@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fedsynth.config.keys import Section, key
 from fedsynth.config.types import (
@@ -28,7 +28,9 @@ class Model(Section):
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
     model: PresetName | Auto = key(AUTO, "U-Net preset; auto: the dataset's")
     block_out_channels: str = key(AUTO, "channels per level, such as '32,64,64'; auto: the preset's")
-    layers_per_block: Positive | Auto = key(AUTO, "residual layers per level; auto: the preset's")
+    layers_per_block: Annotated[int, Field(ge=1, le=32)] | Auto = key(
+        AUTO, "residual layers per level; auto: the preset's"
+    )
 
     @model_validator(mode="after")
     def _channels_are_numbers(self) -> Model:
@@ -43,9 +45,10 @@ class Model(Section):
             channels = tuple(int(word) for word in self.block_out_channels.split(","))
         except ValueError:
             channels = ()
-        if not channels or any(c < 4 or c % 4 for c in channels):
+        if not 1 <= len(channels) <= 12 or any(not 4 <= c <= 65_536 or c % 4 for c in channels):
             raise ValueError(
-                f"block-out-channels = '{self.block_out_channels}': must be multiples of 4, such as '32,64'"
+                f"block-out-channels = '{self.block_out_channels}': must be multiples of 4, such as '32,64',"
+                " twelve at most and none above 65536"
             )
         return channels
 
@@ -60,7 +63,7 @@ class Training(Section):
         may_change=True,
     )
     local_steps: Positive | Auto = key(AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN)
-    batch_size: Positive = key(32, "images per step")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(32, "images per step")
     learning_rate: PositiveFloat = key(2e-4, "Adam's")
     ema_decay: BelowOne = key(0.995, "decay of the weight average, after its warm-up")
     max_grad_norm: PositiveFloat = key(1.0, "gradients are clipped to this norm")
@@ -81,7 +84,7 @@ class Diffusion(Section):
     """The noise schedule (linear, Ho et al. 2020)."""
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
-    num_train_timesteps: Positive = key(1000, "timesteps T")
+    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = key(1000, "timesteps T")
     beta_start: OpenUnit = key(1e-4, "first beta")
     beta_end: OpenUnit = key(0.02, "last beta")
 

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.celeba import load_celeba
-from fedsynth.data.image_folder import has_folds, load_image_folder
+from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import conform
+from fedsynth.data.value_range import ValueRange
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 
@@ -29,6 +31,8 @@ class _Request:
     channels: int | None
     download: bool
     skip_bad_images: bool
+    value_range: ValueRange | None
+    first_page_only: bool
     seed: int
 
 
@@ -40,6 +44,8 @@ def load_dataset(
     channels: int | None = None,
     download: bool = False,
     skip_bad_images: bool = False,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
     seed: int = 0,
 ) -> Folds:
     """Load the train and test folds of a dataset.
@@ -53,7 +59,7 @@ def load_dataset(
     cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
                      ``root/test`` with class folders
     celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
-    imagefolder      ``root/train`` and ``root/test`` with class folders, or  see below
+    imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
                      class folders in ``root``, then split 80/20 by ``seed``
     ===============  =======================================================  ==========
 
@@ -68,6 +74,8 @@ def load_dataset(
         channels: 1 or 3; None: the default above.
         download: let torchvision fetch what is missing (mnist, fashion-mnist, cifar10, celeba).
         skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing (folders and celeba).
+        value_range: what of more than 8 bits becomes black and white; None: found over both folds (folders only).
+        first_page_only: take the first page or frame of files with several, instead of refusing them (folders only).
         seed: decides imagefolder's split, nothing else.
 
     Raises:
@@ -80,8 +88,10 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    load = _plugin if is_plugin(name) else _LOADERS[name]
-    return load(_Request(name, folder, image_size, channels, download, skip_bad_images, seed))
+    request = _Request(
+        name, folder, image_size, channels, download, skip_bad_images, value_range, first_page_only, seed
+    )
+    return _plugin(request) if is_plugin(name) else _LOADERS[name](request)
 
 
 def _digits(request: _Request) -> Folds:
@@ -125,8 +135,8 @@ def _mnist_pixels(images: NDArray[np.uint8], size: int, channels: int) -> NDArra
 
 def _cifar10(request: _Request) -> Folds:
     root, size, channels = _root(request), request.image_size or 32, request.channels or 3
-    if has_folds(root):
-        return load_image_folder(root, size, channels, request.skip_bad_images, request.seed)
+    if find_folds(root):
+        return _folder(request, root, size, channels)
     layout = f"the folder cifar-10-batches-py/, or train/ and test/ with one folder per class, in '{root}'"
     train, test = (
         LabelledImages(conform(fold.data, size, channels), np.array(fold.targets, np.int64), tuple(fold.classes))
@@ -143,8 +153,19 @@ def _celeba(request: _Request) -> Folds:
 
 
 def _imagefolder(request: _Request) -> Folds:
-    root = _root(request)
-    return load_image_folder(root, request.image_size, request.channels, request.skip_bad_images, request.seed)
+    return _folder(request, _root(request), request.image_size, request.channels)
+
+
+def _folder(request: _Request, root: Path, size: int | None, channels: int | None) -> Folds:
+    return load_image_folder(
+        root,
+        size,
+        channels,
+        request.skip_bad_images,
+        request.seed,
+        value_range=request.value_range,
+        first_page_only=request.first_page_only,
+    )
 
 
 def _plugin(request: _Request) -> Folds:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data.datasets import load_dataset
+from fedsynth.data.duplicate_images import describe_between_silos
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.data.partition import manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, simulated_silo
+from fedsynth.data.value_range import configured_range
 from fedsynth.spec import ImageSpec
 
 
@@ -40,6 +42,10 @@ class Federation:
         indices = self.parts[partition_id]
         return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
 
+    def describe_duplicates(self) -> str:
+        """Say which pictures are test images too, are held by two silos, or stand under two classes; empty if none."""
+        return describe_between_silos(self.train, self.test, self.parts)
+
     def manifest(self, config: RunConfig) -> dict[str, Any]:
         """Return indices, label counts and a hash of the partition, ready for JSON."""
         scheme = config.data.partition
@@ -59,6 +65,8 @@ def load_federation(config: RunConfig) -> Federation:
         image_size=None if data.image_size == AUTO else data.image_size,
         download=data.download,
         skip_bad_images=data.skip_bad_images,
+        value_range=configured_range(data),
+        first_page_only=data.first_page_only,
         seed=config.run.seed,
     )
     parts = partition(train.labels, data.partition, config.run.num_clients, config.run.seed, **_parameters(config))

@@ -3,59 +3,54 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedsynth.errors import UserError
+from fedsynth.data.image_files import read_header, read_picture, reason_of
+from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
+from fedsynth.errors import FilesError
+from fedsynth.progress import followed
+from fedsynth.text import visible
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-"""Files with another suffix are not read; in lower case, torchvision's ``IMG_EXTENSIONS``."""
+logger = logging.getLogger("fedsynth")
 
-GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _NAMED = 10
 
 
-def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
-    """Convert a PIL image of any mode to uint8 (size, size, channels).
+def to_pixels(
+    picture: Image.Image | DeepPixels, size: int, channels: int, value_range: ValueRange = FULL_RANGE
+) -> NDArray[np.uint8]:
+    """Convert a picture of any mode to uint8 (size, size, channels).
 
-    16-bit values are divided by 257 (65535 becomes 255), transparent pixels are laid on white, the orientation in the
-    file's EXIF data is applied. A non-square image is cropped to its centre square, then resized (bicubic, with
-    anti-aliasing).
+    Values of more than 8 bits are scaled first. Transparent pixels are laid on white. A non-square image is cropped to
+    its centre square, then resized (bicubic, with anti-aliasing).
 
     Args:
-        image: the picture.
+        picture: an 8-bit image, or values of more than 8 bits.
         size: height and width of the result in pixels.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+        value_range: what of more than 8 bits becomes black and white.
 
     Raises:
-        ValueError: floating-point pixels, or integers beyond 16 bits, whose range nobody can know.
+        ValueError: values that only a chosen range can show, or transparent pixels only.
     """
-    upright = ImageOps.exif_transpose(image)
-    flat = _opaque(_eight_bit(upright)).convert("L" if channels == 1 else "RGB")
+    image = picture.to_eight_bit(value_range) if isinstance(picture, DeepPixels) else picture
+    flat = _opaque(image).convert("L" if channels == 1 else "RGB")
     if flat.size != (size, size):
         flat = ImageOps.fit(flat, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(flat, dtype=np.uint8).reshape(size, size, channels)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, save it with 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixel values beyond 16 bits, save it with 8 or 16 bits")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     coloured = image.convert("RGBA")
+    if coloured.getchannel("A").getextrema() == (0, 0):
+        raise ValueError("every pixel is transparent (alpha 0): save it without transparency")
     return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
 
 
@@ -69,45 +64,82 @@ def conform(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.u
     return result
 
 
+def find_value_range(paths: Iterable[Path], *, first_page_only: bool = False) -> ValueRange:
+    """Return the range that a data set's files of more than 8 bits use together, in whole bits, and log it.
+
+    One range for all of them: how bright an image is beside others carries meaning. Only such files are decoded; what
+    cannot be read, or needs a chosen range, is left to :func:`decode_files`.
+
+    Args:
+        paths: all files of the data set, of every fold and class.
+        first_page_only: as of :func:`decode_files`.
+    """
+    largest, files = -1.0, 0
+    for path in paths:
+        header = read_header(path)
+        if header is None or not header.deep:
+            continue
+        try:
+            picture = read_picture(path, None, first_page_only)
+            if isinstance(picture, DeepPixels):
+                largest = max(largest, picture.largest())
+                files += 1
+        except Exception:  # decode_files reports it by name
+            continue
+    if not files:
+        return FULL_RANGE
+    found = whole_bits(largest)
+    logger.info(
+        "%d images of more than 8 bits use %d bits: 0 becomes black, %d white (value-range=0,%d says the same for every"
+        " silo)",
+        *(files, int(found.high).bit_length(), found.high, found.high),
+    )
+    return found
+
+
 def decode_files(
-    paths: Sequence[Path], size: int, channels: int, *, skip_bad_images: bool
+    paths: Sequence[Path],
+    size: int,
+    channels: int,
+    *,
+    skip_bad_images: bool,
+    value_range: ValueRange = FULL_RANGE,
+    first_page_only: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Decode image files completely, as :func:`to_pixels` does.
+    """Decode image files completely, as :func:`~fedsynth.data.image_files.read_picture` and :func:`to_pixels` do.
 
     Args:
         paths: the files.
         size: height and width in pixels.
         channels: 1 or 3.
         skip_bad_images: leave out what cannot be decoded, with a logged warning, instead of refusing.
+        value_range: what of more than 8 bits becomes black and white; :func:`find_value_range` finds it.
+        first_page_only: take the first of several pages or frames instead of refusing.
 
     Returns:
         The decoded images, uint8 (M, size, size, channels), and a mask (N,) of the files they come from.
 
     Raises:
-        UserError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
+        FilesError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
     """
     images = np.empty((len(paths), size, size, channels), np.uint8)
     bad: dict[int, str] = {}
-    for position, path in enumerate(paths):
+    for position, path in enumerate(followed(paths, "reading images:", logger.info)):
         try:
-            with Image.open(path) as image:
-                images[position] = to_pixels(image, size, channels)
+            images[position] = to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
         except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more
-            bad[position] = f"{path} ({_reason(error)})"
+            bad[position] = f"{visible(str(path))} ({reason_of(error)})"
     if not bad:
         return images, np.ones(len(paths), dtype=bool)
     rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     message = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
     if not skip_bad_images:
-        raise UserError(f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out")
-    logging.getLogger("fedsynth").warning("skipped: %s", message)
+        raise FilesError(
+            f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out",
+            elsewhere=f"{len(bad)} images cannot be read: the silo's log says which and why; skip-bad-images=true"
+            " leaves them out",
+        )
+    logger.warning("skipped: %s", message)
     good = np.ones(len(paths), dtype=bool)
     good[list(bad)] = False
     return images[good], good
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    # Pillow repeats the path in this message, which already stands in front of it.
-    return "not an image" if "cannot identify image file" in str(error) else str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.data.duplicate_images import describe_shared
 from fedsynth.data.image_folder import read_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
+from fedsynth.data.value_range import ValueRange
 from fedsynth.seeding import derive_seed
+
+logger = logging.getLogger("fedsynth")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,8 @@ def folder_silo(
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     skip_bad_images: bool = False,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -81,6 +88,15 @@ def folder_silo(
     :func:`split_holdout`.
     """
     data = read_image_folder(
-        path, image_size=image_size, channels=channels, skip_bad_images=skip_bad_images, classes=classes
+        path,
+        image_size=image_size,
+        channels=channels,
+        skip_bad_images=skip_bad_images,
+        classes=classes,
+        value_range=value_range,
+        first_page_only=first_page_only,
     )
-    return Silo(name, *split_holdout(data, holdout_fraction, seed))
+    train, holdout = split_holdout(data, holdout_fraction, seed)
+    if said := describe_shared(train, holdout, "held-out images"):
+        logger.info("%s: %s", name, said)
+    return Silo(name, train, holdout)

@@ -2,9 +2,9 @@
 
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
-from fedsynth.diffusion.initial import initial_unet, pick_device
+from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
-from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline
+from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
 from fedsynth.diffusion.samplers import (
     SAMPLERS,
     forget_used_outputs,
@@ -27,12 +27,14 @@ __all__ = [
     "TrainingState",
     "build_unet",
     "check_steps",
+    "count_parameters",
     "draw_initial_noise",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",
     "loss_curve",
     "make_scheduler",
+    "model_seal",
     "noise_predictor",
     "part_of",
     "pick_device",

@@ -20,6 +20,12 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
     return build_unet(preset, spec, generator, config.model.channels(), None if layers == AUTO else layers)
 
 
+def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
+    """Return the number of weights of a run's U-Net, without room for any of them."""
+    with torch.device("meta"):
+        return sum(weights.numel() for weights in initial_unet(config, spec).parameters())
+
+
 def pick_device(wanted: str) -> torch.device:
     """Turn ``device`` of the config into a device; ``auto`` takes CUDA where this process sees it.
 

@@ -13,6 +13,12 @@ from PIL import Image
 from fedsynth.diffusion.images import to_uint8
 from fedsynth.diffusion.sampling import noise_predictor, sample
 from fedsynth.errors import UserError
+from fedsynth.sealed import Seal
+
+
+def model_seal(key: str | None = None) -> Seal:
+    """Return the seal of a folder that holds a saved model; ``key`` names one among those of a silo."""
+    return Seal("model", 1, key)
 
 
 @dataclass

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from fedsynth.config import Diffusion
 from fedsynth.diffusion.noise_levels import PREDICTION_TYPES, Level, match_levels, to_noise
+from fedsynth.diffusion.pipeline import model_seal
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import UserError, did_you_mean
+from fedsynth.sealed import FOLDER_FILE, SealError, check_folder
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
@@ -172,6 +174,7 @@ def load_pretrained_model(
         UserError: the folder, the network, its scheduler or its classes cannot be used.
     """
     files = _find(folder)
+    _check_seal(files)
     unet = _read_unet(files, spec)
     schedule, prediction_type = _read_scheduler(files)
     indices = _class_indices(files, unet, spec, held_classes)
@@ -193,6 +196,18 @@ def _find(folder: Path) -> _ModelFiles:
         f"model-path = '{folder}': holds no network (unet/config.json or config.json): give a folder that a diffusers"
         " pipeline or UNet2DModel wrote with save_pretrained"
     )
+
+
+def _check_seal(files: _ModelFiles) -> None:
+    """Compare the files with the checksums that are with a model of our own."""
+    if not (files.folder / FOLDER_FILE).is_file():
+        return
+    try:
+        check_folder(files.folder, model_seal())
+    except (OSError, SealError) as error:
+        raise files.error(
+            f"the model is damaged ({error}): copy it again; if it was changed on purpose, remove its {FOLDER_FILE}"
+        ) from error
 
 
 def _read_unet(files: _ModelFiles, spec: ImageSpec) -> UNet2DModel:

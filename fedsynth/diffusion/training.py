@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fedsynth.config import Diffusion, Training
 from fedsynth.diffusion.images import Images, rows_in_model_range
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.files import atomic_file
+from fedsynth.sealed import Seal, SealError, load_torch, save_torch
 
 logger = logging.getLogger("fedsynth")
 
@@ -101,23 +100,31 @@ class TrainingState:
         self.held_out_losses = state.get("held-out-losses", torch.empty(0)).tolist()
         self.best_weights = state.get("best-weights", [])
 
-    def save(self, path: Path) -> None:
-        """Write everything to one file, atomically."""
-        with atomic_file(path) as temporary:
-            torch.save(self.state_dict(), temporary)
+    def save(self, path: Path, owner: str = "") -> None:
+        """Write everything to one file, atomically; ``owner`` names the training, so that no other goes on from it."""
+        save_torch(path, self.state_dict(), _seal(owner))
 
-    def load(self, path: Path) -> None:
-        """Continue from a file written by :meth:`save`."""
-        # Every part moves its own tensors, and Adam's step counts belong on the CPU.
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    def load(self, path: Path, owner: str = "") -> None:
+        """Continue from a file written by :meth:`save`.
 
-    def resume(self, path: Path, name: str) -> None:
+        Raises:
+            SealError: it is damaged, or another training's.
+        """
+        # On the CPU: every part moves its own tensors, and Adam's step counts belong there.
+        self.load_state_dict(load_torch(path, _seal(owner)))
+
+    def resume(self, path: Path, name: str, owner: str = "") -> None:
         """Do the same if there is a file; a damaged one is logged under ``name``, and training starts at step 0."""
-        # A power cut can tear a file after its renaming. The same training from the start ends in the same model.
-        if zipfile.is_zipfile(path):
-            self.load(path)
-        elif path.exists():
-            logger.warning("%s: checkpoint '%s' is damaged, training starts again", name, path)
+        # The same training from the start ends in the same model.
+        if path.exists():
+            try:
+                self.load(path, owner)
+            except SealError as error:
+                logger.warning("%s: checkpoint '%s' is damaged, training starts again (%s)", name, path, error)
+
+
+def _seal(owner: str) -> Seal:
+    return Seal("training state", 1, owner)
 
 
 def train(

@@ -75,7 +75,9 @@ def build_unet(
         )
     attends = [level == shape.attention_level for level in range(len(channels))]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        torch.default_generator.manual_seed(
+            int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        )
         return UNet2DModel(
             sample_size=spec.size,
             in_channels=spec.channels,

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from fedsynth.evaluation.networks.domain_classifier import (
     BATCH_SIZE,
@@ -23,17 +22,16 @@ from fedsynth.evaluation.networks.domain_classifier import (
 )
 from fedsynth.evaluation.networks.extractors import Extracted, Extractor
 from fedsynth.files import atomic_file
+from fedsynth.sealed import Seal, SealError, read_tensors, sealed_bytes, tensor_metadata, unsealed_bytes
 
 logger = logging.getLogger("fedsynth")
-
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: Path | None) -> Extracted:
     """Return what :meth:`Extractor.extract` does, from ``folder`` if it was computed before.
 
     A file is ``<folder>/<extractor>-<its hash>/<hash of the images>.npy``: float32 (N, D + classes), the features and
-    then the logits of an extractor that has any. A checksum follows the array (``numpy.load`` ignores it); a damaged
+    then the logits of an extractor that has any. A seal follows the array (``numpy.load`` ignores it); a damaged
     file is computed again. Several processes may share the folder; where it cannot be written, a warning says so.
 
     Args:
@@ -53,7 +51,7 @@ def extract_cached(extractor: Extractor, images: npt.NDArray[np.uint8], folder: 
         columns = [kept.features, *([] if kept.logits is None else [kept.logits])]
         content = io.BytesIO()
         np.save(content, np.concatenate(columns, axis=1), allow_pickle=False)
-        _keep(folder, path, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
+        _keep(folder, path, sealed_bytes(content.getvalue(), _seal(path)))
     return kept
 
 
@@ -80,18 +78,23 @@ def classifier_cached(
     model = _read_classifier(path, empty)
     if model is None:
         model = train_domain_classifier(images, labels, num_classes, seed)
-        _keep(folder, path, save(model.state_dict()))
+        weights = model.state_dict()
+        _keep(folder, path, save(weights, tensor_metadata(weights, _seal(path))))
     return model
 
 
 def _read_classifier(path: Path, model: DomainClassifier) -> DomainClassifier | None:
     """``model`` with the weights of the file; None unless it is there, whole and of this network."""
     try:
-        weights = load_file(path)
+        weights = read_tensors(path, _seal(path))
         model.load_state_dict(weights, assign=True)
-    except (SafetensorError, OSError, RuntimeError):
+    except (SealError, OSError, RuntimeError):
         return None
     return model.eval() if all(tensor.isfinite().all() for tensor in weights.values()) else None
+
+
+def _seal(path: Path) -> Seal:
+    return Seal("cached measurement", 1, f"{path.parent.name}/{path.stem}")
 
 
 def _content_hash(array: np.ndarray) -> str:
@@ -117,11 +120,8 @@ def _say_once(message: str) -> None:
 def _read(path: Path, count: int, dimension: int) -> Extracted | None:
     """What the file holds; None unless it is there, whole and of ``count`` images."""
     try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    array = memoryview(content)[:-DIGEST_BYTES]
-    if hashlib.sha256(array).digest() != content[-DIGEST_BYTES:]:
+        array = unsealed_bytes(path.read_bytes(), _seal(path))
+    except (OSError, SealError):
         return None
     columns = np.load(io.BytesIO(array), allow_pickle=False)
     if columns.ndim != 2 or len(columns) != count or columns.shape[1] < dimension:

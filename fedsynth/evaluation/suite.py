@@ -13,6 +13,7 @@ import numpy as np
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import pick_device
+from fedsynth.duplicates import count_shared
 from fedsynth.errors import UserError
 from fedsynth.evaluation.cache import classifier_cached, extract_cached
 from fedsynth.evaluation.evaluation import Evaluation, Utility
@@ -253,6 +254,11 @@ class Evaluator:
             embedding=embed(real, fake, self.extractor.name, self._seed),
         )
 
+    @cached_property
+    def _shared(self) -> int:
+        """How many images of the test fold are in the train fold too."""
+        return count_shared(self._test.images, self._train.images)
+
     def _notes(self, fidelity: Mapping[str, Any], synthetic: ImageSet) -> tuple[str, ...]:
         n, k = fidelity["overall"]["n"], fidelity["overall"]["k"]
         notes = []
@@ -261,6 +267,8 @@ class Evaluator:
                 f"n = {n} is below {ENOUGH_FOR_FRECHET}: Fréchet distances are biased upwards, compare them at equal n"
                 " only; the kernel distance depends on n far less"
             )
+        if self._shared:
+            notes.append(f"{self._shared} of {len(self._test)} real test images are real training images too")
         if k < NEIGHBOURS:
             notes.append(f"k = {k} neighbours instead of {NEIGHBOURS}: too few images")
         present = set(synthetic.labels.tolist())

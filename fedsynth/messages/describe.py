@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
-from fedsynth.messages.fields import image_spec
+from fedsynth.messages.fields import image_spec, setting, text
 from fedsynth.spec import ImageSpec
 
 
@@ -16,11 +16,13 @@ class DescribeAnswer(Answer):
 
     Attributes:
         spec: channels and size of its images, and the classes it holds.
+        policy: the public lines of its policy as JSON, see :meth:`fedsynth.policy.SiloPolicy.from_public`.
     """
 
     introduces: ClassVar[bool] = True
 
     spec: ImageSpec = image_spec()
+    policy: str = setting(text(r"\{[ -~]{0,20000}\}"), "{}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

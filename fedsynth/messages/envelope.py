@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedsynth.messages import transport
 from fedsynth.messages.fields import (
     MAX_CLASSES,
-    MAX_NAME_LENGTH,
+    MAX_SECONDS,
     MessageError,
     Place,
     Travels,
@@ -28,8 +28,9 @@ from fedsynth.messages.fields import (
     whole,
 )
 from fedsynth.spec import ImageSpec
+from fedsynth.text import silo_name_problem
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Goes up by one with every change after which an older server or silo would misread a message."""
 
 MAX_PARTITIONS = 2**31
@@ -75,15 +76,15 @@ NOBODY = Sender(0, "")
 
 
 def sender_of(reply: Message) -> Sender:
-    """Return who says to have sent an answer; one that does not say goes by its node id."""
+    """Return who says to have sent an answer; one that does not say, or by no fit name, goes by its node id."""
     silo = reply.content.get(SILO) if reply.has_content() else None
     if isinstance(silo, ConfigRecord):
         partition = silo.get(_PARTITION)
         name = silo.get(_NAME)
         if isinstance(partition, int) and not isinstance(partition, bool) and 0 <= partition < MAX_PARTITIONS:
             return Sender.of_partition(partition)
-        if isinstance(name, str) and name.isprintable():
-            return Sender(0, name[:MAX_NAME_LENGTH])
+        if isinstance(name, str) and not silo_name_problem(name):
+            return Sender(0, name)
     return Sender(reply.metadata.src_node_id, f"node-{reply.metadata.src_node_id}")
 
 
@@ -145,7 +146,7 @@ class Answer(_Typed):
 
     sender: Sender = NOBODY
     num_examples: int = metric(whole(), 0)
-    seconds: float = metric(real(0), 0.0)
+    seconds: float = metric(real(0, MAX_SECONDS), 0.0)
 
     @classmethod
     def from_message(cls, reply: Message) -> Self:
@@ -158,6 +159,8 @@ class Answer(_Typed):
         stated = silo.get(_PROTOCOL) if isinstance(silo, ConfigRecord) else None
         if cls.introduces or stated is not None:
             _check_protocol(stated, "silo", "server")
+        if isinstance(silo, ConfigRecord) and _NAME in silo and (problem := silo_name_problem(silo[_NAME])):
+            raise MessageError(problem)
         answer = cls(**cls._parsed(reply), sender=sender_of(reply))
         answer.check()
         return answer

@@ -11,7 +11,16 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MessageError, array, setting, tensor, whole
+from fedsynth.messages.fields import (
+    MAX_CLASSES,
+    MAX_STEPS,
+    MessageError,
+    array,
+    setting,
+    several,
+    tensor,
+    whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +48,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
         timestep: of all samples; None: ``timesteps`` has one for each.
         timesteps: int64 (n,).
         server_round: for the silo's log.
+        holders: silos that hold images of every class, as the server says.
         rows: indices (n,) that the server needs to place the answer, which gets them back; they do not travel.
         wire_dtype: precision on the wire.
     """
@@ -47,11 +57,12 @@ class EpsilonRequest(Request[EpsilonAnswer]):
 
     samples: torch.Tensor = tensor(array(4))
     labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
-    timestep: int | None = setting(whole(), None)
+    timestep: int | None = setting(whole(0, MAX_STEPS), None)
     timesteps: torch.Tensor | None = tensor(array(1, torch.int64, low=0), default=None)
-    server_round: int | None = setting(whole(1), None)
+    server_round: int | None = setting(whole(1, MAX_STEPS), None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
+    holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
 
     def check(self) -> None:
         """Compare the lengths, and ask for timesteps in one of the two ways."""

@@ -20,16 +20,22 @@ from typing import Any
 import torch
 
 from fedsynth.errors import UserError
-from fedsynth.spec import ImageSpec
+from fedsynth.spec import MAX_CLASSES as MAX_CLASSES
+from fedsynth.spec import MAX_NAME_LENGTH, ImageSpec
+from fedsynth.text import printable
 
 Check = Callable[[str, Any], Any]
 """From a key and its value to the value to use; raises :class:`MessageError`."""
 
-MAX_CLASSES = 10_000
-MAX_NAME_LENGTH = 255
 MAX_SIZE = 4096
 """Side of an image in pixels."""
-LARGEST_WHOLE = 2**53
+LARGEST_WHOLE = 10**12
+"""Images that anybody can claim to hold, among others: sums over silos stay exact. Runs have ``max-silo-images``."""
+MAX_STEPS = 10**9
+MAX_SECONDS = 1e9
+"""Some thirty years."""
+MAX_LOSS = 1e12
+"""Size of a loss that is still a measurement; predicting no noise has a loss of 1."""
 
 
 _SHORT = reprlib.Repr()
@@ -37,7 +43,10 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 class MessageError(UserError):
-    """A message that cannot be used: names the field, its value and what it must be."""
+    """A message that cannot be used: names the field, its value and what it must be, in one printable line."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(text))
 
 
 class Place(Enum):
@@ -122,6 +131,10 @@ def real(low: float = -math.inf, high: float = math.inf) -> Check:
     return check
 
 
+LOSS = real(-MAX_LOSS, MAX_LOSS)
+"""A loss, which another network's may put below zero."""
+
+
 def flag(key: str, value: Any) -> bool:
     """True or false; metrics hold them as 1 and 0."""
     if value not in (0, 1):
@@ -152,9 +165,9 @@ def several(check: Check, most: int = 100_000) -> Check:
 
 
 def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
-    """A tensor of ``ndim`` dimensions and finite numbers >= ``low``, of one of ``dtypes``; none: any floating-point.
+    """A tensor of ``ndim`` dimensions and finite numbers >= ``low``, of one of ``dtypes``.
 
-    Half precision is read as single.
+    Without ``dtypes`` any floating-point numbers, which are read as single precision and must be finite there.
     """
 
     def check(key: str, value: torch.Tensor) -> torch.Tensor:
@@ -163,6 +176,7 @@ def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
         if value.dtype not in dtypes and (dtypes or not value.is_floating_point()):
             wanted = " or ".join(_name(dtype) for dtype in dtypes) or "floating-point"
             raise MessageError(f"{key} is {_name(value.dtype)}: must be {wanted}")
+        value = value if dtypes else value.float()
         if value.numel():
             # The extremes of what is not finite are not finite; isfinite() on everything would need a copy.
             least, greatest = (extreme.item() for extreme in torch.aminmax(value))
@@ -170,7 +184,7 @@ def array(ndim: int, *dtypes: torch.dtype, low: int | None = None) -> Check:
                 raise MessageError(f"{key} is not finite")
             if low is not None and least < low:
                 raise MessageError(f"{key} has a value {least}: must be >= {low}")
-        return value.float() if value.dtype == torch.float16 else value
+        return value
 
     return check
 

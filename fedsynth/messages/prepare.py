@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
-from fedsynth.messages.fields import MAX_CLASSES, MessageError, flag, image_spec, metric, real, setting, several, whole
+from fedsynth.messages.fields import (
+    LOSS,
+    MAX_CLASSES,
+    MAX_SECONDS,
+    MAX_STEPS,
+    MessageError,
+    flag,
+    image_spec,
+    metric,
+    real,
+    setting,
+    several,
+    whole,
+)
 from fedsynth.spec import ImageSpec
 
 
@@ -27,12 +40,12 @@ class PrepareAnswer(Answer):
     introduces: ClassVar[bool] = True
 
     label_counts: tuple[int, ...] = metric(several(whole(), MAX_CLASSES), ())
-    steps: int | None = metric(whole(), None)
-    loss: float | None = metric(real(), None)
+    steps: int | None = metric(whole(0, MAX_STEPS), None)
+    loss: float | None = metric(LOSS, None)
     finished: bool = metric(flag, False)
-    train_seconds: float = metric(real(0), 0.0)
-    curve_steps: tuple[float, ...] = metric(several(real(0)), ())
-    curve_losses: tuple[float, ...] = metric(several(real()), ())
+    train_seconds: float = metric(real(0, MAX_SECONDS), 0.0)
+    curve_steps: tuple[float, ...] = metric(several(real(0, MAX_STEPS)), ())
+    curve_losses: tuple[float, ...] = metric(several(LOSS), ())
     copied_share: float | None = metric(real(0, 1), None)
 
     def check(self) -> None:
@@ -72,7 +85,7 @@ class PrepareRequest(Request[PrepareAnswer]):
     kind: ClassVar[str] = "query.prepare"
 
     spec: ImageSpec = image_spec()
-    train_seconds: float = setting(real(0), 0.0)
+    train_seconds: float = setting(real(0, MAX_SECONDS), 0.0)
 
     def reader(self) -> Reader[PrepareAnswer]:
         """Read the answer; it must tell of the training if any was asked for."""

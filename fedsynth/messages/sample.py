@@ -8,7 +8,19 @@ from typing import ClassVar
 import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
-from fedsynth.messages.fields import MessageError, array, array_record, image_spec, setting, tensor, text, whole
+from fedsynth.messages.fields import (
+    MAX_CLASSES,
+    MAX_STEPS,
+    MessageError,
+    array,
+    array_record,
+    image_spec,
+    setting,
+    several,
+    tensor,
+    text,
+    whole,
+)
 from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
@@ -35,6 +47,7 @@ class SampleRequest(Request[SampleAnswer]):
         spec: format and classes of the run.
         sampler: how to draw.
         weights: exchanged weights of the federated model; None: draw from the silo's own model.
+        holders: silos that hold images of every class, as the server says.
         server_round, run_token: of the federated model, see :class:`~fedsynth.messages.train.TrainRequest`.
     """
 
@@ -45,8 +58,9 @@ class SampleRequest(Request[SampleAnswer]):
     spec: ImageSpec = image_spec()
     sampler: str = setting(text(r"[\w.:+-]{1,200}"))
     weights: Arrays | None = array_record("weights", None)
-    server_round: int | None = setting(whole(1), None)
+    server_round: int | None = setting(whole(1, MAX_STEPS), None)
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
+    holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
 
     def check(self) -> None:
         """Compare labels with numbers and classes."""

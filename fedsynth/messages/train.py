@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
-from fedsynth.messages.fields import array_record, flag, image_spec, metric, real, setting, several, text, whole
+from fedsynth.messages.fields import (
+    LOSS,
+    MAX_LOSS,
+    MAX_STEPS,
+    array_record,
+    flag,
+    image_spec,
+    metric,
+    real,
+    setting,
+    several,
+    text,
+    whole,
+)
 from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
@@ -24,7 +37,7 @@ class TrainAnswer(Answer):
 
     arrays: Arrays = array_record()
     num_examples: int = metric(whole())
-    loss: float | None = metric(real(), None)
+    loss: float | None = metric(LOSS, None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +60,9 @@ class TrainRequest(Request[TrainAnswer]):
 
     arrays: Arrays = array_record()
     spec: ImageSpec = image_spec()
-    server_round: int = setting(whole(1))
-    steps: int = setting(whole())
-    proximal_mu: float = setting(real(0), 0.0)
+    server_round: int = setting(whole(1, MAX_STEPS))
+    steps: int = setting(whole(0, MAX_STEPS))
+    proximal_mu: float = setting(real(0, MAX_LOSS), 0.0)
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     has_trained: bool = setting(flag, False)
     report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)

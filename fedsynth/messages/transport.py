@@ -141,9 +141,16 @@ def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
 
 def payload_bytes(message: Message) -> int:
     """Bytes of a message's records as serialised, without the envelope."""
-    if not message.has_content():
-        return 0
-    return sum(_record_bytes(record) for record in message.content.values())
+    return sum(record_bytes(message).values())
+
+
+def record_bytes(message: Message) -> dict[str, int]:
+    """Bytes of each of a message's records as serialised, pieces of one array record together."""
+    sizes: dict[str, int] = {}
+    for name, record in message.content.items() if message.has_content() else ():
+        whole = name.partition("#")[0]
+        sizes[whole] = sizes.get(whole, 0) + _record_bytes(record)
+    return sizes
 
 
 def _record_bytes(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 
 from fedsynth.disk import check_free_space, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_directory
+from fedsynth.files import atomic_directory, json_text, parse_json
 from fedsynth.output.class_folders import folder_names
 from fedsynth.output.dataset_card import dataset_card
 
@@ -56,8 +55,8 @@ class SyntheticDataset:
         if labels.min() < 0 or labels.max() >= len(classes):
             raise ValueError(f"labels: got {labels.min()} to {labels.max()}, want 0 to {len(classes) - 1}")
         try:
-            json.dumps(dict(self.provenance))
-        except TypeError as error:
+            json_text(dict(self.provenance))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"provenance must be JSON-ready: {error}") from error
 
     def counts(self) -> NDArray[np.int64]:
@@ -85,10 +84,10 @@ def write_dataset(dataset: SyntheticDataset, path: Path) -> None:
     with explained_writing(path), atomic_directory(path) as folder:
         files = _write_images(dataset, folders, folder)
         rows = [{"file_name": file, "label": file.split("/")[0]} for file in files]
-        (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / METADATA).write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
         classes = [{"name": n, "folder": f} for n, f in zip(dataset.classes, folders, strict=True)]
         record = {"classes": classes, "provenance": dict(dataset.provenance)}
-        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / PROVENANCE).write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
         card = dataset_card(
             dataset.images.shape, dataset.counts().tolist(), dataset.classes, folders, dataset.provenance
         )
@@ -102,8 +101,8 @@ def read_dataset(path: Path) -> SyntheticDataset:
         UserError: The folder is not such a dataset, or one of its files is damaged.
     """
     try:
-        record = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (path / METADATA).read_text(encoding="utf-8").splitlines()]
+        record = parse_json((path / PROVENANCE).read_text(encoding="utf-8"))
+        rows = [parse_json(line) for line in (path / METADATA).read_text(encoding="utf-8").splitlines()]
         positions = {entry["folder"]: index for index, entry in enumerate(record["classes"])}
         return SyntheticDataset(
             images=np.stack([_read_image(path / row["file_name"]) for row in rows]),

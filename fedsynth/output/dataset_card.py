@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCardData
+
+from fedsynth.files import json_text
+from fedsynth.text import printable
 
 LIMITS = (
     "The images are synthetic: they imitate the silos' images and document no real object, person or event.",
@@ -16,6 +18,7 @@ LIMITS = (
     "They inherit the gaps and biases of the silos' data; results on them do not replace results on real data.",
 )
 
+_MARKDOWN = frozenset("\\`*_[]|#~$")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -91,7 +94,7 @@ def _making(provenance: Mapping[str, Any]) -> str:
     facts += [f"- {_inline(name)}: {_inline(str(version))}" for name, version in provenance.get("software", {}).items()]
     settings = provenance.get("settings")
     if settings:
-        facts.append(f"\nAll settings, defaults resolved:\n\n```json\n{json.dumps(settings, indent=2)}\n```")
+        facts.append(f"\nAll settings, defaults resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")
     return "\n".join(facts) or "Not recorded."
 
 
@@ -105,6 +108,6 @@ def _label_table(counts: Sequence[int], classes: Sequence[str], folders: Sequenc
 
 
 def _inline(text: str) -> str:
-    """Keep user text from becoming Markdown structure or HTML."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+    """Keep user text from becoming Markdown structure, mathematics or HTML, or from breaking the line."""
+    marked = "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in printable(" ".join(text.split())))
+    return html.escape(marked, quote=False)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from fedsynth.disk import explained_writing
 from fedsynth.files import atomic_file
 from fedsynth.output.figures import PIXELS_PER_INCH, png_bytes
+from fedsynth.text import visible
 from fedsynth.units import show, show_setting
 
 STYLE: str = """
@@ -111,15 +112,20 @@ def document(body: str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template: every value is escaped, an unknown name is an error.
+    """Fill a template: every value is escaped, also what is not printable in it; an unknown name is an error.
 
     Filters: ``show`` (a measured value) and ``setting`` (a setting, exactly), see :mod:`fedsynth.units`.
     """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, finalize=_finalised, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(show=show, setting=show_setting)
     return environment.from_string(template).render(values)
+
+
+def _finalised(value: Any) -> Any:
+    # What a macro has made is Markup, and holds the line breaks of its template.
+    return visible(value) if type(value) is str else value
 
 
 def write_page(path: Path, page: str, pictures: Mapping[str, Picture], figures_folder: Path) -> None:

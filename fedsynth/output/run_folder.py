@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,13 +15,18 @@ from typing import Any
 from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_file, write_json
+from fedsynth.files import atomic_file, json_text, parse_json, write_json
+from fedsynth.logs import LineFormatter
+from fedsynth.sealed import Seal, sealed_json, unsealed_json
 
 FORMER_KEYS: dict[str, Scalar] = {
     **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
     **{"min-gain": 0.1, "max-excess": 1.2, "picard-tolerance": 0.1},
 }
 """Keys that runs of earlier versions may hold, and the only value of each that is still computed with."""
+
+
+_ROW = Seal("round of a run", 1)
 
 
 def default_name(strategy: str, dataset: str, seed: int, now: datetime) -> str:
@@ -78,7 +82,7 @@ class RunFolder:
             raise UserError(f"'{path}' is no run folder (it holds no config.json): give the folder of a run")
         return folder
 
-    def write_config(self, value: Any) -> None:
+    def write_config(self, value: Mapping[str, Any]) -> None:
         """Write ``config.json``."""
         self._write(self.config, value)
 
@@ -89,10 +93,12 @@ class RunFolder:
             UserError: the file is damaged.
         """
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
+            content = self._read(self.config)
             settings = dict(content["config"].items())
-            # How often silos said how far their training was changed nothing else.
-            settings.pop("slice-seconds", None)
+            # How often silos said how far their training was, and how few images they said nothing of, changed nothing
+            # else.
+            for key in ("slice-seconds", "min-statistics-samples"):
+                settings.pop(key, None)
             for key, value in FORMER_KEYS.items():
                 if (given := settings.pop(key, AUTO)) not in (AUTO, value):
                     raise UserError(f"{key} = {given}: this version of fedsynth works with {value} only")
@@ -121,21 +127,55 @@ class RunFolder:
                     " ('fedsynth run --resume' takes over the run's configuration)"
                 )
 
-    def write_partition(self, value: Any) -> None:
+    def write_partition(self, value: Mapping[str, Any]) -> None:
         """Write ``partition.json``."""
         self._write(self.partition, value)
 
-    def write_results(self, value: Any) -> None:
+    def read_partition(self) -> dict[str, Any]:
+        """Return the content of ``partition.json``.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return self._read(self.partition)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"'{self.partition}' is damaged: restore it, or start another run ({error})") from error
+
+    def write_results(self, value: Mapping[str, Any]) -> None:
         """Write ``results.json``."""
         self._write(self.results, value)
 
-    def write_status(self, value: Any) -> None:
+    def read_results(self) -> dict[str, Any] | None:
+        """Return the content of ``results.json``; None while there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.results.is_file():
+            return None
+        try:
+            return self._read(self.results)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"'{self.results}' is damaged: restore it, or remove it and run again ({error})") from error
+
+    def write_status(self, value: Mapping[str, Any]) -> None:
         """Write ``status.json``."""
         self._write(self.status, value)
 
+    def read_status(self) -> dict[str, Any]:
+        """Return the content of ``status.json``.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is damaged.
+            TypeError: it is no JSON object.
+        """
+        return self._read(self.status)
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""
-        line = json.dumps(dict(row)) + "\n"
+        line = json_text(sealed_json(row, _ROW)) + "\n"
         with explained_writing(self.metrics), self.metrics.open("ab") as file:
             _drop_torn_line(self.metrics)
             file.write(line.encode())
@@ -155,7 +195,7 @@ class RunFolder:
 
     def keep_metrics(self, rounds: int) -> None:
         """Drop rows of ``metrics.jsonl`` after round ``rounds``: a run that continues there writes them again."""
-        kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
+        kept = [json_text(sealed_json(row, _ROW)) + "\n" for row in self.read_metrics() if row["round"] <= rounds]
         if self.metrics.exists():
             with explained_writing(self.metrics), atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -183,7 +223,7 @@ class RunFolder:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
         with explained_writing(self.log):
             handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         try:
             yield
@@ -193,13 +233,20 @@ class RunFolder:
 
     def _read_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return dict(json.loads(line))
+            return unsealed_json(parse_json(line), _ROW, self.metrics)
         except (ValueError, TypeError) as error:
             raise UserError(f"'{self.metrics}' is damaged: remove line {number} ({error})") from error
 
-    def _write(self, path: Path, value: Any) -> None:
+    def _write(self, path: Path, value: Mapping[str, Any]) -> None:
         with explained_writing(path):
-            write_json(path, value)
+            write_json(path, sealed_json(value, _seal_of(path)))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return unsealed_json(parse_json(path.read_text(encoding="utf-8")), _seal_of(path), path)
+
+
+def _seal_of(path: Path) -> Seal:
+    return Seal(f"run {path.stem}", 1)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from fedsynth.output.comparison import ComparisonCell, ComparisonTable
+from fedsynth.text import printable
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -34,7 +35,7 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
 def latex(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
     """Return ``tabular`` environments that need no package but textcomp, with the notes as comments and captions."""
     parts = [_latex_table(table) for table in tables]
-    parts += [f"% {' '.join(note.split())}" for note in notes]
+    parts += [f"% {printable(' '.join(note.split()))}" for note in notes]
     return "\n".join(parts) + "\n"
 
 
@@ -75,7 +76,7 @@ def escape_latex(text: str) -> str:
 
 
 def _translated(text: str, letters: dict[str, str]) -> str:
-    return "".join(letters.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(letters.get(letter, letter) for letter in printable(" ".join(text.split())))
 
 
 def _latex_table(table: ComparisonTable) -> str:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.keys import Section, allowed_values, kebab, key, parse
 from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
 from fedsynth.errors import UserError
+from fedsynth.files import read_text
 
 POLICY_FILE = "silo-policy.toml"
 """Its name in a silo's folder."""
@@ -93,6 +94,7 @@ class SiloPolicy(Section):
     optimiser_steps_per_run: Limit = key(20_000, "training steps in one run")
     compute_seconds_per_run: Limit = key(86_400, "seconds of work on one run's messages")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
+    largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
     network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")
     count_noise: NonNegative = key(
         1.0,
@@ -101,7 +103,15 @@ class SiloPolicy(Section):
         " count is below 3 scales count as absent",
     )
     count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
-    least_images: Annotated[int, Field(ge=2)] = key(50, "fewest images behind a message statistics or evaluate")
+    least_images: Annotated[int, Field(ge=2)] = key(
+        50,
+        "fewest images behind statistics or evaluate, and fewest in which data sets with exact statistics may differ",
+    )
+    least_holders: Positive = key(
+        1,
+        "fewest silos that hold a class, this one included, for questions about it to its own model. The server says"
+        " how many there are, and its word is in the audit",
+    )
     extractors: Annotated[tuple[ExtractorName, ...], *_LIST] = key(
         ("random-features",), "networks whose features of real images may be summed: no others, whatever is sent"
     )
@@ -110,7 +120,8 @@ class SiloPolicy(Section):
     )
     statistics_delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "δ of that noise")
     evaluation_epsilon: PositiveFloat | Literal["unlimited"] = key(
-        1.0, "ε of the noise on the number of held-out images that count as right or covered; unlimited: no noise"
+        1.0,
+        "ε of the noise on the numbers of held-out images classified correctly and covered; unlimited: no noise",
     )
     evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
     tell_train_loss: bool = key(
@@ -157,6 +168,21 @@ class SiloPolicy(Section):
         """Return the lines that the server is told."""
         return self.model_dump(by_alias=True, exclude=set(self.PRIVATE), mode="json")
 
+    @classmethod
+    def from_public(cls, text: str) -> Self:
+        """Read what a silo tells of its policy.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            lines = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"policy: no JSON: {error}") from None
+        if not isinstance(lines, dict) or not lines.keys() <= {kebab(name) for name in cls.model_fields}:
+            raise UserError("policy: lines that this version does not know")
+        return parse(cls, lines)
+
 
 def read_policy(path: Path) -> SiloPolicy:
     """Read a policy file; lines that it lacks are the strict default's.
@@ -165,10 +191,10 @@ def read_policy(path: Path) -> SiloPolicy:
         UserError: no such file, no TOML, or a line that cannot be.
     """
     try:
-        lines = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        lines = tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"policy '{path}': {error.strerror}; 'fedsynth silo init' writes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"policy '{path}': not TOML: {error}") from None
     try:
         return parse(SiloPolicy, lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -20,7 +21,11 @@ Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """From the values of K models, each (n,) and read-only, to the combined values (n,) in float64; n is arbitrary."""
 
 _CHUNK = 2**19  # numbers of all models together that are in work at once: 4 MB in float64, which caches can hold
-_LARGEST = torch.finfo(torch.float32).max
+LARGEST_WEIGHT = 1e6
+"""Size of a weight or floating-point buffer from which a model is no model: networks that images are drawn from have
+weights of about 1, at most some hundred. Sums, squares and products of smaller ones stay finite in single precision."""
+_LARGEST_WHOLE = 2**53
+"""Size of a number in a whole-number buffer: up to there float64, in which models are combined, holds all of them."""
 
 
 @contextmanager
@@ -45,9 +50,7 @@ def shapes(record: ArrayRecord) -> Shapes:
 
 @one_thread()
 def check_model(record: ArrayRecord, expected: Shapes) -> None:
-    """Refuse a model that does not fit or is not finite, one layer at a time and without copies.
-
-    Finite means in single precision, in which models are kept.
+    """Refuse a model that does not fit, is not finite or absurd (:data:`LARGEST_WEIGHT`), layer by layer, uncopied.
 
     Raises:
         ValueError: says which layer and why.
@@ -62,8 +65,20 @@ def check_model(record: ArrayRecord, expected: Shapes) -> None:
             raise ValueError(f"layer {name} has shape {shape}, not {expected_shape}")
         if dtype != expected_dtype:
             raise ValueError(f"layer {name} holds {dtype} numbers, not {expected_dtype}")
-        if layer.is_floating_point() and not _is_finite(layer):
-            raise ValueError(f"layer {name} is not finite")
+        if problem := _size_problem(layer):
+            raise ValueError(f"layer {name} {problem}")
+
+
+@one_thread()
+def check_combined(record: ArrayRecord) -> None:
+    """Refuse what the server itself has made of sound models: a step can be too long, a training can diverge.
+
+    Raises:
+        ValueError: says which layer and why.
+    """
+    for name, array in record.items():
+        if problem := _size_problem(transport.peek(array)):
+            raise ValueError(f"layer {name} {problem}")
 
 
 def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
@@ -153,6 +168,14 @@ def _shape_and_dtype(layer: torch.Tensor) -> tuple[tuple[int, ...], str]:
     return tuple(layer.shape), dtype
 
 
-def _is_finite(layer: torch.Tensor) -> bool:
+def _size_problem(layer: torch.Tensor) -> str:
+    """Say what is wrong with the numbers of a layer; empty if nothing."""
+    if not layer.numel():
+        return ""
     # Not isfinite().all(): many times slower, and it makes a mask. aminmax passes NaN on, which is in no range.
-    return layer.numel() == 0 or all(-_LARGEST <= float(end) <= _LARGEST for end in layer.aminmax())
+    ends = [end.item() for end in layer.aminmax()]
+    if not all(map(math.isfinite, ends)):
+        return "is not finite"
+    most = LARGEST_WEIGHT if layer.is_floating_point() else _LARGEST_WHOLE
+    largest = max(map(abs, ends))
+    return f"holds a number of size {largest:.3g}: must be <= {most:.3g}" if largest > most else ""

@@ -13,10 +13,11 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet
+from fedsynth.errors import RunError
 from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, transport
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
-from strategies.averaging.aggregation import Shapes, check_model, shapes
+from strategies.averaging.aggregation import Shapes, check_combined, check_model, shapes
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum
@@ -54,6 +55,11 @@ class AveragingStrategy(SynthesisStrategy):
             server_round: 1 for the first.
             updates: usable answers sorted by silo, at least one; their records may be emptied.
         """
+
+    @property
+    def if_diverged(self) -> str:
+        """What to do when sound answers make an absurd model, a sentence."""
+        return "Lower learning-rate, or see which silo's loss grows."
 
     def select(self, updates: list[Update]) -> list[Update]:
         """Return the answers that :meth:`combine` gets, by default all; their records must stay whole."""
@@ -102,7 +108,11 @@ class AveragingStrategy(SynthesisStrategy):
     def aggregate(
         self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the weights of all usable answers, in the order of silos rather than of arrival."""
+        """Combine the weights of all usable answers, in the order of silos rather than of arrival.
+
+        Raises:
+            RunError: the combined model is not finite or absurd.
+        """
         answered = sorted((self._update(silo, answer) for silo, answer in answers), key=lambda update: update.silo)
         if not answered:
             return None, None
@@ -114,6 +124,13 @@ class AveragingStrategy(SynthesisStrategy):
             self._losses.append((server_round, float(cast(float, metrics["loss"]))))
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
+        try:
+            check_combined(arrays)
+        except ValueError as error:
+            raise RunError(
+                f"round {server_round}: the combined model is no model any more: {error}; nothing of this round was"
+                f" saved. {self.if_diverged}"
+            ) from error
         if self.settings.sample_from == "ema":
             self._follow(transport.decode_tensors(arrays))
         return arrays, metrics

@@ -11,6 +11,7 @@ from fedsynth.config.methods import FedDDPMPlusSettings, FedDDPMSettings
 from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
+from fedsynth.messages.fields import MAX_SECONDS
 from fedsynth.seeding import make_generator
 from strategies.averaging.auxiliary import AuxiliarySet, draw_auxiliary_set
 from strategies.averaging.fedavg import FedAvg
@@ -58,6 +59,12 @@ class FedDDPM(FedAvg):
         metrics["server-steps"] = self.settings.server_steps
         return self.correct(server_round, arrays)
 
+    @property
+    def if_diverged(self) -> str:
+        """Name the server's own steps, too."""
+        rate = self.settings.correction_learning_rate
+        return f"Lower learning-rate or correction-learning-rate ({rate:g}), or see which silo's loss grows."
+
     def correct(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return the weights after ``server_steps`` optimiser steps on the auxiliary set.
 
@@ -90,7 +97,9 @@ class FedDDPM(FedAvg):
         super().load_state_dict(state)
         self._auxiliary = AuxiliarySet(**state["auxiliary"])
         for member in self.census:
-            member.train_seconds = state["train-seconds"][member.name]
+            seconds = float(state["train-seconds"][member.name])
+            # Earlier versions kept whatever a silo said.
+            member.train_seconds = seconds if 0 <= seconds <= MAX_SECONDS else 0.0
 
 
 class FedDDPMPlus(FedDDPM):
@@ -108,7 +117,16 @@ class FedDDPMPlus(FedDDPM):
         self._corrected: list[int] = []
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
-        """Correct the average if learning is slow."""
+        """Correct the average if learning is slow.
+
+        Raises:
+            RunError: no silo tells its loss.
+        """
+        if not self._losses:
+            raise RunError(
+                "fedddpm-plus corrects when the silos' loss falls slowly, and no silo tells its loss: have them set"
+                " tell-train-loss = true in their policies, or use strategy = 'fedddpm'"
+            )
         done = self.settings.correct_once and bool(self._corrected)
         if done or not learning_is_slow(
             [loss for _, loss in self._losses], self.settings.slow_window, self.settings.slow_tolerance

@@ -37,6 +37,11 @@ class ServerOptimizer(AveragingStrategy):
         super().__init__(**settings)
         self._moments: Moments = {}
 
+    @property
+    def if_diverged(self) -> str:
+        """Name the step, the first thing to lower."""
+        return "Lower server-learning-rate or server-momentum."
+
     @abstractmethod
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return what is added to the weights of one layer, and advance its moments.
@@ -103,14 +108,23 @@ class FedAvgM(ServerOptimizer):
         return self.settings.server_learning_rate * momentum
 
 
-class FedAdagrad(ServerOptimizer):
+class AdaptiveOptimizer(ServerOptimizer):
+    """Those that divide by the root of a second moment."""
+
+    Settings = AdaptiveSettings
+    settings: AdaptiveSettings
+
+    @property
+    def if_diverged(self) -> str:
+        """Name the step, the first thing to lower."""
+        return f"Lower eta ({self.settings.eta:g})."
+
+
+class FedAdagrad(AdaptiveOptimizer):
     """v ← v + Δ², w ← w + ηΔ / (√v + τ), v_0 = τ².
 
     Without a first moment (β₁ = 0), as Flower's. Flower's starts v at 0, where the source asks for at least τ².
     """
-
-    Settings = AdaptiveSettings
-    settings: AdaptiveSettings
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηΔ / (√v + τ)."""
@@ -118,7 +132,7 @@ class FedAdagrad(ServerOptimizer):
         return self.settings.eta * delta / (second.sqrt() + self.settings.tau)
 
 
-class FedAdam(ServerOptimizer):
+class FedAdam(AdaptiveOptimizer):
     """m ← β₁m + (1 - β₁)Δ, v ← β₂v + (1 - β₂)Δ², w ← w + ηm / (√v + τ), m_0 = 0, v_0 = τ².
 
     Without bias correction, as in the source. Flower's corrects the bias, starts v at 0 and answers in float64.

@@ -7,11 +7,14 @@ from collections.abc import Collection, Mapping
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, did_you_mean
-from fedsynth.messages import DescribeRequest
+from fedsynth.messages import DescribeAnswer, DescribeRequest
+from fedsynth.policy import SiloPolicy
+from fedsynth.silo_names import SiloNames
 from fedsynth.spec import ImageSpec, look_alikes
 from strategies.conversation.ask import ask
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.names import NameBook
 
 logger = logging.getLogger("fedsynth")
 
@@ -20,8 +23,8 @@ _WITH_CLASSES = "have the silo rename or remove the folder, or list it in class-
 
 def agree(
     exchange: Exchange, config: RunConfig, known: Collection[str] | None = None
-) -> tuple[dict[int, str], ImageSpec]:
-    """Ask every connected silo what its images look like, and settle what they share.
+) -> tuple[dict[int, str], ImageSpec, dict[str, SiloPolicy]]:
+    """Ask every connected silo what its images look like and what it allows, and settle what they share.
 
     Args:
         exchange: the silos; at least ``num-clients`` are connected.
@@ -29,24 +32,36 @@ def agree(
         known: silos of the run that continues; None for a new one.
 
     Returns:
-        Names of the silos that take part by node id, and the format that their images are brought into.
+        Names of the silos that take part by node id, the format that their images are brought into, and what every one
+        of them allows, by name.
 
     Raises:
         RunError: too few silos, two of one name, or formats or classes that do not fit together; says whose.
     """
-    nodes = Census.unknown(exchange.get_node_ids())
+    registered = exchange.get_nodes()
+    nodes = Census.unknown(registered)
     questions = [(k, DescribeRequest()) for k in range(len(nodes))]
     found: dict[str, int] = {}
     specs: dict[str, ImageSpec] = {}
-    for k, answer in ask(exchange, questions, nodes, needed=config.run.num_clients):
+    policies: dict[int, SiloPolicy] = {}
+
+    names = NameBook(registered, SiloNames.of_this_link())
+
+    def check(silo: int, answer: DescribeAnswer) -> None:
+        names.check(nodes.members[silo].node_id, answer.sender.name)
+        policies[silo] = SiloPolicy.from_public(answer.policy)
+
+    allowed: dict[str, SiloPolicy] = {}
+    for k, answer in ask(exchange, questions, nodes, needed=config.run.num_clients, check=check):
         name = answer.sender.name
         if name in found:
             raise RunError(f"two silos go by one name ('{name}'): give each its own silo-name")
         found[name] = nodes.members[k].node_id
         specs[name] = answer.spec
+        allowed[name] = policies[k]
     chosen = choose_silos(found, config.run.num_clients, known)
     spec = reconcile({name: specs[name] for name in chosen}, config)
-    return {found[name]: name for name in chosen}, spec
+    return {found[name]: name for name in chosen}, spec, {name: allowed[name] for name in chosen}
 
 
 def choose_silos(found: Collection[str], count: int, known: Collection[str] | None) -> list[str]:

@@ -9,12 +9,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
+import torch
 from flwr.app import Message
 
 from fedsynth.config import AUTO
 from fedsynth.errors import RunError
 from fedsynth.messages import Answer, MessageError, Request, sender_of
 from fedsynth.messages.envelope import Reader, Shared
+from fedsynth.text import printable
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.reply_log import ReplyLog
@@ -58,7 +60,10 @@ def ask(
     """Send questions, and yield (index of the silo, its answer) for every usable answer as it comes.
 
     An error, an answer that cannot be read, that does not fit its question, or that ``check`` refuses is left out, with
-    silo and reason in the log. No answer is kept here, so that one at a time is in memory if the caller lets each go.
+    silo and reason in the log: whatever exception reading it raises is the silo's loss, not the run's. One that is no
+    refusal (:class:`ValueError`) is a fault of ours as well, and its traceback goes to the log. Only a lack of memory
+    is nobody's answer's fault and ends the run. No answer is kept here, so that one at a time is in memory if the
+    caller lets each go.
 
     A generator: questions are sent when the first answer is asked for, and ``needed`` is judged after the last one.
 
@@ -71,8 +76,8 @@ def ask(
         check: what the caller knows and the message does not.
 
     Raises:
-        RunError: fewer than ``needed`` silos; says the first reason. Also as soon as a simulation worker has died,
-            since every later message would fail.
+        RunError: fewer than ``needed`` silos; says the first reason. Also as :meth:`Exchange.send`.
+        MemoryError: an answer does not fit into memory.
     """
     batch = list(questions)
     asked: list[tuple[int, Reader[A]]] = [(k, request.reader()) for k, request in batch]
@@ -153,8 +158,10 @@ def _usable(
             answer = _read(reply, read)
             if check is not None:
                 check(k, answer)
-        except (ValueError, OverflowError) as error:
-            reasons.append(_note_left_out(k, reply, str(error), census, log))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reasons.append(_note_left_out(k, reply, error, census, log))
             continue
         finally:
             # The loop variable would keep this answer alive through the wait for the next.
@@ -163,25 +170,26 @@ def _usable(
         yield k, answer
         del answer
     if len(usable) < needed:
-        why = reasons[0] if reasons else "no answer in time; see reply-timeout and round-timeout"
+        nodes = {census.members[k].node_id for k, _ in asked}
+        why = reasons[0] if reasons else log.why_missing(nodes) or "no answer came"
         raise RunError(f"{len(usable)} usable answers, {needed} needed: {why}")
 
 
 def _read(reply: Message, read: Reader[A]) -> A:
-    if not reply.has_error():
-        return read(reply)
-    reason = str(reply.error.reason)
-    if "ActorDied" in reason:
-        raise RunError(f"a simulation worker died (out of memory?): {reason}")
-    raise MessageError(reason)
+    if reply.has_error():
+        raise MessageError(printable(reply.error.reason))
+    return read(reply)
 
 
-def _note_left_out(k: int, reply: Message, reason: str, census: Census, log: ReplyLog) -> str:
+def _note_left_out(k: int, reply: Message, error: Exception, census: Census, log: ReplyLog) -> str:
     """Say in the log that an answer does not count; return silo and reason."""
+    refused = isinstance(error, ValueError)
+    reason = printable(str(error) if refused else f"reading it failed: {type(error).__name__}: {error}")
     member = census.members[k]
     name = member.name if census.known else sender_of(reply).name
     log.leave_out(member.node_id, reason)
     # A silo's own errors begin with its name. Without a census there is only a node's number, which says nothing.
     says_who = reason.startswith(f"{name}:") or (reply.has_error() and not census.known)
-    logger.warning("%s left out: %s", "answer" if says_who else name, reason)
+    said = "answer" if says_who else name
+    logger.warning("%s left out: %s", said, reason, exc_info=None if refused else error)
     return reason if says_who else f"{name}: {reason}"

@@ -64,3 +64,8 @@ class Census:
     def label_counts(self) -> torch.Tensor:
         """Images per silo and class, int64 (K, num_classes)."""
         return torch.tensor([member.label_counts for member in self.members])
+
+    @property
+    def holders(self) -> tuple[int, ...]:
+        """Silos that hold images of every class."""
+        return tuple((self.label_counts > 0).sum(0).tolist())

@@ -7,16 +7,20 @@ short and does not count bytes.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
-from strategies.conversation.reply_log import ReplyLog
+from fedsynth.text import printable
+from strategies.conversation.reply_log import UNSENT, ReplyLog
 
 logger = logging.getLogger("fedsynth")
 
@@ -24,6 +28,11 @@ SHORTEST_POLL, LONGEST_POLL = 0.002, 0.05
 POLL_SHARE = 0.15
 """The poll interval, in seconds, is this share of the time waited so far, within these bounds: polling late costs at
 most 15 %, and a long wait costs few polls."""
+
+_DEAD_WORKER = re.compile(
+    r"<class 'ray\.exceptions\.(ActorDied|ActorUnavailable|WorkerCrashed|OutOfMemory|NodeDied|LocalRayletDied)Error'>"
+)
+"""How Flower's simulation begins its reason when the process of a simulated silo is gone."""
 
 
 @dataclass
@@ -49,12 +58,15 @@ class Exchange:
         timeout: seconds to wait for the answers to one set of messages.
 
     Attributes:
+        simulated: whether Flower's simulation plays the silos, in processes of this machine.
         traffic: what has crossed so far.
         reply_log: who answered.
     """
 
     def __init__(self, grid: Grid, timeout: float) -> None:
         self._grid = grid
+        # By name: the class has moved between Flower's modules, and silos of a deployment come through another.
+        self.simulated = any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
         self.timeout = timeout
         self.traffic = Traffic()
         self.reply_log = ReplyLog()
@@ -62,6 +74,10 @@ class Exchange:
     def get_node_ids(self) -> list[int]:
         """Return the connected silos' node ids, sorted."""
         return sorted(self._grid.get_node_ids())
+
+    def get_nodes(self) -> dict[int, NodeInfo]:
+        """Return what the SuperLink knows of the connected silos, registered names and public keys, by node id."""
+        return {node.node_id: node for node in self._grid.get_nodes()}
 
     def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
@@ -85,6 +101,9 @@ class Exchange:
         An answer is paired with its message by the id that it repeats; it comes with the message's index. The iterator
         keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that have not answered after
         ``timeout`` seconds (None: the exchange's own) are named in the log, and the iterator ends.
+
+        Raises:
+            RunError: not every message could be sent, or a simulation worker has died: every later message would fail.
         """
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         batch = list(messages)
@@ -100,7 +119,7 @@ class Exchange:
         pending = {number: index for index, number in enumerate(ids) if number is not None}
         self.reply_log.ask(kind)
         if refused := {nodes[index] for index, number in enumerate(ids) if number is None}:
-            logger.warning("no message could be sent to %s", self.reply_log.missed(refused))
+            logger.warning("no message could be sent to %s", self.reply_log.missed(refused, UNSENT))
         return self._receive(pending, nodes, deadline)
 
     def _receive(self, pending: dict[str, int], nodes: list[int], deadline: float) -> Iterator[tuple[int, Message]]:
@@ -111,6 +130,7 @@ class Exchange:
                 reply = replies.pop()
                 index = pending.pop(reply.metadata.reply_to_message_id, None)
                 if index is not None:
+                    self._refuse_dead_worker(reply)
                     self.traffic.up += transport.payload_bytes(reply)
                     self.reply_log.heard(nodes[index], reply)
                     yield index, reply
@@ -122,3 +142,15 @@ class Exchange:
             silent = {nodes[index] for index in pending.values()}
             logger.warning("no answer in time from %s", self.reply_log.missed(silent))
         self.reply_log.listener()
+
+    def _refuse_dead_worker(self, reply: Message) -> None:
+        """Stop where the engine itself says that a worker has died.
+
+        Flower's simulation says so under the code of what is no exception of the ClientApp. What a real silo writes
+        into an error is its own word, whatever it reads like: it is left out as any other.
+        """
+        if not (self.simulated and reply.has_error() and reply.error.code == ErrorCode.UNKNOWN):
+            return
+        reason = printable(reply.error.reason)
+        if _DEAD_WORKER.match(reason):
+            raise RunError(f"a simulation worker died (out of memory?), resume the run: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedsynth.errors import RunError
 from fedsynth.messages import PrepareAnswer, PrepareRequest
@@ -15,8 +15,21 @@ from strategies.conversation.exchange import Exchange
 logger = logging.getLogger("fedsynth")
 
 
-def take_census(exchange: Exchange, node_ids: Sequence[int], spec: ImageSpec, max_silo_images: int) -> Census:
+def take_census(
+    exchange: Exchange,
+    node_ids: Sequence[int],
+    spec: ImageSpec,
+    max_silo_images: int,
+    names: Mapping[int, str] | None = None,
+) -> Census:
     """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
+
+    Args:
+        exchange: the way to the silos.
+        node_ids: whom to ask.
+        spec: format and classes of the run's images.
+        max_silo_images: the most that a silo may claim.
+        names: by node id, where the silos have said them already; none may change it.
 
     Raises:
         RunError: a silo cannot open its images, two go by one name, or nobody is left.
@@ -27,18 +40,20 @@ def take_census(exchange: Exchange, node_ids: Sequence[int], spec: ImageSpec, ma
     members: list[Member] = []
     reasons: list[str] = []
     for k, answer in sorted(answers, key=lambda item: item[1].sender[:2]):
-        name = answer.sender.name
-        if problem := _problem(answer, len(spec.classes), max_silo_images):
+        node_id, said = nodes.members[k].node_id, answer.sender.name
+        name = said if names is None else names[node_id]
+        problem = _problem(answer, len(spec.classes), max_silo_images)
+        if problem := f"calls itself '{said}' now" if said != name else problem:
             reasons.append(f"{name}: {problem}")
             logger.warning("%s left out of the run: %s", name, problem)
             continue
         counts = list(answer.label_counts)
-        members.append(Member(nodes.members[k].node_id, name, sum(counts), counts))
+        members.append(Member(node_id, name, sum(counts), counts))
     if not members:
         raise RunError(f"no silo can take part: {reasons[0]}")
-    names = [member.name for member in members]
-    if len(set(names)) < len(names):
-        raise RunError(f"two silos go by one name ({', '.join(names)}): give each its own silo-name")
+    taken = [member.name for member in members]
+    if len(set(taken)) < len(taken):
+        raise RunError(f"two silos go by one name ({', '.join(taken)}): give each its own silo-name")
     return Census(members)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from statistics import fmean, median
 
 import torch
 
+from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, EpsilonRequest
@@ -25,6 +27,9 @@ scaled and unrelated answers stand out; at 0.1 T an input that is echoed does.""
 
 SAMPLES_PER_CLASS = 8
 """Samples of every class."""
+
+UNDERTRAINED = 0.9
+"""Share of pure noise, :attr:`Calibration.noise_followed`, below which models count as undertrained."""
 
 
 class Calibration:
@@ -49,6 +54,7 @@ class Calibration:
         labels: their classes (M,), :data:`SAMPLES_PER_CLASS` of every class that anybody holds.
         asks: whom to ask about what, bool (K, M).
         faults: what was found so far, by (silo, class).
+        alike: what most holders of a class miss alike, by (silo, class): it is not held against them.
         equal: groups that gave equal answers to the last question, by class.
     """
 
@@ -68,6 +74,8 @@ class Calibration:
         self.asks = holds[:, self.labels]
         self.samples = self._noise((len(self.labels), *shape))
         self.faults: dict[tuple[int, int], str] = {}
+        self.alike: dict[tuple[int, int], str] = {}
+        self._noise_followed: dict[int, list[float]] = {}
         self.equal: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     @property
@@ -95,6 +103,17 @@ class Calibration:
                 found.setdefault(why, []).append(label)
         return [f"class index {', '.join(map(str, labels))}: {why}" for why, labels in found.items()]
 
+    @property
+    def noise_followed(self) -> float | None:
+        """How much of pure noise the middle silo predicts, as a share of the least that an exact model does.
+
+        Median over the silos of ⟨ε, x⟩ at T over its least value for images in [-1, 1], each a mean over its classes.
+        U-Nets on 8×8 digits have 0.14 after 2 steps of training, 0.41 after 10, 0.83 after 40, 0.90 after 60 and 0.97
+        after 100. None before the first answers.
+        """
+        shares = [fmean(of_classes) for of_classes in self._noise_followed.values()]
+        return median(shares) if shares else None
+
     def advance(self, eps: torch.Tensor, answered: torch.Tensor) -> None:
         """Judge the answers about ``samples`` and make those of the next level.
 
@@ -121,6 +140,12 @@ class Calibration:
         """Note what is wrong; return whom that concerns, bool (K,)."""
         alpha_bar = float(self._alphas_bar[self.timestep])
         outcome = screen(eps, self.samples[rows], alpha_bar, known)
+        for k, miss in outcome.alike.items():
+            self.alike[k, label] = f"t = {self.timestep}: {miss}"
+        if self._level == 0:
+            for k, found in outcome.statistics.items():
+                if found.least_gain > 0:
+                    self._noise_followed.setdefault(k, []).append(found.gain / found.least_gain)
         for k in torch.nonzero(known).flatten().tolist():
             why = outcome.faults.get(k)
             if self._memory.repeats(k, label, eps[k], self.samples[rows], alpha_bar):
@@ -139,8 +164,8 @@ class Calibration:
         return torch.randn(tuple(shape), generator=make_generator(self._seed, "calibration", self._level))
 
 
-def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> torch.Tensor:
-    """Ask the four questions; log who is not trusted with what, and why.
+def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> Calibration:
+    """Ask the four questions; log who is not trusted with what, and why, and whether all are undertrained.
 
     A silo that does not answer is neither trusted nor distrusted: the rounds will show.
 
@@ -148,9 +173,6 @@ def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> torch.Tens
         exchange: the way to the silos.
         task: who they are.
         holds: whether silo k is to be asked about class y, bool (K, num_classes).
-
-    Returns:
-        Which silos must not be asked about which class, bool (K, num_classes).
     """
     config = task.config
     alphas_cumprod = make_scheduler(config.diffusion).alphas_cumprod
@@ -158,9 +180,38 @@ def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> torch.Tens
     while not calibration.finished:
         calibration.advance(*_answers(exchange, task, calibration))
     for k, member in enumerate(task.census):
-        for reason in calibration.reasons(k):
+        reasons = calibration.reasons(k)
+        for reason in reasons:
             logger.warning("%s is not asked further: %s", member.name, reason)
-    return calibration.excluded(holds.shape[1])
+        if reasons:
+            exchange.reply_log.leave_out(member.node_id, f"screening: {reasons[0]}")
+    _warn_of_undertraining(calibration, task)
+    return calibration
+
+
+def _warn_of_undertraining(calibration: Calibration, task: Task) -> None:
+    if calibration.alike:
+        classes = ", ".join(map(str, sorted({label for _, label in calibration.alike})))
+        (silo, _), example = min(calibration.alike.items())
+        name = task.census.members[silo].name
+        logger.warning(
+            "class index %s: most holders miss alike what trained models keep (%s, %s)", classes, name, example
+        )
+    share = calibration.noise_followed
+    if calibration.alike or (share is not None and share < UNDERTRAINED):
+        logger.warning(
+            "the silos' models are undertrained: the middle one predicts %.0f %% of pure noise, trained ones %.0f %%"
+            " and more: raise %s, or have the silos bring better models; the run goes on",
+            100 * (share or 0.0),
+            100 * UNDERTRAINED,
+            steps_key(task.config),
+        )
+
+
+def steps_key(config: RunConfig) -> str:
+    """Return the key that says how long silos train models of their own, with its value."""
+    key = "train-steps" if config.training.local_steps == AUTO else "local-steps"
+    return f"{key} ({config.training.own_steps})"
 
 
 def trusted_prior(prior: torch.Tensor, exchange: Exchange, task: Task) -> torch.Tensor:
@@ -177,12 +228,15 @@ def trusted_prior(prior: torch.Tensor, exchange: Exchange, task: Task) -> torch.
     num_classes = len(task.spec.classes)
     holds = torch.zeros((len(task.census), num_classes), dtype=torch.bool)
     holds[:, task.labels] = ~torch.isneginf(prior)
-    excluded = calibrate(exchange, task, holds)
-    if not (holds & ~excluded).any():
+    excluded = calibrate(exchange, task, holds).excluded(num_classes)
+    fit = (holds & ~excluded).any(0)
+    if not fit.any():
         raise RunError(
-            "calibration found no silo's model fit to answer, for the reasons above: have the silos train longer"
-            " (train-steps), or set screening = false"
+            "calibration found no silo's model fit to answer, for the reasons above: if the silos are honest, start a"
+            f" run with more {steps_key(task.config)}, or with screening = false"
         )
+    if lost := torch.nonzero(holds.any(0) & ~fit).flatten().tolist():
+        logger.warning("class index %s: no holder's model is fit to answer", ", ".join(map(str, lost)))
     return prior.masked_fill(excluded[:, task.labels], -torch.inf)
 
 
@@ -196,6 +250,7 @@ def _answers(exchange: Exchange, task: Task, calibration: Calibration) -> tuple[
                 samples=calibration.samples[rows],
                 labels=calibration.labels[rows],
                 timestep=calibration.timestep,
+                holders=task.census.holders,
                 rows=rows,
                 wire_dtype=task.config.exchange.wire_dtype,
             )

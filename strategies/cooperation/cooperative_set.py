@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,14 @@ from strategies.cooperation.message_cutting import Level, cut
 from strategies.cooperation.screener import EqualGroups, Screener
 
 logger = logging.getLogger("fedsynth")
+
+
+LARGEST_NOISE = 1e6
+"""Size of a number in an answer that decides where samples go; noise is about 1, and a few more moves would overflow.
+About guesses of later levels, which may have overflowed, an honest network answers anything."""
+
+Wait = Literal["no answer", "left out by screening", "no model fit to answer"]
+"""Why a class waits: its holders do not answer, screening leaves all answers out, or calibration all holders."""
 
 
 class CooperativeSet:
@@ -67,6 +75,8 @@ class CooperativeSet:
         self._answered = torch.zeros(self._epsilon.shape[:2], dtype=torch.bool)
         self._asks = ~torch.isneginf(log_prior)
         self._waiting: set[int] = set()
+        self._screened: set[int] = set()
+        self._absurd: dict[int, float] = {}
         self.evaluations = 0.0
         self.levels_done = 0.0
 
@@ -82,6 +92,18 @@ class CooperativeSet:
     def num_waiting(self) -> int:
         """Samples that did not move in the last round and are no images yet."""
         return sum(len(self.cohorts[number].rows) for number in self._waiting)
+
+    @property
+    def waits(self) -> dict[int, Wait]:
+        """Why unfinished classes did not move in the last round, by class index; empty before a round."""
+        found: dict[int, Wait] = {}
+        for number in sorted(self._waiting):
+            cohort = self.cohorts[number]
+            if not self._asks[:, cohort.rows].any():
+                found[cohort.label] = "no model fit to answer"
+            else:
+                found[cohort.label] = "left out by screening" if number in self._screened else "no answer"
+        return found
 
     @property
     def levels_left(self) -> int:
@@ -162,6 +184,7 @@ class CooperativeSet:
             timestep=None if window else message[0][0],
             timesteps=torch.cat(timesteps) if window else None,
             server_round=server_round,
+            holders=self.census.holders,
             rows=indices,
             wire_dtype=wire_dtype,
         )
@@ -186,6 +209,7 @@ class CooperativeSet:
         moved = self._epsilon[0, : len(self.labels)]
         experts: list[torch.Tensor] = []
         waiting: set[int] = set()
+        self._screened, self._absurd = set(), {}
         self.levels_done = 0.0
         for cohort in self.cohorts:
             samples = self._samples[cohort.rows]
@@ -195,6 +219,8 @@ class CooperativeSet:
             if not done and not cohort.finished:
                 waiting.add(cohort.number)
         self._report(waiting)
+        for k, largest in sorted(self._absurd.items()):
+            logger.warning("%s left out: predicts noise of size %.3g", self.census.members[k].name, largest)
         if self._screener is not None:
             self._screener.report()
         return moved, float(torch.cat(experts).mean()) if experts else 0.0
@@ -226,8 +252,13 @@ class CooperativeSet:
             epsilon = self._epsilon[:, indices]
             level = len(states) - 1
             done = len(experts) == level and (level == 0 or converged(states[-1], guess, cohort.noise_std))
+            if done:
+                answered = self._without_absurd(epsilon, answered)
             if done and self._screener is not None:
-                answered, equal = self._screener.admit(cohort, guess, epsilon, answered)
+                known = answered
+                answered, equal = self._screener.admit(cohort, guess, epsilon, known)
+                if known.any() and not answered.any() and not experts:
+                    self._screened.add(cohort.number)
             if not answered.any():
                 break
             weights = bound_weights(cohort.weigh(epsilon, answered, energy_scale), max_weight, equal)
@@ -244,10 +275,25 @@ class CooperativeSet:
             cohort.settle(sampler, states[len(experts) + 1 :])
         return states[len(experts)], experts
 
+    def _without_absurd(self, epsilon: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
+        """Return who answered (K,) without those whose answers (K, n, C, H, W) would overflow, screened or not."""
+        kept = answered.clone()
+        for k in torch.nonzero(answered).flatten().tolist():
+            largest = max(abs(end.item()) for end in epsilon[k].aminmax())
+            if largest > LARGEST_NOISE:
+                self._absurd[k] = max(largest, self._absurd.get(k, 0.0))
+                kept[k] = False
+        return kept
+
     def _report(self, waiting: set[int]) -> None:
         """Log changes of what waits, by class index."""
-        if new := self._labels_of(waiting - self._waiting):
-            logger.warning("class index %s waits: no usable answer from its holders", new)
+        new = waiting - self._waiting
+        if screened := self._labels_of(new & self._screened):
+            logger.warning("class index %s waits: screening leaves out the answers of all its holders", screened)
+        # Of classes that nobody is asked about, calibration has said why.
+        asked = {number for number in new if self._asks[:, self.cohorts[number].rows].any()}
+        if silent := self._labels_of(asked - self._screened):
+            logger.warning("class index %s waits: no usable answer from its holders", silent)
         if back := self._labels_of(self._waiting - waiting):
             logger.info("class index %s goes on", back)
         self._waiting = waiting

@@ -27,9 +27,9 @@ from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.cooperation.advice import advice
-from strategies.cooperation.calibration import trusted_prior
+from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.cohort import make_cohorts
-from strategies.cooperation.cooperative_set import CooperativeSet
+from strategies.cooperation.cooperative_set import CooperativeSet, Wait
 from strategies.cooperation.screener import Screener
 from strategies.own_models.local_training import train_local_models
 
@@ -44,6 +44,13 @@ LEAST_TIMEOUT = 60.0
 """Seconds that it waits at least."""
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
+
+_NOTES: dict[Wait, str] = {
+    "no answer": "its holders stopped answering before the end",
+    "left out by screening": "screening left out the answers of its holders",
+    "no model fit to answer": "calibration found no holder's model fit to answer",
+}
+"""What the reader of the dataset is told about a class that is missing."""
 
 
 class DfD(SynthesisStrategy):
@@ -88,7 +95,12 @@ class DfD(SynthesisStrategy):
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if task.config.cooperation.screening and self.settings.sampler != "ula":
             prior = trusted_prior(prior, exchange, task)
-            screener = Screener([member.name for member in task.census])
+            members = task.census.members
+
+            def note(silo: int, why: str) -> None:
+                exchange.reply_log.leave_out(members[silo].node_id, why)
+
+            screener = Screener([member.name for member in members], note)
         self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
@@ -162,14 +174,31 @@ class DfD(SynthesisStrategy):
             RunError: none got there.
         """
         finished = self._set.finished_rows if self._set else torch.ones(len(task.labels), dtype=torch.bool)
-        if not finished.any():
-            raise RunError("no class was finished: every holder is missing; resume the run when silos are back")
         lost = torch.unique(task.labels[~finished]).tolist()
-        names = ", ".join(task.spec.classes[label] for label in lost)
-        notes = (f"no images of class {names}: its holders stopped answering before the end",) if lost else ()
+        why = self._set.waits if self._set else {}
+        if not finished.any():
+            raise RunError(f"no class was finished: {self._remedy(set(why.values()))}")
+        notes = tuple(
+            f"no images of class {', '.join(task.spec.classes[label] for label in of_kind)}: {said}"
+            for kind, said in _NOTES.items()
+            if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
+        )
         curves = {member.name: member.curve for member in task.census}
         images = to_uint8(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
+
+    def _remedy(self, why: set[Wait]) -> str:
+        """Say what kept every class from being finished, and what helps."""
+        if why == {"no answer"}:
+            return "no holder answers any more; resume the run when the silos are back"
+        if not why:  # continued after its last round
+            return "the log says which answers were left out or did not come"
+        absent = "some holders do not answer, of others " if "no answer" in why else ""
+        return (
+            f"{absent}all answers were left out, the log says why: if the silos are honest, their models are"
+            f" undertrained or the rounds are too few: start a run with more {steps_key(self._config)} or"
+            f" dfd-rounds ({self.settings.dfd_rounds}), or with screening = false"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every class stands, its posterior and what its sampler remembers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -65,13 +66,16 @@ class Screener:
 
     Args:
         names: of the silos.
+        note: called with the index of every silo that is left out in a round, and why.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], note: Callable[[int, str], None] = lambda silo, why: None) -> None:
         self._names = names
+        self._note = note
         self._memory = AnswerMemory()
         self._faults: dict[int, str] = {}
         self._known: set[tuple[int, ...]] = set()
+        self._alike = False
 
     def admit(
         self, cohort: Cohort, samples: torch.Tensor, epsilon: torch.Tensor, answered: torch.Tensor
@@ -82,6 +86,13 @@ class Screener:
             Whose answers count, bool (K,), and the silos among them that gave equal ones.
         """
         outcome = screen(epsilon, samples, cohort.alpha_bar, answered)
+        if outcome.alike and not self._alike:
+            self._alike = True
+            silo, miss = min(outcome.alike.items())
+            where = (
+                f"class index {cohort.label}, t = {cohort.timestep}: most holders miss alike what trained models keep"
+            )
+            logger.warning("%s (%s, %s): undertrained rather than hostile, they count", where, self._names[silo], miss)
         sound = answered.clone()
         for k in torch.nonzero(answered).flatten().tolist():
             repeated = self._memory.repeats(k, cohort.number, epsilon[k], samples, cohort.alpha_bar)
@@ -101,4 +112,5 @@ class Screener:
         """Log what was left out since the last report, one line per silo."""
         for k, why in sorted(self._faults.items()):
             logger.warning("%s left out: %s", self._names[k], why)
+            self._note(k, f"screening: {why}")
         self._faults = {}

@@ -80,6 +80,7 @@ def sample_questions(
             numbers=numbers[rows],
             spec=task.spec,
             sampler=task.sampler,
+            holders=task.census.holders,
             weights=weights,
             server_round=server_round,
             run_token=run_token,

@@ -84,7 +84,7 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
         return None
     path = checkpoints / f"generator-{_fingerprint(outcome)}.pt"
     state = new_training(task, PURPOSE)
-    state.resume(path, FOLDER)
+    state.resume(path, FOLDER, path.stem)
     if state.steps > goal:  # of an earlier training with more of them
         state = new_training(task, PURPOSE)
     logger.info("training the generator on the %d images of the set", len(outcome.images))
@@ -106,7 +106,7 @@ def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path
         train(state, images, labels, config.training, config.diffusion, goal, start + SAVE_SECONDS, report)
         state.seconds += time.monotonic() - start
         with explained_writing(path):
-            state.save(path)
+            state.save(path, path.stem)
 
 
 def _fingerprint(outcome: Outcome) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, mean_columns, measure_rows
+from fedsynth.files import nonfinite_as_null
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
 from strategies.results.federated_evaluation import SiloEvaluation, evaluate_at_silos
@@ -51,7 +52,9 @@ class Measurements:
         row |= self.at_silos.row() if self.at_silos else {}
         row |= self.generator.row() if self.generator else {}
         notes = filter(None, [row.pop("notes", ""), *self.notes])
-        return row | ({"notes": "; ".join(notes)} if self.evaluations or self.notes else {})
+        row |= {"notes": "; ".join(notes)} if self.evaluations or self.notes else {}
+        # A measure that is not defined for this set is missing, which the file says as null.
+        return dict(nonfinite_as_null(row))
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Lay out as measure -> columns."""

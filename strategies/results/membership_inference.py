@@ -167,7 +167,7 @@ def _errors_at(
     for k, (member, asked) in enumerate(zip(census, candidates, strict=True)):
         generator = make_generator(task.config.run.seed, PURPOSE, member.name, t)
         x_t, noise = with_noise(asked.images, alpha_cumprod, generator)
-        questions.append((k, EpsilonRequest(samples=x_t, labels=asked.labels, timestep=t)))
+        questions.append((k, EpsilonRequest(samples=x_t, labels=asked.labels, timestep=t, holders=census.holders)))
         noises.append(noise)
     answers = ask(exchange, questions, census, needed=0)
     errors = {k: squared_errors(answer.epsilon, noises[k]) for k, answer in answers}

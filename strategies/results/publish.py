@@ -11,9 +11,10 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler, model_seal
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
+from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
@@ -44,7 +45,9 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, excha
     folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
     content = report_content(task, outcome, how, cost, measured, folder.read_metrics())
     write_report(folder.report, content)
-    logger.info("results\n%s", terminal_table(content.results or cost))
+    logger.info("results")
+    for line in terminal_table(content.results or cost).split("\n"):
+        logger.info("%s", line)
     logger.info("dataset %s", folder.synthetic)
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
@@ -69,6 +72,7 @@ def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm"
     pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)
+        seal_folder(temporary, model_seal())
 
 
 def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Traffic
 from strategies.run.rounds import Round
+
+logger = logging.getLogger("fedsynth")
+
+_MOST = 1e18
+"""Far more bytes and seconds than any run has."""
 
 
 @dataclass
@@ -29,6 +36,20 @@ class Costs:
     client_seconds: float = 0.0
     wall_seconds: float = 0.0
     server_steps: int = 0
+
+    @classmethod
+    def restored(cls, known: Mapping[str, Any]) -> Costs:
+        """Return the costs that a checkpoint holds.
+
+        Earlier versions added up whatever silos said: a number that is none, or absurd, counts from 0 again, and a
+        warning says so.
+        """
+        costs = cls(**known)
+        for name, value in asdict(costs).items():
+            if not 0 <= value <= _MOST:
+                logger.warning("%s = %g in the checkpoint is no cost: counted from 0", name.replace("_", "-"), value)
+                setattr(costs, name, type(value)())
+        return costs
 
     def add(self, done: Round) -> None:
         """Count one round."""

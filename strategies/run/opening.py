@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fedsynth.config import RunConfig
-from fedsynth.data import LabelledImages, load_image_folder
+from fedsynth.data import LabelledImages, configured_range, load_image_folder
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
@@ -37,7 +36,16 @@ def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, 
         return None
     skip, seed = config.data.skip_bad_images, config.run.seed
     try:
-        return load_image_folder(root, spec.size, spec.channels, skip, seed, spec.classes)
+        return load_image_folder(
+            root,
+            spec.size,
+            spec.channels,
+            skip,
+            seed,
+            spec.classes,
+            configured_range(config.data),
+            config.data.first_page_only,
+        )
     except UserError as error:
         raise UserError(f"reference-root = '{root}': {error}") from error
 
@@ -55,7 +63,7 @@ def check_partition(folder: RunFolder, task: Task) -> None:
     """
     if task.federation is not None or not folder.partition.is_file():
         return
-    then, now = json.loads(folder.partition.read_text(encoding="utf-8")), _record(task)
+    then, now = folder.read_partition(), _record(task)
     for key in ("classes", "image-size", "image-channels"):
         if then.get(key) != now[key]:
             raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
-from fedsynth.config import RunConfig
+from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.messages import transport
 from fedsynth.output import RunFolder
@@ -34,16 +34,29 @@ def open_run(config: RunConfig, strategy: SynthesisStrategy) -> tuple[RunFolder,
         UserError: no run folder, a damaged file, or a configuration that is not the run's.
     """
     folder = RunFolder.open(Path(config.run.resume).absolute())
-    # Without rounds to add, the length of the training is that of the silos' own models.
-    fixed = () if "num-rounds" in strategy.defaults(config) else ("num-rounds", "train-steps")
+    fixed = _fixed_besides(config, strategy)
     folder.refuse_changes(config.to_run_config(), fixed)
     checkpoint = Checkpoint.load(folder.checkpoints)
+    if checkpoint is not None:
+        checkpoint.check_settings(folder.read_config().to_run_config())
     rounds, finished = strategy.num_rounds, checkpoint.round if checkpoint else 0
     if not fixed and finished > rounds:
         raise UserError(f"num-rounds = {rounds}: must be >= {finished}, the rounds '{folder.path}' has finished")
     folder.read_metrics()  # if they are damaged, say so before a silo works
     logger.info("resuming after round %d", finished)
     return folder, _as_if_uninterrupted(config, folder), checkpoint
+
+
+def _fixed_besides(config: RunConfig, strategy: SynthesisStrategy) -> tuple[str, ...]:
+    """Return the keys that may not change although others of their kind may."""
+    # Without rounds to add, the length of the training is that of the silos' own models.
+    return () if "num-rounds" in strategy.defaults(config) else ("num-rounds", "train-steps")
+
+
+def _fixed_settings(config: RunConfig, strategy: SynthesisStrategy) -> dict[str, Scalar]:
+    fixed = _fixed_besides(config, strategy)
+    flat = config.to_run_config()
+    return {key: value for key, value in flat.items() if key in fixed or not KEYS[key].may_change}
 
 
 def _as_if_uninterrupted(config: RunConfig, folder: RunFolder) -> RunConfig:
@@ -58,7 +71,7 @@ def continue_from(
 ) -> tuple[ArrayRecord, Costs]:
     """Put strategy and costs where the checkpoint has them."""
     strategy.resume(task, exchange, checkpoint.strategy)
-    costs = Costs(**checkpoint.costs)
+    costs = Costs.restored(checkpoint.costs)
     # What resuming itself sent comes on top.
     exchange.traffic = Traffic(costs.bytes_down + exchange.traffic.down, costs.bytes_up + exchange.traffic.up)
     return transport.encode_tensors(checkpoint.arrays), costs
@@ -69,6 +82,7 @@ def checkpoint_writer(
 ) -> Callable[[Round], None]:
     """Return an observer that saves every round; ``start`` is ``time.monotonic()`` at the run's beginning."""
     silos = {member.name: member.label_counts for member in task.census}
+    settings = _fixed_settings(task.config, strategy)
 
     def write(done: Round) -> None:
         so_far = replace(
@@ -78,6 +92,6 @@ def checkpoint_writer(
             wall_seconds=time.monotonic() - start,
         )
         arrays = {name: transport.peek(array) for name, array in done.arrays.items()}
-        Checkpoint(done.number, arrays, strategy.state_dict(), asdict(so_far), silos).save(folder.checkpoints)
+        Checkpoint(done.number, arrays, strategy.state_dict(), asdict(so_far), silos, settings).save(folder.checkpoints)
 
     return write

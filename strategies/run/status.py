@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from fedsynth.output import RunFolder
+from fedsynth.text import printable
 from strategies.conversation.reply_log import ReplyLog
 from strategies.run.rounds import Round, RoundStrategy
 
@@ -50,7 +51,7 @@ class StatusWriter:
         try:
             yield
         except BaseException as error:
-            self._said |= {"state": "failed", "error": str(error) or type(error).__name__}
+            self._said |= {"state": "failed", "error": printable(error) or type(error).__name__}
             raise
         else:
             self._said["state"] = "finished"

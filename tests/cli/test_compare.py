@@ -16,6 +16,7 @@ from tiny_runs import run_tiny, tiny_settings
 from fedsynth.cli import compare
 from fedsynth.config import Scalar
 from fedsynth.errors import UserError
+from fedsynth.output import RunFolder
 
 
 def run_compare(*words: object) -> int:
@@ -49,8 +50,8 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_rows_are_means_with_t_intervals(runs: list[Path], page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = {"reference-frechet-distance": 2.4, "real-accuracy-mlp": 0.97}
-    results = runs[0] / "results.json"
-    results.write_text(json.dumps({**json.loads(results.read_text()), **extra}))
+    first = RunFolder(runs[0])
+    first.write_results({**(first.read_results() or {}), **extra})
     assert run_compare(*runs, "--output", page) == 0
     printed = capsys.readouterr().out
     assert "2.40" in table_row(printed, "frechet", "real images instead")

@@ -131,7 +131,7 @@ def test_unusable_weights_are_refused_before_any_training(
     assert key in said
     assert "weights.pth" in said
     assert "weights-path" in said
-    assert caplog.records == []
+    assert [line for line in caplog.messages if ": images: " not in line] == [], "folders were listed, no more"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_images_that_had_to_be_converted_are_told_before_and_after(
     write_images(folders / "r", {"a": 20, "b": 20}, **real)
     with caplog.at_level(logging.INFO, "fedsynth"):
         notes = str(measured(dataset="s", real="r")["notes"])
-    assert said in caplog.records[0].getMessage()
+    assert said in next(line for line in caplog.messages if ": images: " not in line)
     assert said in notes
     assert notes.count("converted") == 1
 

@@ -15,6 +15,7 @@ from fedsynth.cli import main
 from fedsynth.cli.deployment.certificates import fingerprint
 from fedsynth.cli.deployment.link_folder import LinkFolder, check_address, connection_to
 from fedsynth.errors import UserError
+from fedsynth.silo_names import Holder, key_fingerprint
 
 Refused = Callable[..., str]
 
@@ -97,6 +98,40 @@ def test_register_writes_the_connection_and_runs_flower(
     assert connection["link"] == {"address": "localhost:19000", "root-certificates": str(link.authority)}
 
 
+def test_a_name_gets_another_key_only_when_the_operator_says_so(
+    link: LinkFolder, project: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 0, f"SuperNode {16 + len(commands)} registered successfully.\n")
+
+    monkeypatch.setattr("fedsynth.cli.link.subprocess.run", run)
+    for folder in ("old", "new"):
+        assert main(["silo", "init", "--folder", folder]) == 0
+    old, new = (key_fingerprint((project / folder / "silo.pub").read_bytes()) for folder in ("old", "new"))
+    assert main(["link", "register", "old/silo.pub", "--name", "north"]) == 0
+    assert link.silo_names.read() == {"north": Holder(old, 17)}
+    # Anybody who says to be north and to have lost the key: the operator has to decide it.
+    said = refused("link", "register", "new/silo.pub", "--name", "north")
+    assert f"name = 'north': belongs to the key {old}" in said
+    assert "add --replace: the old key is removed then" in said
+    assert main(["link", "register", "new/silo.pub", "--name", "north", "--replace"]) == 0
+    assert link.silo_names.read() == {"north": Holder(new, 18)}
+    assert [words[0] for words in commands] == ["register", "register", "unregister"]
+    assert commands[-1] == ["unregister", "17", "link"]
+
+
+def test_start_tells_the_run_s_program_where_names_are_remembered(
+    link: LinkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr("fedsynth.cli.link.run_in_foreground", lambda command, env, folder: given.append(env) or 0)
+    assert main(["link", "start"]) == 0
+    assert given[0]["FEDSYNTH_SILO_NAMES"] == str(link.path / "silo-names.json")
+
+
 def test_register_that_flower_refuses_is_an_error(
     link: LinkFolder, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
@@ -117,7 +152,12 @@ def test_register_that_flower_refuses_is_an_error(
         ("start --folder absent", "is no link folder: 'fedsynth link init --folder"),
         ("init --port 70000", "port = 70000: must be 1 to 65535"),
         ("init --folder new --host link:9", "host 'link:9': must be a host name"),
+        ("init --folder new --host 010.0.0.5", "host '010.0.0.5': is no host name"),
         ("register silo/silo.key --name a", "is a private key"),
+        (
+            "register silo/silo.pub --name " + "x" * 65,
+            "must be 1 to 64 printable characters, without blanks at its",
+        ),
         ('register silo/silo.pub --name a"b', "quotes, backslashes and line breaks"),
         ("start --dry-rnu", "unknown option '--dry-rnu'; 'fedsynth link start --help' lists all"),
     ],
@@ -140,6 +180,7 @@ def test_connection_by_address_has_a_home_of_its_own(link: LinkFolder, project: 
         ("link.example.org:19000", None, "give --root-certificates ca.crt too"),
         ("absent", None, "no such link folder, and it is no HOST:PORT"),
         ("link.example.org:19000", "absent.crt", "certificate 'absent.crt': No such file"),
+        ("link.example.org:19000", "link/server.crt", "'link/server.crt' is a server's"),
         (".", None, "ca.crt': No such file"),
     ],
 )

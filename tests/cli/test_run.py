@@ -33,6 +33,17 @@ def test_without_options_the_defaults_run_with_absolute_paths(flower: FakeFlower
     assert flower.environments[0]["FLWR_HOME"] == str(project / ".flwr")
 
 
+def test_dry_run_says_what_every_silo_is_asked_and_starts_nothing(
+    flower: FakeFlower, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--dry-run", "--num-clients", "3", "--dfd-rounds", "6"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("each of 3 silos is asked at most\n  strategy            dfd\n")
+    assert "  messages            describe, prepare, epsilon\n  noise queries       10\n" in said
+    assert "  optimiser steps     900\n  network parameters  635 553\n  image size          8\n" in said
+    assert (flower.commands, list(project.iterdir())) == ([], [])
+
+
 def test_options_become_values_of_their_type(flower: FakeFlower) -> None:
     words = "--seed 3 --alpha 0.5 --learning-rate 1 --evaluate false --oversample true --num-rounds 4 --num-rounds 5"
     assert main(["run", *words.split(), "--block-out-channels", "8", "--run-name", "7", "--strategy=fedavg"]) == 0

@@ -11,6 +11,7 @@ from flwr.common.config import parse_config_args
 from real_silos import write_digits
 
 from fedsynth.cli import main
+from fedsynth.policy import SiloPolicy, read_policy
 
 
 @pytest.fixture
@@ -50,15 +51,23 @@ def test_start_gives_flower_what_the_client_app_reads(
     assert pairs["--auth-supernode-private-key"] == str(project / "silo" / "silo.key")
     assert 0 < int(pairs["--port"]) < 65536
     state = str(project / "silo" / "state")
-    assert config == {"data-path": str(project / "images"), "silo-name": "images", "state-path": state}
+    policy = str(project / "silo" / "silo-policy.toml")
+    assert config == {
+        "data-path": str(project / "images"),
+        "silo-name": "images",
+        "state-path": state,
+        "policy-path": policy,
+    }
     (project / "model" / "unet").mkdir(parents=True)
     (project / "model" / "unet" / "config.json").write_text("{}")
-    given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept"]
+    (project / "own.toml").write_text("noise-queries-per-run = 10")
+    given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept", "--policy", "own.toml"]
     _, config = command_of(capsys, *words, *given)
     assert config == {
         "data-path": str(project / "images"),
         "silo-name": "Ärzte am Fluß",
         "state-path": str(project / "kept"),
+        "policy-path": str(project / "own.toml"),
         "model-path": str(project / "model"),
     }
 
@@ -90,6 +99,8 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
         ("--state-path link/ca.crt", "state-path: cannot write"),
         ('--silo-name a"b', "quotes, backslashes and line breaks are not possible"),
+        ("--silo-name " + "x" * 65, "must be 1 to 64 printable characters, without blanks at its ends; give another"),
+        ("--silo-name a\u202eb", r"silo-name = 'a\u202eb': must be 1 to 64 printable"),
         ("--silo-nmae a", "unknown option '--silo-nmae'"),
     ],
 )
@@ -118,3 +129,64 @@ def test_silo_that_ends_by_itself_says_where_reasons_stand(
         monkeypatch.setattr("fedsynth.cli.silo.run_in_foreground", lambda *_, status=status: status)
         assert main([word for word in words if word != "--dry-run"]) == status
         assert ("the silo has ended (status 1): docs/deploy.md" in caplog.text) == told
+
+
+def test_init_writes_the_strict_policy_and_keeps_one_that_is_there(project: Path) -> None:
+    assert main(["silo", "init"]) == 0
+    path = project / "silo" / "silo-policy.toml"
+    assert read_policy(path) == SiloPolicy()
+    path.write_text("noise-queries-per-run = 10")
+    (project / "silo" / "silo.key").unlink()
+    assert main(["silo", "init"]) == 0
+    assert path.read_text() == "noise-queries-per-run = 10"
+
+
+def test_programs_of_the_policy_are_all_that_a_warm_silo_runs(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    line = f'programs = ["{"a" * 64}"]'
+    (project / "silo" / "silo-policy.toml").write_text(line)
+    assert f"{line} in '{project / 'silo' / 'silo-policy.toml'}' needs --warm: add it" in refused(*words)
+    command, _ = command_of(capsys, *words, "--warm")
+    assert command[command.index("--allow-fab") + 1] == "a" * 64
+
+
+def test_a_silo_without_a_policy_says_that_the_strict_one_acts(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    (project / "silo" / "silo-policy.toml").unlink()
+    _, config = command_of(capsys, *words)
+    assert "policy-path" not in config
+    said = refused(*words, "--policy", "none.toml")
+    assert "No such file or directory; 'fedsynth silo init' writes one" in said
+
+
+def test_policy_is_compared_with_a_planned_run(
+    project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    write_digits(project / "images", (0, 1), 0, per_class=2)
+    own = project / "own.toml"
+    own.write_text('answers = ["describe", "prepare", "epsilon"]\nnoise-queries-per-run = 14\n')
+    assert main(["silo", "policy", "--check", "own.toml"]) == 0
+    assert "valid; 2 lines are not the strict default's\n  answers = [" in capsys.readouterr().out
+    dfd, fedavg = project / "dfd.toml", project / "fedavg.toml"
+    dfd.write_text("dfd-rounds = 10\nnum-samples = 100\n")
+    fedavg.write_text('strategy = "fedavg"\n')
+
+    def check(setting: Path) -> tuple[int, str]:
+        status = main(["silo", "policy", "--check", "own.toml", "--setting", str(setting), "--data-path", "images"])
+        return status, capsys.readouterr().out
+
+    status, said = check(dfd)
+    assert (status, "this policy allows the run" in said) == (0, True)
+    assert "noise queries       14\n" in said
+    assert "image size          8\n" in said
+    status, said = check(fedavg)
+    assert (status, "this policy forbids the run" in said) == (1, True)
+    assert """REFUSED  line 'answers = ["describe", "prepare", "epsilon"]': the run asks 'train'""" in said
+    dfd.write_text("dfd-rounds = 11\n")
+    status, said = check(dfd)
+    assert status == 1
+    assert "REFUSED  line 'noise-queries-per-run = 14': the run asks up to 15 noise queries" in said
+    dfd.write_text("dfd-round = 11\n")
+    assert "unknown config key 'dfd-round'" in refused("silo", "policy", "--check", "own.toml", "--setting", str(dfd))

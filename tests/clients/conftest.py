@@ -33,8 +33,11 @@ def full_disk() -> Callable[..., None]:
     """A save function to which the disk is full halfway."""
 
     def save(*arguments: Any) -> None:
-        target = next(argument for argument in arguments if isinstance(argument, Path))
-        (target / "half" if target.is_dir() else target).write_bytes(b"half")
+        target = next(argument for argument in arguments if isinstance(argument, Path) or hasattr(argument, "write"))
+        if isinstance(target, Path):
+            (target / "half" if target.is_dir() else target).write_bytes(b"half")
+        else:
+            target.write(b"half")
         raise OSError(28, "No space left on device")
 
     return save

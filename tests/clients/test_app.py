@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
-from one_silo import SPEC
+from hostile_text import HOSTILE, SURROGATE
+from one_silo import SPEC, policy_file
 from one_silo import context_of as context
 
 import clients.context
@@ -14,7 +16,7 @@ import clients.journal
 from clients.app import answering, app
 from clients.context import SiloContext
 from fedsynth.config import RunConfig
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
     REQUESTS,
     Answer,
@@ -25,12 +27,18 @@ from fedsynth.messages import (
     UploadRequest,
     sender_of,
 )
+from fedsynth.text import LONGEST_TEXT
 
 
 @pytest.mark.parametrize(
     ("error", "said", "code"),
     [
         (UserError("no images"), "UserError: no images", ErrorCode.MOD_FAILED_PRECONDITION),
+        (
+            FilesError("jane-doe.png is torn", "1 image is torn"),
+            "1 image is torn",
+            ErrorCode.MOD_FAILED_PRECONDITION,
+        ),
         (OSError(28, "full"), "OSError: [Errno 28] full", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
         (KeyboardInterrupt(), "KeyboardInterrupt: ", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
     ],
@@ -46,6 +54,25 @@ def test_whatever_happens_is_answered_with_silo_and_reason(error: BaseException,
     assert answer.metadata.reply_to_message_id == request.metadata.message_id
 
 
+@pytest.mark.parametrize("name", [HOSTILE, "x" * 65, SURROGATE, "north "])
+def test_a_silo_whose_name_could_not_be_shown_answers_nothing(name: str) -> None:
+    answer = app(DescribeRequest().to_message(77), context(data_path="x", silo_name=name))
+    assert "UserError: silo-name = '" in answer.error.reason
+    assert answer.error.reason.endswith("blanks at its ends; give another --silo-name")
+    assert answer.error.reason.isprintable()
+    assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+
+
+def test_an_error_goes_out_as_one_bounded_line() -> None:
+    def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
+        raise OSError(2, f"absent{SURROGATE}", HOSTILE)
+
+    answer = answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(silo_name="clinic"))
+    assert answer.error.reason.startswith(r"clinic: FileNotFoundError: [Errno 2] absent\ud800")
+    assert answer.error.reason.isprintable()
+    assert len(answer.error.reason) <= LONGEST_TEXT
+
+
 def test_answers_say_who_gives_them_and_how_long_it_took() -> None:
     def handle(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
         return DescribeAnswer(spec=SPEC, num_examples=3)
@@ -58,9 +85,11 @@ def test_answers_say_who_gives_them_and_how_long_it_took() -> None:
 
 
 @pytest.mark.parametrize("request_type", REQUESTS)
-def test_every_message_has_a_handler_that_refuses_an_empty_one(request_type: type[Request[Answer]]) -> None:
+def test_every_message_has_a_handler_that_refuses_an_empty_one(
+    request_type: type[Request[Answer]], tmp_path: Path
+) -> None:
     message = Message(RecordDict(), dst_node_id=77, message_type=request_type.kind)
-    answer = app(message, context(silo_name="clinic"))
+    answer = app(message, context(silo_name="clinic", policy_path=policy_file(tmp_path)))
     assert answer.error.reason.startswith("clinic: MessageError: the server speaks a protocol before 1, this silo")
     assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
 
@@ -90,7 +119,7 @@ def test_configuration_is_parsed_once_per_message(monkeypatch: pytest.MonkeyPatc
 
 
 def test_failure_of_a_real_silo_is_in_its_log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, "fedsynth")
@@ -98,5 +127,6 @@ def test_failure_of_a_real_silo_is_in_its_log(
     def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
         raise SystemExit(3)
 
-    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), context(data_path="x", silo_name="north"))
+    north = context(data_path="x", silo_name="north", state_path=str(tmp_path))
+    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), north)
     assert caplog.messages == ["north: query.describe failed: SystemExit: 3"]

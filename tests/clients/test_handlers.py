@@ -6,7 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from one_silo import SPEC, Node, drawn_images, epsilon_request, noisy_samples, sample_request, settings_of, simulated
+from flwr.common.constant import ErrorCode
+from one_silo import (
+    SPEC,
+    Node,
+    drawn_images,
+    epsilon_request,
+    noisy_samples,
+    policy_file,
+    sample_request,
+    settings_of,
+    simulated,
+)
 
 import clients.models.local_model
 from clients.models.local_model import load_network
@@ -18,14 +29,15 @@ from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, tran
 CPU = torch.device("cpu")
 Trained = Callable[..., Node]
 
+BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock", "released"}
+"""What a real silo writes whatever it is asked."""
+
 
 @pytest.fixture
 def clinic(tmp_path: Path, image_folder: Path) -> Node:
     """A silo with a folder, a name and a state folder of its own."""
-    path = image_folder
-    return Node(
-        settings_of(tmp_path), SPEC, data_path=str(path), silo_name="clinic", state_path=str(tmp_path / "own-state")
-    )
+    own = {"silo_name": "clinic", "state_path": str(tmp_path / "own-state"), "policy_path": policy_file(tmp_path)}
+    return Node(settings_of(tmp_path), SPEC, data_path=str(image_folder), **own)
 
 
 def predictor_of(node: Node) -> PredictNoise:
@@ -38,7 +50,7 @@ def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_pat
     assert answer.num_examples == sum(answer.label_counts) == 9
     assert (answer.steps, answer.loss, answer.finished, answer.copied_share) == (None, None, False, None)
     assert answer.curve == []
-    assert not (tmp_path / "own-state").exists()
+    assert {path.name for path in (tmp_path / "own-state" / "clinic").iterdir()} == BOOKKEEPING
 
 
 def test_slices_report_progress_until_the_model_is_in_the_silo_s_own_state_folder(
@@ -136,7 +148,18 @@ def test_question_before_the_model_is_there_says_what_must_come_first(clinic: No
 
 
 def test_label_that_the_model_does_not_know_is_answered_with_an_error(trained: Trained) -> None:
-    assert trained().refusal(epsilon_request(labels=torch.full((5,), 10))).startswith("silo-1: IndexError")
+    assert (
+        trained().refusal(epsilon_request(labels=torch.full((5,), 10))) == "silo-1: UserError: label 10 with 10 classes"
+    )
+
+
+def test_timestep_beyond_the_schedule_is_refused_by_name(trained: Trained) -> None:
+    node, said = trained(), "must be 0 to 999, num-train-timesteps = 1000"
+    for changes in ({"timestep": 1000}, {"timestep": None, "timesteps": torch.tensor([0, 5, 999, 1000, 3])}):
+        message = node.send(epsilon_request(**changes))
+        assert message.error.reason == f"silo-1: UserError: timestep 1000: {said}"
+        assert message.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+    assert node.ask(epsilon_request(999)).num_examples == 5
 
 
 def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(
@@ -147,5 +170,5 @@ def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(
         reason = clinic.refusal(PrepareRequest(spec=SPEC, train_seconds=1e-9))
     state = tmp_path / "own-state" / "clinic"
     assert reason.startswith(f"clinic: UserError: state folder '{state}': No space left on device: make")
-    assert [path for path in (tmp_path / "own-state").rglob("*") if path.is_file()] == []
+    assert [path for path in (state / "models").rglob("*") if path.is_file()] == []
     assert clinic.prepare().finished

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hostile_text import HOSTILE
 from one_silo import context_of as context
 from one_silo import epsilon_request
 
@@ -15,6 +16,15 @@ from fedsynth.errors import UserError
 def _lines_for_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(clients.journal, "log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, "fedsynth")
+
+
+def test_lines_stay_lines_whatever_the_error_quotes(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError), journal(REQUEST, context(data_path="x", silo_name="north")):
+        raise UserError(HOSTILE)
+    (line,) = caplog.messages
+    assert line.startswith(r"north: query.epsilon, round 3, timestep 620 failed: UserError: x\n2026-01-01 00:00")
+    assert line.isprintable()
+    assert len(line) < 1200
 
 
 REQUEST = epsilon_request(620, server_round=3).to_message(77)

@@ -57,3 +57,12 @@ def test_stopped_commands_leave_nothing_running(link: Deployment) -> None:
 def test_state_lies_where_the_silo_said(link: Deployment) -> None:
     models = {path.parents[1].name for path in Path(link.folder).glob("silo-*/state/*/models/*")}
     assert models == set(SILOS)
+
+
+def test_every_silo_has_an_audit_of_the_run(link: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in SILOS:
+        link.command("silo", "audit", "--folder", f"silo-{name}")
+        said = capsys.readouterr().out
+        assert "chain  whole: every line follows from the one before" in said
+        assert "describe 1, prepare " in said
+        assert "noise queries " in said

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,12 @@ def test_measures_of_each_class(digits, on_noisy_digits):
     assert np.mean([*real["f1-cnn"].values()]) == pytest.approx(on_noisy_digits[0].row()["real-macro-f1-cnn"], rel=1e-9)
 
 
+def test_test_images_that_are_training_images_are_told(digits, cache):
+    leaked = replace(digits, test_images=np.concatenate([digits.train_images[:7], digits.test_images[7:]]))
+    row = evaluator(leaked, cache).evaluate(digits.train_images[:20], digits.train_labels[:20]).row()
+    assert f"7 of {len(digits.test_images)} real test images are real training images too" in row["notes"]
+
+
 def test_pictures_show_what_was_measured(digits, on_noisy_digits):
     illustration = on_noisy_digits[0].illustration
     assert illustration.embedding.synthetic.sum() == (~illustration.embedding.synthetic).sum() == 100
@@ -175,6 +182,7 @@ def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, cache):
     assert (three["n"], three["k"]) == (3, 2)
     assert "k = 2 neighbours instead of 5" in three["notes"]
     assert json.dumps(three, allow_nan=False)
+    assert "real training images too" not in three["notes"]
     assert evaluator(digits, cache, seed=1).evaluate(*sets).row() != row
 
 

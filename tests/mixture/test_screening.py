@@ -302,3 +302,88 @@ def test_samples_that_a_solver_left_a_hundredth_outside_the_images_are_no_fault(
     (found,) = answer_statistics(nothing_to_remove, x, alpha_bar, torch.tensor([True])).values()
     assert found.fault is None
     assert found.excess == pytest.approx(0.02 / 0.1, rel=0.02)
+
+
+class TestSamplesOutsideTheImages:
+    """What earlier answers did to the samples is not held against the next."""
+
+    ALPHA_BAR = 1 - 1e-4
+
+    def fault(self, x: torch.Tensor, eps: torch.Tensor) -> str | None:
+        (found,) = answer_statistics(eps[None], x, self.ALPHA_BAR, torch.tensor([True])).values()
+        return found.fault
+
+    def test_an_answer_of_the_size_of_noise_is_no_fault_wherever_they_are(self) -> None:
+        for size in (1.0, 1.3, 3.0, 30.0):
+            x = size * pictures(8, 0).sign()
+            for seed in range(5):
+                assert self.fault(x, random(*x.shape, seed=seed)) is None, size
+
+    def test_what_an_answer_adds_is(self) -> None:
+        x = 1.3 * pictures(8, 0).sign()
+        # By 0.12 at most: MAX_EXCESS in the unit of LEAST_NOISE.
+        assert self.fault(x, -10 * x.sign()) is None
+        assert str(self.fault(x, -14 * x.sign())).startswith("implies no image: excess 4.4")
+
+    def test_at_their_noise_level_nothing_is_unavoidable(self) -> None:
+        for t in LEVELS:
+            for seed in range(20):
+                x = noised(pictures(20, seed), 32, t, seed)
+                (found,) = answer_statistics(x[None], x, ALPHAS[t], torch.tensor([True])).values()
+                assert found.unavoidable <= 0.05
+
+
+class TestMostHoldersAlike:
+    """Bounds give way by a factor of two where more than half of the holders miss them by less."""
+
+    X = random(8, *SHAPE, seed=3)
+
+    def left_out(self, *gains: float) -> list[int]:
+        """Who is, of silos that answer c·x at pure noise, which has a gain of c."""
+        eps = torch.stack([gain * self.X for gain in gains])
+        return sorted(screen(eps, self.X, ALPHAS[999], everyone(eps)).faults)
+
+    @pytest.mark.parametrize(
+        ("gains", "left_out"),
+        [
+            # Undertrained, all or most: they count.
+            ((0.07, 0.08), []),
+            ((0.07, 0.08, 0.09), []),
+            ((0.07, 0.08, 0.9), []),
+            # As many as not, and fewer: they do not.
+            ((0.07, 0.9), [0]),
+            ((0.07, 0.08, 0.9, 1.0), [0, 1]),
+            # Nobody can vouch for an only holder.
+            ((0.07,), [0]),
+            # Hostile ones among undertrained ones stay out, and do not count as alike.
+            ((0.07, 0.08, 0.09, 0.0, 10.0), [3, 4]),
+            ((0.07, 0.08, 0.09, -1.0), [3]),
+            ((0.07, 0.0, 10.0), [0, 1, 2]),
+            ((0.07, 0.0), [0, 1]),
+            # Even where they are the majority, or all.
+            ((0.0, 0.01, 0.02), [0, 1, 2]),
+            ((10.0, 11.0, 0.9), [0, 1]),
+        ],
+    )
+    def test_who_is_left_out(self, gains: tuple[float, ...], left_out: list[int]) -> None:
+        assert self.left_out(*gains) == left_out
+
+    def test_hostile_silos_up_to_half_change_nothing_about_sound_ones(self) -> None:
+        """Whatever they answer, honest trained models stay, and the bounds stay as they are."""
+        for seed in range(30):
+            images = pictures(20, seed)
+            for t in LEVELS:
+                x = noised(images, 8, t, seed)
+                honest = [exact(images[k::3], x, t) for k in range(3)]
+                source = torch.Generator().manual_seed(seed)
+                factor = float(torch.rand((), generator=source)) * 0.1
+                eps = torch.stack([*honest, *(factor * x for _ in range(3))])
+                found = screen(eps, x, ALPHAS[t], everyone(eps))
+                assert found.alike == {}
+                assert not set(found.faults) & {0, 1, 2}
+
+    def test_what_gave_way_is_said(self) -> None:
+        eps = torch.stack([gain * self.X for gain in (0.07, 0.08, 0.9)])
+        found = screen(eps, self.X, ALPHAS[999], everyone(eps))
+        assert sorted(found.alike) == [0, 1]
+        assert "gain 0.0" in found.alike[0]

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from hostile_text import CLEARED_SCREEN, HOSTILE, unshown
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -164,6 +165,12 @@ def test_class_names_cannot_break_the_card(tmp_path: Path) -> None:
     assert "<script>" not in text
     assert r"| a\|b | a\_b |" in text
     assert "| \\# x y |" in text
+    text = card_of(make_dataset((HOSTILE, CLEARED_SCREEN, "$x$ ~~y~~")), tmp_path / "b").text
+    assert not unshown(text)
+    assert "<script>" not in text
+    assert [line.count(" | ") for line in text.splitlines() if line.startswith("|")] == [2, 0, 2, 2, 2]
+    assert r"| \\x1b\[2J\\x1b\]0;title\\x07 |" in text
+    assert r"| \$x\$ \~\~y\~\~ |" in text
 
 
 @pytest.mark.parametrize(

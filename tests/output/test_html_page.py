@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from hostile_text import unshown
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,6 +30,13 @@ def test_a_figure_is_rendered_at_twice_its_width() -> None:
 def test_values_are_escaped_and_shown_as_people_read_them() -> None:
     page = render("{{ text }} {{ number | show }} {{ number | setting }}", text="<b>&{{ 1 }}", number=1234.5)
     assert page == "&lt;b&gt;&amp;{{ 1 }} 1,234 1234.5"
+
+
+def test_what_is_not_printable_is_seen_as_its_escape() -> None:
+    page = render(MACROS + "{{ text }}{{ cell(text) }}<p>\n</p>", text="a\x1b[2J\u202e\nb")
+    assert not unshown(page)
+    assert page.count(r"a\x1b[2J\u202e\nb") == 2
+    assert page.endswith("<p>\n</p>"), "the template's own line breaks stay"
 
 
 def test_an_unknown_name_is_an_error() -> None:

@@ -78,7 +78,7 @@ def test_reference_with_a_class_that_no_silo_has_is_refused_before_training(
     reference = write_digits(tmp_path / "reference", (1, 7), part=4)
     with pytest.raises(UserError, match=r"reference-root = .*class folder '7' .* is not a class of this dataset"):
         run_real(real_settings(tmp_path, evaluate=True, reference_root=str(reference)), silos)
-    assert not (tmp_path / "state").exists()
+    assert not list(tmp_path.rglob("models"))
 
 
 def test_silo_of_other_sizes_is_resized_once_the_operator_says_the_size(silos: dict[str, Path], tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_look_alike_class_ends_the_run_before_training(silos: dict[str, Path], t
     status = json.loads((tmp_path / "runs" / "run" / "status.json").read_text())
     assert status["state"] == "failed"
     assert "probably the same" in status["error"]
-    assert not (tmp_path / "state").exists()
+    assert not list(tmp_path.rglob("models"))
 
 
 def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], tmp_path: Path) -> None:

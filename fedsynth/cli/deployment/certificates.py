@@ -74,6 +74,11 @@ def alternative_name(host: str) -> x509.GeneralName:
     labels = host.split(".")
     if not host.isascii() or not all(_is_label(label) for label in labels):
         raise UserError(f"host '{host}': must be a host name such as link.example.org, or an IP address, without port")
+    # No top-level domain is all digits (RFC 3696, section 2): what ends so is a mistyped address.
+    if labels[-1].isdigit():
+        zeros = ".".join(str(int(label)) if label.isdigit() else label for label in labels)
+        hint = f" without leading zeros: {zeros}" if zeros != host else ""
+        raise UserError(f"host '{host}': is no host name, and an IP address has four numbers of 0 to 255{hint}")
     return x509.DNSName(host)
 
 
@@ -84,6 +89,28 @@ def make_silo_key(key: Path, public: Path) -> None:
     no_password = serialization.NoEncryption()
     _write_secret(key, secret.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, no_password))
     _write(public, secret.public_key().public_bytes(encoding.OpenSSH, public_format) + b"\n")
+
+
+def check_authority(path: Path) -> None:
+    """Refuse a file that is no certificate of an authority that is valid now, above all ``server.crt``.
+
+    Raises:
+        UserError: says which.
+    """
+    check_certificate(path)
+    if not _is_authority(x509.load_pem_x509_certificate(path.read_bytes())):
+        raise UserError(
+            f"certificate '{path}' is a server's (server.crt?) and vouches for nobody else: give the ca.crt that the"
+            " operator sent"
+        )
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        # Certificates of version 1 cannot say it; one that is signed by itself is its own authority.
+        return certificate.issuer == certificate.subject
 
 
 def check_certificate(path: Path) -> None:

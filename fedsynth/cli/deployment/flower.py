@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -12,9 +13,8 @@ from pathlib import Path
 import psutil
 
 import fedsynth
+from fedsynth.cli.deployment.machine import PORT_VARIABLES, adjusted
 from fedsynth.errors import UserError
-
-PORT_VARIABLES = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
 
 SIMULATION = "FEDSYNTH_SIMULATION"
 """Environment variable of all that one simulated run has started; its value is another for every run."""
@@ -41,19 +41,35 @@ def flower_environment() -> dict[str, str]:
     """Return the environment for ``flwr`` and everything it starts.
 
     Without per-run dependency installation, since the SuperLink's environment has all; on free ports, because a
-    SuperLink of another project on Flower's default ports would run this app in that project's environment.
+    SuperLink of another project on Flower's default ports would run this app in that project's environment; and with
+    what :func:`~fedsynth.cli.deployment.machine.adjustments` sets right.
     """
     scripts = str(Path(sys.executable).parent)
     environment = {
-        **os.environ,
+        **adjusted(os.environ),
         "FLWR_HOME": str(flower_home()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
     }
     environment.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    for variable, value in ray_environment().items():
+        environment.setdefault(variable, value)
     for variable, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True):
         environment.setdefault(variable, str(port))
     return environment
+
+
+def ray_environment() -> dict[str, str]:
+    """Return what keeps strangers out of a simulation: Ray runs what is sent to its ports, under this user.
+
+    With ``RAY_AUTH_MODE=token`` all of Ray's processes ask for a token, new for every SuperLink. Ray's processes listen
+    on every interface of Linux unless its clusters are off, which it knows for Windows and macOS only, by name.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 def free_ports(count: int) -> list[int]:

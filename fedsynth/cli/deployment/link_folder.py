@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomli_w
 
-from fedsynth.cli.deployment.certificates import check_certificate
+from fedsynth.cli.deployment.certificates import check_authority
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
+from fedsynth.silo_names import SiloNames
+from fedsynth.text import folder_of_name
 
 CONNECTION = "link"
 """Name of the SuperLink in the ``config.toml`` of the ``FLWR_HOME`` that is used for it alone."""
@@ -60,6 +61,21 @@ class LinkFolder:
         return self.path / "flwr"
 
     @property
+    def front(self) -> Path:
+        """Configuration of the nginx before the SuperLink, where there is one."""
+        return self.path / "nginx.conf"
+
+    @property
+    def front_work(self) -> Path:
+        """Where that nginx keeps its logs and bodies that have not arrived in full."""
+        return self.path / "nginx"
+
+    @property
+    def silo_names(self) -> SiloNames:
+        """Which name belongs to which key."""
+        return SiloNames(self.path / "silo-names.json")
+
+    @property
     def settings(self) -> Path:
         """Host names and port."""
         return self.path / "link.json"
@@ -84,11 +100,15 @@ class LinkSettings:
 
     Attributes:
         hosts: names and addresses that the server certificate vouches for; the first is told to silos.
-        port: of the SuperLink.
+        port: that silos connect to.
+        front: ``"nginx"`` where that stands before the SuperLink; empty where silos reach the SuperLink itself.
+        superlink_port: of the SuperLink, on this machine alone, behind a front.
     """
 
     hosts: list[str]
     port: int
+    front: str = ""
+    superlink_port: int = 0
 
     def write(self, folder: LinkFolder) -> None:
         """Write ``link.json``."""
@@ -101,7 +121,9 @@ class LinkSettings:
 
     @property
     def local_address(self) -> str:
-        """Where commands on the same machine find it."""
+        """Where commands on the same machine find it: behind a front, which would refuse them."""
+        if self.front:
+            return join_address("127.0.0.1", self.superlink_port)
         local = [host for host in self.hosts if host in ("127.0.0.1", "localhost", "::1")]
         return join_address(local[0] if local else self.hosts[0], self.port)
 
@@ -147,15 +169,15 @@ def connection_to(link: str, authority: Path | None) -> Connection:
     path = Path(link).expanduser().absolute()
     if path.is_dir():
         folder = LinkFolder(path)
-        check_certificate(folder.authority)
+        check_authority(folder.authority)
         return Connection(folder.read().local_address, folder.authority, folder.home)
     if ":" not in link:
         raise UserError(f"superlink = '{link}': there is no such link folder, and it is no HOST:PORT")
     check_address(link, "superlink")
     if authority is None:
         raise UserError(f"superlink = '{link}' is no folder; with an address give --root-certificates ca.crt too")
-    check_certificate(authority)
-    home = flower_home() / "links" / re.sub(r"[^\w.-]", "_", link)
+    check_authority(authority)
+    home = flower_home() / "links" / folder_of_name(link)
     return Connection(link, authority.expanduser().absolute(), home)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,11 +14,15 @@ from fedsynth.cli.tables.run_groups import config_hash, deciding_settings
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import write_json
+from fedsynth.files import parse_json, write_json
 from fedsynth.output import RunFolder
+from fedsynth.sealed import Seal, sealed_json, unsealed_json
 from fedsynth.units import show_setting
 
+logger = logging.getLogger("fedsynth")
+
 MANIFEST = "sweep.json"
+SEAL = Seal("list of the runs of a sweep", 1)
 Status = Literal["waiting", "running", "finished", "failed"]
 
 
@@ -62,7 +66,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {MANIFEST}: start the sweep with 'fedsynth sweep', or name its folder")
     try:
-        return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        return [Entry(**row) for row in unsealed_json(parse_json(path.read_text(encoding="utf-8")), SEAL, path)["runs"]]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"'{path}' is damaged: start 'fedsynth sweep' again to have it rewritten ({error})") from error
 
@@ -71,7 +75,7 @@ def write_manifest(sweep: Sweep, entries: Sequence[Entry]) -> None:
     """Write the runs of a sweep to its folder, whole or not at all."""
     content = {"sweep": sweep.folder.name, "file": str(sweep.file), "runs": [asdict(entry) for entry in entries]}
     with explained_writing(sweep.folder):
-        write_json(sweep.folder / MANIFEST, content)
+        write_json(sweep.folder / MANIFEST, sealed_json(content, SEAL))
 
 
 def plan(sweep: Sweep) -> list[Entry]:
@@ -139,7 +143,12 @@ def _known_runs(folder: Path) -> dict[str, RunFolder]:
 
 
 def _earlier(folder: Path) -> list[Entry]:
-    return read_manifest(folder) if (folder / MANIFEST).is_file() else []
+    try:
+        return read_manifest(folder) if (folder / MANIFEST).is_file() else []
+    except UserError as error:
+        # The runs' own folders say where they stand; only how long failed ones took, and why, is lost.
+        logger.warning("%s: it is rewritten", error)
+        return []
 
 
 def _refuse_other_run(run: PlannedRun, path: Path) -> None:
@@ -156,8 +165,8 @@ def _refuse_other_run(run: PlannedRun, path: Path) -> None:
 
 def _wall_seconds(folder: RunFolder) -> float | None:
     try:
-        value = json.loads(folder.results.read_text(encoding="utf-8")).get("wall-seconds")
-    except (OSError, ValueError, AttributeError):
+        value = (folder.read_results() or {}).get("wall-seconds")
+    except UserError:
         return None
     return float(value) if isinstance(value, int | float) else None
 

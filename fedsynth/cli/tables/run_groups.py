@@ -167,16 +167,7 @@ def _read(path: Path) -> Run:
     if not path.is_dir():
         raise UserError(f"there is no folder '{path}': give the folder of a run")
     folder = RunFolder.open(path)
-    return Run(str(path), folder, folder.read_config(), _read_results(folder.results))
-
-
-def _read_results(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"'{path}' is damaged: restore it, or run again ({error})") from error
+    return Run(str(path), folder, folder.read_config(), folder.read_results())
 
 
 def comparability_warnings(groups: Sequence[RunGroup]) -> list[str]:

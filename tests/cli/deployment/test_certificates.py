@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import fedsynth.cli.deployment.certificates as certificates
 from fedsynth.cli.deployment.certificates import (
     alternative_name,
+    check_authority,
     check_certificate,
     check_private_key,
     check_public_key,
@@ -82,6 +83,33 @@ def test_public_key_is_that_of_the_private_one_on_a_curve_that_flower_takes(fold
 def test_hosts_that_are_neither_name_nor_address_are_refused(host: str) -> None:
     with pytest.raises(UserError, match="must be a host name such as"):
         alternative_name(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("010.0.0.5", "without leading zeros: 10.0.0.5"),
+        ("10.0.0.256", "has four numbers of 0 to 255"),
+        ("10.0.5", "has four numbers of 0 to 255"),
+        ("192.168.001.007", "without leading zeros: 192.168.1.7"),
+    ],
+)
+def test_mistyped_addresses_are_not_taken_for_host_names(host: str, said: str) -> None:
+    with pytest.raises(UserError, match="is no host name") as caught:
+        alternative_name(host)
+    assert said in str(caught.value)
+
+
+def test_names_with_digits_are_host_names(folder: Path) -> None:
+    for host in ("10.example.org", "link1", "3com.example"):
+        assert alternative_name(host).value == host
+
+
+def test_server_certificate_is_no_authority(folder: Path) -> None:
+    check_authority(folder / "ca.crt")
+    check_certificate(folder / "server.crt")
+    with pytest.raises(UserError, match=r"server\.crt' is a server's .*give the ca\.crt that the operator"):
+        check_authority(folder / "server.crt")
 
 
 def test_sound_files_pass_unless_others_may_read_a_key(folder: Path, tmp_path: Path) -> None:

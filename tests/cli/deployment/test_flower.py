@@ -39,12 +39,24 @@ def test_environment_says_what_flower_must_be_told(project: Path, monkeypatch: p
             pass
 
 
+def test_every_environment_has_a_token_of_its_own_for_ray(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.delenv(variable, raising=False)
+    first, second = flower_environment(), flower_environment()
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert len(first["RAY_AUTH_TOKEN"]) >= 32
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+
+
 def test_environment_respects_what_the_user_has_set(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "FLWR_HOME": str(project / "home"),
         "FLWR_TELEMETRY_ENABLED": "1",
         "FLWR_LOCAL_CONTROL_API_PORT": "12345",
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "12346",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
     }
     for variable, value in given.items():
         monkeypatch.setenv(variable, value)

@@ -39,12 +39,12 @@ def test_newest_round_before_or_after_another(tmp_path: Path) -> None:
     assert tensors.after(11)["w"].tolist() == tensors.after(100)["w"].tolist() == [11, 11]
 
 
-def test_two_newest_files_stay(tmp_path: Path) -> None:
+def test_three_newest_files_stay(tmp_path: Path) -> None:
     tensors, seen = PersonalTensors(tmp_path, "run"), []
     for server_round in (1, 2, 5, 99_999, 100_000):
         tensors.keep(server_round, value(server_round))
         seen.append([int(name[6:-12]) for name in files(tmp_path)])
-    assert [sorted(rounds) for rounds in seen] == [[1], [1, 2], [2, 5], [5, 99_999], [99_999, 100_000]]
+    assert [sorted(rounds) for rounds in seen] == [[1], [1, 2], [1, 2, 5], [2, 5, 99_999], [5, 99_999, 100_000]]
     assert tensors.before(100_001)["w"].tolist() == [100_000, 100_000]
 
 
@@ -59,10 +59,10 @@ def test_server_that_goes_back_makes_later_rounds_anew(tmp_path: Path) -> None:
 
 def test_round_whose_start_is_gone_is_refused(tmp_path: Path) -> None:
     tensors = PersonalTensors(tmp_path, "run")
-    for server_round in (1, 2, 3):
+    for server_round in (1, 2, 3, 4):
         tensors.keep(server_round, value(server_round))
     assert tensors.before(3)["w"].tolist() == [2, 2]
-    with pytest.raises(UserError, match=r"server-round = 2: '.*' only holds rounds \[2, 3\]: resume .* > 2"):
+    with pytest.raises(UserError, match=r"server-round = 2: '.*' only holds rounds \[2, 3, 4\]: resume .* > 2"):
         tensors.before(2)
     assert tensors.before(1) == {}, "the first round starts from the initial weights, whatever came later"
     assert PersonalTensors(tmp_path, "other-run").before(3) == {}

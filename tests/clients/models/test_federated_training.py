@@ -82,7 +82,7 @@ def test_three_rounds_one_missed_one_repeated_are_the_plain_simulation(tmp_path:
         decoder = {name: sum(a[name] for a in answers.values()) / len(answers) for name in decoder}
     assert sorted(personal_files(tmp_path)) == [
         f"state/silo-{partition}/personal/run-1/round-0000{number}.safetensors"
-        for partition, number in ((0, 2), (0, 3), (1, 1), (1, 3))
+        for partition, number in ((0, 1), (0, 2), (0, 3), (1, 1), (1, 3))
     ]
 
 

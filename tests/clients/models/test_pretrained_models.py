@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
-from one_silo import SPEC, Node, drawn_images, epsilon_request, sample_request, settings_of, simulated
+from one_silo import SPEC, Node, drawn_images, epsilon_request, policy_file, sample_request, settings_of, simulated
 from pretrained_folders import save_model, unet_of
 from tiny_runs import images_of, run_tiny, tiny_settings
 
@@ -40,7 +40,8 @@ def clinic(tmp_path: Path, image_folder: Path) -> Callable[..., Node]:
             prediction_type="v_prediction",
         )
         settings = settings_of(tmp_path, **changes)
-        return Node(settings, SPEC, data_path=str(path), silo_name="clinic", model_path=str(model))
+        own = {"silo_name": "clinic", "model_path": str(model), "policy_path": policy_file(tmp_path)}
+        return Node(settings, SPEC, data_path=str(path), **own)
 
     return open_clinic
 
@@ -62,7 +63,7 @@ def test_pretrained_model_is_ready_at_once_and_measured(
     # Never trained, it predicts v near 0: ε = √(1-ᾱ) x, an error of ᾱ² + ᾱ(1-ᾱ) E[x_0²], a few tenths on average.
     assert 0.1 < loss < 0.5
     assert clinic().prepare(1e-9).loss == loss
-    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "state" / "clinic" / "models").exists(), "it trains nothing"
 
 
 def test_loss_is_the_mean_error_over_stratified_timesteps(tmp_path: Path) -> None:

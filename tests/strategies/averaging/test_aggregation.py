@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from fedsynth.messages import transport
-from strategies.averaging.aggregation import check_model, chunk_length, combine_layers, shapes, weighted_mean
+from strategies.averaging.aggregation import (
+    LARGEST_WEIGHT,
+    check_combined,
+    check_model,
+    chunk_length,
+    combine_layers,
+    shapes,
+    weighted_mean,
+)
 
 
 def model(seed: int) -> dict[str, torch.Tensor]:
@@ -56,12 +64,16 @@ def test_half_precision_answers_are_averaged_in_single() -> None:
 def test_check_model_takes_any_precision_but_no_other_kind_of_number() -> None:
     check({"weight": torch.ones(4, 3, dtype=torch.float64)})
     check({"weight": torch.full((4, 3), 6e4, dtype=torch.float16)})
-    check({"weight": torch.full((4, 3), torch.finfo(torch.float32).max)})
+    check({"weight": torch.full((4, 3), -LARGEST_WEIGHT)})
+    check({"steps": torch.tensor([2**53, -(2**53)])})
     for changed, said in (
         ({"weight": torch.ones(4, 3, dtype=torch.int64)}, "layer weight holds int64 numbers, not floating-point"),
         ({"steps": torch.ones(2)}, "layer steps holds floating-point numbers, not int64"),
         ({"steps": torch.ones(2, dtype=torch.int8)}, "layer steps holds int8 numbers, not int64"),
-        ({"scalar": torch.tensor(-1e39, dtype=torch.float64)}, "layer scalar is not finite"),
+        ({"scalar": torch.tensor(-1e39, dtype=torch.float64)}, "layer scalar holds a number of size 1e.39"),
+        ({"scalar": torch.tensor(3e38)}, "layer scalar holds a number of size 3e.38: must be <= 1e.06"),
+        ({"scalar": torch.tensor(-1.001e6)}, "layer scalar holds a number of size"),
+        ({"steps": torch.tensor([0, -(2**62)])}, "layer steps holds a number of size 4.61e.18: must be <= 9.01e.15"),
     ):
         with pytest.raises(ValueError, match=said):
             check(changed)
@@ -76,6 +88,13 @@ def test_check_model_finds_what_is_not_finite_wherever_it_is(dtype: torch.dtype)
             layer[position] = value
             with pytest.raises(ValueError, match="layer weight is not finite"):
                 check({"weight": layer.view(4, 3)})
+
+
+def test_a_combined_model_must_be_one() -> None:
+    check_combined(transport.encode_tensors(model(0)))
+    for bad in (torch.nan, torch.inf, -2e6):
+        with pytest.raises(ValueError, match="layer scalar"):
+            check_combined(transport.encode_tensors({**model(0), "scalar": torch.tensor(bad)}))
 
 
 def test_one_thread_works_and_their_number_is_given_back() -> None:

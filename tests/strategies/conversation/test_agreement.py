@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from hand_made import StubGrid, bare_reply, error_reply
 
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import PROTOCOL
 from fedsynth.spec import ImageSpec
 from strategies.conversation.agreement import agree, choose_silos, reconcile
 from strategies.conversation.exchange import Exchange
@@ -31,6 +33,9 @@ def test_format_is_the_union_of_classes_sorted_by_name_and_colour_if_one_silo_ha
     # The operator may say that look-alikes are two classes.
     given = config_of(class_names="cat, Cat")
     assert reconcile(specs(north="Cat", south="cat"), given).classes == ("cat", "Cat")
+    # A Mac may give accents apart; silos send them composed.
+    apart = config_of(class_names=unicodedata.normalize("NFD", "café,cat"))
+    assert reconcile(specs(north="café", south="cat"), apart).classes == ("café", "cat")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +78,20 @@ def test_first_silos_by_name_take_part_and_a_run_that_continues_takes_its_own() 
 
 
 def description(message: Message, name: str, **said: Any) -> Message:
-    answer = bare_reply(message, {"silo-name": name, "protocol": said.pop("protocol", 1)})
+    answer = bare_reply(message, {"silo-name": name, "protocol": said.pop("protocol", PROTOCOL)})
     given = {"image-channels": 1, "image-size": 8, "classes": ["cat"]}
     answer.content["config"] = ConfigRecord({**given, **said})
     return answer
 
 
 def agreed(respond: Callable[[Message], Message], nodes: list[int], **keys: Scalar) -> tuple[dict[int, str], ImageSpec]:
-    return agree(Exchange(StubGrid(nodes, respond), 5.0), config_of(num_clients=len(nodes), **keys))
+    return agree(Exchange(StubGrid(nodes, respond), 5.0), config_of(num_clients=len(nodes), **keys))[:2]
 
 
 def test_silos_are_asked_before_they_know_any_format() -> None:
     names = {4: "south", 9: "north"}
     grid = StubGrid([9, 4], lambda message: description(message, names[message.metadata.dst_node_id]))
-    chosen, spec = agree(Exchange(grid, 5.0), config_of())
+    chosen, spec, _ = agree(Exchange(grid, 5.0), config_of())
     assert chosen == {9: "north", 4: "south"}
     assert spec == ImageSpec(1, 8, ("cat",))
     assert [message.metadata.message_type for message in grid.requests] == ["query.describe"] * 2
@@ -96,7 +101,7 @@ def test_nonsense_another_protocol_and_equal_names_end_the_run_by_name() -> None
     for said, why in (
         ({"classes": ["cat", "cat"]}, "2 classes: must be 1 to 10000 distinct names"),
         ({"image-size": 0}, "images of 0 pixels"),
-        ({"protocol": 7}, "the silo speaks protocol 7, this server speaks protocol 1: install the same"),
+        ({"protocol": 7}, "the silo speaks protocol 7, this server speaks protocol 2: install the same"),
     ):
         with pytest.raises(RunError, match=f"0 usable answers, 1 needed: clinic: {why}"):
             agreed(lambda message, said=said: description(message, "clinic", **said), [1])  # type: ignore[misc]
@@ -109,7 +114,7 @@ def test_spare_silo_that_fails_does_not_stop_the_others() -> None:
         node = message.metadata.dst_node_id
         return error_reply(message, "south: UserError: no images") if node == 2 else description(message, f"s{node}")
 
-    chosen, _ = agree(Exchange(StubGrid([1, 2, 3], respond), 5.0), config_of())
+    chosen, _, _ = agree(Exchange(StubGrid([1, 2, 3], respond), 5.0), config_of())
     assert chosen == {1: "s1", 3: "s3"}
     with pytest.raises(RunError, match="2 usable answers, 3 needed: south: UserError: no images"):
         agreed(respond, [1, 2, 3])

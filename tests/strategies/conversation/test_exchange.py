@@ -3,9 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import flwr.superlink.grid
 import pytest
 import torch
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 from hand_made import StubGrid, error_reply, reply, request_to
 
 from fedsynth.errors import RunError
@@ -43,6 +46,13 @@ def requests_to(*nodes: int) -> list[Message]:
 
 def answer(message: Message) -> Message:
     return reply(message, "arrays", {"y": torch.ones(100)}, num_examples=1)
+
+
+class InMemoryGrid(ScriptedGrid):
+    """Goes by the name of the grid that Flower's simulation hands to the ServerApp."""
+
+
+DEAD = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
 
 
 def test_answers_come_as_they_arrive_and_all_payloads_are_counted() -> None:
@@ -118,3 +128,33 @@ def test_waiting_for_silos() -> None:
     said = r"1 of num-clients = 3 silos connected within node-timeout = 0\.05 s: .*num-sup"
     with pytest.raises(RunError, match=said):
         Exchange(StubGrid([8]), 1.0).wait_for_nodes(3, 0.05)
+
+
+def test_the_grid_of_a_simulation_is_known_by_its_name() -> None:
+    assert InMemoryGrid.__name__ == flwr.superlink.grid.InMemoryGrid.__name__
+    assert issubclass(flwr.superlink.grid.InMemoryGrid, Grid)
+    assert Exchange(InMemoryGrid(), 5.0).simulated
+    assert not Exchange(ScriptedGrid(), 5.0).simulated
+
+
+def test_a_dead_worker_of_a_simulation_ends_the_run_at_once() -> None:
+    grid = InMemoryGrid()
+    stream = Exchange(grid, 60.0).send(requests_to(3, 4))
+    grid.pulls = [[error_reply(grid.requests[0], DEAD, ErrorCode.UNKNOWN)]]
+    with pytest.raises(RunError, match=r"a simulation worker died .*ActorDiedError"):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (DEAD, ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
+        (f"silo-3: RuntimeError: {DEAD}", ErrorCode.UNKNOWN),
+        ("<class 'ray.exceptions.RayTaskError(TypeError)'>:<'cannot pickle ActorDiedError'>", ErrorCode.UNKNOWN),
+    ],
+)
+def test_other_errors_of_a_simulation_end_nothing(reason: str, code: int) -> None:
+    grid = InMemoryGrid()
+    stream = Exchange(grid, 60.0).send(requests_to(3))
+    grid.pulls = [[error_reply(grid.requests[0], reason, code)]]
+    assert [index for index, _ in stream] == [0]

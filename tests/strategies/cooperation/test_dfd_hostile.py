@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -14,8 +15,10 @@ from spoiled_answers import Tamper, spoil
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.config import Scalar
+from fedsynth.errors import RunError
 from fedsynth.messages import transport
 from fedsynth.output import RunFolder, read_dataset
+from strategies.cooperation.calibration import LEVELS
 
 Attack = Callable[[torch.Tensor, int], torch.Tensor]
 """(honest ε, number of answers before) -> what the silo answers; the first is the calibration's at T."""
@@ -95,3 +98,44 @@ def test_a_hostile_silo_is_found_out_and_changes_nothing(attack: str, project: P
     assert "silo-0 is not" not in log
     assert "silo-2 is not" not in log
     assert np.abs(pixels(folder) - without).mean() < 1.0
+    status = json.loads(folder.status.read_text())["silos"]
+    assert status[HOSTILE]["left-out"].startswith("screening: class index 0")
+    assert "left-out" not in status["silo-0"]
+
+
+def test_undertrained_silos_are_told_so_and_still_make_a_dataset(tmp_path: Path) -> None:
+    """As a first try: two silos alike, few steps of training, few rounds."""
+    few: dict[str, Scalar] = {"num_clients": 2, "train_steps": 10, "dfd_rounds": 4, "sampler": "sde-dpmsolver++"}
+    folder = run_tiny(tiny_settings(tmp_path, **{**TRAINED, **few}), report=False)
+    log = folder.log.read_text()
+    told = "the silos' models are undertrained: the middle one predicts "
+    assert told in log
+    assert "raise train-steps (10)" in log
+    assert log.index(told) < log.index("round 4/4")
+    assert "left out" not in log
+    assert len(read_dataset(folder.synthetic).images) == 40
+
+
+def test_where_screening_leaves_out_everybody_the_run_says_so_and_not_that_silos_are_missing(project: Path) -> None:
+    """The calibration passes; in the rounds every silo answers ten times too much."""
+    asked = count()
+
+    def too_much(replies: list[Message]) -> list[Message]:
+        for reply in replies:
+            if reply.metadata.message_type == "query.epsilon" and next(asked) >= 3 * len(LEVELS):
+                (array,) = transport.array_record(reply, "epsilon").values()
+                reply.content["epsilon"] = transport.encode_tensors({"epsilon": 10 * transport.decode(array)})
+        return replies
+
+    with pytest.raises(
+        RunError, match=r"no class was finished: all answers were left out.*train-steps \(60\)"
+    ) as caught:
+        run_tiny(tiny_settings(project, run_name="tenfold", **TRAINED), too_much, report=False)
+    assert "missing" not in str(caught.value)
+    assert "resume" not in str(caught.value)
+    folder = RunFolder(project / "runs" / "tenfold")
+    assert "waits: screening leaves out the answers of all its holders" in folder.log.read_text()
+    silos = json.loads(folder.status.read_text())["silos"]
+    assert all(silos[name]["left-out"].startswith("screening: class index ") for name in ("silo-0", "silo-1"))
+    attendance = folder.read_metrics()[-1]["attendance"]
+    assert attendance["silo-1"]["left-out"].startswith("screening: ")

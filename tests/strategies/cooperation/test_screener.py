@@ -15,7 +15,7 @@ from fedsynth.mixture import log_prior
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.conversation.exchange import Exchange
-from strategies.cooperation.calibration import SAMPLES_PER_CLASS, Calibration, trusted_prior
+from strategies.cooperation.calibration import SAMPLES_PER_CLASS, UNDERTRAINED, Calibration, trusted_prior
 from strategies.cooperation.cohort import Cohort
 from strategies.cooperation.screener import AnswerMemory, Screener
 
@@ -162,15 +162,23 @@ def test_silos_with_one_model_are_named() -> None:
     assert calibrate(silos).equal == {0: ((0, 2),)}
 
 
+def trained(steps: int, seed: int) -> Answer:
+    """A real network after so many steps."""
+    images, config = 0.9 * pictures(2, 0).repeat(20, 1, 1, 1), RunConfig()
+    spec = ImageSpec(size=8, channels=1, classes=("a",))
+    unet = build_unet("digits", spec, make_generator(seed, "unet"), (8, 8))
+    state = TrainingState(
+        unet, config.training.model_copy(update={"learning_rate": 2e-3}), make_generator(seed, "train")
+    )
+    train(state, images, torch.zeros(40, dtype=torch.int64), config.training, config.diffusion, steps)
+    predict = noise_predictor(state.averaged_unet())
+    return lambda x, t, seed: predict(x, t, torch.zeros(len(x), dtype=torch.int64))
+
+
 @pytest.fixture(scope="module")
 def network() -> Answer:
     """A real network that has seen a class of images for 60 steps of training."""
-    images, config = 0.9 * pictures(2, 0).repeat(20, 1, 1, 1), RunConfig()
-    unet = build_unet("digits", ImageSpec(size=8, channels=1, classes=("a",)), make_generator(0, "unet"), (8, 8))
-    state = TrainingState(unet, config.training.model_copy(update={"learning_rate": 2e-3}), make_generator(0, "train"))
-    train(state, images, torch.zeros(40, dtype=torch.int64), config.training, config.diffusion, 60)
-    predict = noise_predictor(state.averaged_unet())
-    return lambda x, t, seed: predict(x, t, torch.zeros(len(x), dtype=torch.int64))
+    return trained(60, 0)
 
 
 def test_a_real_network_passes_and_its_abuse_does_not(network: Answer) -> None:
@@ -189,6 +197,45 @@ def test_a_real_network_passes_and_its_abuse_does_not(network: Answer) -> None:
         4: "t = 699",
         5: "t = 100",
     }
+
+
+ABUSES: list[Answer] = [
+    lambda x, t, seed: torch.zeros_like(x),
+    lambda x, t, seed: 10 * x,
+    lambda x, t, seed: -x,
+]
+
+
+class TestUndertrained:
+    """Real networks that have hardly been trained, at levels of pure noise where they fall short of the bounds."""
+
+    @pytest.fixture(scope="class")
+    def undertrained(self) -> list[Answer]:
+        return [trained(2, 0), trained(2, 1), trained(1, 2)]
+
+    def test_together_they_pass_and_are_told_from_hostile_ones(self, undertrained: list[Answer]) -> None:
+        alone = [calibrate([silo]) for silo in undertrained]
+        assert all(found.excluded(1).all() for found in alone), "the test must be able to fail"
+        found = calibrate(undertrained)
+        assert found.faults == {}
+        assert {k for k, _ in found.alike} == {0, 1, 2}
+        assert found.noise_followed is not None
+        assert found.noise_followed < UNDERTRAINED
+        for abuse in ABUSES:
+            found = calibrate([*undertrained, abuse])
+            assert {k for k, _ in found.faults} == {3}
+
+    def test_among_trained_ones_they_are_left_out(self, network: Answer, undertrained: list[Answer]) -> None:
+        found = calibrate([network, trained(60, 1), undertrained[0]])
+        assert {k for k, _ in found.faults} == {2}
+        assert found.alike == {}
+        assert found.noise_followed is not None
+        assert found.noise_followed > 0.5
+
+    def test_a_majority_of_hostile_silos_gains_nothing(self, network: Answer) -> None:
+        for abuse in ABUSES:
+            found = calibrate([network, abuse, lambda x, t, seed, abuse=abuse: 1.1 * abuse(x, t, seed)])
+            assert {k for k, _ in found.faults} == {1, 2}
 
 
 class TestAnswerMemory:
@@ -242,5 +289,5 @@ def test_a_run_ends_before_its_rounds_where_no_model_is_fit_to_answer() -> None:
     task = task_of()
     silent = StubGrid([50, 49, 48], lambda message: answer(message, 0, lambda silo, x, t, labels: torch.zeros_like(x)))
     prior = log_prior("class", task.census.label_counts, task.labels)
-    with pytest.raises(RunError, match=r"no silo's model fit to answer.* have the silos train longer \(train-steps\)"):
+    with pytest.raises(RunError, match=r"no silo's model fit to answer.* start a run with more train-steps \(5\)"):
         trusted_prior(prior, Exchange(silent, 5.0), task)

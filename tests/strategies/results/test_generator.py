@@ -104,8 +104,8 @@ def test_a_killed_training_goes_on_where_it_was_saved(tmp_path: Path, monkeypatc
     monkeypatch.setattr(strategies.results.generator, "SAVE_SECONDS", 0.0)
     save, saved = TrainingState.save, []
 
-    def save_and_die(state: TrainingState, path: Path) -> None:
-        save(state, path)
+    def save_and_die(state: TrainingState, path: Path, owner: str) -> None:
+        save(state, path, owner)
         saved.append(state.steps)
         if state.steps == 3:
             raise KeyboardInterrupt

@@ -18,7 +18,7 @@ from fedsynth.config import Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from strategies.conversation.census import Census, Member
-from strategies.run.checkpoint import NAME, Checkpoint
+from strategies.run.checkpoint import NAME, PREVIOUS, Checkpoint
 
 SILOS = {"north": [3, 0], "south": [1, 2]}
 
@@ -190,13 +190,16 @@ def test_steps_of_models_that_were_trained_before_the_rounds_are_fixed(tmp_path:
 def test_damaged_file_is_named_before_a_silo_is_asked(
     file: str, content: bytes, said: str, finished: RunFolder
 ) -> None:
-    path = finished.path / file
-    whole = path.read_bytes()
+    path, former = finished.path / file, finished.checkpoints / PREVIOUS
+    whole, before = path.read_bytes(), former.read_bytes()
     path.write_bytes(content)
+    if path.suffix == ".pt":
+        former.write_bytes(content)
     try:
         refused(finished, said)
     finally:
         path.write_bytes(whole)
+        former.write_bytes(before)
 
 
 def test_run_of_other_silos_is_refused_and_changes_nothing(finished: RunFolder) -> None:

@@ -1,0 +1,186 @@
+"""The gate before every handler of a real silo: what its policy forbids is refused by the policy's line.
+
+A question is counted before it is answered, so that a crash gives nothing back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from math import inf
+from typing import Any
+
+import torch
+
+from clients.context import SiloContext
+from clients.ledger import Counts, Ledger
+from fedsynth.config.keys import kebab
+from fedsynth.diffusion import count_parameters
+from fedsynth.disk import folder_bytes
+from fedsynth.errors import UserError
+from fedsynth.messages import (
+    EpsilonRequest,
+    EvaluateRequest,
+    PrepareRequest,
+    Request,
+    SampleRequest,
+    TrainRequest,
+)
+from fedsynth.plugins import is_plugin
+from fedsynth.policy import SiloPolicy
+from fedsynth.spec import ImageSpec
+
+LEDGER_FILE = "ledger.json"
+OWN_MODEL = "own-models"
+SECONDS = "compute-seconds"
+
+CEILINGS: dict[str, tuple[str, str]] = {
+    "noise-queries": ("noise_queries_per_run", "noise_queries_in_all"),
+    "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
+    "optimiser-steps": ("optimiser_steps_per_run", ""),
+    "evaluations": ("", "evaluations_in_all"),
+    SECONDS: ("compute_seconds_per_run", ""),
+    OWN_MODEL: ("", ""),
+}
+"""What is counted -> fields of the policy that bound it in a run and in all runs."""
+
+
+def refuse_kind(kind: str, silo: SiloContext) -> None:
+    """Refuse a kind of message, or a strategy, before anything of the message is read.
+
+    What the policy allows is told to every strategy.
+
+    Raises:
+        PolicyError: names the policy's line.
+    """
+    policy, strategy = silo.policy, silo.config.run.strategy
+    if kind not in policy.answers:
+        policy.refuse("answers", f"'{kind}' is not answered here")
+    if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
+        policy.refuse("strategies", f"the run's strategy is '{strategy}'")
+
+
+@contextmanager
+def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
+    """Count a question, and then the seconds of the block that answers it; yields what was counted.
+
+    A simulated silo counts nothing: it belongs to whoever asks.
+
+    Raises:
+        PolicyError: a ceiling is reached, or what is asked is forbidden by itself.
+        UserError: the ledger is damaged or cannot be written.
+    """
+    asked = asked_of(request, silo)
+    if silo.simulated:
+        yield asked
+        return
+    _refuse_by_itself(request, silo)
+    with silo.explained_state():
+        ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
+    start = time.monotonic()
+    try:
+        yield asked
+    finally:
+        # The question itself is counted: its answer is not lost where the seconds cannot be.
+        with suppress(OSError, UserError):
+            ledger.add(run, {SECONDS: round(time.monotonic() - start, 3)}, {SECONDS: (inf, inf)})
+
+
+def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
+    ledger, run = Ledger(silo.state / LEDGER_FILE), str(silo.run_and_node[0])
+    in_run, _ = ledger.counts(run)
+    if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
+        silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
+    if isinstance(request, PrepareRequest) and in_run.get(OWN_MODEL):
+        asked.clear()  # a slice of a training that was counted as a whole
+    counted = {name: value for name, value in asked.items() if name in CEILINGS}
+    limits = {name: (_limit(silo.policy, one), _limit(silo.policy, other)) for name, (one, other) in CEILINGS.items()}
+    if counted and (name := ledger.add(run, counted, limits)):
+        _refuse_ceiling(name, counted[name], ledger.counts(run), silo.policy)
+    return ledger
+
+
+def told_policy(silo: SiloContext) -> str:
+    """Return what the server is told of the policy, as JSON; of a ceiling for all runs, what is left of it."""
+    told = silo.policy.public()
+    if not silo.simulated:
+        _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
+        for name, (_, field) in CEILINGS.items():
+            if field and (most := silo.policy.limit(field)) < inf:
+                told[kebab(field)] = max(0, int(most - in_all.get(name, 0)))
+    return json.dumps(told)
+
+
+def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
+    """Return what a question asks, in the words of the policy and the audit."""
+    match request:
+        case EpsilonRequest():
+            return {"noise-queries": 1, "samples": len(request.samples), **_least_holders(request)}
+        case SampleRequest():
+            return {"images-drawn": len(request.labels), **_least_holders(request)}
+        case TrainRequest():
+            return {"optimiser-steps": request.steps}
+        case PrepareRequest() if request.train_seconds and silo.model_path is None:
+            return {"optimiser-steps": silo.config.training.own_steps, OWN_MODEL: 1}
+        case EvaluateRequest():
+            return {"evaluations": 1}
+    return {}
+
+
+def _least_holders(request: EpsilonRequest | SampleRequest) -> Counts:
+    """Return the fewest holders that the server states of a class it asks about."""
+    holders = request.holders or ()
+    labels = [label for label in request.labels.unique().tolist() if label < len(holders)]
+    return {"least-holders": min(holders[label] for label in labels)} if labels else {}
+
+
+def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
+    policy, config = silo.policy, silo.config
+    spec = getattr(request, "spec", None)
+    if isinstance(spec, ImageSpec) and spec.size > policy.limit("largest_image_size"):
+        policy.refuse("largest_image_size", f"images of {spec.size} pixels are asked for")
+    if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
+        _refuse_rare_classes(request.labels, request.holders or (), policy)
+    match request:
+        case EpsilonRequest() if len(request.samples) > policy.limit("samples_per_query"):
+            policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
+        case SampleRequest():
+            if config.sampling.num_samples > policy.limit("images_drawn_in_all"):
+                policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
+            if is_plugin(request.sampler) and request.sampler not in policy.plugins:
+                policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
+        case TrainRequest():
+            _refuse_training(request.spec, silo)
+        case PrepareRequest() if request.train_seconds and silo.model_path is None:
+            _refuse_training(request.spec, silo)
+
+
+def _refuse_rare_classes(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
+    for label in labels.unique().tolist():
+        if label >= len(holders) or holders[label] < policy.least_holders:
+            said = holders[label] if label < len(holders) else "nothing"
+            policy.refuse("least_holders", f"of the holders of class index {label} the server says {said}")
+
+
+def _refuse_training(spec: ImageSpec, silo: SiloContext) -> None:
+    policy = silo.policy
+    if policy.privacy_epsilon != "unlimited":
+        policy.refuse("privacy_epsilon", "this version trains without differential privacy")
+    if (most := policy.limit("network_parameters")) < inf:
+        parameters = count_parameters(silo.config, spec)
+        if parameters > most:
+            policy.refuse("network_parameters", f"the run's network has {parameters}")
+    if (most := policy.limit("disk_mb")) < inf and (used := folder_bytes(silo.state) / 1e6) >= most:
+        policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
+
+
+def _refuse_ceiling(name: str, asked: float, counts: tuple[Counts, Counts], policy: SiloPolicy) -> None:
+    for field, sums, where in zip(CEILINGS[name], counts, ("in this run", "in all runs"), strict=True):
+        if sums.get(name, 0) + asked > _limit(policy, field):
+            policy.refuse(field, f"{asked:g} more asked for, {sums.get(name, 0):g} answered {where}")
+
+
+def _limit(policy: SiloPolicy, field: str) -> float:
+    return policy.limit(field) if field else inf

@@ -1,0 +1,89 @@
+"""What a real silo has answered so far, in each run and in all: a file in its state folder, which outlives runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsynth.errors import UserError
+from fedsynth.files import write_json
+from fedsynth.locks import locked
+
+FORMAT = 1
+MOST_RUNS = 1000
+"""Runs whose counts are kept, the last ones: an earlier one is over."""
+LOCK_SECONDS = 10.0
+
+Counts = dict[str, float]
+
+
+class Ledger:
+    """Counts by run and in all; every change is on the disk before it is acted on.
+
+    Args:
+        path: the file; made with the first change. Whoever removes it gives the silo's answers away anew.
+
+    Attributes:
+        path: as given.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def counts(self, run: str) -> tuple[Counts, Counts]:
+        """Return what was counted in a run, and in all runs together.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        content = self._read()
+        return dict(content["runs"].get(run, {})), dict(content["in-all"])
+
+    def add(self, run: str, counts: Mapping[str, float], most: Mapping[str, tuple[float, float]]) -> str | None:
+        """Add counts, unless a sum would be above its limit.
+
+        Args:
+            run: whose.
+            counts: what to add.
+            most: the largest sum in the run, and in all runs, of every count.
+
+        Returns:
+            None if they were added; otherwise the count that is above its limit.
+
+        Raises:
+            UserError: the file is damaged or cannot be written.
+        """
+        with locked(self.path.with_suffix(".lock"), f"ledger '{self.path}'", wait=LOCK_SECONDS):
+            content = self._read()
+            in_run, in_all = content["runs"].pop(run, {}), content["in-all"]
+            for name, value in counts.items():
+                for sums, limit in zip((in_run, in_all), most[name], strict=True):
+                    sums[name] = sums.get(name, 0) + value
+                    if sums[name] > limit:
+                        return name
+            content["runs"] = dict([*content["runs"].items(), (run, in_run)][-MOST_RUNS:])
+            write_json(self.path, content)
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {"format": FORMAT, "in-all": {}, "runs": {}}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise UserError(
+                    f"'{self.path}' has format {content['format']!r}, this fedsynth reads {FORMAT}: install the version"
+                    " that wrote it"
+                )
+            for sums in (content["in-all"], *content["runs"].values()):
+                if not all(isinstance(value, int | float) and value >= 0 for value in sums.values()):
+                    raise ValueError("a count is no number")
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"'{self.path}' is damaged ({error}): put back a copy of it; whoever removes it lets all be asked again"
+            ) from error
+        return dict(content)

@@ -1,0 +1,104 @@
+"""What ``fedsynth silo audit`` prints of a silo's ``audit.jsonl``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedsynth.audit import AUDIT_FILE, AuditReport, RunTotals, read_audit
+from fedsynth.errors import UserError
+from fedsynth.progress import duration
+from fedsynth.text import check_silo_name, folder_of_name, printable
+from fedsynth.units import human_bytes
+
+DESCRIPTION = """Print what every run asked of this silo, and check the chain of its audit: which line is altered,
+missing, moved or put in. Exit status 1 if one is. The file alone cannot tell that its last lines were cut off, or that
+all of it was written anew: note the head hash elsewhere from time to time, and give the one noted last with --head."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whose audit, and what was noted of it."""
+    parser.description = DESCRIPTION
+    parser.add_argument("--state-path", type=Path, help="the silo's --state-path (default: state in its folder)")
+    parser.add_argument("--silo-name", default="", help="the silo's name (default: the only one below the state path)")
+    parser.add_argument("--head", default="", metavar="HASH", help="head hash noted earlier: must still be in the file")
+
+
+def audit(folder: Path, options: argparse.Namespace) -> int:
+    """Print the audit of a silo; return 1 if its chain is broken.
+
+    Args:
+        folder: the silo's.
+        options: see :func:`add_arguments`.
+
+    Raises:
+        UserError: there is no such audit, or ``head`` is no hash.
+    """
+    if options.head and not re.fullmatch("[0-9a-f]{64}", options.head):
+        raise UserError(f"head = '{options.head}': must be the 64 digits that 'fedsynth silo audit' printed as head")
+    state = (options.state_path or folder / "state").expanduser().absolute()
+    path = _find(state, options.silo_name)
+    try:
+        with path.open("rb") as file:
+            report = read_audit(file, options.head)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    print(f"audit  {path}: {report.lines:,} line{'s' * (report.lines != 1)}")
+    for line in (*_runs(report), *_chain(report)):
+        print(printable(line))
+    return int(report.num_problems > 0)
+
+
+def _find(state: Path, name: str) -> Path:
+    if name:
+        check_silo_name(name)
+        path = state / folder_of_name(name) / AUDIT_FILE
+        if not path.is_file():
+            raise UserError(f"there is no '{path}': the silo has answered nothing, or under another --silo-name")
+        return path
+    found = sorted(state.glob(f"*/{AUDIT_FILE}"))
+    if not found:
+        raise UserError(f"there is no {AUDIT_FILE} below '{state}': the silo has answered nothing; see --state-path")
+    if len(found) > 1:
+        names = ", ".join(printable(path.parent.name, 64) for path in found)
+        raise UserError(f"several silos have an audit below '{state}' ({names}): choose one with --silo-name")
+    return found[0]
+
+
+def _runs(report: AuditReport) -> Iterator[str]:
+    for run, totals in report.runs.items():
+        yield f"run    {run}: {totals.first} to {totals.last}"
+        yield from _run(totals)
+
+
+def _run(totals: RunTotals) -> Iterator[str]:
+    if totals.answered:
+        yield f"         answered  {_listed(totals.answered)}"
+    if totals.asked:
+        yield f"         asked     {_listed(totals.asked)}"
+    for word, reasons in (("refused", totals.refused), ("failed ", totals.failed)):
+        for reason, count in reasons.items():
+            yield f"         {word}   {count:,}: {reason}"
+    crossed = f"{human_bytes(totals.bytes_in)} in, {human_bytes(totals.bytes_out)} out"
+    yield f"         worked    {duration(totals.seconds)}; {crossed}"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{word.removeprefix('query.').replace('-', ' ')} {count:,}" for word, count in counts.items())
+
+
+def _chain(report: AuditReport) -> Iterator[str]:
+    for line in report.cut_lines:
+        yield f"note   line {line} was cut short by a crash, as the next line says"
+    for problem in report.problems:
+        yield f"BROKEN {problem}"
+    if more := report.num_problems - len(report.problems):
+        yield f"BROKEN {more:,} more"
+    if not report.num_problems:
+        yield "chain  whole: every line follows from the one before"
+    if report.noted_line:
+        yield f"noted  the hash noted earlier is that of line {report.noted_line:,}"
+    yield f"head   {report.head.hash} (entry {report.head.number:,}): note it elsewhere"

@@ -1,0 +1,72 @@
+"""``silo policy``: what a policy file says, and what a planned run would get of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fedsynth.cli.options import read_toml
+from fedsynth.config import AUTO, REAL_SILOS, RunConfig
+from fedsynth.errors import UserError
+from fedsynth.policy import POLICY_FILE, SiloPolicy, read_policy
+from fedsynth.spec import ImageSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which policy, and which run."""
+    parser.add_argument("--check", type=Path, metavar="FILE", help=f"policy file (default: {POLICY_FILE} of the silo)")
+    parser.add_argument("--setting", type=Path, metavar="RUN", help="TOML file of a run's configuration keys")
+    parser.add_argument("--data-path", type=Path, help="the silo's images, whose size and classes decide some numbers")
+
+
+def check_policy(folder: Path, options: argparse.Namespace) -> int:
+    """Print what a policy allows, and what it makes of a run.
+
+    Returns:
+        1 if it forbids the run; otherwise 0.
+
+    Raises:
+        UserError: policy, setting or images cannot be read.
+    """
+    path = (options.check or folder / POLICY_FILE).expanduser()
+    policy = read_policy(path)
+    if options.setting is None:
+        changed = [policy.line(name) for name in SiloPolicy.model_fields if getattr(policy, name) != _default(name)]
+        print(f"policy {path}: valid; {len(changed)} lines are not the strict default's")
+        print("\n".join(f"  {line}" for line in changed), end="\n" if changed else "")
+        return 0
+    return _compare(policy, path, options)
+
+
+def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int:
+    # Only here: what knows networks takes seconds to import.
+    from fedsynth.cli.planned import comparison, planned
+
+    config = _setting(options.setting)
+    plan, said = planned(config, _spec(options.data_path, config))
+    print(f"policy {path}\nrun {options.setting} asks this silo at most")
+    print("\n".join(f"  {line}" for line in said))
+    lines, allowed = comparison(policy, plan)
+    print("\n".join(lines))
+    return 0 if allowed else 1
+
+
+def _setting(path: Path) -> RunConfig:
+    try:
+        given = {"dataset": REAL_SILOS, **read_toml(path.expanduser(), "configuration keys")}
+    except UserError as error:
+        raise UserError(f"setting '{path}': {error}") from None
+    return RunConfig.from_run_config(given)
+
+
+def _spec(data: Path | None, config: RunConfig) -> ImageSpec | None:
+    if data is None:
+        return None
+    from fedsynth.data import image_folder_spec
+
+    size = config.data.image_size
+    return image_folder_spec(data.expanduser(), None if size == AUTO else size)
+
+
+def _default(name: str) -> object:
+    return SiloPolicy.model_fields[name].default

@@ -1,0 +1,53 @@
+"""What a run will ask every silo, as text: for whoever starts it, and for a silo's operator."""
+
+from __future__ import annotations
+
+from fedsynth.config import AUTO, RunConfig
+from fedsynth.diffusion import count_parameters
+from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
+from fedsynth.spec import ImageSpec
+
+
+def planned(config: RunConfig, spec: ImageSpec | None) -> tuple[Plan, list[str]]:
+    """Return what a run asks a silo, and the same as text, a line a thing.
+
+    Args:
+        config: the run's.
+        spec: format and classes of its images; None: whatever the silos have.
+    """
+    size = config.data.image_size
+    if spec is None and size != AUTO:
+        spec = ImageSpec(3, size, config.data.classes() or ())
+    if spec is not None:
+        plan = plan_of(config, spec, count_parameters(config, spec))
+        return plan, _lines(plan)
+    plan = plan_of(config, ImageSpec(3, 0, ()))
+    return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
+
+
+def _lines(plan: Plan) -> list[str]:
+    lines = [f"strategy            {plan.strategy}", f"messages            {', '.join(plan.answers)}"]
+    if plan.optional:
+        lines.append(f"and at the end      {', '.join(plan.optional)}; the run does without where they are refused")
+    amounts = {
+        "noise queries": plan.noise_queries,
+        "samples per query": plan.samples_per_query,
+        "images drawn": plan.images_drawn,
+        "optimiser steps": plan.optimiser_steps,
+        "network parameters": plan.network_parameters,
+        "image size": plan.largest_image_size,
+    }
+    lines += [f"{name:19} {amount:,}".replace(",", " ") for name, amount in amounts.items() if amount]
+    if plan.plugins:
+        lines.append(f"imports             {', '.join(plan.plugins)}")
+    if not plan.complete:
+        lines.append("the strategy is a plug-in: what it asks besides is not known in advance")
+    return lines
+
+
+def comparison(policy: SiloPolicy, plan: Plan) -> tuple[list[str], bool]:
+    """Return what a policy makes of a plan, line by line, and whether the run can work."""
+    found = refusals(policy, plan)
+    lines = [f"{'without' if refusal.optional else 'REFUSED'}  {refusal}" for refusal in found]
+    allowed = all(refusal.optional for refusal in found)
+    return [*lines, "this policy allows the run" if allowed else "this policy forbids the run"], allowed

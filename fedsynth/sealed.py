@@ -1,0 +1,316 @@
+"""Seals: files that say what they hold, in which format, whose it is, and with which checksum.
+
+A seal is one line of text: ``fedsynth run checkpoint, format 1, of run-7, sha256 0f3a…``. JSON files carry it as their
+entry ``"integrity"``, safetensors files in their metadata, folders in a file ``integrity.json`` that lists a checksum
+per file, and other files as their last line, which ``torch.load`` and ``numpy.load`` do not look at. So each stays
+readable by the tools that it is for. What earlier versions wrote has no seal: it is read, and said once.
+
+A seal is against damage and mix-ups; whoever can write a file can seal it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedsynth.files import atomic_file, write_json
+
+logger = logging.getLogger("fedsynth")
+
+ENTRY = "integrity"
+FOLDER_FILE = "integrity.json"
+
+_TEXT = re.compile(r"fedsynth (?P<content>[a-z ]+), format (?P<format>\d+)(?:, of (?P<owner>.*))?, sha256 (?P<sha>\w+)")
+_MAX_TEXT_BYTES = 1024
+_said: set[str] = set()
+_CHUNK_BYTES = 1 << 20
+_ZIP_END_BYTES = 22
+"""Length of a zip archive's last record, without the comment that those of ``torch.save`` lack."""
+
+
+class SealError(ValueError):
+    """A file is not what was written; the message is the cause, to be put in brackets after the file's name."""
+
+
+class OtherFormatError(SealError):
+    """A file of another format, which is not damaged."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a file is.
+
+    Attributes:
+        content: what it holds, in small letters and spaces.
+        format: number of its format, to be raised whenever a reader of the earlier one would misread it.
+        owner: which run, silo or model it belongs to, on one line; None: anybody's will do.
+    """
+
+    content: str
+    format: int
+    owner: str | None = None
+
+    def text(self, digest: str) -> str:
+        """Return the line of text around a checksum."""
+        owner = f", of {self.owner}" if self.owner else ""
+        return f"fedsynth {self.content}, format {self.format}{owner}, sha256 {digest}"
+
+    def check(self, text: Any, chunks: Iterable[bytes | memoryview]) -> None:
+        """Compare a seal's text and what is sealed with what they should be.
+
+        Raises:
+            SealError: says which of the three is wrong: content and format, owner, checksum.
+        """
+        found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise SealError("its seal is damaged")
+        if found["content"] != self.content:
+            raise SealError(f"it is a {found['content']}, not a {self.content}")
+        if int(found["format"]) != self.format:
+            raise OtherFormatError(
+                f"it has format {found['format']}, and this fedsynth reads format {self.format}:"
+                " use the version that wrote it"
+            )
+        if self.owner is not None and (found["owner"] or "") != self.owner:
+            raise SealError(f"it is of {found['owner'] or 'nobody'}, not of {self.owner}")
+        if found["sha"] != _sha256(chunks):
+            raise SealError("its content does not match its checksum: it was damaged or edited")
+
+
+class _SealingFile:
+    """A file open for writing that computes the checksum of all that goes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self, seal: Seal) -> None:
+        """Append the seal, and see to it that everything is on the disk: renaming may reach it before the content."""
+        self._file.write(_line(seal, self._digest.hexdigest()))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def save_torch(path: Path, value: Any, seal: Seal, former: Path | None = None) -> None:
+    """Do ``torch.save`` with a seal, atomically; what stood at ``path`` goes to ``former``, or is lost.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_file(path) as temporary:
+        with temporary.open("wb") as file:
+            sealing = _SealingFile(file)
+            torch.save(value, cast(IO[bytes], sealing))
+            sealing.finish(seal)
+        if former is not None and path.is_file():
+            path.replace(former)
+
+
+def load_torch(path: Path, seal: Seal) -> Any:
+    """Return what :func:`save_torch` wrote, tensors on the CPU; no code of the file is run.
+
+    Raises:
+        SealError: it is not what was written.
+        OSError: it cannot be read.
+    """
+    try:
+        if not _check_file(path, seal):
+            _check_archive(path)
+            say_unsealed(seal.content, path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SealError):
+        raise
+    except Exception as error:  # whatever torch and zipfile make of a damaged file
+        raise SealError(str(error)) from error
+
+
+def sealed_bytes(content: bytes, seal: Seal) -> bytes:
+    """Return ``content`` with its seal as last line."""
+    return content + _line(seal, _sha256([content]))
+
+
+def unsealed_bytes(content: bytes, seal: Seal) -> memoryview:
+    """Return what :func:`sealed_bytes` was given.
+
+    Raises:
+        SealError: it is not that, or has no seal.
+    """
+    text = _last_line(content[-_MAX_TEXT_BYTES:])
+    inner = memoryview(content)[: len(content) - len((text or "").encode()) - 2]
+    seal.check(text, [inner])
+    return inner
+
+
+def sealed_json(value: Mapping[str, Any], seal: Seal) -> dict[str, Any]:
+    """Return ``value`` with its seal, ready for :func:`~fedsynth.files.write_json`."""
+    return {**value, ENTRY: seal.text(_sha256([_canonical(value)]))}
+
+
+def unsealed_json(value: Any, seal: Seal, path: Path) -> dict[str, Any]:
+    """Return what :func:`sealed_json` was given; what has no seal as it is.
+
+    Args:
+        value: as ``json.loads`` returns it.
+        seal: what it should be.
+        path: of the file, to be named if it has no seal.
+
+    Raises:
+        SealError: it is not what was written.
+        TypeError: it is no JSON object.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"it is no JSON object but a {type(value).__name__}")
+    if ENTRY not in value:
+        say_unsealed(seal.content, path)
+        return value
+    inner = {key: item for key, item in value.items() if key != ENTRY}
+    seal.check(value[ENTRY], [_canonical(inner)])
+    return inner
+
+
+def tensor_metadata(tensors: Mapping[str, torch.Tensor], seal: Seal) -> dict[str, str]:
+    """Return the metadata for a safetensors file of tensors."""
+    return {ENTRY: seal.text(_sha256(_tensor_chunks(tensors)))}
+
+
+def read_tensors(path: Path, seal: Seal) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file written with :func:`tensor_metadata`, or without.
+
+    Raises:
+        SealError: they are not what was written.
+        OSError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise SealError(str(error)) from error
+    if ENTRY in metadata:
+        seal.check(metadata[ENTRY], _tensor_chunks(tensors))
+    else:
+        say_unsealed(seal.content, path)
+    return tensors
+
+
+def seal_folder(folder: Path, seal: Seal) -> None:
+    """Write ``integrity.json``: a checksum for every file that is in the folder now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FOLDER_FILE)
+    sums = {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+    write_json(folder / FOLDER_FILE, sealed_json({"files": sums}, seal))
+
+
+def check_folder(folder: Path, seal: Seal) -> None:
+    """Check every file that :func:`seal_folder` found; others may have been added since.
+
+    Raises:
+        SealError: names the first that is missing or not what was written.
+        OSError: one cannot be read.
+    """
+    path = folder / FOLDER_FILE
+    if not path.is_file():
+        say_unsealed(seal.content, folder)
+        return
+    try:
+        sums = unsealed_json(json.loads(path.read_text(encoding="utf-8")), seal, path)["files"].items()
+    except SealError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SealError(f"its {FOLDER_FILE} is damaged: {error}") from error
+    for name, digest in sums:
+        file = folder / name
+        if not file.is_file():
+            raise SealError(f"it lacks {name}")
+        if _file_digest(file) != digest:
+            raise SealError(f"{name} does not match its checksum")
+
+
+def say_unsealed(content: str, path: Path) -> None:
+    """Say, once a process and kind of content, that an earlier version wrote a file."""
+    if content not in _said:
+        _said.add(content)
+        logger.info(
+            "'%s' is of an earlier version, without checksum: damage to such a %s goes unnoticed", path, content
+        )
+
+
+def _sha256(chunks: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _line(seal: Seal, digest: str) -> bytes:
+    return f"\n{seal.text(digest)}\n".encode()
+
+
+def _check_archive(path: Path) -> None:
+    """Check a file without seal by what a zip archive says of itself: its end, and the checksums of its parts."""
+    with path.open("rb") as file:
+        file.seek(-min(_ZIP_END_BYTES, path.stat().st_size), os.SEEK_END)
+        if not file.read().startswith(b"PK\5\6"):
+            raise SealError("its end is missing")
+    with zipfile.ZipFile(path) as archive:
+        if changed := archive.testzip():
+            raise SealError(f"'{changed}' does not match its checksum")
+
+
+def _last_line(tail: bytes) -> str | None:
+    """Return the text of the seal at the end of a file; None if there is none."""
+    _, start, text = tail.rpartition(b"\nfedsynth ")
+    return f"fedsynth {text.decode(errors='replace').removesuffix(chr(10))}" if start else None
+
+
+def _check_file(path: Path, seal: Seal) -> bool:
+    """Compare a file with the seal that is its last line; False if it has none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MAX_TEXT_BYTES))
+        text = _last_line(file.read())
+        if text is None:
+            return False
+        file.seek(0)
+        seal.check(text, _chunks(file, size - len(text.encode()) - 2))
+    return True
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterable[bytes]:
+    while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
+        size -= len(chunk)
+        yield chunk
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    # Through JSON and back: tuples become lists and keys strings, as whoever reads the file has them.
+    return json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":")).encode()
+
+
+def _tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data

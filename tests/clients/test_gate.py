@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from one_silo import SPEC, Node, epsilon_request, policy_file, sample_request, settings_of
+
+from clients.ledger import MOST_RUNS, Ledger
+from fedsynth.diffusion import initial_unet
+from fedsynth.errors import UserError
+from fedsynth.messages import DescribeRequest, PrepareRequest, TrainRequest, UploadRequest, transport
+from fedsynth.policy import SiloPolicy
+from fedsynth.spec import ImageSpec
+
+Clinic = Callable[..., Node]
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, image_folder: Path) -> Clinic:
+    """A function that returns a real silo; arguments are lines of its policy, ``settings`` of the run."""
+
+    def open_clinic(settings: dict[str, Any] | None = None, **lines: Any) -> Node:
+        own = {
+            "silo_name": "clinic",
+            "state_path": str(tmp_path / "own"),
+            "policy_path": policy_file(tmp_path, **lines),
+        }
+        return Node(settings_of(tmp_path, **(settings or {})), SPEC, data_path=str(image_folder), **own)
+
+    return open_clinic
+
+
+def train_request(node: Node, steps: int = 2, spec: ImageSpec = SPEC) -> TrainRequest:
+    weights = transport.encode_tensors(initial_unet(node.config, spec).state_dict())
+    return TrainRequest(arrays=weights, spec=spec, server_round=1, steps=steps)
+
+
+def test_without_a_file_the_strict_default_acts_and_says_so_by_line(tmp_path: Path, image_folder: Path) -> None:
+    node = Node(settings_of(tmp_path), SPEC, data_path=str(image_folder), silo_name="clinic")
+    line = SiloPolicy().line("answers")
+    assert node.refusal(UploadRequest(spec=SPEC)) == (
+        f"clinic: PolicyError: silo-policy.toml, line '{line}': 'upload' is not answered here"
+    )
+
+
+def test_a_file_that_is_damaged_or_gone_refuses_everything(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic()
+    (tmp_path / "silo-policy.toml").write_text("answers = [")
+    assert "not TOML" in node.refusal(DescribeRequest())
+    (tmp_path / "silo-policy.toml").unlink()
+    assert "No such file" in node.refusal(DescribeRequest())
+
+
+def test_describe_tells_the_policy_and_what_is_left_of_it(clinic: Clinic) -> None:
+    node = clinic(noise_queries_in_all=5, noise_queries_per_run=4, programs=("0" * 64,), strategies=("fedavg",))
+    assert node.refusal(PrepareRequest(spec=SPEC)).endswith(
+        """line 'strategies = ["fedavg"]': the run's strategy is 'dfd'"""
+    )
+    told = SiloPolicy.from_public(node.ask(DescribeRequest()).policy)
+    assert (told.noise_queries_in_all, told.noise_queries_per_run, told.programs) == (5, 4, ())
+    node = clinic(noise_queries_in_all=5)
+    node.prepare()
+    node.ask(epsilon_request())
+    assert SiloPolicy.from_public(node.ask(DescribeRequest()).policy).noise_queries_in_all == 4
+
+
+def test_ceilings_hold_per_run_and_in_all_across_runs_and_restarts(clinic: Clinic) -> None:
+    node = clinic(noise_queries_per_run=2, noise_queries_in_all=3, samples_per_query=5)
+    node.prepare()
+    for _ in range(2):
+        node.ask(epsilon_request())
+    refused = node.refusal(epsilon_request())
+    assert refused.endswith("line 'noise-queries-per-run = 2': 1 more asked for, 2 answered in this run")
+    again = node.again()
+    again.context.run_id = 2
+    again.prepare()
+    again.ask(epsilon_request())
+    refused = again.refusal(epsilon_request())
+    assert refused.endswith("line 'noise-queries-in-all = 3': 1 more asked for, 3 answered in all runs")
+    six = epsilon_request(samples=torch.zeros((6, 1, 8, 8)), labels=torch.zeros(6, dtype=torch.int64))
+    assert again.refusal(six).endswith("line 'samples-per-query = 5': 6 samples are asked about")
+
+
+def test_a_question_that_fails_is_counted_all_the_same(clinic: Clinic) -> None:
+    node = clinic(noise_queries_per_run=1)
+    assert "has no trained model" in node.refusal(epsilon_request())
+    assert "line 'noise-queries-per-run = 1'" in node.refusal(epsilon_request())
+
+
+def test_training_of_an_own_model_is_counted_once_however_many_slices_it_takes(clinic: Clinic) -> None:
+    node = clinic(optimiser_steps_per_run=5)
+    for _ in range(4):
+        node.prepare(1e-9)
+    assert node.prepare().finished
+    refused = node.refusal(train_request(node))
+    assert refused.endswith("line 'optimiser-steps-per-run = 5': 2 more asked for, 4 answered in this run")
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "said"),
+    [
+        ({"network_parameters": 1000}, {}, r"line 'network-parameters = 1000': the run's network has \d{4,}"),
+        ({"disk_mb": 0}, {}, r"line 'disk-mb = 0': state folder '.*' holds 0 MB"),
+        ({"privacy_epsilon": 8.0}, {}, "line 'privacy-epsilon = 8.0': this version trains without"),
+        ({"optimiser_steps_per_run": 3}, {}, "'optimiser-steps-per-run = 3': 4 more asked for, 0 answered in this run"),
+        ({"compute_seconds_per_run": 0}, {}, "line 'compute-seconds-per-run = 0'"),
+        ({"largest_image_size": 7}, {}, "line 'largest-image-size = 7': images of 8 pixels are asked for"),
+    ],
+)
+def test_training_beyond_the_policy_does_not_begin(
+    clinic: Clinic, tmp_path: Path, lines: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    node = clinic(settings, **lines)
+    if "compute_seconds_per_run" in lines:
+        Ledger(tmp_path / "own" / "clinic" / "ledger.json").add(
+            "1", {"compute-seconds": 0.1}, {"compute-seconds": (9, 9)}
+        )
+    with pytest.raises(AssertionError):
+        node.prepare()
+    refusal = node.refusal(PrepareRequest(spec=SPEC, train_seconds=9.0))
+    assert re.search(said, refusal), refusal
+    assert not (tmp_path / "own" / "clinic" / "models").exists()
+
+
+def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nsampler = print\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = clinic()
+    node.prepare()
+    refused = node.refusal(sample_request(node, [0], [0], sampler="planted_module:sampler"))
+    assert refused.endswith("line 'plugins = []': sampler 'planted_module:sampler' would have to be imported")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_class_that_few_hold_is_not_asked_about(clinic: Clinic) -> None:
+    node = clinic(least_holders=3)
+    node.prepare()
+    node.ask(epsilon_request(holders=(3, 4)))
+    line = "line 'least-holders = 3': of the holders of class index"
+    assert node.refusal(epsilon_request(holders=(3, 2))).endswith(f"{line} 1 the server says 2")
+    assert node.refusal(epsilon_request(holders=(3,))).endswith(f"{line} 1 the server says nothing")
+    assert node.refusal(sample_request(node, [0], [0])).endswith(f"{line} 0 the server says nothing")
+
+
+def test_a_set_too_large_to_draw_noise_for_is_refused(clinic: Clinic) -> None:
+    node = clinic({"num_samples": 10**6}, images_drawn_in_all=1000)
+    assert "line 'images-drawn-in-all = 1000': the run's set" in node.refusal(sample_request(node, [0], [0]))
+
+
+def test_a_damaged_ledger_is_not_begun_anew(clinic: Clinic, tmp_path: Path) -> None:
+    path = tmp_path / "own" / "clinic" / "ledger.json"
+    node = clinic(noise_queries_in_all=1)
+    node.prepare()
+    node.ask(epsilon_request())
+    whole = path.read_text()
+    for content in ("", whole[:20], whole.replace('"noise-queries": 1', '"noise-queries": "a"'), "[]", '{"format": 2}'):
+        path.write_text(content)
+        assert str(path) in node.refusal(epsilon_request())
+        assert path.read_text() == content
+    path.write_text(whole)
+    assert "line 'noise-queries-in-all = 1'" in node.refusal(epsilon_request())
+
+
+def test_the_ledger_forgets_early_runs_but_not_what_they_add_up_to(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.json")
+    content = {"format": 1, "in-all": {"noise-queries": 5000}, "runs": {str(k): {} for k in range(MOST_RUNS)}}
+    ledger.path.write_text(json.dumps(content))
+    assert ledger.add("new", {"noise-queries": 1}, {"noise-queries": (5, 5001)}) is None
+    assert ledger.add("new", {"noise-queries": 1}, {"noise-queries": (5, 5001)}) == "noise-queries"
+    runs = json.loads(ledger.path.read_text())["runs"]
+    assert (len(runs), "0" in runs, "new" in runs) == (MOST_RUNS, False, True)
+    assert ledger.counts("new") == ({"noise-queries": 1}, {"noise-queries": 5001})
+    ledger.path.write_text('{"format": 1, "in-all": {"noise-queries": -5}, "runs": {}}')
+    with pytest.raises(UserError, match="is damaged"):
+        ledger.counts("new")
