@@ -65,8 +65,6 @@ class _Counted:
         return iter(self._file)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "fileno":  # Pillow would write past us.
-            raise AttributeError(name)
         return getattr(self._file, name)
 
 

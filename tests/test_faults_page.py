@@ -13,7 +13,7 @@ LINES = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
 ROWS = [line for line in LINES if line.startswith("| ") and not line.startswith("| fault ")]
 
 
-def tests_in(file: Path) -> set[str]:
+def names_in(file: Path) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -25,7 +25,7 @@ def test_row_has_four_columns_and_names_a_test(row: str) -> None:
     assert happens
     found = re.fullmatch(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", test)
     assert found, test
-    assert found[2] in tests_in(ROOT / found[1])
+    assert found[2] in names_in(ROOT / found[1])
 
 
 def test_the_page_has_its_tables() -> None:

@@ -27,11 +27,10 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
-from fedsynth.cli.deployment.guard import guarded
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
-from fedsynth.cli.deployment.processes import kill_marked
+from fedsynth.cli.deployment.processes import guarded, kill_marked
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.cli.planned import planned
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server

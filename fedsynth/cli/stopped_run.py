@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import socket
 import time
@@ -21,7 +20,7 @@ STOPPED = "stopped"
 def read_state(folder: RunFolder) -> dict[str, Any]:
     """Return what ``status.json`` holds; nothing if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(folder.status.read_text(encoding="utf-8")))
+        return folder.read_status()
     return {}
 
 

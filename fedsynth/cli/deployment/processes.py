@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def run_in_foreground(
 ) -> int:
     """Run until it ends or this process is told to stop; then stop it and everything that it started.
 
+    A second signal kills it at once. So does the death of this process.
+
     Args:
         command: its first word is found in the ``PATH`` of ``environment``.
         environment: of the process.
@@ -49,19 +52,27 @@ def run_in_foreground(
         Its exit status; 128 + number of the signal that stopped it.
     """
     mark = uuid4().hex
+    with guarded(MARK, mark):
+        return _run_marked(command, {**environment, MARK: mark}, folder, grace_period)
+
+
+def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float) -> int:
     told: list[int] = []
     # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
-    process = subprocess.Popen(command, env={**environment, MARK: mark}, cwd=folder, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
         told.append(number)
-        process.terminate()
+        if len(told) == 1:
+            process.terminate()
+        else:
+            kill_marked(environment[MARK])
 
-    try:
-        with _handling(stop):
+    with _handling(stop):
+        try:
             status = _wait(process, told, grace_period)
-    finally:
-        stop_marked(mark, grace_period)
+        finally:
+            stop_marked(environment[MARK], grace_period)
     return 128 + told[0] if told else status
 
 
@@ -76,6 +87,30 @@ def stop_marked(mark: str, grace_period: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=grace_period)
+
+
+@contextlib.contextmanager
+def guarded(variable: str, mark: str) -> Iterator[None]:
+    """While the block runs, have the processes that are marked so killed when this process dies, however it dies.
+
+    Flower detaches its SuperLink from whoever starts it, so that nothing between parent and child would reach it.
+
+    Args:
+        variable: environment variable of the processes.
+        mark: its value.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "fedsynth.cli.deployment.guard", variable, mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.communicate()
 
 
 def kill_marked(mark: str, variable: str = MARK) -> int:

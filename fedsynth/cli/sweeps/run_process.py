@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from fedsynth.cli.deployment.guard import guarded
-from fedsynth.cli.deployment.processes import kill_marked
+from fedsynth.cli.deployment.processes import guarded, kill_marked
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.errors import RunError

@@ -14,7 +14,7 @@ from fedsynth.cli.deployment.processes import is_alive, kill_marked
 
 COMMAND = """
 import os, subprocess, sys, time
-from fedsynth.cli.deployment.guard import guarded
+from fedsynth.cli.deployment.processes import guarded
 with guarded("TEST_MARK", "mine"):
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     child = "import os, subprocess, time; os.environ.pop('TEST_MARK');" + (
