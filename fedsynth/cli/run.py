@@ -27,6 +27,7 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
+from fedsynth.cli.deployment.flower_output import echoed, failure
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
@@ -77,9 +78,10 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before, status = _last_change(folder.results), read_state(folder)
+    output = home / "run-logs" / f"{folder.path.name}.txt"
     try:
         if connection is None:
-            _simulate(config, home)
+            _simulate(config, home, output)
         else:
             run_on_link(link_command(_write_setting(config, connection.home)), connection)
     except StoppedError as stopped:
@@ -92,7 +94,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         if folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
     if _last_change(folder.results) == before:
-        raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
+        raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
 
@@ -253,17 +255,16 @@ def gpu_share(config: RunConfig) -> float:
     return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
 
 
-def _simulate(config: RunConfig, home: Path) -> None:
+def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     """Run to the end; afterwards, also after a signal, nothing runs that was started for it."""
     prepare_home(home)
     command, mark = _command(config, home), uuid4().hex
     print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
-    in_use = f"FLWR_HOME '{home}'"
-    with locked(home / "run.lock", in_use), guarded(SIMULATION, mark):
+    environment = {**flower_environment(), SIMULATION: mark}
+    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark), echoed(output) as stream:
         try:
             # In a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the others.
-            environment = {**flower_environment(), SIMULATION: mark}
-            subprocess.run(command, env=environment, check=False, start_new_session=True)
+            subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream, start_new_session=True)
         except BaseException:
             # At once: silos that end one after the other would be left out of a round that is counted as finished.
             kill_marked(mark, SIMULATION)
