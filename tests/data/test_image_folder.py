@@ -162,6 +162,6 @@ def test_images_that_do_not_fit_into_memory_are_not_counted_to_others(
         raise MemoryError("Unable to allocate 1 TiB for an array with shape (7, 4096, 4096, 1)")
 
     monkeypatch.setattr(image_folder, "decode_files", full)
-    with pytest.raises(FilesError, match="10 images in .*: image-size = 4096: .* do not fit into memory") as caught:
+    with pytest.raises(FilesError, match=r"10 images in .*: image-size = 4096: .* do not fit into memory") as caught:
         read_image_folder(tree, image_size=4096)
     assert "10" not in caught.value.elsewhere
