@@ -99,6 +99,15 @@ class SiloContext:
             files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
         return ReleasedAnswers(files, self.state, self.policy)
 
+    def told_held_out(self, spec: ImageSpec) -> int | None:
+        """Return how many images a real silo says are held out; None of a simulated one, which tells it exactly.
+
+        Raises:
+            UserError: as :meth:`released`.
+        """
+        fraction = self.config.data.holdout_fraction
+        return None if self.simulated else self.released(spec).held_out_number(spec.classes, fraction)
+
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
 

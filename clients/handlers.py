@@ -21,6 +21,7 @@ from clients.models.local_model import LocalModel, load_network
 from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
 from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
+from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.diffusion import (
     PARTS,
     TrainingState,
@@ -78,27 +79,35 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
     if not request.train_seconds:
         return held_only
+    exact = silo.policy.tell_train_loss
     if pretrained is not None:
-        loss = measure_loss(pretrained, images, config)
+        measured = measure_loss(pretrained, images, config)
+        loss = measured if exact else rounded_mean([measured])
         steps = config.training.own_steps
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
         )
+    least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
     with silo.explained_state():
-        model = LocalModel(images, request.spec, config, silo.state)
+        model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
         training = None if model.finished else model.train_slice(request.train_seconds)
+        while training is not None and not model.finished and not exact and training.steps < least_steps:
+            training = model.train_slice(request.train_seconds)
         if training is not None and not model.finished:
-            return replace(held_only, steps=training.steps, loss=loss_curve(training.losses)["losses"][-1])
+            losses = training.losses
+            loss = loss_curve(losses)["losses"][-1] if exact else told_loss(losses, least_steps)
+            return replace(held_only, steps=training.steps, loss=loss)
         silo.note(LOCAL_MODEL, ConfigRecord({"path": str(model.folder), "hash": model.key}))
         history = model.history()
+        curve = history if exact else told_curve(history, least_steps)
         return replace(
             held_only,
             steps=int(history["steps"][-1]),
-            loss=history["losses"][-1],
+            loss=curve["losses"][-1],
             finished=True,
             train_seconds=history["seconds"],
-            curve_steps=tuple(history["steps"]),
-            curve_losses=tuple(history["losses"]),
+            curve_steps=tuple(curve["steps"]),
+            curve_losses=tuple(curve["losses"]),
             copied_share=model.copied_share(),
         )
 
@@ -143,7 +152,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     """Continue from the received weights on the silo's images, with a fresh optimiser.
 
     Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
-    token, from one round that it takes part in to the next.
+    token, from one round that it takes part in to the next, and no answer holds them, whatever parts it asks for.
     """
     config = silo.config
     images = silo.images(request.spec).train
@@ -159,7 +168,8 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
         request.steps,
         proximal_mu=request.proximal_mu,
     )
-    reported = select_parts(unet.state_dict(), list(PARTS if request.report_parts is None else request.report_parts))
+    exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
+    reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
     model.keep(request.server_round)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),

@@ -20,6 +20,7 @@ from real_silos import run_real, write_silos
 from fedsynth.cli import main
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.output import RunFolder
+from fedsynth.policy import POLICY_FILE
 
 ROOT = Path(__file__).parents[1]
 MARK = "FEDSYNTH_TEST_DEPLOYMENT"
@@ -76,6 +77,9 @@ class Deployment:
         """Make the keys of silos and register them."""
         for name in names:
             self.command("silo", "init", "--folder", f"silo-{name}")
+            # These silos hold two dozen images.
+            policy = self.folder / f"silo-{name}" / POLICY_FILE
+            policy.write_text(policy.read_text().replace("least-training-images = 50", "least-training-images = 9"))
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
 
     def start_silo(self, name: str, data: Path, *words: str, authority: str = "link/ca.crt") -> None:
