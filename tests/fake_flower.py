@@ -26,7 +26,7 @@ class FakeFlower:
     commands: list[list[str]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
 
-    def __call__(self, command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], *, env: dict[str, str], **how: bool) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
         self.environments.append(env)
         folder = RunFolder(Path(self.settings["output-dir"]) / self.settings["run-name"])

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import LONGEST_LINE, log_of_command
 from fedsynth.text import printable
@@ -23,9 +24,13 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
+    replace_what_cannot_be_shown()
+    return ending_with_its_reader(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: Sequence[str]) -> int:
     log_of_command()
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="fedsynth", description=__doc__.split(".")[0])
+    parser = argparse.ArgumentParser(prog="fedsynth", description=_docstring("__init__").split(".")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         text = _docstring(name)
@@ -50,6 +55,6 @@ def _module(command: str) -> Any:
 
 
 def _docstring(command: str) -> str:
-    """Read what a subcommand says of itself, without importing it."""
+    """Read what a subcommand says of itself, without importing it; ``python -OO`` would have dropped it."""
     source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""

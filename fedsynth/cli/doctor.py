@@ -1,9 +1,10 @@
-"""Check this machine: Python, packages, CUDA, memory, disk, data; say what to do about each problem."""
+"""Check this machine: Python, packages, CUDA, memory, disk, environment, data; say what to do about each problem."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,14 +18,18 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.deployment.machine import LEAST_FILES, adjustments, problems, raise_file_limit
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
 from fedsynth.data import load_dataset
+from fedsynth.disk import check_writable
 from fedsynth.errors import UserError
 
 GIB = 1024**3
 MEMORY_PER_WORKER = 1.5 * GIB
 """A Ray worker with torch and diffusers loaded, and a small model."""
+WANTED_SHARED = GIB
+"""Free memory in /dev/shm, where Ray keeps what processes hand each other."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         _memory,
         _disk,
         _flower,
+        _environment,
+        _limits,
+        _terminal,
         lambda: _data(options.dataset, options.data_root),
     ]
     failed = False
@@ -144,6 +152,44 @@ def _flower() -> Iterator[Finding]:
     if running:
         yield Finding(
             "warn", f"{len(running)} local SuperLink(s) still run in {flower_home()}: 'fedsynth stop' ends them"
+        )
+
+
+def _environment() -> Iterator[Finding]:
+    found = [Finding("fail", problem) for problem in problems(os.environ, flower_home())]
+    found += [Finding("warn", adjustment.said) for adjustment in adjustments(os.environ)]
+    yield from found or [Finding("ok", "environment variables: nothing in Flower's and Ray's way")]
+
+
+def _limits() -> Iterator[Finding]:
+    files = raise_file_limit()
+    if files < LEAST_FILES:
+        yield Finding(
+            "warn",
+            f"{files} open files allowed: many silos at once need {LEAST_FILES}; raise 'ulimit -Hn' or use fewer",
+        )
+    else:
+        yield Finding("ok", f"{files} open files allowed")
+    if (shared := Path("/dev/shm")).is_dir() and (free := shutil.disk_usage(shared).free) < WANTED_SHARED:
+        yield Finding(
+            "warn",
+            f"{free / GIB:.2f} GiB free in {shared}: Ray then keeps what silos send on the disk, which is slower; in a"
+            " container, start it with --shm-size=2g",
+        )
+    home = os.path.expanduser("~")
+    try:
+        check_writable(Path(home) / "file")
+    except UserError:
+        yield Finding("warn", f"HOME = '{home}' cannot be written: downloads and caches fail; set it to a folder")
+
+
+def _terminal() -> Iterator[Finding]:
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    try:
+        "λ … × é".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        yield Finding(
+            "warn", f"the terminal's encoding is {encoding}: other letters are printed as numbers; set LC_ALL=C.UTF-8"
         )
 
 

@@ -25,8 +25,10 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
+from fedsynth.cli.deployment.flower_output import echoed, failure
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.cli.planned import planned
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
@@ -66,20 +68,22 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     home = flower_home()
     if connection is None:
         refuse_if_busy(home)
+        prepare_machine(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before = _last_change(folder.results)
+    output = home / "run-logs" / f"{folder.path.name}.txt"
     try:
         if connection is None:
             prepare_home(home)
-            _run_flower(_command(config, home), home)
+            _run_flower(_command(config, home), home, output)
         else:
             run_on_link(link_command(_write_setting(config, connection.home)), connection)
     finally:
         if not any(folder.path.iterdir()):
             folder.path.rmdir()
     if _last_change(folder.results) == before:
-        raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
+        raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
 
@@ -234,10 +238,11 @@ def gpu_share(config: RunConfig) -> float:
     return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
 
 
-def _run_flower(command: list[str], home: Path) -> None:
+def _run_flower(command: list[str], home: Path, output: Path) -> None:
     environment = flower_environment()
     print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
     try:
-        subprocess.run(command, env=environment, check=False)
+        with echoed(output) as stream:
+            subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream)
     finally:
         stop_superlinks(home)

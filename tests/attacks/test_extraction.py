@@ -244,5 +244,6 @@ def test_one_fact_asked_in_ten_ways_stays_noisy_and_is_not_asked_more_often(silo
         if run < 10:
             told.append(asking.ask(request).wrong_outside)
     assert "evaluations-in-all = 10" in asking.refusal(request)
-    # Two-sided geometric noise of scale 2 has a deviation of 2.8; exact counts would have one of 0.
-    assert 1 < np.std(told) < 8
+    # Two-sided geometric noise of scale 2: ten equal draws come once in a million times; exact counts would be equal.
+    assert min(told) > 50
+    assert len(set(told)) > 1

@@ -166,7 +166,8 @@ def test_flower_home_that_cannot_be_written_is_named(
 def test_run_without_results_fails_and_points_to_the_log(flower: FakeFlower, project: Path, refused: Refused) -> None:
     flower.leave = "log"
     line = refused("run", "--run-name", "r", started=True)
-    assert line.endswith(f"the run ended without results; the reason stands above and in {project}/runs/r/log.txt")
+    assert f"the run ended without results; the reason stands above and in {project}/.flwr/run-logs/r.txt and" in line
+    assert line.endswith(f" {project}/runs/r/log.txt")
     assert (project / "runs" / "r" / "log.txt").is_file()
     flower.leave = "nothing"
     assert "the run ended without results" in refused("run", "--run-name", "empty", started=True)

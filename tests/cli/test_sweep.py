@@ -238,8 +238,10 @@ FRAME = "╭─ Error ─────────╮\n│ Failed to start │\n�
     [
         ("fedsynth 10:11:12 error: bad weights\nerror: the run ended without results; see above\n", "", "bad weights"),
         ("Traceback\nKeyError: 'x'\nshutting down\n", "", "KeyError: 'x'"),
+        ("A: a\nRuntimeError: b\nerror: the run ended without results: no Ray (more in x)\n", "", "no Ray (more in x)"),
         (FRAME + "error: the run ended without results\n", "", "Failed to start in 15 s. See log"),
         ("killed\n", "2026-11-20 10:11:12,345 ERROR error: silo 3 is away\n", "silo 3 is away"),
+        ("error: east: \x1b[2J\u202e\n", "", r"east: \x1b[2J\u202e"),
         ("", "", "the run ended without results, and without a word"),
     ],
 )

@@ -13,9 +13,8 @@ from pathlib import Path
 import psutil
 
 import fedsynth
+from fedsynth.cli.deployment.machine import PORT_VARIABLES, adjusted
 from fedsynth.errors import UserError
-
-PORT_VARIABLES = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
 
 
 def flower_home() -> Path:
@@ -39,11 +38,12 @@ def flower_environment() -> dict[str, str]:
     """Return the environment for ``flwr`` and everything it starts.
 
     Without per-run dependency installation, since the SuperLink's environment has all; on free ports, because a
-    SuperLink of another project on Flower's default ports would run this app in that project's environment.
+    SuperLink of another project on Flower's default ports would run this app in that project's environment; and with
+    what :func:`~fedsynth.cli.deployment.machine.adjustments` sets right.
     """
     scripts = str(Path(sys.executable).parent)
     environment = {
-        **os.environ,
+        **adjusted(os.environ),
         "FLWR_HOME": str(flower_home()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),

@@ -18,6 +18,7 @@ from fedsynth.cli.deployment.processes import marked
 from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.output import RunFolder
+from fedsynth.text import printable
 
 MARK = "FEDSYNTH_RUN_FOLDER"
 """Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
@@ -139,7 +140,10 @@ def _last_word(folder: RunFolder, console: Path | None) -> str:
 
     What is printed goes to ``console``, otherwise to this process's own output, which cannot be read again.
     """
-    lines = [line for path in (console, folder.log) if path for line in _lines(path) if _ENDED not in line]
+    said = [line for path in (console, folder.log) if path for line in _lines(path)]
+    if known := [line.partition(f"{_ENDED}: ")[2] for line in said if f"{_ENDED}: " in line]:
+        return known[-1]
+    lines = [line for line in said if _ENDED not in line]
     errors = [line for line in lines if _ERROR.search(line)]
     silence = f"{_ENDED}, and without a word" if console else f"{_ENDED}: the reason stands above"
     return (errors or lines or [silence])[-1].removeprefix("error: ")
@@ -151,7 +155,7 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\s*│\n│\s*", " ", text)  # Flower breaks its errors to fit a frame
-    lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
+    lines = [printable(_TIME.sub("", line.strip(" │╭╮╰╯─"))) for line in text.splitlines()]
     return [line for line in lines if line]
 
 

@@ -1,0 +1,102 @@
+"""What ``flwr run`` says: shown, kept in a file, and searched for the reason why a run has no results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedsynth.disk import explained_writing
+
+READER_LIMIT = 10.0
+"""Seconds in which the last lines are read after the process has ended: what it started may keep its output open."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
+_EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
+
+
+@contextlib.contextmanager
+def echoed(path: Path) -> Iterator[int]:
+    """Yield a file descriptor for the output of a process; what it writes there is printed, and kept in ``path``.
+
+    If nobody reads what is printed any more, the descriptor is closed, which ends a process that writes on.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+        BrokenPipeError: nobody reads what is printed.
+    """
+    with explained_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.open("wb")
+    reading, writing = os.pipe()
+    gone: list[BrokenPipeError] = []
+
+    def echo() -> None:
+        with kept, open(reading, "rb") as lines:
+            for line in lines:
+                kept.write(line)
+                kept.flush()
+                try:
+                    print(line.decode(errors="replace"), end="", flush=True)
+                except BrokenPipeError as error:
+                    gone.append(error)
+                    return
+
+    reader = threading.Thread(target=echo, daemon=True)
+    reader.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        reader.join(READER_LIMIT)
+    if gone:
+        raise gone[0]
+
+
+def reason(lines: Sequence[str]) -> str:
+    """Return why a run has no results, by what it said; empty if it does not say.
+
+    Our own last error, or else the exception that all others followed from, or else what Flower frames as an error.
+
+    Args:
+        lines: what ``flwr run`` printed.
+    """
+    said = [_TIME.sub("", _COLOUR.sub("", line).strip()) for line in lines]
+    own = [line for line in said if line.startswith("error: ")]
+    if own:
+        return own[-1].removeprefix("error: ")
+    if root := next((line for line in said if _EXCEPTION.match(line)), ""):
+        return root
+    return _framed(said)
+
+
+def _framed(lines: Sequence[str]) -> str:
+    """Return the text in the last frame headed "Error" of Flower's command."""
+    text: list[str] = []
+    inside = False
+    for line in lines:
+        if line.startswith("╭") and "Error" in line:
+            text, inside = [], True
+        elif line.startswith("╰"):
+            inside = False
+        elif inside:
+            text.append(line.strip("│ "))
+    return " ".join(part for part in text if part)
+
+
+def failure(output: Path | None, log: Path) -> str:
+    """Return why a run has no results, as the end of a sentence, with the files that say more.
+
+    Args:
+        output: what ``flwr run`` printed, of this attempt alone; None: it was printed and not kept.
+        log: the run's ``log.txt``, which the ServerApp writes, also of earlier attempts.
+    """
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines() if output and output.is_file() else []
+    files = " and ".join(str(path) for path in (output, log) if path and path.is_file())
+    if found := reason(lines):
+        return f": {found} (more in {files})"
+    return f"; the reason stands above{f' and in {files}' if files else ''}"
