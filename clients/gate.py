@@ -82,6 +82,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
     start = time.monotonic()
+    silo.deadline = start + silo.policy.limit(CEILINGS[SECONDS][0]) - ledger.counts(run)[0].get(SECONDS, 0)
     try:
         yield asked
     finally:

@@ -5,6 +5,7 @@ Those that measure real images are in :mod:`clients.measuring`.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,12 +88,14 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
         )
+    seconds = min(request.train_seconds, silo.deadline - time.monotonic())
     least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
-        training = None if model.finished else model.train_slice(request.train_seconds)
+        training = None if model.finished else model.train_slice(seconds)
         while training is not None and not model.finished and not exact and training.steps < least_steps:
-            training = model.train_slice(request.train_seconds)
+            silo.check_deadline()
+            training = model.train_slice(seconds)
         if training is not None and not model.finished:
             losses = training.losses
             loss = loss_curve(losses)["losses"][-1] if exact else told_loss(losses, least_steps)
@@ -127,6 +130,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
         # One timestep after the other: not every pretrained network takes several in one batch.
         predicted = torch.empty_like(request.samples)
         for timestep in request.timesteps.unique().tolist():
+            silo.check_deadline()
             rows = torch.nonzero(request.timesteps == timestep).squeeze(1)
             predicted[rows] = predict(request.samples[rows], timestep, request.labels[rows])
     dtype = silo.config.exchange.wire_dtype
@@ -144,7 +148,8 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     else:
         model = _federated_model(silo, request.spec, request.weights, request.run_token)
         predict = noise_predictor(model.after(request.server_round or 0).to(pick_device(config.run.device)))
-    images = torch.from_numpy(to_uint8(draw(predict, scheduler, noise, request.labels, generator)))
+    drawn = draw(predict, scheduler, noise, request.labels, generator, on_step=lambda _: silo.check_deadline())
+    images = torch.from_numpy(to_uint8(drawn))
     return SampleAnswer(images=images, num_examples=len(images))
 
 
@@ -167,6 +172,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
         config.diffusion,
         request.steps,
         proximal_mu=request.proximal_mu,
+        on_step=lambda *_: silo.check_deadline(),
     )
     exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
     reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
