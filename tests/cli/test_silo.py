@@ -93,6 +93,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--warm --or-stock --allow-fab " + "0" * 64, "--or-stock: Flower's own way does not know --allow-fab"),
         ("--superlink link.example.org", "superlink = 'link.example.org': must be HOST:PORT"),
         ("--root-certificates silo/silo.pub", "is no PEM certificate"),
+        ("--root-certificates link/server.crt", "'link/server.crt' is a server's (server.crt?)"),
         ("--folder elsewhere", "'fedsynth silo init' makes one"),
         ("--data-path absent", "there is no folder"),
         ("--data-path images/0", "no class folders in"),
