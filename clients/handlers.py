@@ -88,14 +88,14 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
         )
-    seconds = min(request.train_seconds, silo.deadline - time.monotonic())
+    seconds = max(0.0, min(request.train_seconds, silo.deadline - time.monotonic()))
     least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
-        training = None if model.finished else model.train_slice(seconds)
+        training = None if model.finished else model.train_in_turn(seconds)
         while training is not None and not model.finished and not exact and training.steps < least_steps:
             silo.check_deadline()
-            training = model.train_slice(seconds)
+            training = model.train_in_turn(seconds)
         if training is not None and not model.finished:
             losses = training.losses
             loss = loss_curve(losses)["losses"][-1] if exact else told_loss(losses, least_steps)
