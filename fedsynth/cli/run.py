@@ -25,7 +25,7 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
-from fedsynth.cli.deployment.flower_output import echoed, failure
+from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
@@ -244,5 +244,6 @@ def _run_flower(command: list[str], home: Path, output: Path) -> None:
     try:
         with echoed(output) as stream:
             subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream)
+        keep_superlink_error(output, home, environment)
     finally:
         stop_superlinks(home)
