@@ -86,7 +86,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
         )
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state)
-        training = None if model.finished else model.train_slice(request.train_seconds)
+        training = None if model.finished else model.train_in_turn(request.train_seconds)
         if training is not None and not model.finished:
             return replace(held_only, steps=training.steps, loss=loss_curve(training.losses)["losses"][-1])
         silo.note(LOCAL_MODEL, ConfigRecord({"path": str(model.folder), "hash": model.key}))

@@ -20,6 +20,7 @@ from real_silos import run_real, write_silos
 from fedsynth.cli import main
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.output import RunFolder
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 
 ROOT = Path(__file__).parents[1]
 MARK = "FEDSYNTH_TEST_DEPLOYMENT"
@@ -73,8 +74,14 @@ class Deployment:
         self.wait("link", lambda: self._listens())
 
     def register(self, *names: str) -> None:
-        """Make the keys of silos and register them."""
+        """Make the keys of silos and register them; their policy is the strict one, but with exact counts.
+
+        Noise that no seed decides would give every run other images.
+        """
         for name in names:
+            (self.folder / f"silo-{name}").mkdir(mode=0o700)
+            exact = document(SiloPolicy(count_noise=0))
+            (self.folder / f"silo-{name}" / POLICY_FILE).write_text(exact, encoding="utf-8")
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
 

@@ -33,11 +33,15 @@ from fedsynth.diffusion import (
 )
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
+from fedsynth.locks import locked
 from fedsynth.sealed import Seal, SealError, check_folder, seal_folder, sealed_json, unsealed_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
+
+LOCK_SECONDS = 60.0
+"""How much longer than its two slices to wait for another process that trains the same model."""
 
 
 class LocalModel:
@@ -89,6 +93,19 @@ class LocalModel:
             share = copied_share(self._silo, network, self._spec, self._config)
             write_json(result, sealed_json({"copied-share": share}, seal))
         return None if share is None else float(share)
+
+    def train_in_turn(self, seconds: float) -> TrainingState | None:
+        """Do :meth:`train_slice` when no other process trains this model; None if another has finished it by then.
+
+        Raises:
+            InUseError: another has trained it for longer than two slices take.
+        """
+        lock = self._checkpoint.with_suffix(".lock")
+        with locked(lock, f"the training of model '{self.folder}'", wait=2 * seconds + LOCK_SECONDS):
+            training = None if self.finished else self.train_slice(seconds)
+            if not self._checkpoint.exists():  # Finished: whoever takes the lock next finds the model.
+                lock.unlink(missing_ok=True)
+            return training
 
     def train_slice(self, seconds: float) -> TrainingState:
         """Train for about ``seconds``, then save: the finished model, or a checkpoint to continue from.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsynth.cli.stopping import StoppedError, stopped_by_signals
 from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import LONGEST_LINE, log_of_command
@@ -40,10 +42,15 @@ def _run(words: Sequence[str]) -> int:
             _module(name).add_arguments(subparser)
     options, rest = parser.parse_known_args(words)
     try:
-        return int(_module(options.command).execute(options, rest))
+        with stopped_by_signals():
+            return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
         print(f"error: {printable(error, LONGEST_LINE)}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
+            print(stopped, file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
@@ -137,10 +138,15 @@ def _memory() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    free = shutil.disk_usage(Path.cwd()).free
-    verdict: Literal["ok", "warn"] = "ok" if free > 2 * GIB else "warn"
-    advice = "" if verdict == "ok" else ": models and runs may not fit; free some space"
-    yield Finding(verdict, f"{free / GIB:.1f} GiB of disk free here{advice}")
+    places = {"here": Path.cwd(), "in FLWR_HOME": flower_home(), "for temporary files": Path(tempfile.gettempdir())}
+    said: dict[int, Finding] = {}
+    for what, place in places.items():
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        verdict: Literal["ok", "warn"] = "ok" if free > 2 * GIB else "warn"
+        advice = "" if verdict == "ok" else f": models and runs may not fit in {existing}; free some space"
+        said.setdefault(existing.stat().st_dev, Finding(verdict, f"{free / GIB:.1f} GiB of disk free {what}{advice}"))
+    yield from said.values()
 
 
 def _flower() -> Iterator[Finding]:

@@ -146,7 +146,7 @@ def test_words_of_the_engine_in_an_error_end_nothing(code: int, caplog: pytest.L
 
 NUMBERS: dict[str, dict[str, Any]] = {
     "train-seconds 1.5e308": {"train-seconds": 1.5e308},
-    "curve-steps 1e308": {"curve-steps": [1e308]},
+    "curve-steps 1e308": {"curve-steps": [1e308], "curve-losses": [0.5]},
     "seconds 1.5e308": {"seconds": 1.5e308},
 }
 

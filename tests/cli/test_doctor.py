@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -105,6 +107,24 @@ def test_cuda_memory_and_disk(free: int, verdict: str, monkeypatch: pytest.Monke
     assert f"{free:.1f} GiB of memory free, 2 CPU(s)" in said
     assert ("about 4.5 GiB are wanted" in said) == (verdict == "warn")
     assert findings(doctor._disk)[0][0] == verdict
+
+
+def test_disks_that_runs_write_to(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named once, with what it is for."""
+    places = {project: 100.0, Path(tempfile.gettempdir()): 0.5}
+    disks = {path: number for number, path in enumerate(places)}
+    stat = Path.stat
+
+    def on_its_disk(path: Path, **how: bool) -> Any:
+        real = stat(path, **how)
+        return SimpleNamespace(st_dev=disks.get(path, 0), st_mode=real.st_mode)
+
+    monkeypatch.setattr(Path, "stat", on_its_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=places[path] * doctor.GIB))
+    here, temporary = findings(doctor._disk)
+    assert here == ("ok", "100.0 GiB of disk free here")
+    assert temporary[0] == "warn"
+    assert temporary[1].startswith("0.5 GiB of disk free for temporary files: models and runs may not fit in /")
 
 
 def test_superlinks_that_still_run_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from fake_flower import FakeFlower
 from fedsynth.cli import main
 from fedsynth.cli.run import gpu_share
 from fedsynth.config import KEYS, RunConfig
+from fedsynth.locks import locked
 from fedsynth.output import RunFolder
 
 Refused = Callable[..., str]
@@ -188,6 +189,14 @@ def test_superlinks_are_stopped_and_empty_folders_removed_whatever_happens(
         main(["run", "--run-name", "absent"])
     assert len(stopped) == 3
     assert [path.name for path in (project / "runs").iterdir()] == ["r"]
+
+
+def test_two_runs_that_begin_at_once_do_not_share_a_home(flower: FakeFlower, project: Path, refused: Refused) -> None:
+    assert main(["run", "--run-name", "first"]) == 0
+    with locked(project / ".flwr" / "run.lock", "it"):
+        said = refused("run", "--run-name", "second", started=True)
+    assert f"FLWR_HOME '{project}/.flwr' is in use by process {os.getpid()} on " in said
+    assert [path.name for path in (project / "runs").iterdir()] == ["first"]
 
 
 def share(monkeypatch: pytest.MonkeyPatch, devices: int, cpus: int, silos: int, device: str = "auto") -> float:

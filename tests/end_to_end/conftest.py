@@ -45,7 +45,7 @@ FlowerRun = Callable[..., Path]
 BLOCKER = """
 import sys
 
-if "fedsynth.cli" not in sys.orig_argv:
+if not any(word.startswith("fedsynth.cli") for word in sys.orig_argv):
     sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
 """
 

@@ -16,6 +16,9 @@ import fedsynth
 from fedsynth.cli.deployment.machine import PORT_VARIABLES, adjusted
 from fedsynth.errors import UserError
 
+SIMULATION = "FEDSYNTH_SIMULATION"
+"""Environment variable of all that one simulated run has started; its value is another for every run."""
+
 
 def flower_home() -> Path:
     """Return ``FLWR_HOME``, by default ``.flwr`` in the working directory, so that projects do not share state."""
@@ -108,9 +111,12 @@ def superlinks(home: Path) -> list[psutil.Process]:
 
 
 def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
-    """Stop the SuperLinks of ``home`` with all their descendants; return how many there were."""
+    """Stop the SuperLinks of ``home`` and what simulated runs left of it; return how many SuperLinks there were."""
     links = superlinks(home)
-    family = [child for link in links for child in _descendants(link)] + links
+    found = {process.pid: process for process in [*links, *_simulated(home)]}
+    for process in list(found.values()):
+        found |= {child.pid: child for child in _descendants(process)}
+    family = list(found.values())
     for process in family:
         _quietly(process.terminate)
     _, alive = psutil.wait_procs(family, timeout=grace_period)
@@ -118,6 +124,17 @@ def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
         _quietly(process.kill)
     psutil.wait_procs(alive, timeout=grace_period)
     return len(links)
+
+
+def _simulated(home: Path) -> list[psutil.Process]:
+    """Return the processes of simulated runs under ``home``, however far they have got from their SuperLink."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if SIMULATION in environment and environment.get("FLWR_HOME") == str(home):
+                found.append(process)
+    return found
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
