@@ -84,6 +84,10 @@ class ReleasedAnswers:
         counts = self._counts(classes)
         return counts - held_out_counts(counts, holdout_fraction)
 
+    def held_out_number(self, classes: Sequence[str], holdout_fraction: float) -> int:
+        """Return how many images the silo says that a split holds out; errors as of :meth:`training_counts`."""
+        return int(held_out_counts(self._counts(classes), holdout_fraction).sum())
+
     def moments(self, extractor: str, spec: ImageSpec, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
         """Return moments of the features of all images; those that were told before, if any were.
 

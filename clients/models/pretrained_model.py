@@ -33,13 +33,18 @@ LOSS_IMAGES = 32
 _models: SiloCache[PretrainedModel] = SiloCache()
 
 
+def brings_model(silo: SiloContext) -> bool:
+    """Whether the silo has a pretrained model, and the run asks for silos' own models."""
+    return silo.model_path is not None and silo.config.run.strategy in OWN_MODELS
+
+
 def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel | None:
     """Load the model of ``model-path`` and note it in the context; None for a silo that trains its own.
 
     Raises:
         UserError: it cannot be used for the run.
     """
-    if silo.model_path is None or silo.config.run.strategy not in OWN_MODELS:
+    if not brings_model(silo):
         return None
     held = [spec.classes[label] for label in np.unique(silo.images(spec).train.labels)]
     noted = ConfigRecord(
