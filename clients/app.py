@@ -15,7 +15,7 @@ from clients import handlers, measuring
 from clients.context import SiloContext, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
     Answer,
     DescribeRequest,
@@ -59,7 +59,8 @@ def answering(
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reason = printable(f"{shown_name(context)}: {type(error).__name__}: {error}")
+            said = error.elsewhere if isinstance(error, FilesError) else f"{type(error).__name__}: {error}"
+            reason = printable(f"{shown_name(context)}: {said}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,19 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Federation, Silo, configured_range, folder_silo, image_folder_spec, load_federation
-from fedsynth.errors import UserError
+from fedsynth.data import (
+    Federation,
+    Silo,
+    configured_range,
+    folder_silo,
+    image_folder_spec,
+    list_images,
+    load_federation,
+)
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
@@ -23,6 +33,7 @@ LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
+_files: SiloCache[ImageFiles] = SiloCache()
 
 
 @lru_cache(maxsize=2)
@@ -77,6 +88,17 @@ class SiloContext:
         """
         return _silos.get(self.run_and_node, lambda: self._open(spec))
 
+    def released(self, spec: ImageSpec) -> ReleasedAnswers:
+        """Return what a real silo has told of the images in its folder, listed once per process.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
+        path = self._data_path().expanduser()
+        with self._unnamed_elsewhere():
+            files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+        return ReleasedAnswers(files, self.state, self.policy)
+
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
 
@@ -86,7 +108,8 @@ class SiloContext:
         if "data-path" not in self._flower.node_config:
             raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
         size = self.config.data.image_size
-        return image_folder_spec(self._data_path(), None if size == AUTO else size)
+        with self._unnamed_elsewhere():
+            return image_folder_spec(self._data_path(), None if size == AUTO else size)
 
     def note(self, name: str, record: ConfigRecord | ArrayRecord) -> None:
         """Keep a record for later messages of this run."""
@@ -101,18 +124,19 @@ class SiloContext:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
-            return folder_silo(
-                self._data_path(),
-                self.name,
-                holdout_fraction=config.data.holdout_fraction,
-                seed=config.run.seed,
-                image_size=spec.size,
-                channels=spec.channels,
-                classes=spec.classes,
-                skip_bad_images=config.data.skip_bad_images,
-                value_range=configured_range(config.data),
-                first_page_only=config.data.first_page_only,
-            )
+            with self._unnamed_elsewhere():
+                return folder_silo(
+                    self._data_path(),
+                    self.name,
+                    holdout_fraction=config.data.holdout_fraction,
+                    seed=config.run.seed,
+                    image_size=spec.size,
+                    channels=spec.channels,
+                    classes=spec.classes,
+                    skip_bad_images=config.data.skip_bad_images,
+                    value_range=configured_range(config.data),
+                    first_page_only=config.data.first_page_only,
+                )
         if "partition-id" in node:
             partition = int(node["partition-id"])
             if partition >= config.run.num_clients:
@@ -127,6 +151,19 @@ class SiloContext:
 
     def _data_path(self) -> Path:
         return Path(str(self._flower.node_config["data-path"]))
+
+    @contextmanager
+    def _unnamed_elsewhere(self) -> Iterator[None]:
+        """Keep errors that name something in the folder of images at the silo: it may be named after a patient."""
+        try:
+            yield
+        except FilesError:
+            raise
+        except UserError as error:
+            if f"{self._data_path().expanduser()}{os.sep}" not in str(error):
+                raise
+            elsewhere = "the folder of images cannot be used: the silo's log names what is wrong in it"
+            raise FilesError(str(error), elsewhere) from error
 
     @contextmanager
     def explained_state(self) -> Iterator[None]:

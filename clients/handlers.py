@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import UNet2DModel
 from flwr.app import ConfigRecord
+from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.gate import told_policy
@@ -51,7 +53,7 @@ from fedsynth.messages import (
     transport,
 )
 from fedsynth.messages.transport import Arrays
-from fedsynth.seeding import make_generator
+from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
 
 LOCAL_MODEL = "local-model"
@@ -72,10 +74,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     config = silo.config
     images = silo.images(request.spec)
     pretrained = note_pretrained_model(silo, request.spec)
-    held = images.train.label_counts() * (1 if pretrained is None else pretrained.serves)
-    with silo.explained_state():
-        seed = config.run.seed if silo.simulated else None
-        counts = noisy_label_counts(held, config.exchange.label_count_noise, images, silo.state, seed)
+    counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
     held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
     if not request.train_seconds:
         return held_only
@@ -164,8 +163,8 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     model.keep(request.server_round)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
-        num_examples=len(images),
-        loss=sum(losses) / len(losses),
+        num_examples=_told_number(silo, request.spec),
+        loss=sum(losses) / len(losses) if silo.policy.tell_train_loss else None,
     )
 
 
@@ -174,8 +173,23 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     weights = _own_network(silo).state_dict()
     return UploadAnswer(
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
-        num_examples=len(silo.images(request.spec).train),
+        num_examples=_told_number(silo, request.spec),
     )
+
+
+def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] | int = 1) -> NDArray[np.int64]:
+    """Return training images per class as the silo tells them; ``serves`` is 0 for classes that do not count."""
+    config = silo.config
+    if not silo.simulated:
+        with silo.explained_state():
+            return silo.released(spec).training_counts(spec.classes, config.data.holdout_fraction) * serves
+    rng = np.random.default_rng(derive_seed(config.run.seed, "label-count-noise", silo.name))
+    return noisy_label_counts(silo.images(spec).train.label_counts() * serves, config.exchange.label_count_noise, rng)
+
+
+def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
+    """Return the number of training images as the silo tells it; a simulated one tells it exactly."""
+    return len(silo.images(spec).train) if silo.simulated else int(_told_counts(silo, spec).sum())
 
 
 def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:

@@ -80,6 +80,16 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
     logger.info("%s: %s answered after %.1f s", shown_name(context), what, entry.seconds)
 
 
+def record_refusal(message: Message, context: Context, error: UserError) -> None:
+    """Record a message that is refused before the ClientApp of its run is loaded.
+
+    Raises:
+        UserError: the audit cannot be written.
+    """
+    if "data-path" in context.node_config:
+        AuditLog(state_folder(context)).append(_line(message, context, Entry(), error))
+
+
 def _line(message: Message, context: Context, entry: Entry, error: BaseException | None = None) -> dict[str, Any]:
     """Return what the audit says of a message; what is not known is left out."""
     outcome: Outcome = "answered" if error is None else "refused" if isinstance(error, UserError) else "failed"

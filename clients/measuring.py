@@ -2,68 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
+import numpy as np
 import torch
-from flwr.app import ArrayRecord
 
 from clients.context import SiloContext
 from fedsynth.errors import UserError
-from fedsynth.evaluation.networks.domain_classifier import DomainClassifier
-from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, load_classifier, measure_held_out, real_statistics
+from fedsynth.evaluation.feature_statistics import FeatureStatistics
+from fedsynth.evaluation.networks.extractors import Extractor
+from fedsynth.evaluation.networks.random_features import trusted_extractor
+from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, Balls, HeldOutMeasures, load_classifier, measure_held_out
 from fedsynth.messages import EvaluateAnswer, EvaluateRequest, StatisticsAnswer, StatisticsRequest, transport
-from fedsynth.spec import ImageSpec
-
-CLASSIFIER = "domain-classifier"
 
 
 def statistics(request: StatisticsRequest, silo: SiloContext) -> StatisticsAnswer:
-    """Return count and sums of the features of all real images, in the received classifier.
+    """Return moments of the features of all real images, in a network that the silo has itself.
 
-    A silo with fewer images than ``min_statistics_samples`` answers its count alone. The classifier stays in the
-    context for :func:`evaluate`.
+    A real silo tells those of a data set once, with the noise of its policy, and repeats them to whoever asks.
     """
-    images = silo.images(request.spec)
-    silo.note(CLASSIFIER, request.weights)
-    classifier = _classifier(silo, request.spec, request.weights_hash)
-    count = len(images.train) + len(images.holdout)
-    if count < request.min_statistics_samples:
-        return StatisticsAnswer(num_examples=count, weights_hash=request.weights_hash)
-    sums = real_statistics(classifier, (images.train.images, images.holdout.images), request.shift.numpy())
+    extractor = _trusted(request.extractor, silo)
+
+    def measure() -> FeatureStatistics:
+        images = silo.images(request.spec)
+        parts = [part.images for part in (images.train, images.holdout) if len(part)]
+        return FeatureStatistics.of(np.concatenate([extractor.extract(part).features for part in parts]))
+
+    if silo.simulated:
+        moments = measure()
+    else:
+        with silo.explained_state():
+            moments = silo.released(request.spec).moments(extractor.name, request.spec, measure)
     return StatisticsAnswer(
-        num_examples=sums.n,
-        weights_hash=request.weights_hash,
-        total=torch.from_numpy(sums.total),
-        products=torch.from_numpy(sums.products),
+        num_examples=moments.n,
+        extractor=extractor.name,
+        mean=torch.from_numpy(moments.mean),
+        products=torch.from_numpy(moments.products),
+        noise=moments.noise,
     )
 
 
 def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
-    """Return how the classifier and the features of the synthetic set do on the silo's held-out images.
+    """Return how classifier and manifold of the synthetic set do on the silo's held-out images.
 
-    A silo with fewer than ``MIN_HELD_OUT`` of them answers its count alone.
+    A real silo adds the noise of its policy to every count.
+
+    Raises:
+        UserError: fewer than ``MIN_HELD_OUT`` images are held out.
     """
-    classifier = _classifier(silo, request.spec, request.weights_hash)
-    images = silo.images(request.spec)
-    if len(images.holdout) < MIN_HELD_OUT:
-        return EvaluateAnswer(num_examples=len(images.holdout), weights_hash=request.weights_hash)
-    measures = measure_held_out(
-        classifier,
-        images.holdout.images,
-        images.holdout.labels,
-        images.train.images,
-        request.features.numpy(),
-        len(request.spec.classes),
-    )
+    extractor, spec = _trusted(request.extractor, silo), request.spec
+    classifier = load_classifier(transport.decode_tensors(request.weights), spec, request.weights_hash)
+    manifold = Balls(request.centres.numpy(), request.radii.numpy())
+    held_out = silo.images(spec).holdout
+    if len(held_out) < MIN_HELD_OUT:
+        raise UserError(f"holdout-fraction: fewer than {MIN_HELD_OUT} images are held out here: raise it")
+
+    def measure() -> HeldOutMeasures:
+        return measure_held_out(classifier, extractor, held_out.images, held_out.labels, manifold)
+
+    if silo.simulated:
+        found = measure()
+    else:
+        with silo.explained_state():
+            found = silo.released(spec).held_out(silo.run_and_node[0], _question(request, silo), measure)
     return EvaluateAnswer(
-        num_examples=measures.n,
+        num_examples=found.n,
         weights_hash=request.weights_hash,
-        label_counts=tuple(measures.label_counts),
-        label_correct=tuple(measures.label_correct),
-        coverage=measures.coverage,
+        right_inside=found.right_inside,
+        right_outside=found.right_outside,
+        wrong_inside=found.wrong_inside,
+        wrong_outside=found.wrong_outside,
     )
 
 
-def _classifier(silo: SiloContext, spec: ImageSpec, weights_hash: str) -> DomainClassifier:
-    weights = silo.noted(CLASSIFIER)
-    if not isinstance(weights, ArrayRecord):
-        raise UserError("this silo has no classifier of the synthetic set yet: 'query.statistics' must come first")
-    return load_classifier(transport.decode_tensors(weights), spec, weights_hash)
+def _trusted(name: str, silo: SiloContext) -> Extractor:
+    if name not in silo.policy.extractors:
+        silo.policy.refuse("extractors", f"features of '{name}' are asked for")
+    return trusted_extractor(name)
+
+
+def _question(request: EvaluateRequest, silo: SiloContext) -> str:
+    """Return a hash of what decides the exact counts: the same question gets the same answer."""
+    data, spec = silo.config.data, request.spec
+    split = [silo.config.run.seed, data.holdout_fraction, data.skip_bad_images]
+    content = hashlib.sha256(json.dumps([request.weights_hash, spec.channels, spec.size, spec.classes, split]).encode())
+    content.update(np.ascontiguousarray(request.centres.numpy()).data)
+    content.update(np.ascontiguousarray(request.radii.numpy()).data)
+    return content.hexdigest()

@@ -13,6 +13,19 @@ class UserError(ValueError):
     """
 
 
+class FilesError(UserError):
+    """Names files, which is for those only who own them: a file may be named after a patient.
+
+    Args:
+        message: with the names.
+        elsewhere: what another institution is told.
+    """
+
+    def __init__(self, message: str, elsewhere: str) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)

@@ -20,6 +20,7 @@ from fedsynth.diffusion import (
     sample,
     to_uint8,
 )
+from fedsynth.errors import RunError
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
@@ -56,7 +57,13 @@ def draw_images(
     """Draw uint8 images (n, H, W, C) as the run's settings say; arguments as of :func:`fedsynth.diffusion.sample`.
 
     ``sampler`` takes the place of the run's.
+
+    Raises:
+        RunError: the model draws no images, but numbers that are not finite.
     """
     scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps, sampler or task.sampler)
     predict = noise_predictor(unet.to(pick_device(task.config.run.device)))
-    return to_uint8(sample(predict, scheduler, noise, labels, generator, on_step))
+    drawn = sample(predict, scheduler, noise, labels, generator, on_step)
+    if bad := int((~drawn.isfinite()).flatten(1).any(1).sum()):
+        raise RunError(f"{bad} of {len(drawn)} images drawn from the model are not finite: its training has diverged")
+    return to_uint8(drawn)

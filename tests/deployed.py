@@ -47,13 +47,15 @@ class Deployment:
 
     Args:
         folder: everything is written below it.
+        front: whether nginx stands before the SuperLink.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, front: bool = False) -> None:
         self.folder, self._mark = folder, uuid4().hex
-        (self.port,) = free_ports(1)
+        self.port, self.superlink_port = free_ports(2)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.command("link", "init", "--port", str(self.port))
+        words = ("--front", "nginx", "--superlink-port", str(self.superlink_port)) if front else ()
+        self.command("link", "init", "--port", str(self.port), *words)
 
     def log(self, name: str) -> str:
         """What a process has said so far."""

@@ -22,6 +22,7 @@ import numpy as np
 from image_examples import dicom, exif, in_format, png, tiff
 from PIL import Image
 
+from fedsynth.data import image_files
 from fedsynth.data.image_files import read_header
 from fedsynth.data.pixels import decode_files, find_value_range
 from fedsynth.data.value_range import FULL_RANGE, ValueRange
@@ -156,12 +157,14 @@ def main(mutations: int, seed: int, folder: Path) -> None:
 def is_read(path: Path, rng: random.Random) -> bool:
     """Read one file in every way; say whether there was an image."""
     first_page_only = rng.random() < 0.5
+    side = rng.choice((1, 8))
+    image_files.LARGE_PIXELS = rng.choice((30, 2**24))
     header = read_header(path)
     found = find_value_range([path], first_page_only=first_page_only)
     chosen = rng.choice((found, FULL_RANGE, ValueRange(-100, 1000, chosen=True)))
     try:
         images, good = decode_files(
-            [path], 8, 3, skip_bad_images=False, value_range=chosen, first_page_only=first_page_only
+            [path], side, 3, skip_bad_images=False, value_range=chosen, first_page_only=first_page_only
         )
     except UserError as error:
         reason = str(error).replace(str(path), "")
@@ -171,7 +174,7 @@ def is_read(path: Path, rng: random.Random) -> bool:
         assert "not enough memory" not in reason
         return False
     assert header is not None
-    assert images.shape == (1, 8, 8, 3)
+    assert images.shape == (1, side, side, 3)
     assert good.all()
     return True
 

@@ -107,23 +107,28 @@ EXAMPLES: dict[str, Exchanged] = {
     "upload": _answered(messages.UploadRequest(spec=SPEC), messages.UploadAnswer(arrays=WEIGHTS, num_examples=9)),
     "statistics": _answered(
         messages.StatisticsRequest(
-            weights=WEIGHTS,
-            weights_hash=HASH,
-            shift=torch.randn(3, dtype=torch.float64),
+            extractor="random-features",
             spec=SPEC,
-            min_statistics_samples=5,
         ),
         messages.StatisticsAnswer(
             num_examples=9,
-            weights_hash=HASH,
-            total=torch.tensor([1.0, -2.0, 1e300], dtype=torch.float64),
+            extractor="random-features",
+            mean=torch.tensor([1.0, -2.0, 1e300], dtype=torch.float64),
             products=torch.eye(3, dtype=torch.float64),
+            noise=0.25,
         ),
     ),
     "evaluate": _answered(
-        messages.EvaluateRequest(weights_hash=HASH, features=torch.randn(6, 3), spec=SPEC),
+        messages.EvaluateRequest(
+            weights=WEIGHTS,
+            weights_hash=HASH,
+            extractor="random-features",
+            centres=torch.randn(6, 3),
+            radii=torch.rand(6, dtype=torch.float64),
+            spec=SPEC,
+        ),
         messages.EvaluateAnswer(
-            num_examples=9, weights_hash=HASH, label_counts=(5, 4), label_correct=(3, 4), coverage=0.75
+            num_examples=9, weights_hash=HASH, right_inside=4, right_outside=2, wrong_inside=1, wrong_outside=2
         ),
     ),
 }

@@ -34,6 +34,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.warm import flower_internals as flower
 from clients.warm.flower_internals import Job, SuperNodeGoneError
+from fedsynth.errors import UserError
 from fedsynth.logs import LineFormatter
 from fedsynth.text import printable
 
@@ -43,7 +44,7 @@ _JOB_VARIABLE = "FEDSYNTH_WARM_JOB"
 """Hands a claimed task to the fresh interpreter: an environment is private to the user, a command line is not."""
 
 
-class RefusedBundleError(RuntimeError):
+class RefusedBundleError(UserError):
     """The app bundle of a run is not one that may run here."""
 
 
@@ -139,6 +140,7 @@ class Executor:
             reply = app(message=message, context=context)
         except RefusedBundleError as error:
             logger.error("refused: %s", error)
+            _record(message, context, error)
             return Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message), str(error)
         except BaseException as error:
             logger.error("the ClientApp failed", exc_info=error)
@@ -162,6 +164,17 @@ class Executor:
         elif digest != self._digest:
             raise RefusedBundleError(f"run {run.run_id} has gone over from bundle {self._digest} to {digest}")
         return self._app
+
+
+def _record(message: Message, context: Context, error: RefusedBundleError) -> None:
+    """Enter a refusal into the silo's audit."""
+    # Only here: it imports most of the project, this one's or that of the bundle that runs.
+    from clients.journal import record_refusal
+
+    try:
+        record_refusal(message, context, error)
+    except Exception as failure:
+        logger.error("not in the audit: %s", _said(failure))
 
 
 def _forget_this_project() -> None:

@@ -28,6 +28,7 @@ from fedsynth.output.comparison import (
     read_samples,
     write_comparison,
 )
+from fedsynth.text import printable
 from fedsynth.units import show
 
 _REAL = "real images instead"
@@ -63,7 +64,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     if any(cell.best for table in content.tables for cells in table.rows.values() for cell in cells):
         print("* the best of its column: its 95 % interval touches no other row's")
     for warning in content.warnings:
-        print(f"note: {warning}")
+        print(f"note: {printable(warning)}")
     print(f"comparison {options.output}")
     return 0
 

@@ -31,6 +31,7 @@ from fedsynth.output import (
     write_report,
 )
 from fedsynth.output.dataset import PROVENANCE
+from fedsynth.text import printable
 
 logger = logging.getLogger("fedsynth")
 
@@ -64,7 +65,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
     print(terminal_table(measure_rows([evaluation])))
     for note in evaluation.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     if options.output:
         with explained_writing(options.output):
             write_json(options.output, nonfinite_as_null(evaluation.row()))

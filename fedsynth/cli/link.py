@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedsynth.cli.deployment.certificates import (
     make_authority,
     make_server_certificate,
 )
+from fedsynth.cli.deployment.front import check_front_folder, front_command, write_front
 from fedsynth.cli.deployment.link_folder import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
@@ -29,6 +31,9 @@ from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
 from fedsynth.text import silo_name_problem
 
 DEFAULT_PORT = 9092
+MOST_PORT = 65535
+NO_FRONT = "none"
+LOOPBACK = "127.0.0.1"
 
 _REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
@@ -45,7 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="host names and addresses by which silos reach this machine (default: as before, or this machine alone)",
     )
-    init.add_argument("--port", type=int, help=f"port of the SuperLink (default: as before, or {DEFAULT_PORT})")
+    init.add_argument("--port", type=int, help=f"port that silos connect to (default: as before, or {DEFAULT_PORT})")
+    init.add_argument(
+        "--front",
+        choices=("nginx", NO_FRONT),
+        help="nginx: write its configuration; silos reach nginx, and only what they need, the SuperLink is reached from"
+        " this machine alone (default: as before, or none)",
+    )
+    init.add_argument(
+        "--superlink-port", type=int, help="port of the SuperLink behind a front (default: as before, or --port + 1)"
+    )
     register = actions.add_parser("register", help="let a silo in by its public key", allow_abbrev=False)
     register.add_argument("key", type=Path, help="public key that 'fedsynth silo init' made at the silo")
     register.add_argument("--name", required=True, help="name of the silo, as its --silo-name says it")
@@ -54,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _dry_run(register)
     start = actions.add_parser("start", help="run the SuperLink until it is stopped", allow_abbrev=False)
     start.add_argument(
-        "--bind", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: this machine alone)"
+        "--bind", default=LOOPBACK, help="address to listen on; 0.0.0.0: all (default: this machine alone)"
     )
     _folder(start)
     _dry_run(start)
@@ -74,15 +88,18 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
     before = folder.read() if folder.settings.exists() else LinkSettings([], DEFAULT_PORT)
-    hosts = [*dict.fromkeys([*(options.host or before.hosts), "localhost", "127.0.0.1"])]
-    settings = LinkSettings(hosts, before.port if options.port is None else options.port)
-    _check_settings(settings)
+    settings = _settings(before, options)
+    if settings.front:
+        check_front_folder(folder.path)
+    hosts = settings.hosts
     with explained_writing(folder.path):
         # An authority that silos trust already stays: only the server's own certificate is made anew.
         if not folder.authority.exists():
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             make_authority(folder.authority, folder.authority_key)
         make_server_certificate(hosts, folder.authority, folder.authority_key, folder.certificate, folder.key)
+        if settings.front:
+            write_front(folder, settings)
         settings.write(folder)
     if before.hosts:
         print("renewed: start the link again; silos need nothing new unless the address is another\n")
@@ -91,18 +108,51 @@ def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
         f"authority SHA-256 {fingerprint(folder.authority)}\n\n"
         f"send every silo {folder.authority} (over a channel you trust) and the address {settings.address}\n"
         f"let a silo in:   fedsynth link register SILO.pub --name SILO --folder {folder.path}\n"
-        f"start:           fedsynth link start --folder {folder.path} --bind 0.0.0.0\n"
-        f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
-        " can register silos and start runs."
+        f"{_how_to_start(folder, settings)}"
     )
     return 0
+
+
+def _settings(before: LinkSettings, options: argparse.Namespace) -> LinkSettings:
+    hosts = [*dict.fromkeys([*(options.host or before.hosts), "localhost", "127.0.0.1"])]
+    port = before.port if options.port is None else options.port
+    front = before.front if options.front is None else options.front.removeprefix(NO_FRONT)
+    if not front and options.superlink_port is not None:
+        raise UserError(
+            "--superlink-port is for --front nginx: without a front, silos connect to the SuperLink's --port"
+        )
+    beside = port + 1 if port < MOST_PORT else port - 1
+    inner = options.superlink_port or (before.superlink_port if before.superlink_port != port else 0) or beside
+    settings = LinkSettings(hosts, port, front, inner if front else 0)
+    _check_settings(settings)
+    return settings
+
+
+def _how_to_start(folder: LinkFolder, settings: LinkSettings) -> str:
+    start = f"start:           fedsynth link start --folder {folder.path}"
+    if settings.front:
+        return (
+            f"{start}\n"
+            f"and its front:   {shlex.join(front_command(folder))}\n"
+            f"Never send ca.key or server.key. Port {settings.port} gives silos what they need and no more. Whoever"
+            f" reaches port {settings.superlink_port}, on this machine alone, can register silos and start runs."
+        )
+    return (
+        f"{start} --bind 0.0.0.0\n"
+        f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
+        " can register silos and start runs ('--front nginx' keeps those two to this machine)."
+    )
 
 
 def _check_settings(settings: LinkSettings) -> None:
     for host in settings.hosts:
         alternative_name(host)
-    if not 0 < settings.port < 65536:
-        raise UserError(f"port = {settings.port}: must be 1 to 65535")
+    ports = {"port": settings.port, **({"superlink-port": settings.superlink_port} if settings.front else {})}
+    for key, port in ports.items():
+        if not 0 < port <= MOST_PORT:
+            raise UserError(f"{key} = {port}: must be 1 to {MOST_PORT}")
+    if settings.port == settings.superlink_port:
+        raise UserError(f"superlink-port = {settings.superlink_port}: is nginx's, the silos'; give another")
 
 
 def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
@@ -168,10 +218,21 @@ def _start(folder: LinkFolder, options: argparse.Namespace) -> int:
     settings = folder.read()
     check_authority(folder.authority)
     check_certificate(folder.certificate)
-    command = superlink_command(folder, options.bind, settings.port)
+    port = _port_behind_front(folder, settings, options.bind) if settings.front else settings.port
+    command = superlink_command(folder, options.bind, port)
     show(command, folder.home)
     environment = {**environment_of(folder.home), VARIABLE: str(folder.silo_names.path)}
     return 0 if options.dry_run else run_in_foreground(command, environment, folder.path)
+
+
+def _port_behind_front(folder: LinkFolder, settings: LinkSettings, bind: str) -> int:
+    if bind != LOOPBACK:
+        raise UserError(
+            f"bind = '{bind}': this link has a front, and whoever reaches the SuperLink past it can register silos and"
+            " start runs: leave --bind out; 'fedsynth link init --front none' removes the front"
+        )
+    print(f"silos connect to port {settings.port}, to nginx, beside this:\n{shlex.join(front_command(folder))}\n")
+    return settings.superlink_port
 
 
 def superlink_command(folder: LinkFolder, bind: str, port: int) -> list[str]:

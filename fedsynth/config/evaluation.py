@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import get_args
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from fedsynth.config.keys import Section, key
 from fedsynth.config.types import AUTO, REAL_SILOS, Auto, ClassifierName, FeatureExtractorName, Positive
@@ -55,11 +55,6 @@ class Evaluation(Section):
     membership_inference: bool = key(True, "attack the models of a simulation: who was trained on?", affects="measures")
     evaluate_silos: bool = key(
         False, "have the silos measure the synthetic set against their own images", affects="measures"
-    )
-    min_statistics_samples: Annotated[int, Field(ge=2)] = key(
-        50,
-        "a silo with fewer images gives no statistics of them",
-        affects="measures",
     )
 
     @model_validator(mode="after")

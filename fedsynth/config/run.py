@@ -7,6 +7,7 @@ from typing import Literal
 from fedsynth.config.keys import Section, key
 from fedsynth.config.types import (
     AUTO,
+    SIMULATED,
     Auto,
     Count,
     NonEmpty,
@@ -79,7 +80,9 @@ class Exchange(Section):
     )
     max_silo_images: Positive = key(1_000_000, "an answer that claims more images is left out")
     label_count_noise: NonNegative = key(
-        0.0, "scale of the noise that silos add to the label counts they release; 0: none"
+        0.0,
+        "scale of the noise of simulated silos' label counts; 0: none; at real silos their policy decides",
+        acts_with={"dataset": SIMULATED},
     )
     fast_replies: bool = key(
         False, "wait 20 ms, not 1 s, for the rest of an answer; Flower 1.42.0 only", affects="execution"

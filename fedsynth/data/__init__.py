@@ -6,13 +6,14 @@ from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation
 from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.folder_listing import list_images
 from fedsynth.data.image_folder import (
     describe_conversion,
     image_folder_spec,
     load_image_folder,
     read_image_folder,
 )
-from fedsynth.data.labelled_images import LabelledImages
+from fedsynth.data.labelled_images import LabelledImages, held_out_counts
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
 from fedsynth.data.value_range import configured_range
@@ -28,8 +29,10 @@ __all__ = [
     "describe_conversion",
     "find_folds",
     "folder_silo",
+    "held_out_counts",
     "image_folder_spec",
     "label_counts",
+    "list_images",
     "load_dataset",
     "load_federation",
     "load_image_folder",

@@ -19,7 +19,8 @@ from fedsynth.data.value_range import DeepPixels
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_HEADER = ("Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames")
+_RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
+_HEADER = ("Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames", "BitsAllocated", *_RESCALING)
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
 
 
@@ -31,12 +32,14 @@ class DicomHeader:
         size: width and height.
         photometric: DICOM's photometric interpretation.
         frames: their number.
+        deep: values may have more than 8 bits, as they are stored or rescaled.
         transfer_syntax: how the pixels are written, in DICOM's words.
     """
 
     size: tuple[int, int]
     photometric: str
     frames: int
+    deep: bool
     transfer_syntax: str
 
 
@@ -59,14 +62,15 @@ def read_dicom_header(path: Path) -> DicomHeader:
     if syntax in _DEFLATED:
         # Unpacking has no limit: a small file may fill the memory.
         raise ValueError("DICOM packed with deflate, which is not read: write it uncompressed, such as with 'dcmconv'")
-    with _silent("DICOM without an image: it lacks rows, columns or a photometric interpretation"):
+    with _silent("DICOM without an image: it lacks rows, columns, bits or a photometric interpretation"):
         dataset = dcmread(path, specific_tags=list(_HEADER), stop_before_pixels=True)
         size = int(dataset.Columns), int(dataset.Rows)
         photometric = str(dataset.PhotometricInterpretation)
         frames = int(dataset.get("NumberOfFrames") or 1)
+        deep = dataset.BitsAllocated > 8 or any(name in dataset for name in _RESCALING)
     if photometric not in GREY + _COLOUR:
         raise ValueError(f"DICOM whose photometric interpretation is none of {', '.join(GREY + _COLOUR)}")
-    return DicomHeader(size, photometric, frames, syntax.name if syntax.is_transfer_syntax else "")
+    return DicomHeader(size, photometric, frames, deep, syntax.name if syntax.is_transfer_syntax else "")
 
 
 def read_dicom(path: Path, header: DicomHeader) -> DeepPixels | Image.Image:

@@ -20,6 +20,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from fedsynth.data.dicom import GREY, read_dicom, read_dicom_header
 from fedsynth.data.image_formats import HEAD_BYTES, PILLOW_FORMATS, is_dicom, why_unknown
 from fedsynth.data.value_range import DeepPixels
+from fedsynth.text import printable
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ LARGE_PIXELS = 2**24
 """Images of more pixels (4096 x 4096) are first reduced by a whole factor, to at least four times the wanted side."""
 _KEPT_FACTOR = 4
 _MOST_PAGES_COUNTED = 100
+_LONGEST_REASON = 200
 
 _ORIENTATION, _NEW_SUBFILE_TYPE, _PHOTOMETRIC = 0x0112, 254, 262
 _WHITE_IS_ZERO, _REDUCED_RESOLUTION = 0, 1
@@ -65,13 +67,29 @@ class Header:
 def read_header(path: Path) -> Header | None:
     """Read a file's header; None if there is no image that :func:`read_picture` could read."""
     try:
-        with _opened(path) as (file, head):
-            if is_dicom(head):
-                dicom = read_dicom_header(path)
-                return Header(dicom.size, dicom.photometric in GREY, deep=True)
-            return _or_without_text(file, lambda source: _header(source, head))
+        return _read_header(path)
     except Exception:  # decode_files opens it again and reports it by name
         return None
+
+
+def header_problem(path: Path) -> str:
+    """Say why :func:`read_header` finds nothing; empty if it does."""
+    try:
+        _read_header(path)
+    except Exception as error:
+        return reason_of(error)
+    return ""
+
+
+def reason_of(error: Exception) -> str:
+    """Say in a line why a file cannot be read; decoders raise SyntaxError, struct.error, zlib.error and more."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "may not be read: change its permissions"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    return printable(str(error), _LONGEST_REASON) or type(error).__name__
 
 
 def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.Image | DeepPixels:
@@ -97,6 +115,14 @@ def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.I
             picture = read_dicom(path, header)
             return picture if isinstance(picture, DeepPixels) else _reduced(picture, side)
         return _or_without_text(file, lambda source: _decoded(source, head, side, first_page_only))
+
+
+def _read_header(path: Path) -> Header:
+    with _opened(path) as (file, head):
+        if is_dicom(head):
+            dicom = read_dicom_header(path)
+            return Header(dicom.size, dicom.photometric in GREY, dicom.deep)
+        return _or_without_text(file, lambda source: _header(source, head))
 
 
 @contextmanager

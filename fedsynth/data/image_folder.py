@@ -15,11 +15,11 @@ import numpy as np
 from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import FolderListing, list_images
-from fedsynth.data.image_files import Header, read_header
+from fedsynth.data.image_files import Header, header_problem, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.pixels import decode_files, find_value_range
 from fedsynth.data.value_range import ValueRange
-from fedsynth.errors import UserError, did_you_mean
+from fedsynth.errors import FilesError, UserError, did_you_mean
 from fedsynth.progress import followed
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
@@ -120,15 +120,22 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
     """Return format and classes that :func:`read_image_folder` would give ``path``, from the files' headers alone.
 
     Raises:
-        UserError: ``path`` or its class folders are missing, or one is empty.
+        UserError: ``path`` or its class folders are missing, one is empty, or no file is an image that can be read.
     """
     root = Path(path).expanduser()
     listing = _listed(root)
     headers = _headers(listing.paths)
     if bad := [str(path.relative_to(root)) for path in listing.paths if path not in headers]:
+        reason = header_problem(root / bad[0])
+        if not headers:
+            raise FilesError(
+                f"none of the {len(bad)} images in '{root}' can be read, such as {visible(bad[0])} ({reason})",
+                elsewhere="none of the images can be read: the silo's log says why",
+            )
         logger.warning(
-            "%s: %d files cannot be read as images (%s): a run refuses them, unless skip-bad-images=true",
-            *(root, len(bad), visible(named(bad))),
+            "%s: %d files cannot be read as images (%s; the first: %s): a run refuses them, unless"
+            " skip-bad-images=true",
+            *(root, len(bad), visible(named(bad)), reason),
         )
     size, channels = _format_of(headers.values(), image_size, None)
     return ImageSpec(channels, size, tuple(listing.files))

@@ -81,18 +81,23 @@ def stratified_split(
     """
     if not len(labels):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    counts = np.bincount(labels)
+    taken = np.zeros(len(labels), dtype=bool)
+    for label, number in enumerate(held_out_counts(np.bincount(labels), fraction)):
+        taken[rng.permutation(np.flatnonzero(labels == label))[:number]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def held_out_counts(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """Return how many samples of every class (num_classes,) :func:`stratified_split` takes of ``counts``."""
+    if not counts.any():
+        return np.zeros_like(counts)
     # The subtraction keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
-    total = math.ceil(fraction * len(labels) - 1e-9)
+    total = math.ceil(fraction * int(counts.sum()) - 1e-9)
     # Of equal remainders the larger class gives the image.
     order = np.argsort(-counts, kind="stable")
     wanted = np.empty_like(counts)
     wanted[order] = apportion(total, counts[order])
-    quota = np.minimum(wanted, np.maximum(counts - 1, 0))
-    taken = np.zeros(len(labels), dtype=bool)
-    for label, number in enumerate(quota):
-        taken[rng.permutation(np.flatnonzero(labels == label))[:number]] = True
-    return np.flatnonzero(~taken), np.flatnonzero(taken)
+    return np.minimum(wanted, np.maximum(counts - 1, 0))
 
 
 def check_fraction(key: str, fraction: float) -> None:

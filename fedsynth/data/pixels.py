@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedsynth.data.image_files import read_header, read_picture
+from fedsynth.data.image_files import read_header, read_picture, reason_of
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError
 from fedsynth.progress import followed
-from fedsynth.text import printable, visible
+from fedsynth.text import visible
 
 logger = logging.getLogger("fedsynth")
 
 _NAMED = 10
-_LONGEST_REASON = 200
 
 
 def to_pixels(
@@ -121,7 +120,7 @@ def decode_files(
         The decoded images, uint8 (M, size, size, channels), and a mask (N,) of the files they come from.
 
     Raises:
-        UserError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
+        FilesError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
     """
     images = np.empty((len(paths), size, size, channels), np.uint8)
     bad: dict[int, str] = {}
@@ -129,24 +128,18 @@ def decode_files(
         try:
             images[position] = to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
         except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more
-            bad[position] = f"{visible(str(path))} ({_reason(error)})"
+            bad[position] = f"{visible(str(path))} ({reason_of(error)})"
     if not bad:
         return images, np.ones(len(paths), dtype=bool)
     rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     message = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
     if not skip_bad_images:
-        raise UserError(f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out")
+        raise FilesError(
+            f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out",
+            elsewhere=f"{len(bad)} images cannot be read: the silo's log says which and why; skip-bad-images=true"
+            " leaves them out",
+        )
     logger.warning("skipped: %s", message)
     good = np.ones(len(paths), dtype=bool)
     good[list(bad)] = False
     return images[good], good
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "may not be read: change its permissions"
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
-    return printable(str(error), _LONGEST_REASON) or type(error).__name__

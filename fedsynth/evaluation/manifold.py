@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.array_checks import as_feature_pair
+from fedsynth.evaluation.array_checks import as_feature_pair, as_features
 
 Array = npt.NDArray[np.float64]
 
@@ -62,6 +62,36 @@ def precision_recall_density_coverage(real: np.ndarray, synthetic: np.ndarray, k
         "density": ball_hits / (k * len(synthetic)),
         "coverage": float(covered.mean()),
     }
+
+
+def neighbour_radii(points: np.ndarray, k: int) -> Array:
+    """Return the distance (N,) of each of N points (N, D) to its k-th nearest other one, a round-off above.
+
+    Raises:
+        UserError: NaN or infinite points, or k not in 1..N - 1.
+    """
+    checked = as_features("features", points)
+    if not 1 <= k < len(checked):
+        raise UserError(
+            f"k = {k}: allowed is 1 to {len(checked) - 1} with {len(checked)} samples; lower k or give more"
+        )
+    _, outer = _squared_radii(checked - checked.mean(axis=0), k)
+    radii: Array = np.sqrt(outer)
+    return radii
+
+
+def inside_balls(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Say of each point (N, D) whether it is in any of the balls around ``centres`` (M, D), borders included.
+
+    Raises:
+        UserError: unequal D, NaN or infinite values.
+    """
+    inside = np.zeros(len(points), dtype=bool)
+    points, centres = as_feature_pair(points, centres)
+    mean = centres.mean(axis=0)
+    for rows, distances in squared_distance_blocks(points - mean, centres - mean):
+        inside[rows] = (distances <= np.square(radii)).any(axis=1)
+    return inside
 
 
 def _squared_radii(points: Array, k: int) -> tuple[Array, Array]:

@@ -8,8 +8,8 @@
 | :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
-| :mod:`~fedsynth.messages.statistics` | a classifier of the synthetic set | sums of features |
-| :mod:`~fedsynth.messages.evaluate` | features of the synthetic set | held-out images classified correctly |
+| :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
+| :mod:`~fedsynth.messages.evaluate` | classifier and manifold of the synthetic set | held-out images, in four cells |
 
 :mod:`~fedsynth.messages.fields` declares where a field travels and what it must be,
 :mod:`~fedsynth.messages.envelope` what all messages have in common, :mod:`~fedsynth.messages.transport` turns tensors

@@ -37,9 +37,9 @@ MEANINGS = {
     "generator-frechet-ratio": "its Fréchet distance by that of the released images",
     "generator-repeated-share": "share of its images nearer to a released one than 95 % of real test images",
     "generator-epsilon-membership-auc": "do its noise predictions tell training images from others? .5 is guessing",
-    "silo-frechet-distance": "to the real images of all silos, from sums that hide single images",
+    "silo-frechet-distance": "to the real images of all silos; runs compare at equal numbers of images",
     "silo-accuracy": "of a classifier trained on the synthetic images",
-    "silo-coverage": "share of the silos' held-out images whose neighbourhood holds a synthetic one",
+    "silo-recall": "share of the silos' held-out images in the neighbourhood of a synthetic one",
 }
 
 

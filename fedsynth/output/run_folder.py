@@ -95,8 +95,10 @@ class RunFolder:
         try:
             content = self._read(self.config)
             settings = dict(content["config"].items())
-            # How often silos said how far their training was changed nothing else.
-            settings.pop("slice-seconds", None)
+            # How often silos said how far their training was, and how few images they said nothing of, changed nothing
+            # else.
+            for key in ("slice-seconds", "min-statistics-samples"):
+                settings.pop(key, None)
             for key, value in FORMER_KEYS.items():
                 if (given := settings.pop(key, AUTO)) not in (AUTO, value):
                     raise UserError(f"{key} = {given}: this version of fedsynth works with {value} only")

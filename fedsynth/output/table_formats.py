@@ -35,7 +35,7 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
 def latex(tables: Sequence[ComparisonTable], notes: Sequence[str]) -> str:
     """Return ``tabular`` environments that need no package but textcomp, with the notes as comments and captions."""
     parts = [_latex_table(table) for table in tables]
-    parts += [f"% {' '.join(note.split())}" for note in notes]
+    parts += [f"% {printable(' '.join(note.split()))}" for note in notes]
     return "\n".join(parts) + "\n"
 
 

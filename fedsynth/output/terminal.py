@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedsynth.text import visible
 from fedsynth.units import column_names, show
 
 
@@ -18,6 +19,7 @@ def terminal_table(rows: Mapping[str, Any]) -> str:
     columns = column_names(list(cells.values()))
     lines = [["", *columns]] if columns != ["value"] else []
     lines += [[label, *(show(row[name]) if name in row else "" for name in columns)] for label, row in cells.items()]
+    lines = [[visible(text) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numeric = [False, *(not any(isinstance(row.get(name), str) for row in cells.values()) for name in columns)]
     text = []

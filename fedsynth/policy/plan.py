@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from math import prod
 
 from fedsynth.config import RunConfig
-from fedsynth.config.methods import AveragingSettings, DfDSettings, FedDDPMSettings, FedDiffuseSettings
+from fedsynth.config.methods import (
+    AveragingSettings,
+    DfDSettings,
+    FedDDPMPlusSettings,
+    FedDDPMSettings,
+    FedDiffuseSettings,
+)
 from fedsynth.config.types import OWN_MODELS
 from fedsynth.message_size import NETWORK_BATCH, rows_in
 from fedsynth.plugins import is_plugin
@@ -36,6 +42,7 @@ class Plan:
         strategy: name of the strategy.
         plugins: what the run wants imported at the silo.
         trains: whether images are trained on.
+        needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
 
@@ -50,6 +57,7 @@ class Plan:
     largest_image_size: int = 0
     plugins: tuple[str, ...] = ()
     trains: bool = False
+    needs_loss: bool = False
     complete: bool = True
 
 
@@ -114,6 +122,7 @@ def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num
         largest_image_size=spec.size,
         plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
         trains=steps > 0,
+        needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
 
@@ -163,5 +172,7 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
                 yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}")
     if foreign := [name for name in plan.plugins if name not in policy.plugins]:
         yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
+    if plan.needs_loss and not policy.tell_train_loss:
+        yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
     if plan.trains and policy.privacy_epsilon != "unlimited":
         yield Refusal(policy.line("privacy_epsilon"), "the run trains without differential privacy")

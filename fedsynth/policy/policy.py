@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.keys import Section, allowed_values, kebab, key, parse
 from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
 from fedsynth.errors import UserError
+from fedsynth.files import read_text
 
 POLICY_FILE = "silo-policy.toml"
 """Its name in a silo's folder."""
@@ -102,7 +103,10 @@ class SiloPolicy(Section):
         " count is below 3 scales count as absent",
     )
     count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
-    least_images: Annotated[int, Field(ge=2)] = key(50, "fewest images behind a message statistics or evaluate")
+    least_images: Annotated[int, Field(ge=2)] = key(
+        50,
+        "fewest images behind statistics or evaluate, and fewest in which data sets with exact statistics may differ",
+    )
     least_holders: Positive = key(
         1,
         "fewest silos that hold a class, this one included, for questions about it to its own model. The server says"
@@ -116,7 +120,8 @@ class SiloPolicy(Section):
     )
     statistics_delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "δ of that noise")
     evaluation_epsilon: PositiveFloat | Literal["unlimited"] = key(
-        1.0, "ε of the noise on the number of held-out images that count as right or covered; unlimited: no noise"
+        1.0,
+        "ε of the noise on the numbers of held-out images classified correctly and covered; unlimited: no noise",
     )
     evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
     tell_train_loss: bool = key(
@@ -186,10 +191,10 @@ def read_policy(path: Path) -> SiloPolicy:
         UserError: no such file, no TOML, or a line that cannot be.
     """
     try:
-        lines = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        lines = tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"policy '{path}': {error.strerror}; 'fedsynth silo init' writes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"policy '{path}': not TOML: {error}") from None
     try:
         return parse(SiloPolicy, lines)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 
 from fedsynth.data.apportion import apportion
 from fedsynth.diffusion import initial_unet
-from fedsynth.messages import UploadAnswer, UploadRequest, transport
+from fedsynth.errors import RunError
+from fedsynth.messages import MessageError, UploadAnswer, UploadRequest, transport
 from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import check_model, shapes
 from strategies.base import Task
@@ -37,8 +39,8 @@ class AuxiliarySet:
 def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySet:
     """Have every silo upload its own model, and draw its share n_i / n of the set, labelled as its images are.
 
-    One model is held at a time. A silo whose upload fails, or does not fit the run's network, is left out by name
-    together with its share.
+    One model is held at a time. A silo whose upload fails, does not fit the run's network, or cannot be drawn from is
+    left out by name together with its share.
 
     Raises:
         RunError: fewer usable uploads than ``min-replies``, by default half of the silos.
@@ -48,16 +50,20 @@ def draw_auxiliary_set(task: Task, exchange: Exchange, size: int) -> AuxiliarySe
     asked = [k for k in range(len(census)) if shares[k].any()]
     expected = shapes(transport.encode_tensors(initial_unet(task.config, task.spec).state_dict()))
 
+    parts: dict[int, AuxiliarySet] = {}
+
     def check(silo: int, answer: UploadAnswer) -> None:
         check_model(answer.arrays, expected)
+        try:
+            parts[silo] = _draw_share(task, answer, census.members[silo], shares[silo])
+        except RunError as error:
+            raise MessageError(str(error)) from error
+        logger.info("auxiliary set: %d of %d models sampled", len(parts), len(asked))
 
     questions = [(k, UploadRequest(spec=task.spec)) for k in asked]
     needed = replies_needed(task.config.exchange.min_replies, len(asked), "half")
-    parts: dict[int, AuxiliarySet] = {}
-    for k, answer in ask(exchange, questions, census, needed=needed, check=check):
-        parts[k] = _draw_share(task, answer, census.members[k], shares[k])
-        logger.info("auxiliary set: %d of %d models sampled", len(parts), len(asked))
-        del answer
+    # Keeps no answer while the next is read.
+    deque(ask(exchange, questions, census, needed=needed, check=check), maxlen=0)
     ordered = [parts[k] for k in sorted(parts)]
     return AuxiliarySet(torch.cat([part.images for part in ordered]), torch.cat([part.labels for part in ordered]))
 

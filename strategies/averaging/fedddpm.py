@@ -117,7 +117,16 @@ class FedDDPMPlus(FedDDPM):
         self._corrected: list[int] = []
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
-        """Correct the average if learning is slow."""
+        """Correct the average if learning is slow.
+
+        Raises:
+            RunError: no silo tells its loss.
+        """
+        if not self._losses:
+            raise RunError(
+                "fedddpm-plus corrects when the silos' loss falls slowly, and no silo tells its loss: have them set"
+                " tell-train-loss = true in their policies, or use strategy = 'fedddpm'"
+            )
         done = self.settings.correct_once and bool(self._corrected)
         if done or not learning_is_slow(
             [loss for _, loss in self._losses], self.settings.slow_window, self.settings.slow_tolerance

@@ -67,7 +67,8 @@ class KrumFamily(AveragingStrategy):
         """
         if len(updates) < self.models_needed():
             raise RunError(
-                f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos"
+                f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos; the log"
+                " says why others were left out"
             )
         chosen = [updates[k] for k in sorted(self.choose(squared_distances([update.record for update in updates])))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
@@ -135,7 +136,8 @@ class MultiKrum(KrumFamily):
         if count > honest:
             raise RunError(
                 f"{len(distances)} usable answers: MultiKrum needs {count + malicious} of them to select"
-                f" {count} against {malicious} hostile ones; lower num-nodes-to-select"
+                f" {count} against {malicious} hostile ones; lower num-nodes-to-select; the log says why others were"
+                " left out"
             )
         return krum_select(distances, malicious, count)
 

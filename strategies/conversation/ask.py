@@ -170,7 +170,8 @@ def _usable(
         yield k, answer
         del answer
     if len(usable) < needed:
-        why = reasons[0] if reasons else "no answer in time; see reply-timeout and round-timeout"
+        nodes = {census.members[k].node_id for k, _ in asked}
+        why = reasons[0] if reasons else log.why_missing(nodes) or "no answer came"
         raise RunError(f"{len(usable)} usable answers, {needed} needed: {why}")
 
 

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
 from fedsynth.text import printable
-from strategies.conversation.reply_log import ReplyLog
+from strategies.conversation.reply_log import UNSENT, ReplyLog
 
 logger = logging.getLogger("fedsynth")
 
@@ -119,7 +119,7 @@ class Exchange:
         pending = {number: index for index, number in enumerate(ids) if number is not None}
         self.reply_log.ask(kind)
         if refused := {nodes[index] for index, number in enumerate(ids) if number is None}:
-            logger.warning("no message could be sent to %s", self.reply_log.missed(refused))
+            logger.warning("no message could be sent to %s", self.reply_log.missed(refused, UNSENT))
         return self._receive(pending, nodes, deadline)
 
     def _receive(self, pending: dict[str, int], nodes: list[int], deadline: float) -> Iterator[tuple[int, Message]]:

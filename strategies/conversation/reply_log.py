@@ -15,6 +15,8 @@ from fedsynth.messages.fields import LOSS, MessageError
 
 LONGEST_REASON = 160
 """Characters kept of the reason why an answer was left out: a traceback does not belong into one line per round."""
+LATE, UNSENT = "no answer in time", "the message could not be sent"
+HELP = {LATE: "; see reply-timeout and round-timeout", UNSENT: "; see the SuperLink's log"}
 
 
 @dataclass
@@ -85,12 +87,20 @@ class ReplyLog:
         entry = self._current.get(node_id)
         self._note(node_id, seconds=entry.seconds if entry else None, left_out=reason[:LONGEST_REASON])
 
-    def missed(self, node_ids: Iterable[int]) -> str:
-        """Note silos that did not answer in time; return their names."""
+    def missed(self, node_ids: Iterable[int], why: str = LATE) -> str:
+        """Note silos that gave no answer, by default not in time; return their names."""
         nodes = sorted(node_ids)
         for node in nodes:
-            self._note(node, left_out="no answer in time")
+            self._note(node, left_out=why)
         return ", ".join(self.name(node) for node in nodes)
+
+    def why_missing(self, node_ids: Iterable[int]) -> str:
+        """Return why one of these silos gave no answer in the last exchange, with what helps; empty if all did."""
+        missing = [(node, self._current[node].left_out) for node in sorted(node_ids) if node in self._current]
+        for node, why in missing:
+            if why:
+                return f"{self.name(node)}: {why}{HELP.get(why, '')}"
+        return ""
 
     def row(self) -> dict[str, dict[str, Any]]:
         """Return what every silo did in the last exchange, by name."""

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
+from fedsynth.config import REAL_SILOS
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, train_domain_classifier
+from fedsynth.evaluation import FEATURE_SEED, train_domain_classifier
 from fedsynth.evaluation.feature_statistics import FeatureStatistics, checked, frechet_distance_of_statistics
-from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, HeldOutMeasures, hash_weights
+from fedsynth.evaluation.manifold import neighbour_radii
+from fedsynth.evaluation.networks.random_features import RANDOM_FEATURES, trusted_extractor
+from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, NEIGHBOURS, HeldOutMeasures, hash_weights
 from fedsynth.messages import (
     Answer,
     EvaluateAnswer,
@@ -34,11 +36,7 @@ logger = logging.getLogger("fedsynth")
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
-FEATURES_OF = "features of a classifier of the synthetic set"
-_CAVEAT = (
-    "The silos measured with a classifier that was trained on this synthetic set. Their Fréchet distance and coverage"
-    " cannot be compared with those of another set, and coverage is the higher the fewer real images a silo holds."
-)
+FEATURES_OF = "random features, the same in every run"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +46,16 @@ class SiloEvaluation:
     Attributes:
         names: all silos.
         synthetic: statistics of the synthetic features.
-        real: statistics of the real features by silo, around the same shift; without the silos that were left out.
+        real: statistics of the real features by silo; without the silos that were left out.
         held_out: measures on held-out images by silo; without the silos that were left out.
+        real_silos: whether they are no simulated ones, which add no noise.
     """
 
     names: tuple[str, ...]
     synthetic: FeatureStatistics
     real: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     held_out: Mapping[str, HeldOutMeasures] = field(default_factory=dict)
+    real_silos: bool = False
 
     def row(self) -> dict[str, Any]:
         """Return the columns of ``results.json``: overall, accuracy also of the worst and best silo, and by silo."""
@@ -79,7 +79,7 @@ class SiloEvaluation:
                 "lowest": min(accuracies),
                 "highest": max(accuracies),
             }
-            rows["silo-coverage"] = _columns(self._coverage, "higher", n, FEATURES_OF)
+            rows["silo-recall"] = _columns(self._recall, "higher", n, FEATURES_OF)
         return rows
 
     def report_columns(self, name: str) -> dict[str, float]:
@@ -87,36 +87,48 @@ class SiloEvaluation:
         if name not in self.held_out:
             return {}
         measures = self.held_out[name]
-        return {"accuracy on its held-out images": measures.accuracy, "coverage": measures.coverage}
+        return {"accuracy on its held-out images": measures.accuracy, "recall": measures.recall}
 
     @property
     def accuracy(self) -> float:
         """Share of all held-out images that the classifier of the synthetic set puts into their class."""
-        return sum(measures.accuracy * measures.n for measures in self.held_out.values()) / self._num_held_out
+        return sum(measures.right for measures in self.held_out.values()) / self._num_held_out
 
     @property
     def notes(self) -> list[str]:
         """Limits of these numbers: how far they go, and which silos they leave out."""
-        notes = [_CAVEAT] if self.real or self.held_out else []
-        for what, given in (("Fréchet distance", self.real), ("accuracy and coverage", self.held_out)):
+        notes = []
+        if any(part.noise for part in self.real.values()):
+            noise = FeatureStatistics.merged(list(self.real.values())).noise
+            notes.append(
+                f"Noise of standard deviation {noise:.2g} in every mean of the silos' features makes their Fréchet"
+                " distance larger: it compares with distances of equal noise only."
+            )
+        if self.held_out and self.real_silos:
+            notes.append(
+                "Each silo's counts of held-out images, and so its accuracy and recall, carry the noise that its policy"
+                " asks for (evaluation-epsilon): differences of a few images mean nothing."
+            )
+        for what, given in (("Fréchet distance", self.real), ("accuracy and recall", self.held_out)):
             if absent := [name for name in self.names if name not in given]:
                 notes.append(f"Not in the silos' {what}: {', '.join(absent)}; the log says why.")
         return notes
 
     @property
-    def _coverage(self) -> float:
-        return sum(measures.coverage * measures.n for measures in self.held_out.values()) / self._num_held_out
+    def _recall(self) -> float:
+        return sum(measures.inside for measures in self.held_out.values()) / self._num_held_out
 
     @property
     def _num_held_out(self) -> int:
         return sum(measures.n for measures in self.held_out.values())
 
     def _measures(self, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"images": self.real[name].n} if name in self.real else {}
+        row: dict[str, Any] = {}
+        if name in self.real:
+            row |= {"images": self.real[name].n, "noise": self.real[name].noise}
         if name in self.held_out:
             measures = self.held_out[name]
-            row |= {"held-out-images": measures.n, "accuracy": measures.accuracy, "coverage": measures.coverage}
-            row |= {"label-counts": measures.label_counts, "label-correct": measures.label_correct}
+            row |= {"held-out-images": measures.n, "accuracy": measures.accuracy, "recall": measures.recall}
         return row
 
 
@@ -127,8 +139,8 @@ def _columns(value: float, better: str, n: int, measured_in: str) -> dict[str, A
 def evaluate_at_silos(exchange: Exchange, task: Task, outcome: Outcome) -> SiloEvaluation | None:
     """Have every silo measure the synthetic set against its own real images.
 
-    Statistics of all its images for one Fréchet distance, accuracy and coverage of those it held out from training. A
-    silo that fails, has too few images or answers nonsense is left out, by name in the log.
+    Moments of all its images for one Fréchet distance, accuracy and recall of those it held out from training. A silo
+    that fails, does not answer such questions or answers nonsense is left out, by name in the log.
 
     Returns:
         None if every silo has a set of its own, or the measurement failed: the log says why.
@@ -150,42 +162,37 @@ def evaluate_at_silos(exchange: Exchange, task: Task, outcome: Outcome) -> SiloE
 
 
 class _Measurement:
-    """One classifier of the synthetic set and the two questions about it."""
+    """The two questions about a synthetic set."""
 
     def __init__(self, exchange: Exchange, task: Task, outcome: Outcome) -> None:
         self._exchange = exchange
         self._task = task
-        self._outcome = outcome
+        self._features = trusted_extractor(RANDOM_FEATURES).extract(outcome.images).features
+        self._synthetic = FeatureStatistics.of(self._features)
+        self._radii = neighbour_radii(self._features, NEIGHBOURS)
         # In a deployment the synthetic set is the only one that the server has.
         logger.info("training a classifier on the synthetic set")
-        classifier = self._train()
-        self._features = extract_features(classifier, outcome.images)
-        self._shift = self._features.mean(axis=0, dtype=np.float64)
-        self._synthetic = FeatureStatistics.of(self._features, self._shift)
+        num_classes = len(task.spec.classes)
+        classifier = train_domain_classifier(outcome.images, outcome.labels, num_classes, FEATURE_SEED)
         self._weights = classifier.state_dict()
-        self._hash = hash_weights(self._weights)
 
     def run(self) -> SiloEvaluation:
-        census = self._task.census
-        names = tuple(member.name for member in census)
-        # Never in half precision: sums of products would overflow, and nearest neighbours change.
-        about_statistics = StatisticsRequest(
-            weights=transport.encode_tensors(self._weights),
-            weights_hash=self._hash,
-            shift=torch.from_numpy(self._shift),
-            spec=self._task.spec,
-            min_statistics_samples=self._task.config.evaluation.min_statistics_samples,
-        )
+        spec = self._task.spec
+        about_statistics = StatisticsRequest(extractor=RANDOM_FEATURES, spec=spec)
         real = self._answers(about_statistics, self._statistics)
+        # Never in half precision: nearest neighbours would change.
         about_held_out = EvaluateRequest(
-            weights_hash=self._hash, features=torch.from_numpy(self._features), spec=self._task.spec
+            weights=transport.encode_tensors(self._weights),
+            weights_hash=hash_weights(self._weights),
+            extractor=RANDOM_FEATURES,
+            centres=torch.from_numpy(self._features),
+            radii=torch.from_numpy(self._radii),
+            spec=spec,
         )
         held_out = self._answers(about_held_out, self._held_out)
-        return SiloEvaluation(names, self._synthetic, real, held_out)
-
-    def _train(self) -> DomainClassifier:
-        images, labels = self._outcome.images, self._outcome.labels
-        return train_domain_classifier(images, labels, len(self._task.spec.classes), FEATURE_SEED)
+        names = tuple(member.name for member in self._task.census)
+        real_silos = self._task.config.data.dataset == REAL_SILOS
+        return SiloEvaluation(names, self._synthetic, real, held_out, real_silos)
 
     def _answers(self, request: Request[A], read: Callable[[A], T]) -> dict[str, T]:
         """Ask every silo, and return what ``read`` makes of the usable answers by silo, in the order of the census."""
@@ -201,20 +208,14 @@ class _Measurement:
 
     def _statistics(self, answer: StatisticsAnswer) -> FeatureStatistics:
         self._check_number(answer.num_examples)
-        assert answer.total is not None  # the reader asks for both
-        assert answer.products is not None
-        fewest = self._task.config.evaluation.min_statistics_samples
-        total, products = answer.total.numpy(), answer.products.numpy()
-        return checked(answer.num_examples, total, products, len(self._shift), fewest, self._shift)
+        mean, products = answer.mean.numpy(), answer.products.numpy()
+        return checked(answer.num_examples, mean, products, self._features.shape[1], answer.noise)
 
     def _held_out(self, answer: EvaluateAnswer) -> HeldOutMeasures:
-        n = answer.num_examples
-        self._check_number(n)
-        if n < MIN_HELD_OUT or answer.coverage is None:
-            raise MessageError(f"{n} images are too few, least number to hold out = {MIN_HELD_OUT}")
-        measures = HeldOutMeasures(answer.label_counts, answer.label_correct, answer.coverage)
-        measures.check(len(self._task.spec.classes), n)
-        return measures
+        self._check_number(answer.num_examples)
+        if answer.num_examples < MIN_HELD_OUT:
+            raise MessageError(f"{answer.num_examples} held-out images are too few to say anything about")
+        return HeldOutMeasures(answer.right_inside, answer.right_outside, answer.wrong_inside, answer.wrong_outside)
 
     def _check_number(self, n: int) -> None:
         most = self._task.config.exchange.max_silo_images

@@ -62,7 +62,7 @@ CHANGES = """
 --state-dir there --device cpu --num-rounds 8 --train-steps 50 --node-timeout 5 --reply-timeout 6.5 --min-replies 2
 --fast-replies true --evaluate false --evaluate-silos true --feature-extractor pixels --classifiers mlp
 --feature-extractor-weights-path weights.pth --classifier-seeds 1 --resnet-weights-path resnet.pth
---membership-inference false --min-statistics-samples 30
+--membership-inference false
 """
 
 

@@ -16,7 +16,7 @@ import clients.journal
 from clients.app import answering, app
 from clients.context import SiloContext
 from fedsynth.config import RunConfig
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
     REQUESTS,
     Answer,
@@ -34,6 +34,11 @@ from fedsynth.text import LONGEST_TEXT
     ("error", "said", "code"),
     [
         (UserError("no images"), "UserError: no images", ErrorCode.MOD_FAILED_PRECONDITION),
+        (
+            FilesError("jane-doe.png is torn", "1 image is torn"),
+            "1 image is torn",
+            ErrorCode.MOD_FAILED_PRECONDITION,
+        ),
         (OSError(28, "full"), "OSError: [Errno 28] full", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
         (KeyboardInterrupt(), "KeyboardInterrupt: ", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
     ],

@@ -10,7 +10,7 @@ import pytest
 from one_silo import SPEC, context_of
 
 from clients.context import LEAST_FREE_BYTES, SiloContext
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
 
@@ -79,6 +79,22 @@ def test_silo_describes_its_folder(image_folder: Path) -> None:
     assert silo_of({"image-size": 16}, data_path=path).describe().size == 16
     with pytest.raises(UserError, match="needs 'data-path' in the node config"):
         silo_of(partition_id=0).describe()
+
+
+def test_what_lies_in_the_folder_of_images_is_named_at_the_silo_only(image_folder: Path) -> None:
+    (image_folder / "odd" / "jane-doe.png").write_bytes(b"torn")
+    silo = silo_of(data_path=str(image_folder))
+    with pytest.raises(FilesError, match="jane") as of_a_file:
+        silo.images(SPEC)
+    (image_folder / b"jane-d\xe9".decode("utf-8", "surrogateescape")).mkdir()
+    with pytest.raises(FilesError, match="jane") as of_a_folder:
+        silo.describe()
+    for caught in (of_a_file, of_a_folder):
+        assert "jane" not in caught.value.elsewhere
+        assert str(image_folder) not in caught.value.elsewhere
+    for read in (silo.images, silo.released):
+        with pytest.raises(FilesError, match="jane"):
+            read(SPEC)
 
 
 def test_errors_of_a_full_disk_name_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

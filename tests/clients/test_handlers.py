@@ -29,7 +29,7 @@ from fedsynth.messages import PrepareAnswer, PrepareRequest, UploadRequest, tran
 CPU = torch.device("cpu")
 Trained = Callable[..., Node]
 
-BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock"}
+BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock", "released"}
 """What a real silo writes whatever it is asked."""
 
 

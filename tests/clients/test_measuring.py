@@ -1,32 +1,42 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from one_silo import SPEC, Node, policy_file, settings_of
+from class_folders import write_images
+from one_silo import SPEC, Node, policy_file, settings_of, simulated
 
 from clients.context import SiloContext
-from fedsynth.evaluation import DomainClassifier, extract_features
+from fedsynth.data import load_federation
+from fedsynth.evaluation import DomainClassifier
+from fedsynth.evaluation.feature_statistics import FeatureStatistics
+from fedsynth.evaluation.manifold import inside_balls
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
-from fedsynth.evaluation.silo_measures import coverage, hash_weights
-from fedsynth.messages import EvaluateRequest, MessageError, StatisticsRequest, transport
+from fedsynth.evaluation.networks.random_features import RandomFeatures
+from fedsynth.evaluation.silo_measures import hash_weights
+from fedsynth.messages import EvaluateRequest, StatisticsRequest, transport
 
-SHIFT = torch.linspace(-1, 1, 64, dtype=torch.float64)
-FEATURES = torch.randn((40, 64), generator=torch.Generator().manual_seed(2))
-
-
-def make_node(tmp_path: Path, image_folder: Path, holdout_fraction: float) -> Node:
-    # Statistics must travel in double precision whatever the other tensors do.
-    settings = settings_of(tmp_path, holdout_fraction=holdout_fraction, wire_dtype="float16")
-    return Node(settings, SPEC, data_path=str(image_folder), silo_name="clinic", policy_path=policy_file(tmp_path))
+Clinic = Callable[..., Node]
+CENTRES = RandomFeatures().extract(np.random.default_rng(2).integers(0, 256, (40, 8, 8, 1), np.uint8)).features
+RADII = np.full(40, 0.25)
 
 
 @pytest.fixture
-def clinic(tmp_path: Path, image_folder: Path) -> Node:
-    """Ten images, six of them held out."""
-    return make_node(tmp_path, image_folder, 0.6)
+def clinic(tmp_path: Path) -> Clinic:
+    """A function that returns the silo of 60 images, 24 of them held out; policy changes by field, settings by key."""
+    path = write_images(tmp_path / "clinic", {"even": 40, "odd": 20})
+
+    def silo(settings: dict[str, Any] | None = None, **policy: Any) -> Node:
+        # Moments must travel in double precision whatever the other tensors do.
+        given = settings_of(tmp_path, **{"holdout_fraction": 0.4, "wire_dtype": "float16", **(settings or {})})
+        own = {"data_path": str(path), "silo_name": "clinic", "state_path": str(tmp_path / "own")}
+        return Node(given, SPEC, **own, policy_path=policy_file(tmp_path, **policy))
+
+    return silo
 
 
 @pytest.fixture(scope="module")
@@ -36,70 +46,100 @@ def classifier() -> DomainClassifier:
         return DomainClassifier(1, 8, 2).eval()
 
 
-def statistics_request(
-    classifier: DomainClassifier, minimum: int = 5, stated: str | None = None, shift: torch.Tensor = SHIFT
-) -> StatisticsRequest:
+def about_held_out(classifier: DomainClassifier, **changes: Any) -> EvaluateRequest:
     weights = classifier.state_dict()
-    return StatisticsRequest(
-        weights=transport.encode_tensors(weights),
-        weights_hash=hash_weights(weights) if stated is None else stated,
-        shift=shift,
-        spec=SPEC,
-        min_statistics_samples=minimum,
-    )
+    given: dict[str, Any] = {
+        "weights": transport.encode_tensors(weights),
+        "weights_hash": hash_weights(weights),
+        "extractor": "random-features",
+        "centres": torch.from_numpy(CENTRES),
+        "radii": torch.from_numpy(RADII),
+        "spec": SPEC,
+    }
+    return EvaluateRequest(**{**given, **changes})
 
 
-def evaluate_request(classifier: DomainClassifier) -> EvaluateRequest:
-    return EvaluateRequest(weights_hash=hash_weights(classifier.state_dict()), features=FEATURES, spec=SPEC)
+ABOUT_ALL = StatisticsRequest(extractor="random-features", spec=SPEC)
 
 
-def test_sums_are_those_of_all_images_held_out_or_not(clinic: Node, classifier: DomainClassifier) -> None:
-    answer = clinic.ask(statistics_request(classifier))
-    silo = SiloContext(clinic.context).images(SPEC)
-    images = np.concatenate([silo.train.images, silo.holdout.images])
-    differences = extract_features(classifier, images).astype(np.float64) - SHIFT.numpy()
-    assert answer.total is not None
-    assert answer.products is not None
-    assert answer.total.numpy() == pytest.approx(sum(differences), rel=1e-6, abs=1e-6)
-    assert answer.products.numpy() == pytest.approx(sum(np.outer(d, d) for d in differences), rel=1e-6, abs=1e-6)
-    assert answer.num_examples == 10
+def test_moments_are_those_of_all_images_held_out_or_not(clinic: Clinic) -> None:
+    node = clinic()
+    answer, silo = node.ask(ABOUT_ALL), SiloContext(node.context).images(SPEC)
+    features = RandomFeatures().extract(np.concatenate([silo.train.images, silo.holdout.images])).features
+    expected = FeatureStatistics.of(features)
+    assert answer.mean.numpy() == pytest.approx(expected.mean, rel=1e-12)
+    assert answer.products.numpy() == pytest.approx(expected.products, rel=1e-12)
+    assert (answer.num_examples, answer.noise) == (60, 0)
 
 
-def test_measures_of_held_out_images_hold_no_array(clinic: Node, classifier: DomainClassifier) -> None:
-    # The classifier stays for the second question even where there are no statistics.
-    with pytest.raises(MessageError, match="10 images are too few"):
-        clinic.ask(statistics_request(classifier, 11))
-    request = evaluate_request(classifier)
-    answer = clinic.ask(request)
-    silo = SiloContext(clinic.context).images(SPEC)
-    held_out, train = silo.holdout, extract_features(classifier, silo.train.images)
+def test_a_simulated_silo_tells_the_same_and_keeps_nothing(tmp_path: Path) -> None:
+    node = simulated(tmp_path)
+    answer = node.ask(StatisticsRequest(extractor="random-features", spec=node.spec))
+    silo = load_federation(node.config).silo(1, node.config)
+    assert answer.num_examples == len(silo.train) + len(silo.holdout) == 39
+    assert not list(tmp_path.rglob("released"))
+
+
+def test_noise_is_that_of_the_policy_and_drawn_once(clinic: Clinic) -> None:
+    exact = clinic().ask(ABOUT_ALL)
+    kept = clinic(statistics_epsilon=2.0).ask(ABOUT_ALL)
+    assert torch.equal(kept.mean, exact.mean), "told before the policy asked for noise"
+
+
+def test_noisy_moments_are_told_again_to_every_run(clinic: Clinic) -> None:
+    noisy = clinic(statistics_epsilon=2.0, count_noise=1.0).ask(ABOUT_ALL)
+    settings = {"seed": 7, "holdout_fraction": 0.2, "skip_bad_images": True, "dataset": "imagefolder"}
+    again = clinic(settings, statistics_epsilon=9.0).ask(ABOUT_ALL)
+    assert torch.equal(noisy.mean, again.mean)
+    assert torch.equal(noisy.products, again.products)
+    # 2.0 with δ = 1e-5: a standard deviation of 3.5 of 60 images.
+    assert noisy.noise == again.noise == pytest.approx(3.5 / 60, rel=0.4)
+    silo = SiloContext(clinic().context).images(SPEC)
+    features = RandomFeatures().extract(np.concatenate([silo.train.images, silo.holdout.images])).features
+    off = noisy.mean.numpy() - FeatureStatistics.of(features).mean
+    assert 0.5 * noisy.noise < off.std() < 2 * noisy.noise
+
+
+def test_measures_of_held_out_images_hold_no_array(clinic: Clinic, classifier: DomainClassifier) -> None:
+    node = clinic()
+    message = node.send(about_held_out(classifier))
+    answer = about_held_out(classifier).reader()(message)
+    held_out = SiloContext(node.context).images(SPEC).holdout
     right = predict_labels(classifier, held_out.images) == held_out.labels
-    assert answer.num_examples == 6
-    assert answer.label_counts == tuple(sum(held_out.labels == c) for c in (0, 1))
-    assert answer.label_correct == tuple(sum(right & (held_out.labels == c)) for c in (0, 1))
-    assert answer.coverage == coverage(extract_features(classifier, held_out.images), train, FEATURES.numpy())
-    assert not transport.array_names(clinic.send(request))
-
-
-def test_too_few_images_give_their_count_alone(
-    tmp_path: Path, image_folder: Path, classifier: DomainClassifier
-) -> None:
-    node = make_node(tmp_path, image_folder, 0.4)
-    message = node.send(statistics_request(classifier, 11))
-    assert message.content.metric_records["metrics"]["num-examples"] == 10
+    inside = inside_balls(RandomFeatures().extract(held_out.images).features, CENTRES, RADII)
+    assert answer.num_examples == 24
+    assert (answer.right_inside, answer.right_outside) == (sum(right & inside), sum(right & ~inside))
+    assert (answer.wrong_inside, answer.wrong_outside) == (sum(~right & inside), sum(~right & ~inside))
     assert not transport.array_names(message)
-    answer = node.ask(evaluate_request(classifier))
-    assert (answer.num_examples, answer.label_counts, answer.label_correct, answer.coverage) == (4, (), (), None)
 
 
-def test_questions_that_cannot_be_answered_are_refused(clinic: Node, classifier: DomainClassifier) -> None:
-    assert "clinic: UserError: this silo has no classifier" in clinic.refusal(evaluate_request(classifier))
-    refused = clinic.refusal(statistics_request(classifier, stated="0" * 64))
-    assert refused.startswith("clinic: UserError: weights-hash")
-    torch.manual_seed(6)
-    assert "clinic: UserError: weights-hash" in clinic.refusal(evaluate_request(DomainClassifier(1, 8, 2)))
-    short = torch.zeros(3, dtype=torch.float64)
-    assert "shift: expected 64" in clinic.refusal(statistics_request(classifier, shift=short))
-    broken = DomainClassifier(1, 8, 2)
-    torch.nn.init.constant_(broken.body[0][0].weight, torch.nan)
-    assert "NaN" in clinic.refusal(statistics_request(broken))
+def test_counts_of_held_out_images_are_noisy_and_asked_twice_the_same(
+    clinic: Clinic, classifier: DomainClassifier
+) -> None:
+    node = clinic(evaluation_epsilon=0.05)
+    found = [vars(node.ask(about_held_out(classifier))) for _ in range(3)]
+    cells = ("right_inside", "right_outside", "wrong_inside", "wrong_outside")
+    assert len({tuple(answer[cell] for cell in cells) for answer in found}) == 1
+    # Noise of scale 40 on cells of 24 in all.
+    assert sum(found[0][cell] for cell in cells) == found[0]["num_examples"] != 24
+
+
+def test_questions_beyond_the_policy_are_refused_by_its_line(clinic: Clinic, classifier: DomainClassifier) -> None:
+    for node in (clinic(least_images=61),):
+        for request in (ABOUT_ALL, about_held_out(classifier)):
+            said = "line 'least-images = 61': there are fewer images here"
+            assert said in node.refusal(request)
+    assert "line 'extractors = []'" in clinic(extractors=()).refusal(ABOUT_ALL)
+    for request in (StatisticsRequest(extractor="pixels", spec=SPEC), about_held_out(classifier, extractor="pixels")):
+        assert "'extractors = [\"random-features\"]': features of 'pixels'" in clinic().refusal(request)
+    known = clinic(extractors=("pixels",)).refusal(StatisticsRequest(extractor="pixels", spec=SPEC))
+    assert "unknown extractor 'pixels'" in known
+    assert "statistics" in clinic(answers=("describe",)).refusal(ABOUT_ALL)
+
+
+def test_questions_that_cannot_be_answered_are_refused(clinic: Clinic, classifier: DomainClassifier) -> None:
+    assert "weights-hash" in clinic().refusal(about_held_out(classifier, weights_hash="0" * 64))
+    few = clinic({"holdout_fraction": 0.05})
+    assert "fewer than 5 images are held out" in few.refusal(about_held_out(classifier))
+    wide = about_held_out(classifier, centres=torch.zeros(40, 33))
+    assert "33-dimensional" in clinic().refusal(wide)

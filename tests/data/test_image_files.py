@@ -239,7 +239,13 @@ def test_headers_are_read_as_the_files_are(tmp_path: Path) -> None:
             True,
         ),
         "DICOM": (dicom(twelve), True, True),
-        "DICOM in colour": (dicom(np.zeros((3, 5, 3), np.uint8), "RGB"), False, True),
+        "DICOM of 8 bits": (dicom(twelve.astype(np.uint8)), True, False),
+        "DICOM of 8 bits rescaled": (
+            dicom(twelve.astype(np.uint8), RescaleSlope="2", RescaleIntercept="0"),
+            True,
+            True,
+        ),
+        "DICOM in colour": (dicom(np.zeros((3, 5, 3), np.uint8), "RGB"), False, False),
     }
     for data, grey, deep in headers.values():
         header = read_header(written(tmp_path, "x", data))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fedsynth.data.pixels import conform, decode_files, to_pixels
 from fedsynth.data.value_range import FULL_RANGE, ValueRange
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 
 GREY = np.array([[0, 10], [200, 255]], np.uint8)
 COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]]], np.uint8)
@@ -217,6 +217,8 @@ def test_bad_files_are_named_up_to_ten(tmp_path: Path) -> None:
     ) as caught:
         decode_files(paths, 4, 1, skip_bad_images=False)
     assert "bad10.png" not in str(caught.value)
+    assert isinstance(caught.value, FilesError)
+    assert caught.value.elsewhere.startswith("13 images cannot be read: the silo's log says which")
 
 
 def test_bad_files_are_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

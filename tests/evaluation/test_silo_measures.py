@@ -1,121 +1,82 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from fedsynth.data import LabelledImages
 from fedsynth.errors import UserError
 from fedsynth.evaluation import DomainClassifier, extract_features, precision_recall_density_coverage
+from fedsynth.evaluation.manifold import inside_balls, neighbour_radii
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
-from fedsynth.evaluation.silo_measures import (
-    HeldOutMeasures,
-    coverage,
-    hash_weights,
-    load_classifier,
-    measure_held_out,
-    real_statistics,
-)
+from fedsynth.evaluation.networks.random_features import RandomFeatures
+from fedsynth.evaluation.silo_measures import Balls, hash_weights, load_classifier, measure_held_out
 from fedsynth.spec import ImageSpec
 
 DIGITS = ImageSpec(1, 8, tuple("0123456789"))
-# A network's last digits change with the batch that an image is in.
-SAME_FEATURES = 1e-6
-
-
-def coverage_by_hand(held_out: np.ndarray, train: np.ndarray, synthetic: np.ndarray, k: int) -> float:
-    """Naeem et al. 2020, one held-out sample after another."""
-    real, covered = [*held_out, *train], 0
-    for i, point in enumerate(held_out):
-        others = sorted(math.dist(point, other) for j, other in enumerate(real) if j != i)
-        covered += min(math.dist(point, sample) for sample in synthetic) <= others[k - 1]
-    return covered / len(held_out)
-
-
-@pytest.mark.parametrize(("n", "others", "m", "k"), [(30, 0, 20, 1), (30, 90, 40, 5), (300, 7, 25, 3)])
-def test_coverage_is_what_the_paper_says(n: int, others: int, m: int, k: int) -> None:
-    rng = np.random.default_rng(n)
-    held_out, train, synthetic = (rng.normal(size=(size, 4)) for size in (n, others, m))
-    synthetic += 1.5
-    expected = coverage_by_hand(held_out, train, synthetic, k)
-    assert coverage(held_out, train, synthetic, k) == expected
-    assert coverage(held_out[::-1], rng.permutation(train), rng.permutation(synthetic), k) == expected
-    assert 0 < expected < 1
-    if not others:
-        assert precision_recall_density_coverage(held_out, synthetic, k)["coverage"] == expected
-
-
-NONE = np.empty((0, 2))
-
-
-def test_border_of_a_ball_belongs_to_it() -> None:
-    real = np.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
-    assert coverage(real, NONE, np.array([[-1.0, 0.0], [99.0, 0.0]]), k=1) == 1 / 3
-    assert coverage(real, NONE, np.array([[-1.0 - 1e-9, 0.0], [99.0, 0.0]]), k=1) == 0
-    assert coverage(real, NONE, real, k=1) == 1
-
-
-def test_training_samples_narrow_the_balls_and_have_none_of_their_own() -> None:
-    held_out, synthetic = np.array([[0.0, 0.0], [4.0, 0.0]]), np.array([[2.0, 0.0], [2.0, 9.0]])
-    assert coverage(held_out, NONE, synthetic, k=1) == 1
-    assert coverage(held_out, np.array([[1.0, 0.0]]), synthetic, k=1) == 1 / 2
-    assert coverage(held_out, np.array([[1.0, 0.0], [5.0, 0.0]]), synthetic, k=1) == 0
-
-
-@pytest.mark.parametrize("k", [0, 6])
-def test_coverage_needs_k_other_samples(k: int) -> None:
-    with pytest.raises(UserError, match=f"k = {k}: allowed is 1 to 5"):
-        coverage(np.eye(6)[:4], np.eye(6)[4:], np.eye(6), k)
-
-
-def test_statistics_are_those_of_all_parts_together(digits, classifier: DomainClassifier) -> None:
-    images = digits.test_images[:90]
-    shift = np.linspace(-1, 1, 64)
-    statistics = real_statistics(classifier, (images[:70], images[:0], images[70:]), shift)
-    differences = extract_features(classifier, images).astype(np.float64) - shift
-    assert statistics.n == 90
-    assert statistics.total == pytest.approx(sum(differences), rel=SAME_FEATURES, abs=1e-5)
-    assert statistics.products == pytest.approx(sum(np.outer(d, d) for d in differences), rel=SAME_FEATURES, abs=1e-5)
 
 
 def test_measures_of_held_out_images_by_hand(digits, classifier: DomainClassifier) -> None:
     labels = digits.test_labels[:60].copy()
     labels[:9] = (labels[:9] + 1) % 9
-    held_out = LabelledImages(digits.test_images[:60], labels, DIGITS.classes)
-    train = LabelledImages(digits.train_images[100:200], digits.train_labels[100:200], DIGITS.classes)
-    synthetic = extract_features(classifier, digits.train_images[:100])
-    measures = measure_held_out(classifier, held_out.images, labels, train.images, synthetic, 10)
-    predicted = predict_labels(classifier, held_out.images)
-    assert measures.label_counts == tuple(sum(labels == c) for c in range(10))
-    assert measures.label_correct == tuple(sum((labels == c) & (predicted == c)) for c in range(10))
-    assert measures.n == 60
-    assert measures.accuracy == np.mean(predicted == labels) < 0.9
-    real = [extract_features(classifier, part.images) for part in (held_out, train)]
-    assert measures.coverage == coverage_by_hand(real[0], real[1], synthetic, 5)
-    assert 0.5 < measures.coverage < 1
-    measures.check(10, 60)
+    network, images = RandomFeatures(), digits.test_images[:60]
+    real, synthetic = (network.extract(part).features for part in (images, digits.train_images[:100]))
+    manifold = Balls(synthetic, neighbour_radii(synthetic, 5))
+    measures = measure_held_out(classifier, network, images, labels, manifold)
+    distances = np.linalg.norm(synthetic[:, None].astype(float) - synthetic, axis=2)
+    radii = np.sort(distances, axis=1)[:, 5]
+    inside = (np.linalg.norm(real[:, None].astype(float) - synthetic, axis=2) <= radii).any(axis=1)
+    right = predict_labels(classifier, images) == labels
+    assert measures.right_inside == sum(right & inside)
+    assert measures.right_outside == sum(right & ~inside)
+    assert measures.wrong_inside == sum(~right & inside)
+    assert measures.wrong_outside == sum(~right & ~inside)
+    assert (measures.n, measures.accuracy, measures.recall) == (60, right.mean(), inside.mean())
+    assert 0.5 < measures.recall < 1
+    assert measures.accuracy < 0.9
+    assert measures.recall == precision_recall_density_coverage(real, synthetic, 5)["recall"]
 
 
-GOOD = HeldOutMeasures((4, 3, 0), (4, 1, 0), 0.5)
+def test_another_image_in_the_place_of_one_moves_one_image_between_cells(digits, classifier: DomainClassifier) -> None:
+    """What the noise is scaled by, whatever balls the server sends."""
+    network, rng = RandomFeatures(), np.random.default_rng(0)
+    images, labels = digits.test_images[:12].copy(), digits.test_labels[:12]
+    manifold = Balls(network.extract(digits.train_images[:50]).features, rng.uniform(0, 0.3, 50))
+
+    def cells() -> np.ndarray:
+        measures = measure_held_out(classifier, network, images, labels, manifold)
+        return np.array(list(vars(measures).values()))
+
+    moved = []
+    for row in range(12):
+        before, kept = cells(), images[row].copy()
+        images[row] = rng.integers(0, 256, images[row].shape)
+        moved.append(np.abs(cells() - before).sum())
+        images[row] = kept
+    assert max(moved) == 2
+    assert cells().sum() == 12
 
 
-@pytest.mark.parametrize(
-    ("answer", "num_classes", "n"),
-    [
-        (GOOD, 4, 7),
-        (HeldOutMeasures((4, 3, 0), (4, 1), 0.5), 3, 7),
-        (HeldOutMeasures((4, 3, 0), (4, 4, 0), 0.5), 3, 7),
-        (HeldOutMeasures((8, -1, 0), (4, -1, 0), 0.5), 3, 7),
-        (HeldOutMeasures((4, 3, 0), (4, 1, 0), math.nan), 3, 7),
-        (HeldOutMeasures((4, 3, 0), (4, 1, 0), 1.01), 3, 7),
-    ],
-)
-def test_measures_that_no_images_have_are_refused(answer: HeldOutMeasures, num_classes: int, n: int) -> None:
-    GOOD.check(3, 7)
-    with pytest.raises(ValueError, match=r"classes|classified|coverage"):
-        answer.check(num_classes, n)
+@pytest.mark.parametrize(("n", "m", "k"), [(30, 20, 1), (130, 40, 5)])
+def test_recall_is_what_the_paper_says(n: int, m: int, k: int) -> None:
+    rng = np.random.default_rng(n)
+    real, synthetic = rng.normal(size=(n, 4)), rng.normal(size=(m, 4)) + 1
+    share = inside_balls(real, synthetic, neighbour_radii(synthetic, k)).mean()
+    assert share == precision_recall_density_coverage(real, synthetic, k)["recall"]
+    assert 0 < share < 1
+
+
+def test_border_of_a_ball_belongs_to_it() -> None:
+    centres = np.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    radii = neighbour_radii(centres, 1)
+    assert radii == pytest.approx([1, 1, 2])
+    points = np.array([[-1.0, 0.0], [5.0, 0.0], [-1.0 - 1e-9, 0.0], [5.1, 0.0]])
+    assert inside_balls(points, centres, radii).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_balls_need_k_other_samples(k: int) -> None:
+    with pytest.raises(UserError, match=f"k = {k}: allowed is 1 to 5"):
+        neighbour_radii(np.eye(6), k)
 
 
 def test_classifier_arrives_as_it_was_and_draws_no_random_number(digits, classifier: DomainClassifier) -> None:

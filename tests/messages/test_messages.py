@@ -93,9 +93,7 @@ def test_optional_fields_may_be_absent(name: str) -> None:
         ("prepare", {"steps": None}, "steps is missing"),
         ("epsilon", {"epsilon": torch.zeros(3, 3, 8, 8)}, "shape (3, 3, 8, 8), not (4, 3, 8, 8)"),
         ("sample", {"images": torch.zeros(2, 8, 8, 1, dtype=torch.uint8)}, "shape (2, 8, 8, 1), not (2, 8, 8, 3)"),
-        ("statistics", {"weights_hash": "0" * 64}, "weights-hash: measured with another classifier"),
-        ("statistics", {"num_examples": 4}, "4 images are too few, min-statistics-samples = 5"),
-        ("statistics", {"total": None, "products": None}, "total and products are missing"),
+        ("statistics", {"extractor": "pixels"}, "extractor: measured with another network"),
         ("evaluate", {"weights_hash": "0" * 64}, "weights-hash: measured with another classifier"),
     ],
 )
@@ -121,9 +119,9 @@ def test_silo_that_is_not_asked_to_train_need_not_tell_of_it() -> None:
         ("epsilon, several timesteps request", {"timesteps": torch.arange(2)}, "3 samples with 2 timesteps"),
         ("sample request", {"numbers": torch.arange(3)}, "2 labels with 3 numbers"),
         ("sample request", {"labels": torch.tensor([0, 2])}, "label 2 with 2 classes"),
-        ("statistics answer", {"total": None}, "total and products must come together"),
-        ("statistics answer", {"products": None}, "total and products must come together"),
-        ("statistics answer", {"products": torch.zeros(3, 2, dtype=torch.float64)}, "shape (3, 2) beside 3 totals"),
+        ("statistics answer", {"products": torch.zeros(3, 2, dtype=torch.float64)}, "shape (3, 2) beside a mean of 3"),
+        ("evaluate request", {"radii": torch.zeros(5, dtype=torch.float64)}, "6 centres with 5 radii"),
+        ("evaluate answer", {"wrong_outside": 3}, "num-examples = 9, but the cells hold 10"),
     ],
 )
 def test_fields_that_do_not_go_together(name: str, changes: dict[str, Any], said: str) -> None:

@@ -22,3 +22,8 @@ def test_plain_values_and_rows_may_be_mixed() -> None:
 
 def test_no_rows_make_no_table() -> None:
     assert terminal_table({}) == ""
+
+
+def test_what_a_terminal_would_obey_is_seen_as_its_escape() -> None:
+    (line,) = terminal_table({"\x1b[2J": "a\nb"}).splitlines()
+    assert line == r"\x1b[2J  a\nb"

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from fedsynth.config import RunConfig
 from fedsynth.config.keys import kebab
 from fedsynth.errors import UserError
-from fedsynth.policy import POLICY_FILE, PolicyError, SiloPolicy, document, read_policy
+from fedsynth.policy import POLICY_FILE, PolicyError, SiloPolicy, document, plan_of, read_policy, refusals
+from fedsynth.spec import ImageSpec
 
 
 @pytest.fixture
@@ -35,9 +37,10 @@ def test_the_default_answers_no_sums_over_real_images_and_has_ceilings() -> None
 
 
 def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
-    # As Windows' editor saves it.
-    file.write_bytes(b"\xef\xbb\xbf" + b"noise-queries-per-run = 10\n")
-    assert read_policy(file) == SiloPolicy(noise_queries_per_run=10)
+    # As Windows' editor saves it, and as PowerShell writes it.
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("noise-queries-per-run = 10\n".encode(encoding))
+        assert read_policy(file) == SiloPolicy(noise_queries_per_run=10)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +94,12 @@ def test_the_server_is_told_all_but_the_programs() -> None:
 def test_what_a_silo_tells_of_its_policy_is_checked(told: Any) -> None:
     with pytest.raises(UserError):
         SiloPolicy.from_public(told)
+
+
+def test_a_run_that_acts_on_losses_is_refused_where_they_are_not_told() -> None:
+    spec = ImageSpec(1, 8, ("a", "b"))
+    for strategy, needed in (("fedddpm-plus", True), ("fedddpm", False), ("fedavg", False)):
+        plan = plan_of(RunConfig.from_run_config({"strategy": strategy}), spec)
+        lines = [refusal.line for refusal in refusals(SiloPolicy(), plan)]
+        assert ("tell-train-loss = false" in lines) is needed
+        assert not refusals(SiloPolicy.unlimited(), plan)

@@ -61,6 +61,16 @@ class LinkFolder:
         return self.path / "flwr"
 
     @property
+    def front(self) -> Path:
+        """Configuration of the nginx before the SuperLink, where there is one."""
+        return self.path / "nginx.conf"
+
+    @property
+    def front_work(self) -> Path:
+        """Where that nginx keeps its logs and bodies that have not arrived in full."""
+        return self.path / "nginx"
+
+    @property
     def silo_names(self) -> SiloNames:
         """Which name belongs to which key."""
         return SiloNames(self.path / "silo-names.json")
@@ -90,11 +100,15 @@ class LinkSettings:
 
     Attributes:
         hosts: names and addresses that the server certificate vouches for; the first is told to silos.
-        port: of the SuperLink.
+        port: that silos connect to.
+        front: ``"nginx"`` where that stands before the SuperLink; empty where silos reach the SuperLink itself.
+        superlink_port: of the SuperLink, on this machine alone, behind a front.
     """
 
     hosts: list[str]
     port: int
+    front: str = ""
+    superlink_port: int = 0
 
     def write(self, folder: LinkFolder) -> None:
         """Write ``link.json``."""
@@ -107,7 +121,9 @@ class LinkSettings:
 
     @property
     def local_address(self) -> str:
-        """Where commands on the same machine find it."""
+        """Where commands on the same machine find it: behind a front, which would refuse them."""
+        if self.front:
+            return join_address("127.0.0.1", self.superlink_port)
         local = [host for host in self.hosts if host in ("127.0.0.1", "localhost", "::1")]
         return join_address(local[0] if local else self.hosts[0], self.port)
 

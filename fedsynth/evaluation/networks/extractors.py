@@ -109,7 +109,7 @@ class PixelExtractor(Extractor):
     """
 
     def __init__(self, image_shape: tuple[int, ...]) -> None:
-        super().__init__(PIXELS, int(np.prod(image_shape)), _digest(PIXELS, str(tuple(image_shape))))
+        super().__init__(PIXELS, int(np.prod(image_shape)), digest(PIXELS, str(tuple(image_shape))))
         self._image_shape = tuple(image_shape)
 
     def _outputs(self, images: Images) -> Outputs:
@@ -121,7 +121,7 @@ class ClassifierExtractor(Extractor):
     """The last hidden layer and the logits of a :class:`DomainClassifier`, on whatever device it is."""
 
     def __init__(self, model: DomainClassifier) -> None:
-        super().__init__(FEATURE_SPACE, FEATURE_DIMENSION, _digest(FEATURE_SPACE, weights=model.state_dict()))
+        super().__init__(FEATURE_SPACE, FEATURE_DIMENSION, digest(FEATURE_SPACE, weights=model.state_dict()))
         self._model = model
 
     def _outputs(self, images: Images) -> Outputs:
@@ -179,7 +179,7 @@ class TorchFidelityExtractor(Extractor):
         self._device = torch.device(device)
         self._model = _load(name, weights_path).to(self._device)
         releases = [version(package) for package in ("torch-fidelity", "torch")]
-        super().__init__(name, self._network.dimension, _digest(name, *releases, weights=self._model.state_dict()))
+        super().__init__(name, self._network.dimension, digest(name, *releases, weights=self._model.state_dict()))
 
     def _outputs(self, images: Images) -> Outputs:
         colour = np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
@@ -287,9 +287,10 @@ def _remedy(name: str) -> str:
     return f"{_NETWORKS[name].weights_from}, or set feature-extractor = {FEATURE_SPACE}, which needs none"
 
 
-def _digest(*words: str, weights: Mapping[str, torch.Tensor] | None = None) -> str:
-    digest = hashlib.sha256(repr(words).encode())
+def digest(*words: str, weights: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Return the SHA-256 (hex) of words and, in their order, of a network's weights."""
+    content = hashlib.sha256(repr(words).encode())
     for name, tensor in (weights or {}).items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1).view(np.uint8).data)
+    return content.hexdigest()

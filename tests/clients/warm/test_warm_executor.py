@@ -20,6 +20,7 @@ from clients.warm import flower_internals, warm_executor
 from clients.warm.flower_internals import Job
 from clients.warm.warm_executor import Executor
 from fedsynth import flower_version
+from fedsynth.audit import read_audit
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
@@ -38,6 +39,7 @@ class FakeRuntime:
         self.replies: list[tuple[Message, str]] = []
         self.held: list[str] = []
         self.whenever_idle: Callable[[], None] = lambda: None
+        self.node_config: dict[str, str] = {}
         self.broken_pulls = self.broken_pushes = 0
 
     def acquire(self) -> Job | None:
@@ -58,7 +60,9 @@ class FakeRuntime:
             self.broken_pulls -= 1
             raise RuntimeError("no message")
         message = Message(RecordDict({"config": ConfigRecord({"word": word})}), dst_node_id=1, message_type="query.say")
-        context = Context(run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        context = Context(
+            run_id=run_id, node_id=1, node_config=dict(self.node_config), state=RecordDict(), run_config={}
+        )
         # Flower's own hash is what the SuperLink says it is: only the content can be trusted.
         return message, context, Run.create_empty(run_id), Fab(digest(FIRST), content, {})
 
@@ -200,6 +204,26 @@ def test_only_allowed_bundles_run(silo: Callable[..., Silo], caplog: pytest.LogC
     ]
     assert here.loaded == [FIRST]
     assert here.restarts == []
+
+
+def test_a_refused_bundle_is_in_the_silo_s_audit(
+    silo: Callable[..., Silo], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = silo((7, SECOND, "a"), (7, FIRST, "b"), allowed=(FIRST,))
+    here.runtime.node_config = {"data-path": "images", "silo-name": "north", "state-path": str(tmp_path)}
+    here.executor.serve()
+    with (tmp_path / "north" / "audit.jsonl").open("rb") as file:
+        report = read_audit(file)
+    assert report.problems == []
+    said = f"RefusedBundleError: run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
+    assert report.runs["7"].refused == {said: 1}
+
+    (tmp_path / "file").touch()
+    here = silo((7, SECOND, "a"), allowed=(FIRST,))
+    here.runtime.node_config = {"data-path": "images", "silo-name": "north", "state-path": str(tmp_path / "file")}
+    here.executor.serve()
+    assert here.runtime.words == [f"error {ErrorCode.INVALID_FAB}"]
+    assert "not in the audit: UserError: state folder" in caplog.text
 
 
 def test_a_signal_interrupts_the_app_and_ends_the_executor(silo: Callable[..., Silo]) -> None:

@@ -76,6 +76,27 @@ def test_upload_that_cannot_be_used_is_left_out_with_its_share(
     assert torch.equal(rest["labels"], whole["labels"][kept])
 
 
+def with_weights(size: float) -> Tamper:
+    """All weights of silo-1's upload have one size, so that it draws what is no number."""
+
+    def tamper(replies: list[Message]) -> list[Message]:
+        for reply in replies:
+            if sender_of(reply).partition == 1 and reply.metadata.message_type == UploadRequest.kind:
+                weights = transport.decode_tensors(transport.array_record(reply, "arrays"))
+                filled = {name: torch.full_like(value, size) for name, value in weights.items()}
+                reply.content["arrays"] = transport.encode_tensors(filled)
+        return replies
+
+    return tamper
+
+
+def test_upload_that_draws_no_images_is_left_out(silos: TinySilos, caplog: pytest.LogCaptureFixture) -> None:
+    task, exchange, strategy = silos.meet(with_weights(9e5))
+    strategy.begin(task, exchange)
+    assert "images drawn from the model are not finite: its training has diverged" in caplog.text
+    assert len(strategy.state_dict()["auxiliary"]["labels"]) == AUX_SAMPLES - _share(task, 1)
+
+
 def test_half_of_the_uploads_are_enough_unless_told_otherwise(silos: TinySilos) -> None:
     task, exchange, strategy = silos.meet(not_finite(0, 1))
     with pytest.raises(RunError, match=r"1 usable answers, 2 needed: silo-\d: layer conv_out\.bias is not finite"):

@@ -108,3 +108,9 @@ def test_plus_corrects_when_learning_is_slow_also_across_a_stop(
         assert all(torch.equal(found[name], averaged[name]) for name in found) is not due
         weights = found
     assert costs.row()["server-steps"] == SERVER_STEPS * len(corrected)
+
+
+def test_plus_without_losses_says_what_it_needs(silos: TinySilos) -> None:
+    _, strategy, arrays = silos.begin(**PLUS)
+    with pytest.raises(RunError, match="no silo tells its loss: have them set tell-train-loss = true"):
+        strategy.refine(1, arrays, MetricRecord())

@@ -84,7 +84,12 @@ def test_bad_answers_are_left_out_by_silo_and_reason(caplog: pytest.LogCaptureFi
     [
         ({0: too_short, 2: too_short}, QUESTIONS, 2, r"1 usable answers, 2 needed: silo-[02]: answer has shape"),
         ({1: failing("gone")}, SEVERAL, 2, "1 usable answers, 2 needed: silo-1: gone"),
-        (dict.fromkeys(range(3), lambda message: None), QUESTIONS, 1, "0 usable .*: no answer in time; see reply-time"),
+        (
+            dict.fromkeys(range(3), lambda message: None),
+            QUESTIONS,
+            1,
+            "0 usable .*: node-48: no answer in time; see reply-time",
+        ),
     ],
 )
 def test_too_few_say_the_first_reason_after_all_were_seen(
@@ -94,6 +99,18 @@ def test_too_few_say_the_first_reason_after_all_were_seen(
     with pytest.raises(RunError, match=said):
         seen.extend(ask(exchange_with(spoil), questions, CENSUS, needed=needed, timeout=0.1))
     assert len(seen) == sum(k not in spoil for k, _ in questions)
+
+
+def test_a_message_that_could_not_be_sent_is_not_said_to_be_late() -> None:
+    class RefusingGrid(StubGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            return [None for _ in messages]  # type: ignore[misc]
+
+    exchange = Exchange(RefusingGrid([]), 5.0)
+    with pytest.raises(
+        RunError, match=r"0 usable answers, 1 needed: node-48: the message could not be sent; see the Su"
+    ):
+        list(ask(exchange, QUESTIONS, CENSUS, needed=1))
 
 
 def test_the_asker_may_refuse_what_it_alone_can_judge_and_need_nobody(caplog: pytest.LogCaptureFixture) -> None:

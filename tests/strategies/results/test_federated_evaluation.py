@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,9 +26,10 @@ import strategies.results.federated_evaluation
 from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo, load_federation
-from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, extract_features, frechet_distance
+from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, frechet_distance
 from fedsynth.evaluation import train_domain_classifier as train_fully
 from fedsynth.evaluation.networks.domain_classifier import predict_labels
+from fedsynth.evaluation.networks.random_features import RandomFeatures
 from fedsynth.messages import transport
 from strategies.base import Outcome, Task
 from strategies.conversation.meeting import take_census
@@ -81,9 +81,9 @@ def union(silos: Iterable[Silo]) -> np.ndarray:
     return np.concatenate([part.images for silo in silos for part in (silo.train, silo.holdout)])
 
 
-def central_distance(silos: Iterable[Silo], run: Run, classifier: DomainClassifier) -> float:
+def central_distance(silos: Iterable[Silo], run: Run) -> float:
     """Fréchet distance of the synthetic set to the images of some silos in one place."""
-    real, synthetic = (extract_features(classifier, images) for images in (union(silos), run.outcome.images))
+    real, synthetic = (RandomFeatures().extract(images).features for images in (union(silos), run.outcome.images))
     return frechet_distance(real, synthetic)
 
 
@@ -113,55 +113,52 @@ def info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fedsynth")
 
 
-def test_distance_is_that_of_all_images_in_one_place(
-    done: SiloEvaluation, run: Run, classifier: DomainClassifier
-) -> None:
+def test_distance_is_that_of_all_images_in_one_place(done: SiloEvaluation, run: Run) -> None:
     assert [done.real[name].n for name in NAMES] == SIZES
-    assert done.row()["silo-frechet-distance"] == pytest.approx(central_distance(run.silos, run, classifier), rel=1e-6)
+    assert done.row()["silo-frechet-distance"] == pytest.approx(central_distance(run.silos, run), rel=1e-6)
     assert done.table()["silo-frechet-distance"]["N"] == sum(SIZES) == len(union(run.silos))
 
 
-def test_accuracy_and_coverage_are_those_of_the_held_out_images(
+def test_accuracy_and_recall_are_those_of_the_held_out_images(
     done: SiloEvaluation, run: Run, classifier: DomainClassifier
 ) -> None:
-    synthetic = extract_features(classifier, run.outcome.images).astype(np.float64)
-    right, covered = [], []
+    network = RandomFeatures()
+    synthetic = network.extract(run.outcome.images).features.astype(np.float64)
+    radii = np.sort(np.linalg.norm(synthetic[:, None] - synthetic, axis=2), axis=1)[:, 5]
+    right, inside = [], []
     for silo, measures in zip(run.silos, done.held_out.values(), strict=True):
-        held_out, train = (extract_features(classifier, of.images) for of in (silo.holdout, silo.train))
-        real = np.concatenate([held_out, train]).astype(np.float64)
-        radii = np.sort(np.linalg.norm(real[: len(held_out), None] - real, axis=2), axis=1)[:, 5:6]
-        to_synthetic = np.linalg.norm(real[: len(held_out), None] - synthetic, axis=2)
-        covered.append((to_synthetic <= radii).any(axis=1))
+        held_out = network.extract(silo.holdout.images).features
+        inside.append((np.linalg.norm(held_out[:, None] - synthetic, axis=2) <= radii).any(axis=1))
         right.append(predict_labels(classifier, silo.holdout.images) == silo.holdout.labels)
         assert measures.accuracy == right[-1].mean()
-        assert measures.coverage == covered[-1].mean()
-        assert list(measures.label_counts) == silo.holdout.label_counts().tolist()
-        assert list(measures.label_correct) == np.bincount(silo.holdout.labels[right[-1]], minlength=10).tolist()
+        assert measures.recall == inside[-1].mean()
     assert [len(of) for of in right] == HELD_OUT
-    row, accuracies = done.row(), [of.mean() for of in right]
+    row = done.row()
     assert row["silo-accuracy"] == pytest.approx(np.concatenate(right).mean(), rel=1e-12)
-    assert row["silo-coverage"] == pytest.approx(np.concatenate(covered).mean(), rel=1e-12)
-    assert (row["silo-accuracy-lowest"], row["silo-accuracy-highest"]) == (min(accuracies), max(accuracies))
+    assert row["silo-recall"] == pytest.approx(np.concatenate(inside).mean(), rel=1e-12)
+    assert done.table()["silo-recall"]["N"] == sum(HELD_OUT)
     assert 0.2 < row["silo-accuracy-lowest"] < row["silo-accuracy-highest"] < 1
-    assert 0.2 < row["silo-coverage"] < 1
+    assert 0.2 < row["silo-recall"] < 1
 
 
-def test_silos_answer_sums_and_counts_and_see_no_synthetic_image(done: SiloEvaluation, run: Run) -> None:
+def test_silos_answer_moments_and_counts_and_get_no_network_for_the_first(done: SiloEvaluation, run: Run) -> None:
     kinds = ["query.statistics"] * 3 + ["evaluate"] * 3
     assert [message.metadata.message_type for message in run.exchange.sent] == kinds
-    assert ["weights" in transport.array_names(message) for message in run.exchange.sent] == [True] * 3 + [False] * 3
-    for message in run.exchange.sent:
-        (array,) = transport.array_record(message, "arrays").values()
-        assert (array.shape, array.dtype) in [((64,), "float64"), ((90, 64), "float32")]
+    for message, kind in zip(run.exchange.sent, kinds, strict=True):
+        sent = transport.array_names(message)
+        assert set(sent) == (set() if kind == "query.statistics" else {"weights", "arrays"})
+        arrays = transport.array_record(message, "arrays") if sent else {}
+        shapes = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+        assert shapes == ({"centres": ((90, 32), "float32"), "radii": ((90,), "float64")} if sent else {})
     for reply, kind in zip(run.exchange.answers, kinds, strict=True):
         assert reply.metadata.message_type == kind
         arrays = {name: transport.array_record(reply, name) for name in transport.array_names(reply)}
         shapes = {(name, key): array.shape for name, record in arrays.items() for key, array in record.items()}
-        sums = {("arrays", "total"): (64,), ("arrays", "products"): (64, 64)}
-        assert shapes == (sums if kind == "query.statistics" else {})
-        lists = [value for value in reply.content.metric_records["metrics"].values() if isinstance(value, list)]
-        assert [len(values) for values in lists] == ([] if kind == "query.statistics" else [10, 10])
-        assert set(reply.content.config_records["config"]) == {"weights-hash"}
+        moments = {("arrays", "mean"): (32,), ("arrays", "products"): (32, 32)}
+        assert shapes == (moments if kind == "query.statistics" else {})
+        assert not [value for value in reply.content.metric_records["metrics"].values() if isinstance(value, list)]
+        named = {"query.statistics": "extractor", "evaluate": "weights-hash"}[kind]
+        assert set(reply.content.config_records["config"]) == {named}
         assert set(reply.content) - {"arrays#0"} == {"metrics", "config", "silo"}
 
 
@@ -170,23 +167,14 @@ def test_order_of_answers_and_half_precision_change_nothing(done: SiloEvaluation
     assert Run(tmp_path, wire_dtype="float16").measured().row() == done.row()
 
 
-def test_small_silos_are_named_and_left_out(
+def test_where_too_few_images_are_held_out_silos_are_named(
     done: SiloEvaluation, shared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    measured = Run(shared, min_statistics_samples=75).measured()
-    assert list(measured.real) == ["silo-0", "silo-1"]
-    assert measured.held_out == done.held_out
-    assert "silo-2 left out: 74 images are too few, min-statistics-samples = 75" in caplog.text
-
-
-def test_where_every_silo_is_too_small_there_is_no_number(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
-    measured = Run(shared, min_statistics_samples=1000, holdout_fraction=0.01).measured()
-    assert measured.row() == {"silo-measures": {name: {} for name in NAMES}}
-    assert measured.table() == {}
-    assert len(measured.notes) == 2
-    for name, size in zip(NAMES, SIZES, strict=True):
-        assert f"{name} left out: {size} images are too few" in caplog.text
-        assert f"{name} left out: {math.ceil(size / 100)} images are too few, least number to hold out" in caplog.text
+    measured = Run(shared, holdout_fraction=0.01).measured()
+    assert set(measured.row()) == {"silo-frechet-distance", "silo-measures"}
+    assert measured.notes == [f"Not in the silos' accuracy and recall: {', '.join(NAMES)}; the log says why."]
+    for name in NAMES:
+        assert f"{name}: UserError: holdout-fraction: fewer than 5 images are held out here" in caplog.text
 
 
 def test_set_that_cannot_be_measured_costs_the_measurement_only(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -207,14 +195,24 @@ def negated(reply: Message) -> Message:
     return reply
 
 
-def of_one_class(reply: Message) -> Message:
-    for key in ("label-counts", "label-correct"):
-        reply.content["metrics"][key] = [36]  # type: ignore[index]
+def of_another_sum(reply: Message) -> Message:
+    reply.content["metrics"]["wrong-inside"] += 1  # type: ignore[index,operator]
+    return reply
+
+
+def of_four(reply: Message) -> Message:
+    for key in ("right-inside", "right-outside", "wrong-inside", "wrong-outside"):
+        reply.content["metrics"][key] = 1  # type: ignore[index]
+    reply.content["metrics"]["num-examples"] = 4  # type: ignore[index]
     return reply
 
 
 def too_many(reply: Message) -> Message:
     reply.content["metrics"]["num-examples"] = 10**9  # type: ignore[index]
+    if "right-inside" in reply.content["metrics"]:
+        for key, value in zip(("right-inside", "right-outside", "wrong-inside"), (10**9, 0, 0), strict=True):
+            reply.content["metrics"][key] = value  # type: ignore[index]
+        reply.content["metrics"]["wrong-outside"] = 0  # type: ignore[index]
     return reply
 
 
@@ -227,7 +225,6 @@ def test_silo_with_bad_statistics_is_left_out_of_the_distance_alone(
     said: str,
     done: SiloEvaluation,
     run: Run,
-    classifier: DomainClassifier,
     shared: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -237,23 +234,26 @@ def test_silo_with_bad_statistics_is_left_out_of_the_distance_alone(
     (left,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert "silo-1" in left
     assert said in left
-    expected = central_distance([run.silos[0], run.silos[2]], run, classifier)
+    expected = central_distance([run.silos[0], run.silos[2]], run)
     assert measured.row()["silo-frechet-distance"] == pytest.approx(expected, rel=1e-6)
     assert "Not in the silos' Fréchet distance: silo-1; the log says why." in measured.notes
 
 
-@pytest.mark.parametrize(("change", "said"), [(of_one_class, "do not fit 10 classes"), (too_many, "max-silo-images")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(of_another_sum, "but the cells hold"), (of_four, "too few to say"), (too_many, "max-silo-images")],
+)
 def test_silo_with_bad_measures_is_left_out_of_them_alone(
     change: Change, said: str, done: SiloEvaluation, shared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     measured = Run(shared, spoil("evaluate", change)).measured()
     assert measured.held_out == {name: done.held_out[name] for name in ("silo-0", "silo-2")}
     assert measured.row()["silo-frechet-distance"] == done.row()["silo-frechet-distance"]
-    assert measured.row()["silo-measures"]["silo-1"] == {"images": 119}
+    assert measured.row()["silo-measures"]["silo-1"] == {"images": 119, "noise": 0.0}
     assert measured.report_columns("silo-1") == {}
     (left,) = [record.getMessage() for record in caplog.records if "silo-1 left out: " in record.getMessage()]
     assert said in left
-    assert "Not in the silos' accuracy and coverage: silo-1; the log says why." in measured.notes
+    assert "Not in the silos' accuracy and recall: silo-1; the log says why." in measured.notes
 
 
 def test_whole_run_reports_the_measures_and_keeps_them_out_of_its_costs(shared: Path) -> None:
@@ -261,13 +261,12 @@ def test_whole_run_reports_the_measures_and_keeps_them_out_of_its_costs(shared: 
         folder = run_tiny(tiny_settings(shared, strategy="pooled", evaluate_silos=True, **UNEVEN))
     results, (row,) = json.loads(folder.results.read_text()), folder.read_metrics()
     page, log = folder.report.read_text(), folder.log.read_text()
-    names = ("frechet-distance", "accuracy", "accuracy-lowest", "accuracy-highest", "coverage", "measures")
+    names = ("frechet-distance", "accuracy", "accuracy-lowest", "accuracy-highest", "recall", "measures")
     assert {key for key in results if key.startswith("silo-")} == {f"silo-{name}" for name in names}
     assert (results["bytes-up"], results["bytes-down"], results["rounds"]) == (row["bytes-up"], row["bytes-down"], 1)
     assert [results["silo-measures"][name]["images"] for name in NAMES] == SIZES
     assert [results["silo-measures"][name]["held-out-images"] for name in NAMES] == HELD_OUT
     assert "accuracy on its held-out images" in page
-    assert page.count("features of a classifier of the synthetic set") >= 2
-    assert "cannot be compared with those of another set" in page
-    assert re.search(r"measured at the silos: [\d.]+ MB to them and 10[\d.]+ kB back, not in the costs", log)
+    assert page.count("random features, the same in every run") >= 2
+    assert re.search(r"measured at the silos: [\d.]+ MB to them and 2[\d.]+ kB back, not in the costs", log)
     assert log.count("silo-frechet-distance") == 1
