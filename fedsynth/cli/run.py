@@ -27,7 +27,7 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
-from fedsynth.cli.deployment.flower_output import echoed, failure
+from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
@@ -271,3 +271,4 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
             raise
         finally:
             stop_superlinks(home)
+    keep_superlink_error(output, home, environment)

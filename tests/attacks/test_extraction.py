@@ -188,7 +188,9 @@ def test_no_choice_of_the_server_changes_the_answer(silo: Node) -> None:
         {"state_dir": "elsewhere"},
     ]
     messages = [answer_to(silo.again(**run), weights) for run in runs]
-    messages += [answer_to(silo.again(), weights, **given) for given in asked]
+    for run, given in enumerate(asked, 10):
+        (asking := silo.again()).context.run_id = run
+        messages.append(answer_to(asking, weights, **given))
     found = [sums for message in messages if (sums := sums_in(message)) is not None]
     assert len(found) == len(runs) + 6
     for vector, matrix in found[1:]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.disk import explained_writing
 
 READER_LIMIT = 10.0
 """Seconds in which the last lines are read after the process has ended: what it started may keep its output open."""
 
+START_LIMIT = 20.0
+"""Seconds after which a SuperLink counts as started."""
+
+_NO_SUPERLINK = "Failed to start local SuperLink: `flower-superlink` exited"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
@@ -55,6 +61,26 @@ def echoed(path: Path) -> Iterator[int]:
         reader.join(READER_LIMIT)
     if gone:
         raise gone[0]
+
+
+def keep_superlink_error(output: Path, home: Path, environment: Mapping[str, str]) -> None:
+    """If the local SuperLink ended at its start, append to ``output`` what it says: Flower throws that away.
+
+    It is started once more for that, as Flower does, and stopped if it starts this time.
+
+    Args:
+        output: what ``flwr run`` printed.
+        home: ``FLWR_HOME``.
+        environment: in which it is started.
+    """
+    if _NO_SUPERLINK not in output.read_text(encoding="utf-8", errors="replace"):
+        return
+    database = str(home / "local-superlink" / "state.db")
+    (port,) = free_ports(1)
+    options = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port), "--database", database]
+    with output.open("ab") as kept, contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        command = ["flower-superlink", *options]
+        subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
 
 
 def reason(lines: Sequence[str]) -> str:
