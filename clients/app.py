@@ -59,11 +59,19 @@ def answering(
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            said = error.elsewhere if isinstance(error, FilesError) else f"{type(error).__name__}: {error}"
-            reason = printable(f"{shown_name(context)}: {said}")
+            reason = printable(f"{shown_name(context)}: {_told(error, real='data-path' in context.node_config)}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle
+
+
+def _told(error: BaseException, real: bool) -> str:
+    """Return what the server is told of an error: of a real silo's crash no text, since shapes in it are counts."""
+    if isinstance(error, FilesError):
+        return error.elsewhere
+    if real and not isinstance(error, UserError):
+        return f"{type(error).__name__}: the silo's log says why"
+    return f"{type(error).__name__}: {error}"
 
 
 app = ClientApp()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -55,6 +57,7 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        deadline: ``time.monotonic()`` at which the policy has work on this message end.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
 
@@ -73,6 +76,7 @@ class SiloContext:
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        self.deadline = math.inf
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
 
     @property
@@ -99,6 +103,15 @@ class SiloContext:
             files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
         return ReleasedAnswers(files, self.state, self.policy)
 
+    def told_held_out(self, spec: ImageSpec) -> int | None:
+        """Return how many images a real silo says are held out; None of a simulated one, which tells it exactly.
+
+        Raises:
+            UserError: as :meth:`released`.
+        """
+        fraction = self.config.data.holdout_fraction
+        return None if self.simulated else self.released(spec).held_out_number(spec.classes, fraction)
+
     def describe(self) -> ImageSpec:
         """Return format and class names of the silo's own folder; ``image-size``, if set, overrides its size.
 
@@ -110,6 +123,15 @@ class SiloContext:
         size = self.config.data.image_size
         with self._unnamed_elsewhere():
             return image_folder_spec(self._data_path(), None if size == AUTO else size)
+
+    def check_deadline(self) -> None:
+        """Refuse to go on with a message that takes longer than the policy allows.
+
+        Raises:
+            PolicyError: it does.
+        """
+        if time.monotonic() > self.deadline:
+            self.policy.refuse("compute_seconds_per_run", "this message takes longer than what was left")
 
     def note(self, name: str, record: ConfigRecord | ArrayRecord) -> None:
         """Keep a record for later messages of this run."""

@@ -25,7 +25,9 @@ SAMPLING_STEPS = 12
 MIN_HELD_OUT = 8
 
 
-def copied_share(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig) -> float | None:
+def copied_share(
+    silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig, held_out: int | None = None
+) -> float | None:
     """Return the share of 64 samples that are nearer to a training image than 19 in 20 held-out images are.
 
     Nothing is logged here: the server warns of a large share, once. Distances are those of pixels. The 20th part is
@@ -37,13 +39,15 @@ def copied_share(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConf
         unet: network to sample, with labels in the shares of the training images.
         spec: format of the images.
         config: seed and noise schedule.
+        held_out: number of held-out images, by which it is decided whether there is a check; None: the exact one.
 
     Returns:
         Share, 0 to 1; None where fewer than 8 images are held out, or they say nothing.
     """
-    if len(silo.holdout) < MIN_HELD_OUT:
+    count = len(silo.holdout) if held_out is None else held_out
+    if count < MIN_HELD_OUT:
         message = "%s: no copy check: %d images are held out, it needs %d"
-        logger.info(message, silo.name, len(silo.holdout), MIN_HELD_OUT)
+        logger.info(message, silo.name, count, MIN_HELD_OUT)
         return None
     samples = _draw(silo, unet, spec, config)
     try:

@@ -5,6 +5,7 @@ A question is counted before it is answered, so that a crash gives nothing back.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from clients.context import SiloContext
 from clients.ledger import Counts, Ledger
+from clients.models.pretrained_model import brings_model
 from fedsynth.config.keys import kebab
 from fedsynth.diffusion import count_parameters
 from fedsynth.disk import folder_bytes
@@ -39,7 +41,7 @@ SECONDS = "compute-seconds"
 CEILINGS: dict[str, tuple[str, str]] = {
     "noise-queries": ("noise_queries_per_run", "noise_queries_in_all"),
     "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
-    "optimiser-steps": ("optimiser_steps_per_run", ""),
+    "optimiser-steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
     "evaluations": ("", "evaluations_in_all"),
     SECONDS: ("compute_seconds_per_run", ""),
     OWN_MODEL: ("", ""),
@@ -80,6 +82,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
     start = time.monotonic()
+    silo.deadline = start + silo.policy.limit(CEILINGS[SECONDS][0]) - ledger.counts(run)[0].get(SECONDS, 0)
     try:
         yield asked
     finally:
@@ -90,6 +93,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
 
 def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     ledger, run = Ledger(silo.state / LEDGER_FILE), str(silo.run_and_node[0])
+    _refuse_other_format(request, ledger, run)
     in_run, _ = ledger.counts(run)
     if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
         silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
@@ -100,6 +104,16 @@ def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     if counted and (name := ledger.add(run, counted, limits)):
         _refuse_ceiling(name, counted[name], ledger.counts(run), silo.policy)
     return ledger
+
+
+def _refuse_other_format(request: Request[Any], ledger: Ledger, run: str) -> None:
+    """Hold a run to the first format that it names: its model is counted once, and in another it would be another."""
+    spec = getattr(request, "spec", None)
+    if isinstance(spec, ImageSpec):
+        named = json.dumps([spec.channels, spec.size, *spec.classes]).encode()
+        number = int.from_bytes(hashlib.sha256(named).digest()[:6])
+        if ledger.first(run, "image-format", number) != number:
+            raise UserError("classes, size or channels are not those of this run's first message: start another run")
 
 
 def told_policy(silo: SiloContext) -> str:
@@ -122,7 +136,7 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
             return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
             return {"optimiser-steps": request.steps}
-        case PrepareRequest() if request.train_seconds and silo.model_path is None:
+        case PrepareRequest() if request.train_seconds and not brings_model(silo):
             return {"optimiser-steps": silo.config.training.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
@@ -141,6 +155,8 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
     spec = getattr(request, "spec", None)
     if isinstance(spec, ImageSpec) and spec.size > policy.limit("largest_image_size"):
         policy.refuse("largest_image_size", f"images of {spec.size} pixels are asked for")
+    if isinstance(request, EpsilonRequest) and max(request.samples.shape[2:]) > policy.limit("largest_image_size"):
+        policy.refuse("largest_image_size", f"samples of {max(request.samples.shape[2:])} pixels are asked about")
     if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
         _refuse_rare_classes(request.labels, request.holders or (), policy)
     match request:
@@ -152,9 +168,9 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
         case TrainRequest():
-            _refuse_training(request.spec, silo)
-        case PrepareRequest() if request.train_seconds and silo.model_path is None:
-            _refuse_training(request.spec, silo)
+            _refuse_training(request.spec, request.steps, silo)
+        case PrepareRequest() if request.train_seconds and not brings_model(silo):
+            _refuse_training(request.spec, config.training.own_steps, silo)
 
 
 def _refuse_rare_classes(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
@@ -164,7 +180,7 @@ def _refuse_rare_classes(labels: torch.Tensor, holders: Sequence[int], policy: S
             policy.refuse("least_holders", f"of the holders of class index {label} the server says {said}")
 
 
-def _refuse_training(spec: ImageSpec, silo: SiloContext) -> None:
+def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     policy = silo.policy
     if policy.privacy_epsilon != "unlimited":
         policy.refuse("privacy_epsilon", "this version trains without differential privacy")
@@ -174,6 +190,23 @@ def _refuse_training(spec: ImageSpec, silo: SiloContext) -> None:
             policy.refuse("network_parameters", f"the run's network has {parameters}")
     if (most := policy.limit("disk_mb")) < inf and (used := folder_bytes(silo.state) / 1e6) >= most:
         policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
+    _refuse_few_images(spec, steps, silo)
+
+
+def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
+    """Refuse to train on few images, however a run brings that about: by what it holds out, or by few small steps."""
+    policy, batch, held_out = silo.policy, silo.config.training.batch_size, silo.config.data.holdout_fraction
+    if held_out > policy.largest_holdout_fraction:
+        policy.refuse("largest_holdout_fraction", f"the run's holdout-fraction is {held_out}")
+    if (least := policy.least_training_images) == 1:
+        return
+    if steps * batch < least:
+        policy.refuse("least_training_images", f"{steps} steps of {batch} images are asked for")
+    with silo.explained_state():
+        # The noisy counts: exact ones would tell how many images there are, by where a run is refused.
+        told = silo.released(spec).training_counts(spec.classes, held_out).sum()
+    if told < least:
+        policy.refuse("least_training_images", "there are fewer images here to train on")
 
 
 def _refuse_ceiling(name: str, asked: float, counts: tuple[Counts, Counts], policy: SiloPolicy) -> None:

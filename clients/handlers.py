@@ -5,22 +5,31 @@ Those that measure real images are in :mod:`clients.measuring`.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.gate import told_policy
 from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
-from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
+from clients.models.pretrained_model import (
+    PRETRAINED_MODEL,
+    measure_loss,
+    model_note,
+    note_pretrained_model,
+    noted_spec,
+    pretrained_model,
+    uploadable_network,
+)
 from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
+from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.diffusion import (
     PARTS,
     TrainingState,
@@ -78,27 +87,37 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
     if not request.train_seconds:
         return held_only
+    exact = silo.policy.tell_train_loss
     if pretrained is not None:
-        loss = measure_loss(pretrained, images, config)
+        measured = measure_loss(pretrained, images, config)
+        loss = measured if exact else rounded_mean([measured])
         steps = config.training.own_steps
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
         )
+    seconds = max(0.0, min(request.train_seconds, silo.deadline - time.monotonic()))
+    least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
     with silo.explained_state():
-        model = LocalModel(images, request.spec, config, silo.state)
-        training = None if model.finished else model.train_slice(request.train_seconds)
+        model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
+        training = None if model.finished else model.train_in_turn(seconds)
+        while training is not None and not model.finished and not exact and training.steps < least_steps:
+            silo.check_deadline()
+            training = model.train_in_turn(seconds)
         if training is not None and not model.finished:
-            return replace(held_only, steps=training.steps, loss=loss_curve(training.losses)["losses"][-1])
-        silo.note(LOCAL_MODEL, ConfigRecord({"path": str(model.folder), "hash": model.key}))
+            losses = training.losses
+            loss = loss_curve(losses)["losses"][-1] if exact else told_loss(losses, least_steps)
+            return replace(held_only, steps=training.steps, loss=loss)
+        silo.note(LOCAL_MODEL, model_note(request.spec, {"path": str(model.folder), "hash": model.key}))
         history = model.history()
+        curve = history if exact else told_curve(history, least_steps)
         return replace(
             held_only,
             steps=int(history["steps"][-1]),
-            loss=history["losses"][-1],
+            loss=curve["losses"][-1],
             finished=True,
             train_seconds=history["seconds"],
-            curve_steps=tuple(history["steps"]),
-            curve_losses=tuple(history["losses"]),
+            curve_steps=tuple(curve["steps"]),
+            curve_losses=tuple(curve["losses"]),
             copied_share=model.copied_share(),
         )
 
@@ -110,6 +129,9 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
         UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
     """
     _check_question(request, silo)
+    noted = silo.noted(PRETRAINED_MODEL) or silo.noted(LOCAL_MODEL)
+    if noted is not None:
+        _refuse_rare_classes(request.labels, noted_spec(noted), silo)
     predict = _own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -118,6 +140,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
         # One timestep after the other: not every pretrained network takes several in one batch.
         predicted = torch.empty_like(request.samples)
         for timestep in request.timesteps.unique().tolist():
+            silo.check_deadline()
             rows = torch.nonzero(request.timesteps == timestep).squeeze(1)
             predicted[rows] = predict(request.samples[rows], timestep, request.labels[rows])
     dtype = silo.config.exchange.wire_dtype
@@ -127,6 +150,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     """Draw images of the labels asked for from the own model or, given ``weights``, the federated one."""
     config = silo.config
+    _refuse_rare_classes(request.labels, request.spec, silo)
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, request.spec.shape)[request.numbers]
     generator = make_generator(config.run.seed, "sampling", silo.name)
     scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, request.sampler)
@@ -135,7 +159,8 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     else:
         model = _federated_model(silo, request.spec, request.weights, request.run_token)
         predict = noise_predictor(model.after(request.server_round or 0).to(pick_device(config.run.device)))
-    images = torch.from_numpy(to_uint8(draw(predict, scheduler, noise, request.labels, generator)))
+    drawn = draw(predict, scheduler, noise, request.labels, generator, on_step=lambda _: silo.check_deadline())
+    images = torch.from_numpy(to_uint8(drawn))
     return SampleAnswer(images=images, num_examples=len(images))
 
 
@@ -143,7 +168,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     """Continue from the received weights on the silo's images, with a fresh optimiser.
 
     Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
-    token, from one round that it takes part in to the next.
+    token, from one round that it takes part in to the next, and no answer holds them, whatever parts it asks for.
     """
     config = silo.config
     images = silo.images(request.spec).train
@@ -158,8 +183,10 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
         config.diffusion,
         request.steps,
         proximal_mu=request.proximal_mu,
+        on_step=lambda *_: silo.check_deadline(),
     )
-    reported = select_parts(unet.state_dict(), list(PARTS if request.report_parts is None else request.report_parts))
+    exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
+    reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
     model.keep(request.server_round)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
@@ -201,6 +228,16 @@ def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
     classes = len(pretrained.serves) if pretrained else int(_own_network(silo).config["num_class_embeds"])
     if len(request.labels) and (highest := int(request.labels.max())) >= classes:
         raise UserError(f"label {highest} with {classes} classes")
+
+
+def _refuse_rare_classes(labels: torch.Tensor, spec: ImageSpec, silo: SiloContext) -> None:
+    """Refuse questions about classes of few images, by the counts that are told: these answers tell nothing else."""
+    if silo.simulated:
+        return
+    with silo.explained_state():
+        rare = silo.released(spec).rare(spec.classes).intersection(labels.tolist())
+    if rare:
+        silo.policy.refuse("least_class_images", f"class index {min(rare)} counts as absent here")
 
 
 def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Ledger:
         Raises:
             UserError: the file is damaged or cannot be written.
         """
-        with locked(self.path.with_suffix(".lock"), f"ledger '{self.path}'", wait=LOCK_SECONDS):
+        with self._alone():
             content = self._read()
             in_run, in_all = content["runs"].pop(run, {}), content["in-all"]
             for name, value in counts.items():
@@ -63,9 +64,30 @@ class Ledger:
                     sums[name] = sums.get(name, 0) + value
                     if sums[name] > limit:
                         return name
-            content["runs"] = dict([*content["runs"].items(), (run, in_run)][-MOST_RUNS:])
-            write_json(self.path, content)
+            self._write(content, run, in_run)
         return None
+
+    def first(self, run: str, name: str, value: int) -> float:
+        """Return what was first kept of a run under a name, other than its counts; ``value`` is, if nothing was.
+
+        Raises:
+            UserError: the file is damaged or cannot be written.
+        """
+        kept, _ = self.counts(run)
+        if name not in kept:
+            with self._alone():
+                content = self._read()
+                in_run = content["runs"].pop(run, {})
+                kept = {name: value, **in_run}
+                self._write(content, run, kept)
+        return kept[name]
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self.path.with_suffix(".lock"), f"ledger '{self.path}'", wait=LOCK_SECONDS)
+
+    def _write(self, content: dict[str, Any], run: str, in_run: Counts) -> None:
+        content["runs"] = dict([*content["runs"].items(), (run, in_run)][-MOST_RUNS:])
+        write_json(self.path, content)
 
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():

@@ -20,6 +20,7 @@ from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
+from fedsynth.locks import locked
 from fedsynth.logs import log_of_command
 from fedsynth.progress import SLICE_SECONDS, Progress
 from fedsynth.spec import ImageSpec
@@ -43,7 +44,7 @@ def pretrain(data: Path, name: str, out: Path, config: RunConfig) -> None:
     initial_unet(config, spec)  # refuses images the network cannot halve before they are read
     silo = _open(data, name, spec, config)
     checkpoints = out.with_name(f".{out.name}.training")
-    with explained_writing(out):
+    with explained_writing(out), locked(checkpoints / ".lock", f"'{out}'"):
         model = LocalModel(silo, spec, config, checkpoints)
         _train(model, config)
         share = model.copied_share()

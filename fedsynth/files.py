@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,15 @@ from fedsynth.errors import UserError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it replaces ``path``, on failure it is removed."""
+    """Yield a temporary name beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    If the power fails, the file is the old one or the new one: the content is on the disk before it has the name.
+    """
     temporary = _beside(path)
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -94,10 +94,15 @@ class _SealingFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -118,7 +123,11 @@ def save_torch(path: Path, value: Any, seal: Seal, former: Path | None = None) -
     with atomic_file(path) as temporary:
         with temporary.open("wb") as file:
             sealing = _SealingFile(file)
-            torch.save(value, cast(IO[bytes], sealing))
+            try:
+                torch.save(value, cast(IO[bytes], sealing))
+            except RuntimeError as error:
+                # What torch says when it closes the archive hides the reason why it could not be written.
+                raise (sealing.error or error) from None
             sealing.finish(seal)
         if former is not None and path.is_file():
             path.replace(former)

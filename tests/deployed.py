@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from real_silos import run_real, write_silos
 from fedsynth.cli import main
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.output import RunFolder
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 
 ROOT = Path(__file__).parents[1]
 MARK = "FEDSYNTH_TEST_DEPLOYMENT"
@@ -73,8 +75,14 @@ class Deployment:
         self.wait("link", lambda: self._listens())
 
     def register(self, *names: str) -> None:
-        """Make the keys of silos and register them."""
+        """Make the keys of silos and register them; their policy is the strict one, but with exact counts.
+
+        Noise that no seed decides would give every run other images. Some silos hold two dozen images.
+        """
         for name in names:
+            (self.folder / f"silo-{name}").mkdir(mode=0o700)
+            exact = document(SiloPolicy(count_noise=0, least_training_images=9))
+            (self.folder / f"silo-{name}" / POLICY_FILE).write_text(exact, encoding="utf-8")
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
 
@@ -136,6 +144,11 @@ class Deployment:
             process.wait(LIMIT_SECONDS)
         assert process.poll() is not None, f"{name}: {LIMIT_SECONDS} s are over\n{self.all_logs()}"
         return self._processes.pop(name).returncode
+
+    def signalled(self, name: str, number: signal.Signals) -> int:
+        """Send a process a signal that ends it; return its exit status."""
+        self._processes[name].send_signal(number)
+        return self.ended(name)
 
     def stop(self, name: str) -> None:
         """Ask a process to stop, as systemd would."""

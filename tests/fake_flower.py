@@ -16,7 +16,7 @@ class FakeFlower:
     """Stands in for the ``flwr run`` process.
 
     Attributes:
-        leave: what the run leaves in its folder: nothing, a log, or results.
+        leave: what the run leaves in its folder: nothing, a log, results, or its configuration and status.
         raises: what happens to the process.
         commands: command lines it was started with.
     """
@@ -26,7 +26,7 @@ class FakeFlower:
     commands: list[list[str]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
 
-    def __call__(self, command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], *, env: dict[str, str], **how: bool) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
         self.environments.append(env)
         folder = RunFolder(Path(self.settings["output-dir"]) / self.settings["run-name"])
@@ -35,6 +35,10 @@ class FakeFlower:
             folder.log.write_text("log")
         if self.leave == "results":
             folder.write_results({})
+        if self.leave == "config":
+            folder.write_config({"config": self.settings, "resolved": []})
+            status = {"state": "running", "pid": 1, "round": 0, "rounds": 9, "updated": "2026-11-20T10:00:00+00:00"}
+            folder.write_status(status)
         if self.raises is not None:
             raise self.raises
         return subprocess.CompletedProcess(command, 1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsynth.config import RunConfig, Scalar
+from fedsynth.files import nonfinite_as_null
 from fedsynth.output import RunFolder, SyntheticDataset, write_dataset
 
 MEASURED = {"n": 360, "k": 5, "feature-space": "domain-classifier", "n-train": 1000}
@@ -34,7 +35,7 @@ def make_run(
         images = np.full((4, 8, 8, 1), 100, np.uint8)
         dataset = SyntheticDataset(images, np.array([0, 0, 1, 1]), classes, {})
         write_dataset(dataset, folder.synthetic)
-        folder.write_results({"strategy": config.run.strategy, **COST, **results})
+        folder.write_results(nonfinite_as_null({"strategy": config.run.strategy, **COST, **results}))
     return folder.path
 
 

@@ -35,14 +35,24 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def tiff(pixels: NDArray[Any], photometric: int = 1, tags: Mapping[int, int] | None = None) -> bytes:
-    """An uncompressed TIFF of any NumPy type and byte order, (H, W) or (H, W, C); ``tags`` are 16-bit numbers."""
+def tiff(
+    pixels: NDArray[Any], photometric: int = 1, tags: Mapping[int, int] | None = None, deflated: bool = False
+) -> bytes:
+    """A TIFF of any NumPy type and byte order, (H, W) or (H, W, C); ``tags`` are 16-bit numbers."""
     order = ">" if pixels.dtype.byteorder == ">" else "<"
     height, width = pixels.shape[:2]
     samples = 1 if pixels.ndim == 2 else pixels.shape[2]
-    data = pixels.tobytes()
+    data = zlib.compress(pixels.tobytes()) if deflated else pixels.tobytes()
+    data += b"\0" * (len(data) % 2)
     bits, kind = 8 * pixels.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
-    numbers = {256: (width,), 257: (height,), 258: (bits,) * samples, 259: (1,), 262: (photometric,), 273: (8,)}
+    numbers = {
+        256: (width,),
+        257: (height,),
+        258: (bits,) * samples,
+        259: (8 if deflated else 1,),
+        262: (photometric,),
+        273: (8,),
+    }
     numbers |= {277: (samples,), 278: (height,), 279: (len(data),), 339: (kind,) * samples}
     numbers |= {tag: (value,) for tag, value in (tags or {}).items()}
     start = 8 + len(data)

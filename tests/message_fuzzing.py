@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from message_examples import EXAMPLES, bad_arrays, copy_of, sent
+from message_examples import EXAMPLES, bad_arrays, copy_of, sent, travelling
 
 from fedsynth.messages import MessageError, sender_of
 from fedsynth.messages.envelope import METRICS
-from fedsynth.messages.fields import shown
+from fedsynth.messages.fields import Place, shown
 
 EXTREMES: list[Any] = [
     *(0, 1, -1, 2, 255, 2**31, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64, 10**400, 10**5000),
@@ -49,7 +49,7 @@ def survivors_of(name: str, side: str, mutations: int, seed: int = 0) -> int:
             done = [rng.choice(MUTATIONS)(rng, message.content) for _ in range(rng.randint(1, 3))]
             try:
                 sender_of(message)
-                read(message)
+                check_numbers(read(message))
                 usable += 1
             except MessageError as error:
                 longest = max(longest, len(str(error)))
@@ -61,6 +61,16 @@ def survivors_of(name: str, side: str, mutations: int, seed: int = 0) -> int:
     assert longest < 1000
     assert peak < PEAK_BYTES
     return usable
+
+
+def check_numbers(message: Any) -> None:
+    """Every number of a message that was read is finite and so small that sums over silos, and squares, stay finite."""
+    for info, travels in travelling(message):
+        value = getattr(message, info.name)
+        if travels.place not in (Place.CONFIG, Place.METRICS) or value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            assert not isinstance(number, int | float) or abs(number) <= 1e12, (info.name, number)
 
 
 def _drop_record(rng: random.Random, content: RecordDict) -> str:

@@ -75,6 +75,25 @@ class TestAtomicFile:
         assert tree(tmp_path) == {"file.txt": "one"}
 
 
+def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power failure can leave an empty file under the name of a whole one."""
+    happened: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def synced(file: int) -> None:
+        happened.append(f"synced {os.fstat(file).st_size}")
+        sync(file)
+
+    def renamed(self: Path, target: Path) -> Path:
+        happened.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_json(tmp_path / "file.json", "12345")
+    assert happened == ["synced 8", "renamed"]
+
+
 class TestAtomicDirectory:
     def write(self, path: Path, text: str) -> None:
         with atomic_directory(path) as temporary:

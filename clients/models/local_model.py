@@ -33,11 +33,15 @@ from fedsynth.diffusion import (
 )
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
+from fedsynth.locks import locked
 from fedsynth.sealed import Seal, SealError, check_folder, seal_folder, sealed_json, unsealed_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
+
+LOCK_SECONDS = 60.0
+"""How much longer than its two slices to wait for another process that trains the same model."""
 
 
 class LocalModel:
@@ -50,16 +54,22 @@ class LocalModel:
         spec: image format and classes of the run.
         config: model, training and diffusion settings.
         state: the silo's own state folder.
+        told_held_out: held-out images as the silo tells their number, by which early stopping and copy check act or
+            not: where they did would tell the exact one. None: the exact number, which is told.
 
     Attributes:
         folder: finished model, a diffusers pipeline folder; its name is a hash of all that training depends on.
     """
 
-    def __init__(self, silo: Silo, spec: ImageSpec, config: RunConfig, state: Path) -> None:
+    def __init__(
+        self, silo: Silo, spec: ImageSpec, config: RunConfig, state: Path, told_held_out: int | None = None
+    ) -> None:
         self._silo = silo
+        self._held_out = len(silo.holdout) if told_held_out is None or not len(silo.holdout) else told_held_out
         self._spec = spec
         self._config = config
-        self.key = _content_key(silo, spec, config)
+        self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT
+        self.key = _content_key(silo, spec, config, self._stops_early)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"
         self._set_aside_if_damaged()
@@ -86,9 +96,22 @@ class LocalModel:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
             network = load_network(self.folder, pick_device(self._config.run.device))
-            share = copied_share(self._silo, network, self._spec, self._config)
+            share = copied_share(self._silo, network, self._spec, self._config, self._held_out)
             write_json(result, sealed_json({"copied-share": share}, seal))
         return None if share is None else float(share)
+
+    def train_in_turn(self, seconds: float) -> TrainingState | None:
+        """Do :meth:`train_slice` when no other process trains this model; None if another has finished it by then.
+
+        Raises:
+            InUseError: another has trained it for longer than two slices take.
+        """
+        lock = self._checkpoint.with_suffix(".lock")
+        with locked(lock, f"the training of model '{self.folder}'", wait=2 * seconds + LOCK_SECONDS):
+            training = None if self.finished else self.train_slice(seconds)
+            if not self._checkpoint.exists():  # Finished: whoever takes the lock next finds the model.
+                lock.unlink(missing_ok=True)
+            return training
 
     def train_slice(self, seconds: float) -> TrainingState:
         """Train for about ``seconds``, then save: the finished model, or a checkpoint to continue from.
@@ -110,9 +133,9 @@ class LocalModel:
         goal = config.training.own_steps
         images = self._silo.train.images
         labels = torch.from_numpy(self._silo.train.labels)
-        if not _stops_early(self._silo, config):
+        if not self._stops_early:
             if config.training.early_stop and not training.steps:
-                count = len(self._silo.holdout)
+                count = self._held_out
                 message = "%s: %d held-out images are too few to stop early by: needs %d, which holdout-fraction gives"
                 logger.info(message, self._silo.name, count, MIN_HELD_OUT)
             train(training, images, labels, config.training, config.diffusion, goal, deadline)
@@ -179,11 +202,7 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
     return unet.to(device)
 
 
-def _stops_early(silo: Silo, config: RunConfig) -> bool:
-    return config.training.early_stop and len(silo.holdout) >= MIN_HELD_OUT
-
-
-def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
+def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bool) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.training.own_steps
@@ -199,6 +218,6 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig) -> str:
         "diffusion": config.diffusion.model_dump(),
     }
     # Where it changes nothing, the same model serves with and without.
-    if _stops_early(silo, config):
+    if stops_early:
         content["early-stop"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
+import contextlib
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsynth.cli.stopping import StoppedError, stopped_by_signals
+from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import LONGEST_LINE, log_of_command
 from fedsynth.text import printable
@@ -23,9 +28,13 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
+    replace_what_cannot_be_shown()
+    return ending_with_its_reader(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: Sequence[str]) -> int:
     log_of_command()
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="fedsynth", description=__doc__.split(".")[0])
+    parser = argparse.ArgumentParser(prog="fedsynth", description=_docstring("__init__").split(".")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         text = _docstring(name)
@@ -35,10 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _module(name).add_arguments(subparser)
     options, rest = parser.parse_known_args(words)
     try:
-        return int(_module(options.command).execute(options, rest))
+        with stopped_by_signals():
+            return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
         print(f"error: {printable(error, LONGEST_LINE)}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
+            print(stopped, file=sys.stderr)
+        # Python would look through all that torch has made for garbage, for seconds on a busy machine.
+        atexit.register(gc.freeze)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -50,6 +66,6 @@ def _module(command: str) -> Any:
 
 
 def _docstring(command: str) -> str:
-    """Read what a subcommand says of itself, without importing it."""
+    """Read what a subcommand says of itself, without importing it; ``python -OO`` would have dropped it."""
     source = Path(__file__).with_name(f"{command.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""

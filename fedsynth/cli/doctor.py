@@ -1,11 +1,13 @@
-"""Check this machine: Python, packages, CUDA, memory, disk, data; say what to do about each problem."""
+"""Check this machine: Python, packages, CUDA, memory, disk, environment, data; say what to do about each problem."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
@@ -17,14 +19,18 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.deployment.machine import LEAST_FILES, adjustments, problems, raise_file_limit
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
 from fedsynth.data import load_dataset
+from fedsynth.disk import check_writable
 from fedsynth.errors import UserError
 
 GIB = 1024**3
 MEMORY_PER_WORKER = 1.5 * GIB
 """A Ray worker with torch and diffusers loaded, and a small model."""
+WANTED_SHARED = GIB
+"""Free memory in /dev/shm, where Ray keeps what processes hand each other."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         _memory,
         _disk,
         _flower,
+        _environment,
+        _limits,
+        _terminal,
         lambda: _data(options.dataset, options.data_root),
     ]
     failed = False
@@ -129,10 +138,15 @@ def _memory() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    free = shutil.disk_usage(Path.cwd()).free
-    verdict: Literal["ok", "warn"] = "ok" if free > 2 * GIB else "warn"
-    advice = "" if verdict == "ok" else ": models and runs may not fit; free some space"
-    yield Finding(verdict, f"{free / GIB:.1f} GiB of disk free here{advice}")
+    places = {"here": Path.cwd(), "in FLWR_HOME": flower_home(), "for temporary files": Path(tempfile.gettempdir())}
+    said: dict[int, Finding] = {}
+    for what, place in places.items():
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        verdict: Literal["ok", "warn"] = "ok" if free > 2 * GIB else "warn"
+        advice = "" if verdict == "ok" else f": models and runs may not fit in {existing}; free some space"
+        said.setdefault(existing.stat().st_dev, Finding(verdict, f"{free / GIB:.1f} GiB of disk free {what}{advice}"))
+    yield from said.values()
 
 
 def _flower() -> Iterator[Finding]:
@@ -144,6 +158,44 @@ def _flower() -> Iterator[Finding]:
     if running:
         yield Finding(
             "warn", f"{len(running)} local SuperLink(s) still run in {flower_home()}: 'fedsynth stop' ends them"
+        )
+
+
+def _environment() -> Iterator[Finding]:
+    found = [Finding("fail", problem) for problem in problems(os.environ, flower_home())]
+    found += [Finding("warn", adjustment.said) for adjustment in adjustments(os.environ)]
+    yield from found or [Finding("ok", "environment variables: nothing in Flower's and Ray's way")]
+
+
+def _limits() -> Iterator[Finding]:
+    files = raise_file_limit()
+    if files < LEAST_FILES:
+        yield Finding(
+            "warn",
+            f"{files} open files allowed: many silos at once need {LEAST_FILES}; raise 'ulimit -Hn' or use fewer",
+        )
+    else:
+        yield Finding("ok", f"{files} open files allowed")
+    if (shared := Path("/dev/shm")).is_dir() and (free := shutil.disk_usage(shared).free) < WANTED_SHARED:
+        yield Finding(
+            "warn",
+            f"{free / GIB:.2f} GiB free in {shared}: Ray then keeps what silos send on the disk, which is slower; in a"
+            " container, start it with --shm-size=2g",
+        )
+    home = os.path.expanduser("~")
+    try:
+        check_writable(Path(home) / "file")
+    except UserError:
+        yield Finding("warn", f"HOME = '{home}' cannot be written: downloads and caches fail; set it to a folder")
+
+
+def _terminal() -> Iterator[Finding]:
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    try:
+        "λ … × é".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        yield Finding(
+            "warn", f"the terminal's encoding is {encoding}: other letters are printed as numbers; set LC_ALL=C.UTF-8"
         )
 
 

@@ -14,10 +14,12 @@ import subprocess
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import tomli_w
 
 from fedsynth.cli.deployment.flower import (
+    SIMULATION,
     app_folder,
     flower_environment,
     flower_home,
@@ -25,15 +27,21 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
+from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.machine import prepare_machine
+from fedsynth.cli.deployment.processes import guarded, kill_marked
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
 from fedsynth.cli.planned import planned
+from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
+from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
+from fedsynth.locks import locked
 from fedsynth.output import RunFolder, default_name
 from fedsynth.spec import ImageSpec
 
@@ -66,22 +74,35 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     home = flower_home()
     if connection is None:
         refuse_if_busy(home)
+        prepare_machine(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
-    before = _last_change(folder.results)
+    before, status = _last_change(folder.results), read_state(folder)
+    output = home / "run-logs" / f"{folder.path.name}.txt"
     try:
         if connection is None:
-            prepare_home(home)
-            _run_flower(_command(config, home), home)
+            _simulate(config, home, output)
         else:
             run_on_link(link_command(_write_setting(config, connection.home)), connection)
+    except StoppedError as stopped:
+        if stopped.said:
+            raise
+        wait_for_server(folder)
+        said = note_stop(folder, status, stopped.name, _link_options(options))
+        raise StoppedError(stopped.number, said) from None
     finally:
-        if not any(folder.path.iterdir()):
+        if folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
     if _last_change(folder.results) == before:
-        raise RunError(f"the run ended without results; the reason stands above and in {folder.log}")
+        raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
+
+
+def _link_options(options: argparse.Namespace) -> str:
+    """Return the options of ``fedsynth run`` that say where its silos are, as a shell takes them."""
+    given = {"--superlink": options.superlink, "--root-certificates": options.root_certificates}
+    return "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None)
 
 
 def _connection(options: argparse.Namespace, config: RunConfig) -> Connection | None:
@@ -234,10 +255,20 @@ def gpu_share(config: RunConfig) -> float:
     return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
 
 
-def _run_flower(command: list[str], home: Path) -> None:
-    environment = flower_environment()
+def _simulate(config: RunConfig, home: Path, output: Path) -> None:
+    """Run to the end; afterwards, also after a signal, nothing runs that was started for it."""
+    prepare_home(home)
+    command, mark = _command(config, home), uuid4().hex
     print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
-    try:
-        subprocess.run(command, env=environment, check=False)
-    finally:
-        stop_superlinks(home)
+    environment = {**flower_environment(), SIMULATION: mark}
+    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark), echoed(output) as stream:
+        try:
+            # In a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the others.
+            subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream, start_new_session=True)
+        except BaseException:
+            # At once: silos that end one after the other would be left out of a round that is counted as finished.
+            kill_marked(mark, SIMULATION)
+            raise
+        finally:
+            stop_superlinks(home)
+    keep_superlink_error(output, home, environment)

@@ -25,6 +25,7 @@ from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
 from fedsynth.flower_version import FLOWER_VERSION
+from fedsynth.locks import locked
 from fedsynth.policy import POLICY_FILE, SiloPolicy, document, read_policy
 from fedsynth.spec import look_alikes
 from fedsynth.text import check_silo_name
@@ -108,14 +109,16 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     check_private_key(folder / "silo.key")
     policy = _policy_path(folder, options.policy)
     _check_warm(options, policy)
-    command = supernode_command(folder, options, node_config(folder, options, policy))
+    config = node_config(folder, options, policy)
+    command = supernode_command(folder, options, config)
     show(command, folder / "flwr")
     if options.dry_run:
         return 0
     check_clock(options.superlink, authority)
-    status = run_in_foreground(
-        command, environment_of(folder / "flwr"), folder, WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
-    )
+    state = Path(config["state-path"])
+    grace_period = WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
+    with locked(state / "silo.lock", f"state folder '{state}'"):
+        status = run_in_foreground(command, environment_of(folder / "flwr"), folder, grace_period)
     if 0 < status < _SIGNALLED:
         logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)
     return status

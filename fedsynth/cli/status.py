@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from fedsynth.cli.deployment.processes import is_alive
 from fedsynth.cli.options import refuse_rest
+from fedsynth.cli.stopped_run import STOPPED
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 from fedsynth.progress import duration
@@ -60,10 +60,10 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
 
 
 def state_of(status: Mapping[str, Any]) -> str:
-    """Return ``running``, ``finished``, ``failed``, or ``gone``: killed before it could say so."""
+    """Return ``running``, ``finished``, ``failed``, ``stopped``, or ``gone``: killed before it could say so."""
     state = str(status["state"])
     here = status.get("host") == socket.gethostname()
-    return "gone" if state == "running" and here and not psutil.pid_exists(int(status["pid"])) else state
+    return "gone" if state == "running" and here and not is_alive(int(status["pid"])) else state
 
 
 def describe(
@@ -93,6 +93,8 @@ def describe(
 def _state_line(folder: RunFolder, status: Mapping[str, Any], state: str, now: datetime) -> str:
     if state == "failed":
         return f"failed: {status.get('error')}; 'fedsynth run --resume {folder.path}' goes on after the last round"
+    if state == STOPPED:
+        return f"stopped by {status.get('signal')}; go on with '{status.get('resume')}'"
     if state == "gone":
         return f"its process is gone; 'fedsynth run --resume {folder.path}' goes on after the last round"
     if state == "finished":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, refuse_rest
 from fedsynth.cli.run import check_data, refuse_if_busy
+from fedsynth.cli.stopping import StoppedError
 from fedsynth.cli.sweeps.run_process import end_processes, finish_run, last_progress
 from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
@@ -45,7 +43,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     if options.dry_run:
         print(_overview(sweep, entries))
         return 0
-    with locked(sweep.folder / ".lock", f"sweep '{sweep.folder}'"), _ended_by_signals():
+    with locked(sweep.folder / ".lock", f"sweep '{sweep.folder}'"):
         for entry in entries:
             end_processes(sweep.folder / entry.folder)
         refuse_if_busy(flower_home())
@@ -72,9 +70,13 @@ def _work(sweep: Sweep, entries: list[Entry]) -> int:
     entries = [replace(entry, status="waiting") if entry.status == "failed" else entry for entry in entries]
     print(f"sweep {sweep.folder}: {_standing(entries)}", flush=True)
     write_manifest(sweep, entries)
-    for place, planned in enumerate(sweep.runs):
-        if entries[place].status != "finished":
-            _make(sweep, entries, place, planned)
+    try:
+        for place, planned in enumerate(sweep.runs):
+            if entries[place].status != "finished":
+                _make(sweep, entries, place, planned)
+    except StoppedError as stopped:
+        said = f"the run in work has ended, {_standing(entries)}; go on with 'fedsynth sweep {sweep.file}'"
+        raise StoppedError(stopped.number, said) from None
     failed = [entry for entry in entries if entry.status == "failed"]
     for entry in failed:
         print(f"failed: {entry.name}: {entry.reason} (all it said: {_console(sweep, entry)})")
@@ -165,18 +167,3 @@ def _overview(sweep: Sweep, entries: Sequence[Entry]) -> str:
 
 def _begun(sweep: Sweep, entry: Entry) -> bool:
     return RunFolder(sweep.folder / entry.folder).config.is_file()
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Treat a request to end, or a closed terminal, like an interrupt: the run in work is ended too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

@@ -6,6 +6,8 @@ means "what the strategy's settings (or the dataset) say"; :meth:`RunConfig.reso
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,6 +128,14 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+def _docstring(kind: type[Any]) -> str:
+    """Return what a class says of itself, also where ``python -OO`` has dropped it."""
+    if kind.__doc__:
+        return kind.__doc__
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    return (isinstance(definition, ast.ClassDef) and ast.get_docstring(definition)) or ""
+
+
 def _keys() -> Iterator[Key]:
     for section, kind in SECTIONS.items():
         for field, info in kind.model_fields.items():
@@ -134,7 +144,7 @@ def _keys() -> Iterator[Key]:
                 group = _DECLARED[field][0]
                 takers = tuple(strategy for strategy, settings in SETTINGS.items() if field in settings.model_fields)
                 acts_with |= {"strategy": takers} if len(takers) < len(SETTINGS) else {}
-            heading = (group.__doc__ or "").splitlines()[0].removesuffix(".")
+            heading = _docstring(group).splitlines()[0].removesuffix(".")
             commands = facts.commands or kind.commands
             yield Key(kebab(field), section, heading, info, commands, {**acts_with, **facts.acts_with})
 

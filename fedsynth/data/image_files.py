@@ -34,7 +34,7 @@ _KEPT_FACTOR = 4
 _MOST_PAGES_COUNTED = 100
 _LONGEST_REASON = 200
 
-_ORIENTATION, _NEW_SUBFILE_TYPE, _PHOTOMETRIC = 0x0112, 254, 262
+_ORIENTATION, _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 254, 258, 262
 _WHITE_IS_ZERO, _REDUCED_RESOLUTION = 0, 1
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,7 +45,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIXTEEN_BIT_COLOUR = ("RGB;16", "RGBA;16", "LA;16")
+_SIXTEEN_BIT_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -178,6 +178,9 @@ def _decoded(file: BinaryIO, head: bytes, side: int | None, first_page_only: boo
             _check_pages(_pages(image), "pages", first_page_only)
         if _is_deep(image):
             return _deep(image, file)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8:
+            # Pillow would keep the upper 8 bits without a word.
+            raise ValueError("more than 8 bits per channel in a layout that is not read: save it as interleaved RGB")
         if image.format in ("JPEG", "MPO") and side and image.width * image.height > LARGE_PIXELS:
             image.draft(None, (_KEPT_FACTOR * side, _KEPT_FACTOR * side))
         image.load()

@@ -102,10 +102,11 @@ def _read(
             first_page_only=first_page_only,
         )
     except MemoryError as error:
-        raise UserError(
-            f"image-size = {size}: {len(paths)} images of {size} x {size} pixels in '{root}' do not fit into memory; "
-            "give a smaller image-size"
-        ) from error
+        # Asked for huge images, the sentence would tell another institution how many there are.
+        told = (
+            f"image-size = {size}: images of {size} x {size} pixels do not fit into memory; give a smaller image-size"
+        )
+        raise FilesError(f"{len(paths)} images in '{root}': {told}", elsewhere=told) from error
     data = LabelledImages(images, labels[good], names)
     counts = data.label_counts()
     for name in listing.files:

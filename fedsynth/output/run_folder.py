@@ -206,6 +206,18 @@ class RunFolder:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def clear_torn_start(self) -> None:
+        """Remove the folder of a run that ended before it wrote its configuration: there is nothing to go on with.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        left = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        if any(name != self.log.name and not name.endswith(".part") for name in left):
+            raise UserError(f"'{self.path}' is in the way: it is no run folder (no config.json); move it elsewhere")
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+
     @contextmanager
     def log_to_file(self, logger: logging.Logger) -> Iterator[None]:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""

@@ -42,6 +42,8 @@ class Plan:
         strategy: name of the strategy.
         plugins: what the run wants imported at the silo.
         trains: whether images are trained on.
+        least_training_images: images drawn in its shortest training; 0: it trains nothing.
+        holdout_fraction: share of the images that is kept out of training.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
@@ -57,6 +59,8 @@ class Plan:
     largest_image_size: int = 0
     plugins: tuple[str, ...] = ()
     trains: bool = False
+    least_training_images: int = 0
+    holdout_fraction: float = 0.0
     needs_loss: bool = False
     complete: bool = True
 
@@ -92,11 +96,14 @@ def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num
     held = config.sampling.num_samples if num_samples is None else num_samples
     answers: list[MessageKind] = ["describe", "prepare"]
     queries = samples = drawn = steps = 0
+    shortest: list[int] = []
     if name in OWN_MODELS:
         steps += config.training.own_steps
+        shortest.append(config.training.own_steps)
     if isinstance(settings, AveragingSettings):
         answers.append("train")
         steps += config.training.train_steps
+        shortest.append(config.training.train_steps // settings.num_rounds)
     if isinstance(settings, FedDDPMSettings):
         answers.append("upload")
     # With a part of the network at the silos alone, they draw the images.
@@ -122,6 +129,8 @@ def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num
         largest_image_size=spec.size,
         plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
         trains=steps > 0,
+        least_training_images=min(shortest, default=0) * config.training.batch_size,
+        holdout_fraction=config.data.holdout_fraction if shortest else 0.0,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
@@ -146,7 +155,8 @@ _CEILINGS = {
     "noise_queries": ("noise_queries_per_run", "noise_queries_in_all"),
     "samples_per_query": ("samples_per_query",),
     "images_drawn": ("images_drawn_per_run", "images_drawn_in_all"),
-    "optimiser_steps": ("optimiser_steps_per_run",),
+    "optimiser_steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
+    "holdout_fraction": ("largest_holdout_fraction",),
     "network_parameters": ("network_parameters",),
     "largest_image_size": ("largest_image_size",),
 }
@@ -172,7 +182,15 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
                 yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}")
     if foreign := [name for name in plan.plugins if name not in policy.plugins]:
         yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
+    if plan.trains:
+        yield from _training_refusals(policy, plan)
+
+
+def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
+    if plan.least_training_images < policy.least_training_images:
+        why = f"the run trains on {plan.least_training_images} images at a time"
+        yield Refusal(policy.line("least_training_images"), why)
     if plan.needs_loss and not policy.tell_train_loss:
         yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
-    if plan.trains and policy.privacy_epsilon != "unlimited":
+    if policy.privacy_epsilon != "unlimited":
         yield Refusal(policy.line("privacy_epsilon"), "the run trains without differential privacy")

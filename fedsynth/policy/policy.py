@@ -92,6 +92,7 @@ class SiloPolicy(Section):
     images_drawn_per_run: Limit = key(10_000, "images that the own model draws in one run")
     images_drawn_in_all: Limit = key(100_000, "images that the own model draws in all runs together")
     optimiser_steps_per_run: Limit = key(20_000, "training steps in one run")
+    optimiser_steps_in_all: Limit = key(200_000, "training steps in all runs together")
     compute_seconds_per_run: Limit = key(86_400, "seconds of work on one run's messages")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
     largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
@@ -106,6 +107,19 @@ class SiloPolicy(Section):
     least_images: Annotated[int, Field(ge=2)] = key(
         50,
         "fewest images behind statistics or evaluate, and fewest in which data sets with exact statistics may differ",
+    )
+    least_training_images: Positive = key(
+        50,
+        "fewest images that are trained on, by the noisy counts and the steps and batch size of a training: a model of"
+        " few images returns them. Losses that are told are means over as many",
+    )
+    least_class_images: Positive = key(
+        3,
+        "fewest images of a class, by the noisy counts: one with fewer counts as absent, and no question about it is"
+        " answered. A model returns the only image of a class",
+    )
+    largest_holdout_fraction: Annotated[float, Field(gt=0, le=1)] = key(
+        0.5, "largest share of the images that a run may keep out of training, and so choose the others"
     )
     least_holders: Positive = key(
         1,
@@ -125,7 +139,9 @@ class SiloPolicy(Section):
     )
     evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
     tell_train_loss: bool = key(
-        False, "tell the loss of a round of train: a mean over real images in a network that the server chose"
+        False,
+        "tell the loss of a round of train, a mean over real images in a network that the server chose; and the losses"
+        " of an own model as they are, not as means over many images with three digits",
     )
     privacy_epsilon: PositiveFloat | Literal["unlimited"] = key(
         UNLIMITED,
@@ -139,6 +155,7 @@ class SiloPolicy(Section):
         """Return what a simulated silo allows, which belongs to whoever runs the server."""
         limits = {name: UNLIMITED for name, info in cls.model_fields.items() if UNLIMITED in _words(info)}
         told = {"answers": get_args(MessageKind), "count_noise": 0.0, "least_images": 2, "tell_train_loss": True}
+        told |= {"least_training_images": 1, "least_class_images": 1, "largest_holdout_fraction": 1.0}
         return cls.model_validate({**limits, **told})
 
     @model_validator(mode="after")

@@ -131,7 +131,7 @@ class Exchange:
                 index = pending.pop(reply.metadata.reply_to_message_id, None)
                 if index is not None:
                     self._refuse_dead_worker(reply)
-                    self.traffic.up += transport.payload_bytes(reply)
+                    self.traffic.up += _counted(reply)
                     self.reply_log.heard(nodes[index], reply)
                     yield index, reply
                 # A loop variable would keep the last answer alive through the next wait.
@@ -154,3 +154,11 @@ class Exchange:
         reason = printable(reply.error.reason)
         if _DEAD_WORKER.match(reason):
             raise RunError(f"a simulation worker died (out of memory?), resume the run: {reason}")
+
+
+def _counted(reply: Message) -> int:
+    """Return the bytes of an answer; 0 where its records cannot be serialised: whoever reads it will say why."""
+    try:
+        return transport.payload_bytes(reply)
+    except Exception:
+        return 0

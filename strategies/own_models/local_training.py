@@ -45,6 +45,8 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
     def check(silo: int, answer: PrepareAnswer) -> None:
         if not answer.finished and (answer.steps or 0) <= steps[silo]:
             raise MessageError(f"stands at step {answer.steps} after another slice: is its state folder kept?")
+        if not answer.finished and (answer.steps or 0) >= goal:
+            raise MessageError(f"claims {answer.steps} of {goal} steps, and an unfinished model")
 
     waiting = list(range(len(census)))
     while waiting:

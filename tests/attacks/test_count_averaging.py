@@ -82,10 +82,10 @@ def test_the_one_draw_is_not_the_truth(folder: Path) -> None:
 
 
 def test_no_other_message_tells_the_number(folder: Path) -> None:
-    node = met(folder, holdout_fraction=0.1, train_steps=1, early_stop=False, copy_check=False)
+    node = met(folder, holdout_fraction=0.1, train_steps=2, early_stop=False, copy_check=False)
     known = node.prepare().num_examples
     weights = transport.encode_tensors(initial_unet(node.config, SPEC).state_dict())
-    trained = node.ask(TrainRequest(arrays=weights, spec=SPEC, server_round=1, steps=1))
+    trained = node.ask(TrainRequest(arrays=weights, spec=SPEC, server_round=1, steps=2))
     assert (trained.num_examples, trained.loss) == (known, None)
     assert node.ask(UploadRequest(spec=SPEC)).num_examples == known
     everything = node.ask(StatisticsRequest(extractor="random-features", spec=SPEC)).num_examples

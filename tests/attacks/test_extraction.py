@@ -188,7 +188,9 @@ def test_no_choice_of_the_server_changes_the_answer(silo: Node) -> None:
         {"state_dir": "elsewhere"},
     ]
     messages = [answer_to(silo.again(**run), weights) for run in runs]
-    messages += [answer_to(silo.again(), weights, **given) for given in asked]
+    for run, given in enumerate(asked, 10):
+        (asking := silo.again()).context.run_id = run
+        messages.append(answer_to(asking, weights, **given))
     found = [sums for message in messages if (sums := sums_in(message)) is not None]
     assert len(found) == len(runs) + 6
     for vector, matrix in found[1:]:
@@ -244,5 +246,6 @@ def test_one_fact_asked_in_ten_ways_stays_noisy_and_is_not_asked_more_often(silo
         if run < 10:
             told.append(asking.ask(request).wrong_outside)
     assert "evaluations-in-all = 10" in asking.refusal(request)
-    # Two-sided geometric noise of scale 2 has a deviation of 2.8; exact counts would have one of 0.
-    assert 1 < np.std(told) < 8
+    # Two-sided geometric noise of scale 2: ten equal draws come once in a million times; exact counts would be equal.
+    assert min(told) > 50
+    assert len(set(told)) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dfd_by_hand import LABELS, ROUNDS, begin, drive, fresh, samples_of, task_of
 from flwr.app import Array, ArrayRecord, Message
 from flwr.common.constant import ErrorCode
 from hand_made import StubGrid, error_reply, reply
+from message_examples import EXAMPLES, copy_of, sent
+from message_fuzzing import MUTATIONS
 from spoiled_answers import spoil
 from tiny_runs import run_tiny, tiny_settings
 
@@ -104,6 +107,25 @@ def test_noise_beyond_measure_moves_no_sample(size: float) -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("name", ["epsilon", "prepare", "train", "upload"])
+def test_damaged_answers_cost_at_most_their_silo(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    request, answer = EXAMPLES[name]
+    rng = random.Random(name)
+
+    def respond(message: Message) -> Message:
+        made = copy_of(sent(answer), message)
+        for _ in range(rng.randint(1, 3) if message.metadata.dst_node_id == 49 else 0):
+            rng.choice(MUTATIONS)(rng, made.content)
+        return made
+
+    exchange = Exchange(StubGrid([], respond), 5.0)
+    for _ in range(150):
+        found = {k for k, _ in ask(exchange, [(k, request) for k in range(3)], CENSUS, needed=2)}
+        assert found >= {0, 2}
+    assert caplog.text.count("silo-1 left out: ") > 50
+    assert "Traceback" not in caplog.text, "each kind of damage is known to whoever reads"
+
+
 class SurpriseError(Exception):
     """No kind of exception that reading an answer is known to raise."""
 
@@ -146,7 +168,7 @@ def test_words_of_the_engine_in_an_error_end_nothing(code: int, caplog: pytest.L
 
 NUMBERS: dict[str, dict[str, Any]] = {
     "train-seconds 1.5e308": {"train-seconds": 1.5e308},
-    "curve-steps 1e308": {"curve-steps": [1e308]},
+    "curve-steps 1e308": {"curve-steps": [1e308], "curve-losses": [0.5]},
     "seconds 1.5e308": {"seconds": 1.5e308},
 }
 

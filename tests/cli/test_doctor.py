@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -107,9 +109,68 @@ def test_cuda_memory_and_disk(free: int, verdict: str, monkeypatch: pytest.Monke
     assert findings(doctor._disk)[0][0] == verdict
 
 
+def test_disks_that_runs_write_to(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named once, with what it is for."""
+    places = {project: 100.0, Path(tempfile.gettempdir()): 0.5}
+    disks = {path: number for number, path in enumerate(places)}
+    stat = Path.stat
+
+    def on_its_disk(path: Path, **how: bool) -> Any:
+        real = stat(path, **how)
+        return SimpleNamespace(st_dev=disks.get(path, 0), st_mode=real.st_mode)
+
+    monkeypatch.setattr(Path, "stat", on_its_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=places[path] * doctor.GIB))
+    here, temporary = findings(doctor._disk)
+    assert here == ("ok", "100.0 GiB of disk free here")
+    assert temporary[0] == "warn"
+    assert temporary[1].startswith("0.5 GiB of disk free for temporary files: models and runs may not fit in /")
+
+
 def test_superlinks_that_still_run_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "superlinks", lambda home: [object()])
     verdict, text = findings(doctor._flower)[-1]
     assert verdict == "warn"
     assert text.startswith("1 local SuperLink(s) still run")
     assert "'fedsynth stop' ends them" in text
+
+
+HOSTILE = {
+    "RAY_ADDRESS": ("10.1.2.3:6379", "warn", "runs leave it out"),
+    "http_proxy": ("http://proxy:3128", "warn", "runs add them to no_proxy"),
+    "TMPDIR": ("/scratch/users/somebody/jobs/12345678/tmp", "warn", "simulations keep Ray's files in"),
+    "FLWR_LOCAL_CONTROL_API_PORT": ("70000", "fail", "is no port: unset it, and a free port is taken"),
+    "FLWR_HOME": ("/proc/flwr", "fail", "cannot be written: set it to a folder that can"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_of_the_environment_is_in_the_way_is_found_with_what_is_done(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in (*HOSTILE, "https_proxy", "no_proxy", "NO_PROXY", "RAY_TMPDIR", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"):
+        monkeypatch.delenv(other, raising=False)
+    assert [verdict for verdict, _ in findings(doctor._environment)] == ["ok"]
+    value, verdict, said = HOSTILE[name]
+    monkeypatch.setenv(name, value)
+    ((found, text),) = findings(doctor._environment)
+    assert found == verdict
+    assert value in text or name in text
+    assert said in text
+
+
+def test_small_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "raise_file_limit", lambda: 256)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    monkeypatch.setenv("HOME", "/proc/home")
+    said = [text for _, text in findings(doctor._limits)]
+    assert "256 open files allowed: many silos at once need 1024; raise 'ulimit -Hn'" in said[0]
+    assert "0.06 GiB free in /dev/shm" in said[1]
+    assert "start it with --shm-size=2g" in said[1]
+    assert "HOME = '/proc/home' cannot be written" in said[2]
+
+
+def test_a_terminal_without_letters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="ascii"))
+    ((verdict, text),) = findings(doctor._terminal)
+    assert (verdict, "set LC_ALL=C.UTF-8" in text) == ("warn", True)

@@ -195,3 +195,11 @@ def test_superlink_that_cannot_be_used_is_refused(
 def test_addresses_are_host_and_port(address: str) -> None:
     with pytest.raises(UserError, match="must be HOST:PORT, such as"):
         check_address(address, "superlink")
+
+
+def test_addresses_with_leading_zeros_are_not_taken_for_octal_ones_or_for_names() -> None:
+    for address in ("10.0.0.5:9092", "[2001:db8::5]:9092", "[::ffff:10.0.0.5]:9092", "link5:9092", "10.example:9092"):
+        check_address(address, "superlink")
+    for address in ("010.0.0.5:9092", "10.0.0.256:9092", "10.5:9092"):
+        with pytest.raises(UserError, match="is no host name, and an IP address has four numbers"):
+            check_address(address, "superlink")

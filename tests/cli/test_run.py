@@ -15,6 +15,7 @@ from fake_flower import FakeFlower
 from fedsynth.cli import main
 from fedsynth.cli.run import gpu_share
 from fedsynth.config import KEYS, RunConfig
+from fedsynth.locks import locked
 from fedsynth.output import RunFolder
 
 Refused = Callable[..., str]
@@ -166,7 +167,8 @@ def test_flower_home_that_cannot_be_written_is_named(
 def test_run_without_results_fails_and_points_to_the_log(flower: FakeFlower, project: Path, refused: Refused) -> None:
     flower.leave = "log"
     line = refused("run", "--run-name", "r", started=True)
-    assert line.endswith(f"the run ended without results; the reason stands above and in {project}/runs/r/log.txt")
+    assert f"the run ended without results; the reason stands above and in {project}/.flwr/run-logs/r.txt and" in line
+    assert line.endswith(f" {project}/runs/r/log.txt")
     assert (project / "runs" / "r" / "log.txt").is_file()
     flower.leave = "nothing"
     assert "the run ended without results" in refused("run", "--run-name", "empty", started=True)
@@ -187,6 +189,14 @@ def test_superlinks_are_stopped_and_empty_folders_removed_whatever_happens(
         main(["run", "--run-name", "absent"])
     assert len(stopped) == 3
     assert [path.name for path in (project / "runs").iterdir()] == ["r"]
+
+
+def test_two_runs_that_begin_at_once_do_not_share_a_home(flower: FakeFlower, project: Path, refused: Refused) -> None:
+    assert main(["run", "--run-name", "first"]) == 0
+    with locked(project / ".flwr" / "run.lock", "it"):
+        said = refused("run", "--run-name", "second", started=True)
+    assert f"FLWR_HOME '{project}/.flwr' is in use by process {os.getpid()} on " in said
+    assert [path.name for path in (project / "runs").iterdir()] == ["first"]
 
 
 def share(monkeypatch: pytest.MonkeyPatch, devices: int, cpus: int, silos: int, device: str = "auto") -> float:

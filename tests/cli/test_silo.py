@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from flwr.common.config import parse_config_args
 from real_silos import write_digits
 
 from fedsynth.cli import main
+from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy, read_policy
 
 
@@ -93,6 +95,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--warm --or-stock --allow-fab " + "0" * 64, "--or-stock: Flower's own way does not know --allow-fab"),
         ("--superlink link.example.org", "superlink = 'link.example.org': must be HOST:PORT"),
         ("--root-certificates silo/silo.pub", "is no PEM certificate"),
+        ("--root-certificates link/server.crt", "'link/server.crt' is a server's (server.crt?)"),
         ("--folder elsewhere", "'fedsynth silo init' makes one"),
         ("--data-path absent", "there is no folder"),
         ("--data-path images/0", "no class folders in"),
@@ -190,3 +193,19 @@ def test_policy_is_compared_with_a_planned_run(
     assert "REFUSED  line 'noise-queries-per-run = 14': the run asks up to 15 noise queries" in said
     dfd.write_text("dfd-round = 11\n")
     assert "unknown config key 'dfd-round'" in refused("silo", "policy", "--check", "own.toml", "--setting", str(dfd))
+
+
+def test_a_state_folder_is_one_silo_s_at_a_time(
+    words: list[str], project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedsynth.cli.silo.check_clock", lambda *_: None)
+    started: list[Path] = []
+    monkeypatch.setattr("fedsynth.cli.silo.run_in_foreground", lambda *given: started.append(given[2]) or 0)
+    words.remove("--dry-run")
+    state = project / "silo" / "state"
+    with locked(state / "silo.lock", "it"):
+        assert main(words) == 2
+        assert f"error: state folder '{state}' is in use by process {os.getpid()} on " in capsys.readouterr().err
+        assert main([*words, "--state-path", "other"]) == 0
+    assert main(words) == 0
+    assert len(started) == 2

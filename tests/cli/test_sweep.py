@@ -75,10 +75,15 @@ def wait_until_held(place: Path) -> int:
     return int(held.read_text())
 
 
+def wait_until_ended(place: Path) -> None:
+    deadline = time.monotonic() + 60
+    while alive(place):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def in_another_process(*words: str) -> multiprocessing.process.BaseProcess:
     def work() -> None:
-        # Tests that a shell started in the background ignore it, and so would their children.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(main(words))
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -145,12 +150,13 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(place: Path, capsys: 
     order.touch()
     sweep = in_another_process("sweep", "s.toml")
     held = wait_until_held(place)
+    members = alive(place)
+    assert held in [process.pid for process in members]
+    assert len(members) == 2, "the run, and what it started in a session of its own"
     assert statuses(place) == ["finished", "running", "waiting", "waiting"]
     os.kill(int(sweep.pid or 0), signal.SIGKILL)
     sweep.join()
-    orphans = alive(place)
-    assert held in [process.pid for process in orphans]
-    assert len(orphans) == 2, "the run, and what it started in a session of its own"
+    wait_until_ended(place)
     order.unlink()
     assert main(["sweep", "s.toml"]) == 0
     assert alive(place) == []
@@ -178,7 +184,7 @@ def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(
         assert len(alive(place)) == 2
     os.kill(int(sweep.pid or 0), request_to_end)
     sweep.join(30)
-    assert sweep.exitcode == 130
+    assert sweep.exitcode == 128 + request_to_end
     assert alive(place) == []
     assert statuses(place) == ["waiting"] * 4
 
@@ -238,8 +244,10 @@ FRAME = "╭─ Error ─────────╮\n│ Failed to start │\n�
     [
         ("fedsynth 10:11:12 error: bad weights\nerror: the run ended without results; see above\n", "", "bad weights"),
         ("Traceback\nKeyError: 'x'\nshutting down\n", "", "KeyError: 'x'"),
+        ("A: a\nRuntimeError: b\nerror: the run ended without results: no Ray (more in x)\n", "", "no Ray (more in x)"),
         (FRAME + "error: the run ended without results\n", "", "Failed to start in 15 s. See log"),
         ("killed\n", "2026-11-20 10:11:12,345 ERROR error: silo 3 is away\n", "silo 3 is away"),
+        ("error: east: \x1b[2J\u202e\n", "", r"east: \x1b[2J\u202e"),
         ("", "", "the run ended without results, and without a word"),
     ],
 )

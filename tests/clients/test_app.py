@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -128,5 +129,17 @@ def test_failure_of_a_real_silo_is_in_its_log(
         raise SystemExit(3)
 
     north = context(data_path="x", silo_name="north", state_path=str(tmp_path))
-    answering(DescribeRequest, handle)(DescribeRequest().to_message(77), north)
+    answer = answering(DescribeRequest, handle)(DescribeRequest().to_message(77), north)
     assert caplog.messages == ["north: query.describe failed: SystemExit: 3"]
+    assert answer.error.reason == "north: SystemExit: the silo's log says why"
+
+
+def test_a_crash_does_not_tell_how_many_images_there_are(tmp_path: Path) -> None:
+    def handle(request: DescribeRequest, silo: SiloContext) -> Answer:
+        np.empty((217, 10**7, 10**7, 3))
+        raise AssertionError
+
+    node = context(data_path="x", silo_name="north", state_path=str(tmp_path))
+    answer = answering(DescribeRequest, handle)(DescribeRequest().to_message(77), node)
+    assert "MemoryError" in answer.error.reason
+    assert "217" not in answer.error.reason

@@ -127,6 +127,18 @@ def test_training_beyond_the_policy_does_not_begin(
     assert not (tmp_path / "own" / "clinic" / "models").exists()
 
 
+def test_a_message_ends_where_the_seconds_of_its_run_do(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic({"sampling_steps": 4, "train_steps": 9}, compute_seconds_per_run=100)
+    node.prepare()
+    Ledger(tmp_path / "own" / "clinic" / "ledger.json").add(
+        "2", {"compute-seconds": 100 - 1e-6}, {"compute-seconds": (100, 9999)}
+    )
+    node.context.run_id = 2
+    line = "line 'compute-seconds-per-run = 100': this message takes longer than what was left"
+    assert line in node.refusal(train_request(node))
+    assert "compute-seconds-per-run" in node.refusal(sample_request(node, [0], [0])), "the seconds are counted"
+
+
 def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nsampler = print\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -9,8 +9,9 @@ import torchvision.datasets
 from image_examples import dicom
 from PIL import Image
 
+from fedsynth.data import image_folder
 from fedsynth.data.image_folder import image_folder_spec, load_image_folder, read_image_folder
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 
 
 def save(path: Path, value: int = 0, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
@@ -152,3 +153,15 @@ def test_files_that_cannot_be_read_are_said_when_a_silo_starts(
     with caplog.at_level(logging.WARNING, logger="fedsynth"):
         assert image_folder_spec(tmp_path).channels == 1
     assert "1 files cannot be read as images (cat/scan.dcm; the first: DICOM, which needs one more" in caplog.text
+
+
+def test_images_that_do_not_fit_into_memory_are_not_counted_to_others(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 1 TiB for an array with shape (7, 4096, 4096, 1)")
+
+    monkeypatch.setattr(image_folder, "decode_files", full)
+    with pytest.raises(FilesError, match=r"10 images in .*: image-size = 4096: .* do not fit into memory") as caught:
+        read_image_folder(tree, image_size=4096)
+    assert "10" not in caught.value.elsewhere

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import logging
 import os
 from pathlib import Path
@@ -80,10 +79,20 @@ KINDS: dict[str, tuple[bytes, ValueRange, Any]] = {
     ),
     "16-bit colour TIFF": (tiff(rgb(TWELVE).astype("<u2"), 2), TWELVE_BITS, rgb(scaled(TWELVE, 0, 4095))),
     "16-bit colour TIFF, big-endian": (tiff(rgb(TWELVE).astype(">u2"), 2), TWELVE_BITS, rgb(scaled(TWELVE, 0, 4095))),
-    "16-bit colour TIFF, compressed": (
-        in_format(Image.open(io.BytesIO(tiff(rgb(SIXTEEN), 2))), "TIFF", compression="tiff_deflate"),
-        FULL_RANGE,
-        rgb(SIXTEEN >> 8),  # Pillow writes 8 bits
+    "16-bit colour TIFF and an unused channel": (
+        tiff(sixteen_with(ALPHA, rgb(TWELVE)), 2, {338: 0}),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
+    ),
+    "16-bit colour TIFF, deflated": (
+        tiff(rgb(TWELVE).astype("<u2"), 2, deflated=True),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
+    ),
+    "16-bit colour TIFF, big-endian and deflated": (
+        tiff(rgb(TWELVE).astype(">u2"), 2, deflated=True),
+        TWELVE_BITS,
+        rgb(scaled(TWELVE, 0, 4095)),
     ),
     "16-bit TIFF": (tiff(SIXTEEN), FULL_RANGE, rgb(SIXTEEN / 257)),
     "16-bit TIFF, big-endian": (tiff(SIXTEEN.astype(">u2")), FULL_RANGE, rgb(SIXTEEN / 257)),
@@ -157,6 +166,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "beyond 16 bits": (tiff(np.full((2, 2), 70000, np.int32)), "beyond 16 bits: set value-range"),
     "not a number": (tiff(NAN), r"no numbers \(NaN or infinity\)"),
     "64-bit float": (tiff(NAN.astype(np.float64)), "a kind of TIFF that is not read, or damaged: save it as grey"),
+    "16-bit CMYK": (tiff(sixteen_with(ALPHA, rgb(TWELVE)), 5), "more than 8 bits per channel in a layout that is not"),
+    "16-bit planes": (
+        tiff(np.zeros((2, 2, 3), np.uint16), 2, {284: 2}),
+        "more than 8 bits per channel in a layout|TIFF",
+    ),
     "two channels": (tiff(np.stack([GREY, GREY], -1)), "a kind of TIFF that is not read"),
     "transparent everywhere": (png(np.dstack([COLOUR, 0 * ALPHA])), r"every pixel is transparent \(alpha 0\): save"),
     "transparent palette": (in_format(Image.new("P", (2, 2)), "PNG", transparency=0), "every pixel is transparent"),
@@ -238,3 +252,17 @@ def test_truncated_files_are_found(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:2000])
         with pytest.raises(UserError, match=name):
             decode_files([path], 32, 3, skip_bad_images=False)
+
+
+def test_a_jpeg_of_ycck_is_converted_twice(tmp_path: Path) -> None:
+    stored = np.array([120, 100, 160, 204])
+    even = np.broadcast_to((255 - stored).astype(np.uint8), (16, 16, 4))
+    data = in_format(Image.frombytes("CMYK", (16, 16), even.tobytes()), "JPEG", quality=100)
+    place = data.index(b"Adobe") + 11
+    assert data[place] == 0, "CMYK as it is"
+    path = written(tmp_path, "x.jpg", data[:place] + b"\2" + data[place + 1 :])
+    luma, blue, red = stored[:3] - np.array([0, 128, 128])
+    ink = np.array([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue])
+    expected = (255 - ink) * (stored[3] / 255)
+    images, _ = decode_files([path], 16, 3, skip_bad_images=False)
+    assert np.abs(images[0] - expected).max() <= 3

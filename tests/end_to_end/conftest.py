@@ -31,12 +31,21 @@ TINY = {
     "sampling-steps": 4,
 }
 
+HOSTILE = {
+    "LC_ALL": "C",
+    "PYTHONIOENCODING": "ascii",
+    "RAY_ADDRESS": "203.0.113.7:6379",
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+}
+"""An environment in which neither Flower nor Ray works by itself; a temporary folder with a long path comes on top."""
+
 FlowerRun = Callable[..., Path]
 
 BLOCKER = """
 import sys
 
-if "fedsynth.cli" not in sys.orig_argv:
+if not any(word.startswith("fedsynth.cli") for word in sys.orig_argv):
     sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
 """
 
@@ -70,11 +79,22 @@ def blocker(flower_base: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_environment(flower_base: Path, blocker: Path) -> dict[str, str]:
-    """Environment in which this project cannot be imported from the checkout: only the bundle can provide it."""
+    """Environment in which this project cannot be imported from the checkout: only the bundle can provide it.
+
+    It is made from a hostile one, as machines of batch systems have them.
+    """
     home = flower_base / "home"
     prepare_home(home)
+    temporary = flower_base / "a-temporary-folder-of-a-batch-system-with-a-long-path"
+    temporary.mkdir()
+    with pytest.MonkeyPatch.context() as hostile:
+        for name in ("no_proxy", "NO_PROXY", "RAY_TMPDIR"):
+            hostile.delenv(name, raising=False)
+        for name, value in {**HOSTILE, "TMPDIR": str(temporary)}.items():
+            hostile.setenv(name, value)
+        environment = flower_environment()
     return {
-        **flower_environment(),
+        **environment,
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "PYTHONPATH": str(blocker),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import cut, flipped
 from safetensors.torch import save
 
 from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
@@ -88,6 +89,37 @@ def test_a_damaged_file_is_computed_again_and_mended(extractor, tmp_path, damage
     for _ in range(2):
         assert_same(extract_cached(extractor, IMAGES, tmp_path), whole)
     assert extractor.computed == 2
+
+
+def test_answers_of_other_images_and_every_flipped_byte_are_computed_again(extractor, tmp_path):
+    whole, other = (extract_cached(extractor, images, tmp_path) for images in (IMAGES, IMAGES[::-1]))
+    paths = sorted(tmp_path.rglob("*.npy"))
+    first, second = (path.read_bytes() for path in paths)
+    paths[0].write_bytes(second)
+    paths[1].write_bytes(first)
+    for images, expected in ((IMAGES, whole), (IMAGES[::-1], other)):
+        assert_same(extract_cached(extractor, images, tmp_path), expected)
+    assert extractor.computed == 4
+    count = 0
+    for path in paths:
+        for changed in (*flipped(path.read_bytes(), 20), *cut(path.read_bytes(), 5)):
+            count += 1
+            path.write_bytes(changed)
+            assert_same(extract_cached(extractor, IMAGES, tmp_path), whole)
+            assert_same(extract_cached(extractor, IMAGES[::-1], tmp_path), other)
+    assert extractor.computed == 4 + count
+
+
+def test_a_classifier_of_other_images_and_every_flipped_byte_are_trained_again(trainings, tmp_path):
+    images, labels = LABELLED
+    whole = classifier_cached(*LABELLED, 2, 0, tmp_path)
+    classifier_cached(images, 1 - labels, 2, 0, tmp_path)
+    paths = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    content = paths[0].read_bytes()
+    for changed in (paths[1].read_bytes(), *flipped(content, 6)):
+        paths[0].write_bytes(changed)
+        assert_equal_weights(classifier_cached(*LABELLED, 2, 0, tmp_path), whole)
+    assert len(trainings) == 2 + 1 + 8
 
 
 def test_no_folder_keeps_nothing(extractor, trainings, tmp_path, monkeypatch):

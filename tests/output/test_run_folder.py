@@ -120,6 +120,7 @@ def test_configuration_is_read_with_what_had_been_resolved(tmp_path: Path) -> No
 def test_configuration_of_an_earlier_version_is_read_where_it_says_what_is_still_done(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     former: dict[str, Scalar] = {"corrector-steps": 0, "min-gain": "auto", "slice-seconds": 2.0, "temperature": 3.0}
+    former["min-statistics-samples"] = 80
     content = {"config": {**CONFIG.to_run_config(), **former}, "resolved": ["beta", "corrector-steps"]}
     run.write_config(content)
     config = run.read_config()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 from interrupted_runs import KilledError, die, in_round, resumed
+from one_silo import policy_file
 from PIL import Image
 from real_silos import real_settings, run_real, write_digits, write_silos
 from spoiled_answers import Tamper, failed
@@ -56,6 +57,29 @@ def test_run_says_what_was_not_measured(silos: dict[str, Path], tmp_path: Path) 
     notes = json.loads(folder.results.read_text())["notes"]
     assert "not measured: fidelity, utility, copies of training images and membership inference" in notes
     assert "reference-root" in folder.report.read_text()
+
+
+def test_silos_measure_with_the_noise_of_their_policies_and_tell_no_loss(
+    silos: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noisy = policy_file(tmp_path / "noisy", statistics_epsilon=10.0, evaluation_epsilon=2.0, tell_train_loss=False)
+    exact = policy_file(tmp_path / "exact", tell_train_loss=False)
+    silent = policy_file(tmp_path / "silent", answers=("describe", "prepare", "train"), tell_train_loss=False)
+    given = {name: {"policy-path": path} for name, path in (("north", noisy), ("south", exact), ("east", silent))}
+    settings = real_settings(tmp_path, strategy="fedavg", evaluate_silos=True, holdout_fraction=0.3)
+    folder = run_real(settings, silos, **given)
+    results, page = json.loads(folder.results.read_text()), folder.report.read_text()
+    measured = results["silo-measures"]
+    assert measured["north"]["noise"] > 0 == measured["south"]["noise"]
+    assert (measured["south"]["images"], measured["south"]["held-out-images"]) == (36, 11)
+    assert measured["east"] == {}
+    assert 0 <= results["silo-recall"] <= 1
+    assert results["silo-frechet-distance"] > 0
+    assert "in every mean of the silos" in page
+    assert "carry the noise that its policy asks for" in page
+    assert "accuracy and recall: east" in page
+    assert "line 'answers = [" in caplog.text
+    assert not [row for row in folder.read_metrics() if "loss" in row]
 
 
 def test_reference_of_the_operator_measures_fidelity_and_utility_but_no_copies(

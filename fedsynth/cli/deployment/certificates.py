@@ -74,12 +74,27 @@ def alternative_name(host: str) -> x509.GeneralName:
     labels = host.split(".")
     if not host.isascii() or not all(_is_label(label) for label in labels):
         raise UserError(f"host '{host}': must be a host name such as link.example.org, or an IP address, without port")
-    # No top-level domain is all digits (RFC 3696, section 2): what ends so is a mistyped address.
-    if labels[-1].isdigit():
-        zeros = ".".join(str(int(label)) if label.isdigit() else label for label in labels)
-        hint = f" without leading zeros: {zeros}" if zeros != host else ""
-        raise UserError(f"host '{host}': is no host name, and an IP address has four numbers of 0 to 255{hint}")
+    check_numbers(host)
     return x509.DNSName(host)
+
+
+def check_numbers(host: str) -> None:
+    """Refuse a mistyped IP address: most programs would read 010.0.0.5 as 8.0.0.5, or ask for a host of that name.
+
+    Raises:
+        UserError: ``host`` ends like an address and is none; a top-level domain is never all digits (RFC 3696, 2).
+    """
+    labels = host.split(".")
+    if not labels[-1].isdigit():
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        plain = ".".join(str(int(label)) if label.isdigit() else label for label in labels)
+        hint = f" without leading zeros: {plain}" if plain != host else ""
+        raise UserError(
+            f"host '{host}': is no host name, and an IP address has four numbers of 0 to 255{hint}"
+        ) from None
 
 
 def make_silo_key(key: Path, public: Path) -> None:

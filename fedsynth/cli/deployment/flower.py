@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 
 import fedsynth
+from fedsynth.cli.deployment.machine import PORT_VARIABLES, adjusted
 from fedsynth.errors import UserError
 
-PORT_VARIABLES = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+SIMULATION = "FEDSYNTH_SIMULATION"
+"""Environment variable of all that one simulated run has started; its value is another for every run."""
 
 
 def flower_home() -> Path:
@@ -39,11 +41,12 @@ def flower_environment() -> dict[str, str]:
     """Return the environment for ``flwr`` and everything it starts.
 
     Without per-run dependency installation, since the SuperLink's environment has all; on free ports, because a
-    SuperLink of another project on Flower's default ports would run this app in that project's environment.
+    SuperLink of another project on Flower's default ports would run this app in that project's environment; and with
+    what :func:`~fedsynth.cli.deployment.machine.adjustments` sets right.
     """
     scripts = str(Path(sys.executable).parent)
     environment = {
-        **os.environ,
+        **adjusted(os.environ),
         "FLWR_HOME": str(flower_home()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
@@ -108,9 +111,12 @@ def superlinks(home: Path) -> list[psutil.Process]:
 
 
 def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
-    """Stop the SuperLinks of ``home`` with all their descendants; return how many there were."""
+    """Stop the SuperLinks of ``home`` and what simulated runs left of it; return how many SuperLinks there were."""
     links = superlinks(home)
-    family = [child for link in links for child in _descendants(link)] + links
+    found = {process.pid: process for process in [*links, *_simulated(home)]}
+    for process in list(found.values()):
+        found |= {child.pid: child for child in _descendants(process)}
+    family = list(found.values())
     for process in family:
         _quietly(process.terminate)
     _, alive = psutil.wait_procs(family, timeout=grace_period)
@@ -118,6 +124,17 @@ def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
         _quietly(process.kill)
     psutil.wait_procs(alive, timeout=grace_period)
     return len(links)
+
+
+def _simulated(home: Path) -> list[psutil.Process]:
+    """Return the processes of simulated runs under ``home``, however far they have got from their SuperLink."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if SIMULATION in environment and environment.get("FLWR_HOME") == str(home):
+                found.append(process)
+    return found
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

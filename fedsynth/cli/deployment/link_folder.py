@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
-from fedsynth.cli.deployment.certificates import check_authority
+from fedsynth.cli.deployment.certificates import check_authority, check_numbers
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
@@ -190,6 +190,7 @@ def check_address(text: str, key: str) -> None:
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
         raise UserError(f"{key} = '{text}': must be HOST:PORT, such as link.example.org:9092, without https://")
+    check_numbers(host)
 
 
 def check_node_value(key: str, value: str) -> None:

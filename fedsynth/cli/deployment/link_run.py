@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import signal
+import shlex
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedsynth.cli.deployment.flower import app_folder
 from fedsynth.cli.deployment.link_folder import CONNECTION, Connection
 from fedsynth.cli.deployment.processes import environment_of, show
+from fedsynth.cli.stopping import StoppedError
+
+ID_LIMIT, STOP_LIMIT = 15.0, 30.0
+"""Seconds in which Flower must say which run it has started, and in which it must stop one."""
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
@@ -21,28 +27,68 @@ def link_command(setting: Path) -> list[str]:
 
 
 def run_on_link(command: Sequence[str], connection: Connection) -> None:
-    """Run to the end. Interrupted, also by SIGTERM, it stops the run at the SuperLink, which would go on without us."""
+    """Run to the end. A signal that stops this command stops the run at the SuperLink too, which would go on.
+
+    Raises:
+        StoppedError: a signal arrived; it says so if the run goes on nevertheless.
+    """
     connection.write()
     environment = environment_of(connection.home)
     show(command, connection.home)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run_id = ""
+    # In a session of its own: Ctrl-C in a terminal would otherwise end it before it has said which run it started.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    log = _RunLog(process)
     try:
-        with subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        ) as process:
-            for line in process.stdout or ():
-                print(line, end="", flush=True)
-                if found := _STARTED.search(line):
-                    run_id = found[1]
-    except KeyboardInterrupt:
-        if run_id:
-            subprocess.run(["flwr", "stop", run_id, CONNECTION], env=environment, check=False)
+        log.follow()
+    except StoppedError as stopped:
+        log.wait_for_id()
+        if log.run_id and not _stop_at_link(log.run_id, environment):
+            by_hand = f"FLWR_HOME={shlex.quote(str(connection.home))} flwr stop {log.run_id} {CONNECTION}"
+            raise StoppedError(
+                stopped.number,
+                f"run {log.run_id} goes on at {connection.address}, which did not answer; end it: {by_hand}",
+            ) from None
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        process.kill()
+        process.communicate()
+
+
+class _RunLog:
+    """What ``flwr run --stream`` says, and the id of the run once it has been said."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.run_id = ""
+
+    def follow(self) -> None:
+        for line in self._process.stdout or ():
+            self._read(line)
+            print(line, end="", flush=True)
+
+    def wait_for_id(self) -> None:
+        """Read on until the run has an id: Flower may have started it already."""
+        limit = threading.Timer(ID_LIMIT, self._process.kill)
+        limit.start()
+        while not self.run_id and self._process.stdout and (line := self._process.stdout.readline()):
+            self._read(line)
+        limit.cancel()
+
+    def _read(self, line: str) -> None:
+        if found := _STARTED.search(line):
+            self.run_id = found[1]
+
+
+def _stop_at_link(run_id: str, environment: dict[str, str]) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        command = ["flwr", "stop", run_id, CONNECTION]
+        return subprocess.run(command, env=environment, check=False, timeout=STOP_LIMIT).returncode == 0
+    return False

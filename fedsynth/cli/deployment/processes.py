@@ -7,7 +7,9 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from uuid import uuid4
@@ -18,6 +20,9 @@ from fedsynth.cli.deployment.flower import flower_environment
 
 MARK = "FEDSYNTH_FOREGROUND"
 """Environment variable that tells the descendants of a command, however far they have got from their parents."""
+
+_ATTEMPTS = 10
+"""How often to look for processes that were started while others were killed."""
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -35,6 +40,8 @@ def run_in_foreground(
 ) -> int:
     """Run until it ends or this process is told to stop; then stop it and everything that it started.
 
+    A second signal kills it at once. So does the death of this process.
+
     Args:
         command: its first word is found in the ``PATH`` of ``environment``.
         environment: of the process.
@@ -45,19 +52,27 @@ def run_in_foreground(
         Its exit status; 128 + number of the signal that stopped it.
     """
     mark = uuid4().hex
+    with guarded(MARK, mark):
+        return _run_marked(command, {**environment, MARK: mark}, folder, grace_period)
+
+
+def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float) -> int:
     told: list[int] = []
     # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
-    process = subprocess.Popen(command, env={**environment, MARK: mark}, cwd=folder, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
         told.append(number)
-        process.terminate()
+        if len(told) == 1:
+            process.terminate()
+        else:
+            kill_marked(environment[MARK])
 
-    try:
-        with _handling(stop):
+    with _handling(stop):
+        try:
             status = _wait(process, told, grace_period)
-    finally:
-        stop_marked(mark, grace_period)
+        finally:
+            stop_marked(environment[MARK], grace_period)
     return 128 + told[0] if told else status
 
 
@@ -72,6 +87,73 @@ def stop_marked(mark: str, grace_period: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=grace_period)
+
+
+@contextlib.contextmanager
+def guarded(variable: str, mark: str) -> Iterator[None]:
+    """While the block runs, have the processes that are marked so killed when this process dies, however it dies.
+
+    Flower detaches its SuperLink from whoever starts it, so that nothing between parent and child would reach it.
+
+    Args:
+        variable: environment variable of the processes.
+        mark: its value.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "fedsynth.cli.deployment.guard", variable, mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.communicate()
+
+
+def kill_marked(mark: str, variable: str = MARK) -> int:
+    """Kill every process in whose environment ``variable`` is ``mark``, and its descendants; return how many.
+
+    Parents die before their children: a server that saw its workers die would finish its round without them.
+    """
+    count = 0
+    for _ in range(_ATTEMPTS):
+        members = marked(mark, variable)
+        if not members:
+            break
+        # Some of Ray's processes write their title over their environment.
+        family = {process.pid: process for process in [*members, *_descendants(members)]}
+        for process in sorted(family.values(), key=lambda process: process.create_time()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _wait_for(family.values())
+        count += len(family)
+    return count
+
+
+def _descendants(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            yield from process.children(recursive=True)
+
+
+def _wait_for(processes: Iterable[psutil.Process], limit: float = 5.0) -> None:
+    """Wait until killed processes run no more; one that its parent has not noticed yet counts as ended."""
+    deadline = time.monotonic() + limit
+    left = list(processes)
+    while left and time.monotonic() < deadline:
+        left = [process for process in left if is_alive(process.pid)]
+        time.sleep(0.01)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended, and that its parent has not noticed yet, does not."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-import psutil
-
-from fedsynth.cli.deployment.processes import marked
+from fedsynth.cli.deployment.processes import guarded, kill_marked
+from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import KEYS, RunConfig, Scalar
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import RunError
 from fedsynth.output import RunFolder
+from fedsynth.text import printable
 
 MARK = "FEDSYNTH_RUN_FOLDER"
 """Variable in the environment of a run's processes by which all of them are found, far as they get from their parents:
 Flower's SuperLink leaves its process group, and Ray's workers leave theirs."""
 
+GRACE_PERIOD = 15.0
+"""Seconds in which a run that was told to stop ends by itself."""
+
 COMMAND = (sys.executable, "-m", "fedsynth.cli", "run")
 
-_ATTEMPTS = 10
 _ENDED = "the run ended without results"
 _TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 _ERROR = re.compile(r"\b(?:error|\w+Error|\w+Exception): ")
@@ -54,7 +55,7 @@ def finish_run(
     """
     end_processes(folder.path)
     words = _resume_words(config, folder) if folder.config.is_file() else _fresh_words(config, folder)
-    with _output(console) as output:
+    with _output(console) as output, guarded(MARK, str(folder.path)):
         process = subprocess.Popen(
             [*COMMAND, *words],
             env={**os.environ, MARK: str(folder.path)},
@@ -64,6 +65,12 @@ def finish_run(
         )
         try:
             _wait(process, watch, interval)
+        except StoppedError as stopped:
+            # It says in its status that it was stopped, and by what.
+            process.send_signal(stopped.number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_PERIOD)
+            raise
         finally:
             end_processes(folder.path)
             process.wait()
@@ -76,21 +83,11 @@ def end_processes(folder: Path) -> int:
 
     Killing loses nothing but the round in work: a run writes its files whole or not at all.
     """
-    count = 0
-    for _ in range(_ATTEMPTS):
-        members = marked(str(folder), MARK)
-        if not members:
-            break
-        count += len(members)
-        for process in members:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(members, timeout=5)
-    return count
+    return kill_marked(str(folder), MARK)
 
 
 def _fresh_words(config: RunConfig, folder: RunFolder) -> list[str]:
-    _clear_torn_start(folder)
+    folder.clear_torn_start()
     defaults = RunConfig().to_run_config()
     return [_option(key, value) for key, value in config.to_run_config().items() if value != defaults[key]]
 
@@ -104,15 +101,6 @@ def _resume_words(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def _option(key: str, value: Scalar) -> str:
     return f"--{key}={str(value).lower() if isinstance(value, bool) else value}"
-
-
-def _clear_torn_start(folder: RunFolder) -> None:
-    """Remove the folder of a run that was killed before it wrote its configuration: there is nothing to go on with."""
-    left = [path.name for path in folder.path.iterdir()] if folder.path.is_dir() else []
-    if any(name != folder.log.name and not name.endswith(".part") for name in left):
-        raise UserError(f"'{folder.path}' is in the way: it is no run folder (no config.json); move it elsewhere")
-    if left:
-        shutil.rmtree(folder.path)
 
 
 @contextlib.contextmanager
@@ -139,7 +127,10 @@ def _last_word(folder: RunFolder, console: Path | None) -> str:
 
     What is printed goes to ``console``, otherwise to this process's own output, which cannot be read again.
     """
-    lines = [line for path in (console, folder.log) if path for line in _lines(path) if _ENDED not in line]
+    said = [line for path in (console, folder.log) if path for line in _lines(path)]
+    if known := [line.partition(f"{_ENDED}: ")[2] for line in said if f"{_ENDED}: " in line]:
+        return known[-1]
+    lines = [line for line in said if _ENDED not in line]
     errors = [line for line in lines if _ERROR.search(line)]
     silence = f"{_ENDED}, and without a word" if console else f"{_ENDED}: the reason stands above"
     return (errors or lines or [silence])[-1].removeprefix("error: ")
@@ -151,7 +142,7 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\s*│\n│\s*", " ", text)  # Flower breaks its errors to fit a frame
-    lines = [_TIME.sub("", line.strip(" │╭╮╰╯─")) for line in text.splitlines()]
+    lines = [printable(_TIME.sub("", line.strip(" │╭╮╰╯─"))) for line in text.splitlines()]
     return [line for line in lines if line]
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -62,6 +63,40 @@ def test_stopping_the_wrapper_stops_everything_even_what_hides_in_a_session_of_i
         assert has_ended(grandchild)
     finally:
         wrapper.kill()
+
+
+@pytest.mark.parametrize("second", [signal.SIGKILL, signal.SIGTERM])
+def test_a_wrapper_that_is_killed_takes_what_it_started_with_it(second: signal.Signals, tmp_path: Path) -> None:
+    """It is killed with SIGKILL, or hurried by a second signal while the grandchild ignores the first."""
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "pid")]
+
+    def wrap() -> None:
+        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, grace_period=600.0))
+
+    wrapper = multiprocessing.get_context("fork").Process(target=wrap)
+    wrapper.start()
+    try:
+        grandchild = wait_for(tmp_path / "pid")
+        child = grandchild.parent()
+        assert child is not None
+        assert wrapper.pid is not None
+        if second == signal.SIGTERM:
+            time.sleep(0.3)  # until the grandchild ignores signals
+            os.kill(wrapper.pid, signal.SIGTERM)
+            wait_until(lambda: has_ended(child))
+        os.kill(wrapper.pid, second)
+        wait_until(lambda: has_ended(child) and has_ended(grandchild))
+        wrapper.join(60)
+        assert wrapper.exitcode == (-signal.SIGKILL if second == signal.SIGKILL else 128 + signal.SIGTERM)
+    finally:
+        wrapper.kill()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_status_of_the_command_is_handed_on_and_its_descendants_end(tmp_path: Path) -> None:

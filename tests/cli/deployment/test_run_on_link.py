@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from fake_flower import FakeFlower
 from fedsynth.cli import main
 from fedsynth.cli.deployment.link_folder import Connection
 from fedsynth.cli.deployment.link_run import run_on_link
+from fedsynth.cli.stopping import StoppedError, stopped_by_signals
 from fedsynth.output import RunFolder
 
 
@@ -82,26 +84,56 @@ def test_run_is_resumed_on_the_link(
     assert settings["dataset"] == "silos"
 
 
-def test_interrupted_run_is_stopped_where_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Stops:
+    """Stands in for ``flwr stop``: notes its words, and ends with a status."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.commands = status, list[list[str]]()
+
+    def __call__(self, command: list[str], **named: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        return subprocess.CompletedProcess(command, self.status)
+
+
+STARTS = "print('Successfully started run 4711', flush=True); print('more', flush=True); import time; time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "early"),
+    [(signal.SIGTERM, 0, False), (signal.SIGINT, 0, True), (signal.SIGHUP, 1, False)],
+)
+def test_run_of_a_stopped_command_is_stopped_where_it_runs_or_is_said_to_go_on(
+    number: signal.Signals, status: int, early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped: list[list[str]] = []
-    monkeypatch.setattr(
-        "fedsynth.cli.deployment.link_run.subprocess.run", lambda command, **named: stopped.append(command)
-    )
-    code = "print('Successfully started run 4711'); print('more')"
+    stops = Stops(status)
+    monkeypatch.setattr("fedsynth.cli.deployment.link_run.subprocess.run", stops)
 
-    def interrupt_at_the_second_line(line: str, **named: Any) -> None:
-        print(line, **named)
-        if "more" in line:
-            signal.raise_signal(signal.SIGTERM)
+    def interrupt(line: str, **named: Any) -> None:
+        if ("more" in line) != early:
+            signal.raise_signal(number)
 
-    monkeypatch.setattr("fedsynth.cli.deployment.link_run.print", interrupt_at_the_second_line, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("fedsynth.cli.deployment.link_run.print", interrupt, raising=False)
     connection = Connection("localhost:1", tmp_path / "ca.crt", tmp_path / "home")
-    with pytest.raises(KeyboardInterrupt):
+    code = f"print('Building', flush=True); {STARTS}"
+    with pytest.raises(StoppedError) as stopped, stopped_by_signals():
         run_on_link([sys.executable, "-c", code], connection)
-    assert stopped == [["flwr", "stop", "4711", "link"]]
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert "Successfully started run 4711" in capsys.readouterr().out
+    assert stops.commands == [["flwr", "stop", "4711", "link"]]
+    goes_on = f"run 4711 goes on at localhost:1, which did not answer; end it: FLWR_HOME={tmp_path}/home flwr stop 4711"
+    assert stopped.value.said.startswith(goes_on if status else "")
+    assert bool(stopped.value.said) == bool(status)
     assert (tmp_path / "home" / "config.toml").is_file()
+
+
+def test_a_command_that_is_stopped_before_its_run_has_started_stops_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = Stops(0)
+    monkeypatch.setattr("fedsynth.cli.deployment.link_run.subprocess.run", stops)
+    monkeypatch.setattr("fedsynth.cli.deployment.link_run.ID_LIMIT", 0.1)
+    monkeypatch.setattr(
+        "fedsynth.cli.deployment.link_run.print", lambda *_, **__: signal.raise_signal(signal.SIGTERM), raising=False
+    )
+    code = "print('Building', flush=True); import time; time.sleep(600)"
+    with pytest.raises(StoppedError) as stopped, stopped_by_signals():
+        run_on_link([sys.executable, "-c", code], Connection("localhost:1", tmp_path / "ca.crt", tmp_path / "home"))
+    assert (stops.commands, stopped.value.said) == ([], "")

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,35 @@ def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) 
     assert (
         model_of(tmp_path, holdout_fraction=0.05).key == model_of(tmp_path, holdout_fraction=0.05, early_stop=False).key
     )
+
+
+def test_two_processes_train_one_model_in_turn(
+    whole: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two wait for the slice of a third: one of them goes on from there, the other finds the model finished."""
+    may_work, working, done = threading.Event(), threading.Event(), list[int | None]()
+    train_slice = LocalModel.train_slice
+
+    def when_allowed(self: LocalModel, seconds: float) -> TrainingState:
+        working.set()
+        assert may_work.wait(60)
+        return train_slice(self, seconds)
+
+    def train(seconds: float) -> None:
+        training = model_of(tmp_path).train_in_turn(seconds)
+        done.append(None if training is None else training.steps)
+
+    monkeypatch.setattr(LocalModel, "train_slice", when_allowed)
+    threads = [threading.Thread(target=train, args=(seconds,)) for seconds in (1e-9, 1000.0, 1000.0)]
+    for thread in threads:
+        thread.start()
+        assert working.wait(60)
+    may_work.set()
+    for thread in threads:
+        thread.join(60)
+    assert done == [1, 5, None]
+    assert torch.equal(epsilon(model_of(tmp_path)), epsilon(whole))
+    assert list(tmp_path.rglob("*.lock")) == []
 
 
 def test_torn_checkpoint_means_training_from_the_start(

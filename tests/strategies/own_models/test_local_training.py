@@ -95,6 +95,23 @@ def test_silo_that_gets_nowhere_ends_the_run() -> None:
         train_with(respond)
 
 
+def test_a_silo_that_never_finishes_does_not_keep_the_run_waiting_for_ever() -> None:
+    endless = {40: 2, 41: 10}
+    steps = dict.fromkeys(endless, 0)
+
+    def respond(message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        steps[node] += endless[node]
+        return done(message, 1) if node == 41 else under_way(message, steps[node])
+
+    _, grid, ready = train_with(respond, min_replies=1)
+    assert ready == {1}
+    assert len(grid.requests) == 6, "five slices of two steps, where ten are asked for"
+    steps[40] = 0
+    with pytest.raises(RunError, match="silo-0: claims 10 of 10 steps, and an unfinished model"):
+        train_with(respond)
+
+
 def test_malformed_progress_ends_the_run_by_name() -> None:
     with pytest.raises(RunError, match="0 usable answers, 1 needed: silo-0: a finished model without"):
         train_with(lambda message: bare_reply(message, finished=1), 1)

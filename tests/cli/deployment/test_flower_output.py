@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error, reason
+from fedsynth.errors import UserError
+
+NO_RAY = """\
+Starting local SuperLink on 127.0.0.1:36427...
+\x1b[92mINFO \x1b[0m:      Starting Flower Simulation
+\x1b[91mERROR \x1b[0m:     An exception occured!! libray.so: cannot open shared object file
+\x1b[91mERROR \x1b[0m:     Traceback (most recent call last):
+  File "ray/__init__.py", line 1, in <module>
+    raise ImportError("libray.so: cannot open shared object file")
+ImportError: libray.so: cannot open shared object file
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+    raise RuntimeError("Simulation Runtime crashed.") from ex
+RuntimeError: Simulation Runtime crashed.
+\x1b[91mERROR \x1b[0m:     Exit Code: 700
+"""
+NO_PORT = """\
+Starting local SuperLink on 127.0.0.1:9...
+╭─ Error ──────────────────────────────╮
+│ Failed to start local SuperLink      │
+│ within 15 s. See log:                │
+│ /home/.flwr/local-superlink/x.log    │
+╰──────────────────────────────────────╯
+"""
+OWN = """\
+fedsynth 10:11:12 waiting for 3 silos
+fedsynth 10:11:13 silo-1 left out: MessageError: no epsilon
+fedsynth 10:11:14 error: 2 silos are connected, 3 wanted
+Traceback (most recent call last):
+fedsynth.errors.RunError: 2 silos are connected, 3 wanted
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        (NO_RAY, "ImportError: libray.so: cannot open shared object file"),
+        (NO_PORT, "Failed to start local SuperLink within 15 s. See log: /home/.flwr/local-superlink/x.log"),
+        (OWN, "2 silos are connected, 3 wanted"),
+        ("Starting\n", ""),
+    ],
+    ids=["no Ray", "no port", "own", "nothing"],
+)
+def test_the_true_reason_is_found(printed: str, expected: str) -> None:
+    assert reason(printed.splitlines()) == expected
+
+
+def test_only_files_that_are_there_are_named(tmp_path: Path) -> None:
+    output, log = tmp_path / "output.txt", tmp_path / "log.txt"
+    assert failure(output, log) == failure(None, log) == "; the reason stands above"
+    log.write_text("2026-11-20 10:11:12,000 INFO error: of an earlier attempt\n")
+    assert failure(None, log) == f"; the reason stands above and in {log}"
+    output.write_text(NO_RAY)
+    said = ": ImportError: libray.so: cannot open shared object file"
+    assert failure(output, log) == f"{said} (more in {output} and {log})"
+
+
+def say(words: str, output: int) -> int:
+    command = [sys.executable, "-c", f"import sys; {words}"]
+    return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+
+
+def test_output_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run-logs" / "run.txt"
+    with echoed(path) as output:
+        assert say("print('λ', flush=True); print('torn', end='', file=sys.stderr)", output) == 0
+    assert path.read_text() == capsys.readouterr().out == "λ\ntorn"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), echoed(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_process_whose_output_nobody_reads_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as unread, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", unread)
+        with pytest.raises(BrokenPipeError), echoed(tmp_path / "run.txt") as output:
+            assert say("import time\nfor _ in range(9999): print('on', flush=True); time.sleep(0.01)", output) != 0
+        patched.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), unread.fileno())
+
+
+def test_why_the_superlink_ended_is_asked_once_more(tmp_path: Path) -> None:
+    program, output = tmp_path / "bin" / "flower-superlink", tmp_path / "run.txt"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@"\necho "sqlite3.DatabaseError: file is not a database" >&2\nexit 1\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]])}
+    for printed, expected in (
+        (NO_RAY, "ImportError: libray.so: cannot open shared object file"),
+        (
+            "│ Failed to start local SuperLink: `flower-superlink` exited with code 1. See │\n",
+            "sqlite3.DatabaseError: file is not a database",
+        ),
+    ):
+        output.write_text(printed)
+        keep_superlink_error(output, tmp_path, environment)
+        assert reason(output.read_text().splitlines()) == expected
+    assert f"--database {tmp_path}/local-superlink/state.db" in output.read_text()
