@@ -63,5 +63,6 @@ def _problem(answer: PrepareAnswer, num_classes: int, most: int) -> str:
     if len(counts) != num_classes:
         return f"label counts {counts} do not fit {num_classes} classes"
     if not 1 <= sum(counts) <= most:
-        return f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}"
+        why = "; the noise of its policy (count-noise) hides classes of few" if not sum(counts) else ""
+        return f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}{why}"
     return ""

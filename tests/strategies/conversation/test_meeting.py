@@ -63,7 +63,7 @@ def test_claims_that_make_no_sense_are_left_out_by_name(caplog: pytest.LogCaptur
     assert [(member.name, member.num_examples) for member in census] == [("silo-1", 7)]
     assert "silo-2 left out of the run: claims 3000000000 images, must be 1 to max-silo-images = 1000" in caplog.text
     assert "silo-3 left out of the run: label counts [1, 1] do not fit 3 classes" in caplog.text
-    assert "silo-4 left out of the run: claims 0 images" in caplog.text
+    assert "silo-4 left out of the run: claims 0 images, must be 1 to max-silo-images = 1000; the noise" in caplog.text
     with pytest.raises(RunError, match="no silo can take part: silo-2: claims 3000000000 images"):
         census_by(respond, [2])
 
