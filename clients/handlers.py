@@ -12,14 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.gate import told_policy
 from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
-from clients.models.pretrained_model import measure_loss, note_pretrained_model, pretrained_model, uploadable_network
+from clients.models.pretrained_model import (
+    PRETRAINED_MODEL,
+    measure_loss,
+    model_note,
+    note_pretrained_model,
+    noted_spec,
+    pretrained_model,
+    uploadable_network,
+)
 from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
 from clients.told_losses import rounded_mean, told_curve, told_loss
@@ -100,7 +107,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
             losses = training.losses
             loss = loss_curve(losses)["losses"][-1] if exact else told_loss(losses, least_steps)
             return replace(held_only, steps=training.steps, loss=loss)
-        silo.note(LOCAL_MODEL, ConfigRecord({"path": str(model.folder), "hash": model.key}))
+        silo.note(LOCAL_MODEL, model_note(request.spec, {"path": str(model.folder), "hash": model.key}))
         history = model.history()
         curve = history if exact else told_curve(history, least_steps)
         return replace(
@@ -122,6 +129,9 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
         UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
     """
     _check_question(request, silo)
+    noted = silo.noted(PRETRAINED_MODEL) or silo.noted(LOCAL_MODEL)
+    if noted is not None:
+        _refuse_rare_classes(request.labels, noted_spec(noted), silo)
     predict = _own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -140,6 +150,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     """Draw images of the labels asked for from the own model or, given ``weights``, the federated one."""
     config = silo.config
+    _refuse_rare_classes(request.labels, request.spec, silo)
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, request.spec.shape)[request.numbers]
     generator = make_generator(config.run.seed, "sampling", silo.name)
     scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, request.sampler)
@@ -217,6 +228,16 @@ def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
     classes = len(pretrained.serves) if pretrained else int(_own_network(silo).config["num_class_embeds"])
     if len(request.labels) and (highest := int(request.labels.max())) >= classes:
         raise UserError(f"label {highest} with {classes} classes")
+
+
+def _refuse_rare_classes(labels: torch.Tensor, spec: ImageSpec, silo: SiloContext) -> None:
+    """Refuse questions about classes of few images, by the counts that are told: these answers tell nothing else."""
+    if silo.simulated:
+        return
+    with silo.explained_state():
+        rare = silo.released(spec).rare(spec.classes).intersection(labels.tolist())
+    if rare:
+        silo.policy.refuse("least_class_images", f"class index {min(rare)} counts as absent here")
 
 
 def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:

@@ -84,6 +84,11 @@ class ReleasedAnswers:
         counts = self._counts(classes)
         return counts - held_out_counts(counts, holdout_fraction)
 
+    def rare(self, classes: Sequence[str]) -> set[int]:
+        """Return the labels of classes that the silo has a folder of, and that count as absent."""
+        counts = self._counts(classes)
+        return {k for k, name in enumerate(classes) if name in self._files.counts and not counts[k]}
+
     def held_out_number(self, classes: Sequence[str], holdout_fraction: float) -> int:
         """Return how many images the silo says that a split holds out; errors as of :meth:`training_counts`."""
         return int(held_out_counts(self._counts(classes), holdout_fraction).sum())
@@ -158,9 +163,10 @@ class ReleasedAnswers:
             return HeldOutMeasures(*cells)
 
     def _counts(self, classes: Sequence[str]) -> Counts:
-        """Return noisy images of some classes, held out or not."""
+        """Return noisy images of some classes, held out or not; 0 of those that count as absent."""
         kept = self._kept_counts()
-        return np.array([kept.get(name, 0) for name in classes], dtype=np.int64)
+        counts = np.array([kept.get(name, 0) for name in classes], dtype=np.int64)
+        return np.where(counts >= self._policy.least_class_images, counts, 0)
 
     def _kept_counts(self) -> dict[str, int]:
         scale, counts = self._policy.count_noise, self._files.counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,11 @@ class Deployment:
             process.wait(LIMIT_SECONDS)
         assert process.poll() is not None, f"{name}: {LIMIT_SECONDS} s are over\n{self.all_logs()}"
         return self._processes.pop(name).returncode
+
+    def signalled(self, name: str, number: signal.Signals) -> int:
+        """Send a process a signal that ends it; return its exit status."""
+        self._processes[name].send_signal(number)
+        return self.ended(name)
 
     def stop(self, name: str) -> None:
         """Ask a process to stop, as systemd would."""

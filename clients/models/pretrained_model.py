@@ -47,16 +47,7 @@ def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel
     if not brings_model(silo):
         return None
     held = [spec.classes[label] for label in np.unique(silo.images(spec).train.labels)]
-    noted = ConfigRecord(
-        {
-            "path": str(silo.model_path),
-            "held-classes": held,
-            "image-channels": spec.channels,
-            "image-size": spec.size,
-            "classes": list(spec.classes),
-        }
-    )
-    silo.note(PRETRAINED_MODEL, noted)
+    silo.note(PRETRAINED_MODEL, model_note(spec, {"path": str(silo.model_path), "held-classes": held}))
     return pretrained_model(silo)
 
 
@@ -70,12 +61,20 @@ def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
 
     def load() -> PretrainedModel:
         device = pick_device(config.run.device)
-        return load_pretrained_model(Path(str(noted["path"])), _noted_spec(noted), config.diffusion, held, device)
+        return load_pretrained_model(Path(str(noted["path"])), noted_spec(noted), config.diffusion, held, device)
 
     return _models.get(silo.run_and_node, load)
 
 
-def _noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
+def model_note(spec: ImageSpec, facts: dict[str, str | list[str]]) -> ConfigRecord:
+    """Return what a silo notes of a model, with the format and classes that it is for."""
+    return ConfigRecord(
+        {**facts, "image-channels": spec.channels, "image-size": spec.size, "classes": list(spec.classes)}
+    )
+
+
+def noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
+    """Return format and classes of a note by :func:`model_note`."""
     classes = tuple(cast(list[str], noted["classes"]))
     return ImageSpec(cast(int, noted["image-channels"]), cast(int, noted["image-size"]), classes)
 
@@ -121,7 +120,7 @@ def uploadable_network(silo: SiloContext) -> UNet2DModel | None:
     config = silo.config
     if model is None or noted is None:
         return None
-    run = _architecture(initial_unet(config, _noted_spec(noted)))
+    run = _architecture(initial_unet(config, noted_spec(noted)))
     own = _architecture(model.unet)
     differences = [key for key in run if own.get(key) != run[key]]
     if not model.native:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import contextlib
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,6 +52,8 @@ def _run(words: Sequence[str]) -> int:
     except StoppedError as stopped:
         with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
             print(stopped, file=sys.stderr)
+        # Python would look through all that torch has made for garbage, for seconds on a busy machine.
+        atexit.register(gc.freeze)
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

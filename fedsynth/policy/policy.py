@@ -113,6 +113,11 @@ class SiloPolicy(Section):
         "fewest images that are trained on, by the noisy counts and the steps and batch size of a training: a model of"
         " few images returns them. Losses that are told are means over as many",
     )
+    least_class_images: Positive = key(
+        3,
+        "fewest images of a class, by the noisy counts: one with fewer counts as absent, and no question about it is"
+        " answered. A model returns the only image of a class",
+    )
     largest_holdout_fraction: Annotated[float, Field(gt=0, le=1)] = key(
         0.5, "largest share of the images that a run may keep out of training, and so choose the others"
     )
@@ -150,7 +155,7 @@ class SiloPolicy(Section):
         """Return what a simulated silo allows, which belongs to whoever runs the server."""
         limits = {name: UNLIMITED for name, info in cls.model_fields.items() if UNLIMITED in _words(info)}
         told = {"answers": get_args(MessageKind), "count_noise": 0.0, "least_images": 2, "tell_train_loss": True}
-        told |= {"least_training_images": 1, "largest_holdout_fraction": 1.0}
+        told |= {"least_training_images": 1, "least_class_images": 1, "largest_holdout_fraction": 1.0}
         return cls.model_validate({**limits, **told})
 
     @model_validator(mode="after")

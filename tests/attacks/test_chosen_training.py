@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from class_folders import write_images
-from one_silo import SPEC, Node, epsilon_request, settings_of
+from one_silo import SPEC, Node, epsilon_request, sample_request, settings_of
 
 import clients.released
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
@@ -165,6 +165,18 @@ def test_where_a_run_is_refused_does_not_tell_the_exact_number(folder: Path, mon
     )
     # 6 and 4.
     assert "fewer than 5 images" in met(folder, kinds, holdout_fraction=0.05).refusal(request)
+
+
+def test_the_only_image_of_a_class_is_not_drawn(folder: Path) -> None:
+    write_images(folder / "clinic", {"rare": 1})
+    node = met(folder, train_steps=4)
+    node.spec = ImageSpec(1, 8, ("even", "odd", "rare"))
+    assert node.prepare().label_counts[2] == 0
+    line = "line 'least-class-images = 3': class index 2 counts as absent here"
+    assert line in node.refusal(sample_request(node, [0, 2], [0, 1]))
+    assert line in node.refusal(epsilon_request(labels=torch.tensor([0, 1, 2, 0, 0])))
+    node.ask(sample_request(node, [0, 1], [0, 1]))
+    node.ask(epsilon_request())
 
 
 def test_samples_larger_than_any_image_are_not_looked_at(folder: Path) -> None:

@@ -66,7 +66,8 @@ def test_slices_report_progress_until_the_model_is_in_the_silo_s_own_state_folde
     assert clinic.own_model.parent == tmp_path / "own-state" / "clinic" / "models"
     assert not (tmp_path / "state").exists()
     record = clinic.context.state.config_records["local-model"]
-    assert record == {"path": str(clinic.own_model), "hash": clinic.own_model.name}
+    made_for = {"image-channels": 1, "image-size": 8, "classes": ["even", "odd"]}
+    assert record == {"path": str(clinic.own_model), "hash": clinic.own_model.name, **made_for}
     assert not clinic.context.state.array_records
 
     monkeypatch.setattr(clients.models.local_model, "train", None)

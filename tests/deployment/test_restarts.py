@@ -1,7 +1,8 @@
-"""A link that is killed, and a silo without ``--warm``: the dataset is that of an uninterrupted run."""
+"""A run that is stopped, a link that is killed, a silo without ``--warm``: the dataset is that of a whole run."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -25,15 +26,25 @@ def test_silo_for_which_flower_starts_a_process_a_message_gives_the_same_images(
     assert len(images_of(run)) == 60
 
 
-def test_link_that_is_killed_and_restarted_ends_in_the_dataset_of_an_uninterrupted_run(link: Deployment) -> None:
+def test_run_of_a_stopped_command_is_stopped_at_the_link_which_is_killed_later(link: Deployment) -> None:
+    """The run goes on after both, to the dataset of an uninterrupted run."""
     link.stop("south")
     link.start_silo_of("south")
     link.start_run("broken", num_clients=2, dfd_rounds=20)
     link.wait("broken", lambda: link.rounds_done("broken") >= 1)
-    link.kill("link")
-    assert link.ended("broken") != 0
+    assert link.signalled("broken", signal.SIGTERM) == 128 + signal.SIGTERM
     broken = RunFolder(link.folder / "runs" / "broken")
-    assert 1 <= link.rounds_done("broken") < 20
+    reached = link.rounds_done("broken")
+    resume = f"fedsynth run --resume {broken.path} --superlink link"
+    last_line = link.log("broken").strip().splitlines()[-1]
+    assert last_line == f"stopped by SIGTERM: the run stands after round {reached}; go on with '{resume}'"
+    status = broken.read_status()
+    assert (status["state"], status["signal"], status["resume"]) == ("stopped", "SIGTERM", resume)
+    link.start("resumed", "run", "--resume", "runs/broken", "--superlink", "link")
+    link.wait("resumed", lambda: link.rounds_done("broken") > reached)
+    link.kill("link")
+    assert link.ended("resumed") != 0
+    assert reached < link.rounds_done("broken") < 20
     assert not broken.results.exists()
     link.start_link()
     link.start("again", "run", "--resume", "runs/broken", "--superlink", "link")
