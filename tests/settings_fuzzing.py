@@ -100,9 +100,7 @@ def _damaged(text: bytes, rng: random.Random) -> bytes:
         where = rng.randrange(len(data) + 1)
         match rng.randrange(6):
             case 0:
-                data[where:where] = rng.choice(
-                    [b"\xff", b"\0", b"[", b"]]", b'"', b"\\u0000", b"= =", b"\r", b"#", b"1_0"]
-                )
+                data[where:where] = rng.choice(PIECES)
             case 1:
                 del data[where : where + rng.randint(1, 20)]
             case 2:
@@ -112,7 +110,5 @@ def _damaged(text: bytes, rng: random.Random) -> bytes:
             case 4 if where < len(data):
                 data[where] ^= 1 << rng.randrange(8)
             case _:
-                data[:] = data.decode("utf-8", "replace").encode(
-                    rng.choice(["utf-16", "utf-8-sig", "latin-1", "utf-32"]), "replace"
-                )
+                data[:] = data.decode("utf-8", "replace").encode(rng.choice(ENCODINGS), "replace")
     return bytes(data)

@@ -173,7 +173,7 @@ class LocalModel:
             check_folder(self.folder, model_seal(self.key))
         except SealError as error:
             aside = self.folder.with_name(f"{self.key}.damaged")
-            message = "%s: model '%s' is damaged (%s): it is trained again, and the damaged one is now '%s'"
+            message = "%s: model '%s' cannot be used (%s): it is trained again, and this one is now '%s'"
             logger.warning(message, self._silo.name, self.folder, error, aside.name)
             shutil.rmtree(aside, ignore_errors=True)
             self.folder.rename(aside)

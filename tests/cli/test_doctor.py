@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedsynth.cli import doctor, main
+from fedsynth.cli.deployment import machine
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
@@ -146,8 +147,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_of_the_environment_is_in_the_way_is_found_with_what_is_done(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machine, "_SHORT_ROOTS", (str(tmp_path),))
     for other in (*HOSTILE, "https_proxy", "no_proxy", "NO_PROXY", "RAY_TMPDIR", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"):
         monkeypatch.delenv(other, raising=False)
     assert [verdict for verdict, _ in findings(doctor._environment)] == ["ok"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from deployed import LIMIT_SECONDS
 
+from fedsynth.cli.deployment import machine
 from fedsynth.cli.deployment.flower import flower_environment, prepare_home, stop_superlinks
 
 ROOT = Path(__file__).parents[2]
@@ -78,27 +80,29 @@ def blocker(flower_base: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_environment(flower_base: Path, blocker: Path) -> dict[str, str]:
+def bundle_environment(flower_base: Path, blocker: Path) -> Iterator[dict[str, str]]:
     """Environment in which this project cannot be imported from the checkout: only the bundle can provide it.
 
     It is made from a hostile one, as machines of batch systems have them.
     """
     home = flower_base / "home"
     prepare_home(home)
-    temporary = flower_base / "a-temporary-folder-of-a-batch-system-with-a-long-path"
-    temporary.mkdir()
-    with pytest.MonkeyPatch.context() as hostile:
-        for name in ("no_proxy", "NO_PROXY", "RAY_TMPDIR"):
-            hostile.delenv(name, raising=False)
-        for name, value in {**HOSTILE, "TMPDIR": str(temporary)}.items():
-            hostile.setenv(name, value)
-        environment = flower_environment()
-    return {
-        **environment,
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "PYTHONPATH": str(blocker),
-    }
+    long = flower_base / "a-temporary-folder-of-a-batch-system-with-a-long-path"
+    long.mkdir()
+    with tempfile.TemporaryDirectory(prefix="fs", dir="/tmp", ignore_cleanup_errors=True) as short:
+        with pytest.MonkeyPatch.context() as hostile:
+            hostile.setattr(machine, "_SHORT_ROOTS", (short,))
+            for name in ("no_proxy", "NO_PROXY", "RAY_TMPDIR"):
+                hostile.delenv(name, raising=False)
+            for name, value in {**HOSTILE, "TMPDIR": str(long)}.items():
+                hostile.setenv(name, value)
+            environment = flower_environment()
+        yield {
+            **environment,
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "PYTHONPATH": str(blocker),
+        }
 
 
 @pytest.fixture(scope="session")

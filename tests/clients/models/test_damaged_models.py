@@ -15,8 +15,10 @@ from clients.models.federated_model import PersonalTensors
 from clients.models.local_model import LocalModel, load_network
 from fedsynth.config import Diffusion
 from fedsynth.data import load_federation
+from fedsynth.diffusion import training
 from fedsynth.diffusion.pretrained import load_pretrained_model
 from fedsynth.errors import UserError
+from fedsynth.sealed import Seal
 
 CPU = torch.device("cpu")
 
@@ -89,7 +91,7 @@ def test_damaged_model_is_trained_again_and_answers_the_same(
         shutil.copy(other / FILES[0], folder / FILES[0])
     assert torch.equal(answer_of(node.again()), expected)
     assert "silo-1: model" in caplog.text
-    assert "it is trained again, and the damaged one is now" in caplog.text
+    assert "it is trained again, and this one is now" in caplog.text
     assert [path.name for path in folder.parent.iterdir() if path != folder] == [f"{folder.name}.damaged"]
 
 
@@ -108,6 +110,20 @@ def test_model_of_an_earlier_version_is_found_without_its_checksums(
     (model_of(node, 1).folder / "integrity.json").unlink()
     monkeypatch.setattr(clients.models.local_model, "train", None)
     assert torch.equal(answer_of(node), expected)
+
+
+def test_models_and_training_states_of_another_format_say_so(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "it has format 1, and this fedsynth reads format 2: use the version that wrote it"
+    monkeypatch.setattr(clients.models.local_model, "model_seal", lambda key: Seal("model", 2, key))
+    assert not model_of(node, 1).finished
+    assert f"cannot be used ({said})" in caplog.text
+    model_of(node, 1).train_slice(1e-9)
+    monkeypatch.setattr(training, "_seal", lambda owner: Seal("training state", 2, owner))
+    caplog.clear()
+    model_of(node, 1).train_slice(1e-9)
+    assert f"training starts again ({said})" in caplog.text
 
 
 def test_copy_check_of_another_model_is_made_again(node: Node) -> None:
