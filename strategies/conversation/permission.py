@@ -49,7 +49,7 @@ def check_policies(
             if not refusal.optional:
                 forbidden.append(f"{name}: {refusal}{_left(refusal)}{_contact(policies[name])}")
             elif census is None:
-                logger.warning("%s is not asked to measure the result: %s", name, refusal)
+                logger.warning("%s will not measure the result: %s", name, refusal)
     if forbidden:
         raise RunError(
             f"policies forbid this run: {'; '.join(forbidden)}. Ask for less, leave these silos out, or have their"

@@ -153,5 +153,5 @@ def test_what_the_run_can_do_without_is_left_out_with_a_word(
     settings = real_settings(tmp_path, num_clients=3, strategy="pooled", num_samples=32, evaluate_silos=True)
     some = policy_file(tmp_path / "south", answers=("describe", "prepare", "sample", "evaluate"))
     run_real(settings, silos, south={"policy-path": some})
-    assert "south is not asked to measure the result: line 'answers = " in caplog.text
+    assert "south will not measure the result: line 'answers = " in caplog.text
     assert "the run asks 'statistics'" in caplog.text
