@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_test_that_the_page_names_is_there() -> None:
     page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[^`:]+\.py)::(\w+)`", page)
-    assert len(named) >= 40
+    assert len(named) >= 35
     missing = [
         f"{file}::{name}"
         for file, name in named
