@@ -39,6 +39,7 @@ from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
+from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
 from fedsynth.locks import locked
@@ -237,7 +238,7 @@ def _command(config: RunConfig, home: Path) -> list[str]:
 
 def _write_setting(config: RunConfig, home: Path) -> Path:
     setting = home / "run-configs" / f"{config.run.run_name}.toml"
-    with atomic_file(setting) as temporary:
+    with explained_writing(setting), atomic_file(setting) as temporary:
         temporary.write_text(tomli_w.dumps(config.to_run_config()), encoding="utf-8")
     return setting
 

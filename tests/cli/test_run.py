@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from class_folders import write_images
 from fake_flower import FakeFlower
+from full_disk import full_after
 
 from fedsynth.cli import main
 from fedsynth.cli.run import gpu_share
@@ -189,6 +191,23 @@ def test_superlinks_are_stopped_and_empty_folders_removed_whatever_happens(
         main(["run", "--run-name", "absent"])
     assert len(stopped) == 3
     assert [path.name for path in (project / "runs").iterdir()] == ["r"]
+
+
+def test_full_disk_of_flower_home_is_named_at_every_write(
+    flower: FakeFlower, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, writes, status = project / ".flwr", 0, 2
+    while status:
+        shutil.rmtree(home, ignore_errors=True)
+        with full_after(writes, home):
+            status = main(["run", "--run-name", "r"])
+        said = capsys.readouterr().err
+        assert status in (0, 2)
+        assert ("no space left" in said.lower() and str(home) in said) == (status == 2)
+        assert (project / "runs" / "r").exists() == (status == 0)
+        writes += 1
+    assert writes > 2
+    assert len(flower.commands) == 1
 
 
 def test_two_runs_that_begin_at_once_do_not_share_a_home(flower: FakeFlower, project: Path, refused: Refused) -> None:

@@ -13,6 +13,7 @@ import pytest
 import fedsynth
 from fedsynth.cli.deployment.flower import (
     PORT_VARIABLES,
+    SIMULATION,
     app_folder,
     flower_environment,
     flower_home,
@@ -20,6 +21,7 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
+from fedsynth.cli.deployment.processes import is_alive
 from fedsynth.errors import UserError
 
 
@@ -106,3 +108,22 @@ def test_stopping_ends_the_superlinks_of_one_home_with_their_children(tmp_path: 
         assert stop_superlinks(tmp_path / "other") == 1
         other.wait(5)
     assert stop_superlinks(tmp_path / "mine") == 0
+
+
+def test_stopping_ends_what_simulations_of_the_home_left_without_their_superlink(tmp_path: Path) -> None:
+    """Such as Ray's processes; neither those of another home, nor what the user runs with the same ``FLWR_HOME``."""
+    mine, other = {"FLWR_HOME": str(tmp_path / "mine")}, {"FLWR_HOME": str(tmp_path / "other")}
+    sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
+    left, of_other, users = (
+        subprocess.Popen(sleep, env={**os.environ, **environment}, start_new_session=True)
+        for environment in ({**mine, SIMULATION: "1"}, {**other, SIMULATION: "2"}, mine)
+    )
+    try:
+        assert stop_superlinks(tmp_path / "mine") == 0
+        assert not is_alive(left.pid)
+        assert of_other.poll() is None
+        assert users.poll() is None
+    finally:
+        for process in (left, of_other, users):
+            process.kill()
+            process.wait()
