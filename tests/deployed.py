@@ -75,7 +75,7 @@ class Deployment:
         self.wait("link", lambda: self._listens())
 
     def register(self, *names: str) -> None:
-        """Make and register the keys of silos; their policy is the strict one, but with exact counts and rounds of training.
+        """Make and register the keys of silos; their policy is strict, but for exact counts and rounds.
 
         Noise that no seed decides would give every run other images. Some silos hold two dozen images.
         """
