@@ -18,6 +18,7 @@ import torch
 from clients.context import SiloContext
 from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
+from fedsynth.audit import FEWEST
 from fedsynth.config.keys import kebab
 from fedsynth.diffusion import count_parameters
 from fedsynth.disk import folder_bytes
@@ -147,7 +148,7 @@ def _least_holders(request: EpsilonRequest | SampleRequest) -> Counts:
     """Return the fewest holders that the server states of a class it asks about."""
     holders = request.holders or ()
     labels = [label for label in request.labels.unique().tolist() if label < len(holders)]
-    return {"least-holders": min(holders[label] for label in labels)} if labels else {}
+    return {FEWEST: min(holders[label] for label in labels)} if labels else {}
 
 
 def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:

@@ -27,6 +27,9 @@ LONGEST_LINE = 2**16
 Outcome = Literal["answered", "refused", "failed", "cut-off"]
 """``cut-off`` says that a crash tore the line before; the others, what became of a message."""
 
+FEWEST = "least-holders"
+"""Of what is asked, the one that is no amount: the fewest holders that the server stated of a class."""
+
 _MOST_PROBLEMS = 20
 _MOST_REASONS = 20
 
@@ -100,7 +103,7 @@ class RunTotals:
         first: time of its first message.
         last: time of its last message.
         answered: messages that were answered, by kind.
-        asked: what they cost, such as samples, by word.
+        asked: what they cost, such as samples, by word: sums, and of ``FEWEST`` the smallest.
         refused: messages that were refused, by the policy's line or the reason.
         failed: messages that failed, by reason.
         bytes_in: of all its messages.
@@ -130,11 +133,17 @@ class RunTotals:
             self.answered[printable(entry.get("message", ""), 40)] += 1
             asked = entry.get("asked")
             for word, amount in asked.items() if isinstance(asked, dict) else ():
-                self.asked[printable(word, 40)] += _whole(amount)
+                self._count(printable(word, 40), _whole(amount))
             return
         reasons = self.refused if entry.get("outcome") == "refused" else self.failed
         why = printable(entry.get("line") or entry.get("why", ""), 200)
         reasons[why if why in reasons or len(reasons) < _MOST_REASONS else "other reasons"] += 1
+
+    def _count(self, word: str, amount: int) -> None:
+        if word == FEWEST:
+            self.asked[word] = min(amount, self.asked.get(word, amount))
+        else:
+            self.asked[word] += amount
 
 
 @dataclass

@@ -107,7 +107,6 @@ def _init(folder: LinkFolder, options: argparse.Namespace) -> int:
         f"link folder {folder.path}\nserver certificate for {', '.join(hosts)}\n"
         f"authority SHA-256 {fingerprint(folder.authority)}\n\n"
         f"send every silo {folder.authority} (over a channel you trust) and the address {settings.address}\n"
-        f"let a silo in:   fedsynth link register SILO.pub --name SILO --folder {folder.path}\n"
         f"{_how_to_start(folder, settings)}"
     )
     return 0
@@ -130,15 +129,16 @@ def _settings(before: LinkSettings, options: argparse.Namespace) -> LinkSettings
 
 def _how_to_start(folder: LinkFolder, settings: LinkSettings) -> str:
     start = f"start:           fedsynth link start --folder {folder.path}"
+    register = f"then, per silo:  fedsynth link register SILO.pub --name SILO --folder {folder.path}"
     if settings.front:
         return (
             f"{start}\n"
-            f"and its front:   {shlex.join(front_command(folder))}\n"
+            f"and its front:   {shlex.join(front_command(folder))}\n{register}\n"
             f"Never send ca.key or server.key. Port {settings.port} gives silos what they need and no more. Whoever"
             f" reaches port {settings.superlink_port}, on this machine alone, can register silos and start runs."
         )
     return (
-        f"{start} --bind 0.0.0.0\n"
+        f"{start} --bind 0.0.0.0\n{register}\n"
         f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
         " can register silos and start runs ('--front nginx' keeps those two to this machine)."
     )

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address that the operator sent")
     start.add_argument("--root-certificates", required=True, type=Path, metavar="CA", help="ca.crt from the operator")
     start.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
-    start.add_argument("--silo-name", default="", help="name in logs and reports (default: the folder of the images)")
+    start.add_argument(
+        "--silo-name", default="", help="name that the key is registered under (default: the folder of the images)"
+    )
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
@@ -95,8 +97,9 @@ def _init(folder: Path) -> int:
     print(
         f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
         f"read {policy}: what this silo answers, and what that gives away\n\n"
-        "the operator sends back an address and ca.crt; then\n"
+        "the operator registers the key under a NAME, and sends back an address and ca.crt; then\n"
         f"  fedsynth silo start --folder {folder} --superlink HOST:PORT --root-certificates ca.crt --data-path IMAGES"
+        " --silo-name NAME"
     )
     return 0
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsynth.config.types import AUTO, Scalar
-from fedsynth.errors import UserError, unknown_choice
+from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.plugins import is_plugin
 
 Affects = Literal["results", "execution", "measures"]
@@ -194,7 +194,7 @@ def _as_user_error(error: ValidationError, section: type[Section]) -> UserError:
     name, value = str(details["loc"][0]), details["input"]
     info = section.model_fields.get(name.replace("-", "_"))
     if info is None:
-        return UserError(f"unknown setting '{name}'")
+        return UserError(f"unknown setting '{name}'{did_you_mean(name, map(kebab, section.model_fields))}")
     words, kinds = _words(info.annotation), [d["type"] for d in error.errors() if d["loc"][0] == details["loc"][0]]
     if words and isinstance(value, str) and all(kind in _NO_SUCH_WORD for kind in kinds):
         return unknown_choice(kebab(name), value, words)

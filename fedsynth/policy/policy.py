@@ -225,7 +225,9 @@ def document(policy: SiloPolicy) -> str:
     text = [
         f"# {POLICY_FILE}: what this silo answers. It is yours: no server can change it, and a question beyond it is"
         " refused\n# by name. A line that is left out has the value that 'fedsynth silo init' writes. Check a change"
-        f" with\n#   fedsynth silo policy --check {POLICY_FILE} [--setting RUN.toml]\n# and start the silo again."
+        f" with\n#   fedsynth silo policy --check {POLICY_FILE} [--setting RUN.toml]\n# A change acts with the next"
+        " message (of programs: with the next start). While the file is missing or has a bad\n# line, nothing is"
+        " answered."
     ]
     for name, info in SiloPolicy.model_fields.items():
         if name in _GROUPS:

@@ -10,7 +10,7 @@ import torch
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import count_parameters
 from fedsynth.errors import RunError
-from fedsynth.policy import SiloPolicy, plan_of, refusals
+from fedsynth.policy import Refusal, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 from fedsynth.text import printable
 from strategies.conversation.census import Census, Member
@@ -47,9 +47,9 @@ def check_policies(
         plan = plan_of(config, spec, parameters, num_samples)
         for refusal in refusals(policies[name], plan):
             if not refusal.optional:
-                forbidden.append(f"{name}: {refusal}{_contact(policies[name])}")
+                forbidden.append(f"{name}: {refusal}{_left(refusal)}{_contact(policies[name])}")
             elif census is None:
-                logger.warning("%s will be left out: %s", name, refusal)
+                logger.warning("%s will not measure the result: %s", name, refusal)
     if forbidden:
         raise RunError(
             f"policies forbid this run: {'; '.join(forbidden)}. Ask for less, leave these silos out, or have their"
@@ -89,6 +89,10 @@ def _too_few_holders(policies: Mapping[str, SiloPolicy], census: Census) -> list
         for label, count in enumerate(member.label_counts)
         if count and holders[label] < policies[member.name].least_holders
     ]
+
+
+def _left(refusal: Refusal) -> str:
+    return ", and the line says what is left" if "-in-all = " in refusal.line else ""
 
 
 def _contact(policy: SiloPolicy) -> str:

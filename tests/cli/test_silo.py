@@ -171,7 +171,7 @@ def test_policy_is_compared_with_a_planned_run(
     own = project / "own.toml"
     own.write_text('answers = ["describe", "prepare", "epsilon"]\nnoise-queries-per-run = 14\n')
     assert main(["silo", "policy", "--check", "own.toml"]) == 0
-    assert "valid; 2 lines are not the strict default's\n  answers = [" in capsys.readouterr().out
+    assert "valid; lines that differ from the strict default: 2\n  answers = [" in capsys.readouterr().out
     dfd, fedavg = project / "dfd.toml", project / "fedavg.toml"
     dfd.write_text("dfd-rounds = 10\nnum-samples = 100\n")
     fedavg.write_text('strategy = "fedavg"\n')
@@ -183,6 +183,7 @@ def test_policy_is_compared_with_a_planned_run(
     status, said = check(dfd)
     assert (status, "this policy allows the run" in said) == (0, True)
     assert "noise queries       14\n" in said
+    assert said.endswith("of the lines '…-in-all', earlier runs have used a part)\n")
     assert "image size          8\n" in said
     status, said = check(fedavg)
     assert (status, "this policy forbids the run" in said) == (1, True)

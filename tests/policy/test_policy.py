@@ -51,7 +51,7 @@ def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
         ("answers = 'train'", "answers = 'train': must be a list of 'describe', 'prepare'"),
         ("noise-queries-per-run = -1", "noise-queries-per-run = -1: must be 'unlimited' or a whole number >= 0"),
         ("noise-queries-per-run = true", "must be 'unlimited' or a whole number >= 0"),
-        ("noise-querys-per-run = 1", "unknown setting 'noise-querys-per-run'"),
+        ("noise-querys-per-run = 1", "unknown setting 'noise-querys-per-run': did you mean 'noise-queries-per-run'?"),
         ("strategies = ['fedavk']", "unknown strategies 'fedavk': did you mean 'fedavg'?"),
         ("programs = ['ab']", "programs = 'ab': must be a list of the 64 digits that 'sha256sum' prints"),
         ("plugins = ['os.system']", "must be a list of module:name of a plug-in"),

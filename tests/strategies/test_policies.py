@@ -105,6 +105,11 @@ def test_every_line_that_forbids_is_named_at_once(silos: dict[str, Path], tmp_pa
         run_real(settings, silos, east={"policy-path": policy_file(tmp_path, **lines)})
     for name in set(lines) - {"noise_queries_per_run", "samples_per_query"}:
         assert f"east: line '{name.replace('_', '-')} = " in str(error.value)
+    spent = policy_file(tmp_path / "spent", noise_queries_in_all=3)
+    with pytest.raises(
+        RunError, match="in-all = 3': the run asks up to 4 noise queries, and the line says what is left"
+    ):
+        run_real(real_settings(tmp_path / "c", num_clients=3, num_samples=32), silos, east={"policy-path": spent})
     # What depends on the classes a silo holds is known once it has said so.
     few = policy_file(tmp_path, samples_per_query=15)
     with pytest.raises(RunError, match="east: line 'samples-per-query = 15': the run asks up to 16 samples per query"):
@@ -148,5 +153,5 @@ def test_what_the_run_can_do_without_is_left_out_with_a_word(
     settings = real_settings(tmp_path, num_clients=3, strategy="pooled", num_samples=32, evaluate_silos=True)
     some = policy_file(tmp_path / "south", answers=("describe", "prepare", "sample", "evaluate"))
     run_real(settings, silos, south={"policy-path": some})
-    assert "south will be left out: line 'answers = " in caplog.text
+    assert "south will not measure the result: line 'answers = " in caplog.text
     assert "the run asks 'statistics'" in caplog.text

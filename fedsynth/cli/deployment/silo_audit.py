@@ -22,7 +22,11 @@ all of it was written anew: note the head hash elsewhere from time to time, and 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose audit, and what was noted of it."""
     parser.description = DESCRIPTION
-    parser.add_argument("--state-path", type=Path, help="the silo's --state-path (default: state in its folder)")
+    parser.add_argument(
+        "--state-path",
+        type=Path,
+        help="the silo's --state-path (default: state in its folder), or a folder with a copy of audit.jsonl",
+    )
     parser.add_argument("--silo-name", default="", help="the silo's name (default: the only one below the state path)")
     parser.add_argument("--head", default="", metavar="HASH", help="head hash noted earlier: must still be in the file")
 
@@ -59,9 +63,11 @@ def _find(state: Path, name: str) -> Path:
         if not path.is_file():
             raise UserError(f"there is no '{path}': the silo has answered nothing, or under another --silo-name")
         return path
-    found = sorted(state.glob(f"*/{AUDIT_FILE}"))
+    found = sorted([*state.glob(AUDIT_FILE), *state.glob(f"*/{AUDIT_FILE}")])
     if not found:
-        raise UserError(f"there is no {AUDIT_FILE} below '{state}': the silo has answered nothing; see --state-path")
+        raise UserError(
+            f"there is no {AUDIT_FILE} below '{state}': the silo has answered nothing, or has another --state-path"
+        )
     if len(found) > 1:
         names = ", ".join(printable(path.parent.name, 64) for path in found)
         raise UserError(f"several silos have an audit below '{state}' ({names}): choose one with --silo-name")

@@ -30,8 +30,8 @@ def message(kind: str, run: str = "17", outcome: str = "answered", **changes: An
 
 CONTENTS = [
     message("query.describe", time="2026-01-01T09:00:00.000+00:00"),
-    message("query.epsilon", asked={"noise-queries": 1, "samples": 600}),
-    message("query.epsilon", asked={"noise-queries": 1, "samples": 700}),
+    message("query.epsilon", asked={"noise-queries": 1, "samples": 600, "least-holders": 3}),
+    message("query.epsilon", asked={"noise-queries": 1, "samples": 700, "least-holders": 2}),
     message("query.sample", outcome="refused", why="PolicyError: …", line='answers = ["describe", "epsilon"]'),
     message("query.epsilon", outcome="refused", why="MessageError: timestep is missing"),
     message("query.epsilon", outcome="failed", why="OSError: gone", time="2026-01-01T09:30:00.000+00:00"),
@@ -51,7 +51,7 @@ def test_totals_of_every_run_and_the_head(head: str, project: Path, capsys: pyte
         f"audit  {project / NORTH}: 7 lines",
         "run    17: 2026-01-01T09:00:00.000+00:00 to 2026-01-01T09:30:00.000+00:00",
         "         answered  describe 1, epsilon 2",
-        "         asked     noise queries 2, samples 1,300",
+        "         asked     least holders 2, noise queries 2, samples 1,300",
         '         refused   1: answers = ["describe", "epsilon"]',
         "         refused   1: MessageError: timestep is missing",
         "         failed    1: OSError: gone",
@@ -82,6 +82,11 @@ def test_a_head_noted_earlier_shows_what_the_file_alone_cannot(
     assert main(["silo", "audit", "--head", head]) == 0
     assert "noted  the hash noted earlier is that of line 7\n" in capsys.readouterr().out
     lines = (project / NORTH).read_bytes().splitlines(keepends=True)
+    copy = project / "copy" / "audit.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes((project / NORTH).read_bytes())
+    assert main(["silo", "audit", "--state-path", "copy", "--head", head]) == 0
+    assert f"audit  {copy}: 7 lines" in capsys.readouterr().out
     (project / NORTH).write_bytes(b"".join(lines[:-1]))
     assert main(["silo", "audit"]) == 0
     assert main(["silo", "audit", "--head", head]) == 1
