@@ -75,13 +75,14 @@ class Deployment:
         self.wait("link", lambda: self._listens())
 
     def register(self, *names: str) -> None:
-        """Make the keys of silos and register them; their policy is the strict one, but with exact counts.
+        """Make and register the keys of silos; their policy is strict, but for exact counts and rounds.
 
         Noise that no seed decides would give every run other images. Some silos hold two dozen images.
         """
         for name in names:
             (self.folder / f"silo-{name}").mkdir(mode=0o700)
-            exact = document(SiloPolicy(count_noise=0, least_training_images=9))
+            answers = (*SiloPolicy().answers, "train")
+            exact = document(SiloPolicy(answers=answers, count_noise=0, least_training_images=9))
             (self.folder / f"silo-{name}" / POLICY_FILE).write_text(exact, encoding="utf-8")
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)

@@ -68,12 +68,13 @@ class SiloPolicy(Section):
     """Fields that the server is not told."""
 
     answers: Annotated[tuple[MessageKind, ...], *_LIST] = key(
-        ("describe", "prepare", "epsilon", "sample", "train"),
+        ("describe", "prepare", "epsilon", "sample"),
         "messages that are answered. describe: class names, image size, this policy. prepare: images per class, then"
         " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
         " samples that the server chose, by which training images can be told from others. sample: images that the own"
-        " model draws. train: weights after training on the images, from which images can be reconstructed in part."
-        " upload: the own model as a whole. statistics, evaluate: sums over real images, see below",
+        " model draws. train: weights after training on the images, in a network that the server chose, which can"
+        " compute every image from some hundred answers. upload: the own model as a whole. statistics, evaluate: sums"
+        " over real images, see below",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(
         ("any",), "strategies that may ask, as the server names them; the lines below bind them all"

@@ -1,6 +1,9 @@
 """A server that wants one image of a silo: it has a model trained on that one alone, and asks the model, or its losses.
 
-Everything it uses is a configuration key or a message that the strict default policy answers.
+Everything it uses is a configuration key, or a message that the strict default policy answers, or ``train``. Of that
+one no policy makes an answer safe: in a network whose features are the pixels, with gradients so small that Adam's step
+is linear in them, and with batches and noise that follow from the seed, every answer is linear equations in all images.
+150 answers to one step each gave all of 60 images, with a correlation of .97.
 """
 
 from __future__ import annotations
@@ -20,25 +23,25 @@ from fedsynth.evaluation import DomainClassifier
 from fedsynth.evaluation.silo_measures import hash_weights
 from fedsynth.messages import EvaluateRequest, PrepareRequest, TrainRequest, transport
 from fedsynth.policy import SiloPolicy, document
+from fedsynth.policy.policy import MessageKind
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 COUNTS = {"even": 60, "odd": 45}
+ROUNDS: tuple[MessageKind, ...] = ("describe", "prepare", "epsilon", "sample", "train")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of a silo with the strict default policy."""
+    """Images of a silo."""
     write_images(tmp_path / "clinic", COUNTS)
     return tmp_path
 
 
 def met(folder: Path, policy: SiloPolicy | None = None, **settings: Any) -> Node:
     """The silo as one more run meets it, with whatever that run's server has set."""
-    own = {"silo_name": "clinic", "state_path": str(folder / "own")}
-    if policy is not None:
-        (folder / "silo-policy.toml").write_text(document(policy))
-        own["policy_path"] = str(folder / "silo-policy.toml")
+    own = {"silo_name": "clinic", "state_path": str(folder / "own"), "policy_path": str(folder / "silo-policy.toml")}
+    (folder / "silo-policy.toml").write_text(document(policy or SiloPolicy()))
     plain = {"early_stop": False, "copy_check": False}
     return Node(settings_of(folder, **{**plain, **settings}), SPEC, data_path=str(folder / "clinic"), **own)
 
@@ -48,6 +51,11 @@ def train_request(node: Node, steps: int = 9, left_out: str = "") -> TrainReques
     sent = {name: tensor for name, tensor in weights.items() if not left_out or not name.startswith(left_out)}
     token = "a-run" if left_out else None
     return TrainRequest(arrays=transport.encode_tensors(sent), spec=SPEC, server_round=1, steps=steps, run_token=token)
+
+
+def test_no_gradient_in_a_network_of_the_server_is_told_by_default(folder: Path) -> None:
+    node = met(folder, strategy="fedavg", early_stop=True, copy_check=True)
+    assert "'train' is not answered here" in node.refusal(train_request(node))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,7 @@ def train_request(node: Node, steps: int = 9, left_out: str = "") -> TrainReques
 def test_no_run_has_a_model_trained_on_few_images(
     folder: Path, settings: dict[str, Any], lines: dict[str, Any], said: str
 ) -> None:
-    node = met(folder, SiloPolicy(**lines), train_steps=9, **settings)
+    node = met(folder, SiloPolicy(**lines, answers=ROUNDS), train_steps=9, **settings)
     for request in (PrepareRequest(spec=SPEC, train_seconds=9.0), train_request(node)):
         assert said in node.refusal(request)
     assert not (folder / "own" / "clinic" / "models").exists()
@@ -139,7 +147,7 @@ def test_a_model_that_was_brought_does_not_open_the_gate_for_another(folder: Pat
 
 
 def test_tensors_that_stay_in_the_silo_are_in_no_answer(folder: Path) -> None:
-    node = met(folder)
+    node = met(folder, SiloPolicy(answers=ROUNDS))
     request = train_request(node, left_out="conv_in")
     answered = transport.array_names(message := node.send(request))
     assert answered == {"arrays"}, message
