@@ -55,7 +55,7 @@ def measured(*words: str, dataset: str = "synthetic", real: str = "real") -> dic
     [
         ("--image-size 0", "image-size = 0: must be 'auto' or a whole number >= 1"),
         ("--image-size 4", "resize them to 8 x 8 pixels or more (image-size)"),
-        ("--image-size 100000000", "image-size = 100000000: 40 images of"),
+        ("--image-size 100000000", "image-size = 100000000: images of 100000000 x"),
         ("--classifiers cnn,,svm", "classifiers = 'cnn,,svm': '' is none of logistic-regression"),
         ("--classifiers cnn,cnn", "classifiers = 'cnn,cnn': name each once"),
         ("--device tpu", "unknown device 'tpu'"),
