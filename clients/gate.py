@@ -121,6 +121,9 @@ def told_policy(silo: SiloContext) -> str:
     """Return what the server is told of the policy, as JSON; of a ceiling for all runs, what is left of it."""
     told = silo.policy.public()
     if not silo.simulated:
+        if brings_model(silo):
+            # Nothing is trained for this run: what forbids training forbids none of it.
+            told |= {"least-training-images": 1, "privacy-epsilon": "unlimited"}
         _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
         for name, (_, field) in CEILINGS.items():
             if field and (most := silo.policy.limit(field)) < inf:

@@ -97,6 +97,7 @@ def _line(message: Message, context: Context, entry: Entry, error: BaseException
         "time": _now(),
         # Numbers of 64 bits lose digits in some readers of JSON.
         "run": str(context.run_id),
+        "strategy": printable(context.run_config.get("strategy", ""), 64),
         "message": _kind(message),
         "outcome": outcome,
         "asked": {printable(word, 40): int(amount) for word, amount in entry.asked.items()},

@@ -104,11 +104,12 @@ class RunTotals:
         last: time of its last message.
         answered: messages that were answered, by kind.
         asked: what they cost, such as samples, by word: sums, and of ``FEWEST`` the smallest.
-        refused: messages that were refused, by the policy's line or the reason.
-        failed: messages that failed, by reason.
+        refused: messages that were refused, by kind and the policy's line or the reason.
+        failed: messages that failed, by kind and reason.
         bytes_in: of all its messages.
         bytes_out: of the answers.
         seconds: of work.
+        strategy: as its messages name it.
     """
 
     first: str = ""
@@ -120,11 +121,13 @@ class RunTotals:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    strategy: str = ""
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Count one message."""
         self.last = printable(entry.get("time", ""), 40)
         self.first = self.first or self.last
+        self.strategy = printable(entry.get("strategy", ""), 64) or self.strategy
         self.bytes_in += _whole(entry.get("bytes-in"))
         self.bytes_out += _whole(entry.get("bytes-out"))
         seconds = entry.get("seconds")
@@ -136,7 +139,8 @@ class RunTotals:
                 self._count(printable(word, 40), _whole(amount))
             return
         reasons = self.refused if entry.get("outcome") == "refused" else self.failed
-        why = printable(entry.get("line") or entry.get("why", ""), 200)
+        kind = printable(entry.get("message", ""), 40).removeprefix("query.")
+        why = f"{kind}: {printable(entry.get('line') or entry.get('why', ''), 200)}"
         reasons[why if why in reasons or len(reasons) < _MOST_REASONS else "other reasons"] += 1
 
     def _count(self, word: str, amount: int) -> None:

@@ -163,7 +163,7 @@ def _meet_silos(
     labels = draw_labels(config, census)
     if policies is not None:
         check_policies(policies, config, spec, census, labels)
-    return Task(config, spec, census, labels, federation, reference)
+    return Task(config, spec, census, labels, federation, reference, policies or {})
 
 
 def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.errors import RunError
 from fedsynth.plugins import is_plugin, load_plugin
+from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census
@@ -41,6 +42,7 @@ class Task:
         labels: class of every synthetic image (N,), the same for every method of a seed.
         federation: the simulated silos' data; None when the silos are real.
         reference: train and test fold of real images that the operator owns, where the silos are real.
+        policies: what real silos allow, by name; empty in a simulation.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Task:
     labels: torch.Tensor
     federation: Federation | None = None
     reference: tuple[LabelledImages, LabelledImages] | None = None
+    policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
 
     @property
     def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:

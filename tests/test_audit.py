@@ -201,8 +201,11 @@ def test_totals_are_of_what_was_answered_and_why_others_were_not() -> None:
     first = report.runs["0"]
     assert first.answered == {"query.describe": 1, "query.epsilon": 2}
     assert first.asked == {"noise-queries": 2, "samples": 29}
-    assert first.refused == {"noise-queries-per-run = 2": 1, "MessageError: timestep is missing": 1}
-    assert first.failed == {"OSError: disk": 1}
+    assert first.refused == {
+        "epsilon: noise-queries-per-run = 2": 1,
+        "epsilon: MessageError: timestep is missing": 1,
+    }
+    assert first.failed == {"epsilon: OSError: disk": 1}
     assert (first.bytes_in, first.bytes_out, first.seconds) == (30, 600, 1.5)
     assert (first.first[-12:-6], first.last[-12:-6]) == ("00.000", "15.000")
     second = report.runs["1"]

@@ -8,18 +8,19 @@ from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 
 
-def planned(config: RunConfig, spec: ImageSpec | None) -> tuple[Plan, list[str]]:
+def planned(config: RunConfig, spec: ImageSpec | None, training_images: int | None = None) -> tuple[Plan, list[str]]:
     """Return what a run asks a silo, and the same as text, a line a thing.
 
     Args:
         config: the run's.
         spec: format and classes of its images; None: whatever the silos have.
+        training_images: images that the silo trains on; None: not known.
     """
     size = config.data.image_size
     if spec is None and size != AUTO:
         spec = ImageSpec(3, size, config.data.classes() or ())
     if spec is not None:
-        plan = plan_of(config, spec, count_parameters(config, spec))
+        plan = plan_of(config, spec, count_parameters(config, spec), training_images=training_images)
         return plan, _lines(plan)
     plan = plan_of(config, ImageSpec(3, 0, ()))
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
@@ -34,6 +35,7 @@ def _lines(plan: Plan) -> list[str]:
         "samples per query": plan.samples_per_query,
         "images drawn": plan.images_drawn,
         "optimiser steps": plan.optimiser_steps,
+        "training images": plan.training_images or 0,
         "network parameters": plan.network_parameters,
         "image size": plan.largest_image_size,
     }

@@ -21,6 +21,7 @@ from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
+from fedsynth.config import RunConfig
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
@@ -169,6 +170,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
     for names in look_alikes(spec.classes):
         logger.warning("classes %s: a run refuses them as one, unless its class-names lists all", ", ".join(names))
+    _warn_of_few_images(data, policy, options.model_path is not None)
     state = _absolute(options.state_path) if options.state_path else folder / "state"
     try:
         check_writable(state / "models")
@@ -182,6 +184,17 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     for key, value in given.items():
         check_node_value(key, value)
     return given
+
+
+def _warn_of_few_images(data: Path, policy: Path | None, brings_model: bool) -> None:
+    acting = read_policy(policy) if policy else SiloPolicy()
+    images = silo_policy.training_images(data, RunConfig().data.holdout_fraction)
+    if not brings_model and images < acting.least_training_images:
+        logger.warning(
+            "about %d images to train on, and the policy says '%s': no model will be trained here",
+            images,
+            acting.line("least_training_images"),
+        )
 
 
 def supernode_command(folder: Path, options: argparse.Namespace, config: dict[str, str]) -> list[str]:

@@ -43,6 +43,7 @@ class Plan:
         plugins: what the run wants imported at the silo.
         trains: whether images are trained on.
         least_training_images: images drawn in its shortest training; 0: it trains nothing.
+        training_images: images that the silo trains on; None: not known.
         holdout_fraction: share of the images that is kept out of training.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
@@ -60,6 +61,7 @@ class Plan:
     plugins: tuple[str, ...] = ()
     trains: bool = False
     least_training_images: int = 0
+    training_images: int | None = None
     holdout_fraction: float = 0.0
     needs_loss: bool = False
     complete: bool = True
@@ -83,7 +85,13 @@ class Refusal:
         return f"line '{self.line}': {self.why}"
 
 
-def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num_samples: int | None = None) -> Plan:
+def plan_of(
+    config: RunConfig,
+    spec: ImageSpec,
+    network_parameters: int = 0,
+    num_samples: int | None = None,
+    training_images: int | None = None,
+) -> Plan:
     """Return what a run asks one silo.
 
     Args:
@@ -91,6 +99,7 @@ def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num
         spec: format and classes of its images.
         network_parameters: weights of its network; 0: not known.
         num_samples: images of the synthetic set whose class the silo holds; None: all.
+        training_images: images that it trains on; None: not known.
     """
     name, settings = config.run.strategy, config.settings
     held = config.sampling.num_samples if num_samples is None else num_samples
@@ -129,6 +138,7 @@ def plan_of(config: RunConfig, spec: ImageSpec, network_parameters: int = 0, num
         largest_image_size=spec.size,
         plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
         trains=steps > 0,
+        training_images=training_images,
         least_training_images=min(shortest, default=0) * config.training.batch_size,
         holdout_fraction=config.data.holdout_fraction if shortest else 0.0,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
@@ -190,6 +200,8 @@ def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
     if plan.least_training_images < policy.least_training_images:
         why = f"the run trains on {plan.least_training_images} images at a time"
         yield Refusal(policy.line("least_training_images"), why)
+    if plan.training_images is not None and plan.training_images < policy.least_training_images:
+        yield Refusal(policy.line("least_training_images"), "the silo has fewer images to train on")
     if plan.needs_loss and not policy.tell_train_loss:
         yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
     if policy.privacy_epsilon != "unlimited":

@@ -39,16 +39,19 @@ def check_policies(
     """
     parameters = count_parameters(config, spec)
     held = {name: 0 for name in policies}
+    trained: dict[str, int] = {}
     if census is not None and labels is not None:
         counts = torch.bincount(labels, minlength=len(spec.classes))
         held = {member.name: int(counts[torch.tensor(member.label_counts) > 0].sum()) for member in census}
+        trained = {member.name: member.num_examples for member in census}
     forbidden: list[str] = []
     for name, num_samples in sorted(held.items()):
-        plan = plan_of(config, spec, parameters, num_samples)
-        for refusal in refusals(policies[name], plan):
-            if not refusal.optional:
-                forbidden.append(f"{name}: {refusal}{_left(refusal)}{_contact(policies[name])}")
-            elif census is None:
+        plan = plan_of(config, spec, parameters, num_samples, trained.get(name))
+        found = refusals(policies[name], plan)
+        if lines := [f"{refusal}{_left(refusal)}" for refusal in found if not refusal.optional]:
+            forbidden.append(f"{name}: {'; '.join(lines)}{_contact(policies[name])}")
+        for refusal in found:
+            if refusal.optional and census is None:
                 logger.warning("%s will not measure the result: %s", name, refusal)
     if forbidden:
         raise RunError(
@@ -75,7 +78,6 @@ def leave_out_rare_classes(policies: Mapping[str, SiloPolicy], census: Census, s
             lost[label] = f"{member.name}: line '{line}': {why}"
             logger.warning("%s is not asked about it: %s", member.name, lost[label])
         for member, label in found:
-            member.num_examples -= member.label_counts[label]
             member.label_counts[label] = 0
     if gone := [lost[label] for label, count in enumerate(census.holders) if not count and label in lost]:
         raise RunError(f"policies forbid this run: {'; '.join(gone)}: have more silos hold the class, or leave it out")

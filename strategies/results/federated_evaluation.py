@@ -26,6 +26,7 @@ from fedsynth.messages import (
     StatisticsRequest,
     transport,
 )
+from fedsynth.policy import SiloPolicy
 from fedsynth.units import human_bytes
 from strategies.base import Outcome, Task
 from strategies.conversation.ask import ask
@@ -195,14 +196,15 @@ class _Measurement:
         return SiloEvaluation(names, self._synthetic, real, held_out, real_silos)
 
     def _answers(self, request: Request[A], read: Callable[[A], T]) -> dict[str, T]:
-        """Ask every silo, and return what ``read`` makes of the usable answers by silo, in the order of the census."""
+        """Ask every silo whose policy allows it, and return what ``read`` makes of the usable answers, by silo."""
+        policies, kind = self._task.policies, request.kind.removeprefix("query.")
         census, found = self._task.census, dict[int, T]()
 
         def check(silo: int, answer: A) -> None:
             found[silo] = read(answer)
 
-        questions = [(k, request) for k in range(len(census))]
-        for _ in ask(self._exchange, questions, census, needed=0, check=check):
+        asked = [k for k, member in enumerate(census) if _allows(policies.get(member.name), kind)]
+        for _ in ask(self._exchange, [(k, request) for k in asked], census, needed=0, check=check):
             pass
         return {census.members[k].name: found[k] for k in sorted(found)}
 
@@ -221,3 +223,7 @@ class _Measurement:
         most = self._task.config.exchange.max_silo_images
         if n > most:
             raise MessageError(f"num-examples = {n}: must be a whole number from 0 to max-silo-images = {most}")
+
+
+def _allows(policy: SiloPolicy | None, kind: str) -> bool:
+    return policy is None or kind in policy.answers

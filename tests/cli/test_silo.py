@@ -181,8 +181,14 @@ def test_policy_is_compared_with_a_planned_run(
         return status, capsys.readouterr().out
 
     status, said = check(dfd)
+    assert status == 1
+    assert "REFUSED  line 'least-training-images = 50': the silo has fewer images to train on" in said
+    with own.open("a") as file:
+        file.write("least-training-images = 2\n")
+    status, said = check(dfd)
     assert (status, "this policy allows the run" in said) == (0, True)
-    assert "noise queries       14\n" in said
+    assert "noise queries       14\n  samples per query   100\n" in said
+    assert "training images     3\n" in said
     assert said.endswith("of the lines '…-in-all', earlier runs have used a part)\n")
     assert "image size          8\n" in said
     status, said = check(fedavg)

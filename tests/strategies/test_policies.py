@@ -104,7 +104,8 @@ def test_every_line_that_forbids_is_named_at_once(silos: dict[str, Path], tmp_pa
     with pytest.raises(RunError) as error:
         run_real(settings, silos, east={"policy-path": policy_file(tmp_path, **lines)})
     for name in set(lines) - {"noise_queries_per_run", "samples_per_query"}:
-        assert f"east: line '{name.replace('_', '-')} = " in str(error.value)
+        assert f"line '{name.replace('_', '-')} = " in str(error.value)
+    assert str(error.value).count("east: ") == 1
     spent = policy_file(tmp_path / "spent", noise_queries_in_all=3)
     with pytest.raises(
         RunError, match="in-all = 3': the run asks up to 4 noise queries, and the line says what is left"
@@ -155,3 +156,20 @@ def test_what_the_run_can_do_without_is_left_out_with_a_word(
     run_real(settings, silos, south={"policy-path": some})
     assert "south will not measure the result: line 'answers = " in caplog.text
     assert "the run asks 'statistics'" in caplog.text
+    answered = [json.loads(line) for line in (tmp_path / "state/silos/south/audit.jsonl").read_text().splitlines()]
+    assert {"query.statistics", "evaluate"} & {entry["message"] for entry in answered} == {"evaluate"}
+    assert {entry["outcome"] for entry in answered if entry["message"] != "evaluate"} == {"answered"}
+
+
+def test_a_silo_of_too_few_images_is_named_before_anyone_trains(silos: dict[str, Path], tmp_path: Path) -> None:
+    # North and south train on 32 or 33 of 36 images, east on 21 or 22 of 24.
+    own = policy_file(tmp_path, least_training_images=30)
+    with pytest.raises(RunError) as error:
+        run_real(
+            real_settings(tmp_path, num_clients=3),
+            silos,
+            **{name: {"policy-path": own} for name in silos},
+        )
+    why = "line 'least-training-images = 30': the silo has fewer images to train on"
+    assert f"policies forbid this run: east: {why}. " in str(error.value)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -76,7 +76,8 @@ def _find(state: Path, name: str) -> Path:
 
 def _runs(report: AuditReport) -> Iterator[str]:
     for run, totals in report.runs.items():
-        yield f"run    {run}: {totals.first} to {totals.last}"
+        named = f" ({totals.strategy})" if totals.strategy else ""
+        yield f"run    {run}{named}: {totals.first} to {totals.last}"
         yield from _run(totals)
 
 
@@ -107,4 +108,5 @@ def _chain(report: AuditReport) -> Iterator[str]:
         yield "chain  whole: every line follows from the one before"
     if report.noted_line:
         yield f"noted  the hash noted earlier is that of line {report.noted_line:,}"
-    yield f"head   {report.head.hash} (entry {report.head.number:,}): note it elsewhere"
+    advice = "" if report.num_problems else ": note it elsewhere"
+    yield f"head   {report.head.hash} (entry {report.head.number:,}){advice}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from fedsynth.cli.options import read_toml
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.errors import UserError
@@ -43,7 +45,8 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     from fedsynth.cli.planned import comparison, planned
 
     config = _setting(options.setting)
-    plan, said = planned(config, _spec(options.data_path, config))
+    spec, images = _images(options.data_path, config)
+    plan, said = planned(config, spec, images)
     print(f"policy {path}\nrun {options.setting} asks this silo at most")
     print("\n".join(f"  {line}" for line in said))
     lines, allowed = comparison(policy, plan)
@@ -61,13 +64,23 @@ def _setting(path: Path) -> RunConfig:
     return RunConfig.from_run_config(given)
 
 
-def _spec(data: Path | None, config: RunConfig) -> ImageSpec | None:
+def _images(data: Path | None, config: RunConfig) -> tuple[ImageSpec | None, int | None]:
+    """Return format and classes of a silo's images, and how many it trains on; None of both without images."""
     if data is None:
-        return None
+        return None, None
     from fedsynth.data import image_folder_spec
 
-    size = config.data.image_size
-    return image_folder_spec(data.expanduser(), None if size == AUTO else size)
+    size, root = config.data.image_size, data.expanduser()
+    spec = image_folder_spec(root, None if size == AUTO else size)
+    return spec, training_images(root, config.data.holdout_fraction)
+
+
+def training_images(root: Path, holdout_fraction: float) -> int:
+    """Return how many images of a folder are trained on."""
+    from fedsynth.data import held_out_counts, list_images
+
+    counts = np.array([len(files) for files in list_images(root).files.values()], dtype=np.int64)
+    return int((counts - held_out_counts(counts, holdout_fraction)).sum())
 
 
 def _default(name: str) -> object:
