@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import ast
-import atexit
 import contextlib
-import gc
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fedsynth.cli.stopping import StoppedError, stopped_by_signals
 from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import LONGEST_LINE, log_of_command
 from fedsynth.text import printable
+
+STOPPED = 128
+"""Statuses from here on say which signal has stopped a command."""
 
 COMMANDS = (
     *("run", "sweep", "status", "stop", "doctor"),
@@ -30,6 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; errors a user can fix are printed without a traceback."""
     replace_what_cannot_be_shown()
     return ending_with_its_reader(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def command() -> NoReturn:
+    """Run the command as a process of its own, and end it."""
+    status = main()
+    if status > STOPPED:
+        # All is cleaned up. Python would look through all that torch has made for garbage, for seconds on a busy
+        # machine, and libraries would complain of it below the last line.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -52,9 +67,7 @@ def _run(words: Sequence[str]) -> int:
     except StoppedError as stopped:
         with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
             print(stopped, file=sys.stderr)
-        # Python would look through all that torch has made for garbage, for seconds on a busy machine.
-        atexit.register(gc.freeze)
-        return 128 + stopped.number
+        return STOPPED + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

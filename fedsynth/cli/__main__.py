@@ -1,7 +1,5 @@
 """``python -m fedsynth.cli``."""
 
-import sys
+from fedsynth.cli import command
 
-from fedsynth.cli import main
-
-sys.exit(main())
+command()
