@@ -44,7 +44,7 @@ CEILINGS: dict[str, tuple[str, str]] = {
     "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
     "optimiser-steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
     "evaluations": ("", "evaluations_in_all"),
-    SECONDS: ("compute_seconds_per_run", ""),
+    SECONDS: ("compute_seconds_per_run", "compute_seconds_in_all"),
     OWN_MODEL: ("", ""),
 }
 """What is counted -> fields of the policy that bound it in a run and in all runs."""
@@ -95,9 +95,10 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
 def _counted(asked: Counts, request: Request[Any], silo: SiloContext) -> Ledger:
     ledger, run = Ledger(silo.state / LEDGER_FILE), str(silo.run_and_node[0])
     _refuse_other_format(request, ledger, run)
-    in_run, _ = ledger.counts(run)
-    if in_run.get(SECONDS, 0) >= silo.policy.limit("compute_seconds_per_run"):
-        silo.policy.refuse("compute_seconds_per_run", f"this run has had {in_run[SECONDS]:.0f} s")
+    in_run, in_all = ledger.counts(run)
+    for field, sums, whose in zip(CEILINGS[SECONDS], (in_run, in_all), ("this run has", "all runs have"), strict=True):
+        if sums.get(SECONDS, 0) >= silo.policy.limit(field):
+            silo.policy.refuse(field, f"{whose} had {sums.get(SECONDS, 0):.0f} s")
     if isinstance(request, PrepareRequest) and in_run.get(OWN_MODEL):
         asked.clear()  # a slice of a training that was counted as a whole
     counted = {name: value for name, value in asked.items() if name in CEILINGS}

@@ -95,6 +95,7 @@ class SiloPolicy(Section):
     optimiser_steps_per_run: Limit = key(20_000, "training steps in one run")
     optimiser_steps_in_all: Limit = key(200_000, "training steps in all runs together")
     compute_seconds_per_run: Limit = key(86_400, "seconds of work on one run's messages")
+    compute_seconds_in_all: Limit = key(2_000_000, "seconds of work in all runs together")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
     largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
     network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")

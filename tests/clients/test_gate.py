@@ -108,7 +108,8 @@ def test_training_of_an_own_model_is_counted_once_however_many_slices_it_takes(c
         ({"disk_mb": 0}, {}, r"line 'disk-mb = 0': state folder '.*' holds 0 MB"),
         ({"privacy_epsilon": 8.0}, {}, "line 'privacy-epsilon = 8.0': this version trains without"),
         ({"optimiser_steps_per_run": 3}, {}, "'optimiser-steps-per-run = 3': 4 more asked for, 0 answered in this run"),
-        ({"compute_seconds_per_run": 0}, {}, "line 'compute-seconds-per-run = 0'"),
+        ({"compute_seconds_per_run": 0}, {}, "line 'compute-seconds-per-run = 0': this run has had 0 s"),
+        ({"compute_seconds_in_all": 0}, {}, "line 'compute-seconds-in-all = 0': all runs have had 0 s"),
         ({"largest_image_size": 7}, {}, "line 'largest-image-size = 7': images of 8 pixels are asked for"),
     ],
 )

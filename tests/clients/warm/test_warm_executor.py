@@ -215,7 +215,7 @@ def test_a_refused_bundle_is_in_the_silo_s_audit(
     with (tmp_path / "north" / "audit.jsonl").open("rb") as file:
         report = read_audit(file)
     assert report.problems == []
-    said = f"RefusedBundleError: run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
+    said = f"say: RefusedBundleError: run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
     assert report.runs["7"].refused == {said: 1}
 
     (tmp_path / "file").touch()
