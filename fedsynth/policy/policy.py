@@ -233,7 +233,9 @@ def document(policy: SiloPolicy) -> str:
     for name, info in SiloPolicy.model_fields.items():
         if name in _GROUPS:
             text.append(f"\n# --- {_GROUPS[name]}")
-        explained = f"{info.description}. Allowed: {allowed_values(info)}."
+        meaning = info.description or ""
+        begun = meaning[0].upper() if meaning[0].isascii() else meaning[0]
+        explained = f"{begun}{meaning[1:]}. Allowed: {allowed_values(info)}."
         text += ["", *textwrap.wrap(explained, 110, initial_indent="# ", subsequent_indent="# "), policy.line(name)]
     return "\n".join(text) + "\n"
 
