@@ -58,6 +58,7 @@ class SiloContext:
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         deadline: ``time.monotonic()`` at which the policy has work on this message end.
+        deadline_field: field of the policy that sets it.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
 
@@ -76,7 +77,7 @@ class SiloContext:
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
-        self.deadline = math.inf
+        self.deadline, self.deadline_field = math.inf, "compute_seconds_per_run"
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
 
     @property
@@ -131,7 +132,7 @@ class SiloContext:
             PolicyError: it does.
         """
         if time.monotonic() > self.deadline:
-            self.policy.refuse("compute_seconds_per_run", "this message takes longer than what was left")
+            self.policy.refuse(self.deadline_field, "this message takes longer than what was left")
 
     def note(self, name: str, record: ConfigRecord | ArrayRecord) -> None:
         """Keep a record for later messages of this run."""
@@ -183,7 +184,8 @@ class SiloContext:
             raise
         except UserError as error:
             if f"{self._data_path().expanduser()}{os.sep}" not in str(error):
-                raise
+                # A cause that is an OSError would be taken for one of the state folder.
+                raise UserError(str(error)) from error
             elsewhere = "the folder of images cannot be used: the silo's log names what is wrong in it"
             raise FilesError(str(error), elsewhere) from error
 

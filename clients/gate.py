@@ -83,7 +83,12 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
     start = time.monotonic()
-    silo.deadline = start + silo.policy.limit(CEILINGS[SECONDS][0]) - ledger.counts(run)[0].get(SECONDS, 0)
+    left = {
+        field: silo.policy.limit(field) - sums.get(SECONDS, 0)
+        for field, sums in zip(CEILINGS[SECONDS], ledger.counts(run), strict=True)
+    }
+    silo.deadline_field = min(left, key=left.__getitem__)
+    silo.deadline = start + left[silo.deadline_field]
     try:
         yield asked
     finally:
@@ -163,11 +168,12 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
     if isinstance(request, EpsilonRequest) and max(request.samples.shape[2:]) > policy.limit("largest_image_size"):
         policy.refuse("largest_image_size", f"samples of {max(request.samples.shape[2:])} pixels are asked about")
     if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
-        _refuse_rare_classes(request.labels, request.holders or (), policy)
+        _refuse_few_holders(request.labels, request.holders or (), policy)
     match request:
         case EpsilonRequest() if len(request.samples) > policy.limit("samples_per_query"):
             policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
         case SampleRequest():
+            # However few images are asked for, the noise of the whole set is drawn.
             if config.sampling.num_samples > policy.limit("images_drawn_in_all"):
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
@@ -178,7 +184,7 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
             _refuse_training(request.spec, config.training.own_steps, silo)
 
 
-def _refuse_rare_classes(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
+def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
     for label in labels.unique().tolist():
         if label >= len(holders) or holders[label] < policy.least_holders:
             said = holders[label] if label < len(holders) else "nothing"

@@ -127,6 +127,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
 
     Raises:
         UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
+        PolicyError: a class of few images, or no more time.
     """
     _check_question(request, silo)
     noted = silo.noted(PRETRAINED_MODEL) or silo.noted(LOCAL_MODEL)
@@ -148,7 +149,11 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
 
 
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
-    """Draw images of the labels asked for from the own model or, given ``weights``, the federated one."""
+    """Draw images of the labels asked for from the own model or, given ``weights``, the federated one.
+
+    Raises:
+        PolicyError: a class of few images, or no more time.
+    """
     config = silo.config
     _refuse_rare_classes(request.labels, request.spec, silo)
     noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, request.spec.shape)[request.numbers]

@@ -21,6 +21,9 @@ def statistics(request: StatisticsRequest, silo: SiloContext) -> StatisticsAnswe
     """Return moments of the features of all real images, in a network that the silo has itself.
 
     A real silo tells those of a data set once, with the noise of its policy, and repeats them to whoever asks.
+
+    Raises:
+        UserError: a network or a number of images that the policy does not allow, or another image size than before.
     """
     extractor = _trusted(request.extractor, silo)
 
@@ -49,7 +52,8 @@ def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
     A real silo adds the noise of its policy to every count.
 
     Raises:
-        UserError: fewer than ``MIN_HELD_OUT`` images are held out.
+        UserError: a network that the policy does not allow, fewer than ``MIN_HELD_OUT`` held-out images, or a second
+            question of one run.
     """
     extractor, spec = _trusted(request.extractor, silo), request.spec
     classifier = load_classifier(transport.decode_tensors(request.weights), spec, request.weights_hash)
@@ -90,8 +94,9 @@ def _trusted(name: str, silo: SiloContext) -> Extractor:
 def _question(request: EvaluateRequest, silo: SiloContext) -> str:
     """Return a hash of what decides the exact counts: the same question gets the same answer."""
     data, spec = silo.config.data, request.spec
-    split = [silo.config.run.seed, data.holdout_fraction, data.skip_bad_images]
-    content = hashlib.sha256(json.dumps([request.weights_hash, spec.channels, spec.size, spec.classes, split]).encode())
+    split = [silo.config.run.seed, data.holdout_fraction]
+    reading = [spec.channels, spec.size, spec.classes, data.skip_bad_images, data.value_range, data.first_page_only]
+    content = hashlib.sha256(json.dumps([request.weights_hash, request.extractor, split, reading]).encode())
     content.update(np.ascontiguousarray(request.centres.numpy()).data)
     content.update(np.ascontiguousarray(request.radii.numpy()).data)
     return content.hexdigest()

@@ -108,7 +108,7 @@ class _SealingFile:
         self._file.flush()
 
     def finish(self, seal: Seal) -> None:
-        """Append the seal, and see to it that everything is on the disk: renaming may reach it before the content."""
+        """Append the seal; all is on the disk when this returns, so that the former file can be moved away."""
         self._file.write(_line(seal, self._digest.hexdigest()))
         self._file.flush()
         os.fsync(self._file.fileno())

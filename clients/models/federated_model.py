@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,9 +77,6 @@ class PersonalTensors:
         kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_file(self._file(server_round)) as temporary:
             save_file(kept, temporary, tensor_metadata(kept, self._seal(server_round)))
-            # Renaming may reach the disk before the content does, and no one else has these weights.
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
         rounds = self._rounds()
         newest = [number for number in rounds if number <= server_round][-FILES_KEPT:]
         for number in set(rounds).difference(newest):

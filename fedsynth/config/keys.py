@@ -174,7 +174,7 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
 
 def allowed_values(info: FieldInfo) -> str:
     """Return type and range of a field in words, such as ``'auto' or a whole number >= 1``."""
-    words = [repr(word) for word in _words(info.annotation)]
+    words = [repr(word) for word in literal_words(info.annotation)]
     if get_origin(info.annotation) is tuple:
         return f"a list of {one_of_words([*words, *_ranges(get_args(info.annotation)[0], ())])}"
     return one_of_words([*words, *_ranges(info.annotation, info.metadata)])
@@ -195,17 +195,18 @@ def _as_user_error(error: ValidationError, section: type[Section]) -> UserError:
     info = section.model_fields.get(name.replace("-", "_"))
     if info is None:
         return UserError(f"unknown setting '{name}'{did_you_mean(name, map(kebab, section.model_fields))}")
-    words, kinds = _words(info.annotation), [d["type"] for d in error.errors() if d["loc"][0] == details["loc"][0]]
+    words = literal_words(info.annotation)
+    kinds = [found["type"] for found in error.errors() if found["loc"][0] == details["loc"][0]]
     if words and isinstance(value, str) and all(kind in _NO_SUCH_WORD for kind in kinds):
         return unknown_choice(kebab(name), value, words)
     finite = "finite, " if isinstance(value, float) and not math.isfinite(value) else ""
     return UserError(f"{kebab(name)} = {value!r}: must be {finite}{allowed_values(info)}")
 
 
-def _words(annotation: Any) -> list[str]:
+def literal_words(annotation: Any) -> list[str]:
     """Return the words of an annotation's ``Literal`` parts."""
     parts = get_args(annotation)
-    return [word for part in parts for word in ([part] if isinstance(part, str) else _words(part))]
+    return [word for part in parts for word in ([part] if isinstance(part, str) else literal_words(part))]
 
 
 def _ranges(annotation: Any, metadata: Iterable[Any]) -> list[str]:

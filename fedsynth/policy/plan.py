@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 from fedsynth.config import RunConfig
@@ -79,7 +79,7 @@ class Refusal:
 
     line: str
     why: str
-    optional: bool = field(default=False)
+    optional: bool = False
 
     def __str__(self) -> str:
         return f"line '{self.line}': {self.why}"

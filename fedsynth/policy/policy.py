@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
-from pydantic.fields import FieldInfo
 
-from fedsynth.config.keys import Section, allowed_values, kebab, key, parse
+from fedsynth.config.keys import Section, allowed_values, kebab, key, literal_words, parse
 from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
 from fedsynth.errors import UserError
 from fedsynth.files import read_text
@@ -155,7 +154,9 @@ class SiloPolicy(Section):
     @classmethod
     def unlimited(cls) -> Self:
         """Return what a simulated silo allows, which belongs to whoever runs the server."""
-        limits = {name: UNLIMITED for name, info in cls.model_fields.items() if UNLIMITED in _words(info)}
+        limits = {
+            name: UNLIMITED for name, info in cls.model_fields.items() if UNLIMITED in literal_words(info.annotation)
+        }
         told = {"answers": get_args(MessageKind), "count_noise": 0.0, "least_images": 2, "tell_train_loss": True}
         told |= {"least_training_images": 1, "least_class_images": 1, "largest_holdout_fraction": 1.0}
         return cls.model_validate({**limits, **told})
@@ -238,13 +239,6 @@ def document(policy: SiloPolicy) -> str:
         explained = f"{begun}{meaning[1:]}. Allowed: {allowed_values(info)}."
         text += ["", *textwrap.wrap(explained, 110, initial_indent="# ", subsequent_indent="# "), policy.line(name)]
     return "\n".join(text) + "\n"
-
-
-def _words(info: FieldInfo) -> list[str]:
-    def inside(annotation: Any) -> list[str]:
-        return [word for part in get_args(annotation) for word in ([part] if isinstance(part, str) else inside(part))]
-
-    return inside(info.annotation)
 
 
 def _toml(value: Any) -> str:

@@ -128,16 +128,32 @@ def test_training_beyond_the_policy_does_not_begin(
     assert not (tmp_path / "own" / "clinic" / "models").exists()
 
 
-def test_a_message_ends_where_the_seconds_of_its_run_do(clinic: Clinic, tmp_path: Path) -> None:
-    node = clinic({"sampling_steps": 4, "train_steps": 9}, compute_seconds_per_run=100)
+@pytest.mark.parametrize("whose", ["per_run", "in_all"])
+def test_a_message_ends_where_the_seconds_of_its_run_or_of_all_do(clinic: Clinic, tmp_path: Path, whose: str) -> None:
+    node = clinic({"sampling_steps": 4, "train_steps": 9}, **{f"compute_seconds_{whose}": 100})
     node.prepare()
-    Ledger(tmp_path / "own" / "clinic" / "ledger.json").add(
-        "2", {"compute-seconds": 100 - 1e-6}, {"compute-seconds": (100, 9999)}
-    )
+    ledger = Ledger(tmp_path / "own" / "clinic" / "ledger.json")
+    earlier = ledger.counts("")[1]["compute-seconds"] if whose == "in_all" else 0
+    ledger.add("2", {"compute-seconds": 100 - 1e-6 - earlier}, {"compute-seconds": (100, 9999)})
     node.context.run_id = 2
-    line = "line 'compute-seconds-per-run = 100': this message takes longer than what was left"
-    assert line in node.refusal(train_request(node))
-    assert "compute-seconds-per-run" in node.refusal(sample_request(node, [0], [0])), "the seconds are counted"
+    name = f"compute-seconds-{whose.replace('_', '-')}"
+    assert f"line '{name} = 100': this message takes longer than what was left" in node.refusal(train_request(node))
+    assert name in node.refusal(sample_request(node, [0], [0])), "the seconds are counted"
+
+
+def test_trouble_with_the_images_is_not_laid_to_the_state_folder(
+    clinic: Clinic, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = clinic({"dataset": "imagefolder", "skip_bad_images": True, "train_steps": 9})
+    (image_folder / "odd" / "scan-9.png").symlink_to(tmp_path / "gone.png")
+    assert node.prepare().finished, "a link that leads nowhere is left out"
+
+    def unlisted(*_: Any) -> None:
+        raise UserError("the folder of images may not be read") from PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("clients.context.list_images", unlisted)
+    refused = clinic(least_training_images=2).refusal(PrepareRequest(spec=SPEC, train_seconds=9.0))
+    assert refused == "clinic: UserError: the folder of images may not be read"
 
 
 def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

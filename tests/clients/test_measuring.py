@@ -124,6 +124,13 @@ def test_counts_of_held_out_images_are_noisy_and_asked_twice_the_same(
     assert sum(found[0][cell] for cell in cells) == found[0]["num_examples"] != 24
 
 
+def test_images_read_in_another_way_are_another_question(clinic: Clinic, classifier: DomainClassifier) -> None:
+    assert clinic().ask(about_held_out(classifier)).num_examples
+    for settings in ({"value_range": "0,4095"}, {"first_page_only": True}):
+        refused = clinic({"dataset": "imagefolder", **settings}).refusal(about_held_out(classifier))
+        assert "this run has got its one answer" in refused
+
+
 def test_questions_beyond_the_policy_are_refused_by_its_line(clinic: Clinic, classifier: DomainClassifier) -> None:
     for node in (clinic(least_images=61),):
         for request in (ABOUT_ALL, about_held_out(classifier)):

@@ -12,10 +12,11 @@ from fedsynth.diffusion import build_unet, make_scheduler, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.errors import RunError
 from fedsynth.mixture import log_prior
+from fedsynth.policy.plan import CALIBRATION_QUERIES, CALIBRATION_SAMPLES
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.conversation.exchange import Exchange
-from strategies.cooperation.calibration import SAMPLES_PER_CLASS, UNDERTRAINED, Calibration, trusted_prior
+from strategies.cooperation.calibration import LEVELS, SAMPLES_PER_CLASS, UNDERTRAINED, Calibration, trusted_prior
 from strategies.cooperation.cohort import Cohort
 from strategies.cooperation.screener import AnswerMemory, Screener
 
@@ -118,6 +119,10 @@ def test_honest_silos_pass_ten_times() -> None:
         silos = [whole, with_noise(whole, 0.4), knows(images[:1]), knows(-images[3:6]), lambda x, t, seed: 0.05 * x]
         found = calibrate(silos, seed=seed)
         assert set(found.faults) == {(4, 0)}, seed
+
+
+def test_a_plan_counts_the_questions_of_the_calibration() -> None:
+    assert (len(LEVELS), SAMPLES_PER_CLASS) == (CALIBRATION_QUERIES, CALIBRATION_SAMPLES)
 
 
 def test_only_holders_are_asked_and_only_until_they_are_found_out() -> None:
