@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fedsynth.cli.deployment.flower import free_ports
+from fedsynth.cli.deployment.flower import free_ports, stop_superlinks
 from fedsynth.disk import explained_writing
 
 READER_LIMIT = 10.0
@@ -29,7 +29,8 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 def echoed(path: Path) -> Iterator[int]:
     """Yield a file descriptor for the output of a process; what it writes there is printed, and kept in ``path``.
 
-    If nobody reads what is printed any more, the descriptor is closed, which ends a process that writes on.
+    Lines that do not fit on the disk are printed only: a run does not end for its log. If nobody reads what is printed
+    any more, the descriptor is closed, which ends a process that writes on.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -37,15 +38,15 @@ def echoed(path: Path) -> Iterator[int]:
     """
     with explained_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.open("wb")
+        kept = path.open("wb", buffering=0)
     reading, writing = os.pipe()
     gone: list[BrokenPipeError] = []
 
     def echo() -> None:
         with kept, open(reading, "rb") as lines:
             for line in lines:
-                kept.write(line)
-                kept.flush()
+                with contextlib.suppress(OSError):
+                    kept.write(line)
                 try:
                     print(line.decode(errors="replace"), end="", flush=True)
                 except BrokenPipeError as error:
@@ -78,9 +79,12 @@ def keep_superlink_error(output: Path, home: Path, environment: Mapping[str, str
     database = str(home / "local-superlink" / "state.db")
     (port,) = free_ports(1)
     options = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port), "--database", database]
-    with output.open("ab") as kept, contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        command = ["flower-superlink", *options]
-        subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError), output.open("ab") as kept:
+            command = ["flower-superlink", *options]
+            subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
+    finally:
+        stop_superlinks(home)  # killing it would leave what it has started
 
 
 def reason(lines: Sequence[str]) -> str:
