@@ -19,9 +19,11 @@ READER_LIMIT = 10.0
 START_LIMIT = 20.0
 """Seconds after which a SuperLink counts as started."""
 
+LINE_START = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
+"""Time of day before a line of our log, as a terminal shows it and as ``log.txt`` has it."""
+
 _NO_SUPERLINK = "Failed to start local SuperLink: `flower-superlink` exited"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 
 
@@ -95,7 +97,7 @@ def reason(lines: Sequence[str]) -> str:
     Args:
         lines: what ``flwr run`` printed.
     """
-    said = [_TIME.sub("", _COLOUR.sub("", line).strip()) for line in lines]
+    said = [LINE_START.sub("", _COLOUR.sub("", line).strip()) for line in lines]
     own = [line for line in said if line.startswith("error: ")]
     if own:
         return own[-1].removeprefix("error: ")
