@@ -12,14 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedsynth.cli.stopping import StoppedError, stopped_by_signals
+from fedsynth.cli.stopping import SIGNALLED, StoppedError, stopped_by_signals
 from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
 from fedsynth.logs import LONGEST_LINE, log_of_command
 from fedsynth.text import printable
-
-STOPPED = 128
-"""Statuses from here on say which signal has stopped a command."""
 
 COMMANDS = (
     *("run", "sweep", "status", "stop", "doctor"),
@@ -37,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command() -> NoReturn:
     """Run the command as a process of its own, and end it."""
     status = main()
-    if status > STOPPED:
+    if status > SIGNALLED:
         # All is cleaned up. Python would look through all that torch has made for garbage, for seconds on a busy
         # machine, and libraries would complain of it below the last line.
         for stream in (sys.stdout, sys.stderr):
@@ -67,7 +64,7 @@ def _run(words: Sequence[str]) -> int:
     except StoppedError as stopped:
         with contextlib.suppress(OSError):  # SIGHUP: the terminal has gone
             print(stopped, file=sys.stderr)
-        return STOPPED + stopped.number
+        return SIGNALLED + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

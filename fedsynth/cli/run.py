@@ -262,14 +262,17 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     command, mark = _command(config, home), uuid4().hex
     print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
     environment = {**flower_environment(), SIMULATION: mark}
-    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark), echoed(output) as stream:
-        try:
-            # In a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the others.
-            subprocess.run(command, env=environment, check=False, stdout=stream, stderr=stream, start_new_session=True)
-        except BaseException:
-            # At once: silos that end one after the other would be left out of a round that is counted as finished.
-            kill_marked(mark, SIMULATION)
-            raise
-        finally:
-            stop_superlinks(home)
-    keep_superlink_error(output, home, environment)
+    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):
+        with echoed(output) as stream:
+            try:
+                # In a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the others.
+                subprocess.run(
+                    command, env=environment, check=False, stdout=stream, stderr=stream, start_new_session=True
+                )
+            except BaseException:
+                # At once: silos that end one after the other would be left out of a round that is counted as finished.
+                kill_marked(mark, SIMULATION)
+                raise
+            finally:
+                stop_superlinks(home)
+        keep_superlink_error(output, home, environment)

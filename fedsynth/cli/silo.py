@@ -21,6 +21,7 @@ from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
+from fedsynth.cli.stopping import SIGNALLED
 from fedsynth.config import RunConfig
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
@@ -32,9 +33,6 @@ from fedsynth.spec import look_alikes
 from fedsynth.text import check_silo_name
 
 logger = logging.getLogger("fedsynth")
-
-_SIGNALLED = 128
-"""Statuses from here on say which signal has stopped it."""
 
 GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 """Seconds in which a silo may end by itself: a warm one ends two processes, one after the other."""
@@ -123,7 +121,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     grace_period = WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
     with locked(state / "silo.lock", f"state folder '{state}'"):
         status = run_in_foreground(command, environment_of(folder / "flwr"), folder, grace_period)
-    if 0 < status < _SIGNALLED:
+    if 0 < status < SIGNALLED:
         logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)
     return status
 

@@ -52,7 +52,7 @@ def note_stop(folder: RunFolder, before: dict[str, Any], signal: str, options: s
     if status != before and status.get("state") == "finished":
         return f"the run had finished: {folder.report}"
     resume = f"fedsynth run --resume {shlex.quote(str(folder.path))}{options}"
-    # A run that ends because its workers do has failed, says its server, if it lives for long enough.
+    # A server that outlives its workers for a moment writes that the run has failed: the signal is the reason.
     if status and (status != before or status.get("state") == "running"):
         status.pop("error", None)
         now = datetime.now().astimezone().isoformat(timespec="seconds")

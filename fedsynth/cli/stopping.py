@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a request to end (as of systemd or ``kill``), and a terminal that was closed."""
+
+SIGNALLED = 128
+"""Exit statuses above it say which signal has stopped a program: its number is added."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -53,17 +56,24 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif told:
-            os._exit(128 + number)
+            os._exit(SIGNALLED + number)
         else:
             told = number
             raise StoppedError(number)
 
-    taken = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in taken}
-    try:
+    with handled_by(stop):
         yield
         if told:  # Python drops exceptions that are raised within a destructor.
             raise StoppedError(told)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have ``handler`` called for :data:`SIGNALS` while the block runs, for SIGHUP only where it was not ignored."""
+    taken = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

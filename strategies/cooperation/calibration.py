@@ -198,12 +198,14 @@ def _warn_of_undertraining(calibration: Calibration, task: Task) -> None:
             "class index %s: most holders miss alike what trained models keep (%s, %s)", classes, name, example
         )
     share = calibration.noise_followed
-    if calibration.alike or (share is not None and share < UNDERTRAINED):
+    middle = ""
+    if share is not None and share < UNDERTRAINED:
+        percent, least = 100 * share, 100 * UNDERTRAINED
+        middle = f": the middle one predicts {percent:.0f} % of pure noise, trained ones {least:.0f} % and more"
+    if calibration.alike or middle:
         logger.warning(
-            "the silos' models are undertrained: the middle one predicts %.0f %% of pure noise, trained ones %.0f %%"
-            " and more: raise %s, or have the silos bring better models; the run goes on",
-            100 * (share or 0.0),
-            100 * UNDERTRAINED,
+            "the silos' models are undertrained%s: raise %s, or have the silos bring better models; the run goes on",
+            middle,
             steps_key(task.config),
         )
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fedsynth.cli.stopping import StoppedError, stopped_by_signals
+from fedsynth.cli.stopping import StoppedError, handled_by, stopped_by_signals
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMAND = """
@@ -76,6 +76,16 @@ def test_under_nohup_it_outlives_its_terminal() -> None:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=60)[1] == "stopped by SIGTERM\n"
+
+
+def test_what_runs_in_the_foreground_under_nohup_outlives_its_terminal() -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled_by(lambda number, frame: None):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def test_handlers_of_before_come_back() -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fedsynth.cli.deployment.flower import free_ports
+from fedsynth.cli.deployment.flower import free_ports, stop_superlinks
 from fedsynth.disk import explained_writing
 
 READER_LIMIT = 10.0
@@ -19,9 +19,11 @@ READER_LIMIT = 10.0
 START_LIMIT = 20.0
 """Seconds after which a SuperLink counts as started."""
 
+LINE_START = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
+"""Time of day before a line of our log, as a terminal shows it and as ``log.txt`` has it."""
+
 _NO_SUPERLINK = "Failed to start local SuperLink: `flower-superlink` exited"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 
 
@@ -29,7 +31,8 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 def echoed(path: Path) -> Iterator[int]:
     """Yield a file descriptor for the output of a process; what it writes there is printed, and kept in ``path``.
 
-    If nobody reads what is printed any more, the descriptor is closed, which ends a process that writes on.
+    Lines that do not fit on the disk are printed only: a run does not end for its log. If nobody reads what is printed
+    any more, the descriptor is closed, which ends a process that writes on.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -37,15 +40,15 @@ def echoed(path: Path) -> Iterator[int]:
     """
     with explained_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.open("wb")
+        kept = path.open("wb", buffering=0)
     reading, writing = os.pipe()
     gone: list[BrokenPipeError] = []
 
     def echo() -> None:
         with kept, open(reading, "rb") as lines:
             for line in lines:
-                kept.write(line)
-                kept.flush()
+                with contextlib.suppress(OSError):
+                    kept.write(line)
                 try:
                     print(line.decode(errors="replace"), end="", flush=True)
                 except BrokenPipeError as error:
@@ -78,9 +81,12 @@ def keep_superlink_error(output: Path, home: Path, environment: Mapping[str, str
     database = str(home / "local-superlink" / "state.db")
     (port,) = free_ports(1)
     options = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port), "--database", database]
-    with output.open("ab") as kept, contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        command = ["flower-superlink", *options]
-        subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError), output.open("ab") as kept:
+            command = ["flower-superlink", *options]
+            subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
+    finally:
+        stop_superlinks(home)  # killing it would leave what it has started
 
 
 def reason(lines: Sequence[str]) -> str:
@@ -91,7 +97,7 @@ def reason(lines: Sequence[str]) -> str:
     Args:
         lines: what ``flwr run`` printed.
     """
-    said = [_TIME.sub("", _COLOUR.sub("", line).strip()) for line in lines]
+    said = [LINE_START.sub("", _COLOUR.sub("", line).strip()) for line in lines]
     own = [line for line in said if line.startswith("error: ")]
     if own:
         return own[-1].removeprefix("error: ")

@@ -11,6 +11,7 @@ import tomli_w
 
 from fedsynth.cli.deployment.certificates import check_authority, check_numbers
 from fedsynth.cli.deployment.flower import flower_home
+from fedsynth.cli.deployment.machine import LOOPBACK
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, write_json
 from fedsynth.silo_names import SiloNames
@@ -124,7 +125,7 @@ class LinkSettings:
         """Where commands on the same machine find it: behind a front, which would refuse them."""
         if self.front:
             return join_address("127.0.0.1", self.superlink_port)
-        local = [host for host in self.hosts if host in ("127.0.0.1", "localhost", "::1")]
+        local = [host for host in self.hosts if host in LOOPBACK]
         return join_address(local[0] if local else self.hosts[0], self.port)
 
 

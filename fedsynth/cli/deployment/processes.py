@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from uuid import uuid4
 import psutil
 
 from fedsynth.cli.deployment.flower import flower_environment
+from fedsynth.cli.stopping import SIGNALLED, handled_by
 
 MARK = "FEDSYNTH_FOREGROUND"
 """Environment variable that tells the descendants of a command, however far they have got from their parents."""
@@ -58,22 +58,20 @@ def run_in_foreground(
 
 def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float) -> int:
     told: list[int] = []
-    # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
-    process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
         told.append(number)
-        if len(told) == 1:
-            process.terminate()
-        else:
+        if len(told) > 1:
             kill_marked(environment[MARK])
 
-    with _handling(stop):
+    with handled_by(stop):
+        # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
+        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
         try:
             status = _wait(process, told, grace_period)
         finally:
             stop_marked(environment[MARK], grace_period)
-    return 128 + told[0] if told else status
+    return SIGNALLED + told[0] if told else status
 
 
 def stop_marked(mark: str, grace_period: float) -> None:
@@ -169,19 +167,9 @@ def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
 def _wait(process: subprocess.Popen[bytes], told: list[int], grace_period: float) -> int:
     while not told:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(0.5)
+            return process.wait(0.1)
+    process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(grace_period)
     process.kill()
     return process.wait()
-
-
-@contextlib.contextmanager
-def _handling(stop: signal.Handlers | object) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from fedsynth.cli.deployment.flower_output import LINE_START
 from fedsynth.cli.deployment.processes import guarded, kill_marked
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import KEYS, RunConfig, Scalar
@@ -28,7 +29,6 @@ GRACE_PERIOD = 15.0
 COMMAND = (sys.executable, "-m", "fedsynth.cli", "run")
 
 _ENDED = "the run ended without results"
-_TIME = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 _ERROR = re.compile(r"\b(?:error|\w+Error|\w+Exception): ")
 
 
@@ -142,7 +142,7 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\s*│\n│\s*", " ", text)  # Flower breaks its errors to fit a frame
-    lines = [printable(_TIME.sub("", line.strip(" │╭╮╰╯─"))) for line in text.splitlines()]
+    lines = [printable(LINE_START.sub("", line.strip(" │╭╮╰╯─"))) for line in text.splitlines()]
     return [line for line in lines if line]
 
 

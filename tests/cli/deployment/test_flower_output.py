@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fedsynth.cli.deployment.flower import SIMULATION
 from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error, reason
+from fedsynth.cli.deployment.processes import marked
 from fedsynth.errors import UserError
 
 NO_RAY = """\
@@ -82,6 +84,12 @@ def test_output_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
         pass
 
 
+def test_output_that_does_not_fit_on_the_disk_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with echoed(Path("/dev/full")) as output:
+        assert say("print('one', flush=True); print('two')", output) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
 def test_a_process_whose_output_nobody_reads_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -96,9 +104,12 @@ def test_a_process_whose_output_nobody_reads_ends(tmp_path: Path, monkeypatch: p
 def test_why_the_superlink_ended_is_asked_once_more(tmp_path: Path) -> None:
     program, output = tmp_path / "bin" / "flower-superlink", tmp_path / "run.txt"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$@"\necho "sqlite3.DatabaseError: file is not a database" >&2\nexit 1\n')
+    program.write_text(
+        '#!/bin/sh\nsleep 100 &\necho "$@"\necho "sqlite3.DatabaseError: file is not a database" >&2\nexit 1\n'
+    )
     program.chmod(0o755)
     environment = {**os.environ, "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]])}
+    environment |= {SIMULATION: "asked once more", "FLWR_HOME": str(tmp_path)}
     for printed, expected in (
         (NO_RAY, "ImportError: libray.so: cannot open shared object file"),
         (
@@ -109,4 +120,5 @@ def test_why_the_superlink_ended_is_asked_once_more(tmp_path: Path) -> None:
         output.write_text(printed)
         keep_superlink_error(output, tmp_path, environment)
         assert reason(output.read_text().splitlines()) == expected
+    assert marked("asked once more", SIMULATION) == []
     assert f"--database {tmp_path}/local-superlink/state.db" in output.read_text()
