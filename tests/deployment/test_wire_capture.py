@@ -16,6 +16,7 @@ from real_silos import real_settings, write_silos
 
 from experiments.benchmarks.loopback import Loopback
 from fedsynth.messages import DescribeRequest, EpsilonRequest, PrepareRequest, transport
+from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 
 ROOT = Path(__file__).parents[2]
 SILOS = {"north": (0, 1), "south": (0, 1)}
@@ -85,6 +86,8 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captured]:
     (folder / "app" / "pyproject.toml").write_text(PROJECT)
     (folder / "app" / "leak.py").write_text(LEAK)
     settings = real_settings(folder, strategy="dfd", num_clients=2, dfd_rounds=3, fast_replies=True)
+    policy = folder / POLICY_FILE
+    policy.write_text(document(SiloPolicy(least_training_images=9)), encoding="utf-8")
     link, captures = Loopback(folder / "link"), {}
     with ExitStack() as stack:
         ports = {name: stack.enter_context(relay_to(link.port)) for name in images}
@@ -92,7 +95,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captured]:
         stack.enter_context(link)
         for name, path in images.items():
             port, captures[name] = ports[name]
-            config = f'data-path="{path}" silo-name="{name}" state-path="{folder / name}"'
+            config = f'data-path="{path}" silo-name="{name}" state-path="{folder / name}" policy-path="{policy}"'
             link.start_silo(name, config, warm=True, port=port)
         link.run("cooperation", ROOT, settings, timeout=LIMIT_SECONDS)
         cooperation = Capture(list(captures["north"].exchanges))
