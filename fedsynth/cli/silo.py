@@ -107,7 +107,9 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     check_address(options.superlink, "superlink")
     authority = options.root_certificates.expanduser()
     check_authority(authority)
-    logger.info("authority of the link: SHA-256 %s; the operator has the same", fingerprint(authority))
+    logger.info(
+        "authority of the link: SHA-256 %s; compare it with the operator's, by telephone", fingerprint(authority)
+    )
     check_private_key(folder / "silo.key")
     policy = _policy_path(folder, options.policy)
     _check_warm(options, policy)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
 from fedsynth.messages.fields import image_spec, setting, text
+from fedsynth.policy.policy import LONGEST_TOLD
 from fedsynth.spec import ImageSpec
 
 
@@ -22,7 +23,7 @@ class DescribeAnswer(Answer):
     introduces: ClassVar[bool] = True
 
     spec: ImageSpec = image_spec()
-    policy: str = setting(text(r"\{[ -~]{0,20000}\}"), "{}")
+    policy: str = setting(text(rf"\{{[ -~]{{0,{LONGEST_TOLD}}}\}}"), "{}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

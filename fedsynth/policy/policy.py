@@ -22,6 +22,9 @@ from fedsynth.files import read_text
 POLICY_FILE = "silo-policy.toml"
 """Its name in a silo's folder."""
 
+LONGEST_TOLD = 20_000
+"""Characters of a policy as the server is told it."""
+
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
 
@@ -217,9 +220,12 @@ def read_policy(path: Path) -> SiloPolicy:
     except ValueError as error:
         raise UserError(f"policy '{path}': not TOML: {error}") from None
     try:
-        return parse(SiloPolicy, lines)
+        policy = parse(SiloPolicy, lines)
     except UserError as error:
         raise UserError(f"policy '{path}': {error}") from None
+    if (length := len(json.dumps(policy.public()))) > LONGEST_TOLD:
+        raise UserError(f"policy '{path}': its lists are too long: {length} characters, {LONGEST_TOLD} can be told")
+    return policy
 
 
 def document(policy: SiloPolicy) -> str:

@@ -59,6 +59,7 @@ def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
         ("least-images = 1", "least-images = 1: must be a whole number >= 2"),
         ("evaluation-epsilon = nan", "evaluation-epsilon = nan: must be finite"),
         ("answers = [", "not TOML"),
+        (f"plugins = {['module:name'] * 2000}", "its lists are too long: "),
     ],
 )
 def test_a_bad_line_is_refused_with_file_line_and_what_is_allowed(file: Path, lines: str, said: str) -> None:
