@@ -53,7 +53,7 @@ def answering(
                 refuse_kind(request_type.kind.removeprefix("query."), silo)
                 request = request_type.from_message(message)
                 entry.asked = asked_of(request, silo)
-                with admitted(request, silo) as entry.asked:
+                with admitted(request, silo, entry.asked):
                     answer = handler(request, silo)
                 return entry.answered(replace(answer, seconds=entry.seconds).to_message(message, silo.sender))
         except BaseException as error:

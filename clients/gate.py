@@ -66,8 +66,8 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
 
 
 @contextmanager
-def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
-    """Count a question, and then the seconds of the block that answers it; yields what was counted.
+def admitted(request: Request[Any], silo: SiloContext, asked: Counts) -> Iterator[None]:
+    """Count a question, and then the seconds of the block that answers it; ``asked`` keeps what was counted.
 
     A simulated silo counts nothing: it belongs to whoever asks.
 
@@ -75,9 +75,8 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
         PolicyError: a ceiling is reached, or what is asked is forbidden by itself.
         UserError: the ledger is damaged or cannot be written.
     """
-    asked = asked_of(request, silo)
     if silo.simulated:
-        yield asked
+        yield
         return
     _refuse_by_itself(request, silo)
     with silo.explained_state():
@@ -90,7 +89,7 @@ def admitted(request: Request[Any], silo: SiloContext) -> Iterator[Counts]:
     silo.deadline_field = min(left, key=left.__getitem__)
     silo.deadline = start + left[silo.deadline_field]
     try:
-        yield asked
+        yield
     finally:
         # The question itself is counted: its answer is not lost where the seconds cannot be.
         with suppress(OSError, UserError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.errors import UserError
-from fedsynth.files import write_json
+from fedsynth.files import damage_named, write_json
 from fedsynth.locks import locked
 
 FORMAT = 1
@@ -92,7 +92,7 @@ class Ledger:
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
             return {"format": FORMAT, "in-all": {}, "runs": {}}
-        try:
+        with damage_named(self.path, "lets all be asked again"):
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise UserError(
@@ -102,10 +102,4 @@ class Ledger:
             for sums in (content["in-all"], *content["runs"].values()):
                 if not all(isinstance(value, int | float) and value >= 0 for value in sums.values()):
                     raise ValueError("a count is no number")
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"'{self.path}' is damaged ({error}): put back a copy of it; whoever removes it lets all be asked again"
-            ) from error
-        return dict(content)
+            return dict(content)

@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fedsynth.data import held_out_counts
 from fedsynth.errors import UserError
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
 from fedsynth.evaluation.silo_measures import HeldOutMeasures
-from fedsynth.files import write_json
+from fedsynth.files import damage_named, write_json
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
@@ -235,13 +235,5 @@ def _entry(root: Path, path: Path) -> str:
     return hashlib.sha256(named + b"\0" + size.encode()).hexdigest()[:_DIGITS]
 
 
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"'{path}' is damaged ({error}): put back a copy of it; whoever removes it has the noise drawn anew"
-        ) from error
+def _damage_named(path: Path) -> AbstractContextManager[None]:
+    return damage_named(path, "has the noise drawn anew")

@@ -76,6 +76,27 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+@contextmanager
+def damage_named(path: Path, if_removed: str) -> Iterator[None]:
+    """Turn what reading damaged content raises into one error.
+
+    Args:
+        path: of the file.
+        if_removed: what comes of it if somebody removes the file.
+
+    Raises:
+        UserError: with file and cause; one of the block itself stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{path}' is damaged ({error}): put back a copy of it; whoever removes it {if_removed}"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically.
 

@@ -15,7 +15,18 @@ from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import draw_initial_noise, make_scheduler, sample, to_uint8
 from fedsynth.diffusion.sampling import PredictNoise
-from fedsynth.messages import Answer, EpsilonRequest, PrepareAnswer, PrepareRequest, Request, SampleRequest
+from fedsynth.evaluation import DomainClassifier
+from fedsynth.evaluation.silo_measures import hash_weights
+from fedsynth.messages import (
+    Answer,
+    EpsilonRequest,
+    EvaluateRequest,
+    PrepareAnswer,
+    PrepareRequest,
+    Request,
+    SampleRequest,
+    transport,
+)
 from fedsynth.policy import POLICY_FILE, SiloPolicy, document
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -123,6 +134,19 @@ def sample_request(node: Node, labels: list[int], numbers: list[int], **changes:
     """A question for images."""
     given = {"labels": torch.tensor(labels), "numbers": torch.tensor(numbers), "spec": node.spec, "sampler": "ddpm"}
     return SampleRequest(**{**given, **changes})
+
+
+def evaluate_request() -> EvaluateRequest:
+    """A question about held-out images, through a network that nobody trained."""
+    network = DomainClassifier(1, 8, 2).state_dict()
+    return EvaluateRequest(
+        weights=transport.encode_tensors(network),
+        weights_hash=hash_weights(network),
+        extractor="random-features",
+        centres=torch.zeros(2, 32),
+        radii=torch.zeros(2, dtype=torch.float64),
+        spec=SPEC,
+    )
 
 
 def drawn_images(node: Node, predict: PredictNoise, labels: list[int], numbers: list[int], name: str = "silo-1") -> Any:

@@ -75,7 +75,7 @@ class SiloPolicy(Section):
         " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
         " samples that the server chose, by which training images can be told from others. sample: images that the own"
         " model draws. train: weights after training on the images, in a network that the server chose, which can"
-        " compute every image from some hundred answers. upload: the own model as a whole. statistics, evaluate: sums"
+        " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
         " over real images, see below",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(

@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 import torch
 from class_folders import write_images
-from one_silo import SPEC, Node, epsilon_request, sample_request, settings_of
+from one_silo import SPEC, Node, epsilon_request, evaluate_request, sample_request, settings_of
 
 import clients.released
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
-from fedsynth.evaluation import DomainClassifier
-from fedsynth.evaluation.silo_measures import hash_weights
-from fedsynth.messages import EvaluateRequest, PrepareRequest, TrainRequest, transport
+from fedsynth.messages import PrepareRequest, TrainRequest, transport
 from fedsynth.policy import SiloPolicy, document
 from fedsynth.policy.policy import MessageKind
 from fedsynth.seeding import make_generator
@@ -162,15 +160,7 @@ def test_where_a_run_is_refused_does_not_tell_the_exact_number(folder: Path, mon
     # Of 105 images 10 are held out, of 70 7: too few for the copy check.
     assert met(folder, holdout_fraction=0.09, copy_check=True).prepare().copied_share is None
     kinds = SiloPolicy(answers=("describe", "prepare", "evaluate"))
-    network = DomainClassifier(1, 8, 2).state_dict()
-    request = EvaluateRequest(
-        weights=transport.encode_tensors(network),
-        weights_hash=hash_weights(network),
-        extractor="random-features",
-        centres=torch.zeros(2, 32),
-        radii=torch.zeros(2, dtype=torch.float64),
-        spec=SPEC,
-    )
+    request = evaluate_request()
     # 6 and 4.
     assert "fewer than 5 images" in met(folder, kinds, holdout_fraction=0.05).refusal(request)
 

@@ -7,15 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from class_folders import write_images
-from one_silo import SPEC, Node, settings_of
+from one_silo import SPEC, Node, evaluate_request, settings_of
 
 from fedsynth.diffusion import initial_unet
-from fedsynth.evaluation import DomainClassifier
-from fedsynth.evaluation.silo_measures import hash_weights
 from fedsynth.messages import (
-    EvaluateRequest,
     PrepareRequest,
     StatisticsRequest,
     TrainRequest,
@@ -90,14 +86,6 @@ def test_no_other_message_tells_the_number(folder: Path) -> None:
     assert node.ask(UploadRequest(spec=SPEC)).num_examples == known
     everything = node.ask(StatisticsRequest(extractor="random-features", spec=SPEC)).num_examples
     assert everything == met(folder, holdout_fraction=0).ask(PrepareRequest(spec=SPEC)).num_examples
-    network = DomainClassifier(1, 8, 2).state_dict()
-    held_out = EvaluateRequest(
-        weights=transport.encode_tensors(network),
-        weights_hash=hash_weights(network),
-        extractor="random-features",
-        centres=torch.zeros(2, 32),
-        radii=torch.zeros(2, dtype=torch.float64),
-        spec=SPEC,
-    )
+    held_out = evaluate_request()
     numbers = [node.ask(held_out).num_examples for _ in range(5)]
     assert len(set(numbers)) == 1

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -113,17 +113,29 @@ def superlinks(home: Path) -> list[psutil.Process]:
 def stop_superlinks(home: Path, grace_period: float = 10.0) -> int:
     """Stop the SuperLinks of ``home`` and what simulated runs left of it; return how many SuperLinks there were."""
     links = superlinks(home)
-    found = {process.pid: process for process in [*links, *_simulated(home)]}
-    for process in list(found.values()):
-        found |= {child.pid: child for child in _descendants(process)}
-    family = list(found.values())
-    for process in family:
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(family, timeout=grace_period)
-    for process in alive:
-        _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=grace_period)
+    found = [*links, *_simulated(home)]
+    family = {process.pid: process for process in [*found, *descendants(found)]}
+    end(list(family.values()), grace_period)
     return len(links)
+
+
+def end(processes: Sequence[psutil.Process], grace_period: float) -> None:
+    """Ask processes to end, and kill those that have not after ``grace_period`` seconds."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=grace_period)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=grace_period)
+
+
+def descendants(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
+    """Yield what processes have started, and what that has, as far as it can be seen."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            yield from process.children(recursive=True)
 
 
 def _simulated(home: Path) -> list[psutil.Process]:
@@ -135,15 +147,3 @@ def _simulated(home: Path) -> list[psutil.Process]:
             if SIMULATION in environment and environment.get("FLWR_HOME") == str(home):
                 found.append(process)
     return found
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return list(process.children(recursive=True))
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _quietly(act: Callable[[], None]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        act()

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import psutil
 
-from fedsynth.cli.deployment.flower import flower_environment
+from fedsynth.cli.deployment.flower import descendants, end, flower_environment
 from fedsynth.cli.stopping import SIGNALLED, handled_by
 
 MARK = "FEDSYNTH_FOREGROUND"
@@ -76,15 +76,7 @@ def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: 
 
 def stop_marked(mark: str, grace_period: float) -> None:
     """End every process whose environment holds ``mark``."""
-    family = marked(mark)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=grace_period)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=grace_period)
+    end(marked(mark), grace_period)
 
 
 @contextlib.contextmanager
@@ -122,19 +114,13 @@ def kill_marked(mark: str, variable: str = MARK) -> int:
         if not members:
             break
         # Some of Ray's processes write their title over their environment.
-        family = {process.pid: process for process in [*members, *_descendants(members)]}
+        family = {process.pid: process for process in [*members, *descendants(members)]}
         for process in sorted(family.values(), key=lambda process: process.create_time()):
             with contextlib.suppress(psutil.Error):
                 process.kill()
         _wait_for(family.values())
         count += len(family)
     return count
-
-
-def _descendants(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            yield from process.children(recursive=True)
 
 
 def _wait_for(processes: Iterable[psutil.Process], limit: float = 5.0) -> None:

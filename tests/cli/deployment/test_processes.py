@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import psutil
@@ -39,17 +40,23 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+def start_wrapper(folder: Path, grace_period: float) -> ForkProcess:
+    """A process that runs a child in the foreground, whose own child writes its number."""
+    command = [sys.executable, "-c", CHILD, str(folder / "pid")]
+
+    def wrap() -> None:
+        os._exit(run_in_foreground(command, dict(os.environ), folder, grace_period=grace_period))
+
+    wrapper = multiprocessing.get_context("fork").Process(target=wrap)
+    wrapper.start()
+    return wrapper
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_the_wrapper_stops_everything_even_what_hides_in_a_session_of_its_own(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "pid")]
-
-    def wrap() -> None:
-        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, grace_period=1.0))
-
-    wrapper = multiprocessing.get_context("fork").Process(target=wrap)
-    wrapper.start()
+    wrapper = start_wrapper(tmp_path, 1.0)
     try:
         grandchild = wait_for(tmp_path / "pid")
         child = grandchild.parent()
@@ -68,13 +75,7 @@ def test_stopping_the_wrapper_stops_everything_even_what_hides_in_a_session_of_i
 @pytest.mark.parametrize("second", [signal.SIGKILL, signal.SIGTERM])
 def test_a_wrapper_that_is_killed_takes_what_it_started_with_it(second: signal.Signals, tmp_path: Path) -> None:
     """It is killed with SIGKILL, or hurried by a second signal while the grandchild ignores the first."""
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "pid")]
-
-    def wrap() -> None:
-        os._exit(run_in_foreground(command, dict(os.environ), tmp_path, grace_period=600.0))
-
-    wrapper = multiprocessing.get_context("fork").Process(target=wrap)
-    wrapper.start()
+    wrapper = start_wrapper(tmp_path, 600.0)
     try:
         grandchild = wait_for(tmp_path / "pid")
         child = grandchild.parent()
