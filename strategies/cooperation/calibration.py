@@ -29,7 +29,9 @@ SAMPLES_PER_CLASS = 8
 """Samples of every class."""
 
 UNDERTRAINED = 0.9
-"""Share of pure noise, :attr:`Calibration.noise_followed`, below which models count as undertrained."""
+"""Share of pure noise, :attr:`Calibration.noise_followed`, below which models are said to be undertrained.
+
+Our choice, from networks of 8x8 digits. It decides about a warning alone."""
 
 
 class Calibration:
@@ -201,7 +203,7 @@ def _warn_of_undertraining(calibration: Calibration, task: Task) -> None:
     middle = ""
     if share is not None and share < UNDERTRAINED:
         percent, least = 100 * share, 100 * UNDERTRAINED
-        middle = f": the middle one predicts {percent:.0f} % of pure noise, trained ones {least:.0f} % and more"
+        middle = f": the middle one predicts {percent:.0f} % of pure noise, less than {least:.0f} %"
     if calibration.alike or middle:
         logger.warning(
             "the silos' models are undertrained%s: raise %s, or have the silos bring better models; the run goes on",
