@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from exact_networks import MEAN, PAPER, STD, alphas_of
 
 from fedsynth.config import RECIPES, Recipe
-from fedsynth.diffusion import SAMPLERS, lasting_scheduler, make_scheduler, restore_sampler, sample, sampler_state
+from fedsynth.diffusion import (
+    SAMPLERS,
+    lasting_scheduler,
+    make_scheduler,
+    noise_schedule,
+    restore_sampler,
+    sample,
+    sampler_state,
+)
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
 
@@ -45,6 +54,44 @@ def test_levels_are_those_of_the_solver_and_of_the_scheduler_saved_with_a_networ
     assert levels[0] == 999
     assert all(later < earlier for earlier, later in itertools.pairwise(levels))
     assert len(levels) == steps or (sampler.endswith("dpmsolver++") and steps == 1000 and len(levels) > 700)
+
+
+@pytest.mark.parametrize("total", [1000, 500])
+def test_levels_of_the_linear_schedule_are_diffusers_own(total: int) -> None:
+    recipe = PAPER.model_copy(update={"num_train_timesteps": total, "beta_end": 20 / total})
+    options = {**noise_schedule(recipe), "timestep_spacing": "trailing"}
+    karras, even = DPMSolverMultistepScheduler(**options, use_karras_sigmas=True), DDPMScheduler(**options)
+    # At 61 of 1,000 a rounding error has diffusers add a level below 0.
+    for steps in {*range(1, 101), 250, total} - {61}:
+        for scheduler in (karras, even):
+            scheduler.set_timesteps(steps)
+        nearest = karras.timesteps.unique().flip(0)
+        assert torch.equal(make_scheduler(recipe, steps, "dpmsolver++").timesteps, nearest), steps
+        assert torch.equal(make_scheduler(recipe, steps, "sde-dpmsolver++").timesteps, nearest), steps
+        assert torch.equal(make_scheduler(recipe, steps, "ddpm").timesteps, even.timesteps), steps
+        assert torch.equal(make_scheduler(recipe, steps, "ddim").timesteps, even.timesteps), steps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 25, 100, 900])
+def test_levels_of_the_cosine_schedule_begin_where_the_signal_is_all_but_gone(steps: int, sampler: str) -> None:
+    recipe, alphas = RECIPES["default"], alphas_of("cosine")
+    levels = make_scheduler(recipe, steps, sampler).timesteps.tolist()
+    sigmas = np.sqrt((1 - alphas) / alphas)
+    # The levels are whole timesteps, of a schedule that goes on to 20,000.
+    assert sigmas[levels[0] - 1] < 160 < sigmas[levels[0] + 1] < sigmas[-1] / 90
+    assert all(later < earlier for earlier, later in itertools.pairwise(levels))
+    assert levels[-1] >= 0
+    if sampler.endswith("dpmsolver++"):
+        assert steps == 1 or levels[-1] == 0
+        ramp = np.linspace(160 ** (1 / 7), sigmas[0] ** (1 / 7), steps) ** 7
+        nearest = {int(np.abs(np.log(sigmas) - np.log(sigma)).argmin()) for sigma in ramp}
+        assert len(levels) == pytest.approx(len(nearest), abs=2)
+        assert all(min(abs(level - other) for other in nearest) <= 1 for level in levels)
+    else:
+        assert len(levels) == steps
+        spaces = -np.diff([*levels, -1])
+        assert spaces.max() - spaces.min() <= 1
 
 
 def test_dpmsolver_s_levels_are_those_of_karras() -> None:
