@@ -6,6 +6,7 @@ from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, key
 from fedsynth.config.training import Diffusion, Training
 from fedsynth.config.types import (
     AUTO,
+    NATURAL,
     OWN_MODELS,
     REAL_SILOS,
     STOCHASTIC,
@@ -20,6 +21,7 @@ from fedsynth.config.types import (
 __all__ = [
     "AUTO",
     "KEYS",
+    "NATURAL",
     "OWN_MODELS",
     "REAL_SILOS",
     "SECTIONS",
