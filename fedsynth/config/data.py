@@ -18,6 +18,7 @@ from fedsynth.config.types import (
     BelowOne,
     Count,
     DatasetName,
+    MemberName,
     PartitionName,
     PluginName,
     Positive,
@@ -32,7 +33,7 @@ _FROM_FILES = ("imagefolder", "celeba", "cifar10", REAL_SILOS)
 class Data(Section):
     """The images and how simulated silos share them."""
 
-    dataset: DatasetName | PluginName = key(
+    dataset: DatasetName | MemberName | PluginName = key(
         "digits", "images of a simulated run; silos: real silos' own", incomparable=_OTHER_IMAGES
     )
     data_root: str = key(
@@ -47,7 +48,7 @@ class Data(Section):
         False,
         "let torchvision fetch a dataset that data-root lacks",
         affects="execution",
-        acts_with={"dataset": ("mnist", "fashion-mnist", "cifar10", "celeba")},
+        acts_with={"dataset": ("mnist", "fashion-mnist", "cifar10", "cifar100", "celeba")},
     )
     image_size: Positive | Auto = key(
         AUTO,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def load_federation(config: RunConfig) -> Federation:
         value_range=configured_range(data),
         first_page_only=data.first_page_only,
         seed=config.run.seed,
+        cache=Path(config.run.state_dir) / "images",
     )
     parts = partition(train.labels, data.partition, config.run.num_clients, config.run.seed, **_parameters(config))
     return Federation(train, test, parts)

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and stratified splits of their labels."""
+"""Labelled images in memory or mapped into it, and stratified splits of their labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.apportion import apportion
+from fedsynth.data.image_cache import take_rows
 from fedsynth.errors import UserError
 
 
@@ -44,9 +45,9 @@ class LabelledImages:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64] | Sequence[int]) -> LabelledImages:
-        """Return the images at ``indices``, in that order, with the same classes."""
+        """Return the images at ``indices``, in that order, with the same classes; many mapped ones are mapped again."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return LabelledImages(self.images[chosen], self.labels[chosen], self.classes)
+        return LabelledImages(take_rows(self.images, chosen), self.labels[chosen], self.classes)
 
     def label_counts(self) -> NDArray[np.int64]:
         """Return the number of images of every class, int64 (num_classes,)."""
