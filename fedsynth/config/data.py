@@ -20,12 +20,13 @@ from fedsynth.config.types import (
     BelowOne,
     Count,
     DatasetName,
+    MemberName,
     PartitionName,
     PluginName,
     Positive,
     PositiveFloat,
 )
-from fedsynth.plugins import is_plugin
+from fedsynth.plugins import family, is_plugin
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
 _FOLDERS = ("imagefolder", REAL_SILOS)
@@ -35,7 +36,7 @@ _FROM_FILES = ("imagefolder", "celeba", "cifar10", REAL_SILOS)
 class Data(Section):
     """The images and how simulated silos share them."""
 
-    dataset: DatasetName | PluginName = key(
+    dataset: DatasetName | MemberName | PluginName = key(
         "digits", "images of a simulated run; silos: real silos' own", incomparable=_OTHER_IMAGES
     )
     data_root: str = key(
@@ -50,7 +51,7 @@ class Data(Section):
         False,
         "let torchvision fetch a dataset that data-root lacks",
         affects="execution",
-        acts_with={"dataset": ("mnist", "fashion-mnist", "cifar10", "celeba")},
+        acts_with={"dataset": ("mnist", "fashion-mnist", "cifar10", "cifar100", "celeba")},
     )
     image_size: Positive | Auto = key(
         AUTO,
@@ -133,7 +134,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _natural_silos_are_known(self) -> Data:
-        if self.partition == NATURAL and self.dataset not in WITH_SILOS and not is_plugin(self.dataset):
+        if self.partition == NATURAL and family(self.dataset) not in WITH_SILOS and not is_plugin(self.dataset):
             raise ValueError(
                 f"partition = '{NATURAL}': dataset = '{self.dataset}' does not say which silo an image comes from; set"
                 f" dataset = {one_of_words(map(repr, WITH_SILOS))}, or another partition"

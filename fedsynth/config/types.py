@@ -33,9 +33,15 @@ StrategyName = Literal[
 OWN_MODELS = ("dfd", "pooled", "local", "fedddpm", "fedddpm-plus")
 """Strategies for which every silo trains a model of its own."""
 
-SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder")
-"""Datasets that simulated silos share."""
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "celeba", "imagefolder", "silos"]
+SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "imagefolder")
+"""Datasets that simulated silos share; ``medmnist`` with a name behind it."""
+DatasetName = Literal[
+    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "imagefolder", "silos"
+]
+MemberName = Annotated[
+    str, Field(pattern=r"^medmnist:\w[\w.-]*$", description="medmnist:set, such as medmnist:bloodmnist")
+]
+"""One of a family of datasets."""
 REAL_SILOS: DatasetName = "silos"
 NATURAL: Literal["natural"] = "natural"
 """Partition of images whose silos are given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ def _folds(config: RunConfig) -> Folds:
         first_page_only=data.first_page_only,
         seed=config.run.seed,
         origins=configured_origins(data),
+        cache=Path(config.run.state_dir) / "images",
     )
 
 

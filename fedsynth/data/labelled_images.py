@@ -1,4 +1,4 @@
-"""Labelled images in memory, and stratified splits of their labels."""
+"""Labelled images in memory or mapped into it, and stratified splits of their labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.apportion import apportion
+from fedsynth.data.image_cache import take_rows
 from fedsynth.errors import UserError
 
 Names = NDArray[np.str_]
@@ -54,10 +55,10 @@ class LabelledImages:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64] | Sequence[int]) -> LabelledImages:
-        """Return the images at ``indices``, in that order, with the same classes."""
+        """Return the images at ``indices``, in that order, with the same classes; many mapped ones are mapped again."""
         chosen = np.asarray(indices, dtype=np.int64)
         silos, groups = (None if names is None else names[chosen] for names in (self.silos, self.groups))
-        return LabelledImages(self.images[chosen], self.labels[chosen], self.classes, silos, groups)
+        return LabelledImages(take_rows(self.images, chosen), self.labels[chosen], self.classes, silos, groups)
 
     def label_counts(self) -> NDArray[np.int64]:
         """Return the number of images of every class, int64 (num_classes,)."""

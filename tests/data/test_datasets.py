@@ -8,10 +8,12 @@ import pytest
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
+from fedsynth.config import idle_keys
 from fedsynth.data import DATASETS, load_dataset
 from fedsynth.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+MEMBERS = {"medmnist": "medmnist:bloodmnist"}
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST" / "raw").is_dir(), reason="no MNIST in ../shared/data")
 needs_cifar = pytest.mark.skipif(not (SHARED / "CIFAR10-images").is_dir(), reason="no CIFAR10-images in ../shared/data")
 
@@ -39,13 +41,13 @@ def test_unknown_name_gets_the_nearest() -> None:
         load_dataset("minst")
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("name", [MEMBERS.get(name, name) for name in DATASETS if name != "digits"])
 def test_data_root_is_needed_and_must_hold_the_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"dataset '{name}' needs data-root"):
         load_dataset(name)
     with pytest.raises(UserError, match=str(tmp_path)) as caught:
         load_dataset(name, tmp_path)
-    assert ("download=true" in str(caught.value)) == (name != "imagefolder")
+    assert ("download=true" in str(caught.value)) == ("download" not in idle_keys({"dataset": name, "download": True}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,6 +117,27 @@ def test_cifar10_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.Monke
     train, test = load_dataset("cifar10", tmp_path)
     assert train.labels.tolist() == [2, 0, 1]
     assert train.classes == ("plane", "car", "bird")
+    assert (test.images == pixels.transpose(0, 2, 3, 1)).all()
+
+
+def test_cifar100_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    for name in ("train", "test"):
+        content = {"data": pixels.reshape(3, -1), "fine_labels": [2, 0, 1], "coarse_labels": [0, 1, 0]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear", "beaver"]}))
+    with pytest.raises(UserError, match="CIFAR100 is missing or damaged: put the folder cifar-100-python/ in"):
+        load_dataset("cifar100", tmp_path)
+    # The checksums of the real files cannot fit a fixture.
+    source = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(source, "train_list", [["train", None]])
+    monkeypatch.setattr(source, "test_list", [["test", None]])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": None})
+    train, test = load_dataset("cifar100", tmp_path)
+    assert train.labels.tolist() == [2, 0, 1]
+    assert train.classes == ("apple", "bear", "beaver")
     assert (test.images == pixels.transpose(0, 2, 3, 1)).all()
 
 

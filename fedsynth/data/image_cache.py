@@ -1,0 +1,166 @@
+"""Decoded images on disk, mapped into memory: a set larger than memory is read as it is needed, and decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.disk import check_free_space, explained_writing
+from fedsynth.files import atomic_file
+
+logger = logging.getLogger("fedsynth")
+
+LARGE_BYTES = 2**28
+"""Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
+_FORMAT = 1
+_CHUNK_BYTES = 2**24
+_CHECKSUM_BYTES = 8
+
+Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+"""Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
+
+
+def read_images(
+    shape: tuple[int, int, int, int], fill: Fill, folder: Path | None, source: Callable[[], Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the images that ``fill`` writes; large ones from a file in ``folder``, which is made if it is not there.
+
+    A file is ``<hash of source and shape>.images``: the pixels of all rows that hold an image, a byte for every row
+    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again. Several processes may
+    share the folder, and it may be removed whenever none is at work.
+
+    Args:
+        shape: (N, H, W, C) of the array that ``fill`` gets.
+        fill: decodes the images.
+        folder: None: everything is held in memory.
+        source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
+
+    Returns:
+        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
+        ``numpy.memmap``; what is written to it stays in this process.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if folder is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
+        images = np.empty(shape, np.uint8)
+        good = fill(images)
+        return (images if good.all() else images[good]), good
+    name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
+    path = folder.absolute() / f"{name[:40]}.images"
+    found = _open(path, shape)
+    if found is None:
+        _make(path, shape, fill)
+        found = _open(path, shape)
+        assert found is not None
+        logger.info("images: %d of %d x %d pixels lie decoded in %s", len(found[0]), *shape[1:3], path)
+    return found
+
+
+def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return path, size and time of change (nanoseconds) of every file: another one has another content.
+
+    Raises:
+        OSError: one of them is not there.
+    """
+    states = ((path, path.stat()) for path in paths)
+    return [(str(path.absolute()), state.st_size, state.st_mtime_ns) for path, state in states]
+
+
+def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
+
+    Raises:
+        UserError: the file, in the folder of the first, cannot be written.
+    """
+    source = getattr(images, "filename", None)
+    shape = (len(rows), *images.shape[1:])
+    if source is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
+        return np.asarray(images[rows])
+    folder = Path(source).parent
+    check_free_space(folder, int(np.prod(shape, dtype=np.int64)))
+    with explained_writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for some in np.array_split(rows, _chunks(shape)):
+            file.write(np.ascontiguousarray(images[some]).data)
+        file.flush()
+        taken = np.memmap(file, np.uint8, "c", shape=shape)
+    # A file without a name: what is taken from these images must know where to lie.
+    taken.filename = source
+    return taken
+
+
+def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
+    size = int(np.prod(shape, dtype=np.int64))
+    with explained_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_free_space(path, size)
+        with atomic_file(path) as temporary:
+            with temporary.open("wb") as file:
+                # Without the room a write to mapped memory would end the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            images = np.memmap(temporary, np.uint8, "r+", shape=shape)
+            good = fill(images)
+            kept = _close_gaps(images, good)
+            images.flush()
+            del images
+            with temporary.open("r+b") as file:
+                file.truncate(kept * (size // shape[0]))
+                file.seek(0, os.SEEK_END)
+                file.write(good.astype(np.uint8).tobytes())
+                file.flush()
+                checksum = _checksum(temporary, file.tell())
+                file.write(checksum)
+
+
+def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
+    """Move the rows that hold an image to the front, in their order, and return their number."""
+    rows = np.flatnonzero(good)
+    if len(rows) < len(images):
+        for position, row in enumerate(rows):
+            images[position] = images[row]
+    return len(rows)
+
+
+def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
+    """What a file holds; None unless it is there and whole."""
+    count, row_bytes = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    try:
+        with path.open("rb") as file:
+            end = file.seek(-count - _CHECKSUM_BYTES, os.SEEK_END)
+            good = np.frombuffer(file.read(count), np.uint8) == 1
+            checksum = file.read(_CHECKSUM_BYTES)
+        if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
+            logger.warning("%s is damaged: it is made again", path)
+            return None
+        return np.memmap(path, np.uint8, "c", shape=(int(good.sum()), *shape[1:])), good
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be used (%s): it is made again", path, error)
+        return None
+
+
+def _checksum(path: Path, length: int) -> bytes:
+    """CRC-32 of the first ``length`` bytes, read piece by piece."""
+    checksum = 0
+    with path.open("rb") as file:
+        for start in range(0, length, _CHUNK_BYTES):
+            checksum = zlib.crc32(file.read(min(_CHUNK_BYTES, length - start)), checksum)
+    return b"%08x" % checksum
+
+
+def _chunks(shape: tuple[int, ...]) -> int:
+    return max(1, int(np.prod(shape, dtype=np.int64)) // _CHUNK_BYTES)
