@@ -47,7 +47,7 @@ def read_images(
 
     Returns:
         The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
-        ``numpy.memmap``; what is written to it stays in this process.
+        ``numpy.memmap`` that nobody can write to.
 
     Raises:
         UserError: the file cannot be written.
@@ -90,7 +90,7 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
         for some in np.array_split(rows, _chunks(shape)):
             file.write(np.ascontiguousarray(images[some]).data)
         file.flush()
-        taken = np.memmap(file, np.uint8, "c", shape=shape)
+        taken = np.memmap(file, np.uint8, "r", shape=shape)
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
@@ -150,7 +150,7 @@ def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint
         if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
             logger.warning("%s is damaged: it is made again", path)
             return None
-        return np.memmap(path, np.uint8, "c", shape=(int(good.sum()), *shape[1:])), good
+        return np.memmap(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

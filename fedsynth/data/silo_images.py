@@ -59,17 +59,27 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
     Raises:
         UserError: ``fraction`` is out of range.
     """
+    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed)
+    return data.subset(train), data.subset(holdout)
+
+
+def holdout_rows(
+    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which ``indices`` a silo that owns them trains on and holds out, as :func:`split_holdout` does."""
     check_fraction("holdout-fraction", fraction)
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
-    train, holdout = stratified_split(data.labels, fraction, rng, data.groups)
-    return data.subset(train), data.subset(holdout)
+    groups = None if data.groups is None else data.groups[indices]
+    train, holdout = stratified_split(data.labels[indices], fraction, rng, groups)
+    return indices[train], indices[holdout]
 
 
 def simulated_silo(
     train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
 ) -> Silo:
     """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
-    return Silo(f"silo-{partition_id}", *split_holdout(train.subset(indices), holdout_fraction, seed))
+    own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
+    return Silo(f"silo-{partition_id}", train.subset(own), train.subset(held_out))
 
 
 def folder_silo(
