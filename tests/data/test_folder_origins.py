@@ -187,7 +187,7 @@ def test_another_layout_is_refused_with_the_fix(file: str, settings: dict[str, A
 
 @pytest.mark.parametrize(("label", "said"), [("a/b", "class 'a/b': rename it"), ("..", r"class '\.\.': rename it")])
 def test_labels_become_folders(label: str, said: str, given: Given) -> None:
-    root, known = given
+    root, _ = given
     save(root / "0.png", 0)
     write_table(root, [{"file_name": "0.png", "label": label, "hospital": "x"}])
     with pytest.raises(UserError, match=said):

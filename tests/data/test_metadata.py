@@ -80,5 +80,5 @@ def test_what_is_no_table_is_refused(name: str, tmp_path: Path) -> None:
         read_metadata([tmp_path], ["patient"])
     for other in ("metadata.csv", "metadata.parquet", "metadata.jsonl"):
         write(tmp_path, other)
-    with pytest.raises(UserError, match="holds metadata.csv and metadata.jsonl and metadata.parquet: leave one"):
+    with pytest.raises(UserError, match=r"holds metadata.csv and metadata.jsonl and metadata.parquet: leave one"):
         read_metadata([tmp_path], ["patient"])
