@@ -30,7 +30,7 @@ from fedsynth.plugins import family, is_plugin
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
 _FOLDERS = ("imagefolder", REAL_SILOS)
-_FROM_FILES = ("imagefolder", "hf", "celeba", "cifar10", REAL_SILOS)
+_FROM_FILES = ("imagefolder", "hf", "celeba", "camelyon17", "cifar10", REAL_SILOS)
 
 
 class Data(Section):
