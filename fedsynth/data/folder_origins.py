@@ -54,6 +54,17 @@ def list_with_origins(
     return listing
 
 
+def silos_in_folders(root: Path, origins: Origins) -> set[str]:
+    """Return the names of the silos with training images in a dataset's folders, without decoding any.
+
+    Raises:
+        UserError: as of :func:`list_with_origins`.
+    """
+    folds = find_folds(root)
+    listing = list_with_origins(folds.train if folds else root, origins, above=root)
+    return {*listing.silos.values()} - {origins.test_silo}
+
+
 def add_groups(listing: FolderListing, group_column: str) -> None:
     """Say of every image of class folders which group a table beside them puts it into.
 
@@ -65,9 +76,6 @@ def add_groups(listing: FolderListing, group_column: str) -> None:
 
 def _list_silos(root: Path) -> FolderListing:
     names = visible_folders(root) if root.is_dir() else []
-    if folds := find_folds(root):
-        names = [folds.train.name, folds.test.name]
-        raise UserError(f"'{root}' holds the folds {named(names)} where silos are looked for: {_SILO_LAYOUT}")
     for name in names:
         inside = [entry for entry in entries(root / name) if not is_system_name(entry.name)]
         if not any(entry.is_dir() for entry in inside):

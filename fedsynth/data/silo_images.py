@@ -93,6 +93,7 @@ def folder_silo(
     skip_bad_images: bool = False,
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
+    group_column: str = "",
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -107,8 +108,12 @@ def folder_silo(
         classes=classes,
         value_range=value_range,
         first_page_only=first_page_only,
+        group_column=group_column,
     )
     train, holdout = split_holdout(data, holdout_fraction, seed)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)
+    if data.groups is not None:
+        groups, held = (len(np.unique(part.groups)) for part in (data, holdout) if part.groups is not None)
+        logger.info("%s: %d images of %d in %d groups are held out", name, len(holdout), held, groups)
     return Silo(name, train, holdout)

@@ -58,6 +58,28 @@ def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Path) -> 
     assert np.bincount(lenient.images(SPEC).train.labels).tolist() == [6, 4]
 
 
+def test_groups_of_a_silo_s_own_table_are_never_split(image_folder: Path) -> None:
+    files = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
+    patients = {file: f"jane-{number % 5}" for number, file in enumerate(files)}
+    rows = [f"{file},{patient}" for file, patient in patients.items()]
+    (image_folder / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    settings = {"dataset": "silos", "holdout-fraction": 0.2}
+    context = silo_of(settings, data_path=str(image_folder), group_column="patient")
+    silo = context.images(SPEC)
+    assert silo.train.groups is not None
+    assert silo.holdout.groups is not None
+    assert {*silo.train.groups, *silo.holdout.groups} == {*patients.values()}
+    assert not {*silo.train.groups} & {*silo.holdout.groups}
+    assert len({*silo.holdout.groups}) == 1
+    assert context.largest_holdout == 0.4
+    plain = silo_of(settings, data_path=str(image_folder))
+    assert (plain.images(SPEC).train.groups, plain.largest_holdout) == (None, 0.2)
+    (image_folder / "metadata.csv").write_text("\n".join(["file_name,patient", *rows[1:]]))
+    with pytest.raises(FilesError, match="no row for 1 images") as caught:
+        silo_of(settings, data_path=str(image_folder), group_column="patient").images(SPEC)
+    assert "patient" not in caught.value.elsewhere
+
+
 def test_silo_without_images_is_told_what_to_give() -> None:
     with pytest.raises(UserError, match="neither 'data-path' nor 'partition-id'"):
         silo_of().images(SPEC)
