@@ -23,9 +23,7 @@ CELEBA_CLASSES = tuple(
 """Class 4·Male + 2·Smiling + Eyeglasses, each attribute 0 or 1."""
 
 
-def load_celeba(
-    root: Path, image_size: int, channels: int, skip_bad_images: bool, cache: Path | None = None
-) -> Folds:
+def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: bool, cache: Path | None = None) -> Folds:
     """Read the train and test folds of CelebA's own partition; its validation fold stays unused.
 
     The files are those of ``torchvision.datasets.CelebA`` in ``root/celeba`` (or in ``root`` itself), read without

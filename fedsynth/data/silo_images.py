@@ -94,6 +94,7 @@ def folder_silo(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     group_column: str = "",
+    cache: Path | None = None,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -109,6 +110,7 @@ def folder_silo(
         value_range=value_range,
         first_page_only=first_page_only,
         group_column=group_column,
+        cache=cache,
     )
     train, holdout = split_holdout(data, holdout_fraction, seed)
     if said := describe_shared(train, holdout, "held-out images"):
