@@ -78,8 +78,11 @@ def simulated_silo(
     train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
 ) -> Silo:
     """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
+    name = f"silo-{partition_id}"
     own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
-    return Silo(f"silo-{partition_id}", train.subset(own), train.subset(held_out))
+    folds = train.subset(own), train.subset(held_out)
+    _warn_of_none_held_out(name, folds, holdout_fraction)
+    return Silo(name, *folds)
 
 
 def folder_silo(
@@ -118,4 +121,17 @@ def folder_silo(
     if data.groups is not None:
         groups, held = (len(np.unique(part.groups)) for part in (data, holdout) if part.groups is not None)
         logger.info("%s: %d images of %d in %d groups are held out", name, len(holdout), held, groups)
+    _warn_of_none_held_out(name, (train, holdout), holdout_fraction)
     return Silo(name, train, holdout)
+
+
+def _warn_of_none_held_out(name: str, folds: Folds, fraction: float) -> None:
+    train, holdout = folds
+    if train.groups is not None and fraction and not len(holdout):
+        groups = len(np.unique(train.groups))
+        logger.warning(
+            "%s: no images are held out: each of the %d groups is too large for holdout-fraction = %g",
+            name,
+            groups,
+            fraction,
+        )

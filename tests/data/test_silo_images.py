@@ -55,6 +55,21 @@ def test_the_union_is_what_all_silos_train_on() -> None:
     assert union.labels.tolist() == [label for silo in silos for label in silo.labels.tolist()]
 
 
+def test_groups_too_large_to_be_held_out_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    data = TRAIN.subset(np.arange(100))
+    thirds = LabelledImages(
+        data.images, data.labels, data.classes, groups=np.array(["a", "b", "c", "d"])[np.arange(100) % 4]
+    )
+    assert len(simulated_silo(thirds, np.arange(100), 2, 0.1, 0).holdout) == 0
+    assert caplog.messages == [
+        "silo-2: no images are held out: each of the 4 groups is too large for holdout-fraction = 0.1"
+    ]
+    caplog.clear()
+    assert len(simulated_silo(thirds, np.arange(100), 2, 0.2, 0).holdout) == 25
+    assert len(simulated_silo(thirds, np.arange(100), 2, 0.0, 0).holdout) == 0
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("fraction", [1.0, float("nan")])
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(UserError, match="holdout-fraction"):
