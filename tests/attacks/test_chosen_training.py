@@ -19,6 +19,7 @@ from one_silo import SPEC, Node, epsilon_request, evaluate_request, sample_reque
 
 import clients.released
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
+from fedsynth.diffusion.recipe import denoising_loss
 from fedsynth.messages import PrepareRequest, TrainRequest, transport
 from fedsynth.policy import SiloPolicy, document
 from fedsynth.policy.policy import MessageKind
@@ -81,16 +82,19 @@ def losses_by_hand(node: Node, image: np.ndarray, steps: int) -> list[float]:
     """Losses of the first steps, if the network hardly moves and all images are this one."""
     batch = node.config.training.batch_size
     generator = make_generator(node.config.run.seed, "local-training", "clinic")
-    unet, scheduler = initial_unet(node.config, SPEC), make_scheduler(node.config.diffusion)
+    recipe = node.config.recipe
+    unet, scheduler = initial_unet(node.config, SPEC), make_scheduler(recipe)
     found = []
     for _ in range(steps):
         torch.randint(97, (batch,), generator=generator)
-        t = torch.randint(node.config.diffusion.num_train_timesteps, (batch,), generator=generator)
+        t = torch.randint(recipe.num_train_timesteps, (batch,), generator=generator)
         noise = torch.randn((batch, 1, 8, 8), generator=generator)
-        noisy = scheduler.add_noise(to_model_range(np.stack([image] * batch)), noise, t)
+        clean = to_model_range(np.stack([image] * batch))
+        noisy = scheduler.add_noise(clean, noise, t)
         with torch.no_grad():
             predicted = unet(noisy, t, class_labels=torch.zeros(batch, dtype=torch.int64)).sample
-        found.append(float((predicted - noise).square().mean()))
+        loss = denoising_loss(predicted, clean, noise, scheduler.alphas_cumprod[t], recipe)
+        found.append(float(loss.mean()))
     return found
 
 
