@@ -60,7 +60,7 @@ class WatchedExchange(Exchange):
 
 @dataclass
 class TinySilos:
-    """Three real silos of uneven sizes and classes, whose models are trained once in ``folder``."""
+    """Three real silos of uneven sizes and classes, whose models are trained once a recipe, below ``folder``."""
 
     folder: Path
 
@@ -69,7 +69,8 @@ class TinySilos:
         correction = {"aux_samples": AUX_SAMPLES, "server_steps": SERVER_STEPS}
         correction |= {"correction_learning_rate": LEARNING_RATE}
         uneven = {"partition": "dirichlet", "alpha": 0.5, "samples_per_client": 100}
-        settings = tiny_settings(self.folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
+        folder = self.folder / str(changes.get("recipe", "default"))
+        settings = tiny_settings(folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
         strategy, config = build_strategy(RunConfig.from_run_config(settings))
         assert isinstance(strategy, FedDDPM)
         exchange = WatchedExchange(InProcessGrid(clients.app.app, settings, 3, tamper))
@@ -83,8 +84,8 @@ class TinySilos:
         return task, strategy, strategy.begin(task, exchange)
 
     def own_model(self, silo: int) -> UNet2DModel:
-        """The model on the silo's disk."""
-        (folder,) = (self.folder / "state").glob(f"silo-{silo}/models/*/unet")
+        """The model of the default recipe on the silo's disk."""
+        (folder,) = (self.folder / "default" / "state").glob(f"silo-{silo}/models/*/unet")
         return UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 
 

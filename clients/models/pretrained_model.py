@@ -100,7 +100,9 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
         timesteps = torch.full((len(images),), t)
         noisy, alpha_bar = scheduler.add_noise(images, noise, timesteps), scheduler.alphas_cumprod[timesteps]
         for eps, found in ((model.predict(noisy, t, labels), losses), (torch.zeros_like(noise), of_silence)):
-            predicted = from_noise(eps, noisy, float(alpha_bar[0]), DIFFUSERS_PREDICTION[recipe.prediction], codec.bound)
+            predicted = from_noise(
+                eps, noisy, float(alpha_bar[0]), DIFFUSERS_PREDICTION[recipe.prediction], codec.bound
+            )
             found.append(float(denoising_loss(predicted, images, noise, alpha_bar, recipe).mean()))
     loss = fmean(losses)
     if loss >= fmean(of_silence):

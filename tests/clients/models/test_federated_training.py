@@ -146,7 +146,9 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
 
     unet = initial_unet(node.config, node.spec)
     unet.load_state_dict(encoder | received)
-    np.testing.assert_array_equal(got.numpy(), drawn_images(node, noise_predictor(unet, node.config.recipe), labels, numbers))
+    np.testing.assert_array_equal(
+        got.numpy(), drawn_images(node, noise_predictor(unet, node.config.recipe), labels, numbers)
+    )
     assert not torch.equal(node.ask(replace(request, server_round=9)).images, got)
 
 

@@ -170,7 +170,8 @@ def test_a_run_leaves_a_pipeline_that_draws(finished: RunFolder) -> None:
     pipeline = pipeline_of(finished)
     assert same(dict(pipeline.unet.state_dict()), dict(expected.state_dict()))
     assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
-    assert pipeline.scheduler.config.use_karras_sigmas
+    told = pipeline.scheduler.config
+    assert (told.prediction_type, told.beta_schedule) == ("sample", "squaredcos_cap_v2")
     assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
     results = json.loads(finished.results.read_text())
     assert results["generator-steps"] == STEPS

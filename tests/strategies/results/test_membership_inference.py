@@ -66,9 +66,11 @@ def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
     return TinySilos(tmp_path_factory.mktemp("silos"))
 
 
-def trained(silos: TinySilos, tamper: Tamper = lambda replies: replies) -> tuple[Task, WatchedExchange]:
+def trained(
+    silos: TinySilos, tamper: Tamper = lambda replies: replies, recipe: str = "default"
+) -> tuple[Task, WatchedExchange]:
     """Silos whose own models are trained; ``tamper`` sees later answers only."""
-    task, exchange, strategy = silos.meet()
+    task, exchange, strategy = silos.meet(recipe=recipe)
     strategy.begin(task, exchange)
     exchange.grid._tamper = tamper
     exchange.sent.clear()
@@ -92,7 +94,7 @@ def attacked(exchange: Exchange, task: Task, outcome: Outcome = NOTHING) -> Mode
 def test_exactly_the_silos_that_know_their_images_are_found(
     recipe: str, timesteps: tuple[int, ...], silos: TinySilos
 ) -> None:
-    task, *_ = silos.meet(recipe=recipe)
+    task, _ = trained(silos, recipe=recipe)
     attack = attacked(Exchange(StubGrid([], Oracle(task, {"silo-1"})), 60.0), task)
     assert attack.timesteps == timesteps
     assert [*attack.by_model] == NAMES
@@ -107,7 +109,9 @@ def test_members_are_training_images_and_the_others_are_not(done: Done) -> None:
     alpha_bar = float(make_scheduler(task.config.recipe).alphas_cumprod[attack.timesteps[0]])
     for message, name, silo in zip(exchange.sent[:3], NAMES, silos_of(task), strict=True):
         asked = EpsilonRequest.from_message(message)
-        images = to_uint8((asked.samples - (1 - alpha_bar) ** 0.5 * noise_of(name, attack.timesteps[0])) / alpha_bar**0.5)
+        images = to_uint8(
+            (asked.samples - (1 - alpha_bar) ** 0.5 * noise_of(name, attack.timesteps[0])) / alpha_bar**0.5
+        )
         trained_on = {image.tobytes() for image in silo.train.images}
         is_member = [image.tobytes() in trained_on for image in images]
         half = attack.by_model[name].n_members
