@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from spoiled_answers import failed, spoil
-from tiny_silos import diffusers_ddpm
 from tiny_runs import images_of, run_tiny, tiny_settings
+from tiny_silos import diffusers_ddpm
 from torchvision.datasets import ImageFolder
 
 from fedsynth.config import RunConfig, Scalar
