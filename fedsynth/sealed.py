@@ -197,7 +197,7 @@ def unsealed_json(value: Any, seal: Seal, path: Path) -> dict[str, Any]:
 
 def tensor_metadata(tensors: Mapping[str, torch.Tensor], seal: Seal) -> dict[str, str]:
     """Return the metadata for a safetensors file of tensors."""
-    return {ENTRY: seal.text(_sha256(_tensor_chunks(tensors)))}
+    return {ENTRY: seal.text(_sha256(tensor_chunks(tensors)))}
 
 
 def read_tensors(path: Path, seal: Seal) -> dict[str, torch.Tensor]:
@@ -214,7 +214,7 @@ def read_tensors(path: Path, seal: Seal) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise SealError(str(error)) from error
     if ENTRY in metadata:
-        seal.check(metadata[ENTRY], _tensor_chunks(tensors))
+        seal.check(metadata[ENTRY], tensor_chunks(tensors))
     else:
         say_unsealed(seal.content, path)
     return tensors
@@ -318,7 +318,8 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
     return json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":")).encode()
 
 
-def _tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
+def tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
+    """Yield what a checksum of tensors is taken over: name, dtype, shape and bytes of each, sorted by name."""
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from fedsynth.config.types import AUTO, Scalar
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
-from fedsynth.plugins import is_plugin
+from fedsynth.plugins import family, is_plugin
 
 Affects = Literal["results", "execution", "measures"]
 _NO_SUCH_WORD = ("literal_error", "string_pattern_mismatch")
@@ -165,7 +165,7 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
     """Say with what a key acts if it does not act beside ``values``; empty if it does, or if that is not known."""
     for other, wanted in acts_with.items():
         found = values.get(other, AUTO)
-        if found != AUTO and found not in wanted and not is_plugin(str(found)):
+        if found not in (AUTO, *wanted) and family(str(found)) not in wanted and not is_plugin(str(found)):
             first = f"{other} = {wanted[0]!r}"
             only = f"{other} = {one_of_words(map(repr, wanted))}"
             return f"{name} = {value!r}: acts with {only} only; leave it out or set {first}"

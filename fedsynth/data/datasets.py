@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.data.camelyon17 import load_camelyon17
 from fedsynth.data.celeba import load_celeba
+from fedsynth.data.cifar100 import superclass_silos
 from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.hub_folder import load_hub_folder
 from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
+from fedsynth.data.medmnist import load_medmnist
+from fedsynth.data.origins import Origins, refuse_shared_groups, with_test_silo
 from fedsynth.data.pixels import conform
 from fedsynth.data.value_range import ValueRange
 from fedsynth.errors import UserError, unknown_choice
-from fedsynth.plugins import is_plugin, load_plugin
+from fedsynth.plugins import family, is_plugin, load_plugin
 
 _DIGITS_SPLIT_SEED = 0
 _TEN_DIGITS = tuple(map(str, range(10)))
+_NO_ORIGINS = Origins()
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class _Request:
     value_range: ValueRange | None
     first_page_only: bool
     seed: int
+    origins: Origins
+    cache: Path | None
 
 
 def load_dataset(
@@ -47,6 +55,8 @@ def load_dataset(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     seed: int = 0,
+    origins: Origins = _NO_ORIGINS,
+    cache: Path | None = None,
 ) -> Folds:
     """Load the train and test folds of a dataset.
 
@@ -58,40 +68,55 @@ def load_dataset(
     fashion-mnist    ``root/FashionMNIST/raw``, as torchvision keeps it       32x32x1
     cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
                      ``root/test`` with class folders
+    cifar100         ``root/cifar-100-python``; 100 classes                   32x32x3
+    camelyon17       ``root`` or ``root/camelyon17_v1.0``: metadata.csv and   32x32x3
+                     ``patches/``, split by ``seed``; 2 classes
+    hf:FOLDER        ``root/FOLDER``, or ``hf`` alone ``root``, saved by the  see below
+                     library ``datasets``, or parquet files
+    medmnist:NAME    ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on     28x28, the set's
     celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
     imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
-                     class folders in ``root``, then split 80/20 by ``seed``
+                     class folders in ``root``, then split 80/20 by ``seed``;
+                     above them silos' folders, if ``origins`` is natural
     ===============  =======================================================  ==========
 
     MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
-    defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.image_folder.read_image_folder`.
+    defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.medmnist.load_medmnist`,
+    :func:`~fedsynth.data.camelyon17.load_camelyon17`,
+    :func:`~fedsynth.data.hub_folder.load_hub_folder`, :func:`~fedsynth.data.image_folder.read_image_folder`.
 
     Args:
-        name: one of :data:`DATASETS`, or ``module:function`` of a plug-in: called with ``root`` and ``image_size``
-            as below, by name, it returns both folds.
+        name: one of :data:`DATASETS`, of a family such as medmnist with the set's name behind a colon; or
+            ``module:function`` of a plug-in: called with ``root`` and ``image_size`` as below, by name, it returns both
+            folds.
         root: the folder with the data; digits needs none.
         image_size: height and width in pixels, at least 1; None: the default above.
         channels: 1 or 3; None: the default above.
-        download: let torchvision fetch what is missing (mnist, fashion-mnist, cifar10, celeba).
+        download: let torchvision fetch what is missing (mnist, fashion-mnist, cifar10, cifar100, celeba).
         skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing (folders and celeba).
         value_range: what of more than 8 bits becomes black and white; None: found over both folds (folders only).
         first_page_only: take the first page or frame of files with several, instead of refusing them (folders only).
-        seed: decides imagefolder's split, nothing else.
+        seed: decides the split of what has no folds of its own, nothing else.
+        origins: which silos and groups the images are to say they come from, where the dataset can.
+        cache: folder for large sets, decoded: see :func:`~fedsynth.data.image_cache.read_images`.
 
     Raises:
-        UserError: unknown name, missing or broken data, or an argument out of range.
+        UserError: unknown name, missing or broken data, an argument out of range, or a group in both folds.
     """
-    if name not in _LOADERS and not is_plugin(name):
+    if family(name) not in _LOADERS and not is_plugin(name):
         raise unknown_choice("dataset", name, DATASETS)
     if image_size is not None and image_size < 1:
         raise UserError(f"image-size = {image_size} is out of range: give at least 1 pixel")
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    request = _Request(
-        name, folder, image_size, channels, download, skip_bad_images, value_range, first_page_only, seed
-    )
-    return _plugin(request) if is_plugin(name) else _LOADERS[name](request)
+    reading = (image_size, channels, download, skip_bad_images, value_range, first_page_only)
+    request = _Request(name, folder, *reading, seed, origins, cache)
+    folds = _plugin(request) if is_plugin(name) else _LOADERS[family(name)](request)
+    if origins.test_silo:
+        folds = with_test_silo(folds, origins.test_silo)
+    refuse_shared_groups(*folds)
+    return folds
 
 
 def _digits(request: _Request) -> Folds:
@@ -134,13 +159,27 @@ def _mnist_pixels(images: NDArray[np.uint8], size: int, channels: int) -> NDArra
 
 
 def _cifar10(request: _Request) -> Folds:
-    root, size, channels = _root(request), request.image_size or 32, request.channels or 3
+    root = _root(request)
     if find_folds(root):
-        return _folder(request, root, size, channels)
+        return _folder(request, root, request.image_size or 32, request.channels or 3)
     layout = f"the folder cifar-10-batches-py/, or train/ and test/ with one folder per class, in '{root}'"
+    return _cifar(request, "CIFAR10", layout)
+
+
+def _cifar100(request: _Request) -> Folds:
+    train, test = _cifar(request, "CIFAR100", f"the folder cifar-100-python/ in '{_root(request)}'")
+    return _with_superclasses(train, request.origins), _with_superclasses(test, request.origins)
+
+
+def _with_superclasses(fold: LabelledImages, origins: Origins) -> LabelledImages:
+    return replace(fold, silos=superclass_silos(fold.labels, fold.classes, origins))
+
+
+def _cifar(request: _Request, source: str, layout: str) -> Folds:
+    size, channels = request.image_size or 32, request.channels or 3
     train, test = (
         LabelledImages(conform(fold.data, size, channels), np.array(fold.targets, np.int64), tuple(fold.classes))
-        for fold in _torchvision_folds(request, "CIFAR10", layout)
+        for fold in _torchvision_folds(request, source, layout)
     )
     return train, test
 
@@ -149,7 +188,27 @@ def _celeba(request: _Request) -> Folds:
     root = _root(request)
     if request.download:
         _torchvision("CelebA", root, f"CelebA's files in '{root / 'celeba'}'", split="test", download=True)
-    return load_celeba(root, request.image_size or 32, request.channels or 3, request.skip_bad_images)
+    size, channels = request.image_size or 32, request.channels or 3
+    return load_celeba(root, size, channels, request.skip_bad_images, request.cache)
+
+
+def _medmnist(request: _Request) -> Folds:
+    _, _, name = request.name.partition(":")
+    return load_medmnist(name, _root(request), request.image_size, request.channels, request.cache)
+
+
+def _camelyon17(request: _Request) -> Folds:
+    return load_camelyon17(_root(request), *_decoding(request))
+
+
+def _hub_folder(request: _Request) -> Folds:
+    _, _, name = request.name.partition(":")
+    return load_hub_folder(_root(request) / name, *_decoding(request))
+
+
+def _decoding(request: _Request) -> tuple[int | None, int | None, bool, int, Origins, Path | None]:
+    size, channels = request.image_size, request.channels
+    return size, channels, request.skip_bad_images, request.seed, request.origins, request.cache
 
 
 def _imagefolder(request: _Request) -> Folds:
@@ -165,6 +224,8 @@ def _folder(request: _Request, root: Path, size: int | None, channels: int | Non
         request.seed,
         value_range=request.value_range,
         first_page_only=request.first_page_only,
+        origins=request.origins,
+        cache=request.cache,
     )
 
 
@@ -208,7 +269,11 @@ _LOADERS: dict[str, Callable[[_Request], Folds]] = {
     "mnist": _mnist,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
+    "cifar100": _cifar100,
     "celeba": _celeba,
+    "camelyon17": _camelyon17,
+    "medmnist": _medmnist,
+    "hf": _hub_folder,
     "imagefolder": _imagefolder,
 }
 

@@ -8,10 +8,13 @@ import pytest
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
-from fedsynth.data import DATASETS, load_dataset
+from fedsynth.config import RunConfig, Scalar, idle_keys
+from fedsynth.data import DATASETS, Origins, load_dataset, load_federation
+from fedsynth.data.cifar100 import SUPERCLASSES
 from fedsynth.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+MEMBERS = {"medmnist": "medmnist:bloodmnist"}
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST" / "raw").is_dir(), reason="no MNIST in ../shared/data")
 needs_cifar = pytest.mark.skipif(not (SHARED / "CIFAR10-images").is_dir(), reason="no CIFAR10-images in ../shared/data")
 
@@ -39,13 +42,13 @@ def test_unknown_name_gets_the_nearest() -> None:
         load_dataset("minst")
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("name", [MEMBERS.get(name, name) for name in DATASETS if name != "digits"])
 def test_data_root_is_needed_and_must_hold_the_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"dataset '{name}' needs data-root"):
         load_dataset(name)
     with pytest.raises(UserError, match=str(tmp_path)) as caught:
         load_dataset(name, tmp_path)
-    assert ("download=true" in str(caught.value)) == (name != "imagefolder")
+    assert ("download=true" in str(caught.value)) == ("download" not in idle_keys({"dataset": name, "download": True}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,6 +119,56 @@ def test_cifar10_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.Monke
     assert train.labels.tolist() == [2, 0, 1]
     assert train.classes == ("plane", "car", "bird")
     assert (test.images == pixels.transpose(0, 2, 3, 1)).all()
+
+
+# The superclass of every class, in the order of the files, which is alphabetical for both.
+COARSE = """4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15
+13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1
+2 15 6 0 17 8 14 13"""
+
+
+@pytest.fixture
+def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny CIFAR-100: every class once in training and test."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    names = sorted(SUPERCLASSES)
+    for seed, name in enumerate(("train", "test")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (100, 3 * 32 * 32), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels": [*range(50, 100), *range(50)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    with pytest.raises(UserError, match="CIFAR100 is missing or damaged: put the folder cifar-100-python/ in"):
+        load_dataset("cifar100", tmp_path)
+    # The checksums of the real files cannot fit a fixture.
+    source = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(source, "train_list", [["train", None]])
+    monkeypatch.setattr(source, "test_list", [["test", None]])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": None})
+    return tmp_path
+
+
+def test_cifar100_in_torchvision_layout(cifar100: Path) -> None:
+    train, test = load_dataset("cifar100", cifar100)
+    assert train.labels.tolist() == [*range(50, 100), *range(50)]
+    assert (train.classes[0], train.classes[-1], train.silos) == ("apple", "worm", None)
+    pixels = np.random.default_rng(1).integers(0, 256, (100, 3 * 32 * 32), dtype=np.uint8)
+    assert (test.images == pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
+
+
+def test_cifar100_superclasses_are_its_natural_silos(cifar100: Path) -> None:
+    superclasses = sorted(set(SUPERCLASSES.values()))
+    assert [superclasses.index(SUPERCLASSES[name]) for name in sorted(SUPERCLASSES)] == [*map(int, COARSE.split())]
+    keys: dict[str, Scalar] = {"dataset": "cifar100", "data-root": str(cifar100), "partition": "natural"}
+    federation = load_federation(RunConfig.from_run_config({**keys, "num-clients": 20}))
+    assert federation.silo_names == tuple(superclasses)
+    train = federation.train
+    for name, part in zip(federation.silo_names, federation.parts, strict=True):
+        assert [SUPERCLASSES[train.classes[label]] for label in train.labels[part]] == [name] * 5
+    with pytest.raises(UserError, match="silo-column = 'coarse': of cifar100 it is 'coarse_label', or left out"):
+        load_dataset("cifar100", cifar100, origins=Origins(natural=True, silo_column="coarse"))
+    with pytest.raises(UserError, match="group-column = 'patient': cifar100 has no groups"):
+        load_dataset("cifar100", cifar100, origins=Origins(group_column="patient"))
 
 
 @needs_cifar

@@ -1,0 +1,194 @@
+"""Decoded images on disk, mapped into memory: a set larger than memory is read as it is needed, and decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.disk import check_free_space, describe_write_error
+from fedsynth.errors import FilesError, UserError
+from fedsynth.files import atomic_file
+
+logger = logging.getLogger("fedsynth")
+
+LARGE_BYTES = 2**28
+"""Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
+_FORMAT = 1
+_CHUNK_BYTES = 2**24
+_CHECKSUM_BYTES = 8
+
+Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+"""Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
+
+
+def read_images(
+    shape: tuple[int, int, int, int], fill: Fill, folder: Path | None, source: Callable[[], Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the images that ``fill`` writes; large ones from a file in ``folder``, which is made if it is not there.
+
+    A file is ``<hash of source and shape>.images``: the pixels of all rows that hold an image, a byte for every row
+    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again. Several processes may
+    share the folder, and it may be removed whenever none is at work.
+
+    Args:
+        shape: (N, H, W, C) of the array that ``fill`` gets.
+        fill: decodes the images.
+        folder: None: everything is held in memory.
+        source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
+
+    Returns:
+        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
+        ``numpy.memmap`` that nobody can write to.
+
+    Raises:
+        FilesError: the file cannot be written.
+    """
+    if folder is None or math.prod(shape) < LARGE_BYTES:
+        images = np.empty(shape, np.uint8)
+        good = fill(images)
+        return (images if good.all() else images[good]), good
+    name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
+    path = folder.absolute() / f"{name[:40]}.images"
+    found = _open(path, shape)
+    if found is None:
+        _make(path, shape, fill)
+        found = _open(path, shape)
+        assert found is not None
+        logger.info("images: %d of %d x %d pixels lie decoded in %s", len(found[0]), *shape[1:3], path)
+    elif not found[1].all():
+        logger.warning("images: %d of %d that could not be read are left out", (~found[1]).sum(), len(found[1]))
+    return found
+
+
+def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return path, size and time of change (nanoseconds) of every file, -1 and -1 of one that is not there."""
+    return [(str(path.absolute()), *_state(path)) for path in paths]
+
+
+def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
+
+    Raises:
+        FilesError: the file, in the folder of the first, cannot be written.
+    """
+    source = getattr(images, "filename", None)
+    shape = (len(rows), *images.shape[1:])
+    if source is None or math.prod(shape) < LARGE_BYTES:
+        return np.asarray(images[rows])
+    folder = Path(source).parent
+    with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
+        for some in np.array_split(rows, _chunks(shape)):
+            file.write(np.ascontiguousarray(images[some]).data)
+        file.flush()
+        taken = np.memmap(file, np.uint8, "r", shape=shape)
+    # A file without a name: what is taken from these images must know where to lie.
+    taken.filename = source
+    return taken
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads it says so
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
+    size = math.prod(shape)
+    with _written(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.touch(mode=0o600)  # the images may be for their owner's eyes only
+            with temporary.open("wb") as file:
+                # Without the room a write to mapped memory would end the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            images = np.memmap(temporary, np.uint8, "r+", shape=shape)
+            good = _filled(images, fill)
+            kept = _close_gaps(images, good)
+            images.flush()
+            del images
+            with temporary.open("r+b") as file:
+                file.truncate(kept * (size // shape[0]))
+                file.seek(0, os.SEEK_END)
+                file.write(good.astype(np.uint8).tobytes())
+                file.flush()
+                checksum = _checksum(temporary, file.tell())
+                file.write(checksum)
+
+
+def _filled(images: NDArray[np.uint8], fill: Fill) -> NDArray[np.bool_]:
+    try:
+        return fill(images)
+    except OSError as error:  # not one of the file that is being written
+        raise UserError(f"images cannot be read: {error}") from None
+
+
+@contextmanager
+def _written(path: Path, size: int) -> Iterator[None]:
+    """Check that there is room for a file, and explain why it cannot be written: its size tells how many images are."""
+    elsewhere = "images cannot be kept decoded on the disk: the silo's log says why"
+    try:
+        check_free_space(path, size)
+    except UserError as error:
+        raise FilesError(str(error), elsewhere) from error
+    try:
+        yield
+    except OSError as error:
+        raise FilesError(str(describe_write_error(error, path)), elsewhere) from error
+
+
+def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
+    """Move the rows that hold an image to the front, in their order, and return their number."""
+    rows = np.flatnonzero(good)
+    if len(rows) < len(images):
+        for position, row in enumerate(rows):
+            images[position] = images[row]
+    return len(rows)
+
+
+def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
+    """What a file holds; None unless it is there and whole."""
+    count, row_bytes = shape[0], math.prod(shape[1:])
+    try:
+        with path.open("rb") as file:
+            end = file.seek(-count - _CHECKSUM_BYTES, os.SEEK_END)
+            good = np.frombuffer(file.read(count), np.uint8) == 1
+            checksum = file.read(_CHECKSUM_BYTES)
+        if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
+            logger.warning("%s is damaged: it is made again", path)
+            return None
+        return np.memmap(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be used (%s): it is made again", path, error)
+        return None
+
+
+def _checksum(path: Path, length: int) -> bytes:
+    """CRC-32 of the first ``length`` bytes, read piece by piece."""
+    checksum = 0
+    with path.open("rb") as file:
+        for start in range(0, length, _CHUNK_BYTES):
+            checksum = zlib.crc32(file.read(min(_CHUNK_BYTES, length - start)), checksum)
+    return b"%08x" % checksum
+
+
+def _chunks(shape: tuple[int, ...]) -> int:
+    return max(1, math.prod(shape) // _CHUNK_BYTES)

@@ -1,0 +1,83 @@
+"""An autoencoder as the rest of the product sees it: images in, latents out, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fedsynth.errors import UserError
+from fedsynth.latent.network import Network
+
+PIXELS_AT_ONCE = 2**17
+"""So many pixels are encoded or decoded at a time: 32 images of 64×64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Autoencoder:
+    """A network with its measures; its weights are never trained.
+
+    Attributes:
+        network: on its device.
+        image_channels: 1 or 3, of its images.
+        latent_channels: of its latents.
+        factor: side of an image per side of its latents.
+        digest: SHA-256 of all that decides what it computes: kind, settings and weights.
+    """
+
+    network: Network
+    image_channels: int
+    latent_channels: int
+    factor: int
+    digest: str
+
+    def check(self, key: str, size: int, channels: int) -> None:
+        """Refuse images that it cannot encode.
+
+        Args:
+            key: what the error calls it.
+            size: side of the images in pixels.
+            channels: 1 or 3; grey images are repeated to three channels where it takes three.
+
+        Raises:
+            UserError: names the key and what to change.
+        """
+        if size % self.factor:
+            near = max(1, round(size / self.factor)) * self.factor
+            raise UserError(
+                f"image-size = {size}: must be a multiple of {self.factor} for the autoencoder in {key}:"
+                f" set image-size = {near}, or another codec"
+            )
+        if channels > self.image_channels:
+            raise UserError(
+                f"{key}: takes grey images, and the run's are in colour: give an autoencoder of colour images"
+            )
+
+    @torch.inference_mode()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return latents (n, latent_channels, h/factor, w/factor), on the CPU, in the precision of the network.
+
+        Args:
+            images: (n, C, h, w) in [-1, 1], C = 1 or 3; grey ones are repeated where the network takes three channels.
+        """
+        images = images.expand(-1, max(self.image_channels, images.shape[1]), -1, -1)
+        return self._in_batches(self.network.to_latents, images, images[0, 0].numel())
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor, channels: int) -> torch.Tensor:
+        """Return images (n, channels, h, w), on the CPU, not clipped to [-1, 1].
+
+        Args:
+            latents: (n, latent_channels, h/factor, w/factor).
+            channels: 1 or 3; where the network makes three and one is wanted, it is their mean.
+        """
+        images = self._in_batches(self.network.to_images, latents, latents[0, 0].numel() * self.factor**2)
+        return images.mean(1, keepdim=True) if channels < self.image_channels else images
+
+    def _in_batches(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, pixels: int
+    ) -> torch.Tensor:
+        weights = next(self.network.parameters())
+        batches = inputs.split(max(1, PIXELS_AT_ONCE // pixels))
+        return torch.cat([compute(batch.to(weights.device, weights.dtype)).cpu() for batch in batches])
