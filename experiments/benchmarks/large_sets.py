@@ -2,8 +2,8 @@
 
 One silo reads 1.2 GB of noise from a file of MedMNIST's kind, checks it for duplicates, trains a small network for a
 few steps with early stopping and copy check, and the union of all silos is gathered as centralised training does.
-Measured is the peak of anonymous memory (``RssAnon``), which the system cannot drop; pages of the mapped files come and
-go.
+Measured are the peaks of anonymous memory (``RssAnon``), which the system cannot drop, and of the whole resident set
+(``VmHWM``), with the pages of mapped files and of libraries.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class LargeSet:
         pixels: bytes of the decoded training images.
         before: bytes of anonymous memory of a process that has imported everything.
         peak: their peak while it loads, trains and checks.
+        resident: peak of its resident set.
         seconds: what that took.
         steps: optimiser steps done.
     """
@@ -48,6 +49,7 @@ class LargeSet:
     pixels: int
     before: int
     peak: int
+    resident: int
     seconds: float
     steps: int
 
@@ -65,6 +67,7 @@ def main() -> int:
         "decoded": human_bytes(measured.pixels),
         "anonymous before": human_bytes(measured.before),
         "anonymous peak": human_bytes(measured.peak),
+        "resident peak": human_bytes(measured.resident),
         "seconds": f"{measured.seconds:.0f}",
     }
     publish("large_sets", machine_facts(), [row], asdict(measured), options.output)
@@ -97,7 +100,8 @@ def train_large_set(folder: Path, images: int) -> LargeSet:
             steps = model.train_slice(600.0).steps
         model.copied_share()
         federation.union(config).fingerprint()
-    return LargeSet(federation.train.images.nbytes, before, peak[0], time.monotonic() - start, steps)
+    seconds = time.monotonic() - start
+    return LargeSet(federation.train.images.nbytes, before, peak[0], _status("VmHWM"), seconds, steps)
 
 
 def _write(folder: Path, images: int) -> None:
@@ -118,9 +122,13 @@ def _write(folder: Path, images: int) -> None:
     MEDMNIST["pathmnist"] = replace(MEDMNIST["pathmnist"], md5=(md5,) * 4)
 
 
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
 def _anonymous() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+    return _status("RssAnon")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import tempfile
 import zlib
@@ -27,10 +28,39 @@ LARGE_BYTES = 2**28
 """Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
+_KEPT_BYTES = 2**26
 _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 """Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
+
+
+class MappedImages(np.memmap[Any, Any]):
+    """A ``numpy.memmap`` of images that lets go of what it has read: pages of the file count as memory of a process.
+
+    Rows that are chosen by their numbers come as an array in memory.
+    """
+
+    _touched = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if not isinstance(found, np.ndarray):
+            return found
+        self._let_go(found.nbytes)
+        return found if np.may_share_memory(found, self) else found.view(np.ndarray)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        self._let_go(np.asarray(value).nbytes)
+
+    def _let_go(self, size: int) -> None:
+        """Count bytes that were touched, and now and then drop the pages; whoever needs them finds them in the file."""
+        mapping = getattr(self, "_mmap", None)
+        self._touched += size
+        if self._touched > _KEPT_BYTES and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._touched = 0
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_images(
@@ -49,8 +79,8 @@ def read_images(
         source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
 
     Returns:
-        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
-        ``numpy.memmap`` that nobody can write to.
+        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are
+        :class:`MappedImages` that nobody can write to.
 
     Raises:
         FilesError: the file cannot be written.
@@ -78,7 +108,7 @@ def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
+    """Return ``images[rows]``; many rows of :class:`MappedImages` as others, in a file that vanishes with them.
 
     Raises:
         FilesError: the file, in the folder of the first, cannot be written.
@@ -86,13 +116,13 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     source = getattr(images, "filename", None)
     shape = (len(rows), *images.shape[1:])
     if source is None or math.prod(shape) < LARGE_BYTES:
-        return np.asarray(images[rows])
+        return images[rows]
     folder = Path(source).parent
     with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
         for some in np.array_split(rows, _chunks(shape)):
             file.write(np.ascontiguousarray(images[some]).data)
         file.flush()
-        taken = np.memmap(file, np.uint8, "r", shape=shape)
+        taken = MappedImages(file, np.uint8, "r", shape=shape)
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
@@ -118,7 +148,7 @@ def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
                     os.posix_fallocate(file.fileno(), 0, size)
                 else:
                     file.truncate(size)
-            images = np.memmap(temporary, np.uint8, "r+", shape=shape)
+            images = MappedImages(temporary, np.uint8, "r+", shape=shape)
             good = _filled(images, fill)
             kept = _close_gaps(images, good)
             images.flush()
@@ -173,7 +203,7 @@ def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint
         if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
             logger.warning("%s is damaged: it is made again", path)
             return None
-        return np.memmap(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
+        return MappedImages(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

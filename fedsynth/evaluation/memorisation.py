@@ -6,7 +6,9 @@ depend on the space, so name it with the number: the pixels show copies, feature
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,8 @@ from fedsynth.evaluation.manifold import squared_distance_blocks
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
-_PART_VALUES = 2**23
-"""Pixels of training images compared at once: 64 MB in float64, of which there are a few copies."""
+_PART_VALUES = 2**22
+"""Pixels of training images compared at once: 32 MB in float64, of which there are a few copies."""
 
 # Test images nearer to a training image than this percentile are as near as real images come by chance.
 COPY_PERCENTILE = 5.0
@@ -113,12 +115,16 @@ def copied_share(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
         UserError: as :func:`memorisation` does.
     """
     count = max(1, min(-(-train.size // _PART_VALUES), len(train) // 2))
-    parts = [part.reshape(len(part), -1) for part in np.array_split(train, count)]
-    mean = np.sum([part.sum(axis=0, dtype=np.int64) for part in parts], axis=0) / len(train)
+    bounds = [len(train) * part // count for part in range(count + 1)]
+
+    def parts() -> Iterator[np.ndarray]:
+        return (train[first:end].reshape(end - first, -1) for first, end in pairwise(bounds))
+
+    mean = sum(part.sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
     named = {"synthetic": synthetic, "test": test}
     points = [as_features(name, images.reshape(len(images), -1)) - mean for name, images in named.items()]
     nearest = [np.full(len(samples), np.inf) for samples in points]
-    for part in parts:
+    for part in parts():
         references = as_features("train", part) - mean
         for samples, known in zip(points, nearest, strict=True):
             np.minimum(known, nearest_neighbours(samples, references)[1], out=known)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsynth.data import LabelledImages, image_cache
+from fedsynth.data import LabelledImages, image_cache, labelled_images
 from fedsynth.data.image_cache import file_states, read_images, take_rows
 from fedsynth.errors import FilesError, UserError
 
@@ -127,6 +128,51 @@ def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
     read_images(SHAPE, Reader(), tmp_path, lambda: "source")
     (path,) = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def resident_kilobytes(path: Path) -> int:
+    """Memory of this process that holds pages of a file."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("how", ["one by one", "slices", "rows", "fingerprint", "writing"])
+def test_pages_that_were_read_do_not_stay_in_memory(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache, "_KEPT_BYTES", 2**16)
+    monkeypatch.setattr(labelled_images, "_ROWS", 20)
+    resident: list[int] = []
+
+    def fill(out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        for row in range(len(out)):
+            out[row] = row % 251
+        resident.append(resident_kilobytes(next(tmp_path.glob(".*.part"))))
+        return np.ones(len(out), dtype=bool)
+
+    images, _ = read_images((600, 64, 64, 1), fill, tmp_path, lambda: "source")
+    (path,) = tmp_path.iterdir()
+    numbers = np.arange(600) % 251
+    if how == "one by one":
+        assert [int(image[5, 5, 0]) for image in (images[row] for row in range(600))] == numbers.tolist()
+    elif how == "slices":
+        assert sum(int(images[first : first + 20].sum()) for first in range(0, 600, 20)) == 4096 * numbers.sum()
+    elif how == "rows":
+        drawn = np.random.default_rng(0).permutation(600).reshape(-1, 20)
+        assert all((images[rows][:, 0, 0, 0] == numbers[rows]).all() for rows in drawn)
+    elif how == "fingerprint":
+        data = LabelledImages(images, np.zeros(600, np.int64), ("a",))
+        in_memory = LabelledImages(np.array(images), data.labels, data.classes)
+        images[0], images[0:20]
+        assert data.fingerprint() == in_memory.fingerprint()
+    elif how == "writing":
+        images = np.empty(0, np.uint8)
+        assert resident[0] < 1200
+    # A file of 2.4 MB, of which the system maps a few pages around each one that is asked for.
+    assert resident_kilobytes(path) < 1200
 
 
 def test_rows_of_mapped_images_are_mapped_too_and_leave_nothing(tmp_path: Path) -> None:
