@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 """Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Where decoded images lie.
+
+    Attributes:
+        folder: receives the files. Several processes may share it, and it may be removed whenever none is at work.
+        single: keep the newest file alone, so that whoever asks for one size of images after the other does not fill
+            the disk.
+    """
+
+    folder: Path
+    single: bool = False
 
 
 class MappedImages(np.memmap[Any, Any]):
@@ -64,18 +79,17 @@ class MappedImages(np.memmap[Any, Any]):
 
 
 def read_images(
-    shape: tuple[int, int, int, int], fill: Fill, folder: Path | None, source: Callable[[], Any]
+    shape: tuple[int, int, int, int], fill: Fill, cache: ImageCache | None, source: Callable[[], Any]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return the images that ``fill`` writes; large ones from a file in ``folder``, which is made if it is not there.
+    """Return the images that ``fill`` writes; large ones from a file, which is made if it is not there.
 
     A file is ``<hash of source and shape>.images``: the pixels of all rows that hold an image, a byte for every row
-    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again. Several processes may
-    share the folder, and it may be removed whenever none is at work.
+    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again.
 
     Args:
         shape: (N, H, W, C) of the array that ``fill`` gets.
         fill: decodes the images.
-        folder: None: everything is held in memory.
+        cache: where the file lies; None: everything is held in memory.
         source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
 
     Returns:
@@ -85,14 +99,16 @@ def read_images(
     Raises:
         FilesError: the file cannot be written.
     """
-    if folder is None or math.prod(shape) < LARGE_BYTES:
+    if cache is None or math.prod(shape) < LARGE_BYTES:
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
     name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
-    path = folder.absolute() / f"{name[:40]}.images"
+    path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
+        if cache.single:
+            _remove_others(path)
         _make(path, shape, fill)
         found = _open(path, shape)
         assert found is not None
@@ -126,6 +142,12 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
+
+
+def _remove_others(path: Path) -> None:
+    for other in path.parent.glob(f"*{path.suffix}"):
+        if other != path:
+            other.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> tuple[int, int]:
