@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.repeated_runs import mean_and_range
@@ -44,6 +45,7 @@ from fedsynth.evaluation.networks.domain_classifier import (
 )
 from fedsynth.evaluation.utility import utility_scores
 from fedsynth.files import write_json
+from fedsynth.output.figures import png_bytes, real_beside_synthetic
 from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
 
@@ -113,6 +115,11 @@ class Judge:
         """Return the images that a silo has, others for every seed where there are enough."""
         rng = np.random.default_rng(derive_seed(seed, "recipes", "silo"))
         return self.train.subset(stratified_subset(self.train.labels, min(SILO_IMAGES, len(self.train)), rng))
+
+    def picture(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], per_class: int = 8) -> bytes:
+        """Return a PNG of the first real test images of every class beside the first samples, without selection."""
+        real = self.test.images, self.test.labels
+        return png_bytes(real_beside_synthetic(*real, pixels, labels, self.train.classes, per_class))
 
     def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int) -> dict[str, float]:
         """Compare samples with real images of the same number."""
@@ -195,7 +202,9 @@ def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argpa
     if not found.exists():
         result = trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "samples.npz", images=result.pop("pixels"), labels=result.pop("labels"))
+        pixels, labels = result.pop("pixels"), result.pop("labels")
+        np.savez_compressed(folder / "samples.npz", images=pixels, labels=labels)
+        (folder / "samples.png").write_bytes(judge.picture(pixels, labels))
         write_json(found, result)
     return dict(json.loads(found.read_text(encoding="utf-8")))
 
