@@ -64,7 +64,7 @@ TEST_IMAGES = 1000
 
 RECIPES: dict[str, Setting] = {
     "default": {},
-    "paper": {"recipe": "paper"},
+    "paper, small network": {"recipe": "paper", "model": "small"},
     "epsilon": {"prediction": "epsilon"},
     "v": {"prediction": "v"},
     "linear schedule": {"schedule": "linear"},
@@ -176,7 +176,7 @@ def main() -> None:
     """Train what is missing and print a table for every set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", choices=[*SETS], default=["digits"])
-    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper"])
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper, small network"])
     parser.add_argument("--data-root", default=None, help="folder of the images, where they are not embedded")
     parser.add_argument("--seconds", type=float, default=45.0, help="CPU seconds of a training, on one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
