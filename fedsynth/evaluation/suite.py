@@ -15,7 +15,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import pick_device
 from fedsynth.duplicates import count_shared
 from fedsynth.errors import UserError
-from fedsynth.evaluation.cache import classifier_cached, extract_cached
+from fedsynth.evaluation.cache import classifier_cached, extract_cached, scores_cached
 from fedsynth.evaluation.evaluation import Evaluation, Utility
 from fedsynth.evaluation.fidelity import fidelity_measures
 from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
@@ -25,7 +25,7 @@ from fedsynth.evaluation.memorisation import Memorisation, memorisation
 from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
 from fedsynth.evaluation.networks.extractors import Extracted, Extractor, create_extractor, resolve_extractor
 from fedsynth.evaluation.networks.resnet import resnet_origin
-from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility_scores
+from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores
 from fedsynth.seeding import derive_seed
 
 Progress = Callable[[str], None]
@@ -203,14 +203,15 @@ class Evaluator:
         fair, real = (image_set.subset(n_train, self._seed) for image_set in (synthetic, self._train))
         if n_train not in self._ceilings:
             self._report(f"training classifiers on {n_train} real images")
-            self._ceilings[n_train] = self._scores(real)
+            self._ceilings[n_train] = self._scores(real, self._settings.cache)
         self._report(f"training classifiers on {n_train} synthetic images")
         of_synthetic = self._scores(fair)
         self._report(f"training classifiers on {n_train} real and {n_train} synthetic images")
         return of_synthetic, self._ceilings[n_train], self._scores(real.joined(fair))
 
-    def _scores(self, train: ImageSet) -> dict[str, Scores]:
-        return utility_scores(
+    def _scores(self, train: ImageSet, cache: Path | None = None) -> dict[str, Scores]:
+        return scores_cached(
+            cache,
             train.images,
             train.labels,
             self._test.images,

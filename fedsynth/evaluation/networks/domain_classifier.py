@@ -15,6 +15,8 @@ from torch import nn
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import check_images, check_labelled_images
+from fedsynth.seeding import initial_weights
+from fedsynth.threads import one_thread
 
 FEATURE_SPACE = "domain-classifier"
 FEATURE_DIMENSION = 64
@@ -68,6 +70,7 @@ def _convolution(channels_in: int, channels_out: int, stride: int) -> nn.Sequent
     )
 
 
+@one_thread()
 def train_domain_classifier(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.integer],
@@ -79,8 +82,8 @@ def train_domain_classifier(
     """Train a :class:`DomainClassifier` for a fixed number of steps, whatever the size of the set.
 
     Cross-entropy, AdamW, one-cycle learning rate (our choice); no label smoothing, which draws the classes together so
-    far that pure noise falls between them and keeps a high precision. The same arguments give the same weights on one
-    machine with one thread count; the global random state is left as it was.
+    far that pure noise falls between them and keeps a high precision. It works on one thread, so that the same
+    arguments give the same weights on one machine; the global random state is left as it was.
 
     Args:
         images: uint8 (N, H, W, C), N >= 1.
@@ -112,8 +115,7 @@ def train_domain_classifier(
 
 
 def _initial_classifier(images: npt.NDArray[np.uint8], num_classes: int, seed: int) -> DomainClassifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with initial_weights(seed):
         return DomainClassifier(images.shape[3], min(images.shape[1:3]), num_classes).train()
 
 
