@@ -24,7 +24,7 @@ from fedsynth.evaluation.networks.domain_classifier import (
     DomainClassifier,
     train_domain_classifier,
 )
-from fedsynth.evaluation.networks.extractors import Extracted, Extractor, digest
+from fedsynth.evaluation.networks.extractor import Extracted, Extractor, digest
 from fedsynth.evaluation.networks.resnet import load_weights
 from fedsynth.evaluation.utility import RESNET, Images, Labels, Scores, budgets, utility_scores
 from fedsynth.files import atomic_file

@@ -13,7 +13,8 @@ from safetensors.torch import save
 
 from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
 from fedsynth.evaluation.cache import classifier_cached, extract_cached, scores_cached
-from fedsynth.evaluation.networks.extractors import ClassifierExtractor, Extracted, PixelExtractor
+from fedsynth.evaluation.networks.extractor import Extracted
+from fedsynth.evaluation.networks.extractors import ClassifierExtractor, PixelExtractor
 from fedsynth.evaluation.utility import Scores, utility_scores
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
