@@ -168,6 +168,7 @@ class SiloContext:
                     value_range=configured_range(config.data),
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
+                    cache=self.state / "images",
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsynth.config.methods import CentralisedSettings
-from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
+from fedsynth.diffusion import TrainingState, loss_curve, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import Answer, transport
 from fedsynth.progress import Progress
@@ -44,9 +43,8 @@ class Centralised(SynthesisStrategy):
         """
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
-        silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
-        self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
-        self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
+        union = task.federation.union(task.config)
+        self._images, self._labels = union.images, torch.from_numpy(union.labels)
         self._state = new_training(task, "centralised-training")
         self._steps = task.config.training.train_steps * len(task.census)
         self._progress = self._new_progress(0)

@@ -188,7 +188,8 @@ def _celeba(request: _Request) -> Folds:
     root = _root(request)
     if request.download:
         _torchvision("CelebA", root, f"CelebA's files in '{root / 'celeba'}'", split="test", download=True)
-    return load_celeba(root, request.image_size or 32, request.channels or 3, request.skip_bad_images)
+    size, channels = request.image_size or 32, request.channels or 3
+    return load_celeba(root, size, channels, request.skip_bad_images, request.cache)
 
 
 def _medmnist(request: _Request) -> Folds:
@@ -224,6 +225,7 @@ def _folder(request: _Request, root: Path, size: int | None, channels: int | Non
         value_range=request.value_range,
         first_page_only=request.first_page_only,
         origins=request.origins,
+        cache=request.cache,
     )
 
 
