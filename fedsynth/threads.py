@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,19 +108,23 @@ def scores_cached(
     A file is ``<folder>/scores/<hash of all arguments and budgets>.json``, with a seal behind the object; a damaged one
     is made again, and where none can be written, a warning says so.
     """
-    sets = train_images, train_labels, test_images, test_labels
-    asked = num_classes, seed, tuple(classifiers), num_seeds, resnet_weights, device
+
+    def measured() -> dict[str, Scores]:
+        images = train_images, train_labels, test_images, test_labels
+        return utility_scores(*images, num_classes, seed, classifiers, num_seeds, resnet_weights, device)
+
     if folder is None:
-        return utility_scores(*sets, *asked)
+        return measured()
+    hashes = [_content_hash(images) for images in (train_images, test_images)]
+    hashes += [_content_hash(labels.astype(np.int64)) for labels in (train_labels, test_labels)]
     # Of the weights, the content and not the path.
-    weights = digest(RESNET, weights=load_weights(resnet_weights)) if RESNET in classifiers else ""
+    resnet = (device, digest(RESNET, weights=load_weights(resnet_weights))) if RESNET in classifiers else ()
     versions = torch.__version__, sklearn.__version__, [field.name for field in fields(Scores)]
-    hashes = [_content_hash(array if array.dtype == np.uint8 else array.astype(np.int64)) for array in sets]
-    arguments = (*asked[:4], weights, device if weights else "", budgets(), versions, hashes)
+    arguments = (num_classes, seed, tuple(classifiers), num_seeds, resnet, budgets(), versions, hashes)
     path = folder / "scores" / f"{hashlib.sha256(repr(arguments).encode()).hexdigest()}.json"
     kept = _read_scores(path)
     if kept is None:
-        kept = utility_scores(*sets, *asked)
+        kept = measured()
         content = json.dumps({name: asdict(scores) for name, scores in kept.items()}).encode()
         _keep(folder, path, sealed_bytes(content, _seal(path)))
     return kept
@@ -131,10 +136,11 @@ def _read_scores(path: Path) -> dict[str, Scores] | None:
         content = json.loads(bytes(unsealed_bytes(path.read_bytes(), _seal(path))))
     except (OSError, SealError):
         return None
-    of_lists = {
-        name: {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()} for name, each in content.items()
-    }
-    return {name: Scores(**each) for name, each in of_lists.items()}
+    scores = {}
+    for name, columns in content.items():
+        lists: dict[str, Any] = {key: tuple(value) for key, value in columns.items() if isinstance(value, list)}
+        scores[name] = Scores(**{**columns, **lists})
+    return scores
 
 
 def _read_classifier(path: Path, model: DomainClassifier) -> DomainClassifier | None:

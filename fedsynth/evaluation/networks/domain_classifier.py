@@ -36,8 +36,8 @@ class DomainClassifier(nn.Module):
     """Convolutional classifier for images with sides of 8 pixels or more.
 
     Strided convolutions bring the shorter side to about 4 pixels, so the depth follows ``image_size``. From 32 pixels
-    on the first convolution already takes steps of 2, 4, ... to a side of 16 to 31: full resolution would take nearly all
-    of the time, and little is learnt there.
+    on the first convolution already takes steps of 2, 4, ... to a side of 16 to 31: full resolution would take most of
+    the time, and little is learnt there.
 
     Args:
         channels: 1 or 3.
