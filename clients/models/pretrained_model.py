@@ -92,7 +92,8 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
     codec = model.codec
     images, labels = _known_images(model, silo, codec, generator)
     recipe, scheduler = config.recipe, make_scheduler(config.recipe)
-    losses, of_silence = [], []
+    losses: list[float] = []
+    of_silence: list[float] = []
     stretch = recipe.num_train_timesteps / LOSS_TIMESTEPS
     for number in range(LOSS_TIMESTEPS):
         t = int((number + float(torch.rand((), generator=generator))) * stretch)

@@ -20,7 +20,7 @@ SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 
 MOST_SIGMA = 160.0
 """Noise over signal, √((1-ᾱ)/ᾱ), from which on nothing is left to be learnt from. The linear schedule ends at 157
-unless told otherwise; the cosine one goes on to 20,000, where half of Karras's levels would lie, and is left there."""
+unless told otherwise; the cosine one goes on to 20,000, where half of Karras's levels would lie: it is cut."""
 
 
 def make_scheduler(
