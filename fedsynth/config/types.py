@@ -46,7 +46,7 @@ REAL_SILOS: DatasetName = "silos"
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name of a plug-in")]
 """``module:name`` of a plug-in: a strategy, dataset or sampler that is no part of fedsynth."""
-PresetName = Literal["digits", "small", "mnist", "cifar10", "celeba"]
+PresetName = Literal["grid", "digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")
 """Samplers whose every move carries fresh noise."""
