@@ -7,6 +7,7 @@ from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, key
 from fedsynth.config.training import Training
 from fedsynth.config.types import (
     AUTO,
+    NATURAL,
     OWN_MODELS,
     REAL_SILOS,
     STOCHASTIC,
@@ -21,6 +22,7 @@ from fedsynth.config.types import (
 __all__ = [
     "AUTO",
     "KEYS",
+    "NATURAL",
     "OWN_MODELS",
     "REAL_SILOS",
     "RECIPES",

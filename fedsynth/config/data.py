@@ -8,12 +8,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from fedsynth.config.keys import Section, key
+from fedsynth.config.keys import Section, key, one_of_words
 from fedsynth.config.run import SILOS_DIFFER
 from fedsynth.config.types import (
     AUTO,
+    NATURAL,
     REAL_SILOS,
     SIMULATED,
+    WITH_SILOS,
     Auto,
     BelowOne,
     Count,
@@ -24,6 +26,7 @@ from fedsynth.config.types import (
     Positive,
     PositiveFloat,
 )
+from fedsynth.plugins import family, is_plugin
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
 _FOLDERS = ("imagefolder", REAL_SILOS)
@@ -82,8 +85,27 @@ class Data(Section):
     )
     partition: PartitionName = key(
         "dirichlet",
-        "how labels spread over simulated silos",
+        "how labels spread over simulated silos; natural: the silos are given",
         acts_with={"dataset": SIMULATED},
+        incomparable=SILOS_DIFFER,
+    )
+    silo_column: str = key(
+        "",
+        "column of metadata.csv, .jsonl or .parquet that names an image's silo; empty: <silo>/<class>/image does",
+        acts_with={"dataset": WITH_SILOS, "partition": (NATURAL,)},
+        incomparable=SILOS_DIFFER,
+    )
+    test_silo: str = key(
+        "",
+        "silo that is left out of training, as the test images; empty: 20 % of every silo",
+        acts_with={"dataset": WITH_SILOS, "partition": (NATURAL,)},
+        incomparable=_OTHER_IMAGES,
+    )
+    group_column: str = key(
+        "",
+        "column of the metadata, such as patient, whose images are never split over silos, training and test",
+        commands=("train-local",),
+        acts_with={"dataset": (*WITH_SILOS, REAL_SILOS)},
         incomparable=SILOS_DIFFER,
     )
     alpha: PositiveFloat = key(
@@ -108,6 +130,15 @@ class Data(Section):
         names = self.classes()
         if names is not None and (not all(names) or len(set(names)) < len(names)):
             raise ValueError(f"class-names = '{self.class_names}': must be distinct names, such as 'cat,dog'")
+        return self
+
+    @model_validator(mode="after")
+    def _natural_silos_are_known(self) -> Data:
+        if self.partition == NATURAL and family(self.dataset) not in WITH_SILOS and not is_plugin(self.dataset):
+            raise ValueError(
+                f"partition = '{NATURAL}': dataset = '{self.dataset}' does not say which silo an image comes from; set"
+                f" dataset = {one_of_words(map(repr, WITH_SILOS))}, or another partition"
+            )
         return self
 
     @model_validator(mode="after")

@@ -43,7 +43,11 @@ MemberName = Annotated[
 ]
 """One of a family of datasets."""
 REAL_SILOS: DatasetName = "silos"
-PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint"]
+NATURAL: Literal["natural"] = "natural"
+"""Partition of images whose silos are given."""
+WITH_SILOS = ("imagefolder",)
+"""Datasets that can say which silo, and which patient or slide, an image comes from."""
+PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint", "natural"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name of a plug-in")]
 """``module:name`` of a plug-in: a strategy, dataset or sampler that is no part of fedsynth."""
 PresetName = Literal["grid", "digits", "small", "mnist", "cifar10", "celeba"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
-from fedsynth.data.federation import Federation, load_federation
+from fedsynth.data.federation import Federation, load_federation, natural_silos
 from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.folder_listing import list_images
 from fedsynth.data.image_folder import (
@@ -14,6 +14,7 @@ from fedsynth.data.image_folder import (
     read_image_folder,
 )
 from fedsynth.data.labelled_images import LabelledImages, held_out_counts
+from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
 from fedsynth.data.value_range import configured_range
@@ -24,6 +25,7 @@ __all__ = [
     "PARTITIONS",
     "Federation",
     "LabelledImages",
+    "Origins",
     "Silo",
     "configured_range",
     "describe_conversion",
@@ -37,9 +39,11 @@ __all__ = [
     "load_federation",
     "load_image_folder",
     "manifest",
+    "natural_silos",
     "partition",
     "partition_parameters",
     "read_image_folder",
     "simulated_silo",
     "split_holdout",
+    "split_test",
 ]

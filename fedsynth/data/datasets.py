@@ -15,6 +15,7 @@ from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.medmnist import load_medmnist
+from fedsynth.data.origins import Origins, refuse_shared_groups, with_test_silo
 from fedsynth.data.pixels import conform
 from fedsynth.data.value_range import ValueRange
 from fedsynth.errors import UserError, unknown_choice
@@ -22,6 +23,7 @@ from fedsynth.plugins import family, is_plugin, load_plugin
 
 _DIGITS_SPLIT_SEED = 0
 _TEN_DIGITS = tuple(map(str, range(10)))
+_NO_ORIGINS = Origins()
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class _Request:
     value_range: ValueRange | None
     first_page_only: bool
     seed: int
+    origins: Origins
     cache: Path | None
 
 
@@ -49,6 +52,7 @@ def load_dataset(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     seed: int = 0,
+    origins: Origins = _NO_ORIGINS,
     cache: Path | None = None,
 ) -> Folds:
     """Load the train and test folds of a dataset.
@@ -65,7 +69,8 @@ def load_dataset(
     medmnist:NAME    ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on     28x28, the set's
     celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
     imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
-                     class folders in ``root``, then split 80/20 by ``seed``
+                     class folders in ``root``, then split 80/20 by ``seed``;
+                     above them silos' folders, if ``origins`` is natural
     ===============  =======================================================  ==========
 
     MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
@@ -84,10 +89,11 @@ def load_dataset(
         value_range: what of more than 8 bits becomes black and white; None: found over both folds (folders only).
         first_page_only: take the first page or frame of files with several, instead of refusing them (folders only).
         seed: decides imagefolder's split, nothing else.
+        origins: which silos and groups the images are to say they come from, where the dataset can.
         cache: folder for large sets, decoded: see :func:`~fedsynth.data.image_cache.read_images`.
 
     Raises:
-        UserError: unknown name, missing or broken data, or an argument out of range.
+        UserError: unknown name, missing or broken data, an argument out of range, or a group in both folds.
     """
     if family(name) not in _LOADERS and not is_plugin(name):
         raise unknown_choice("dataset", name, DATASETS)
@@ -96,10 +102,13 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise UserError(f"channels = {channels} is not allowed: give 1 (grey) or 3 (RGB)")
     folder = None if root in (None, "") else Path(str(root)).expanduser()
-    request = _Request(
-        name, folder, image_size, channels, download, skip_bad_images, value_range, first_page_only, seed, cache
-    )
-    return _plugin(request) if is_plugin(name) else _LOADERS[family(name)](request)
+    reading = (image_size, channels, download, skip_bad_images, value_range, first_page_only)
+    request = _Request(name, folder, *reading, seed, origins, cache)
+    folds = _plugin(request) if is_plugin(name) else _LOADERS[family(name)](request)
+    if origins.test_silo:
+        folds = with_test_silo(folds, origins.test_silo)
+    refuse_shared_groups(*folds)
+    return folds
 
 
 def _digits(request: _Request) -> Folds:
@@ -187,6 +196,7 @@ def _folder(request: _Request, root: Path, size: int | None, channels: int | Non
         request.seed,
         value_range=request.value_range,
         first_page_only=request.first_page_only,
+        origins=request.origins,
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, NATURAL, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
-from fedsynth.data.labelled_images import LabelledImages
+from fedsynth.data.labelled_images import Folds, LabelledImages
+from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, simulated_silo
 from fedsynth.data.value_range import configured_range
@@ -27,11 +28,13 @@ class Federation:
         train: train fold, which the silos share.
         test: test fold, which stays with the server.
         parts: indices into ``train``, one array per silo.
+        silo_names: names of natural silos, in the order of ``parts``; empty where nobody gave any.
     """
 
     train: LabelledImages
     test: LabelledImages
     parts: list[NDArray[np.int64]]
+    silo_names: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ImageSpec:
@@ -48,19 +51,56 @@ class Federation:
         return describe_between_silos(self.train, self.test, self.parts)
 
     def manifest(self, config: RunConfig) -> dict[str, Any]:
-        """Return indices, label counts and a hash of the partition, ready for JSON."""
-        scheme = config.data.partition
-        return manifest(self.parts, self.train.labels, self.train.classes, scheme, config.run.seed, _parameters(config))
+        """Return indices, label counts, names of natural silos and a hash of the partition, ready for JSON."""
+        return manifest(
+            self.parts,
+            self.train.labels,
+            self.train.classes,
+            config.data.partition,
+            config.run.seed,
+            _parameters(config),
+            self.silo_names,
+        )
 
 
 def load_federation(config: RunConfig) -> Federation:
     """Load the configured dataset and share its train fold out.
 
     Raises:
-        UserError: no such data, unusable images, or more silos than the data can serve.
+        UserError: no such data, unusable images, more silos than the data can serve, or of natural silos another number
+            than there are.
     """
+    train, test = _folds(config)
+    parts = partition(
+        train.labels,
+        config.data.partition,
+        config.run.num_clients,
+        config.run.seed,
+        silos=train.silos,
+        groups=train.groups,
+        **_parameters(config),
+    )
+    return Federation(train, test, parts, _natural_names(config, train))
+
+
+def natural_silos(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the silos that share the configured dataset, sorted; empty unless its partition is natural.
+
+    Raises:
+        UserError: no such data, or unusable images.
+    """
+    return _natural_names(config, _folds(config)[0]) if config.data.partition == NATURAL else ()
+
+
+def _natural_names(config: RunConfig, train: LabelledImages) -> tuple[str, ...]:
+    if config.data.partition != NATURAL or train.silos is None:
+        return ()
+    return tuple(np.unique(train.silos).tolist())
+
+
+def _folds(config: RunConfig) -> Folds:
     data = config.data
-    train, test = load_dataset(
+    return load_dataset(
         data.dataset,
         data.data_root or None,
         image_size=None if data.image_size == AUTO else data.image_size,
@@ -69,10 +109,9 @@ def load_federation(config: RunConfig) -> Federation:
         value_range=configured_range(data),
         first_page_only=data.first_page_only,
         seed=config.run.seed,
+        origins=configured_origins(data),
         cache=Path(config.run.state_dir) / "images",
     )
-    parts = partition(train.labels, data.partition, config.run.num_clients, config.run.seed, **_parameters(config))
-    return Federation(train, test, parts)
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:

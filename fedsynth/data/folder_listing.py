@@ -8,7 +8,7 @@ import stat
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class FolderListing:
         doubles: links and files that lead to what is listed already, each with what it leads to.
         special: FIFOs, sockets and devices, which are never opened.
         remarks: what else a reader should know.
+        silos: image -> name of its silo, where that is given.
+        groups: image -> name of the group, such as a patient, where that is asked for.
     """
 
     root: Path
@@ -50,6 +52,8 @@ class FolderListing:
     doubles: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    silos: dict[Path, str] = field(default_factory=dict)
+    groups: dict[Path, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
@@ -106,7 +110,7 @@ def _walked(root: Path, folders: dict[str, Path]) -> FolderListing:
         walk.follow(name, folder)
     walk.follow_links()
     for files in listing.files.values():
-        files.sort(key=lambda path: _order(path.relative_to(root)))
+        files.sort(key=in_order(root))
     return listing
 
 
@@ -231,9 +235,14 @@ class _Walk:
             logger.info("listing '%s': %d images so far", self._root, sum(map(len, self.listing.files.values())))
 
 
-def _order(path: Path) -> list[tuple[bool, str]]:
-    *folders, name = path.parts
-    return [*((True, folder) for folder in folders), (False, name)]
+def in_order(root: Path) -> Callable[[Path], list[tuple[bool, str]]]:
+    """Return the key that sorts files below ``root``: those of a folder before those of its subfolders."""
+
+    def key(path: Path) -> list[tuple[bool, str]]:
+        *folders, name = path.relative_to(root).parts
+        return [*((True, folder) for folder in folders), (False, name)]
+
+    return key
 
 
 def _relative(path: Path, root: Path) -> Path:

@@ -15,13 +15,14 @@ import numpy as np
 from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import FolderListing, list_images
+from fedsynth.data.folder_origins import add_groups, list_with_origins
 from fedsynth.data.image_files import Header, header_problem, read_header
-from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
+from fedsynth.data.labelled_images import Folds, LabelledImages
+from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.pixels import decode_files, find_value_range
 from fedsynth.data.value_range import ValueRange
 from fedsynth.errors import FilesError, UserError, did_you_mean
 from fedsynth.progress import followed
-from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
 from fedsynth.text import visible
 
@@ -29,6 +30,7 @@ logger = logging.getLogger("fedsynth")
 
 _LARGEST_NATIVE_SIZE = 64
 _DEFAULT_SIZE = 32
+_NO_ORIGINS = Origins()
 
 
 def read_image_folder(
@@ -40,6 +42,7 @@ def read_image_folder(
     classes: Sequence[str] | None = None,
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
+    group_column: str = "",
 ) -> LabelledImages:
     """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
 
@@ -54,13 +57,18 @@ def read_image_folder(
         classes: names that fix the labels; ``path`` may lack some of them. None: the folders found.
         value_range: what of more than 8 bits becomes black and white. None: found, see ``pixels.find_value_range``.
         first_page_only: take the first page or frame of files with several, instead of refusing them.
+        group_column: column of the table in ``path`` that names each image's group (:mod:`fedsynth.data.metadata`).
 
     Raises:
         UserError: ``path`` holds no class folders, or others than ``classes``, a class folder is empty, a folder cannot
-            be listed, a file cannot be read and ``skip_bad_images`` is false, or the images do not fit into memory.
+            be listed, a file cannot be read and ``skip_bad_images`` is false, the images do not fit into memory, or the
+            table lacks a group.
     """
+    listing = _listed(Path(path).expanduser(), classes or ())
+    if group_column:
+        add_groups(listing, group_column)
     return _read(
-        _listed(Path(path).expanduser(), classes or ()),
+        listing,
         image_size,
         channels,
         skip_bad_images,
@@ -107,12 +115,17 @@ def _read(
             f"image-size = {size}: images of {size} x {size} pixels do not fit into memory; give a smaller image-size"
         )
         raise FilesError(f"{len(paths)} images in '{root}': {told}", elsewhere=told) from error
-    data = LabelledImages(images, labels[good], names)
+    kept = list(compress(paths, good))
+    silos, groups = (
+        np.array([said[path] for path in kept], dtype=np.str_) if said else None
+        for said in (listing.silos, listing.groups)
+    )
+    data = LabelledImages(images, labels[good], names, silos, groups)
     counts = data.label_counts()
     for name in listing.files:
         if counts[positions[name]] == 0:
             raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
-    if said := describe_repeats(data, [path.relative_to(root) for path in compress(paths, good)]):
+    if said := describe_repeats(data, [path.relative_to(root) for path in kept]):
         logger.info("%s: at %d x %d pixels, %s", root, size, size, visible(said))
     return data
 
@@ -151,11 +164,13 @@ def load_image_folder(
     classes: Sequence[str] | None = None,
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
+    origins: Origins = _NO_ORIGINS,
 ) -> Folds:
-    """Read the folds of ``path``, such as ``train/`` and ``test/``, or, without them, split its class folders 80/20.
+    """Read the folds of ``path``, such as ``train/`` and ``test/``, or, without them, split its images 80/20.
 
-    The split is stratified and depends on the labels and ``seed`` only. The train fold decides classes, size and
-    channels of the test fold; a value range is found over both. Arguments and errors are those of
+    The split is :func:`~fedsynth.data.origins.split_test`'s. The train fold decides classes, size and
+    channels of the test fold; a value range is found over both. What lies where is as
+    :func:`~fedsynth.data.folder_origins.list_with_origins` says, other arguments and errors are those of
     :func:`read_image_folder`.
     """
     root = Path(path).expanduser()
@@ -163,8 +178,8 @@ def load_image_folder(
     reading: dict[str, Any] = {"skip_bad_images": skip_bad_images, "first_page_only": first_page_only}
     if folds := find_folds(root):
         logger.info("%s: %s", root, folds)
-        first = _listed(folds.train, classes or ())
-        second = _listed(folds.test, classes or tuple(first.files))
+        first = _listed(folds.train, classes or (), origins, root)
+        second = _listed(folds.test, classes or tuple(first.files), origins, root)
         reading["value_range"] = value_range or find_value_range(
             [*first.paths, *second.paths], first_page_only=first_page_only
         )
@@ -173,9 +188,8 @@ def load_image_folder(
         given = {"image_size": size, "channels": depth, "classes": train.classes}
         test = _read(second, **given, **reading)
     else:
-        data = read_image_folder(root, value_range=value_range, **given, **reading)
-        rng = np.random.default_rng(derive_seed(seed, "image-folder-split"))
-        train, test = map(data.subset, stratified_split(data.labels, 0.2, rng))
+        data = _read(_listed(root, classes or (), origins), value_range=value_range, **given, **reading)
+        train, test = split_test(data, origins.test_silo, seed)
     if said := describe_shared(train, test, "test images"):
         logger.info("%s: %s", root, said)
     return train, test
@@ -205,9 +219,11 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...], known: S
     return ", ".join(changes)
 
 
-def _listed(root: Path, known: Sequence[str] = ()) -> FolderListing:
+def _listed(
+    root: Path, known: Sequence[str] = (), origins: Origins = _NO_ORIGINS, above: Path | None = None
+) -> FolderListing:
     """List the images of ``root`` and say what was found."""
-    listing = list_images(root, known)
+    listing = list_with_origins(root, origins, known, above)
     logger.info("%s: %s", root, listing)
     return listing
 

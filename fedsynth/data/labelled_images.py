@@ -15,6 +15,8 @@ from fedsynth.data.apportion import apportion
 from fedsynth.data.image_cache import take_rows
 from fedsynth.errors import UserError
 
+Names = NDArray[np.str_]
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -24,6 +26,9 @@ class LabelledImages:
         images: uint8 (N, H, W, C), 0 to 255.
         labels: int64 (N,), positions in ``classes``.
         classes: names of all classes of the dataset, also of those without an image here.
+        silos: (N,) name of the silo that each image comes from, where silos are given; None otherwise.
+        groups: (N,) name of what each image belongs to, such as a patient or a slide, which is never split; None where
+            every image stands for itself.
 
     Raises:
         ValueError: shapes, types or labels do not fit together.
@@ -32,6 +37,8 @@ class LabelledImages:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    silos: Names | None = None
+    groups: Names | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -40,6 +47,9 @@ class LabelledImages:
             raise ValueError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
         if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= len(self.classes)):
             raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}")
+        for what, names in (("silos", self.silos), ("groups", self.groups)):
+            if names is not None and (names.dtype.kind != "U" or names.shape != self.labels.shape):
+                raise ValueError(f"{what} must be text ({len(self.labels)},), got {names.dtype} {names.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,14 +57,15 @@ class LabelledImages:
     def subset(self, indices: NDArray[np.int64] | Sequence[int]) -> LabelledImages:
         """Return the images at ``indices``, in that order, with the same classes; many mapped ones are mapped again."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return LabelledImages(take_rows(self.images, chosen), self.labels[chosen], self.classes)
+        silos, groups = (None if names is None else names[chosen] for names in (self.silos, self.groups))
+        return LabelledImages(take_rows(self.images, chosen), self.labels[chosen], self.classes, silos, groups)
 
     def label_counts(self) -> NDArray[np.int64]:
         """Return the number of images of every class, int64 (num_classes,)."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of shape, pixels, labels and class names."""
+        """Return the SHA-256 (hex) of shape, pixels, labels and class names: what a model is trained on."""
         head = json.dumps([self.images.shape, self.classes])
         digest = hashlib.sha256(head.encode())
         digest.update(np.ascontiguousarray(self.images).data)
@@ -67,7 +78,7 @@ Folds = tuple[LabelledImages, LabelledImages]
 
 
 def stratified_split(
-    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator, groups: Names | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Take ``fraction`` of the samples out, class by class, and leave every class at least one sample.
 
@@ -75,17 +86,51 @@ def stratified_split(
         labels: (N,) non-negative integers.
         fraction: share to take, 0 <= fraction < 1; the number of samples is rounded up.
         rng: decides which samples of a class are taken.
+        groups: (N,) what each sample belongs to; a group stays or is taken as a whole. None: every sample for itself.
 
     Returns:
         Two sorted int64 index arrays that partition 0 to N - 1: what stays and what is taken. Fewer are taken than
-        asked only where a class would otherwise lose its last sample.
+        asked only where a class would otherwise lose its last sample. With groups the number is only near the one
+        asked: none where every group is too large, and always less than twice as many.
     """
     if not len(labels):
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    counts = np.bincount(labels)
+    wanted = held_out_counts(counts, fraction)
     taken = np.zeros(len(labels), dtype=bool)
-    for label, number in enumerate(held_out_counts(np.bincount(labels), fraction)):
-        taken[rng.permutation(np.flatnonzero(labels == label))[:number]] = True
+    if groups is None:
+        for label, number in enumerate(wanted):
+            taken[rng.permutation(np.flatnonzero(labels == label))[:number]] = True
+    else:
+        names, member = np.unique(groups, return_inverse=True)
+        held = np.zeros((len(names), len(counts)), dtype=np.int64)
+        np.add.at(held, (member, labels), 1)
+        taken = _held_out_groups(held, wanted, rng)[member]
     return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def _held_out_groups(held: NDArray[np.int64], wanted: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose groups whose samples come near ``wanted``: those that fit, then those that bring classes, or all, nearer.
+
+    Args:
+        held: (G, num_classes) samples of every group.
+        wanted: (num_classes,) samples to take.
+        rng: decides the order in which groups are tried.
+    """
+    taken = np.zeros(len(held), dtype=bool)
+    left, missing = held.sum(axis=0), wanted.copy()
+    order = rng.permutation(len(held))
+    for better in (
+        lambda _, after: (after >= 0).all(),
+        lambda before, after: np.abs(after).sum() < np.abs(before).sum(),
+        lambda before, after: abs(after.sum()) < abs(before.sum()),
+    ):
+        for group in order[~taken[order]]:
+            row = held[group]
+            if better(missing, missing - row) and (left - row)[row > 0].all():
+                taken[group] = True
+                left, missing = left - row, missing - row
+    return taken
 
 
 def held_out_counts(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.config import NATURAL
 from fedsynth.data.apportion import apportion
+from fedsynth.data.labelled_images import Names
+from fedsynth.data.origins import natural_parts, whole_groups
 from fedsynth.data.subsampling import thin_out
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.seeding import derive_seed
@@ -25,37 +28,57 @@ _DRAWS = 20
 
 
 def partition(
-    labels: Indices, scheme: str, num_clients: int, seed: int, *, samples_per_client: int = 0, **params: Any
+    labels: Indices,
+    scheme: str,
+    num_clients: int,
+    seed: int,
+    *,
+    samples_per_client: int = 0,
+    silos: Names | None = None,
+    groups: Names | None = None,
+    **params: Any,
 ) -> list[Indices]:
     """Divide samples among clients; the same arguments always give the same split.
 
     No sample has two owners and no client is empty. ``iid``, ``dirichlet``, ``power-law``, ``pathological`` and
-    ``disjoint`` hand out every sample. ``pairs`` leaves out the classes beyond ``num_clients`` + 1.
+    ``disjoint`` hand out every sample. ``pairs`` leaves out the classes beyond ``num_clients`` + 1. ``natural`` gives
+    client k the samples of the k-th silo by name.
 
     Args:
         labels: (N,) non-negative class labels.
-        scheme: a key of :data:`PARTITIONS`.
-        num_clients: number of clients, 1 to N.
+        scheme: a key of :data:`PARTITIONS`, or ``natural``.
+        num_clients: number of clients, 1 to N; of ``natural`` the number of silos.
         seed: the run's seed.
         samples_per_client: 0 for all samples, otherwise the mean over clients to which the parts are thinned out, see
             :func:`~fedsynth.data.subsampling.thin_out`.
+        silos: (N,) names of the silos that the samples come from, which ``natural`` needs.
+        groups: (N,) what each sample belongs to, such as a patient: no group has two owners. The schemes then hand out
+            groups, each as a sample of its most frequent class.
         **params: what the scheme takes, see :func:`partition_parameters`.
 
     Returns:
         One sorted int64 index array per client.
 
     Raises:
-        UserError: unknown scheme or parameter, a value out of range, or a client that would stay empty.
+        UserError: unknown scheme or parameter, a value out of range, a client that would stay empty, or a group at two
+            natural silos.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    if scheme not in PARTITIONS:
-        raise unknown_choice("partition", scheme, PARTITIONS)
+    if scheme not in (*PARTITIONS, NATURAL):
+        raise unknown_choice("partition", scheme, (*PARTITIONS, NATURAL))
     _check_parameters(scheme, params)
-    if not 1 <= num_clients <= len(labels):
-        raise UserError(f"num-clients = {num_clients} is out of range: {len(labels)} samples allow 1 to {len(labels)}")
     if samples_per_client < 0:
         raise UserError(f"samples-per-client = {samples_per_client} is out of range: give 0 (all) or a positive number")
-    parts = PARTITIONS[scheme](labels, num_clients, derive_seed(seed, "partition", scheme), **params)
+    if scheme == NATURAL:
+        parts = natural_parts(silos, groups, num_clients)
+    else:
+        units, unit_of = (labels, None) if groups is None else whole_groups(labels, groups)
+        if not 1 <= num_clients <= len(units):
+            what = "samples" if groups is None else "groups"
+            raise UserError(f"num-clients = {num_clients} is out of range: {len(units)} {what} allow 1 to {len(units)}")
+        parts = PARTITIONS[scheme](units, num_clients, derive_seed(seed, "partition", scheme), **params)
+        if unit_of is not None:
+            parts = [np.flatnonzero(np.isin(unit_of, part)) for part in parts]
     if 0 < samples_per_client * num_clients < sum(map(len, parts)):
         rng = np.random.default_rng(derive_seed(seed, "samples-per-client", scheme))
         counts = label_counts(labels, parts, int(labels.max()) + 1)
@@ -65,6 +88,8 @@ def partition(
 
 def partition_parameters(scheme: str) -> tuple[str, ...]:
     """Return the names of the parameters that only this scheme takes."""
+    if scheme == NATURAL:
+        return ()
     parameters = inspect.signature(PARTITIONS[scheme]).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
@@ -81,19 +106,22 @@ def manifest(
     scheme: str,
     seed: int,
     params: Mapping[str, Any],
+    silos: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describe a partition, ready for JSON.
 
     Returns:
-        ``scheme``, ``seed``, ``params``, ``classes``, ``clients`` (a list of ``partition-id``, ``indices`` and
-        ``label-counts`` in the order of ``classes``) and ``sha256``, the hash of the rest as compact JSON with sorted
-        keys.
+        ``scheme``, ``seed``, ``params``, ``classes``, ``clients`` (a list of ``partition-id``, ``indices``,
+        ``label-counts`` in the order of ``classes`` and, if ``silos`` names them, ``silo``) and ``sha256``, the hash
+        of the rest as compact JSON with sorted keys.
     """
     counts = label_counts(labels, parts, len(classes))
-    clients = [
+    clients: list[dict[str, Any]] = [
         {"partition-id": client, "indices": part.tolist(), "label-counts": row.tolist()}
         for client, (part, row) in enumerate(zip(parts, counts, strict=True))
     ]
+    for client, name in zip(clients, silos, strict=False):
+        client["silo"] = name
     content = {"scheme": scheme, "seed": seed, "params": dict(params), "classes": list(classes), "clients": clients}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}

@@ -44,7 +44,7 @@ class Silo:
 
 
 def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
-    """Split off a stratified holdout, the same one for every method: only labels and seed matter.
+    """Split off a stratified holdout, the same one for every method: only labels, groups and seed matter.
 
     Args:
         data: all images of the silo.
@@ -52,14 +52,16 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
         seed: the run's seed.
 
     Returns:
-        (train, holdout). A class never leaves train; one with a single image has none in the holdout.
+        (train, holdout). A class never leaves train; one with a single image has none in the holdout. No group is on
+        both sides; the holdout is empty where each is too large, see
+        :func:`~fedsynth.data.labelled_images.stratified_split`.
 
     Raises:
         UserError: ``fraction`` is out of range.
     """
     check_fraction("holdout-fraction", fraction)
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
-    train, holdout = stratified_split(data.labels, fraction, rng)
+    train, holdout = stratified_split(data.labels, fraction, rng, data.groups)
     return data.subset(train), data.subset(holdout)
 
 
