@@ -1,4 +1,4 @@
-"""What a run's configuration says about networks and devices."""
+"""What a run's configuration says about networks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from diffusers import UNet2DModel
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.recipe import PAPER, recipe_name
-from fedsynth.diffusion.codec import codec_of
+from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
-from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
     """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights."""
-    codec = codec_of(config, spec)
+    return _initial_unet(config, codec_of(config, spec))
+
+
+def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
     preset: str = config.model.model
     if preset == AUTO:
         of_paper = recipe_name(config.to_run_config()) == PAPER
@@ -29,16 +31,6 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
 
 def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     """Return the number of weights of a run's U-Net, without room for any of them."""
+    codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
-        return sum(weights.numel() for weights in initial_unet(config, spec).parameters())
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Turn ``device`` of the config into a device; ``auto`` takes CUDA where this process sees it.
-
-    Raises:
-        UserError: CUDA asked for and absent.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device = 'cuda': this process sees no CUDA device; use device = 'cpu', or give it a GPU share")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+        return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())

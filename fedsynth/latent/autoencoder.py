@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,7 +14,7 @@ PIXELS_AT_ONCE = 2**17
 """So many pixels are encoded or decoded at a time: 32 images of 64×64."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Autoencoder:
     """A network with its measures; its weights are never trained.
 
@@ -26,17 +26,16 @@ class Autoencoder:
         digest: SHA-256 of all that decides what it computes: kind, settings and weights.
     """
 
-    network: Network
+    network: Network = field(compare=False)
     image_channels: int
     latent_channels: int
     factor: int
     digest: str
 
-    def check(self, key: str, size: int, channels: int) -> None:
+    def check(self, size: int, channels: int) -> None:
         """Refuse images that it cannot encode.
 
         Args:
-            key: what the error calls it.
             size: side of the images in pixels.
             channels: 1 or 3; grey images are repeated to three channels where it takes three.
 
@@ -46,15 +45,13 @@ class Autoencoder:
         if size % self.factor:
             near = max(1, round(size / self.factor)) * self.factor
             raise UserError(
-                f"image-size = {size}: must be a multiple of {self.factor} for the autoencoder in {key}:"
-                f" set image-size = {near}, or another codec"
+                f"image-size = {size}: must be a multiple of {self.factor} for this autoencoder: set image-size ="
+                f" {near}, or another codec"
             )
         if channels > self.image_channels:
-            raise UserError(
-                f"{key}: takes grey images, and the run's are in colour: give an autoencoder of colour images"
-            )
+            raise UserError("autoencoder: it takes grey images, and the run's are in colour: give one of colour images")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return latents (n, latent_channels, h/factor, w/factor), on the CPU, in the precision of the network.
 
@@ -64,7 +61,7 @@ class Autoencoder:
         images = images.expand(-1, max(self.image_channels, images.shape[1]), -1, -1)
         return self._in_batches(self.network.to_latents, images, images[0, 0].numel())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor, channels: int) -> torch.Tensor:
         """Return images (n, channels, h, w), on the CPU, not clipped to [-1, 1].
 

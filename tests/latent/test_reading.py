@@ -224,11 +224,9 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 
 def test_images_that_it_cannot_encode_are_refused_with_the_key(tmp_path: Path) -> None:
     colour: Autoencoder = read_autoencoder(write_taesd(tmp_path / "colour"))
-    colour.check("autoencoder", 16, 1)
-    with pytest.raises(
-        UserError, match=r"image-size = 28: must be a multiple of 8 .* in autoencoder: set image-size = 32"
-    ):
-        colour.check("autoencoder", 28, 3)
+    colour.check(16, 1)
+    with pytest.raises(UserError, match=r"image-size = 28: must be a multiple of 8 .*: set image-size = 32"):
+        colour.check(28, 3)
     grey = read_autoencoder(write_taesd(tmp_path / "grey", image_channels=1))
-    with pytest.raises(UserError, match="autoencoder: takes grey images"):
-        grey.check("autoencoder", 16, 3)
+    with pytest.raises(UserError, match="autoencoder: it takes grey images"):
+        grey.check(16, 3)
