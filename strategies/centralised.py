@@ -46,7 +46,7 @@ class Centralised(SynthesisStrategy):
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
         silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
         images = np.concatenate([silo.images for silo in silos])
-        self._images = EncodedImages(images, codec_of(task.config, task.spec))
+        self._images = EncodedImages(images, codec_of(task.config, task.spec), task.config.training.augmentations())
         self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
         self._steps = task.config.training.train_steps * len(task.census)
         self._state = new_training(task, "centralised-training", self._steps)

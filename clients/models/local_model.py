@@ -136,7 +136,7 @@ class LocalModel:
     def _advance(self, training: TrainingState, deadline: float) -> bool:
         config = self._config
         goal = config.training.own_steps
-        images = EncodedImages(self._silo.train.images, self._codec)
+        images = EncodedImages(self._silo.train.images, self._codec, config.training.augmentations())
         labels = torch.from_numpy(self._silo.train.labels)
         if not self._stops_early:
             if config.training.early_stop and not training.steps:

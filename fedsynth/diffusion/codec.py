@@ -10,12 +10,12 @@ on k² times fewer places. ``autoencoder`` has a pretrained autoencoder before t
 from __future__ import annotations
 
 import hashlib
-import weakref
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.keys import one_of_words
+from fedsynth.diffusion.augmentation import augmented
 from fedsynth.diffusion.device import pick_device
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
@@ -45,9 +46,6 @@ class Codec:
         spec: format of the images.
         factor: k, side of the blocks of pixels that become channels; 1 for ``pixels``.
     """
-
-    encodes_once: ClassVar[bool] = False
-    """Whether encoding is so dear that a set of images is encoded once and kept."""
 
     spec: ImageSpec
     factor: int = 1
@@ -99,6 +97,33 @@ class Codec:
         return F.pixel_shuffle(samples, self.factor)
 
 
+class _KeptLatents:
+    """Latents by codec and image, least recently used first out.
+
+    Args:
+        most_bytes: room for latents.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._room = most_bytes
+        self._items: OrderedDict[tuple[str, bytes], torch.Tensor] = OrderedDict()
+
+    def get(self, codec: str, image: NDArray[np.uint8], encode: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the latents of an image (H, W, C), made on first use."""
+        key = (codec, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        if key not in self._items:
+            self._items[key] = encode()
+            self._room -= self._items[key].nbytes
+        self._items.move_to_end(key)
+        while self._room < 0 and len(self._items) > 1:
+            self._room += self._items.popitem(last=False)[1].nbytes
+        return self._items[key]
+
+
+_kept = _KeptLatents(2**29)
+"""Those of 60,000 images of 64×64, at 32 channels and an eighth of the side."""
+
+
 @dataclass(frozen=True)
 class LatentCodec(Codec):
     """``autoencoder``: standardised latents of images of one format.
@@ -107,8 +132,6 @@ class LatentCodec(Codec):
         autoencoder: the network between images and latents.
         statistics: by which its latents are standardised.
     """
-
-    encodes_once: ClassVar[bool] = True
 
     autoencoder: Autoencoder = field(kw_only=True)
     statistics: LatentStatistics = field(kw_only=True)
@@ -140,8 +163,15 @@ class LatentCodec(Codec):
         return {"codec": self.digest, "image_channels": self.spec.channels}
 
     def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Turn uint8 images (n, H, W, C) into standardised latents, float32 (n, c, h, w)."""
-        return self.statistics.standardise(self.autoencoder.encode(to_model_range(images)))
+        """Turn uint8 images (n, H, W, C) into standardised latents, float32 (n, c, h, w).
+
+        An image that was encoded in this process before is not encoded again, while there is room.
+        """
+        latents = [_kept.get(self.digest, image, lambda image=image: self._encode_one(image)) for image in images]
+        return torch.stack(latents) if latents else torch.empty(0, *self.shape)
+
+    def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        return self.statistics.standardise(self.autoencoder.encode(to_model_range(image[None])))[0]
 
     def decode(self, samples: torch.Tensor) -> NDArray[np.uint8]:
         """Turn standardised latents (n, c, h, w) into uint8 images (n, H, W, C); what the range lacks is clipped."""
@@ -163,19 +193,26 @@ class EncodedImages:
     Attributes:
         images: uint8 (n, H, W, C).
         codec: how they are encoded.
+        augment: how they are varied when they are drawn, see :mod:`fedsynth.diffusion.augmentation`.
     """
 
     images: NDArray[np.uint8]
     codec: Codec
+    augment: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the samples (m, c, h, w) at ``rows`` (m,)."""
-        if self.codec.encodes_once:
-            return _kept_samples(self.images, self.codec)[rows]
         return self.codec.encode(self.images[rows.numpy()])
+
+    def draw(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return variants of the samples at ``rows``; the samples themselves without augmentation."""
+        if not self.augment:
+            return self[rows]
+        pixels = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2)
+        return self.codec.encode(augmented(pixels, self.augment, generator).permute(0, 2, 3, 1).numpy())
 
 
 Images = torch.Tensor | EncodedImages
@@ -185,18 +222,6 @@ Images = torch.Tensor | EncodedImages
 def convert(samples: torch.Tensor, before: Codec, after: Codec) -> torch.Tensor:
     """Rearrange samples, or their noise, from how one codec lays them out to how another does."""
     return samples if before == after else after.from_pixels(before.to_pixels(samples))
-
-
-_kept: dict[tuple[int, str], torch.Tensor] = {}
-
-
-def _kept_samples(images: NDArray[np.uint8], codec: Codec) -> torch.Tensor:
-    """Return all the images as samples, encoded once per process for as long as the array lives."""
-    key = (id(images), codec.digest)
-    if key not in _kept:
-        _kept[key] = codec.encode(images)
-        weakref.finalize(images, _kept.pop, key, None)
-    return _kept[key]
 
 
 def saved_codec(saved: Mapping[str, Any], grid: ImageSpec, autoencoder: str | Path = "") -> Codec:
