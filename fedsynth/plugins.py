@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsynth.errors import UserError, did_you_mean
 
-FAMILIES = ("medmnist",)
+FAMILIES = ("medmnist", "hf")
 """Built-in datasets whose names go on after a colon: no module of this name can hold a plug-in."""
 
 

@@ -30,7 +30,7 @@ from fedsynth.plugins import family, is_plugin
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
 _FOLDERS = ("imagefolder", REAL_SILOS)
-_FROM_FILES = ("imagefolder", "celeba", "cifar10", REAL_SILOS)
+_FROM_FILES = ("imagefolder", "hf", "celeba", "cifar10", REAL_SILOS)
 
 
 class Data(Section):
@@ -91,7 +91,7 @@ class Data(Section):
     )
     silo_column: str = key(
         "",
-        "column of metadata.csv, .jsonl or .parquet that names an image's silo; empty: <silo>/<class>/image does",
+        "column of the metadata that names an image's silo; empty: <silo>/<class>/image or the dataset itself does",
         acts_with={"dataset": WITH_SILOS, "partition": (NATURAL,)},
         incomparable=SILOS_DIFFER,
     )

@@ -33,19 +33,20 @@ StrategyName = Literal[
 OWN_MODELS = ("dfd", "pooled", "local", "fedddpm", "fedddpm-plus")
 """Strategies for which every silo trains a model of its own."""
 
-SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "imagefolder")
-"""Datasets that simulated silos share; ``medmnist`` with a name behind it."""
+SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "hf", "imagefolder")
+"""Datasets that simulated silos share; of ``medmnist`` and ``hf`` the first part of the name."""
 DatasetName = Literal[
-    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "imagefolder", "silos"
+    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "hf", "imagefolder", "silos"
 ]
 MemberName = Annotated[
-    str, Field(pattern=r"^medmnist:\w[\w.-]*$", description="medmnist:set, such as medmnist:bloodmnist")
+    str,
+    Field(pattern=r"^(medmnist|hf):\w[\w.-]*$", description="medmnist:set, such as medmnist:bloodmnist, hf:folder"),
 ]
 """One of a family of datasets."""
 REAL_SILOS: DatasetName = "silos"
 NATURAL: Literal["natural"] = "natural"
 """Partition of images whose silos are given."""
-WITH_SILOS = ("imagefolder",)
+WITH_SILOS = ("imagefolder", "hf", "cifar100")
 """Datasets that can say which silo, and which patient or slide, an image comes from."""
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint", "natural"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name of a plug-in")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.celeba import load_celeba
+from fedsynth.data.cifar100 import superclass_silos
 from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.hub_folder import load_hub_folder
 from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.medmnist import load_medmnist
@@ -66,6 +68,8 @@ def load_dataset(
     cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
                      ``root/test`` with class folders
     cifar100         ``root/cifar-100-python``; 100 classes                   32x32x3
+    hf:FOLDER        ``root/FOLDER``, or ``hf`` alone ``root``, saved by the  see below
+                     library ``datasets``, or parquet files
     medmnist:NAME    ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on     28x28, the set's
     celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
     imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
@@ -75,7 +79,7 @@ def load_dataset(
 
     MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
     defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.medmnist.load_medmnist`,
-    :func:`~fedsynth.data.image_folder.read_image_folder`.
+    :func:`~fedsynth.data.hub_folder.load_hub_folder`, :func:`~fedsynth.data.image_folder.read_image_folder`.
 
     Args:
         name: one of :data:`DATASETS`, of a family such as medmnist with the set's name behind a colon; or
@@ -159,7 +163,12 @@ def _cifar10(request: _Request) -> Folds:
 
 
 def _cifar100(request: _Request) -> Folds:
-    return _cifar(request, "CIFAR100", f"the folder cifar-100-python/ in '{_root(request)}'")
+    train, test = _cifar(request, "CIFAR100", f"the folder cifar-100-python/ in '{_root(request)}'")
+    return _with_superclasses(train, request.origins), _with_superclasses(test, request.origins)
+
+
+def _with_superclasses(fold: LabelledImages, origins: Origins) -> LabelledImages:
+    return replace(fold, silos=superclass_silos(fold.labels, fold.classes, origins))
 
 
 def _cifar(request: _Request, source: str, layout: str) -> Folds:
@@ -181,6 +190,19 @@ def _celeba(request: _Request) -> Folds:
 def _medmnist(request: _Request) -> Folds:
     _, _, name = request.name.partition(":")
     return load_medmnist(name, _root(request), request.image_size, request.channels, request.cache)
+
+
+def _hub_folder(request: _Request) -> Folds:
+    _, _, name = request.name.partition(":")
+    return load_hub_folder(
+        _root(request) / name,
+        request.image_size,
+        request.channels,
+        request.skip_bad_images,
+        request.seed,
+        request.origins,
+        request.cache,
+    )
 
 
 def _imagefolder(request: _Request) -> Folds:
@@ -243,6 +265,7 @@ _LOADERS: dict[str, Callable[[_Request], Folds]] = {
     "cifar100": _cifar100,
     "celeba": _celeba,
     "medmnist": _medmnist,
+    "hf": _hub_folder,
     "imagefolder": _imagefolder,
 }
 

@@ -122,6 +122,12 @@ def visible_folders(root: Path) -> list[str]:
     return [entry.name for entry in entries(root) if not is_system_name(entry.name) and _is_folder(entry)]
 
 
+def fold_role(name: str) -> str:
+    """Return ``train``, ``test`` or ``validation``, whichever exactly one word of a name speaks of; empty for none."""
+    role = _role(name)
+    return "" if role is None else role[0]
+
+
 def named(names: Sequence[str]) -> str:
     """List names, the first five of many."""
     shown = ", ".join(names[:_SHOWN])

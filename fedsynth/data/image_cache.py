@@ -64,17 +64,14 @@ def read_images(
         found = _open(path, shape)
         assert found is not None
         logger.info("images: %d of %d x %d pixels lie decoded in %s", len(found[0]), *shape[1:3], path)
+    elif not found[1].all():
+        logger.warning("images: %d of %d that could not be read are left out", (~found[1]).sum(), len(found[1]))
     return found
 
 
 def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Return path, size and time of change (nanoseconds) of every file: another one has another content.
-
-    Raises:
-        OSError: one of them is not there.
-    """
-    states = ((path, path.stat()) for path in paths)
-    return [(str(path.absolute()), state.st_size, state.st_mtime_ns) for path, state in states]
+    """Return path, size and time of change (nanoseconds) of every file, -1 and -1 of one that is not there."""
+    return [(str(path.absolute()), *_state(path)) for path in paths]
 
 
 def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -97,6 +94,14 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads it says so
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:

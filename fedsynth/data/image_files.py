@@ -64,10 +64,10 @@ class Header:
     deep: bool
 
 
-def read_header(path: Path) -> Header | None:
-    """Read a file's header; None if there is no image that :func:`read_picture` could read."""
+def read_header(source: Path | bytes) -> Header | None:
+    """Read the header of a file, or of its content; None if :func:`read_picture` could read no image there."""
     try:
-        return _read_header(path)
+        return _read_header(source)
     except Exception:  # decode_files opens it again and reports it by name
         return None
 
@@ -92,11 +92,11 @@ def reason_of(error: Exception) -> str:
     return printable(str(error), _LONGEST_REASON) or type(error).__name__
 
 
-def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.Image | DeepPixels:
+def read_picture(source: Path | bytes, side: int | None, first_page_only: bool) -> Image.Image | DeepPixels:
     """Decode a file, turned as its orientation says.
 
     Args:
-        path: the file. Its content decides what it is, not its suffix.
+        source: the file, or its content. The content decides what it is, not the file's suffix.
         side: pixels that are wanted of the shorter side; see :data:`LARGE_PIXELS`. None: all.
         first_page_only: take the first of several pages or frames. A photo's previews do not count as such.
 
@@ -107,8 +107,9 @@ def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.I
         ValueError: no known format, too many pixels, several pages; the message says what to do. Decoders raise
             anything else where the file is damaged.
     """
-    with _opened(path) as (file, head):
+    with _opened(source) as (file, head):
         if is_dicom(head):
+            path = _dicom_path(source)
             header = read_dicom_header(path)
             _check_size(header.size)
             _check_pages(header.frames, "frames", first_page_only)
@@ -117,26 +118,36 @@ def read_picture(path: Path, side: int | None, first_page_only: bool) -> Image.I
         return _or_without_text(file, lambda source: _decoded(source, head, side, first_page_only))
 
 
-def _read_header(path: Path) -> Header:
-    with _opened(path) as (file, head):
+def _read_header(source: Path | bytes) -> Header:
+    with _opened(source) as (file, head):
         if is_dicom(head):
-            dicom = read_dicom_header(path)
+            dicom = read_dicom_header(_dicom_path(source))
             return Header(dicom.size, dicom.photometric in GREY, dicom.deep)
         return _or_without_text(file, lambda source: _header(source, head))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_size == 0:
+def _opened(source: Path | bytes) -> Iterator[tuple[BinaryIO, bytes]]:
+    if isinstance(source, Path):
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size
+    else:
+        size = len(source)
+    if size == 0:
         raise ValueError("an empty file")
-    with path.open("rb") as file, warnings.catch_warnings():
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that is not used
         head = file.read(HEAD_BYTES)
         file.seek(0)
         yield file, head
+
+
+def _dicom_path(source: Path | bytes) -> Path:
+    if isinstance(source, Path):
+        return source
+    raise ValueError("DICOM in a table, which is not read: save it as a file of its own")
 
 
 @contextmanager

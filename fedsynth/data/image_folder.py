@@ -151,7 +151,7 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
             " skip-bad-images=true",
             *(root, len(bad), visible(named(bad)), reason),
         )
-    size, channels = _format_of(headers.values(), image_size, None)
+    size, channels = format_of(headers.values(), image_size, None)
     return ImageSpec(channels, size, tuple(listing.files))
 
 
@@ -231,10 +231,11 @@ def _listed(
 def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:
     if image_size is not None and channels is not None:
         return image_size, channels
-    return _format_of(_headers(paths).values(), image_size, channels)
+    return format_of(_headers(paths).values(), image_size, channels)
 
 
-def _format_of(headers: Collection[Header], image_size: int | None, channels: int | None) -> tuple[int, int]:
+def format_of(headers: Collection[Header], image_size: int | None, channels: int | None) -> tuple[int, int]:
+    """Return size and channels of images with these headers; arguments as of :func:`read_image_folder`."""
     sizes = {header.size for header in headers}
     side, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     own = side if side == height and 0 < side <= _LARGEST_NATIVE_SIZE else _DEFAULT_SIZE

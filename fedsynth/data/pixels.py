@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fedsynth.data.image_cache import file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture, reason_of
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import FilesError
@@ -105,6 +108,7 @@ def decode_files(
     skip_bad_images: bool,
     value_range: ValueRange = FULL_RANGE,
     first_page_only: bool = False,
+    cache: Path | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Decode image files completely, as :func:`~fedsynth.data.image_files.read_picture` and :func:`to_pixels` do.
 
@@ -115,6 +119,7 @@ def decode_files(
         skip_bad_images: leave out what cannot be decoded, with a logged warning, instead of refusing.
         value_range: what of more than 8 bits becomes black and white; :func:`find_value_range` finds it.
         first_page_only: take the first of several pages or frames instead of refusing.
+        cache: see :func:`~fedsynth.data.image_cache.read_images`.
 
     Returns:
         The decoded images, uint8 (M, size, size, channels), and a mask (N,) of the files they come from.
@@ -122,24 +127,58 @@ def decode_files(
     Raises:
         FilesError: a file cannot be decoded and ``skip_bad_images`` is false; the first ten are named.
     """
-    images = np.empty((len(paths), size, size, channels), np.uint8)
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        return to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
+
+    def fill(out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return decode_all(out, followed(paths, "reading images:", logger.info), read, str, skip_bad_images)
+
+    settings = [skip_bad_images, astuple(value_range), first_page_only]
+    return read_images((len(paths), size, size, channels), fill, cache, lambda: [file_states(paths), settings])
+
+
+Source = TypeVar("Source")
+
+
+def decode_all(
+    out: NDArray[np.uint8],
+    sources: Iterable[Source],
+    read: Callable[[Source], NDArray[np.uint8]],
+    name: Callable[[Source], str],
+    skip_bad_images: bool,
+) -> NDArray[np.bool_]:
+    """Write what ``read`` makes of each source to its row of ``out`` (N, H, W, C).
+
+    Args:
+        out: receives the images.
+        sources: as many as ``out`` has rows.
+        read: decodes one.
+        name: says what it is, for errors.
+        skip_bad_images: as of :func:`decode_files`.
+
+    Returns:
+        A mask (N,) of the rows that hold an image.
+
+    Raises:
+        FilesError: as :func:`decode_files` does.
+    """
     bad: dict[int, str] = {}
-    for position, path in enumerate(followed(paths, "reading images:", logger.info)):
+    for position, source in enumerate(sources):
         try:
-            images[position] = to_pixels(read_picture(path, size, first_page_only), size, channels, value_range)
+            out[position] = read(source)
         except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more
-            bad[position] = f"{visible(str(path))} ({reason_of(error)})"
-    if not bad:
-        return images, np.ones(len(paths), dtype=bool)
-    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    message = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
-    if not skip_bad_images:
-        raise FilesError(
-            f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out",
-            elsewhere=f"{len(bad)} images cannot be read: the silo's log says which and why; skip-bad-images=true"
-            " leaves them out",
-        )
-    logger.warning("skipped: %s", message)
-    good = np.ones(len(paths), dtype=bool)
+            bad[position] = f"{visible(name(source))} ({reason_of(error)})"
+    good = np.ones(len(out), dtype=bool)
     good[list(bad)] = False
-    return images[good], good
+    if bad:
+        rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        message = f"{len(bad)} of {len(out)} images cannot be read: {'; '.join([*bad.values()][:_NAMED])}{rest}"
+        if not skip_bad_images:
+            raise FilesError(
+                f"{message}. Repair or remove them, or set skip-bad-images=true to leave them out",
+                elsewhere=f"{len(bad)} images cannot be read: the silo's log says which and why; skip-bad-images=true"
+                " leaves them out",
+            )
+        logger.warning("skipped: %s", message)
+    return good

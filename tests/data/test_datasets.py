@@ -8,8 +8,9 @@ import pytest
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
-from fedsynth.config import idle_keys
-from fedsynth.data import DATASETS, load_dataset
+from fedsynth.config import RunConfig, Scalar, idle_keys
+from fedsynth.data import DATASETS, Origins, load_dataset, load_federation
+from fedsynth.data.cifar100 import SUPERCLASSES
 from fedsynth.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -120,14 +121,23 @@ def test_cifar10_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.Monke
     assert (test.images == pixels.transpose(0, 2, 3, 1)).all()
 
 
-def test_cifar100_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# The superclass of every class, in the order of the files, which is alphabetical for both.
+COARSE = """4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15
+13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1
+2 15 6 0 17 8 14 13"""
+
+
+@pytest.fixture
+def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny CIFAR-100: every class once in training and test."""
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
-    for name in ("train", "test"):
-        content = {"data": pixels.reshape(3, -1), "fine_labels": [2, 0, 1], "coarse_labels": [0, 1, 0]}
+    names = sorted(SUPERCLASSES)
+    for seed, name in enumerate(("train", "test")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (100, 3 * 32 * 32), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels": [*range(50, 100), *range(50)]}
         (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear", "beaver"]}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
     with pytest.raises(UserError, match="CIFAR100 is missing or damaged: put the folder cifar-100-python/ in"):
         load_dataset("cifar100", tmp_path)
     # The checksums of the real files cannot fit a fixture.
@@ -135,10 +145,30 @@ def test_cifar100_in_torchvision_layout(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(source, "train_list", [["train", None]])
     monkeypatch.setattr(source, "test_list", [["test", None]])
     monkeypatch.setattr(source, "meta", {**source.meta, "md5": None})
-    train, test = load_dataset("cifar100", tmp_path)
-    assert train.labels.tolist() == [2, 0, 1]
-    assert train.classes == ("apple", "bear", "beaver")
-    assert (test.images == pixels.transpose(0, 2, 3, 1)).all()
+    return tmp_path
+
+
+def test_cifar100_in_torchvision_layout(cifar100: Path) -> None:
+    train, test = load_dataset("cifar100", cifar100)
+    assert train.labels.tolist() == [*range(50, 100), *range(50)]
+    assert (train.classes[0], train.classes[-1], train.silos) == ("apple", "worm", None)
+    pixels = np.random.default_rng(1).integers(0, 256, (100, 3 * 32 * 32), dtype=np.uint8)
+    assert (test.images == pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
+
+
+def test_cifar100_superclasses_are_its_natural_silos(cifar100: Path) -> None:
+    superclasses = sorted(set(SUPERCLASSES.values()))
+    assert [superclasses.index(SUPERCLASSES[name]) for name in sorted(SUPERCLASSES)] == [*map(int, COARSE.split())]
+    keys: dict[str, Scalar] = {"dataset": "cifar100", "data-root": str(cifar100), "partition": "natural"}
+    federation = load_federation(RunConfig.from_run_config({**keys, "num-clients": 20}))
+    assert federation.silo_names == tuple(superclasses)
+    train = federation.train
+    for name, part in zip(federation.silo_names, federation.parts, strict=True):
+        assert [SUPERCLASSES[train.classes[label]] for label in train.labels[part]] == [name] * 5
+    with pytest.raises(UserError, match="silo-column = 'coarse': of cifar100 it is 'coarse_label', or left out"):
+        load_dataset("cifar100", cifar100, origins=Origins(natural=True, silo_column="coarse"))
+    with pytest.raises(UserError, match="group-column = 'patient': cifar100 has no groups"):
+        load_dataset("cifar100", cifar100, origins=Origins(group_column="patient"))
 
 
 @needs_cifar

@@ -15,7 +15,7 @@ from typing import Any
 from fedsynth.config import AUTO, KEYS, Key, RunConfig, Scalar
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
-from fedsynth.plugins import is_plugin
+from fedsynth.plugins import family, is_plugin
 from fedsynth.units import show_setting
 
 _MEASURED_WITH = {
@@ -144,8 +144,12 @@ def differing_settings(clusters: Sequence[Sequence[Run]]) -> tuple[list[str], li
 
 def _decides(key: str, config: RunConfig, affected: Collection[str] = ("results",)) -> bool:
     """Whether a key decides what is affected, such as a run's results."""
-    # Image folders and plug-in datasets are known by their path; the others by their names, wherever they lie.
-    if key == "data-root" and config.data.dataset != "imagefolder" and not is_plugin(config.data.dataset):
+    # Folders of one's own and plug-in datasets are known by their path; the others by their names, wherever they lie.
+    if (
+        key == "data-root"
+        and family(config.data.dataset) not in ("imagefolder", "hf")
+        and not is_plugin(config.data.dataset)
+    ):
         return False
     return KEYS[key].facts.affects in affected
 
