@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from interrupted_runs import KilledError, die, in_round, resumed
+from one_silo import Node, epsilon_request, settings_of
 from real_silos import real_settings, run_real, write_silos
 from tiny_autoencoders import kl_of
 from tiny_runs import images_of, run_tiny, tiny_settings
 
-from fedsynth.cli import draw
+from fedsynth.cli import main
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of
 from fedsynth.errors import RunError, UserError
+from fedsynth.messages import PrepareRequest
+from fedsynth.output import read_dataset
 from fedsynth.spec import ImageSpec
+
+SPEC = ImageSpec(1, 8, tuple("0123456789"))
 
 
 def write(folder: Path, seed: int = 0) -> Path:
@@ -38,7 +43,7 @@ def test_runs_in_latents_end_in_images(strategy: str, autoencoder: Path, tmp_pat
     images = images_of(folder)
     assert len(images) == 30
     assert len(set(images.values())) > 1
-    codec = codec_of(RunConfig.from_run_config(settings), ImageSpec(1, 8, tuple("0123456789")))
+    codec = codec_of(RunConfig.from_run_config(settings), SPEC)
     assert codec.shape == (2, 4, 4)
     assert folder.read_partition()["codec"] == codec.digest
     said = json.loads((folder.synthetic / "provenance.json").read_text())["provenance"]
@@ -51,7 +56,7 @@ def test_a_saved_model_names_its_autoencoder_and_no_folder(
     settings = tiny_settings(tmp_path, strategy="fedavg", autoencoder=str(autoencoder), num_samples=4)
     model = run_tiny(settings, report=False).models / "global"
     said = json.loads((model / "model_index.json").read_text())
-    codec = codec_of(RunConfig.from_run_config(settings), ImageSpec(1, 8, tuple("0123456789")))
+    codec = codec_of(RunConfig.from_run_config(settings), SPEC)
     assert (said["codec"], said["image_channels"]) == (codec.digest, 1)
     assert str(tmp_path) not in (model / "model_index.json").read_text()
     pipeline = ClassConditionalDDPMPipeline.from_pretrained(model)
@@ -59,6 +64,14 @@ def test_a_saved_model_names_its_autoencoder_and_no_folder(
     assert [(image.mode, image.size) for image in drawn] == [("L", (8, 8))] * 2
     with pytest.raises(UserError, match="autoencoder: the saved model is of latents; give the folder of 'autoencoder"):
         pipeline([1, 2])
+    words = ["draw", str(model), "--output", str(tmp_path / "more"), "--num-samples", "5", "--device", "cpu"]
+    assert main(words) == 2
+    assert "autoencoder: the saved model is of latents" in capsys.readouterr().err
+    assert main([*words, "--autoencoder", str(autoencoder)]) == 0
+    more = read_dataset(tmp_path / "more")
+    assert more.images.shape == (5, 8, 8, 1)
+    assert more.provenance["settings"]["codec"] == codec.digest
+    assert str(autoencoder) not in json.dumps(more.provenance)
     other = write(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match=f"autoencoder = '{other}': it is 'autoencoder .*, the saved model is of"):
         pipeline([1, 2], autoencoder=other)
@@ -101,7 +114,24 @@ def test_a_silo_with_another_autoencoder_is_named_with_both_digests(
         run_real(settings, silos, **own)
     assert f"south: UserError: codec: the run's networks see '{digests[0]}'" in str(caught.value)
     assert f"those of this silo would see '{digests[1]}'" in str(caught.value)
-    assert not list(tmp_path.rglob("models"))
+    assert not list(tmp_path.rglob("models/*"))
+
+
+def test_a_silo_brings_a_model_of_the_same_latents(autoencoder: Path, tmp_path: Path) -> None:
+    def node(seed: int, **changes: Any) -> Node:
+        vae = write(tmp_path / f"vae-{seed}", seed)
+        settings = settings_of(tmp_path, strategy="dfd", copy_check=False, autoencoder=str(vae))
+        return Node(settings, SPEC, partition_id=1, **changes)
+
+    trained = node(0)
+    trained.prepare()
+    brought = node(0, model_path=str(trained.own_model))
+    assert brought.prepare().finished
+    question = epsilon_request(samples=torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(brought.ask(question).epsilon, trained.ask(question).epsilon, atol=1e-5)
+    refused = node(1, model_path=str(trained.own_model)).refusal(PrepareRequest(spec=SPEC))
+    assert "its codec is 'autoencoder " in refused
+    assert "give a model of the same autoencoder" in refused
 
 
 def test_a_silo_without_autoencoder_is_told_to_have_one_and_opens_no_path_of_the_servers(
@@ -118,7 +148,9 @@ def test_a_run_goes_on_with_its_own_autoencoder_only(autoencoder: Path, tmp_path
     with pytest.raises(KilledError):
         run_tiny(settings, in_round(2, die))
     other = write(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=f"codec: the autoencoder in '{other}' is 'autoencoder .* the run to resume has"):
+    with pytest.raises(
+        UserError, match=f"codec: the autoencoder in '{other}' is 'autoencoder .* the run to resume has"
+    ):
         run_tiny(resumed({**settings, "autoencoder": str(other)}))
     moved = shutil.copytree(autoencoder, tmp_path / "moved")
     assert len(images_of(run_tiny(resumed({**settings, "autoencoder": str(moved)}), report=False))) == 30
