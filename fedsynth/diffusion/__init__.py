@@ -1,10 +1,9 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
 from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
-from fedsynth.diffusion.device import pick_device
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
-from fedsynth.diffusion.initial import count_parameters, initial_unet
+from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
 from fedsynth.diffusion.samplers import (

@@ -13,7 +13,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.keys import one_of_words
 from fedsynth.diffusion.augmentation import augmented
-from fedsynth.diffusion.device import pick_device
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
 from fedsynth.latent import Autoencoder, LatentStatistics, public_statistics, read_autoencoder
@@ -167,7 +166,7 @@ class LatentCodec(Codec):
 
         An image that was encoded in this process before is not encoded again, while there is room.
         """
-        latents = [_kept.get(self.digest, image, lambda image=image: self._encode_one(image)) for image in images]
+        latents = [_kept.get(self.digest, image, partial(self._encode_one, image)) for image in images]
         return torch.stack(latents) if latents else torch.empty(0, *self.shape)
 
     def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:
@@ -269,10 +268,10 @@ def codec_of(config: RunConfig, spec: ImageSpec) -> Codec:
     Raises:
         UserError: the size of the images is no multiple of what it folds.
     """
-    return make_codec(config.recipe.codec, spec, config.model.autoencoder, pick_device(config.run.device))
+    return make_codec(config.recipe.codec, spec, config.model.autoencoder, config.run.device)
 
 
-def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device: torch.device | None = None) -> Codec:
+def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device: str = "cpu") -> Codec:
     """Return a codec by its name, or the one that suits the images for ``auto``.
 
     That is the autoencoder where one is given; otherwise the fold to the smallest grid of an even side of 8 or above,
@@ -282,7 +281,7 @@ def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device:
         name: ``auto`` or a codec's.
         spec: format of the images, and the classes.
         autoencoder: folder of an autoencoder.
-        device: where it works; None: the CPU.
+        device: ``cpu``, or that it works on CUDA where this process sees it.
 
     Raises:
         UserError: the size of the images is no multiple of what it folds, or the autoencoder cannot be used.
@@ -304,23 +303,26 @@ def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device:
     return Codec(spec, factor)
 
 
-def _latent_codec(folder: str | Path, spec: ImageSpec, device: torch.device | None = None) -> Codec:
+def _latent_codec(folder: str | Path, spec: ImageSpec, device: str = "cpu") -> Codec:
     autoencoder = _autoencoder(folder, device)
     autoencoder.check(spec.size, spec.channels)
     statistics = _statistics(autoencoder, spec.size, spec.channels)
     return LatentCodec(spec, autoencoder.factor, autoencoder=autoencoder, statistics=statistics)
 
 
-def _autoencoder(folder: str | Path, device: torch.device | None = None) -> Autoencoder:
+def _autoencoder(folder: str | Path, device: str = "cpu") -> Autoencoder:
     path = Path(folder).expanduser().absolute()
-    parts = sorted(file for place in (path, path / "vae") if place.is_dir() for file in place.iterdir())
-    # A process may outlast the files that it has read.
-    stamp = tuple((file.name, facts.st_size, facts.st_mtime_ns) for file in parts for facts in [file.stat()])
-    return _read(path, stamp, device or torch.device("cpu"))
+    try:
+        parts = sorted(file for place in (path, path / "vae") if place.is_dir() for file in place.iterdir())
+        # A process may outlast the files that it has read.
+        stamp = tuple((file.name, facts.st_size, facts.st_mtime_ns) for file in parts for facts in [file.stat()])
+    except OSError as error:
+        raise UserError(f"autoencoder = '{path}': {error.strerror or error}") from error
+    return _read(path, stamp, "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, stamp: tuple[Any, ...], device: torch.device) -> Autoencoder:
+def _read(path: Path, stamp: tuple[Any, ...], device: str) -> Autoencoder:
     autoencoder = read_autoencoder(path)
     autoencoder.network.to(device)
     return autoencoder

@@ -1,4 +1,4 @@
-"""What a run's configuration says about networks."""
+"""What a run's configuration says about networks and devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
+from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
@@ -34,3 +35,14 @@ def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
         return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Turn ``device`` of the config into a device; ``auto`` takes CUDA where this process sees it.
+
+    Raises:
+        UserError: CUDA asked for and absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': this process sees no CUDA device; use device = 'cpu', or give it a GPU share")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
