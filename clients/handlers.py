@@ -213,7 +213,7 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
 
 def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
     own = codec_of(silo.config, request.spec).digest
-    if request.codec not in ("", own):
+    if request.codec not in (None, own):
         raise UserError(
             f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
             " run's autoencoder (--autoencoder-path), file by file the same"
