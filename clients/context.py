@@ -57,6 +57,8 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        group_column: column of the silo's own table, such as patient, whose groups its hold-out never splits
+            (``group-column`` of the node config); empty: none. A run cannot name one: it would learn of any column.
         deadline: ``time.monotonic()`` at which the policy has work on this message end.
         deadline_field: field of the policy that sets it.
         policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
@@ -78,6 +80,7 @@ class SiloContext:
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        self.group_column = str(node.get("group-column", ""))
         self.deadline, self.deadline_field = math.inf, "compute_seconds_per_run"
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
 
@@ -85,6 +88,11 @@ class SiloContext:
     def run_and_node(self) -> tuple[int, int]:
         """Run and node: what a process keeps of a silo is kept under this."""
         return self._flower.run_id, self._flower.node_id
+
+    @property
+    def largest_holdout(self) -> float:
+        """Share of the images, 0 to 1, that is held out at most: of groups less than twice what the run asks for."""
+        return min(1.0, self.config.data.holdout_fraction * (2 if self.group_column else 1))
 
     def images(self, spec: ImageSpec) -> Silo:
         """Return the silo's images, opened once per process: its folder, or its partition of the named dataset.
@@ -172,6 +180,8 @@ class SiloContext:
                     skip_bad_images=config.data.skip_bad_images,
                     value_range=configured_range(config.data),
                     first_page_only=config.data.first_page_only,
+                    group_column=self.group_column,
+                    cache=self.state / "images",
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

@@ -205,9 +205,11 @@ def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
 
 def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     """Refuse to train on few images, however a run brings that about: by what it holds out, or by few small steps."""
-    policy, batch, held_out = silo.policy, silo.config.training.batch_size, silo.config.data.holdout_fraction
+    policy, batch, held_out = silo.policy, silo.config.training.batch_size, silo.largest_holdout
     if held_out > policy.largest_holdout_fraction:
-        policy.refuse("largest_holdout_fraction", f"the run's holdout-fraction is {held_out}")
+        groups = ", of which whole groups can be twice as much" if silo.group_column else ""
+        asked = silo.config.data.holdout_fraction
+        policy.refuse("largest_holdout_fraction", f"the run's holdout-fraction is {asked}{groups}")
     if (least := policy.least_training_images) == 1:
         return
     if steps * batch < least:

@@ -94,7 +94,7 @@ def _trusted(name: str, silo: SiloContext) -> Extractor:
 def _question(request: EvaluateRequest, silo: SiloContext) -> str:
     """Return a hash of what decides the exact counts: the same question gets the same answer."""
     data, spec = silo.config.data, request.spec
-    split = [silo.config.run.seed, data.holdout_fraction]
+    split = [silo.config.run.seed, data.holdout_fraction, *([silo.group_column] if silo.group_column else [])]
     reading = [spec.channels, spec.size, spec.classes, data.skip_bad_images, data.value_range, data.first_page_only]
     content = hashlib.sha256(json.dumps([request.weights_hash, request.extractor, split, reading]).encode())
     content.update(np.ascontiguousarray(request.centres.numpy()).data)

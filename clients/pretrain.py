@@ -28,11 +28,12 @@ from fedsynth.spec import ImageSpec
 logger = logging.getLogger("fedsynth")
 
 
-def pretrain(data: Path, name: str, out: Path, config: RunConfig) -> None:
+def pretrain(data: Path, name: str, out: Path, config: RunConfig, group_column: str = "") -> None:
     """Train the model of the images in ``data`` and write it to ``out``; an interruption costs one slice.
 
     Checkpoints lie beside ``out`` until then. The same images, name, configuration and seed give the
-    same model.
+    same model. Images of one group, which a column of the table in ``data`` names, are never both trained on and held
+    out.
 
     Raises:
         UserError: images that cannot be used, ``out`` is there already, or cannot be written.
@@ -42,8 +43,8 @@ def pretrain(data: Path, name: str, out: Path, config: RunConfig) -> None:
     size = config.data.image_size
     spec = image_folder_spec(data, None if size == AUTO else size)
     initial_unet(config, spec)  # refuses images the network cannot halve before they are read
-    silo = _open(data, name, spec, config)
     checkpoints = out.with_name(f".{out.name}.training")
+    silo = _open(data, name, spec, config, group_column, checkpoints / "images")
     with explained_writing(out), locked(checkpoints / ".lock", f"'{out}'"):
         model = LocalModel(silo, spec, config, checkpoints)
         _train(model, config)
@@ -55,7 +56,7 @@ def pretrain(data: Path, name: str, out: Path, config: RunConfig) -> None:
         logger.info("%.0f %% of the model's samples are near-copies of training images", 100 * share)
 
 
-def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig) -> Silo:
+def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_column: str, cache: Path) -> Silo:
     silo = folder_silo(
         data,
         name,
@@ -67,6 +68,8 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig) -> Silo:
         config.data.skip_bad_images,
         configured_range(config.data),
         config.data.first_page_only,
+        group_column,
+        cache,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)
@@ -85,14 +88,15 @@ def _train(model: LocalModel, config: RunConfig) -> None:
 
 
 def main(job: Path) -> int:
-    """Run a job file: JSON with ``data-path``, ``silo-name``, ``out`` and ``config``."""
+    """Run a job file: JSON with ``data-path``, ``silo-name``, ``out``, ``config`` and ``group-column``."""
     log_of_command()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     given = json.loads(job.read_text(encoding="utf-8"))
     try:
         config = RunConfig.from_run_config(given["config"])
-        pretrain(Path(given["data-path"]), given["silo-name"], Path(given["out"]), config)
+        out, group_column = Path(given["out"]), given.get("group-column", "")
+        pretrain(Path(given["data-path"]), given["silo-name"], out, config, group_column)
     except UserError as error:
         logger.error("error: %s", error)
         return 2

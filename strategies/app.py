@@ -83,6 +83,8 @@ def _run(grid: Grid, config: RunConfig) -> None:
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
+        if federation is not None and (said := federation.describe_silos()):
+            logger.info("natural silos: %s", said)
         if federation is not None and (said := federation.describe_duplicates()):
             logger.info("images: %s", said)
         strategy.summary()

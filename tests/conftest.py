@@ -20,7 +20,16 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 DURATIONS = Path(__file__).with_name("durations.json")
-ALLOWED_SKIPS = ("no chromium", "no MNIST", "no CIFAR10", "no TAEF2", "no other Python", "no GPU", "no nginx")
+ALLOWED_SKIPS = (
+    "no chromium",
+    "no MNIST",
+    "no CIFAR10",
+    "no TAEF2",
+    "no laboratories",
+    "no other Python",
+    "no GPU",
+    "no nginx",
+)
 """How the reason of a skip may begin where the environment says CI=true; any other fails the session."""
 
 

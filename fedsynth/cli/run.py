@@ -37,7 +37,7 @@ from fedsynth.cli.planned import planned
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
-from fedsynth.data import load_federation
+from fedsynth.data import load_federation, natural_silos
 from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
@@ -166,6 +166,8 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     if options.superlink is not None:
         given.setdefault("dataset", REAL_SILOS)
     config = with_absolute_paths(RunConfig.from_run_config(given))
+    if "num-clients" not in given and (silos := natural_silos(config)):
+        config = RunConfig.from_run_config({**config.to_run_config(), "num-clients": len(silos)})
     if config.run.run_name == AUTO:
         run = config.run
         name = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())

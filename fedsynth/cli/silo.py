@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--silo-name", default="", help="name that the key is registered under (default: the folder of the images)"
     )
+    start.add_argument(
+        "--group-column", default="", help="column of metadata.csv, .jsonl or .parquet there that no hold-out splits"
+    )
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--autoencoder-path", type=Path, help="folder of the autoencoder, for runs in latents")
     start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
@@ -162,7 +165,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
         UserError: images, model, autoencoder, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
-    from fedsynth.data import image_folder_spec
+    from fedsynth.data import add_groups, image_folder_spec, list_images
 
     data = _absolute(options.data_path)
     name = options.silo_name or data.name
@@ -171,6 +174,11 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
     for names in look_alikes(spec.classes):
         logger.warning("classes %s: a run refuses them as one, unless its class-names lists all", ", ".join(names))
+    if options.group_column:
+        listing = list_images(data)
+        add_groups(listing, options.group_column)
+        groups = len({*listing.groups.values()})
+        logger.info("%s: %d images in %d groups ('%s')", data, len(listing.groups), groups, options.group_column)
     _warn_of_few_images(data, policy, options.model_path is not None)
     state = _absolute(options.state_path) if options.state_path else folder / "state"
     try:
@@ -180,6 +188,8 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     given = {"data-path": str(data), "silo-name": name, "state-path": str(state)}
     if policy is not None:
         given["policy-path"] = str(policy)
+    if options.group_column:
+        given["group-column"] = options.group_column
     if options.model_path:
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
     if options.autoencoder_path:

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
     parser.add_argument("--out", required=True, type=Path, help="folder of the trained model; must not exist")
     parser.add_argument("--silo-name", default="", help="name of the silo (default: the folder of the images)")
+    parser.add_argument("--group-column", default="", help="column of a table there, such as patient, never split")
     add_keys(parser, keys_of("train-local"))
 
 
@@ -36,7 +37,13 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     config = RunConfig.from_run_config({**given_keys(options, keys_of("train-local")), "dataset": REAL_SILOS})
     data, out = (path.expanduser().absolute() for path in (options.data_path, options.out))
     name = options.silo_name or data.name
-    order = {"data-path": str(data), "silo-name": name, "out": str(out), "config": config.to_run_config()}
+    order = {
+        "data-path": str(data),
+        "silo-name": name,
+        "out": str(out),
+        "config": config.to_run_config(),
+        "group-column": options.group_column,
+    }
     with tempfile.TemporaryDirectory(prefix="fedsynth-") as folder:
         file = Path(folder) / "order.json"
         write_json(file, order)

@@ -30,7 +30,7 @@ from fedsynth.plugins import family, is_plugin
 
 _OTHER_IMAGES = "numbers from different images cannot be compared"
 _FOLDERS = ("imagefolder", REAL_SILOS)
-_FROM_FILES = ("imagefolder", "hf", "celeba", "cifar10", REAL_SILOS)
+_FROM_FILES = ("imagefolder", "hf", "celeba", "camelyon17", "cifar10", REAL_SILOS)
 
 
 class Data(Section):
@@ -103,9 +103,8 @@ class Data(Section):
     )
     group_column: str = key(
         "",
-        "column of the metadata, such as patient, whose images are never split over silos, training and test",
-        commands=("train-local",),
-        acts_with={"dataset": (*WITH_SILOS, REAL_SILOS)},
+        "column of the metadata, such as patient: no value of it at two silos, or in training and test",
+        acts_with={"dataset": WITH_SILOS},
         incomparable=SILOS_DIFFER,
     )
     alpha: PositiveFloat = key(

@@ -27,7 +27,9 @@ class Run(Section):
 
     strategy: StrategyName | PluginName = key("dfd", "how the silos cooperate")
     seed: Count = key(0, "everything random follows from it", commands=MODEL_COMMANDS)
-    num_clients: Positive = key(10, "number of silos", incomparable=SILOS_DIFFER)
+    num_clients: Positive = key(
+        10, "number of silos; partition=natural: as many as there are", incomparable=SILOS_DIFFER
+    )
     output_dir: str = key("runs", "folder that receives one folder per run", path=True, affects="execution")
     run_name: NonEmpty = key(AUTO, "name of the run folder; auto: time-strategy-dataset-seed", affects="execution")
     state_dir: str = key(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -33,11 +33,21 @@ StrategyName = Literal[
 OWN_MODELS = ("dfd", "pooled", "local", "fedddpm", "fedddpm-plus")
 """Strategies for which every silo trains a model of its own."""
 
-SIMULATED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "hf", "imagefolder")
-"""Datasets that simulated silos share; of ``medmnist`` and ``hf`` the first part of the name."""
-DatasetName = Literal[
-    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "celeba", "medmnist", "hf", "imagefolder", "silos"
+SimulatedName = Literal[
+    "digits",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "celeba",
+    "camelyon17",
+    "medmnist",
+    "hf",
+    "imagefolder",
 ]
+SIMULATED: tuple[str, ...] = get_args(SimulatedName)
+"""Datasets that simulated silos share; of ``medmnist`` and ``hf`` the first part of the name."""
+DatasetName = Literal[SimulatedName, "silos"]
 MemberName = Annotated[
     str,
     Field(pattern=r"^(medmnist|hf):\w[\w.-]*$", description="medmnist:set, such as medmnist:bloodmnist, hf:folder"),
@@ -46,7 +56,7 @@ MemberName = Annotated[
 REAL_SILOS: DatasetName = "silos"
 NATURAL: Literal["natural"] = "natural"
 """Partition of images whose silos are given."""
-WITH_SILOS = ("imagefolder", "hf", "cifar100")
+WITH_SILOS = ("imagefolder", "hf", "camelyon17", "cifar100")
 """Datasets that can say which silo, and which patient or slide, an image comes from."""
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint", "natural"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name of a plug-in")]

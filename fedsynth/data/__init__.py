@@ -7,6 +7,7 @@ from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation, natural_silos
 from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.folder_listing import list_images
+from fedsynth.data.folder_origins import add_groups
 from fedsynth.data.image_folder import (
     describe_conversion,
     image_folder_spec,
@@ -27,6 +28,7 @@ __all__ = [
     "LabelledImages",
     "Origins",
     "Silo",
+    "add_groups",
     "configured_range",
     "describe_conversion",
     "find_folds",

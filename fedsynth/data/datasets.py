@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.data.camelyon17 import load_camelyon17
 from fedsynth.data.celeba import load_celeba
 from fedsynth.data.cifar100 import superclass_silos
 from fedsynth.data.folder_layout import find_folds
@@ -68,6 +69,8 @@ def load_dataset(
     cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
                      ``root/test`` with class folders
     cifar100         ``root/cifar-100-python``; 100 classes                   32x32x3
+    camelyon17       ``root`` or ``root/camelyon17_v1.0``: metadata.csv and   32x32x3
+                     ``patches/``, split by ``seed``; 2 classes
     hf:FOLDER        ``root/FOLDER``, or ``hf`` alone ``root``, saved by the  see below
                      library ``datasets``, or parquet files
     medmnist:NAME    ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on     28x28, the set's
@@ -79,6 +82,7 @@ def load_dataset(
 
     MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
     defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.medmnist.load_medmnist`,
+    :func:`~fedsynth.data.camelyon17.load_camelyon17`,
     :func:`~fedsynth.data.hub_folder.load_hub_folder`, :func:`~fedsynth.data.image_folder.read_image_folder`.
 
     Args:
@@ -92,7 +96,7 @@ def load_dataset(
         skip_bad_images: leave out unreadable files, with a logged warning, instead of refusing (folders and celeba).
         value_range: what of more than 8 bits becomes black and white; None: found over both folds (folders only).
         first_page_only: take the first page or frame of files with several, instead of refusing them (folders only).
-        seed: decides imagefolder's split, nothing else.
+        seed: decides the split of what has no folds of its own, nothing else.
         origins: which silos and groups the images are to say they come from, where the dataset can.
         cache: folder for large sets, decoded: see :func:`~fedsynth.data.image_cache.read_images`.
 
@@ -184,7 +188,8 @@ def _celeba(request: _Request) -> Folds:
     root = _root(request)
     if request.download:
         _torchvision("CelebA", root, f"CelebA's files in '{root / 'celeba'}'", split="test", download=True)
-    return load_celeba(root, request.image_size or 32, request.channels or 3, request.skip_bad_images)
+    size, channels = request.image_size or 32, request.channels or 3
+    return load_celeba(root, size, channels, request.skip_bad_images, request.cache)
 
 
 def _medmnist(request: _Request) -> Folds:
@@ -192,17 +197,18 @@ def _medmnist(request: _Request) -> Folds:
     return load_medmnist(name, _root(request), request.image_size, request.channels, request.cache)
 
 
+def _camelyon17(request: _Request) -> Folds:
+    return load_camelyon17(_root(request), *_decoding(request))
+
+
 def _hub_folder(request: _Request) -> Folds:
     _, _, name = request.name.partition(":")
-    return load_hub_folder(
-        _root(request) / name,
-        request.image_size,
-        request.channels,
-        request.skip_bad_images,
-        request.seed,
-        request.origins,
-        request.cache,
-    )
+    return load_hub_folder(_root(request) / name, *_decoding(request))
+
+
+def _decoding(request: _Request) -> tuple[int | None, int | None, bool, int, Origins, Path | None]:
+    size, channels = request.image_size, request.channels
+    return size, channels, request.skip_bad_images, request.seed, request.origins, request.cache
 
 
 def _imagefolder(request: _Request) -> Folds:
@@ -219,6 +225,7 @@ def _folder(request: _Request, root: Path, size: int | None, channels: int | Non
         value_range=request.value_range,
         first_page_only=request.first_page_only,
         origins=request.origins,
+        cache=request.cache,
     )
 
 
@@ -264,6 +271,7 @@ _LOADERS: dict[str, Callable[[_Request], Folds]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "celeba": _celeba,
+    "camelyon17": _camelyon17,
     "medmnist": _medmnist,
     "hf": _hub_folder,
     "imagefolder": _imagefolder,

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from fedsynth.config import AUTO, NATURAL, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
+from fedsynth.data.folder_origins import silos_in_folders
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
-from fedsynth.data.silo_images import Silo, simulated_silo
+from fedsynth.data.silo_images import Silo, holdout_rows, simulated_silo
 from fedsynth.data.value_range import configured_range
 from fedsynth.spec import ImageSpec
+from fedsynth.text import visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,19 @@ class Federation:
         indices = self.parts[partition_id]
         return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
 
+    def union(self, config: RunConfig) -> LabelledImages:
+        """Return the images that all silos train on, one silo after the other."""
+        fraction, seed = config.data.holdout_fraction, config.run.seed
+        rows = [holdout_rows(self.train, indices, fraction, seed)[0] for indices in self.parts]
+        return self.train.subset(np.concatenate(rows))
+
     def describe_duplicates(self) -> str:
         """Say which pictures are test images too, are held by two silos, or stand under two classes; empty if none."""
         return describe_between_silos(self.train, self.test, self.parts)
+
+    def describe_silos(self) -> str:
+        """Say which natural silo each is: ``silo-0 is bccd, silo-1 is tecom``; empty where nobody gave names."""
+        return visible(", ".join(f"silo-{k} is {name}" for k, name in enumerate(self.silo_names)))
 
     def manifest(self, config: RunConfig) -> dict[str, Any]:
         """Return indices, label counts, names of natural silos and a hash of the partition, ready for JSON."""
@@ -89,7 +101,10 @@ def natural_silos(config: RunConfig) -> tuple[str, ...]:
     Raises:
         UserError: no such data, or unusable images.
     """
-    return _natural_names(config, _folds(config)[0]) if config.data.partition == NATURAL else ()
+    data = config.data
+    if data.partition == NATURAL and data.dataset == "imagefolder" and data.data_root:
+        return tuple(sorted(silos_in_folders(Path(data.data_root).expanduser(), configured_origins(data))))
+    return _natural_names(config, _folds(config)[0]) if data.partition == NATURAL else ()
 
 
 def _natural_names(config: RunConfig, train: LabelledImages) -> tuple[str, ...]:

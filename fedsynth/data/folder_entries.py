@@ -1,12 +1,15 @@
-"""The entries of one folder: listed or refused by name, never passed over in silence."""
+"""Folders' entries, listed or refused by name, never passed over in silence; and names that folders can have."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedsynth.errors import UserError
-from fedsynth.text import visible
+from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH
+from fedsynth.text import printable, visible
 
 _SYSTEM_NAMES = frozenset(
     {
@@ -55,3 +58,18 @@ def utf8_name(path: Path) -> str:
 def shown(path: Path) -> str:
     """Return a path in quotes; bytes that are no UTF-8 and characters that do not print are escaped."""
     return f"'{visible(os.fsencode(path).decode('utf-8', 'backslashreplace'))}'"
+
+
+def class_folder_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of classes as folders can have them: in Unicode's composed form, slashes as hyphens.
+
+    Raises:
+        UserError: a folder cannot have one, two are the same, or there are too many.
+    """
+    usable = tuple(unicodedata.normalize("NFC", name).strip().replace("/", "-") for name in names)
+    for name in usable:
+        if not name.isprintable() or not 1 <= len(name) <= MAX_NAME_LENGTH or name.startswith("."):
+            raise UserError(f"class '{printable(name, MAX_NAME_LENGTH)}' cannot be a folder's name: rename it")
+    if len(set(usable)) < len(usable) or len(usable) > MAX_CLASSES:
+        raise UserError(f"{len(usable)} classes: at most {MAX_CLASSES} with names of their own are allowed")
+    return usable

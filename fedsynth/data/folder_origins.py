@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
-from fedsynth.data.folder_entries import entries, is_system_name, utf8_name
+from fedsynth.data.folder_entries import class_folder_names, entries, is_system_name, utf8_name
 from fedsynth.data.folder_layout import find_folds, named, visible_folders
 from fedsynth.data.folder_listing import FolderListing, in_order, list_images
 from fedsynth.data.image_formats import IMAGE_SUFFIXES
 from fedsynth.data.metadata import LABEL, Metadata, read_metadata
 from fedsynth.data.origins import Origins
 from fedsynth.errors import UserError
-from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH, look_alikes
-from fedsynth.text import printable, visible
+from fedsynth.spec import look_alikes
+from fedsynth.text import visible
 
 _SILO_LAYOUT = "<silo>/<class>/<image>"
 
@@ -54,6 +54,17 @@ def list_with_origins(
     return listing
 
 
+def silos_in_folders(root: Path, origins: Origins) -> set[str]:
+    """Return the names of the silos with training images in a dataset's folders, without decoding any.
+
+    Raises:
+        UserError: as of :func:`list_with_origins`.
+    """
+    folds = find_folds(root)
+    listing = list_with_origins(folds.train if folds else root, origins, above=root)
+    return {*listing.silos.values()} - {origins.test_silo}
+
+
 def add_groups(listing: FolderListing, group_column: str) -> None:
     """Say of every image of class folders which group a table beside them puts it into.
 
@@ -65,9 +76,6 @@ def add_groups(listing: FolderListing, group_column: str) -> None:
 
 def _list_silos(root: Path) -> FolderListing:
     names = visible_folders(root) if root.is_dir() else []
-    if folds := find_folds(root):
-        names = [folds.train.name, folds.test.name]
-        raise UserError(f"'{root}' holds the folds {named(names)} where silos are looked for: {_SILO_LAYOUT}")
     for name in names:
         inside = [entry for entry in entries(root / name) if not is_system_name(entry.name)]
         if not any(entry.is_dir() for entry in inside):
@@ -97,7 +105,7 @@ def _joined(root: Path, silos: dict[str, FolderListing]) -> FolderListing:
             f"class folders {named(list(map(repr, alike[0])))} of the silos in '{root}' are probably the same: give"
             " them one name"
         )
-    _check_classes(f"'{root}'", [*listing.files])
+    class_folder_names(listing.files)  # which refuses too many
     listing.files = dict(sorted(listing.files.items()))
     return listing
 
@@ -115,21 +123,9 @@ def _listed_in(table: Metadata, root: Path) -> FolderListing:
         found.setdefault(row[LABEL], []).append(path)
     if not found:
         raise UserError(f"'{table.path}' has no row for an image in '{root}'")
-    _check_classes(f"column '{LABEL}' of '{table.path}'", [*found])
-    listing.files = {name: sorted(files, key=in_order(root)) for name, files in sorted(found.items())}
+    classes = dict(zip(class_folder_names(found), found.values(), strict=True))
+    listing.files = {name: sorted(files, key=in_order(root)) for name, files in sorted(classes.items())}
     return listing
-
-
-def _check_classes(where: str, names: Sequence[str]) -> None:
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{where} has {len(names)} classes: at most {MAX_CLASSES}; join some of them")
-    for name in names:
-        # Classes become folders.
-        if len(name) > MAX_NAME_LENGTH or not name.isprintable() or {"/", "\\"} & {*name} or name.startswith("."):
-            raise UserError(
-                f"{where}: class '{printable(name, MAX_NAME_LENGTH)}': rename it, to at most {MAX_NAME_LENGTH}"
-                " characters that all print, without slashes and without a dot in front"
-            )
 
 
 def _silo_of(path: Path, root: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.arrow_tables import Table, find_tables
+from fedsynth.data.folder_entries import class_folder_names
 from fedsynth.data.folder_layout import named
 from fedsynth.data.image_cache import file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture
@@ -20,7 +20,6 @@ from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.pixels import decode_all, to_pixels
 from fedsynth.errors import UserError, did_you_mean
-from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH
 from fedsynth.text import visible
 
 _IMAGE_NAMES, _LABEL_NAMES = ("image", "img"), ("label", "labels", "fine_label", "class", "category", "target")
@@ -122,18 +121,7 @@ def _labelled(parts: Sequence[Table], column: str) -> tuple[tuple[str, ...], lis
         raise UserError(
             f"column '{column}': {unknown[0]!r} is none of the {len(names)} classes: save the dataset again"
         )
-    return _folder_names(names), [np.array([positions[value] for value in found], np.int64) for found in values]
-
-
-def _folder_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of classes as folders can have them."""
-    usable = tuple(unicodedata.normalize("NFC", name).strip().replace("/", "-") for name in names)
-    for name in usable:
-        if not name.isprintable() or not 1 <= len(name) <= MAX_NAME_LENGTH or name in (".", ".."):
-            raise UserError(f"class '{visible(name[:MAX_NAME_LENGTH])}' cannot be a folder's name: rename it")
-    if len(set(usable)) < len(usable) or len(usable) > MAX_CLASSES:
-        raise UserError(f"{len(usable)} classes: at most {MAX_CLASSES} with names of their own are allowed")
-    return usable
+    return class_folder_names(names), [np.array([positions[value] for value in found], np.int64) for found in values]
 
 
 def _names(table: Table, key: str, column: str) -> NDArray[np.str_]:

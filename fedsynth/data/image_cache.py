@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.disk import check_free_space, explained_writing
+from fedsynth.disk import check_free_space, describe_write_error
+from fedsynth.errors import FilesError, UserError
 from fedsynth.files import atomic_file
 
 logger = logging.getLogger("fedsynth")
@@ -47,12 +50,12 @@ def read_images(
 
     Returns:
         The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
-        ``numpy.memmap``; what is written to it stays in this process.
+        ``numpy.memmap`` that nobody can write to.
 
     Raises:
-        UserError: the file cannot be written.
+        FilesError: the file cannot be written.
     """
-    if folder is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
+    if folder is None or math.prod(shape) < LARGE_BYTES:
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
@@ -78,19 +81,18 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
 
     Raises:
-        UserError: the file, in the folder of the first, cannot be written.
+        FilesError: the file, in the folder of the first, cannot be written.
     """
     source = getattr(images, "filename", None)
     shape = (len(rows), *images.shape[1:])
-    if source is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
+    if source is None or math.prod(shape) < LARGE_BYTES:
         return np.asarray(images[rows])
     folder = Path(source).parent
-    check_free_space(folder, int(np.prod(shape, dtype=np.int64)))
-    with explained_writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
         for some in np.array_split(rows, _chunks(shape)):
             file.write(np.ascontiguousarray(images[some]).data)
         file.flush()
-        taken = np.memmap(file, np.uint8, "c", shape=shape)
+        taken = np.memmap(file, np.uint8, "r", shape=shape)
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
@@ -105,11 +107,11 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
-    size = int(np.prod(shape, dtype=np.int64))
-    with explained_writing(path):
+    size = math.prod(shape)
+    with _written(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        check_free_space(path, size)
         with atomic_file(path) as temporary:
+            temporary.touch(mode=0o600)  # the images may be for their owner's eyes only
             with temporary.open("wb") as file:
                 # Without the room a write to mapped memory would end the process.
                 if hasattr(os, "posix_fallocate"):
@@ -117,7 +119,7 @@ def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
                 else:
                     file.truncate(size)
             images = np.memmap(temporary, np.uint8, "r+", shape=shape)
-            good = fill(images)
+            good = _filled(images, fill)
             kept = _close_gaps(images, good)
             images.flush()
             del images
@@ -128,6 +130,27 @@ def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
                 file.flush()
                 checksum = _checksum(temporary, file.tell())
                 file.write(checksum)
+
+
+def _filled(images: NDArray[np.uint8], fill: Fill) -> NDArray[np.bool_]:
+    try:
+        return fill(images)
+    except OSError as error:  # not one of the file that is being written
+        raise UserError(f"images cannot be read: {error}") from None
+
+
+@contextmanager
+def _written(path: Path, size: int) -> Iterator[None]:
+    """Check that there is room for a file, and explain why it cannot be written: its size tells how many images are."""
+    elsewhere = "images cannot be kept decoded on the disk: the silo's log says why"
+    try:
+        check_free_space(path, size)
+    except UserError as error:
+        raise FilesError(str(error), elsewhere) from error
+    try:
+        yield
+    except OSError as error:
+        raise FilesError(str(describe_write_error(error, path)), elsewhere) from error
 
 
 def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
@@ -141,7 +164,7 @@ def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
 
 def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
     """What a file holds; None unless it is there and whole."""
-    count, row_bytes = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    count, row_bytes = shape[0], math.prod(shape[1:])
     try:
         with path.open("rb") as file:
             end = file.seek(-count - _CHECKSUM_BYTES, os.SEEK_END)
@@ -150,7 +173,7 @@ def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint
         if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
             logger.warning("%s is damaged: it is made again", path)
             return None
-        return np.memmap(path, np.uint8, "c", shape=(int(good.sum()), *shape[1:])), good
+        return np.memmap(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -168,4 +191,4 @@ def _checksum(path: Path, length: int) -> bytes:
 
 
 def _chunks(shape: tuple[int, ...]) -> int:
-    return max(1, int(np.prod(shape, dtype=np.int64)) // _CHUNK_BYTES)
+    return max(1, math.prod(shape) // _CHUNK_BYTES)

@@ -59,17 +59,30 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
     Raises:
         UserError: ``fraction`` is out of range.
     """
+    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed)
+    return data.subset(train), data.subset(holdout)
+
+
+def holdout_rows(
+    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which ``indices`` a silo that owns them trains on and holds out, as :func:`split_holdout` does."""
     check_fraction("holdout-fraction", fraction)
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
-    train, holdout = stratified_split(data.labels, fraction, rng, data.groups)
-    return data.subset(train), data.subset(holdout)
+    groups = None if data.groups is None else data.groups[indices]
+    train, holdout = stratified_split(data.labels[indices], fraction, rng, groups)
+    return indices[train], indices[holdout]
 
 
 def simulated_silo(
     train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
 ) -> Silo:
     """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
-    return Silo(f"silo-{partition_id}", *split_holdout(train.subset(indices), holdout_fraction, seed))
+    name = f"silo-{partition_id}"
+    own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
+    folds = train.subset(own), train.subset(held_out)
+    _warn_of_none_held_out(name, folds, holdout_fraction)
+    return Silo(name, *folds)
 
 
 def folder_silo(
@@ -83,6 +96,8 @@ def folder_silo(
     skip_bad_images: bool = False,
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
+    group_column: str = "",
+    cache: Path | None = None,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -97,8 +112,26 @@ def folder_silo(
         classes=classes,
         value_range=value_range,
         first_page_only=first_page_only,
+        group_column=group_column,
+        cache=cache,
     )
     train, holdout = split_holdout(data, holdout_fraction, seed)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)
+    if data.groups is not None:
+        groups, held = (len(np.unique(part.groups)) for part in (data, holdout) if part.groups is not None)
+        logger.info("%s: %d images of %d in %d groups are held out", name, len(holdout), held, groups)
+    _warn_of_none_held_out(name, (train, holdout), holdout_fraction)
     return Silo(name, train, holdout)
+
+
+def _warn_of_none_held_out(name: str, folds: Folds, fraction: float) -> None:
+    train, holdout = folds
+    if train.groups is not None and fraction and not len(holdout):
+        groups = len(np.unique(train.groups))
+        logger.warning(
+            "%s: no images are held out: each of the %d groups is too large for holdout-fraction = %g",
+            name,
+            groups,
+            fraction,
+        )

@@ -77,6 +77,18 @@ def test_no_run_has_a_model_trained_on_few_images(
     assert not (folder / "own" / "clinic" / "models").exists()
 
 
+def test_groups_that_may_be_held_out_count_as_held_out(folder: Path) -> None:
+    node = met(folder, SiloPolicy(answers=ROUNDS, least_training_images=80), train_steps=9, holdout_fraction=0.2)
+    request = PrepareRequest(spec=SPEC, train_seconds=0.01)
+    assert not node.send(request).has_error()
+    node.context.node_config["group-column"] = "patient"
+    assert "least-training-images = 80': there are fewer images here to train on" in node.refusal(request)
+    greedy = met(folder, SiloPolicy(answers=ROUNDS), train_steps=9, holdout_fraction=0.3)
+    greedy.context.node_config["group-column"] = "patient"
+    said = "largest-holdout-fraction = 0.5': the run's holdout-fraction is 0.3, of which whole groups can be twice"
+    assert said in greedy.refusal(request)
+
+
 def losses_by_hand(node: Node, image: np.ndarray, steps: int) -> list[float]:
     """Losses of the first steps, if the network hardly moves and all images are this one."""
     batch = node.config.training.batch_size

@@ -46,6 +46,21 @@ def test_dry_run_says_what_every_silo_is_asked_and_starts_nothing(
     assert (flower.commands, list(project.iterdir())) == ([], [])
 
 
+def test_natural_silos_are_counted_unless_their_number_is_given(
+    flower: FakeFlower, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for silo in ("north", "south", "west"):
+        write_images(project / "images" / silo, {"cat": 4, "dog": 3})
+    words = ["run", "--dataset", "imagefolder", "--data-root", "images", "--partition", "natural"]
+    assert main(words) == 0
+    assert flower.settings["num-clients"] == 3
+    assert "num-supernodes=3 " in " ".join(flower.commands[-1])
+    assert main([*words, "--num-clients", "10"]) == 2
+    assert "there are 3 natural silos (north, south, west): set num-clients = 3" in capsys.readouterr().err
+    assert main([*words, "--test-silo", "west", "--run-name", "new-hospital"]) == 0
+    assert flower.settings["num-clients"] == 2
+
+
 def test_options_become_values_of_their_type(flower: FakeFlower) -> None:
     words = "--seed 3 --alpha 0.5 --learning-rate 1 --evaluate false --oversample true --num-rounds 4 --num-rounds 5"
     assert main(["run", *words.split(), "--block-out-channels", "8", "--run-name", "7", "--strategy=fedavg"]) == 0

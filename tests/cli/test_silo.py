@@ -78,6 +78,19 @@ def test_start_gives_flower_what_the_client_app_reads(
     }
 
 
+def test_a_silo_names_the_column_of_its_patients(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--group-column", "patient"]) == 2
+    assert "no metadata.csv or metadata.jsonl or metadata.parquet in" in capsys.readouterr().err
+    files = sorted(path.relative_to(project / "images") for path in (project / "images").rglob("*.png"))
+    rows = [f"{file.as_posix()},p{number // 2}" for number, file in enumerate(files)]
+    (project / "images" / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    assert command_of(capsys, *words, "--group-column", "patient")[1]["group-column"] == "patient"
+    assert main([*words, "--group-column", "patent"]) == 2
+    assert "has no column 'patent': did you mean 'patient'?" in capsys.readouterr().err
+
+
 def test_a_warm_silo_has_a_process_beside_the_supernode(
     words: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from one_silo import SPEC, context_of
 
 from clients.context import LEAST_FREE_BYTES, SiloContext
+from fedsynth.data import image_cache
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
@@ -48,6 +49,18 @@ def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_form
     assert context.images(spec) is silo, "opened once"
 
 
+def test_a_silo_s_large_images_lie_decoded_in_its_state_folder(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = silo_of(data_path=str(image_folder), silo_name="clinic").images(SPEC)
+    monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
+    given = {"state_path": str(tmp_path / "state"), "silo_name": "mapped"}
+    mapped = silo_of(data_path=str(image_folder), **given).images(SPEC)
+    assert isinstance(mapped.train.images, np.memmap)
+    assert mapped.train.fingerprint() == in_memory.train.fingerprint()
+    assert len(list((tmp_path / "state" / "mapped" / "images").iterdir())) == 1
+
+
 def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Path) -> None:
     path = image_folder
     (path / "odd" / "torn.png").write_bytes(b"\x89PNG")
@@ -56,6 +69,28 @@ def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Path) -> 
     settings = {"dataset": "silos", "skip-bad-images": True, "holdout-fraction": 0.0}
     lenient = silo_of(settings, data_path=str(path))
     assert np.bincount(lenient.images(SPEC).train.labels).tolist() == [6, 4]
+
+
+def test_groups_of_a_silo_s_own_table_are_never_split(image_folder: Path) -> None:
+    files = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
+    patients = {file: f"jane-{number % 5}" for number, file in enumerate(files)}
+    rows = [f"{file},{patient}" for file, patient in patients.items()]
+    (image_folder / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    settings = {"dataset": "silos", "holdout-fraction": 0.2}
+    context = silo_of(settings, data_path=str(image_folder), group_column="patient")
+    silo = context.images(SPEC)
+    assert silo.train.groups is not None
+    assert silo.holdout.groups is not None
+    assert {*silo.train.groups, *silo.holdout.groups} == {*patients.values()}
+    assert not {*silo.train.groups} & {*silo.holdout.groups}
+    assert len({*silo.holdout.groups}) == 1
+    assert context.largest_holdout == 0.4
+    plain = silo_of(settings, data_path=str(image_folder))
+    assert (plain.images(SPEC).train.groups, plain.largest_holdout) == (None, 0.2)
+    (image_folder / "metadata.csv").write_text("\n".join(["file_name,patient", *rows[1:]]))
+    with pytest.raises(FilesError, match="no row for 1 images") as caught:
+        silo_of(settings, data_path=str(image_folder), group_column="patient").images(SPEC)
+    assert "patient" not in caught.value.elsewhere
 
 
 def test_silo_without_images_is_told_what_to_give() -> None:

@@ -109,10 +109,11 @@ def test_command_hands_over_the_job(
 
     monkeypatch.setattr("fedsynth.cli.train_local._train", train)
     monkeypatch.chdir(tmp_path)
-    assert command(["train-local", "--data-path", "clinic", "--out", "model", "--train-steps", "7"]) == 0
+    given = ["--data-path", "clinic", "--out", "model", "--train-steps", "7", "--group-column", "patient"]
+    assert command(["train-local", *given]) == 0
     (order,) = orders
     assert (order["data-path"], order["out"]) == (str(tmp_path / "clinic"), str(tmp_path / "model"))
-    assert order["silo-name"] == "clinic"
+    assert (order["silo-name"], order["group-column"]) == ("clinic", "patient")
     assert isinstance(order["config"], dict)
     assert (order["config"]["train-steps"], order["config"]["dataset"]) == (7, "silos")
     assert f"fedsynth silo start --model-path {tmp_path / 'model'}" in capsys.readouterr().out

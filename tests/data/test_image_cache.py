@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsynth.data import LabelledImages, image_cache
 from fedsynth.data.image_cache import file_states, read_images, take_rows
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 
 SHAPE = (6, 4, 4, 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
@@ -40,8 +41,8 @@ def test_images_are_decoded_once_and_mapped(tmp_path: Path) -> None:
         assert (images == PIXELS[GOOD]).all()
         assert (good == GOOD).all()
     assert reader.calls == 1
-    images[0] = 0
-    assert (read_images(SHAPE, reader, tmp_path, lambda: "source")[0] == PIXELS[GOOD]).all()
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -98,8 +99,34 @@ def test_an_interrupted_reading_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+    with pytest.raises(FilesError, match="a file stands where a folder is needed"):
         read_images(SHAPE, Reader(), tmp_path / "file", lambda: "source")
+
+
+def test_what_another_institution_hears_does_not_tell_how_many_images_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = read_images(SHAPE, Reader(), tmp_path, lambda: "source")
+    with pytest.raises(FilesError, match=r"not enough disk space for .* needed") as caught:
+        read_images((10**9, 10**5, 10**5, 3), Reader(), tmp_path, lambda: "source")
+    assert caught.value.elsewhere == "images cannot be kept decoded on the disk: the silo's log says why"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(FilesError, match="not enough disk space for"):
+        take_rows(images, np.arange(4))
+
+
+def test_an_unreadable_source_is_not_called_unwritable(tmp_path: Path) -> None:
+    def fails(out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match=r"images cannot be read: .*Input/output error"):
+        read_images(SHAPE, fails, tmp_path, lambda: "source")
+
+
+def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
+    read_images(SHAPE, Reader(), tmp_path, lambda: "source")
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_rows_of_mapped_images_are_mapped_too_and_leave_nothing(tmp_path: Path) -> None:
