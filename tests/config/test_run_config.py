@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedsynth import __version__
-from fedsynth.config import AUTO, KEYS, Diffusion, RunConfig, Scalar, idle_keys, without_idle_keys
+from fedsynth.config import AUTO, KEYS, Recipe, RunConfig, Scalar, idle_keys, without_idle_keys
 from fedsynth.config.training import Model
 from fedsynth.errors import UserError
 
@@ -126,8 +126,11 @@ class TestContradictions:
             ({"weights": "posterior", "dfd_preset": "paper"}, ["weights = 'posterior'", "not 'ula'"]),
             ({"sampler": "ula", "strategy": "fedavg"}, ["sampler = 'ula'", "strategy = 'dfd'"]),
             ({"mixed_precision": "bf16", "device": "cpu"}, ["mixed-precision = 'bf16' needs CUDA", "'auto' or 'cuda'"]),
-            ({"num_train_timesteps": 50}, ["num-train-timesteps = 50", "0.60", "at most 0.01", "beta-end"]),
-            ({"beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
+            (
+                {"schedule": "linear", "num_train_timesteps": 50},
+                ["num-train-timesteps = 50", "0.60", "at most 0.01", "beta-end"],
+            ),
+            ({"recipe": "paper", "beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
             ({"dfd_rounds": 1001}, ["dfd-rounds = 1001", "<= num-train-timesteps = 1000"]),
             ({"min_replies": 11}, ["min-replies = 11", "<= num-clients = 10"]),
             ({"strategy": "fedavg", "num_rounds": 901}, ["num-rounds = 901", "<= train-steps = 900"]),
@@ -154,9 +157,9 @@ class TestContradictions:
 
     @pytest.mark.parametrize(("levels", "first", "last"), [(1000, 1e-4, 0.02), (500, 2e-4, 0.04), (1, 0.995, 0.999)])
     def test_share_of_the_signal_at_the_last_level(self, levels: int, first: float, last: float) -> None:
-        diffusion = Diffusion(num_train_timesteps=levels, beta_start=first, beta_end=last)
+        recipe = Recipe(schedule="linear", num_train_timesteps=levels, beta_start=first, beta_end=last)
         expected = np.prod(1 - np.linspace(first, last, levels))
-        assert diffusion.last_alpha_cumprod() == pytest.approx(expected, rel=1e-9)
+        assert recipe.last_alpha_cumprod() == pytest.approx(expected, rel=1e-9)
 
 
 TEMPERATURE = "temperature = 4.0: acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'"
@@ -214,7 +217,7 @@ class TestResolve:
         assert resolved.resolved == ("image-size", "prior")
         assert (resolved.to_run_config()["prior"], resolved.data.image_size) == ("class", 8)
         with pytest.raises(UserError, match="dfd-rounds = 1000: must be <= num-train-timesteps = 600"):
-            parse(num_train_timesteps=600, beta_end=0.03).resolve({"dfd-rounds": 1000})
+            parse(num_train_timesteps=600).resolve({"dfd-rounds": 1000})
 
 
 def test_version_is_the_projects() -> None:

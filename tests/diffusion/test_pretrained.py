@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from exact_networks import KINDS
 from pretrained_folders import save_model, unet_of
 
-from fedsynth.config import Diffusion
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, build_unet, make_scheduler, noise_predictor
+from fedsynth.config import RECIPES, Recipe
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, Codec, build_unet, lasting_scheduler, noise_predictor
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
 CLASSES = ("zero", "one", "two")
 SPEC = ImageSpec(1, 8, CLASSES)
-DIFFUSION = Diffusion()
+PAPER = RECIPES["paper"]
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 MEAN, STD = 0.6, 0.3
 OTHER_SHAPES = (
@@ -38,22 +39,23 @@ def save(
     return save_model(folder, unet, classes, scheduler, **schedule)
 
 
-def load(folder: Path, held: tuple[str, ...] = CLASSES, spec: ImageSpec = SPEC) -> PretrainedModel:
-    return load_pretrained_model(folder, spec, DIFFUSION, held)
+def load(folder: Path, held: tuple[str, ...] = CLASSES, recipe: Recipe = PAPER) -> PretrainedModel:
+    return load_pretrained_model(folder, Codec(SPEC), recipe, held)
 
 
 def questions(count: int = 5, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn((count, *shape), generator=torch.Generator().manual_seed(3)), torch.arange(count) % 3
 
 
-def test_our_own_model_answers_bit_for_bit_as_if_trained_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", KINDS.values(), ids=KINDS)
+def test_our_own_model_answers_bit_for_bit_as_if_trained_here(recipe: Recipe, tmp_path: Path) -> None:
     unet = build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8), 1)
-    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), CLASSES).save_pretrained(tmp_path)
-    model = load(tmp_path)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(recipe), CLASSES).save_pretrained(tmp_path)
+    model = load(tmp_path, recipe=recipe)
     x, labels = questions(300)
     for t in (0, 421, 999):
         answer = model.predict(x, t, labels)
-        assert torch.equal(answer, noise_predictor(unet)(x, t, labels))
+        assert torch.equal(answer, noise_predictor(unet, recipe)(x, t, labels))
         assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
     assert model.native
 
@@ -130,7 +132,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     unet = unet_of(classes=5)
     model = load(save(tmp_path, unet, classes=("two", "moon", "zero", "one")))
     x, labels = questions()
-    assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([2, 3, 0])[labels]))
+    assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, torch.tensor([2, 3, 0])[labels]))
     assert model.serves.tolist() == [True, True, True]
     assert not model.native
 
@@ -138,13 +140,13 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 def test_class_names_of_our_pipeline_are_enough_and_a_file_overrides_them(tmp_path: Path) -> None:
     unet = unet_of()
     names = ("two", "zero", "one")
-    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), names).save_pretrained(tmp_path)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(PAPER), names).save_pretrained(tmp_path)
     x, labels = questions()
     assert torch.equal(
-        load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([1, 2, 0])[labels])
+        load(tmp_path).predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, torch.tensor([1, 2, 0])[labels])
     )
     (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
-    assert torch.equal(load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, labels))
+    assert torch.equal(load(tmp_path).predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, labels))
 
 
 def test_unknown_class_is_not_served_and_not_answered(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from fedsynth.config import Diffusion, Training
+from fedsynth.config import RECIPES, Recipe, Training
 from fedsynth.diffusion import TrainingState, loss_curve, train, training
 
-CONFIG = Training(batch_size=8, learning_rate=2e-3, ema_decay=0.9)
-DIFFUSION = Diffusion()
+CONFIG = Training(batch_size=8)
+RECIPE = RECIPES["paper"].model_copy(update={"learning_rate": 2e-3, "ema_decay": 0.9})
 Build = Callable[..., UNet2DModel]
 
 
@@ -25,8 +25,8 @@ def data(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([stripes if label else stripes.T for label in labels])[:, None].contiguous(), labels
 
 
-def new_state(build: Build, config: Training = CONFIG, seed: int = 1) -> TrainingState:
-    return TrainingState(build(), config, torch.Generator().manual_seed(seed))
+def new_state(build: Build, recipe: Recipe = RECIPE, total_steps: int = 100) -> TrainingState:
+    return TrainingState(build(), recipe, torch.Generator().manual_seed(1), total_steps)
 
 
 def assert_same(one: TrainingState, other: TrainingState) -> None:
@@ -40,24 +40,23 @@ def assert_same(one: TrainingState, other: TrainingState) -> None:
 
 def test_global_random_state_is_untouched(tiny_unet: Build) -> None:
     before = torch.get_rng_state()
-    train(new_state(tiny_unet), *data(), CONFIG, DIFFUSION, 2)
+    train(new_state(tiny_unet), *data(), CONFIG, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_deadline_stops_after_at_least_one_step(tiny_unet: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     state, ticks = new_state(tiny_unet), itertools.count(1)
     monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
-    assert len(train(state, *data(), CONFIG, DIFFUSION, 100, deadline=0.0)) == 1
+    assert len(train(state, *data(), CONFIG, 100, deadline=0.0)) == 1
     ticks = itertools.count(1)
-    assert len(train(state, *data(), CONFIG, DIFFUSION, 100, deadline=3.0)) == 3
-    assert len(train(state, *data(), CONFIG, DIFFUSION, 6, deadline=1e9)) == 2
-    assert train(state, *data(), CONFIG, DIFFUSION, 6, deadline=1e9) == []
+    assert len(train(state, *data(), CONFIG, 100, deadline=3.0)) == 3
+    assert len(train(state, *data(), CONFIG, 6, deadline=1e9)) == 2
+    assert train(state, *data(), CONFIG, 6, deadline=1e9) == []
 
 
 def test_average_of_weights_warms_up(tiny_unet: Build) -> None:
     decay = 0.6
-    config = CONFIG.model_copy(update={"ema_decay": decay})
-    state = new_state(tiny_unet, config)
+    state = new_state(tiny_unet, RECIPE.model_copy(update={"ema_decay": decay}))
     average: list[np.ndarray] = []
 
     def follow(step: int, loss: float) -> None:
@@ -67,7 +66,7 @@ def test_average_of_weights_warms_up(tiny_unet: Build) -> None:
         old = average or values
         average = [keep * a + (1 - keep) * p for a, p in zip(old, values, strict=True)]
 
-    train(state, *data(), config, DIFFUSION, 7, on_step=follow)
+    train(state, *data(), CONFIG, 7, on_step=follow)
     raw = [p.detach().clone() for p in state.unet.parameters()]
     for mean, found in zip(average, state.averaged_unet().parameters(), strict=True):
         np.testing.assert_allclose(found.detach(), mean, rtol=1e-5, atol=1e-6)
@@ -78,8 +77,8 @@ def test_average_of_weights_warms_up(tiny_unet: Build) -> None:
 def test_gradients_are_clipped(tiny_unet: Build) -> None:
     for limit in (1e-3, 1e3):
         config = CONFIG.model_copy(update={"max_grad_norm": limit})
-        state = new_state(tiny_unet, config)
-        train(state, *data(), config, DIFFUSION, 1)
+        state = new_state(tiny_unet)
+        train(state, *data(), config, 1)
         norm = math.sqrt(
             sum(float(p.grad.double().square().sum()) for p in state.unet.parameters() if p.grad is not None)
         )
@@ -88,8 +87,8 @@ def test_gradients_are_clipped(tiny_unet: Build) -> None:
 
 def test_bf16_without_cuda_changes_nothing(tiny_unet: Build) -> None:
     exact, narrow = new_state(tiny_unet), new_state(tiny_unet)
-    train(exact, *data(), CONFIG, DIFFUSION, 2)
-    train(narrow, *data(), CONFIG.model_copy(update={"mixed_precision": "bf16"}), DIFFUSION, 2)
+    train(exact, *data(), CONFIG, 2)
+    train(narrow, *data(), CONFIG.model_copy(update={"mixed_precision": "bf16"}), 2)
     assert_same(exact, narrow)
 
 
@@ -111,7 +110,7 @@ def flat(unet: UNet2DModel) -> torch.Tensor:
 def test_proximal_gradient_is_autograd_s_of_the_explicit_term(tiny_unet: Build) -> None:
     mu, steps, (images, labels) = 3.0, 3, data()
     state, unet = new_state(tiny_unet), tiny_unet().train()
-    losses = train(state, images, labels, CONFIG, DIFFUSION, steps, proximal_mu=mu)
+    losses = train(state, images, labels, CONFIG, steps, proximal_mu=mu)
 
     draw, optimizer = torch.Generator().manual_seed(1), torch.optim.Adam(unet.parameters(), lr=2e-3)
     start = [parameter.detach().clone() for parameter in unet.parameters()]
@@ -145,7 +144,7 @@ def test_first_step_of_a_call_and_mu_zero_feel_no_proximal_term(tiny_unet: Build
     states = [new_state(tiny_unet) for _ in range(2)]
     for state, mu in zip(states, (0.0, 7.0), strict=True):
         for steps in (1, 2):
-            train(state, *data(), CONFIG, DIFFUSION, steps, proximal_mu=mu)
+            train(state, *data(), CONFIG, steps, proximal_mu=mu)
     assert_same(*states)
 
 
@@ -159,7 +158,7 @@ def test_oversampling_draws_every_class_alike_and_the_images_of_a_class_alike(
     monkeypatch.setattr(training, "_step", lambda state, scheduler, batch, *_: batches.append(batch) or 0.0)
     config = Training(batch_size=256, oversample=True)
     images = torch.arange(100.0)[:, None, None, None].expand(100, 1, 2, 2)
-    train(new_state(tiny_unet, config), images, labels, config, DIFFUSION, draws // 256)
+    train(new_state(tiny_unet), images, labels, config, draws // 256)
     rows = torch.cat([clean[:, 0, 0, 0].long() for clean, *_ in batches])
     assert torch.equal(torch.cat([batch[1] for batch in batches]), labels[rows])
     expected = np.array([1 / 3 / counts[int(label)] for label in labels])
