@@ -239,7 +239,7 @@ def saved_codec(saved: Mapping[str, Any], grid: ImageSpec, autoencoder: str | Pa
         return _saved_latents(name, saved.get("image_channels"), grid, autoencoder)
     factor = NAMES.get(name)
     if factor is None:
-        known = one_of_words(map(repr, (*NAMES, AUTOENCODER)))
+        known = ", ".join((*NAMES, AUTOENCODER))
         raise UserError(f"codec = '{name:.100}' of the saved model: this version of fedsynth knows {known}")
     if autoencoder:
         raise UserError(f"autoencoder = '{autoencoder}': the saved model has codec = '{name}'; leave it out")
