@@ -219,7 +219,7 @@ def _find(folder: Path) -> _ModelFiles:
 
 def _own_codec(files: _ModelFiles, codec: Codec) -> Codec:
     index = files.first("model_index.json")
-    name = str((index and files.read_config(index).get("codec")) or "pixels")
+    name = str(files.read_config(index).get("codec", "pixels")) if index else "pixels"
     spec = codec.spec
     if name == codec.digest:
         return codec
