@@ -214,6 +214,8 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.training.own_steps
+    if not training["augment"]:
+        del training["augment"]
     name = recipe_name(config.to_run_config())
     recipe = {**config.recipe.model_dump(), "codec": codec_of(config, spec).name, "name": name}
     # What was a key of the training or of the noise before there were recipes stands where it stood.

@@ -23,7 +23,7 @@ def acting(name: str) -> dict[str, Scalar]:
     """A configuration in which a key has a value that is not its default, and acts."""
     conditions = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
     words = re.findall("'([^']+)'", KEYS[name].allowed)
-    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "elsewhere"]:
+    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "flip", "elsewhere"]:
         with suppress(UserError):
             if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):
                 return {**conditions, name: value}
