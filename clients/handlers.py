@@ -184,7 +184,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
     losses = train_network(
         TrainingState(unet, config.recipe, generator, config.training.train_steps, request.first_step),
-        EncodedImages(images.images, codec_of(config, request.spec)),
+        EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations()),
         torch.from_numpy(images.labels),
         config.training,
         request.steps,

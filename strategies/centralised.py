@@ -44,7 +44,8 @@ class Centralised(SynthesisStrategy):
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
         union = task.federation.union(task.config)
-        self._images = EncodedImages(union.images, codec_of(task.config, task.spec))
+        codec = codec_of(task.config, task.spec)
+        self._images = EncodedImages(union.images, codec, task.config.training.augmentations())
         self._labels = torch.from_numpy(union.labels)
         self._steps = task.config.training.train_steps * len(task.census)
         self._state = new_training(task, "centralised-training", self._steps)

@@ -135,7 +135,7 @@ class LocalModel:
     def _advance(self, training: TrainingState, deadline: float) -> bool:
         config = self._config
         goal = config.training.own_steps
-        images = EncodedImages(self._silo.train.images, self._codec)
+        images = EncodedImages(self._silo.train.images, self._codec, config.training.augmentations())
         labels = torch.from_numpy(self._silo.train.labels)
         if not self._stops_early:
             if config.training.early_stop and not training.steps:
@@ -212,6 +212,8 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bo
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.training.own_steps
+    if not training["augment"]:
+        del training["augment"]
     name = recipe_name(config.to_run_config())
     recipe = {**config.recipe.model_dump(), "codec": codec_of(config, spec).name, "name": name}
     # What was a key of the training or of the noise before there were recipes stands where it stood.

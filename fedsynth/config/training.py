@@ -18,6 +18,7 @@ from fedsynth.config.types import (
 )
 
 _OWN = {"strategy": OWN_MODELS}
+AUGMENTATIONS = ("flip", "rotate90", "shift")
 
 
 class Model(Section):
@@ -68,12 +69,28 @@ class Training(Section):
     local_steps: Positive | Auto = key(AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(32, "images per step")
     max_grad_norm: PositiveFloat = key(1.0, "gradients are clipped to this norm")
+    augment: str = key(
+        "",
+        "variants of images that could be real ones: of 'flip', 'rotate90' and 'shift', such as 'flip,rotate90';"
+        " empty: none",
+    )
     oversample: bool = key(False, "draw a silo's classes equally often, however rare")
     mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only")
     early_stop: bool = key(
         True, "end a silo's own model when its loss on held-out images stops falling", acts_with=_OWN
     )
     copy_check: bool = key(True, "have a silo say how often its own model copies training images", acts_with=_OWN)
+
+    @model_validator(mode="after")
+    def _augmentations_are_known(self) -> Training:
+        names = self.augmentations()
+        if not set(names) <= set(AUGMENTATIONS) or len(set(names)) < len(names):
+            raise ValueError(f"augment = '{self.augment}': must name each of {', '.join(AUGMENTATIONS)} at most once")
+        return self
+
+    def augmentations(self) -> tuple[str, ...]:
+        """``augment`` one by one."""
+        return tuple(name.strip() for name in self.augment.split(",")) if self.augment else ()
 
     @property
     def own_steps(self) -> int:

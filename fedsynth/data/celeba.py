@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.pixels import decode_files
 from fedsynth.errors import UserError
@@ -23,7 +24,9 @@ CELEBA_CLASSES = tuple(
 """Class 4·Male + 2·Smiling + Eyeglasses, each attribute 0 or 1."""
 
 
-def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: bool, cache: Path | None = None) -> Folds:
+def load_celeba(
+    root: Path, image_size: int, channels: int, skip_bad_images: bool, cache: ImageCache | None = None
+) -> Folds:
     """Read the train and test folds of CelebA's own partition; its validation fold stays unused.
 
     The files are those of ``torchvision.datasets.CelebA`` in ``root/celeba`` (or in ``root`` itself), read without
@@ -34,7 +37,7 @@ def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: boo
         image_size: height and width in pixels.
         channels: 1 or 3.
         skip_bad_images: leave out unreadable images, with a logged warning, instead of refusing.
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: files are missing or malformed, a fold is empty, or images cannot be read.
@@ -93,7 +96,7 @@ def _read_fold(
     image_size: int,
     channels: int,
     skip_bad_images: bool,
-    cache: Path | None,
+    cache: ImageCache | None,
 ) -> LabelledImages:
     if not labels:
         raise UserError(f"list_eval_partition.txt in '{folder}' lists no image of fold {fold} (0 = train, 2 = test)")

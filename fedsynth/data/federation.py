@@ -13,6 +13,7 @@ from fedsynth.config import AUTO, NATURAL, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
 from fedsynth.data.folder_origins import silos_in_folders
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
@@ -125,7 +126,7 @@ def _folds(config: RunConfig) -> Folds:
         first_page_only=data.first_page_only,
         seed=config.run.seed,
         origins=configured_origins(data),
-        cache=Path(config.run.state_dir) / "images",
+        cache=ImageCache(Path(config.run.state_dir) / "images"),
     )
 
 

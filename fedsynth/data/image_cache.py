@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +29,86 @@ LARGE_BYTES = 2**28
 """Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
+_KEPT_BYTES = 2**26
 _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 """Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
 
 
+@dataclass(frozen=True)
+class ImageCache:
+    """Where decoded images lie.
+
+    Attributes:
+        folder: receives the files. Several processes may share it, and it may be removed whenever none is at work.
+        single: keep the newest file alone, so that whoever asks for one size of images after the other does not fill
+            the disk.
+    """
+
+    folder: Path
+    single: bool = False
+
+
+class MappedImages(np.memmap[Any, Any]):
+    """A ``numpy.memmap`` of images that lets go of what it has read: pages of the file count as memory of a process.
+
+    Rows that are chosen by their numbers come as an array in memory.
+    """
+
+    _touched = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if not isinstance(found, np.ndarray):
+            return found
+        self._let_go(found.nbytes)
+        return found if np.may_share_memory(found, self) else found.view(np.ndarray)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        self._let_go(np.asarray(value).nbytes)
+
+    def _let_go(self, size: int) -> None:
+        """Count bytes that were touched, and now and then drop the pages; whoever needs them finds them in the file."""
+        mapping = getattr(self, "_mmap", None)
+        self._touched += size
+        if self._touched > _KEPT_BYTES and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._touched = 0
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def read_images(
-    shape: tuple[int, int, int, int], fill: Fill, folder: Path | None, source: Callable[[], Any]
+    shape: tuple[int, int, int, int], fill: Fill, cache: ImageCache | None, source: Callable[[], Any]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return the images that ``fill`` writes; large ones from a file in ``folder``, which is made if it is not there.
+    """Return the images that ``fill`` writes; large ones from a file, which is made if it is not there.
 
     A file is ``<hash of source and shape>.images``: the pixels of all rows that hold an image, a byte for every row
-    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again. Several processes may
-    share the folder, and it may be removed whenever none is at work.
+    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again.
 
     Args:
         shape: (N, H, W, C) of the array that ``fill`` gets.
         fill: decodes the images.
-        folder: None: everything is held in memory.
+        cache: where the file lies; None: everything is held in memory.
         source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
 
     Returns:
-        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
-        ``numpy.memmap`` that nobody can write to.
+        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are
+        :class:`MappedImages` that nobody can write to.
 
     Raises:
         FilesError: the file cannot be written.
     """
-    if folder is None or math.prod(shape) < LARGE_BYTES:
+    if cache is None or math.prod(shape) < LARGE_BYTES:
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
     name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
-    path = folder.absolute() / f"{name[:40]}.images"
+    path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
+        if cache.single:
+            _remove_others(path)
         _make(path, shape, fill)
         found = _open(path, shape)
         assert found is not None
@@ -78,7 +124,7 @@ def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
+    """Return ``images[rows]``; many rows of :class:`MappedImages` as others, in a file that vanishes with them.
 
     Raises:
         FilesError: the file, in the folder of the first, cannot be written.
@@ -86,16 +132,22 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     source = getattr(images, "filename", None)
     shape = (len(rows), *images.shape[1:])
     if source is None or math.prod(shape) < LARGE_BYTES:
-        return np.asarray(images[rows])
+        return images[rows]
     folder = Path(source).parent
     with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
         for some in np.array_split(rows, _chunks(shape)):
             file.write(np.ascontiguousarray(images[some]).data)
         file.flush()
-        taken = np.memmap(file, np.uint8, "r", shape=shape)
+        taken = MappedImages(file, np.uint8, "r", shape=shape)
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
+
+
+def _remove_others(path: Path) -> None:
+    for other in path.parent.glob(f"*{path.suffix}"):
+        if other != path:
+            other.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -118,7 +170,7 @@ def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
                     os.posix_fallocate(file.fileno(), 0, size)
                 else:
                     file.truncate(size)
-            images = np.memmap(temporary, np.uint8, "r+", shape=shape)
+            images = MappedImages(temporary, np.uint8, "r+", shape=shape)
             good = _filled(images, fill)
             kept = _close_gaps(images, good)
             images.flush()
@@ -173,7 +225,7 @@ def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint
         if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
             logger.warning("%s is damaged: it is made again", path)
             return None
-        return np.memmap(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
+        return MappedImages(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import FolderListing, list_images
 from fedsynth.data.folder_origins import add_groups, list_with_origins
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_files import Header, header_problem, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
@@ -43,7 +44,7 @@ def read_image_folder(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     group_column: str = "",
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> LabelledImages:
     """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
 
@@ -59,7 +60,7 @@ def read_image_folder(
         value_range: what of more than 8 bits becomes black and white. None: found, see ``pixels.find_value_range``.
         first_page_only: take the first page or frame of files with several, instead of refusing them.
         group_column: column of the table in ``path`` that names each image's group (:mod:`fedsynth.data.metadata`).
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: ``path`` holds no class folders, or others than ``classes``, a class folder is empty, a folder cannot
@@ -89,7 +90,7 @@ def _read(
     classes: Sequence[str] | None,
     value_range: ValueRange | None,
     first_page_only: bool,
-    cache: Path | None,
+    cache: ImageCache | None,
 ) -> LabelledImages:
     root = listing.root
     names = tuple(listing.files) if classes is None else tuple(classes)
@@ -170,7 +171,7 @@ def load_image_folder(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     origins: Origins = _NO_ORIGINS,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Folds:
     """Read the folds of ``path``, such as ``train/`` and ``test/``, or, without them, split its images 80/20.
 

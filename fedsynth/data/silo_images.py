@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.duplicate_images import describe_shared
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import read_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
 from fedsynth.data.value_range import ValueRange
@@ -97,7 +98,7 @@ def folder_silo(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     group_column: str = "",
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 

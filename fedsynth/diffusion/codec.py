@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.keys import one_of_words
+from fedsynth.diffusion.augmentation import augmented
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
@@ -83,10 +84,12 @@ class EncodedImages:
     Attributes:
         images: uint8 (n, H, W, C).
         codec: how they are encoded.
+        augment: how they are varied when they are drawn, see :mod:`fedsynth.diffusion.augmentation`.
     """
 
     images: NDArray[np.uint8]
     codec: Codec
+    augment: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +97,13 @@ class EncodedImages:
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the samples (m, c, h, w) at ``rows`` (m,)."""
         return self.codec.encode(self.images[rows.numpy()])
+
+    def draw(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return variants of the samples at ``rows``; the samples themselves without augmentation."""
+        if not self.augment:
+            return self[rows]
+        pixels = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2)
+        return self.codec.encode(augmented(pixels, self.augment, generator).permute(0, 2, 3, 1).numpy())
 
 
 Images = torch.Tensor | EncodedImages

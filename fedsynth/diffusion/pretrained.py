@@ -219,7 +219,7 @@ def _find(folder: Path) -> _ModelFiles:
 
 def _own_codec(files: _ModelFiles, spec: ImageSpec) -> Codec:
     index = files.first("model_index.json")
-    name = files.read_config(index).get("codec", "pixels") if index else "pixels"
+    name = str(files.read_config(index).get("codec", "pixels")) if index else "pixels"
     if name not in NAMES or spec.size % NAMES[name]:
         known = ", ".join(name for name, factor in NAMES.items() if spec.size % factor == 0)
         raise files.error(

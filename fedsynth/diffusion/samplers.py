@@ -20,7 +20,7 @@ SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 
 MOST_SIGMA = 160.0
 """Noise over signal, √((1-ᾱ)/ᾱ), from which on nothing is left to be learnt from. The linear schedule ends at 157
-unless told otherwise; the cosine one goes on to 20,000, where half of Karras's levels would lie: it is cut."""
+unless told otherwise and is followed to its end; the cosine one goes on to 20,000, and is not."""
 
 
 def make_scheduler(
@@ -30,8 +30,9 @@ def make_scheduler(
 
     ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
     η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
-    arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). ``sde-dpmsolver++``: the same for
-    the stochastic process, with fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
+    arXiv 2211.01095), under the linear schedule on the noise levels of Karras et al. 2022 (arXiv 2206.00364), under the
+    cosine schedule on even timesteps, as all others. ``sde-dpmsolver++``: the same for the stochastic process, with
+    fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
     samples and starts where the signal is all but gone (Lin et al. 2023, arXiv 2305.08891).
 
     Args:
@@ -60,8 +61,13 @@ def make_scheduler(
         _set_timesteps(solver, even_timesteps(_alphas_cumprod(solver), steps, most_sigma))
         return solver
     solver = _solver(recipe, bound, algorithm_type=sampler)
-    # Levels between two timesteps would be worked with that the networks are not asked at.
-    _set_timesteps(solver, karras_timesteps(_alphas_cumprod(solver), steps, most_sigma))
+    alphas_cumprod = _alphas_cumprod(solver)
+    # Levels between two timesteps would be worked with that the networks are not asked at. On the cosine schedule half
+    # of Karras's would lie where nothing is left of the images (our choice).
+    karras = recipe.schedule == "linear"
+    _set_timesteps(
+        solver, karras_timesteps(alphas_cumprod, steps) if karras else even_timesteps(alphas_cumprod, steps, most_sigma)
+    )
     return solver
 
 
@@ -113,17 +119,16 @@ def even_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, most_sigma: 
     return [int(t) for t in np.unique(np.arange(count, 0, -count / steps)[:steps].round())[::-1] - 1]
 
 
-def karras_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, most_sigma: float, rho: float = 7.0) -> list[int]:
+def karras_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, rho: float = 7.0) -> list[int]:
     """Return the timesteps nearest to the noise levels of Karras et al. 2022 (Eq. 5), noisiest first, each once.
 
     Args:
         alphas_cumprod: ᾱ of every timestep (T,).
         steps: number of levels, at least 1.
-        most_sigma: noise over signal of the first level, if the schedule has as much.
         rho: ρ; larger: more levels of little noise.
     """
     sigmas = _sigmas(alphas_cumprod)
-    highest, lowest = min(sigmas[-1], most_sigma) ** (1 / rho), sigmas[0] ** (1 / rho)
+    highest, lowest = sigmas[-1] ** (1 / rho), sigmas[0] ** (1 / rho)
     levels = np.log((highest + np.linspace(0, 1, steps) * (lowest - highest)) ** rho)
     timesteps = np.interp(levels, np.log(sigmas), np.arange(len(sigmas))).round()
     return [int(t) for t in np.unique(timesteps)[::-1]]

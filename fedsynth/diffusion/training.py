@@ -187,7 +187,7 @@ def train(
             rows = torch.randint(len(images), (config.batch_size,), generator=state.generator)
         else:
             rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=state.generator)
-        clean = images[rows]
+        clean = images[rows] if isinstance(images, torch.Tensor) else images.draw(rows, state.generator)
         t = torch.randint(state.recipe.num_train_timesteps, (len(clean),), generator=state.generator)
         noise = torch.randn(clean.shape, generator=state.generator)
         state.losses.append(_step(state, scheduler, (clean, labels[rows], t, noise), config, proximal))

@@ -9,7 +9,7 @@ import torchvision.datasets
 from image_examples import dicom
 from PIL import Image
 
-from fedsynth.data import image_cache, image_folder
+from fedsynth.data import ImageCache, image_cache, image_folder
 from fedsynth.data.image_folder import image_folder_spec, load_image_folder, read_image_folder
 from fedsynth.errors import FilesError, UserError
 
@@ -44,11 +44,11 @@ def test_large_folders_lie_decoded_on_disk(skip: bool, tree: Path, monkeypatch: 
     in_memory = load_image_folder(tree, None, None, skip, 0)
     monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
     for _ in range(2):
-        mapped = load_image_folder(tree, None, None, skip, 0, cache=tree / ".cache")
+        mapped = load_image_folder(tree, None, None, skip, 0, cache=ImageCache(tree / ".cache"))
         assert all(isinstance(fold.images, np.memmap) for fold in mapped)
         assert [fold.fingerprint() for fold in mapped] == [fold.fingerprint() for fold in in_memory]
     save(tree / "Dog" / "0.png", 50)
-    changed = load_image_folder(tree, None, None, skip, 0, cache=tree / ".cache")
+    changed = load_image_folder(tree, None, None, skip, 0, cache=ImageCache(tree / ".cache"))
     assert 50 in np.concatenate([fold.images.ravel() for fold in changed])
     assert len(list((tree / ".cache").iterdir())) == 2
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from exact_networks import KINDS, alphas_of
 
 from fedsynth.config import RECIPES, Recipe, Training
 from fedsynth.data import load_dataset
@@ -85,6 +87,34 @@ def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
         predicted = unet.eval()(noisy, torch.from_numpy(t), class_labels=labels[rows]).sample
     expected = float((predicted.double() - noise.double()).square().mean())
     assert fresh_loss((images, labels), 4)(unet) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), *KINDS.values()], ids=[*RECIPES, *KINDS])
+def test_loss_is_the_recipe_s_own_over_stratified_levels(recipe: Recipe) -> None:
+    """A network that takes black images for brighter ones by 0.1."""
+    (images, labels), alphas = digits(0, 300), alphas_of(recipe.schedule)
+
+    class Wrong(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.device_of = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+            alpha_bar = torch.from_numpy(alphas)[t][:, None, None, None]
+            noise = (x.double() - alpha_bar.sqrt() * 0.1) / (1 - alpha_bar).sqrt()
+            velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * 0.1
+            said = {"epsilon": noise, "x0": torch.full_like(noise, 0.1), "v": velocity}
+            return SimpleNamespace(sample=said[recipe.prediction])
+
+    loss = HeldOutLoss(torch.zeros_like(images), labels, recipe, torch.Generator().manual_seed(0))
+    snr_1 = 1 / (1 - alphas)
+    weight = {"epsilon": snr_1 - 1, "x0": np.ones(1000), "v": snr_1}[recipe.prediction]
+    weight = np.minimum(snr_1, recipe.snr_gamma) if recipe.loss_weighting == "min-snr" else weight
+    found = loss(Wrong())  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    torch.randperm(300, generator=draw)
+    levels = (np.arange(256) + torch.rand(256, generator=draw, dtype=torch.float64).numpy()) * 1000 / 256
+    assert found == pytest.approx(0.01 * weight[levels.astype(int)].mean(), rel=1e-2)
 
 
 def test_check_leaves_training_as_it_was(tiny_unet: Build) -> None:

@@ -15,7 +15,14 @@ from exact_networks import KINDS
 from pretrained_folders import save_model, unet_of
 
 from fedsynth.config import RECIPES, Recipe
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, Codec, build_unet, lasting_scheduler, noise_predictor
+from fedsynth.diffusion import (
+    ClassConditionalDDPMPipeline,
+    Codec,
+    build_unet,
+    lasting_scheduler,
+    make_codec,
+    noise_predictor,
+)
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
@@ -58,6 +65,52 @@ def test_our_own_model_answers_bit_for_bit_as_if_trained_here(recipe: Recipe, tm
         assert torch.equal(answer, noise_predictor(unet, recipe)(x, t, labels))
         assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
     assert model.native
+
+
+WIDE = ImageSpec(1, 16, CLASSES)
+
+
+def saved_of(codec: Codec, folder: Path, recipe: Recipe) -> UNet2DModel:
+    unet = build_unet("digits", codec.grid, torch.Generator().manual_seed(0), (8, 8), 1)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(recipe), CLASSES, codec.name).save_pretrained(folder)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("own", "run"), [("pixels", "unshuffle-2"), ("unshuffle-4", "pixels"), ("unshuffle-4", "unshuffle-2")]
+)
+@pytest.mark.parametrize("kind", ["x0-cosine", "epsilon-linear"])
+def test_a_model_of_another_codec_answers_what_it_says_of_its_own(
+    own: str, run: str, kind: str, tmp_path: Path
+) -> None:
+    own_codec, run_codec, recipe = make_codec(own, WIDE), make_codec(run, WIDE), KINDS[kind]
+    unet = saved_of(own_codec, tmp_path, recipe)
+    model = load_pretrained_model(tmp_path, run_codec, recipe, CLASSES)
+    pixels, labels = questions(7, (1, 16, 16))
+    for t in (0, 421, 990):
+        asked = noise_predictor(unet, recipe)(own_codec.from_pixels(pixels), t, labels)
+        answer = model.predict(run_codec.from_pixels(pixels), t, labels)
+        assert torch.equal(run_codec.to_pixels(answer), own_codec.to_pixels(asked))
+        assert answer.shape == (7, *run_codec.shape)
+    assert not model.native
+    assert load_pretrained_model(tmp_path, own_codec, recipe, CLASSES).native
+
+
+def test_a_model_s_codec_must_fit_the_images(tmp_path: Path) -> None:
+    saved_of(make_codec("unshuffle-4", WIDE), tmp_path, PAPER)
+    for spec, known in ((ImageSpec(1, 18, CLASSES), "pixels, unshuffle-2"), (ImageSpec(1, 15, CLASSES), "pixels")):
+        with pytest.raises(UserError) as caught:
+            load_pretrained_model(tmp_path, Codec(spec), PAPER, CLASSES)
+        assert str(caught.value) == (
+            f"model-path = '{tmp_path}': its codec is 'unshuffle-4', and images of size {spec.size} can be seen"
+            f" through {known}: give a model of such images, or remove model-path to train one here"
+        )
+    index = tmp_path / "model_index.json"
+    (tmp_path / "model.checksums.json").unlink(missing_ok=True)
+    for damaged in (5, ["pixels"], {}, None, "pixels "):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "codec": damaged}))
+        with pytest.raises(UserError, match="its codec is "):
+            load_pretrained_model(tmp_path, Codec(WIDE), PAPER, CLASSES)
 
 
 def cosine(timestep: float, steps: int) -> float:

@@ -82,16 +82,9 @@ def test_levels_of_the_cosine_schedule_begin_where_the_signal_is_all_but_gone(st
     assert sigmas[levels[0] - 1] < 160 < sigmas[levels[0] + 1] < sigmas[-1] / 90
     assert all(later < earlier for earlier, later in itertools.pairwise(levels))
     assert levels[-1] >= 0
-    if sampler.endswith("dpmsolver++"):
-        assert steps == 1 or levels[-1] == 0
-        ramp = np.linspace(160 ** (1 / 7), sigmas[0] ** (1 / 7), steps) ** 7
-        nearest = {int(np.abs(np.log(sigmas) - np.log(sigma)).argmin()) for sigma in ramp}
-        assert len(levels) == pytest.approx(len(nearest), abs=2)
-        assert all(min(abs(level - other) for other in nearest) <= 1 for level in levels)
-    else:
-        assert len(levels) == steps
-        spaces = -np.diff([*levels, -1])
-        assert spaces.max() - spaces.min() <= 1
+    assert len(levels) == steps
+    spaces = -np.diff([*levels, -1])
+    assert spaces.max() - spaces.min() <= 1
 
 
 def test_dpmsolver_s_levels_are_those_of_karras() -> None:

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from exact_networks import KINDS, alphas_of
 
 from fedsynth.config import RECIPES, Recipe, Training
-from fedsynth.diffusion import TrainingState, loss_curve, train, training
+from fedsynth.diffusion import (
+    EncodedImages,
+    HeldOutLoss,
+    TrainingState,
+    build_unet,
+    loss_curve,
+    make_codec,
+    train,
+    training,
+)
+from fedsynth.spec import ImageSpec
 
 CONFIG = Training(batch_size=8)
 RECIPE = RECIPES["paper"].model_copy(update={"learning_rate": 2e-3, "ema_decay": 0.9})
@@ -138,6 +149,71 @@ def test_proximal_gradient_is_autograd_s_of_the_explicit_term(tiny_unet: Build) 
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
     moved = flat(unet) - torch.cat([s.flatten() for s in start])
     assert (flat(state.unet) - flat(unet)).norm() < 3e-4 * moved.norm()
+
+
+@pytest.mark.parametrize("first_step", [0, 4])
+def test_the_default_recipe_s_training_is_that_of_a_loop_by_hand(first_step: int, tiny_unet: Build) -> None:
+    """x_0 under the cosine schedule, weighted by min(SNR + 1, 5), AdamW, warm-up and half a cosine."""
+    steps, (images, labels) = 3, data()
+    state = TrainingState(tiny_unet(), RECIPES["default"], torch.Generator().manual_seed(1), 12, first_step)
+    losses = train(state, images, labels, CONFIG, steps)
+
+    draw, unet = torch.Generator().manual_seed(1), tiny_unet().train()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1.0, weight_decay=0.01)
+    start, alphas, by_hand = flat(unet), torch.from_numpy(alphas_of("cosine")), []
+    for step in range(first_step, first_step + steps):
+        rows = torch.randint(len(images), (8,), generator=draw)
+        t = torch.randint(1000, (8,), generator=draw)
+        noise = torch.randn(8, 1, 8, 8, generator=draw)
+        alpha_bar = alphas[t].float()[:, None, None, None]
+        noisy = alpha_bar.sqrt() * images[rows] + (1 - alpha_bar).sqrt() * noise
+        errors = (unet(noisy, t, class_labels=labels[rows]).sample - images[rows]).square()
+        loss = (errors * (1 / (1 - alpha_bar)).clamp(max=5)).mean()
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 4) * (1 + math.cos(math.pi * step / 12)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        by_hand.append(float(loss.detach()))
+    np.testing.assert_allclose(losses, by_hand, rtol=1e-4)
+    assert (flat(state.unet) - flat(unet)).norm() < 1e-2 * (flat(unet) - start).norm()
+
+
+def test_the_rate_follows_the_steps_of_the_whole_training_however_it_is_cut(tiny_unet: Build) -> None:
+    whole, cut = (new_state(tiny_unet, RECIPES["default"], 8) for _ in range(2))
+    train(whole, *data(), CONFIG, 6)
+    for until in (1, 4, 6):
+        train(cut, *data(), CONFIG, until)
+    assert_same(whole, cut)
+    rate = 1.5e-3 * (1 + math.cos(math.pi * 5 / 8)) / 2
+    assert [group["lr"] for group in whole.optimizer.param_groups] == [pytest.approx(rate, rel=1e-12)]
+    # Another round, with an optimiser of its own, goes on where the last one was.
+    later = TrainingState(tiny_unet(), RECIPES["default"], torch.Generator().manual_seed(1), 8, 5)
+    train(later, *data(), CONFIG, 1)
+    assert later.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_learns(kind: str, tiny_unet: Build) -> None:
+    """Its held-out loss, whatever it is of, falls well below that of the first network."""
+    recipe = RECIPES["default"].model_copy(update=KINDS[kind].model_dump(include={"prediction", "schedule"}))
+    state = new_state(tiny_unet, recipe.model_copy(update={"learning_rate": 5e-3, "ema_decay": 0.5}), 25)
+    held_out = HeldOutLoss(*data(), recipe, torch.Generator().manual_seed(0))
+    before = held_out(state.unet)
+    train(state, *data(), CONFIG, 25)
+    assert held_out(state.averaged_unet()) < 0.7 * before
+
+
+@pytest.mark.parametrize("codec", ["pixels", "unshuffle-2", "unshuffle-4"])
+def test_stored_images_train_as_their_samples_do(codec: str) -> None:
+    made = make_codec(codec, ImageSpec(1, 16, ("a", "b")))
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1), dtype=np.uint8)
+    states = []
+    for source in (EncodedImages(images, made), made.encode(images)):
+        unet = build_unet("digits", made.grid, torch.Generator().manual_seed(0), (8, 8), 1)
+        states.append(TrainingState(unet, RECIPES["default"], torch.Generator().manual_seed(1), 3))
+        train(states[-1], source, torch.arange(6) % 2, CONFIG, 3)
+    assert_same(*states)
 
 
 def test_first_step_of_a_call_and_mu_zero_feel_no_proximal_term(tiny_unet: Build) -> None:
