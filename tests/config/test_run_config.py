@@ -169,6 +169,8 @@ class TestKeysThatDoNotAct:
             ({"strategy": "fedavg", "temperature": 4.0}, TEMPERATURE),
             ({"num_rounds": 5}, "num-rounds = 5: acts with strategy = 'fedavg', "),
             ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
+            ({"dataset": "medmnist:bloodmnist", "download": True}, "download = True: acts with dataset = 'mnist', "),
+            ({"dataset": "hf:skin", "value_range": "full"}, "value-range = 'full': acts with dataset = 'imagefolder' "),
             ({"partition": "iid", "alpha": 1.0}, "alpha = 1.0: acts with partition = 'dirichlet' only; leave"),
             ({"parallel_levels": 4}, "parallel-levels = 4: acts with sampler = 'ddpm' or 'ddim' only"),
             ({"sampler": "ddim", "temperature": 2.0}, "temperature = 2.0: acts with weights = 'posterior' only"),
@@ -186,6 +188,8 @@ class TestKeysThatDoNotAct:
             {"sampler": "ddim", "temperature": 1.0},
             {"strategy": "somebody:Else", "beta": 0.3, "copy_check": False},
             {"dataset": "somebody:load", "data_root": "x"},
+            {"dataset": "medmnist:bloodmnist", "data_root": "x", "partition": "iid"},
+            {"dataset": "hf:fed-isic2019", "data_root": "x", "partition": "natural", "silo_column": "center"},
         ],
     )
     def test_defaults_and_what_a_plug_in_may_take_are_not(self, keys: dict[str, Any]) -> None:
