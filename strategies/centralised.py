@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsynth.config.methods import CentralisedSettings
-from fedsynth.diffusion import TrainingState, loss_curve, train
+from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, loss_curve, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import Answer, transport
 from fedsynth.progress import Progress
@@ -44,9 +44,11 @@ class Centralised(SynthesisStrategy):
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
         union = task.federation.union(task.config)
-        self._images, self._labels = union.images, torch.from_numpy(union.labels)
-        self._state = new_training(task, "centralised-training")
+        codec = codec_of(task.config, task.spec)
+        self._images = EncodedImages(union.images, codec, task.config.training.augmentations())
+        self._labels = torch.from_numpy(union.labels)
         self._steps = task.config.training.train_steps * len(task.census)
+        self._state = new_training(task, "centralised-training", self._steps)
         self._progress = self._new_progress(0)
         return transport.encode_tensors(self._state.unet.state_dict())
 
@@ -68,7 +70,6 @@ class Centralised(SynthesisStrategy):
             self._images,
             self._labels,
             config.training,
-            config.diffusion,
             goal,
             on_step=lambda done, loss: self._progress.update(done, loss=loss),
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -16,8 +16,10 @@ from clients.context import SiloContext
 from clients.silo_cache import SiloCache
 from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
-from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
+from fedsynth.diffusion import Codec, codec_of, initial_unet, make_scheduler, pick_device
+from fedsynth.diffusion.noise_levels import from_noise
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
+from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION, denoising_loss
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -60,8 +62,8 @@ def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
     held = [str(name) for name in cast(list[str], noted["held-classes"])]
 
     def load() -> PretrainedModel:
-        device = pick_device(config.run.device)
-        return load_pretrained_model(Path(str(noted["path"])), noted_spec(noted), config.diffusion, held, device)
+        device, spec = pick_device(config.run.device), noted_spec(noted)
+        return load_pretrained_model(Path(str(noted["path"])), codec_of(config, spec), config.recipe, held, device)
 
     return _models.get(silo.run_and_node, load)
 
@@ -80,33 +82,42 @@ def noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
 
 
 def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float:
-    """Return the mean of ‖ε - ε_θ(x_t, t, y)‖²/d at random timesteps, one in each of equal parts of the schedule.
+    """Return the mean loss of the run's recipe at random timesteps, one in each of equal parts of the schedule.
 
+    Whatever the model predicts, what it says is put in the terms of the run, as if its network had been trained here.
     Over images of classes that the model knows: held-out images, or training images where none are held out. Images,
     timesteps and noise are the same every time.
     """
     generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
-    images, labels = _known_images(model, silo, generator)
-    scheduler = make_scheduler(config.diffusion)
-    losses = []
-    stretch = config.diffusion.num_train_timesteps / LOSS_TIMESTEPS
+    codec = model.codec
+    images, labels = _known_images(model, silo, codec, generator)
+    recipe, scheduler = config.recipe, make_scheduler(config.recipe)
+    losses: list[float] = []
+    of_silence: list[float] = []
+    stretch = recipe.num_train_timesteps / LOSS_TIMESTEPS
     for number in range(LOSS_TIMESTEPS):
         t = int((number + float(torch.rand((), generator=generator))) * stretch)
         noise = torch.randn(images.shape, generator=generator)
-        noisy = scheduler.add_noise(images, noise, torch.full((len(images),), t))
-        losses.append(float(F.mse_loss(model.predict(noisy, t, labels), noise)))
-    loss = sum(losses) / len(losses)
-    if loss >= 1:
-        # Predicting no noise at all has a loss of 1.
+        timesteps = torch.full((len(images),), t)
+        noisy, alpha_bar = scheduler.add_noise(images, noise, timesteps), scheduler.alphas_cumprod[timesteps]
+        for eps, found in ((model.predict(noisy, t, labels), losses), (torch.zeros_like(noise), of_silence)):
+            predicted = from_noise(
+                eps, noisy, float(alpha_bar[0]), DIFFUSERS_PREDICTION[recipe.prediction], codec.bound
+            )
+            found.append(float(denoising_loss(predicted, images, noise, alpha_bar, recipe).mean()))
+    loss = fmean(losses)
+    if loss >= fmean(of_silence):
         logger.warning("%s: model-path: loss %.3g: was the model trained on such images, in [-1, 1]?", silo.name, loss)
     return loss
 
 
-def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _known_images(
+    model: PretrainedModel, silo: Silo, codec: Codec, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     parts = (part.subset(np.flatnonzero(model.serves[part.labels])) for part in (silo.holdout, silo.train))
     known = next(part for part in parts if len(part))
     chosen = known.subset(torch.randperm(len(known), generator=generator)[:LOSS_IMAGES].numpy())
-    return to_model_range(chosen.images), torch.from_numpy(chosen.labels)
+    return codec.encode(chosen.images), torch.from_numpy(chosen.labels)
 
 
 def uploadable_network(silo: SiloContext) -> UNet2DModel | None:
