@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.data.apportion import apportion
-from fedsynth.diffusion import make_scheduler, noise_predictor, sample, to_uint8
+from fedsynth.diffusion import codec_of, make_scheduler, noise_predictor, sample
 from fedsynth.errors import UserError
 from fedsynth.evaluation.memorisation import memorisation
 from fedsynth.seeding import make_generator
@@ -38,7 +38,7 @@ def copied_share(
         silo: the images that the network was trained on, and those held out.
         unet: network to sample, with labels in the shares of the training images.
         spec: format of the images.
-        config: seed and noise schedule.
+        config: seed and recipe.
         held_out: number of held-out images, by which it is decided whether there is a check; None: the exact one.
 
     Returns:
@@ -62,9 +62,10 @@ def _draw(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig) -> 
         torch.from_numpy(apportion(NUM_SAMPLES, silo.train.label_counts()))
     )
     generator = make_generator(config.run.seed, "copy-check", silo.name)
-    noise = torch.randn((NUM_SAMPLES, *spec.shape), generator=generator)
-    scheduler = make_scheduler(config.diffusion, SAMPLING_STEPS, "dpmsolver++")
-    return to_uint8(sample(noise_predictor(unet), scheduler, noise, labels, generator))
+    codec = codec_of(config, spec)
+    noise = torch.randn((NUM_SAMPLES, *codec.shape), generator=generator)
+    scheduler = make_scheduler(config.recipe, SAMPLING_STEPS, "dpmsolver++", codec.bound)
+    return codec.decode(sample(noise_predictor(unet, config.recipe), scheduler, noise, labels, generator))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

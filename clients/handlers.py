@@ -32,7 +32,9 @@ from clients.silo_cache import SiloCache
 from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.diffusion import (
     PARTS,
+    EncodedImages,
     TrainingState,
+    codec_of,
     draw_initial_noise,
     initial_unet,
     loss_curve,
@@ -40,7 +42,6 @@ from fedsynth.diffusion import (
     noise_predictor,
     pick_device,
     select_parts,
-    to_uint8,
 )
 from fedsynth.diffusion import sample as draw
 from fedsynth.diffusion import train as train_network
@@ -156,16 +157,17 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     """
     config = silo.config
     _refuse_rare_classes(request.labels, request.spec, silo)
-    noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, request.spec.shape)[request.numbers]
+    codec, recipe = codec_of(config, request.spec), config.recipe
+    noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, codec.shape)[request.numbers]
     generator = make_generator(config.run.seed, "sampling", silo.name)
-    scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, request.sampler)
+    scheduler = make_scheduler(recipe, config.sampling.sampling_steps, request.sampler, codec.bound)
     if request.weights is None:
         predict = _own_predictor(silo)
     else:
         model = _federated_model(silo, request.spec, request.weights, request.run_token)
-        predict = noise_predictor(model.after(request.server_round or 0).to(pick_device(config.run.device)))
+        predict = noise_predictor(model.after(request.server_round or 0).to(pick_device(config.run.device)), recipe)
     drawn = draw(predict, scheduler, noise, request.labels, generator, on_step=lambda _: silo.check_deadline())
-    images = torch.from_numpy(to_uint8(drawn))
+    images = torch.from_numpy(codec.decode(drawn))
     return SampleAnswer(images=images, num_examples=len(images))
 
 
@@ -181,11 +183,10 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
     generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
     losses = train_network(
-        TrainingState(unet, config.training, generator),
-        images.images,
+        TrainingState(unet, config.recipe, generator, config.training.train_steps, request.first_step),
+        EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations()),
         torch.from_numpy(images.labels),
         config.training,
-        config.diffusion,
         request.steps,
         proximal_mu=request.proximal_mu,
         on_step=lambda *_: silo.check_deadline(),
@@ -225,7 +226,7 @@ def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
 
 
 def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
-    count = silo.config.diffusion.num_train_timesteps
+    count = silo.config.recipe.num_train_timesteps
     asked = request.timesteps if request.timesteps is not None else torch.tensor([request.timestep])
     if len(asked) and (highest := int(asked.max())) >= count:
         raise UserError(f"timestep {highest}: must be 0 to {count - 1}, num-train-timesteps = {count}")
@@ -251,7 +252,7 @@ def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_t
 
 def _own_predictor(silo: SiloContext) -> PredictNoise:
     pretrained = pretrained_model(silo)
-    return noise_predictor(_own_network(silo)) if pretrained is None else pretrained.predict
+    return noise_predictor(_own_network(silo), silo.config.recipe) if pretrained is None else pretrained.predict
 
 
 def _own_network(silo: SiloContext) -> UNet2DModel:

@@ -22,7 +22,8 @@ from experiments.benchmarks.common import machine_facts, publish
 from experiments.in_process_grid import InProcessGrid
 from experiments.in_process_run import begin_run
 from fedsynth.config import Scalar
-from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
+from fedsynth.diffusion import codec_of, initial_unet, make_scheduler
+from fedsynth.diffusion.recipe import denoising_loss
 from fedsynth.messages import TrainRequest, sender_of, transport
 from fedsynth.seeding import make_generator
 from strategies.base import Task
@@ -114,19 +115,21 @@ def federated_loss(strategy: str, attack: str, settings: Mapping[str, Scalar]) -
 
 @torch.inference_mode()
 def held_out_loss(weights: Weights, task: Task, draws: int = 8) -> float:
-    """Mean squared error of the predicted noise on all silos' held-out images, over levels and noise drawn once."""
+    """Mean training loss on all silos' held-out images, over levels and noise drawn once."""
     config, federation = task.config, task.federation
     assert federation is not None
     silos = [federation.silo(k, config).holdout for k in range(config.run.num_clients)]
-    images = to_model_range(np.concatenate([silo.images for silo in silos])).repeat(draws, 1, 1, 1)
+    codec, recipe = codec_of(config, federation.spec), config.recipe
+    images = codec.encode(np.concatenate([silo.images for silo in silos])).repeat(draws, 1, 1, 1)
     labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos])).repeat(draws)
     generator = make_generator(config.run.seed, "held-out-loss")
-    t = torch.randint(config.diffusion.num_train_timesteps, (len(images),), generator=generator)
+    t = torch.randint(recipe.num_train_timesteps, (len(images),), generator=generator)
     noise = torch.randn(images.shape, generator=generator)
     unet = initial_unet(config, federation.spec).eval()
     unet.load_state_dict(weights)
-    noisy = make_scheduler(config.diffusion).add_noise(images, noise, t)
-    return float((unet(noisy, t, class_labels=labels).sample - noise).square().mean())
+    scheduler = make_scheduler(recipe)
+    predicted = unet(scheduler.add_noise(images, noise, t), t, class_labels=labels).sample
+    return float(denoising_loss(predicted, images, noise, scheduler.alphas_cumprod[t], recipe).mean())
 
 
 def main() -> None:

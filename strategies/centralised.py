@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsynth.config.methods import CentralisedSettings
-from fedsynth.diffusion import TrainingState, loss_curve, to_model_range, train
+from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, loss_curve, train
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import Answer, transport
 from fedsynth.progress import Progress
@@ -45,10 +45,11 @@ class Centralised(SynthesisStrategy):
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
         silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
-        self._images = to_model_range(np.concatenate([silo.images for silo in silos]))
+        images = np.concatenate([silo.images for silo in silos])
+        self._images = EncodedImages(images, codec_of(task.config, task.spec), task.config.training.augmentations())
         self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
-        self._state = new_training(task, "centralised-training")
         self._steps = task.config.training.train_steps * len(task.census)
+        self._state = new_training(task, "centralised-training", self._steps)
         self._progress = self._new_progress(0)
         return transport.encode_tensors(self._state.unet.state_dict())
 
@@ -70,7 +71,6 @@ class Centralised(SynthesisStrategy):
             self._images,
             self._labels,
             config.training,
-            config.diffusion,
             goal,
             on_step=lambda done, loss: self._progress.update(done, loss=loss),
         )

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fedsynth.diffusion import (
     TrainingState,
+    codec_of,
     draw_initial_noise,
     initial_unet,
     make_scheduler,
     noise_predictor,
     pick_device,
     sample,
-    to_uint8,
 )
 from fedsynth.errors import RunError
 from fedsynth.progress import Progress
@@ -33,16 +33,16 @@ def draw_from_model(task: Task, weights: Mapping[str, torch.Tensor]) -> Outcome:
     seed = task.config.run.seed
     unet = initial_unet(task.config, task.spec)
     unet.load_state_dict(dict(weights))
-    noise = draw_initial_noise(seed, len(task.labels), task.spec.shape)
+    noise = draw_initial_noise(seed, len(task.labels), codec_of(task.config, task.spec).shape)
     progress = Progress("sampling: level", task.config.sampling.sampling_steps, logger.info)
     generator = make_generator(seed, "sampling")
     return Outcome(draw_images(task, unet, noise, task.labels, generator, progress.update), task.labels.numpy(), unet)
 
 
-def new_training(task: Task, purpose: str) -> TrainingState:
-    """Return a training on the server at its start; ``purpose`` decides batches and noise."""
+def new_training(task: Task, purpose: str, steps: int) -> TrainingState:
+    """Return a training of ``steps`` on the server at its start; ``purpose`` decides batches and noise."""
     unet = initial_unet(task.config, task.spec).to(pick_device(task.config.run.device))
-    return TrainingState(unet, task.config.training, make_generator(task.config.run.seed, purpose))
+    return TrainingState(unet, task.config.recipe, make_generator(task.config.run.seed, purpose), steps)
 
 
 def draw_images(
@@ -61,9 +61,11 @@ def draw_images(
     Raises:
         RunError: the model draws no images, but numbers that are not finite.
     """
-    scheduler = make_scheduler(task.config.diffusion, task.config.sampling.sampling_steps, sampler or task.sampler)
-    predict = noise_predictor(unet.to(pick_device(task.config.run.device)))
+    codec, recipe = codec_of(task.config, task.spec), task.config.recipe
+    steps = task.config.sampling.sampling_steps
+    scheduler = make_scheduler(recipe, steps, sampler or task.sampler, codec.bound)
+    predict = noise_predictor(unet.to(pick_device(task.config.run.device)), recipe)
     drawn = sample(predict, scheduler, noise, labels, generator, on_step)
     if bad := int((~drawn.isfinite()).flatten(1).any(1).sum()):
         raise RunError(f"{bad} of {len(drawn)} images drawn from the model are not finite: its training has diverged")
-    return to_uint8(drawn)
+    return codec.decode(drawn)

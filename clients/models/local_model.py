@@ -20,12 +20,14 @@ from fedsynth.data import Silo
 from fedsynth.diffusion import (
     MIN_HELD_OUT,
     ClassConditionalDDPMPipeline,
+    EncodedImages,
     HeldOutLoss,
     TrainingState,
     check_steps,
+    codec_of,
     initial_unet,
+    lasting_scheduler,
     loss_curve,
-    make_scheduler,
     model_seal,
     pick_device,
     train,
@@ -52,7 +54,7 @@ class LocalModel:
     Args:
         silo: the silo's images.
         spec: image format and classes of the run.
-        config: model, training and diffusion settings.
+        config: model, training and recipe.
         state: the silo's own state folder.
         told_held_out: held-out images as the silo tells their number, by which early stopping and copy check act or
             not: where they did would tell the exact one. None: the exact number, which is told.
@@ -68,6 +70,7 @@ class LocalModel:
         self._held_out = len(silo.holdout) if told_held_out is None or not len(silo.holdout) else told_held_out
         self._spec = spec
         self._config = config
+        self._codec = codec_of(config, spec)
         self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT
         self.key = _content_key(silo, spec, config, self._stops_early)
         self.folder = state / "models" / self.key
@@ -131,32 +134,34 @@ class LocalModel:
     def _advance(self, training: TrainingState, deadline: float) -> bool:
         config = self._config
         goal = config.training.own_steps
-        images = self._silo.train.images
+        images = EncodedImages(self._silo.train.images, self._codec, config.training.augmentations())
         labels = torch.from_numpy(self._silo.train.labels)
         if not self._stops_early:
             if config.training.early_stop and not training.steps:
                 count = self._held_out
                 message = "%s: %d held-out images are too few to stop early by: needs %d, which holdout-fraction gives"
                 logger.info(message, self._silo.name, count, MIN_HELD_OUT)
-            train(training, images, labels, config.training, config.diffusion, goal, deadline)
+            train(training, images, labels, config.training, goal, deadline)
             return training.steps >= goal
         holdout = self._silo.holdout
         generator = make_generator(config.run.seed, "held-out-loss", self._silo.name)
-        held_out_loss = HeldOutLoss(holdout.images, torch.from_numpy(holdout.labels), config.diffusion, generator)
-        return train_early_stopping(
-            training, held_out_loss, images, labels, config.training, config.diffusion, goal, deadline
+        held_out_loss = HeldOutLoss(
+            EncodedImages(holdout.images, self._codec), torch.from_numpy(holdout.labels), config.recipe, generator
         )
+        return train_early_stopping(training, held_out_loss, images, labels, config.training, goal, deadline)
 
     def _resume(self) -> TrainingState:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
         generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
-        training = TrainingState(unet, self._config.training, generator)
+        training = TrainingState(unet, self._config.recipe, generator, self._config.training.own_steps)
         training.resume(self._checkpoint, self._silo.name, self.key)
         return training
 
     def _finish(self, training: TrainingState) -> None:
-        scheduler = make_scheduler(self._config.diffusion)
-        pipeline = ClassConditionalDDPMPipeline(training.averaged_unet(), scheduler, self._spec.classes)
+        scheduler = lasting_scheduler(self._config.recipe)
+        pipeline = ClassConditionalDDPMPipeline(
+            training.averaged_unet(), scheduler, self._spec.classes, self._codec.name
+        )
         history = {"seconds": training.seconds, **loss_curve(training.losses)}
         if training.held_out_losses:
             history |= self._checks(training)
@@ -213,9 +218,9 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bo
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,
-        "model": config.model.model_dump(),
+        "model": config.model.model_dump(exclude={"recipe"}),
         "training": training,
-        "diffusion": config.diffusion.model_dump(),
+        "recipe": config.recipe.model_dump(),
     }
     # Where it changes nothing, the same model serves with and without.
     if stops_early:

@@ -16,7 +16,7 @@ from clients.context import SiloContext
 from clients.silo_cache import SiloCache
 from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
-from fedsynth.diffusion import initial_unet, make_scheduler, pick_device, to_model_range
+from fedsynth.diffusion import Codec, codec_of, initial_unet, make_scheduler, pick_device
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
@@ -60,8 +60,8 @@ def pretrained_model(silo: SiloContext) -> PretrainedModel | None:
     held = [str(name) for name in cast(list[str], noted["held-classes"])]
 
     def load() -> PretrainedModel:
-        device = pick_device(config.run.device)
-        return load_pretrained_model(Path(str(noted["path"])), noted_spec(noted), config.diffusion, held, device)
+        device, spec = pick_device(config.run.device), noted_spec(noted)
+        return load_pretrained_model(Path(str(noted["path"])), codec_of(config, spec), config.recipe, held, device)
 
     return _models.get(silo.run_and_node, load)
 
@@ -86,10 +86,10 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
     timesteps and noise are the same every time.
     """
     generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
-    images, labels = _known_images(model, silo, generator)
-    scheduler = make_scheduler(config.diffusion)
+    images, labels = _known_images(model, silo, model.codec, generator)
+    scheduler = make_scheduler(config.recipe)
     losses = []
-    stretch = config.diffusion.num_train_timesteps / LOSS_TIMESTEPS
+    stretch = config.recipe.num_train_timesteps / LOSS_TIMESTEPS
     for number in range(LOSS_TIMESTEPS):
         t = int((number + float(torch.rand((), generator=generator))) * stretch)
         noise = torch.randn(images.shape, generator=generator)
@@ -102,11 +102,13 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
     return loss
 
 
-def _known_images(model: PretrainedModel, silo: Silo, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _known_images(
+    model: PretrainedModel, silo: Silo, codec: Codec, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     parts = (part.subset(np.flatnonzero(model.serves[part.labels])) for part in (silo.holdout, silo.train))
     known = next(part for part in parts if len(part))
     chosen = known.subset(torch.randperm(len(known), generator=generator)[:LOSS_IMAGES].numpy())
-    return to_model_range(chosen.images), torch.from_numpy(chosen.labels)
+    return codec.encode(chosen.images), torch.from_numpy(chosen.labels)
 
 
 def uploadable_network(silo: SiloContext) -> UNet2DModel | None:

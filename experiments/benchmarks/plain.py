@@ -15,13 +15,13 @@ from clients.models.local_model import LocalModel, load_network
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import (
+    EncodedImages,
     TrainingState,
+    codec_of,
     draw_initial_noise,
     initial_unet,
     make_scheduler,
     noise_predictor,
-    to_model_range,
-    to_uint8,
     train,
 )
 from fedsynth.diffusion.sampling import PredictNoise
@@ -58,13 +58,14 @@ def cooperative_inference(settings: Mapping[str, Scalar], threads: int | None) -
     federation = load_federation(config)
     labels = torch.arange(config.sampling.num_samples) % len(federation.spec.classes)
     mixture = _Mixture(config, labels, federation)
-    samples = draw_initial_noise(config.run.seed, len(labels), federation.spec.shape)
+    codec = codec_of(config, federation.spec)
+    samples = draw_initial_noise(config.run.seed, len(labels), codec.shape)
     seconds = []
     for number in range(1, len(mixture.scheduler.timesteps) + 1):
         start = time.monotonic()
         samples = mixture.move(number, samples)
         seconds.append(time.monotonic() - start)
-    return PlainRun(seconds, torch.get_num_threads(), to_uint8(samples), labels.numpy())
+    return PlainRun(seconds, torch.get_num_threads(), codec.decode(samples), labels.numpy())
 
 
 def training(settings: Mapping[str, Scalar], rounds: int, threads: int | None, patience: float = 60.0) -> PlainRun:
@@ -84,22 +85,24 @@ def training(settings: Mapping[str, Scalar], rounds: int, threads: int | None, p
     num_silos = config.run.num_clients
     images, labels, spec = _union(config)
     generator = make_generator(config.run.seed, "plain-training")
-    state = TrainingState(initial_unet(config, spec), config.training, generator)
     steps = config.training.train_steps // int(settings["num-rounds"])
+    total = rounds * num_silos * steps
+    state = TrainingState(initial_unet(config, spec), config.recipe, generator, total)
     seconds, deadline = [], time.monotonic() + patience
     for number in range(1, rounds * num_silos + 1):
         start = time.monotonic()
-        train(state, images, labels, config.training, config.diffusion, number * steps)
+        train(state, images, labels, config.training, number * steps)
         seconds.append(num_silos * (time.monotonic() - start))
         if number > 1 and time.monotonic() > deadline:
             break
     return PlainRun(seconds, torch.get_num_threads())
 
 
-def _union(config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, ImageSpec]:
+def _union(config: RunConfig) -> tuple[EncodedImages, torch.Tensor, ImageSpec]:
     federation = load_federation(config)
     silos = [federation.silo(k, config).train for k in range(config.run.num_clients)]
-    images = to_model_range(np.concatenate([silo.images for silo in silos]))
+    codec = codec_of(config, federation.spec)
+    images = EncodedImages(np.concatenate([silo.images for silo in silos]), codec)
     return images, torch.from_numpy(np.concatenate([silo.labels for silo in silos])), federation.spec
 
 
@@ -114,17 +117,17 @@ class _Mixture:
 
     def __init__(self, config: RunConfig, labels: torch.Tensor, federation: Federation) -> None:
         self.seed, self.labels = config.run.seed, labels
-        self.scheduler = make_scheduler(config.diffusion, int(config.to_run_config()["dfd-rounds"]))
+        self.scheduler = make_scheduler(config.recipe, int(config.to_run_config()["dfd-rounds"]))
         silos = [federation.silo(k, config) for k in range(config.run.num_clients)]
         models = [LocalModel(s, federation.spec, config, Path(config.run.state_dir) / s.name) for s in silos]
         self.predict: list[PredictNoise] = [
-            noise_predictor(load_network(model.folder, torch.device("cpu"))) for model in models
+            noise_predictor(load_network(model.folder, torch.device("cpu")), config.recipe) for model in models
         ]
         counts = torch.tensor(np.stack([silo.train.label_counts() for silo in silos]))
         prior = log_prior("class", counts, labels)
         self.posterior = PathPosterior(prior)
         self.rows = [torch.nonzero(~torch.isneginf(row)).squeeze(1) for row in prior]
-        self.epsilon = torch.zeros((len(silos), len(labels), *federation.spec.shape))
+        self.epsilon = torch.zeros((len(silos), len(labels), *codec_of(config, federation.spec).shape))
 
     def move(self, number: int, samples: torch.Tensor) -> torch.Tensor:
         """Move the samples one level: every silo's ε for its rows, the composed ε, the ancestral step."""

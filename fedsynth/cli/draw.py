@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from fedsynth import __version__
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar, keys_of
-from fedsynth.diffusion import SAMPLERS, make_scheduler, pick_device, sample, to_uint8
+from fedsynth.diffusion import SAMPLERS, Codec, make_scheduler, pick_device, sample
+from fedsynth.diffusion.codec import codec_of_grid
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
+from fedsynth.diffusion.recipe import BETA_SCHEDULES
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.files import parse_json
@@ -31,11 +33,8 @@ DEFAULT_SAMPLER = "sde-dpmsolver++"
 BLOCK = 256
 """Images drawn at a time: memory does not grow with their number, but for the finished ones."""
 
-_SCHEDULE = {
-    "num_train_timesteps": "num-train-timesteps",
-    "beta_start": "beta-start",
-    "beta_end": "beta-end",
-}
+_SCHEDULE = {"num_train_timesteps": "num-train-timesteps"}
+_LINEAR = {"beta_start": "beta-start", "beta_end": "beta-end"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +54,13 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     refuse_rest("draw", rest)
     given = {key: value for key, value in given_keys(options, keys_of("draw")).items() if value != AUTO}
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
-    spec, config = _spec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
+    codec, config = _codec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
+    spec = codec.spec
     labels = _labels(config, spec.classes, options.classes)
-    make_scheduler(config.diffusion, config.sampling.sampling_steps, config.settings.sampler)
+    make_scheduler(config.recipe, config.sampling.sampling_steps, config.settings.sampler)
     _check_output(options.output)
-    model = load_pretrained_model(options.model, spec, config.diffusion, spec.classes, pick_device(config.run.device))
-    images = _draw(model, config, spec, labels)
+    model = load_pretrained_model(options.model, codec, config.recipe, spec.classes, pick_device(config.run.device))
+    images = _draw(model, config, codec, labels)
     dataset = SyntheticDataset(images, labels.numpy(), spec.classes, _provenance(options.model, config))
     write_dataset(dataset, options.output)
     print(f"dataset {options.output}")
@@ -73,24 +73,25 @@ def _check_output(path: Path) -> None:
     check_writable(path)
 
 
-def _spec(folder: Path) -> ImageSpec:
-    """Read what the images of a model look like.
+def _codec(folder: Path) -> Codec:
+    """Read what the images of a model look like, and how its network sees them.
 
     Raises:
         UserError: no folder of a class-conditional pipeline.
     """
     if not folder.is_dir():
         raise UserError(f"model '{folder}': there is no such folder; give models/generator or models/global of a run")
-    classes, unet = _read(folder, "model_index.json").get("classes"), _read(folder, "unet/config.json")
+    index, unet = _read(folder, "model_index.json"), _read(folder, "unet/config.json")
+    classes = index.get("classes")
     if not classes or not unet.get("num_class_embeds"):
         raise UserError(f"model '{folder}' has no classes: give a class-conditional one, as fedsynth saves it")
     channels, size = unet.get("in_channels"), unet.get("sample_size")
-    if channels not in (1, 3) or not isinstance(size, int):
-        raise UserError(
-            f"model '{folder}' makes images of {channels} channels and size {size}: 1 or 3 and one whole number are"
-            " needed (unet/config.json)"
-        )
-    return ImageSpec(channels, size, tuple(map(str, classes)))
+    if not isinstance(channels, int) or not isinstance(size, int):
+        raise UserError(f"model '{folder}': its unet/config.json names no channels and size: copy or save it again")
+    codec = codec_of_grid(str(index.get("codec", "pixels")), ImageSpec(channels, size, tuple(map(str, classes))))
+    if codec.spec.channels not in (1, 3):
+        raise UserError(f"model '{folder}' makes images of {codec.spec.channels} channels: 1 or 3 are needed")
+    return codec
 
 
 def _saved_settings(folder: Path) -> dict[str, Scalar]:
@@ -101,9 +102,11 @@ def _saved_settings(folder: Path) -> dict[str, Scalar]:
     config = _read(folder, "scheduler/scheduler_config.json")
     sampler = config.get("algorithm_type")
     settings = {"sampler": sampler if sampler in SAMPLERS else DEFAULT_SAMPLER}
-    if config.get("beta_schedule", "linear") != "linear":
+    schedule = {name: word for word, name in BETA_SCHEDULES.items()}.get(config.get("beta_schedule", "linear"))
+    if schedule is None:
         return settings
-    return settings | {key: config[name] for name, key in _SCHEDULE.items() if name in config}
+    saved = _SCHEDULE | (_LINEAR if schedule == "linear" else {})
+    return settings | {"schedule": schedule} | {key: config[name] for name, key in saved.items() if name in config}
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -135,15 +138,16 @@ def _labels(config: RunConfig, classes: tuple[str, ...], asked: str | None) -> t
     return indices[torch.arange(config.sampling.num_samples) % len(names)]
 
 
-def _draw(model: PretrainedModel, config: RunConfig, spec: ImageSpec, labels: torch.Tensor) -> NDArray[np.uint8]:
+def _draw(model: PretrainedModel, config: RunConfig, codec: Codec, labels: torch.Tensor) -> NDArray[np.uint8]:
+    spec, steps = codec.spec, config.sampling.sampling_steps
     images = np.empty((len(labels), spec.size, spec.size, spec.channels), np.uint8)
     progress = Progress("image", len(labels), logger.info)
     for first in range(0, len(labels), BLOCK):
         rows = slice(first, first + BLOCK)
         generator = make_generator(config.run.seed, "draw", first)
-        noise = torch.randn((len(labels[rows]), *spec.shape), generator=generator)
-        scheduler = make_scheduler(config.diffusion, config.sampling.sampling_steps, config.settings.sampler)
-        images[rows] = to_uint8(sample(model.predict, scheduler, noise, labels[rows], generator))
+        noise = torch.randn((len(labels[rows]), *codec.shape), generator=generator)
+        scheduler = make_scheduler(config.recipe, steps, config.settings.sampler, codec.bound)
+        images[rows] = codec.decode(sample(model.predict, scheduler, noise, labels[rows], generator))
         progress.update(first + len(noise))
     return images
 

@@ -2,8 +2,9 @@
 
 from fedsynth.config.keys import Key
 from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.recipe import RECIPES, Recipe
 from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, keys_of, without_idle_keys
-from fedsynth.config.training import Diffusion, Training
+from fedsynth.config.training import Training
 from fedsynth.config.types import (
     AUTO,
     NATURAL,
@@ -24,14 +25,15 @@ __all__ = [
     "NATURAL",
     "OWN_MODELS",
     "REAL_SILOS",
+    "RECIPES",
     "SECTIONS",
     "SETTINGS",
     "STOCHASTIC",
     "DatasetName",
-    "Diffusion",
     "Key",
     "PartitionName",
     "PresetName",
+    "Recipe",
     "RunConfig",
     "SamplerName",
     "Scalar",

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from fedsynth.config.keys import Key, kebab
 from fedsynth.config.methods import SETTINGS
+from fedsynth.config.recipe import RECIPES
 from fedsynth.config.run_config import KEYS
 from fedsynth.config.types import Scalar
 
@@ -21,7 +22,7 @@ Written by `make config` from the declarations in `fedsynth/config/`. Every key 
 for `run-name` and `resume`, of `fedsynth sweep`, and stands in `pyproject.toml`, where `flwr run` finds its default. A
 value other than the default is refused where the key does not act beside the chosen strategy, dataset, partition,
 sampler or other values. What `auto` becomes stands in the row; for a strategy's keys it is that strategy's own default,
-which is named here.
+for the recipe's that of the chosen recipe; both are named here.
 """
 
 
@@ -57,7 +58,9 @@ def reference_page() -> str:
 
 
 def own_defaults(key: Key) -> dict[str, Scalar]:
-    """Return what ``"auto"`` of a strategy's key means, by strategy; empty for other keys."""
+    """Return what ``"auto"`` of a strategy's or recipe's key means, by their name; empty for other keys."""
+    if key.section == "recipe_keys":
+        return {name: getattr(recipe, key.name.replace("-", "_")) for name, recipe in RECIPES.items()}
     fields = {name: {kebab(field): info for field, info in cls.model_fields.items()} for name, cls in SETTINGS.items()}
     return {name: own[key.name].default for name, own in fields.items() if key.name in own}
 

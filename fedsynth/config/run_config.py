@@ -18,8 +18,9 @@ from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
 from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
-from fedsynth.config.training import Diffusion, Model, Sampling, Training
+from fedsynth.config.training import Model, Sampling, Training
 from fedsynth.config.types import AUTO, REAL_SILOS, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
@@ -36,7 +37,7 @@ def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:
 
 
 def _or_auto(info: FieldInfo) -> Any:
-    """Return a field of a strategy's settings as it stands in the flat configuration."""
+    """Return a field of the recipe or of a strategy's settings as it stands in the flat configuration."""
     own = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     flat = Field(AUTO, description=info.description, json_schema_extra=info.json_schema_extra)
     return Auto | own, flat
@@ -46,9 +47,13 @@ _DECLARED = _declared_settings()
 
 if TYPE_CHECKING:
     StrategyKeys = Section
+    RecipeKeys = Section
 else:
     StrategyKeys = create_model(
         "StrategyKeys", __base__=Section, **{name: _or_auto(info) for name, (_, info) in _DECLARED.items()}
+    )
+    RecipeKeys = create_model(
+        "RecipeKeys", __base__=Section, **{name: _or_auto(info) for name, info in Recipe.model_fields.items()}
     )
 
 
@@ -56,6 +61,7 @@ class RunConfig(BaseModel):
     """Everything a run depends on, in sections; frozen.
 
     Attributes:
+        recipe_keys: the keys of the recipe, ``"auto"`` if nobody chose; see :attr:`recipe`.
         strategy_keys: the keys of all strategies' settings, ``"auto"`` if nobody chose; see :attr:`settings`.
         resolved: kebab-case keys that were ``"auto"`` and have been filled in.
     """
@@ -66,7 +72,7 @@ class RunConfig(BaseModel):
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
-    diffusion: Diffusion = Diffusion()
+    recipe_keys: RecipeKeys = RecipeKeys()
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
     cooperation: Cooperation = Cooperation()
@@ -103,6 +109,14 @@ class RunConfig(BaseModel):
         for name in SECTIONS:
             flat |= getattr(self, name).model_dump(by_alias=True)
         return flat
+
+    @property
+    def recipe(self) -> Recipe:
+        """The training recipe, without any ``"auto"``."""
+        flat = self.to_run_config()
+        defaults = recipe_defaults(flat)
+        chosen = {name: flat[name] for name in defaults if flat[name] != AUTO}
+        return parse(Recipe, {**defaults, **chosen})
 
     @property
     def settings(self) -> StrategySettings:
@@ -144,8 +158,10 @@ def _keys() -> Iterator[Key]:
                 group = _DECLARED[field][0]
                 takers = tuple(strategy for strategy, settings in SETTINGS.items() if field in settings.model_fields)
                 acts_with |= {"strategy": takers} if len(takers) < len(SETTINGS) else {}
+            if kind is RecipeKeys:
+                group = Recipe
             heading = _docstring(group).splitlines()[0].removesuffix(".")
-            commands = facts.commands or kind.commands
+            commands = facts.commands or group.commands
             yield Key(kebab(field), section, heading, info, commands, {**acts_with, **facts.acts_with})
 
 
@@ -168,8 +184,8 @@ def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
     """
     values = {name: flat.get(name, key.default) for name, key in KEYS.items()}
     settings = SETTINGS.get(str(values["strategy"]), StrategySettings)
-    own = {kebab(field): info.default for field, info in settings.model_fields.items()}
-    defaults = settings.defaults(values)
+    own = {kebab(field): info.default for field, info in settings.model_fields.items()} | recipe_defaults(values)
+    defaults = settings.defaults(values) | recipe_defaults(values)
     acting = {**values, **{name: default for name, default in defaults.items() if values[name] == AUTO}}
     # Which settings a plug-in takes, and what their defaults are, its class says when it is built.
     known = [
@@ -191,6 +207,7 @@ def without_idle_keys(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def _refuse_contradictions(config: RunConfig) -> None:
     run, flat = config.run, config.to_run_config()
+    flat["num-train-timesteps"] = config.recipe.num_train_timesteps
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
     limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": "train-steps"}

@@ -1,4 +1,4 @@
-"""Keys of one diffusion model: the network, its training, its noise schedule, and how it is sampled."""
+"""Keys of one diffusion model: the network, how long it is trained on what, and how it is sampled."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from fedsynth.config.types import (
     AUTO,
     OWN_MODELS,
     Auto,
-    BelowOne,
     Count,
-    OpenUnit,
     Positive,
     PositiveFloat,
     PresetName,
 )
 
 _OWN = {"strategy": OWN_MODELS}
+AUGMENTATIONS = ("flip", "rotate90", "shift")
 
 
 class Model(Section):
     """The U-Net."""
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
-    model: PresetName | Auto = key(AUTO, "U-Net preset; auto: the dataset's")
+    recipe: Literal["default", "paper"] | Auto = key(
+        AUTO, "named training recipe, see its keys below; auto: paper with dfd-preset = paper, else default"
+    )
+    model: PresetName | Auto = key(
+        AUTO, "U-Net preset; auto: one that suits the grid, with recipe = paper the dataset's"
+    )
     block_out_channels: str = key(AUTO, "channels per level, such as '32,64,64'; auto: the preset's")
     layers_per_block: Annotated[int, Field(ge=1, le=32)] | Auto = key(
         AUTO, "residual layers per level; auto: the preset's"
@@ -64,9 +68,12 @@ class Training(Section):
     )
     local_steps: Positive | Auto = key(AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN)
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(32, "images per step")
-    learning_rate: PositiveFloat = key(2e-4, "Adam's")
-    ema_decay: BelowOne = key(0.995, "decay of the weight average, after its warm-up")
     max_grad_norm: PositiveFloat = key(1.0, "gradients are clipped to this norm")
+    augment: str = key(
+        "",
+        "variants of images that could be real ones: of 'flip', 'rotate90' and 'shift', such as 'flip,rotate90';"
+        " empty: none",
+    )
     oversample: bool = key(False, "draw a silo's classes equally often, however rare")
     mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only")
     early_stop: bool = key(
@@ -74,40 +81,21 @@ class Training(Section):
     )
     copy_check: bool = key(True, "have a silo say how often its own model copies training images", acts_with=_OWN)
 
+    @model_validator(mode="after")
+    def _augmentations_are_known(self) -> Training:
+        names = self.augmentations()
+        if not set(names) <= set(AUGMENTATIONS) or len(set(names)) < len(names):
+            raise ValueError(f"augment = '{self.augment}': must name each of {', '.join(AUGMENTATIONS)} at most once")
+        return self
+
+    def augmentations(self) -> tuple[str, ...]:
+        """``augment`` one by one."""
+        return tuple(name.strip() for name in self.augment.split(",")) if self.augment else ()
+
     @property
     def own_steps(self) -> int:
         """Optimiser steps of a silo's own model."""
         return self.train_steps if self.local_steps == AUTO else self.local_steps
-
-
-class Diffusion(Section):
-    """The noise schedule (linear, Ho et al. 2020)."""
-
-    commands: ClassVar[tuple[str, ...]] = ("train-local",)
-    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = key(1000, "timesteps T")
-    beta_start: OpenUnit = key(1e-4, "first beta")
-    beta_end: OpenUnit = key(0.02, "last beta")
-
-    @model_validator(mode="after")
-    def _ends_in_noise(self) -> Diffusion:
-        if self.beta_end <= self.beta_start:
-            raise ValueError(f"beta-end = {self.beta_end}: must be > beta-start = {self.beta_start}")
-        last = self.last_alpha_cumprod()
-        if last > 0.01:
-            raise ValueError(
-                f"num-train-timesteps = {self.num_train_timesteps} leaves {last:.2f} of the signal's variance at the"
-                " last timestep (at most 0.01 is allowed, since sampling starts from pure noise):"
-                " raise num-train-timesteps or beta-end"
-            )
-        return self
-
-    def last_alpha_cumprod(self) -> float:
-        """ᾱ_T, the share of the signal's variance left at the last timestep."""
-        steps = max(self.num_train_timesteps - 1, 1)
-        product = 1.0
-        for t in range(self.num_train_timesteps):
-            product *= 1 - (self.beta_start + (self.beta_end - self.beta_start) * t / steps)
-        return product
 
 
 class Sampling(Section):

@@ -1,5 +1,6 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
+from fedsynth.diffusion.codec import Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
@@ -10,12 +11,13 @@ from fedsynth.diffusion.samplers import (
     forget_used_outputs,
     lasting_scheduler,
     make_scheduler,
+    noise_schedule,
     restore_sampler,
     sampler_state,
 )
 from fedsynth.diffusion.sampling import draw_initial_noise, noise_predictor, sample
 from fedsynth.diffusion.training import TrainingState, loss_curve, train
-from fedsynth.diffusion.unet import PRESETS, build_unet, preset_for
+from fedsynth.diffusion.unet import PRESETS, build_unet
 
 __all__ = [
     "MIN_HELD_OUT",
@@ -23,22 +25,26 @@ __all__ = [
     "PRESETS",
     "SAMPLERS",
     "ClassConditionalDDPMPipeline",
+    "Codec",
+    "EncodedImages",
     "HeldOutLoss",
     "TrainingState",
     "build_unet",
     "check_steps",
+    "codec_of",
     "count_parameters",
     "draw_initial_noise",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",
     "loss_curve",
+    "make_codec",
     "make_scheduler",
     "model_seal",
     "noise_predictor",
+    "noise_schedule",
     "part_of",
     "pick_device",
-    "preset_for",
     "restore_sampler",
     "sample",
     "sampler_state",

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import UNet2DModel
 
-from fedsynth.config import Diffusion, Training
-from fedsynth.diffusion.images import Images, rows_in_model_range
+from fedsynth.config import Recipe, Training
+from fedsynth.diffusion.codec import Images
+from fedsynth.diffusion.recipe import denoising_loss
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.diffusion.training import TrainingState, train
 
@@ -34,26 +35,28 @@ MIN_DELTA = 1e-3
 
 
 class HeldOutLoss:
-    """Mean of (ε - ε_θ(x_t, t, y))² over 256 fixed pairs of a noise level and noise, the same for every network.
+    """Mean training loss over 256 fixed pairs of a noise level and noise, the same for every network.
 
     The levels are stratified: one in every 256th of 0 to T - 1, and each image has its levels spread over all of them.
 
     Args:
-        images: never trained on, tensors (n, C, H, W) in [-1, 1] or stored uint8 images (n, H, W, C), n >= 1. Of more
-            than 256, as many at random take part.
+        images: never trained on, n >= 1. Of more than 256, as many at random take part.
         labels: their classes (n,).
-        diffusion: noise schedule.
+        recipe: noise schedule, prediction and weighting.
         generator: decides the pairs.
     """
 
-    def __init__(self, images: Images, labels: torch.Tensor, diffusion: Diffusion, generator: torch.Generator) -> None:
+    def __init__(self, images: Images, labels: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> None:
         rounds = -(-PAIRS // len(images))
         rows = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:PAIRS]
-        clean = rows_in_model_range(images, rows)
+        self._recipe = recipe
+        self._clean = images[rows]
         levels = torch.arange(PAIRS) + torch.rand(PAIRS, generator=generator, dtype=torch.float64)
-        self._t = (levels / PAIRS * diffusion.num_train_timesteps).long().clamp(max=diffusion.num_train_timesteps - 1)
-        self._noise = torch.randn(clean.shape, generator=generator)
-        self._noisy = make_scheduler(diffusion).add_noise(clean, self._noise, self._t)
+        self._t = (levels / PAIRS * recipe.num_train_timesteps).long().clamp(max=recipe.num_train_timesteps - 1)
+        self._noise = torch.randn(self._clean.shape, generator=generator)
+        scheduler = make_scheduler(recipe)
+        self._alpha_bar = scheduler.alphas_cumprod[self._t]
+        self._noisy = scheduler.add_noise(self._clean, self._noise, self._t)
         self._labels = labels[rows]
 
     @torch.inference_mode()
@@ -64,9 +67,10 @@ class HeldOutLoss:
         total = 0.0
         for rows in torch.arange(PAIRS).split(BATCH_SIZE):
             x, t, labels = (part[rows].to(device) for part in (self._noisy, self._t, self._labels))
-            predicted = unet(x, t, class_labels=labels).sample.cpu()
-            total += float((predicted.double() - self._noise[rows].double()).square().sum())
-        return total / self._noise.numel()
+            predicted = unet(x, t, class_labels=labels).sample.cpu().double()
+            clean, noise, alpha_bar = (part[rows].double() for part in (self._clean, self._noise, self._alpha_bar))
+            total += float(denoising_loss(predicted, clean, noise, alpha_bar, self._recipe).sum())
+        return total / PAIRS
 
 
 def check_steps(budget: int) -> list[int]:
@@ -98,7 +102,6 @@ def train_early_stopping(
     images: Images,
     labels: torch.Tensor,
     config: Training,
-    diffusion: Diffusion,
     budget: int,
     deadline: float | None = None,
 ) -> bool:
@@ -110,7 +113,7 @@ def train_early_stopping(
     Args:
         state: network and optimiser, advanced in place.
         held_out_loss: loss of a network on images that are not among ``images``, as :class:`HeldOutLoss`.
-        images, labels, config, diffusion, deadline: as in :func:`train`.
+        images, labels, config, deadline: as in :func:`train`.
         budget: number of steps after which training ends in any case.
 
     Returns:
@@ -118,7 +121,7 @@ def train_early_stopping(
     """
     while not _ended(state, budget):
         check = next(step for step in check_steps(budget) if step > state.steps)
-        train(state, images, labels, config, diffusion, check, deadline)
+        train(state, images, labels, config, check, deadline)
         if state.steps == check:
             state.note_held_out_loss(held_out_loss)
         if deadline is not None and time.monotonic() >= deadline:

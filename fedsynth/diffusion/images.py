@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
-Images = torch.Tensor | NDArray[np.uint8]
-"""Images in model range, float (N, C, H, W) in [-1, 1], or as they are stored, uint8 (N, H, W, C)."""
 
 
 def to_model_range(images: np.ndarray) -> torch.Tensor:
     """Turn uint8 images (N, H, W, C) into float32 tensors (N, C, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
-
-
-def rows_in_model_range(images: Images, rows: torch.Tensor) -> torch.Tensor:
-    """Return the images at ``rows`` (m,) as tensors (m, C, H, W) in [-1, 1]; of stored ones no others are converted."""
-    return images[rows] if isinstance(images, torch.Tensor) else to_model_range(images[rows.numpy()])
 
 
 def to_uint8(samples: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,9 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion.unet import build_unet, preset_for
+from fedsynth.config.recipe import PAPER, recipe_name
+from fedsynth.diffusion.codec import codec_of
+from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -14,10 +16,15 @@ from fedsynth.spec import ImageSpec
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
     """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights."""
-    preset = preset_for(config.data.dataset) if config.model.model == AUTO else config.model.model
+    codec = codec_of(config, spec)
+    preset: str = config.model.model
+    if preset == AUTO:
+        of_paper = recipe_name(config.to_run_config()) == PAPER
+        preset = paper_preset(config.data.dataset) if of_paper else grid_preset(codec.grid)
     layers = config.model.layers_per_block
     generator = make_generator(config.run.seed, "initial-weights")
-    return build_unet(preset, spec, generator, config.model.channels(), None if layers == AUTO else layers)
+    channels = config.model.channels()
+    return build_unet(preset, codec.grid, generator, channels, None if layers == AUTO else layers)
 
 
 def count_parameters(config: RunConfig, spec: ImageSpec) -> int:

@@ -82,6 +82,12 @@ def _log_snr(alpha_bars: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(alpha_bars) - np.log1p(-alpha_bars))
 
 
+def timestep_at(alphas_cumprod: torch.Tensor, alpha_bar: float) -> int:
+    """Return the timestep of a schedule, ᾱ (T,), whose signal-to-noise ratio is nearest to that of ``alpha_bar``."""
+    differences = _log_snr(alphas_cumprod.double().numpy()) - _log_snr(np.asarray(alpha_bar))
+    return int(np.abs(differences).argmin())
+
+
 def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str) -> torch.Tensor:
     """Turn what a network predicts into ε, at the level of its input.
 

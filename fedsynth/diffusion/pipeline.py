@@ -10,10 +10,11 @@ from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from fedsynth.diffusion.images import to_uint8
-from fedsynth.diffusion.sampling import noise_predictor, sample
+from fedsynth.diffusion.codec import Codec, codec_of_grid
+from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
 from fedsynth.sealed import Seal
+from fedsynth.spec import ImageSpec
 
 
 def model_seal(key: str | None = None) -> Seal:
@@ -38,15 +39,18 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
     """Draws labelled images from a U-Net with class embeddings; saved and loaded like any diffusers pipeline.
 
     Args:
-        unet: noise-prediction network with ``num_class_embeds`` classes.
+        unet: denoising network with ``num_class_embeds`` classes.
         scheduler: scheduler whose configuration is saved beside the weights.
         classes: class names, in label order.
+        codec: name of what the network sees of an image, see :mod:`fedsynth.diffusion.codec`.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, classes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, unet: UNet2DModel, scheduler: SchedulerMixin, classes: tuple[str, ...] = (), codec: str = "pixels"
+    ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(classes=list(classes))
+        self.register_to_config(classes=list(classes), codec=codec)
 
     @torch.no_grad()
     def __call__(
@@ -75,10 +79,15 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             generator.seed()
         noise = torch.randn(shape, generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
-        predict = noise_predictor(self.unet, batch_size)
-        pixels = to_uint8(sample(predict, self.scheduler, noise, indices, generator))
+        predict = network_output(self.unet, batch_size)
+        pixels = self._codec().decode(sample(predict, self.scheduler, noise, indices, generator))
         images = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
         return LabelledImagePipelineOutput(images=images, labels=indices)
+
+    def _codec(self) -> Codec:
+        config = self.unet.config
+        grid = ImageSpec(config.in_channels, config.sample_size, tuple(self.config.classes))
+        return codec_of_grid(self.config.codec, grid)
 
     def _index(self, label: int | str | torch.Tensor) -> int:
         names = list(self.config.classes)

@@ -14,9 +14,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from numpy.typing import NDArray
 
-from fedsynth.config import Diffusion
+from fedsynth.config import Recipe
+from fedsynth.diffusion.codec import NAMES, Codec
 from fedsynth.diffusion.noise_levels import PREDICTION_TYPES, Level, match_levels, to_noise
 from fedsynth.diffusion.pipeline import model_seal
+from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.sealed import FOLDER_FILE, SealError, check_folder
@@ -45,7 +47,9 @@ class PretrainedModel:
         prediction_type: what it predicts, one of :data:`~fedsynth.diffusion.noise_levels.PREDICTION_TYPES`.
         levels: how to ask it at each timestep of the run (T).
         indices: its class for every label of the run, int64 (num_classes,); :data:`UNKNOWN` where it has none.
-        classes: names of the run's classes.
+        codec: the run's, with its classes.
+        own_codec: the network's.
+        native: whether it predicts what the run's networks predict, of the same codec.
     """
 
     def __init__(
@@ -54,13 +58,18 @@ class PretrainedModel:
         prediction_type: str,
         levels: list[Level],
         indices: torch.Tensor,
-        classes: tuple[str, ...],
+        codec: Codec,
+        own_codec: Codec,
+        native: bool,
     ) -> None:
         self.unet = unet.eval()
         self.prediction_type = prediction_type
         self.levels = levels
+        self.codec = codec
+        self._own_codec = own_codec
+        self._native = native
         self._indices = indices
-        self._classes = classes
+        self._classes = codec.spec.classes
         self._conditional = unet.config.num_class_embeds is not None
 
     @property
@@ -70,10 +79,10 @@ class PretrainedModel:
 
     @property
     def native(self) -> bool:
-        """Whether the bare network answers in the run's terms: noise, at the run's own levels, for its labels."""
+        """Whether the bare network answers as the run's would: of the same grid, at its levels, for its labels."""
         levels = all(level.exact and level.timestep == t for t, level in enumerate(self.levels))
         labels = self._conditional and torch.equal(self._indices, torch.arange(len(self._indices)))
-        return levels and labels and self.prediction_type == "epsilon"
+        return levels and labels and self._native
 
     @torch.inference_mode()
     def predict(self, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
@@ -95,7 +104,8 @@ class PretrainedModel:
         eps = torch.empty_like(x)
         for first in range(0, len(x), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
-            eps[rows] = self._ask(x[rows], level, indices[rows])
+            own_x = self._own_codec.from_pixels(self.codec.to_pixels(x[rows]))
+            eps[rows] = self.codec.from_pixels(self._own_codec.to_pixels(self._ask(own_x, level, indices[rows])))
         return eps
 
     def _ask(self, x: torch.Tensor, level: Level, indices: torch.Tensor) -> torch.Tensor:
@@ -151,8 +161,8 @@ class _ModelFiles:
 
 def load_pretrained_model(
     folder: Path,
-    spec: ImageSpec,
-    diffusion: Diffusion,
+    codec: Codec,
+    recipe: Recipe,
     held_classes: Sequence[str],
     device: torch.device | None = None,
 ) -> PretrainedModel:
@@ -165,8 +175,8 @@ def load_pretrained_model(
         folder: a diffusers pipeline folder (``unet/`` and ``scheduler/``), or that of a ``UNet2DModel`` with
             ``scheduler_config.json`` in it or in ``scheduler/`` in or beside it. A class-conditional model needs the
             names of its classes in index order: our pipeline's, or a list in ``classes.json`` in the same places.
-        spec: images and classes of the run; classes are matched by name.
-        diffusion: noise schedule of the run.
+        codec: images and classes of the run, and how its samples are laid out; classes are matched by name.
+        recipe: noise schedule and prediction of the run.
         held_classes: names of the classes that the silo holds. A model without classes is that of the only one.
         device: where the network works; None: the CPU.
 
@@ -175,14 +185,19 @@ def load_pretrained_model(
     """
     files = _find(folder)
     _check_seal(files)
-    unet = _read_unet(files, spec)
+    spec = codec.spec
+    own_codec = _own_codec(files, spec)
+    unet = _read_unet(files, own_codec.grid)
     schedule, prediction_type = _read_scheduler(files)
     indices = _class_indices(files, unet, spec, held_classes)
-    run_schedule = _alphas_cumprod(make_scheduler(diffusion))
+    run_schedule = _alphas_cumprod(make_scheduler(recipe))
     # A table of embeddings has rows for whole timesteps only.
     fractional = unet.config.time_embedding_type == "positional"
     levels = match_levels(run_schedule, schedule, fractional)
-    return PretrainedModel(unet.to(device or "cpu"), prediction_type, levels, torch.tensor(indices), spec.classes)
+    native = DIFFUSERS_PREDICTION[recipe.prediction] == prediction_type and own_codec == codec
+    return PretrainedModel(
+        unet.to(device or "cpu"), prediction_type, levels, torch.tensor(indices), codec, own_codec, native
+    )
 
 
 def _find(folder: Path) -> _ModelFiles:
@@ -196,6 +211,18 @@ def _find(folder: Path) -> _ModelFiles:
         f"model-path = '{folder}': holds no network (unet/config.json or config.json): give a folder that a diffusers"
         " pipeline or UNet2DModel wrote with save_pretrained"
     )
+
+
+def _own_codec(files: _ModelFiles, spec: ImageSpec) -> Codec:
+    index = files.first("model_index.json")
+    name = files.read_config(index).get("codec", "pixels") if index else "pixels"
+    if name not in NAMES or spec.size % NAMES[name]:
+        known = ", ".join(name for name, factor in NAMES.items() if spec.size % factor == 0)
+        raise files.error(
+            f"its codec is {name!r}, and images of size {spec.size} can be seen through {known}: give a model of such"
+            " images, or remove model-path to train one here"
+        )
+    return Codec(spec, NAMES[name])
 
 
 def _check_seal(files: _ModelFiles) -> None:
@@ -241,8 +268,8 @@ def _check_config(files: _ModelFiles, config: dict[str, Any], spec: ImageSpec) -
     channels = [config["in_channels"], config["out_channels"]]
     if channels != [spec.channels] * 2:
         raise files.error(
-            f"the network takes {channels[0]} channels and answers {channels[1]}, but the run's images have"
-            f" {spec.channels}: give a model of such images, or remove model-path to train one here"
+            f"the network takes {channels[0]} channels and answers {channels[1]}, but here it sees"
+            f" {spec.channels} of the run's images: give a model of such images, or remove model-path to train one here"
         )
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if spec.size % factor:

@@ -5,64 +5,79 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from numpy.typing import NDArray
 
-from fedsynth.config import Diffusion
+from fedsynth.config import Recipe
+from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
 from fedsynth.errors import unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 
+MOST_SIGMA = 160.0
+"""Noise over signal, √((1-ᾱ)/ᾱ), from which on nothing is left to be learnt from: the linear schedule ends at 157, the
+cosine one at 20,000, where half of Karras's levels would lie."""
 
-def make_scheduler(diffusion: Diffusion, num_inference_steps: int | None = None, sampler: str = "ddpm") -> Any:
-    """Return the scheduler of a noise schedule, visiting ``num_inference_steps`` levels (None: all).
+
+def make_scheduler(
+    recipe: Recipe, num_inference_steps: int | None = None, sampler: str = "ddpm", bound: float = 1.0
+) -> Any:
+    """Return the scheduler of a noise schedule, fed with ε and visiting ``num_inference_steps`` levels (None: all).
 
     ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
     η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
     arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). ``sde-dpmsolver++``: the same for
-    the stochastic process, with fresh noise in every move. Every sampler clips its estimate of x_0 to [-1, 1] and
-    starts at the last level, where pure noise belongs (Lin et al. 2023, arXiv 2305.08891).
+    the stochastic process, with fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
+    samples and starts where the signal is all but gone (Lin et al. 2023, arXiv 2305.08891).
 
     Args:
-        diffusion: the noise schedule.
+        recipe: the noise schedule.
         num_inference_steps: levels to visit, 1 to T. Karras's levels are rounded to whole timesteps, and those that
             fall together are visited once: a few less than asked for, near T.
-        sampler: one of :data:`SAMPLERS`, or ``module:function`` of a plug-in, called with the noise schedule and the
-            number of levels, it returns a scheduler that keeps nothing between moves.
+        sampler: one of :data:`SAMPLERS`, or ``module:function`` of a plug-in, called with the recipe and the number of
+            levels, it returns a scheduler that keeps nothing between moves.
+        bound: largest absolute value of x_0, see :class:`fedsynth.diffusion.codec.Codec`.
 
     Raises:
         UserError: unknown sampler.
     """
     if sampler not in SAMPLERS and not is_plugin(sampler):
         raise unknown_choice("sampler", sampler, SAMPLERS)
-    steps = num_inference_steps or diffusion.num_train_timesteps
+    steps = num_inference_steps or recipe.num_train_timesteps
     if is_plugin(sampler):
-        return load_plugin("sampler", sampler)(diffusion, steps)
+        return load_plugin("sampler", sampler)(recipe, steps)
     if sampler == "ddpm":
-        scheduler = DDPMScheduler(**_schedule(diffusion), timestep_spacing="trailing")
-        scheduler.set_timesteps(steps)
+        scheduler = DDPMScheduler(**noise_schedule(recipe), timestep_spacing="trailing", clip_sample_range=bound)
+        scheduler.set_timesteps(timesteps=even_timesteps(_alphas_cumprod(scheduler), steps))
         return scheduler
     if sampler == "ddim":
-        solver = _solver(diffusion, solver_order=1)
-        _set_timesteps(solver, num_inference_steps=steps)
+        solver = _solver(recipe, bound, solver_order=1)
+        _set_timesteps(solver, even_timesteps(_alphas_cumprod(solver), steps))
         return solver
-    solver = _solver(diffusion, algorithm_type=sampler)
+    solver = _solver(recipe, bound, algorithm_type=sampler)
     # Levels between two timesteps would be worked with that the networks are not asked at.
-    _set_timesteps(solver, timesteps=_karras_timesteps(diffusion, steps))
+    _set_timesteps(solver, karras_timesteps(_alphas_cumprod(solver), steps))
     return solver
 
 
-def lasting_scheduler(diffusion: Diffusion, sampler: str = "ddpm") -> Any:
-    """Return the scheduler to save beside a network: its own ``set_timesteps(n)`` finds the levels of ``sampler``.
+def lasting_scheduler(recipe: Recipe, sampler: str = "ddpm") -> Any:
+    """Return the scheduler to save beside a network: it is fed with what the network predicts, and its own
+    ``set_timesteps(n)`` finds the levels of ``sampler``.
 
     Args:
-        diffusion: the noise schedule.
+        recipe: noise schedule and prediction.
         sampler: one of :data:`SAMPLERS`.
     """
-    if sampler in ("dpmsolver++", "sde-dpmsolver++"):
-        return _solver(diffusion, algorithm_type=sampler, use_karras_sigmas=True)
-    return make_scheduler(diffusion, sampler=sampler)
+    own = {**noise_schedule(recipe), "prediction_type": DIFFUSERS_PREDICTION[recipe.prediction]}
+    if sampler == "ddpm":
+        return DDPMScheduler(**own, timestep_spacing="trailing")
+    options: dict[str, Any] = {"solver_order": 1} if sampler == "ddim" else {"algorithm_type": sampler}
+    if sampler != "ddim" and recipe.schedule == "linear":
+        options["use_karras_sigmas"] = True
+    return DPMSolverMultistepScheduler(**own, **_CLIPPED, **options)
 
 
 def sampler_state(scheduler: Any) -> dict[str, Any]:
@@ -90,33 +105,70 @@ def restore_sampler(scheduler: Any, state: dict[str, Any]) -> None:
     scheduler._step_index = state["step-index"]
 
 
-def _schedule(diffusion: Diffusion) -> dict[str, Any]:
+def even_timesteps(alphas_cumprod: NDArray[np.float64], steps: int) -> list[int]:
+    """Return evenly spaced timesteps from the one of most noise, up to :data:`MOST_SIGMA`, to about T/steps."""
+    count = np.count_nonzero(_sigmas(alphas_cumprod) <= MOST_SIGMA)
+    return [int(t) for t in np.unique(np.arange(count, 0, -count / steps)[:steps].round())[::-1] - 1]
+
+
+def karras_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, rho: float = 7.0) -> list[int]:
+    """Return the timesteps nearest to the noise levels of Karras et al. 2022 (Eq. 5), noisiest first, each once.
+
+    Args:
+        alphas_cumprod: ᾱ of every timestep (T,).
+        steps: number of levels, at least 1.
+        rho: ρ; larger: more levels of little noise.
+    """
+    sigmas = _sigmas(alphas_cumprod)
+    highest, lowest = min(sigmas[-1], MOST_SIGMA) ** (1 / rho), sigmas[0] ** (1 / rho)
+    levels = np.log((highest + np.linspace(0, 1, steps) * (lowest - highest)) ** rho)
+    timesteps = np.interp(levels, np.log(sigmas), np.arange(len(sigmas))).round()
+    return [int(t) for t in np.unique(timesteps)[::-1]]
+
+
+def _sigmas(alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt((1 - alphas_cumprod) / alphas_cumprod))
+
+
+def _alphas_cumprod(scheduler: Any) -> NDArray[np.float64]:
+    return np.asarray(scheduler.alphas_cumprod.double().numpy())
+
+
+def noise_schedule(recipe: Recipe) -> dict[str, Any]:
+    """Return the noise schedule as diffusers' schedulers take it."""
     return {
-        "num_train_timesteps": diffusion.num_train_timesteps,
-        "beta_start": diffusion.beta_start,
-        "beta_end": diffusion.beta_end,
+        "num_train_timesteps": recipe.num_train_timesteps,
+        "beta_start": recipe.beta_start,
+        "beta_end": recipe.beta_end,
+        "beta_schedule": BETA_SCHEDULES[recipe.schedule],
     }
 
 
-def _solver(diffusion: Diffusion, **options: Any) -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
-        **_schedule(diffusion),
-        timestep_spacing="trailing",
-        # With this largest value, dynamic thresholding is clipping to [-1, 1].
-        thresholding=True,
-        sample_max_value=1.0,
-        **options,
-    )
+_CLIPPED = {
+    "timestep_spacing": "trailing",
+    # With this largest value, dynamic thresholding is clipping to [-1, 1].
+    "thresholding": True,
+    "sample_max_value": 1.0,
+}
 
 
-def _set_timesteps(solver: DPMSolverMultistepScheduler, **levels: Any) -> None:
+class _ClippingSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++ that clips x_0 to any range: dynamic thresholding would scale it into [-1, 1]."""
+
+    bound = 1.0
+
+    def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
+        return sample.clamp(-self.bound, self.bound)
+
+
+def _solver(recipe: Recipe, bound: float, **options: Any) -> DPMSolverMultistepScheduler:
+    solver = _ClippingSolver(**noise_schedule(recipe), **_CLIPPED, **options)
+    solver.bound = bound
+    return solver
+
+
+def _set_timesteps(solver: DPMSolverMultistepScheduler, timesteps: list[int]) -> None:
     with warnings.catch_warnings():
         # diffusers hands tensors to NumPy in a way that only NumPy's developers need to hear of.
         warnings.simplefilter("ignore", DeprecationWarning)
-        solver.set_timesteps(**levels)
-
-
-def _karras_timesteps(diffusion: Diffusion, steps: int) -> list[int]:
-    solver = _solver(diffusion, use_karras_sigmas=True)
-    _set_timesteps(solver, num_inference_steps=steps)
-    return [int(t) for t in torch.unique(solver.timesteps).flip(0)]
+        solver.set_timesteps(timesteps=timesteps)

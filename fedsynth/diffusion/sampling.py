@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from fedsynth.config import Recipe
+from fedsynth.diffusion.noise_levels import to_noise
+from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
+from fedsynth.diffusion.samplers import make_scheduler
+from fedsynth.message_size import NETWORK_BATCH
 from fedsynth.seeding import make_generator
 
 PredictNoise = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
@@ -53,17 +58,30 @@ def sample(
     return x
 
 
-def noise_predictor(unet: UNet2DModel, batch_size: int = 256) -> PredictNoise:
-    """Return ε(x_t, t, y) of a network, evaluated in batches on the network's device; inputs and outputs on the CPU."""
+def network_output(unet: UNet2DModel, batch_size: int = NETWORK_BATCH) -> PredictNoise:
+    """Return what a network says of (x_t, t, y), evaluated in batches on its device; inputs and outputs on the CPU."""
     device = next(unet.parameters()).device
     unet.eval()
 
     @torch.inference_mode()
     def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
-        eps = torch.empty_like(x)
+        output = torch.empty_like(x)
         for first in range(0, len(x), batch_size):
             rows = slice(first, first + batch_size)
-            eps[rows] = unet(x[rows].to(device), t, class_labels=labels[rows].to(device)).sample.cpu()
-        return eps
+            output[rows] = unet(x[rows].to(device), t, class_labels=labels[rows].to(device)).sample.cpu()
+        return output
 
     return predict
+
+
+def noise_predictor(unet: UNet2DModel, recipe: Recipe) -> PredictNoise:
+    """Return ε(x_t, t, y) of a network that was trained by ``recipe``; inputs and outputs on the CPU."""
+    predict = network_output(unet)
+    alphas_cumprod = make_scheduler(recipe).alphas_cumprod.double()
+    prediction_type = DIFFUSERS_PREDICTION[recipe.prediction]
+
+    @torch.inference_mode()
+    def predict_noise(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+        return to_noise(predict(x, t, labels), x, float(alphas_cumprod[t]), prediction_type)
+
+    return predict_noise

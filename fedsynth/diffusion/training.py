@@ -1,4 +1,4 @@
-"""Training of a noise-prediction network that can stop anywhere and go on as if it had not."""
+"""Training of a denoising network that can stop anywhere and go on as if it had not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from fedsynth.config import Diffusion, Training
-from fedsynth.diffusion.images import Images, rows_in_model_range
+from fedsynth.config import Recipe, Training
+from fedsynth.diffusion.codec import Images
+from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.sealed import Seal, SealError, load_torch, save_torch
@@ -31,21 +31,28 @@ class TrainingState:
 
     Args:
         unet: the network, trained in place.
-        config: optimiser and weight-average settings.
+        recipe: how it is trained.
         generator: source of batches, noise levels and noise.
+        total_steps: steps over which the learning rate falls.
+        first_step: steps done before with other optimisers, which count towards the learning rate.
 
     Attributes:
-        losses: mean squared error of every step so far.
+        losses: training loss of every step so far.
         held_out_losses: loss of the weight average at every check so far, if there are checks.
         best_weights: the weight average at the lowest of them; empty before the first check.
         seconds: time spent so far, kept by the caller.
     """
 
-    def __init__(self, unet: UNet2DModel, config: Training, generator: torch.Generator) -> None:
+    def __init__(
+        self, unet: UNet2DModel, recipe: Recipe, generator: torch.Generator, total_steps: int, first_step: int = 0
+    ) -> None:
         self.unet = unet
+        self.recipe = recipe
         self.generator = generator
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
-        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.total_steps = total_steps
+        self.first_step = first_step
+        self.optimizer = make_optimizer(unet.parameters(), recipe)
+        self.ema = EMAModel(unet.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.losses: list[float] = []
         self.held_out_losses: list[float] = []
         self.best_weights: list[torch.Tensor] = []
@@ -55,6 +62,12 @@ class TrainingState:
     def steps(self) -> int:
         """Optimiser steps done."""
         return len(self.losses)
+
+    def set_learning_rate(self) -> None:
+        """Give the optimiser the rate of the next step."""
+        rate = learning_rate(self.recipe, self.first_step + self.steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def note_held_out_loss(self, loss_of: Callable[[UNet2DModel], float]) -> None:
         """Check the averaged weights, and keep them if none were better; training can go on as if it had not been."""
@@ -132,24 +145,21 @@ def train(
     images: Images,
     labels: torch.Tensor,
     config: Training,
-    diffusion: Diffusion,
     until_step: int,
     deadline: float | None = None,
     on_step: Callable[[int, float], None] | None = None,
     proximal_mu: float = 0.0,
 ) -> list[float]:
-    """Minimise ‖ε - ε_θ(x_t, t, y)‖² over uniform t (Ho et al. 2020, Eq. 14) up to step ``until_step``.
+    """Minimise :func:`~fedsynth.diffusion.recipe.denoising_loss` over uniform t (Ho et al. 2020, Alg. 1).
 
     The result does not depend on how a training is cut into calls, unless there is a proximal term.
 
     Args:
         state: network and optimiser, advanced in place.
-        images: training images, tensors (n, C, H, W) in [-1, 1] or stored uint8 images (n, H, W, C), of which every
-            batch is converted by itself. They are drawn with replacement: uniformly, or under ``config.oversample`` so
-            that every class among ``labels`` is equally likely.
+        images: training images, drawn with replacement: uniformly, or under ``config.oversample`` so that every class
+            among ``labels`` is equally likely.
         labels: their classes (n,).
         config: batch size, oversampling, clipping, precision.
-        diffusion: noise schedule.
         until_step: total number of steps after this call.
         deadline: ``time.monotonic()`` after which no further step starts; at least one step is made.
         on_step: called with (steps done, loss) after each step.
@@ -159,7 +169,7 @@ def train(
     Returns:
         Losses of the steps made by this call, without the proximal term.
     """
-    scheduler = make_scheduler(diffusion)
+    scheduler = make_scheduler(state.recipe)
     # 1/count of its class for every image.
     weights = 1 / torch.bincount(labels)[labels].double() if config.oversample else None
     proximal = _ProximalTerm.around(state.unet, proximal_mu) if proximal_mu else None
@@ -170,8 +180,8 @@ def train(
             rows = torch.randint(len(images), (config.batch_size,), generator=state.generator)
         else:
             rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=state.generator)
-        clean = rows_in_model_range(images, rows)
-        t = torch.randint(diffusion.num_train_timesteps, (len(clean),), generator=state.generator)
+        clean = images[rows] if isinstance(images, torch.Tensor) else images.draw(rows, state.generator)
+        t = torch.randint(state.recipe.num_train_timesteps, (len(clean),), generator=state.generator)
         noise = torch.randn(clean.shape, generator=state.generator)
         state.losses.append(_step(state, scheduler, (clean, labels[rows], t, noise), config, proximal))
         if on_step is not None:
@@ -220,12 +230,14 @@ def _step(
     bf16 = config.mixed_precision == "bf16" and device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         predicted = state.unet(noisy, t, class_labels=labels).sample
-    loss = F.mse_loss(predicted.float(), noise)
+    alpha_bar = scheduler.alphas_cumprod.to(device)[t]
+    loss = denoising_loss(predicted.float(), clean, noise, alpha_bar, state.recipe).mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if proximal is not None:
         proximal.add_gradient(state.unet)
     torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.max_grad_norm)
+    state.set_learning_rate()
     state.optimizer.step()
     state.ema.step(state.unet.parameters())
     value = float(loss.detach())

@@ -1,4 +1,4 @@
-"""The noise-prediction network: class-conditional ``diffusers.UNet2DModel`` presets."""
+"""The denoising network: class-conditional ``diffusers.UNet2DModel`` presets."""
 
 from __future__ import annotations
 
@@ -30,18 +30,24 @@ class UNetPreset:
 
 
 PRESETS = {
+    "grid": UNetPreset((64, 64), 1, None, False),
     "digits": UNetPreset((32, 64), 1, None, False),
     "small": UNetPreset((32, 64, 64), 1, 2, True),
     "mnist": UNetPreset((128, 128, 128, 128), 2, 2, True),
     "cifar10": UNetPreset((128, 256, 256, 256), 2, 2, True),
     "celeba": UNetPreset((128, 256, 256, 256), 2, 2, True),
 }
-"""``mnist``, ``cifar10`` and ``celeba`` have the parameter counts of Hahn & Lee (2025), the other two suit a CPU."""
+"""``mnist``, ``cifar10`` and ``celeba`` have the parameter counts of Hahn & Lee (2025), the others suit a CPU."""
 
 
-def preset_for(dataset: str) -> str:
-    """Name of the preset that fits a dataset; ``small`` where there is none of its own."""
+def paper_preset(dataset: str) -> str:
+    """Name of the preset of a dataset in the papers; ``small`` where there is none."""
     return dataset if dataset in PRESETS else {"fashion-mnist": "mnist"}.get(dataset, "small")
+
+
+def grid_preset(grid: ImageSpec) -> str:
+    """Name of the preset for a network that sees ``grid``."""
+    return "digits" if grid.channels <= 4 else "grid"
 
 
 def build_unet(
@@ -55,7 +61,7 @@ def build_unet(
 
     Args:
         preset: key of :data:`PRESETS`.
-        spec: images and classes it is for.
+        spec: what it sees, a grid of some channels, and the classes; see :class:`fedsynth.diffusion.codec.Codec`.
         generator: source of the initial weights.
         block_out_channels: replaces the preset's, multiples of 4.
         layers_per_block: replaces the preset's.
@@ -70,8 +76,8 @@ def build_unet(
     factor = 2 ** (len(channels) - 1)
     if spec.size % factor:
         raise UserError(
-            f"image-size = {spec.size}: must be a multiple of {factor} for a U-Net of {len(channels)} levels;"
-            " change image-size, or give fewer block-out-channels"
+            f"image-size: the network sees {spec.size}x{spec.size} places, which must be a multiple of {factor} for a"
+            f" U-Net of {len(channels)} levels; change image-size or codec, or give fewer block-out-channels"
         )
     attends = [level == shape.attention_level for level in range(len(channels))]
     with torch.random.fork_rng(devices=[]):

@@ -50,6 +50,7 @@ class TrainRequest(Request[TrainAnswer]):
         spec: format and classes of the run.
         server_round: 1 for the first.
         steps: optimiser steps of this round.
+        first_step: steps of earlier rounds, by which the learning rate has fallen.
         proximal_mu: weight of FedProx's term.
         run_token: names the run, for tensors that stay with the silo.
         has_trained: whether the silo took part in an earlier round, so that it must have kept such tensors.
@@ -62,6 +63,7 @@ class TrainRequest(Request[TrainAnswer]):
     spec: ImageSpec = image_spec()
     server_round: int = setting(whole(1, MAX_STEPS))
     steps: int = setting(whole(0, MAX_STEPS))
+    first_step: int = setting(whole(0, MAX_STEPS), 0)
     proximal_mu: float = setting(real(0, MAX_LOSS), 0.0)
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     has_trained: bool = setting(flag, False)

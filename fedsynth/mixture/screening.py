@@ -86,8 +86,8 @@ class AnswerStatistics:
     Attributes:
         energy: ‖ε‖² / d, for an exact model at most about 1.
         gain: see :data:`MIN_GAIN`.
-        least_gain: gain that an exact model of images in [-1, 1] has at least: (‖x‖² - √ᾱ ‖x‖₁) / (d (1-ᾱ)); -∞ where
-            it is not asked for.
+        least_gain: gain that an exact model of samples in [-b, b] has at least: (‖x‖² - √ᾱ b ‖x‖₁) / (d (1-ᾱ)); -∞
+            where it is not asked for.
         excess: see :data:`MAX_EXCESS`.
         unavoidable: excess that no answer could avoid whose root mean square is 1, that of noise, because the samples
             themselves lie outside; 0 for samples at their noise level.
@@ -138,7 +138,9 @@ class Screening:
     statistics: dict[int, AnswerStatistics]
 
 
-def screen(eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor) -> Screening:
+def screen(
+    eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor, bound: float = 1.0
+) -> Screening:
     """Judge the answers about samples of one class at one timestep, in slices of samples.
 
     Args:
@@ -146,11 +148,12 @@ def screen(eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: tor
         x_t: samples (n, C, H, W).
         alpha_bar: ᾱ_t in (0, 1).
         answered: bool (K,).
+        bound: largest absolute value of clean samples, 1 for pixels.
 
     Returns:
         The outcome; nothing in it depends on the order of the silos.
     """
-    statistics = answer_statistics(eps, x_t, alpha_bar, answered)
+    statistics = answer_statistics(eps, x_t, alpha_bar, answered, bound)
     faults = {k: found.fault for k, found in statistics.items() if found.fault}
     beyond = {k: fault for k, found in statistics.items() if (fault := found.fault_within(LEEWAY))}
     alike = {k: fault for k, fault in faults.items() if k not in beyond}
@@ -163,22 +166,23 @@ def screen(eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: tor
 
 
 def answer_statistics(
-    eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor
+    eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, answered: torch.Tensor, bound: float = 1.0
 ) -> dict[int, AnswerStatistics]:
     """Measure every silo that answered; arguments as in :func:`screen`."""
     silos = torch.nonzero(answered).flatten().tolist()
     noise_std = (1 - alpha_bar) ** 0.5
+    signal = bound * alpha_bar**0.5
     x_sums = torch.zeros(3, dtype=torch.float64)
     sums = {k: torch.zeros(3, dtype=torch.float64) for k in silos}
     for rows in row_slices(eps):
         x = x_t[rows].double()
-        beyond = (x.abs() - alpha_bar**0.5).clamp_(min=0)
+        beyond = (x.abs() - signal).clamp_(min=0)
         x_sums += torch.stack([x.square().sum(), x.abs().sum(), beyond.square_().sum()])
         del beyond
         for k in silos:
             answer = eps[k, rows].double()
-            # |√ᾱ x_0| - √ᾱ rather than |x_0| - 1: dividing by √ᾱ_T would blow up every rounding error.
-            outside = ((x - noise_std * answer).abs_() - alpha_bar**0.5).clamp_(min=0)
+            # |√ᾱ x_0| - √ᾱ b rather than |x_0| - b: dividing by √ᾱ_T would blow up every rounding error.
+            outside = ((x - noise_std * answer).abs_() - signal).clamp_(min=0)
             sums[k] += torch.stack([answer.square().sum(), (answer * x).sum(), outside.square_().sum()])
 
     numbers = x_t.numel()
@@ -188,7 +192,7 @@ def answer_statistics(
     statistics = {}
     for k in silos:
         square, product, outside_square = sums[k].tolist()
-        least_gain = (x_square - alpha_bar**0.5 * x_size) / (numbers * (1 - alpha_bar))
+        least_gain = (x_square - signal * x_size) / (numbers * (1 - alpha_bar))
         statistics[k] = AnswerStatistics(
             energy=square / numbers,
             gain=product / (numbers * noise_std),

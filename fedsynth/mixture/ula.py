@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -35,6 +36,7 @@ class ULAScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: number of noise levels T, at least 1.
         beta_start: first β of the linear schedule, in (0, 1).
         beta_end: last β, in (0, 1).
+        beta_schedule: ``linear``, or ``squaredcos_cap_v2``, the cosine schedule.
         step_scale: c > 0.
         score_scale: λ > 0, a temperature: 2 sharpens by √2 (the paper's Lemma 4.4), 1 targets the mixture itself.
 
@@ -50,14 +52,15 @@ class ULAScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
+        beta_schedule: str = "linear",
         step_scale: float = 0.2,
         score_scale: float = 1.0,
     ) -> None:
         for key, value in (("step-scale", step_scale), ("score-scale", score_scale)):
             if not value > 0:
                 raise UserError(f"{key} = {value}: must be > 0")
-        betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
-        self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        schedule = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        self.alphas_cumprod: torch.Tensor = schedule.alphas_cumprod
         self.step_sizes = step_scale * (1.0 - self.alphas_cumprod)
         if self.step_sizes.max() > 0.5:
             raise UserError(f"step-scale = {step_scale}: the largest step size is {self.step_sizes.max():.3f} > 0.5")

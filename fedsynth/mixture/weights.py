@@ -8,6 +8,9 @@ import torch
 
 from fedsynth.mixture.compose import row_slices
 
+LEAST_NOISE = 0.1
+"""√(1-ᾱ) below which a move is not counted: an error e of x_0 is an error of √ᾱ e / √(1-ᾱ) of ε."""
+
 
 def responsibilities(log_prior: torch.Tensor, energies: torch.Tensor, lam: float) -> torch.Tensor:
     """Energy weights w̃_i = w_i exp(-λ f_i) / Σ_j w_j exp(-λ f_j) (Hahn & Lee, NeurIPS 2025, Eq. 9), in log space.
@@ -94,7 +97,9 @@ class PathPosterior:
     ) -> None:
         """Account for one move from ``x_t`` to ``x_prev``.
 
-        The move to clean data has no variance and says nothing: it leaves the weights as they are. Logits are
+        The move to clean data has no variance and says nothing, and moves from samples of little noise
+        (:data:`LEAST_NOISE`) say more of the networks' errors than of the silos: they leave the weights as they are.
+        Logits are
         normalised over the silos after every move, since one answer is worth about d/2 nats. A silo that did not
         answer keeps its weight and the others share the rest.
 
@@ -107,9 +112,9 @@ class PathPosterior:
             answered: whether silo k answered for sample n, (K, N) boolean; None: all did.
         """
         later = scheduler.timesteps[scheduler.timesteps < t]
-        if not len(later):
-            return
         alpha_bar_t = scheduler.alphas_cumprod[t].double()
+        if not len(later) or 1 - alpha_bar_t < LEAST_NOISE**2:
+            return
         alpha_bar_s = scheduler.alphas_cumprod[later.max()].double()
         variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
         scale = (alpha_bar_s / alpha_bar_t).sqrt()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
+from fedsynth.config.recipe import PAPER
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, json_text, parse_json, write_json
@@ -94,7 +95,8 @@ class RunFolder:
         """
         try:
             content = self._read(self.config)
-            settings = dict(content["config"].items())
+            # Runs from before there were recipes had the paper's.
+            settings = {"recipe": PAPER, **content["config"]}
             # How often silos said how far their training was, and how few images they said nothing of, changed nothing
             # else.
             for key in ("slice-seconds", "min-statistics-samples"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedsynth.data.apportion import apportion
-from fedsynth.diffusion import initial_unet
+from fedsynth.diffusion import codec_of, initial_unet
 from fedsynth.errors import RunError
 from fedsynth.messages import MessageError, UploadAnswer, UploadRequest, transport
 from fedsynth.seeding import make_generator
@@ -73,5 +73,5 @@ def _draw_share(task: Task, answer: UploadAnswer, member: Member, counts: torch.
     unet.load_state_dict(transport.decode_tensors(answer.arrays))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     generator = make_generator(task.config.run.seed, "auxiliary-set", member.name)
-    noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
+    noise = torch.randn((len(labels), *codec_of(task.config, task.spec).shape), generator=generator)
     return AuxiliarySet(torch.from_numpy(draw_images(task, unet, noise, labels, generator)), labels)

@@ -89,8 +89,11 @@ class AveragingStrategy(SynthesisStrategy):
         if self._task is None:
             return TrainRequest(arrays=arrays, spec=ImageSpec(1, 1, ("unknown",)), server_round=server_round, steps=0)
         total = self._config.training.train_steps
-        steps = total * server_round // self.num_rounds - total * (server_round - 1) // self.num_rounds
-        return TrainRequest(arrays=arrays, spec=self._task.spec, server_round=server_round, steps=steps)
+        first = total * (server_round - 1) // self.num_rounds
+        steps = total * server_round // self.num_rounds - first
+        return TrainRequest(
+            arrays=arrays, spec=self._task.spec, server_round=server_round, steps=steps, first_step=first
+        )
 
     def check_answer(self, silo: int, answer: TrainAnswer) -> None:
         """Refuse a weight that cannot be had for the asking, and a model that does not fit."""

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsynth.config.methods import FedDDPMPlusSettings, FedDDPMSettings
-from fedsynth.diffusion import TrainingState, initial_unet, pick_device, to_model_range, train
+from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, initial_unet, pick_device, train
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
 from fedsynth.messages.fields import MAX_SECONDS
@@ -74,13 +74,15 @@ class FedDDPM(FedAvg):
         if self._auxiliary is None or self._task is None:
             raise RunError("a correction needs the auxiliary set: call begin first")
         config = self._config
-        training = config.training.model_copy(update={"learning_rate": self.settings.correction_learning_rate})
+        steps = self.settings.server_steps
+        changes = {"learning_rate": self.settings.correction_learning_rate, "warmup_steps": 0}
+        recipe = config.recipe.model_copy(update={**changes, "learning_rate_decay": "constant"})
         unet = initial_unet(config, self._task.spec)
         unet.load_state_dict(transport.decode_tensors(arrays))
         generator = make_generator(config.run.seed, "correction", server_round)
-        state = TrainingState(unet.to(pick_device(config.run.device)), training, generator)
-        images = to_model_range(self._auxiliary.images.numpy())
-        losses = train(state, images, self._auxiliary.labels, training, config.diffusion, self.settings.server_steps)
+        state = TrainingState(unet.to(pick_device(config.run.device)), recipe, generator, steps)
+        images = EncodedImages(self._auxiliary.images.numpy(), codec_of(config, self._task.spec))
+        losses = train(state, images, self._auxiliary.labels, config.training, steps)
         logger.info("round %d corrected: loss on the auxiliary set %.4g", server_round, sum(losses) / len(losses))
         return transport.encode_tensors(state.unet.state_dict())
 

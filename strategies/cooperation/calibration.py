@@ -9,7 +9,8 @@ from statistics import fmean, median
 import torch
 
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion import make_scheduler
+from fedsynth.diffusion import codec_of, make_scheduler
+from fedsynth.diffusion.noise_levels import timestep_at
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, EpsilonRequest
 from fedsynth.mixture.screening import median_answer, screen
@@ -21,9 +22,10 @@ from strategies.cooperation.screener import AnswerMemory
 
 logger = logging.getLogger("fedsynth")
 
-LEVELS = (1.0, 0.7, 0.4, 0.1)
-"""Noise levels of the calibration, as shares of T: at T and 0.7 T all honest answers are nearly the same, so that zero,
-scaled and unrelated answers stand out; at 0.1 T an input that is echoed does."""
+LEVELS = (4.04e-5, 6.97e-3, 0.194, 0.895)
+"""Noise levels of the calibration, as ᾱ: those of the linear schedule at T, 0.7 T, 0.4 T and 0.1 T. At the first two
+all honest answers are nearly the same, so that zero, scaled and unrelated answers stand out; at the last an input that
+is echoed does."""
 
 SAMPLES_PER_CLASS = 8
 """Samples of every class."""
@@ -38,7 +40,7 @@ class Calibration:
     """Four small questions before the rounds, on samples that the server makes without any real image.
 
     The samples start as noise. After each question the coordinate-wise median of the usable answers says what images
-    they imply, which are clipped to [-1, 1] and noised again to the next of :data:`LEVELS`. Because that noise is
+    they imply, which are clipped to their range and noised again to the next of :data:`LEVELS`. Because that noise is
     new, an answer to earlier samples does not follow it. Silos that are honest at T alone are found out below. Where
     the only holder of a class echoes its input, the images are grey and the echo is a right answer: it passes.
 
@@ -47,9 +49,10 @@ class Calibration:
 
     Args:
         holds: whether silo k holds images of class y, bool (K, num_classes).
-        shape: (C, H, W) of an image.
+        shape: (c, h, w) of a sample.
         alphas_cumprod: ᾱ of every timestep (T,).
         seed: the run's.
+        bound: largest absolute value of clean samples.
 
     Attributes:
         samples: what to ask about next, (M, C, H, W).
@@ -66,11 +69,11 @@ class Calibration:
         shape: Sequence[int],
         alphas_cumprod: torch.Tensor,
         seed: int,
+        bound: float = 1.0,
     ) -> None:
         self._alphas_bar = alphas_cumprod.double()
-        self._seed = seed
-        last = len(alphas_cumprod) - 1
-        self._timesteps = [round(share * last) for share in LEVELS]
+        self._seed, self._bound = seed, bound
+        self._timesteps = [timestep_at(alphas_cumprod, alpha_bar) for alpha_bar in LEVELS]
         self._level, self._memory = 0, AnswerMemory()
         self.labels = torch.nonzero(holds.any(0)).flatten().repeat_interleave(SAMPLES_PER_CLASS)
         self.asks = holds[:, self.labels]
@@ -141,7 +144,7 @@ class Calibration:
     def _judge(self, eps: torch.Tensor, rows: torch.Tensor, label: int, known: torch.Tensor) -> torch.Tensor:
         """Note what is wrong; return whom that concerns, bool (K,)."""
         alpha_bar = float(self._alphas_bar[self.timestep])
-        outcome = screen(eps, self.samples[rows], alpha_bar, known)
+        outcome = screen(eps, self.samples[rows], alpha_bar, known, self._bound)
         for k, miss in outcome.alike.items():
             self.alike[k, label] = f"t = {self.timestep}: {miss}"
         if self._level == 0:
@@ -160,7 +163,7 @@ class Calibration:
     def _implied(self, eps: torch.Tensor, rows: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
         alpha_bar = float(self._alphas_bar[self.timestep])
         clean: torch.Tensor = (self.samples[rows] - (1 - alpha_bar) ** 0.5 * median_answer(eps, sound)) / alpha_bar**0.5
-        return clean.clamp(-1.0, 1.0)
+        return clean.clamp(-self._bound, self._bound)
 
     def _noise(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(tuple(shape), generator=make_generator(self._seed, "calibration", self._level))
@@ -177,8 +180,9 @@ def calibrate(exchange: Exchange, task: Task, holds: torch.Tensor) -> Calibratio
         holds: whether silo k is to be asked about class y, bool (K, num_classes).
     """
     config = task.config
-    alphas_cumprod = make_scheduler(config.diffusion).alphas_cumprod
-    calibration = Calibration(holds, task.spec.shape, alphas_cumprod, config.run.seed)
+    alphas_cumprod = make_scheduler(config.recipe).alphas_cumprod
+    codec = codec_of(config, task.spec)
+    calibration = Calibration(holds, codec.shape, alphas_cumprod, config.run.seed, codec.bound)
     while not calibration.finished:
         calibration.advance(*_answers(exchange, task, calibration))
     for k, member in enumerate(task.census):

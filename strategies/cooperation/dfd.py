@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import DfDSettings
-from fedsynth.diffusion import draw_initial_noise, make_scheduler, to_uint8
+from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, noise_schedule
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, transport
 from fedsynth.mixture import ULAScheduler, log_prior
@@ -73,6 +73,7 @@ class DfD(SynthesisStrategy):
         super().__init__(**settings)
         self.num_rounds = self.settings.dfd_rounds
         self._config = RunConfig()
+        self._bound = 1.0
         self._rounds_done = 0
         self._idle = 0
         self._asked_at = time.monotonic()
@@ -87,6 +88,8 @@ class DfD(SynthesisStrategy):
             RunError: no silo's model is fit to answer.
         """
         self._config = task.config
+        codec = codec_of(task.config, task.spec)
+        self._bound = codec.bound
         self.timeout = self._round_timeout(0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
@@ -100,9 +103,9 @@ class DfD(SynthesisStrategy):
             def note(silo: int, why: str) -> None:
                 exchange.reply_log.leave_out(members[silo].node_id, why)
 
-            screener = Screener([member.name for member in members], note)
-        self._set = self._new_set(task.labels, task.spec.shape, task.census, prior, screener)
-        samples = draw_initial_noise(task.config.run.seed, len(task.labels), task.spec.shape)
+            screener = Screener([member.name for member in members], note, codec.bound)
+        self._set = self._new_set(task.labels, codec.shape, task.census, prior, screener)
+        samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec.shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
@@ -184,7 +187,7 @@ class DfD(SynthesisStrategy):
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
         curves = {member.name: member.curve for member in task.census}
-        images = to_uint8(transport.decode(arrays[SAMPLES])[finished])
+        images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 
     def _remedy(self, why: set[Wait]) -> str:
@@ -239,11 +242,11 @@ class DfD(SynthesisStrategy):
         return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.settings.parallel_levels)
 
     def _scheduler(self) -> Any:
-        diffusion = self._config.diffusion
+        recipe = self._config.recipe
         if self.settings.sampler != "ula":
-            return make_scheduler(diffusion, self.settings.dfd_rounds, self.settings.sampler)
+            return make_scheduler(recipe, self.settings.dfd_rounds, self.settings.sampler, self._bound)
         scheduler: ULAScheduler = ULAScheduler(
-            **diffusion.model_dump(), step_scale=self.settings.step_scale, score_scale=self.settings.score_scale
+            **noise_schedule(recipe), step_scale=self.settings.step_scale, score_scale=self.settings.score_scale
         )
         scheduler.set_timesteps(self.settings.dfd_rounds)
         return scheduler

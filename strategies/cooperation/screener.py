@@ -67,11 +67,15 @@ class Screener:
     Args:
         names: of the silos.
         note: called with the index of every silo that is left out in a round, and why.
+        bound: largest absolute value of clean samples.
     """
 
-    def __init__(self, names: list[str], note: Callable[[int, str], None] = lambda silo, why: None) -> None:
+    def __init__(
+        self, names: list[str], note: Callable[[int, str], None] = lambda silo, why: None, bound: float = 1.0
+    ) -> None:
         self._names = names
         self._note = note
+        self._bound = bound
         self._memory = AnswerMemory()
         self._faults: dict[int, str] = {}
         self._known: set[tuple[int, ...]] = set()
@@ -85,7 +89,7 @@ class Screener:
         Returns:
             Whose answers count, bool (K,), and the silos among them that gave equal ones.
         """
-        outcome = screen(epsilon, samples, cohort.alpha_bar, answered)
+        outcome = screen(epsilon, samples, cohort.alpha_bar, answered, self._bound)
         if outcome.alike and not self._alike:
             self._alike = True
             silo, miss = min(outcome.alike.items())

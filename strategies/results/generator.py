@@ -19,7 +19,7 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import TrainingState, to_model_range, train
+from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, train
 from fedsynth.disk import explained_writing
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
@@ -56,7 +56,7 @@ class Generator:
     def draw(self, task: Task, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Draw an image uint8 (H, W, C) for each of ``labels`` (n,), from other noise than the released set's."""
         generator = make_generator(task.config.run.seed, "generator-sampling")
-        noise = torch.randn((len(labels), *task.spec.shape), generator=generator)
+        noise = torch.randn((len(labels), *codec_of(task.config, task.spec).shape), generator=generator)
         return draw_images(task, self.unet, noise, torch.from_numpy(labels), generator, sampler=SAMPLER)
 
 
@@ -83,18 +83,17 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
     if not goal:
         return None
     path = checkpoints / f"generator-{_fingerprint(outcome)}.pt"
-    state = new_training(task, PURPOSE)
+    state = new_training(task, PURPOSE, goal)
     state.resume(path, FOLDER, path.stem)
     if state.steps > goal:  # of an earlier training with more of them
-        state = new_training(task, PURPOSE)
+        state = new_training(task, PURPOSE, goal)
     logger.info("training the generator on the %d images of the set", len(outcome.images))
-    _train(state, outcome, task.config, path)
+    images = EncodedImages(outcome.images, codec_of(task.config, task.spec))
+    _train(state, images, torch.from_numpy(outcome.labels), task.config, path)
     return Generator(state.averaged_unet(), state.steps, state.seconds)
 
 
-def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path) -> None:
-    images = to_model_range(outcome.images)
-    labels = torch.from_numpy(outcome.labels)
+def _train(state: TrainingState, images: EncodedImages, labels: torch.Tensor, config: RunConfig, path: Path) -> None:
     goal = config.sampling.generator_steps
     progress = Progress("generator: step", goal, logger.info, done=state.steps)
 
@@ -103,7 +102,7 @@ def _train(state: TrainingState, outcome: Outcome, config: RunConfig, path: Path
 
     while state.steps < goal:
         start = time.monotonic()
-        train(state, images, labels, config.training, config.diffusion, goal, start + SAVE_SECONDS, report)
+        train(state, images, labels, config.training, goal, start + SAVE_SECONDS, report)
         state.seconds += time.monotonic() - start
         with explained_writing(path):
             state.save(path, path.stem)

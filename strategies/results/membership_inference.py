@@ -18,7 +18,8 @@ from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.data import Federation, LabelledImages
-from fedsynth.diffusion import make_scheduler, noise_predictor, to_model_range
+from fedsynth.diffusion import Codec, codec_of, make_scheduler, noise_predictor
+from fedsynth.diffusion.noise_levels import timestep_at
 from fedsynth.evaluation.image_set import matched_by_class
 from fedsynth.evaluation.membership import Membership, epsilon_errors, roc, squared_errors, with_noise
 from fedsynth.messages import EpsilonAnswer, EpsilonRequest
@@ -29,8 +30,9 @@ from strategies.conversation.exchange import Exchange
 
 logger = logging.getLogger("fedsynth")
 
-LEVELS = (0.1, 0.2, 0.3)
-"""Noise levels attacked, as shares of all: Matsumoto et al. 2023 find intermediate ones the most telling."""
+LEVELS = (0.895, 0.656, 0.394)
+"""Noise levels attacked, as ᾱ, those of the linear schedule at 0.1, 0.2 and 0.3 T: Matsumoto et al. 2023 find
+intermediate ones the most telling."""
 MOST_ATTACKED = 300
 """Members, and as many non-members, per model."""
 PURPOSE = "membership-inference"
@@ -100,7 +102,8 @@ def attack_generator(task: Task, federation: Federation, unet: UNet2DModel) -> M
 
 
 def _timesteps(task: Task) -> tuple[int, ...]:
-    return tuple(int(share * task.config.diffusion.num_train_timesteps) for share in LEVELS)
+    alphas = make_scheduler(task.config.recipe).alphas_cumprod
+    return tuple(timestep_at(alphas, alpha_bar) for alpha_bar in LEVELS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +114,12 @@ class _Candidates:
     labels: torch.Tensor
 
     @classmethod
-    def drawn(cls, members: LabelledImages, others: LabelledImages, seed: int, name: str) -> _Candidates:
+    def drawn(cls, members: LabelledImages, others: LabelledImages, codec: Codec, seed: int, name: str) -> _Candidates:
         rng = np.random.default_rng(derive_seed(seed, PURPOSE, name))
         rows, other_rows = matched_by_class(members.labels, others.labels, MOST_ATTACKED, rng)
         images = np.concatenate([members.images[rows], others.images[other_rows]])
         labels = np.concatenate([members.labels[rows], others.labels[other_rows]])
-        return cls(to_model_range(images), torch.from_numpy(labels))
+        return cls(codec.encode(images), torch.from_numpy(labels))
 
     def judge(self, errors: NDArray[np.float64]) -> Membership | None:
         half = len(errors) // 2
@@ -130,10 +133,10 @@ def _attack_server(
     silos = [federation.silo(k, config) for k in range(len(task.census))]
     members = _joined([silo.train for silo in silos])
     others = _joined([federation.test, *(silo.holdout for silo in silos)])
-    candidates = _Candidates.drawn(members, others, config.run.seed, GLOBAL_MODEL)
-    alphas = make_scheduler(config.diffusion).alphas_cumprod
+    candidates = _Candidates.drawn(members, others, codec_of(config, task.spec), config.run.seed, GLOBAL_MODEL)
+    alphas = make_scheduler(config.recipe).alphas_cumprod
     generator = make_generator(config.run.seed, PURPOSE, GLOBAL_MODEL)
-    predict = noise_predictor(unet)
+    predict = noise_predictor(unet, config.recipe)
     return candidates.judge(epsilon_errors(predict, candidates.images, candidates.labels, timesteps, alphas, generator))
 
 
@@ -141,7 +144,7 @@ def _attack_silos(
     exchange: Exchange, task: Task, federation: Federation, timesteps: tuple[int, ...]
 ) -> dict[str, Membership | None]:
     candidates = [_of_silo(task, federation, k) for k in range(len(task.census))]
-    alphas = make_scheduler(task.config.diffusion).alphas_cumprod
+    alphas = make_scheduler(task.config.recipe).alphas_cumprod
     errors: dict[str, torch.Tensor] = {}
     for t in timesteps:
         answers = _errors_at(exchange, task, candidates, t, float(alphas[t]))
@@ -154,7 +157,8 @@ def _attack_silos(
 def _of_silo(task: Task, federation: Federation, k: int) -> _Candidates:
     silo = federation.silo(k, task.config)
     others = _joined([federation.test, silo.holdout])
-    return _Candidates.drawn(silo.train, others, task.config.run.seed, task.census.members[k].name)
+    codec = codec_of(task.config, task.spec)
+    return _Candidates.drawn(silo.train, others, codec, task.config.run.seed, task.census.members[k].name)
 
 
 def _errors_at(

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, lasting_scheduler, model_seal
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
 from fedsynth.sealed import seal_folder
@@ -68,8 +68,8 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
-    scheduler = lasting_scheduler(task.config.diffusion, sampler)
-    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes)
+    scheduler = lasting_scheduler(task.config.recipe, sampler)
+    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, codec_of(task.config, task.spec).name)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)
         seal_folder(temporary, model_seal())

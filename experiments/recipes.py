@@ -1,0 +1,204 @@
+"""Training recipes compared: one silo, the same CPU seconds for each, on digits, MNIST, CIFAR-10 and blood cells.
+
+A model is trained on one silo's images for the budget, and samples are drawn from it in ``--levels`` steps of a
+second-order solver. *agree*: share of the samples for which a classifier of real images finds the label asked for;
+*utility*: accuracy on real test images of a CNN trained on the samples; *distance*: Fréchet distance to as many real
+test images in that classifier's features; *copies*: samples nearer to a training image than 19 in 20 test images are.
+``python -m experiments.recipes --sets mnist --data-root PATH`` trains what is missing and prints a table per set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.benchmarks.common import machine_facts, publish
+from experiments.repeated_runs import mean_and_range
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.data import LabelledImages, load_dataset
+from fedsynth.diffusion import (
+    EncodedImages,
+    TrainingState,
+    codec_of,
+    initial_unet,
+    make_scheduler,
+    noise_predictor,
+    sample,
+    train,
+)
+from fedsynth.evaluation.fidelity import frechet_distance
+from fedsynth.evaluation.image_set import flat, stratified_subset
+from fedsynth.evaluation.memorisation import memorisation
+from fedsynth.evaluation.networks.domain_classifier import (
+    DomainClassifier,
+    extract_features,
+    predict_labels,
+    train_domain_classifier,
+)
+from fedsynth.evaluation.utility import utility_scores
+from fedsynth.files import write_json
+from fedsynth.seeding import derive_seed, make_generator
+from fedsynth.spec import ImageSpec
+
+Setting = Mapping[str, Scalar]
+
+SETS: dict[str, Setting] = {
+    "digits": {"dataset": "digits"},
+    "mnist": {"dataset": "mnist"},
+    "cifar10": {"dataset": "cifar10"},
+    "cells-32": {"dataset": "imagefolder", "image-size": 32},
+    "cells-64": {"dataset": "imagefolder", "image-size": 64},
+}
+"""Images that are compared on; the folder of each is given by ``--data-root``."""
+SILO_IMAGES = 1500
+TEST_IMAGES = 1000
+
+RECIPES: dict[str, Setting] = {
+    "default": {},
+    "paper": {"recipe": "paper"},
+    "epsilon": {"prediction": "epsilon"},
+    "v": {"prediction": "v"},
+    "linear schedule": {"schedule": "linear"},
+    "uniform loss": {"loss-weighting": "uniform"},
+    "gamma 1": {"snr-gamma": 1.0},
+    "gamma 20": {"snr-gamma": 20.0},
+    "batch 16": {"batch-size": 16},
+    "batch 64": {"batch-size": 64},
+    "rate 7e-4": {"learning-rate": 7e-4},
+    "rate 3e-3": {"learning-rate": 3e-3},
+    "constant rate": {"learning-rate-decay": "constant"},
+    "ema .95": {"ema-decay": 0.95},
+    "ema .995": {"ema-decay": 0.995},
+    "pixels": {"codec": "pixels"},
+    "unshuffle-2": {"codec": "unshuffle-2"},
+    "unshuffle-4": {"codec": "unshuffle-4"},
+    "unshuffle-8": {"codec": "unshuffle-8"},
+    "width 32": {"block-out-channels": "32,32"},
+    "width 96": {"block-out-channels": "96,96"},
+    "width 128": {"block-out-channels": "128,128"},
+    "width 64-128": {"block-out-channels": "64,128"},
+    "two layers": {"layers-per-block": 2},
+    "flip": {"augment": "flip"},
+    "shift": {"augment": "shift"},
+    "flip, rotate90": {"augment": "flip,rotate90"},
+}
+MEASURES = ("steps", "ms a step", "agree", "utility", "distance", "copies")
+
+
+class Judge:
+    """Real images of a set, and what is measured against them."""
+
+    def __init__(self, name: str, root: str | None) -> None:
+        size = SETS[name].get("image-size")
+        self.train, test = load_dataset(str(SETS[name]["dataset"]), root, image_size=int(size) if size else None)
+        rng = np.random.default_rng(derive_seed(0, "recipes", name))
+        self.test = test.subset(stratified_subset(test.labels, min(TEST_IMAGES, len(test)), rng))
+        self.classifier: DomainClassifier = train_domain_classifier(
+            self.train.images, self.train.labels, len(self.train.classes), 0
+        )
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Format and classes."""
+        return ImageSpec(self.train.images.shape[3], self.train.images.shape[1], self.train.classes)
+
+    def silo(self, seed: int) -> LabelledImages:
+        """Return the images that a silo has, others for every seed where there are enough."""
+        rng = np.random.default_rng(derive_seed(seed, "recipes", "silo"))
+        return self.train.subset(stratified_subset(self.train.labels, min(SILO_IMAGES, len(self.train)), rng))
+
+    def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int) -> dict[str, float]:
+        """Compare samples with real images of the same number."""
+        rng = np.random.default_rng(derive_seed(seed, "recipes", "measure"))
+        count = min(len(drawn), len(self.test))
+        ours, real = (part.subset(rng.permutation(len(part))[:count]) for part in (drawn, self.test))
+        features = [extract_features(self.classifier, part.images) for part in (real, ours)]
+        classes = len(drawn.classes)
+        scores = utility_scores(
+            drawn.images, drawn.labels, self.test.images, self.test.labels, classes, seed, ("cnn",), num_seeds=1
+        )
+        found = predict_labels(self.classifier, drawn.images)
+        return {
+            "agree": float((found == drawn.labels).mean()),
+            "utility": scores["cnn"].accuracy,
+            "distance": frechet_distance(*features),
+            "copies": memorisation(flat(drawn.images), flat(silo.images), flat(self.test.images)).copied_share,
+        }
+
+
+def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int, levels: int) -> dict[str, Any]:
+    """Train a silo's model by a recipe for some CPU seconds, draw from it, and measure the samples."""
+    config = RunConfig.from_run_config({"seed": seed, **recipe})
+    silo, codec = judge.silo(seed), codec_of(config, judge.spec)
+    images = EncodedImages(silo.images, codec, config.training.augmentations())
+    labels = torch.from_numpy(silo.labels)
+
+    def training(steps: int) -> tuple[TrainingState, float]:
+        generator = make_generator(seed, "local-training", "silo-0")
+        state = TrainingState(initial_unet(config, judge.spec), config.recipe, generator, steps)
+        start = time.process_time()
+        train(state, images, labels, config.training, steps)
+        return state, time.process_time() - start
+
+    training(3)  # the first steps of a process are slow
+    steps = max(20, round(10 * seconds / training(10)[1]))
+    state, spent = training(steps)
+    drawn_labels = torch.arange(samples) % len(silo.classes)
+    generator = make_generator(seed, "sampling")
+    noise = torch.randn((samples, *codec.shape), generator=generator)
+    scheduler = make_scheduler(config.recipe, levels, "dpmsolver++", codec.bound)
+    predict = noise_predictor(state.averaged_unet(), config.recipe)
+    pixels = codec.decode(sample(predict, scheduler, noise, drawn_labels, generator))
+    drawn = LabelledImages(pixels, drawn_labels.numpy(), silo.classes)
+    cost = {"steps": steps, "ms a step": 1000 * spent / steps}
+    return {**cost, **judge.measure(drawn, silo, seed), "pixels": pixels, "labels": drawn.labels}
+
+
+def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
+    return {"recipe": name, **{key: mean_and_range([result[key] for result in results]) for key in MEASURES}}
+
+
+def main() -> None:
+    """Train what is missing and print a table for every set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", nargs="+", choices=[*SETS], default=["digits"])
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper"])
+    parser.add_argument("--data-root", default=None, help="folder of the images, where they are not embedded")
+    parser.add_argument("--seconds", type=float, default=45.0, help="CPU seconds of a training, on one thread")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--levels", type=int, default=15)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/recipes"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.sets:
+        judge, results = Judge(name, options.data_root), dict[str, list[dict[str, Any]]]()
+        for recipe in options.recipes:
+            for seed in options.seeds:
+                folder = options.output_dir / f"{name}-{options.seconds:g}s" / f"{recipe.replace(' ', '-')}-{seed}"
+                results.setdefault(recipe, []).append(_once(folder, judge, RECIPES[recipe], seed, options))
+            print(_row(recipe, results[recipe]), flush=True)
+        rows = [_row(recipe, of_recipe) for recipe, of_recipe in results.items()]
+        facts = machine_facts() | {"seeds": options.seeds, "CPU seconds": options.seconds, "samples": options.samples}
+        publish(f"recipes-{name}-{options.seconds:g}s", facts, rows, results, options.output_dir)
+
+
+def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    found = folder / "result.json"
+    if not found.exists():
+        result = trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "samples.npz", images=result.pop("pixels"), labels=result.pop("labels"))
+        write_json(found, result)
+    return dict(json.loads(found.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The arithmetic of a training recipe: targets, loss weights, optimiser and learning rate.
+
+A network predicts ε, v or x_0 (``prediction``); with x_t = √ᾱ x_0 + √(1-ᾱ) ε each of them gives the others. What it
+says becomes ε at one place, :func:`fedsynth.diffusion.sampling.noise_predictor`, so that mixture, samplers, screening
+and membership inference know of ε alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from fedsynth.config import Recipe
+
+DIFFUSERS_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+"""What a network predicts -> diffusers' name of it."""
+
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""Noise schedule -> diffusers' name of it."""
+
+
+def denoising_loss(
+    predicted: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, recipe: Recipe
+) -> torch.Tensor:
+    """Return the training loss of every sample (n,): the mean square error of what the recipe has a network predict.
+
+    With ``loss-weighting = "min-snr"`` it is weighted so that the error of the implied x_0 counts min(SNR + 1, γ)
+    times, SNR = ᾱ/(1-ᾱ): v's own weight (Salimans & Ho 2022, arXiv 2202.00512), cut off at γ as Hang et al. 2023
+    (arXiv 2303.09556, Sec. 3.4) cut off the SNR. An error e of x_0 is one of √SNR·e of ε and of √(SNR + 1)·e of v.
+
+    Args:
+        predicted: output of the network (n, C, H, W).
+        clean: x_0 (n, C, H, W).
+        noise: ε (n, C, H, W).
+        alpha_bar: ᾱ of every sample (n,), in (0, 1).
+        recipe: prediction and weighting.
+    """
+    signal, noise_std = (root[:, None, None, None] for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    target = {"epsilon": noise, "x0": clean, "v": signal * noise - noise_std * clean}[recipe.prediction]
+    errors = (predicted - target).square().flatten(1).mean(1)
+    if recipe.loss_weighting == "uniform":
+        return errors
+    snr = alpha_bar / (1 - alpha_bar)
+    of_image = (snr + 1).clamp(max=recipe.snr_gamma)
+    return errors * of_image / {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[recipe.prediction]
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser: Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019)."""
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=recipe.learning_rate)
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to 0.
+
+    Args:
+        recipe: highest rate, ``warmup-steps`` and ``learning-rate-decay``.
+        step: steps done before, from 0.
+        total_steps: steps of the whole training; later ones have the rate of the last.
+    """
+    # A short training must not be spent on its warm-up.
+    warmup = min(recipe.warmup_steps, total_steps // 4)
+    rate = recipe.learning_rate * min(1.0, (step + 1) / (warmup + 1))
+    if recipe.learning_rate_decay == "cosine":
+        rate *= (1 + math.cos(math.pi * min(step, total_steps - 1) / total_steps)) / 2
+    return rate
