@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.data import (
     Federation,
     Silo,
@@ -42,6 +42,12 @@ _files: SiloCache[ImageFiles] = SiloCache()
 def _federation(config: RunConfig) -> Federation:
     """The simulated silos' dataset, read once per process: one Ray actor serves many clients."""
     return load_federation(config)
+
+
+@lru_cache(maxsize=4)
+def _config(run_config: tuple[tuple[str, type, Scalar], ...]) -> RunConfig:
+    """Parse what every message of a run repeats. With the types, since ``1 == 1.0 == True``."""
+    return RunConfig.from_run_config({key: value for key, _, value in run_config})
 
 
 class SiloContext:
@@ -71,7 +77,7 @@ class SiloContext:
     def __init__(self, context: Context) -> None:
         self._flower = context
         node = context.node_config
-        self.config = RunConfig.from_run_config(context.run_config)
+        self.config = _config(tuple((key, type(value), value) for key, value in context.run_config.items()))
         self.name = silo_name(context)
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node

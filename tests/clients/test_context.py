@@ -135,3 +135,11 @@ def test_errors_of_a_full_disk_name_the_state_folder(tmp_path: Path, monkeypatch
         raise RuntimeError("PytorchStreamWriter failed writing file")
     with pytest.raises(UserError, match="as it was"), silo.explained_state():
         raise UserError("as it was")
+
+
+def test_equal_values_of_another_type_are_another_configuration() -> None:
+    assert silo_of({"early-stop": True}).config.training.early_stop is True
+    assert silo_of({"early-stop": True}).config is silo_of({"early-stop": True}).config, "parsed once"
+    with pytest.raises(UserError, match="early-stop"):
+        silo_of({"early-stop": 1})
+    assert isinstance(silo_of({"learning-rate": 1}).config.recipe.learning_rate, float)
