@@ -18,6 +18,7 @@ from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.data import (
     Federation,
+    ImageCache,
     Silo,
     configured_range,
     folder_silo,
@@ -174,6 +175,7 @@ class SiloContext:
                     value_range=configured_range(config.data),
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
+                    cache=ImageCache(self.state / "images", single=True),
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

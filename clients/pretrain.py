@@ -15,7 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from clients.models.local_model import LocalModel
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.data import Silo, configured_range, folder_silo, image_folder_spec
+from fedsynth.data import ImageCache, Silo, configured_range, folder_silo, image_folder_spec
 from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
@@ -43,8 +43,8 @@ def pretrain(data: Path, name: str, out: Path, config: RunConfig, group_column: 
     size = config.data.image_size
     spec = image_folder_spec(data, None if size == AUTO else size)
     initial_unet(config, spec)  # refuses images the network cannot halve before they are read
-    silo = _open(data, name, spec, config, group_column)
     checkpoints = out.with_name(f".{out.name}.training")
+    silo = _open(data, name, spec, config, group_column, ImageCache(checkpoints / "images"))
     with explained_writing(out), locked(checkpoints / ".lock", f"'{out}'"):
         model = LocalModel(silo, spec, config, checkpoints)
         _train(model, config)
@@ -56,7 +56,7 @@ def pretrain(data: Path, name: str, out: Path, config: RunConfig, group_column: 
         logger.info("%.0f %% of the model's samples are near-copies of training images", 100 * share)
 
 
-def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_column: str) -> Silo:
+def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_column: str, cache: ImageCache) -> Silo:
     silo = folder_silo(
         data,
         name,
@@ -69,6 +69,7 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_colum
         configured_range(config.data),
         config.data.first_page_only,
         group_column,
+        cache,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)

@@ -9,9 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def digests(images: NDArray[np.uint8]) -> list[bytes]:
-    """Return a digest (BLAKE2b, 16 bytes) of each image of uint8 (N, H, W, C): equal pixels, equal digests."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+def digests(images: NDArray[np.uint8], rows: NDArray[np.int64] | None = None) -> list[bytes]:
+    """Return a digest (BLAKE2b, 16 bytes) of each image of uint8 (N, H, W, C): equal pixels, equal digests.
+
+    Args:
+        images: read one by one: they may lie on disk.
+        rows: which of them, in this order; None: all.
+    """
+    chosen = range(len(images)) if rows is None else rows
+    return [hashlib.blake2b(images[row].tobytes(), digest_size=16).digest() for row in chosen]
 
 
 def count_shared(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
@@ -44,10 +43,10 @@ class Centralised(SynthesisStrategy):
         """
         if task.federation is None:
             raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
-        silos = [task.federation.silo(k, task.config).train for k in range(len(task.census))]
-        images = np.concatenate([silo.images for silo in silos])
-        self._images = EncodedImages(images, codec_of(task.config, task.spec), task.config.training.augmentations())
-        self._labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
+        union = task.federation.union(task.config)
+        codec = codec_of(task.config, task.spec)
+        self._images = EncodedImages(union.images, codec, task.config.training.augmentations())
+        self._labels = torch.from_numpy(union.labels)
         self._steps = task.config.training.train_steps * len(task.census)
         self._state = new_training(task, "centralised-training", self._steps)
         self._progress = self._new_progress(0)

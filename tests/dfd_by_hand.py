@@ -37,7 +37,7 @@ def census_of(counts: list[list[int]]) -> Census:
 
 
 def task_of(counts: list[list[int]] = COUNTS, labels: torch.Tensor = LABELS, **changes: Any) -> Task:
-    given = {"num_clients": len(counts), "train_steps": 5, "screening": False, **changes}
+    given = {"num_clients": len(counts), "train_steps": 5, "screening": False, "recipe": "paper", **changes}
     config = RunConfig.from_run_config({key.replace("_", "-"): value for key, value in given.items()})
     return Task(config, SPEC, census_of(counts), labels)
 

@@ -34,7 +34,8 @@ def main(words):
     folder.mkdir(parents=True, exist_ok=True)
     if (orders / f"fail-{folder.name}").exists():
         sys.exit(f"fedsynth 10:20:30 round 1/2 (50 %), 1 s left\nerror: no silo answered in {folder.name}")
-    (folder / "config.json").write_text(json.dumps({"config": config, "resolved": []}))
+    # Without a recipe it would be a run of an earlier version.
+    (folder / "config.json").write_text(json.dumps({"config": {"recipe": "auto", **config}, "resolved": []}))
     print("fedsynth 10:20:30 round 1/2 (50 %), loss 0.5, 1 s left", flush=True)
     if (orders / f"hold-{folder.name}").exists():
         subprocess.Popen(["sleep", "600"], start_new_session=True)

@@ -198,11 +198,18 @@ def assert_killed_and_resumed_equals_whole(name: str, base: Path) -> None:
 
 
 def assert_finished_run_goes_on(name: str, base: Path) -> None:
-    """A run of two rounds goes on for four."""
-    given = settings(base, name, run_name=f"{name}, longer")
-    whole = whole_run(given)
-    run({**given, "num-rounds": 2, "train-steps": 2})
-    assert_equal_runs(run(resumed(given)), whole)
+    """A run of two rounds goes on for four, as if it always had been one of four where no learning rate falls."""
+    for decay in ("constant", "cosine"):
+        rates = {"learning_rate_decay": decay, "warmup_steps": 0}
+        given = settings(base, name, run_name=f"{name}, longer, {decay}", **rates)
+        whole = whole_run(given)
+        run({**given, "num-rounds": 2, "train-steps": 2})
+        folder, content = run(resumed(given))
+        if decay == "constant":
+            assert_equal_runs((folder, content), whole)
+        else:
+            assert [row["round"] for row in folder.read_metrics()] == [1, 2, 3, 4]
+            assert files_of(folder, "synthetic") != files_of(whole[0], "synthetic")
 
 
 def assert_killed_late_repeats_no_round(name: str, base: Path) -> None:

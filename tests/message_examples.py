@@ -65,6 +65,7 @@ EXAMPLES: dict[str, Exchanged] = {
             spec=SPEC,
             server_round=3,
             steps=5,
+            first_step=10,
             proximal_mu=0.1,
             run_token="run-1",
             has_trained=True,

@@ -152,5 +152,5 @@ def evaluate_request() -> EvaluateRequest:
 def drawn_images(node: Node, predict: PredictNoise, labels: list[int], numbers: list[int], name: str = "silo-1") -> Any:
     """The images that a silo should draw: the plain loop from the shared noise."""
     noise = draw_initial_noise(0, 20, (1, 8, 8))[numbers]
-    scheduler, generator = make_scheduler(node.config.diffusion, 3), make_generator(0, "sampling", name)
+    scheduler, generator = make_scheduler(node.config.recipe, 3), make_generator(0, "sampling", name)
     return to_uint8(sample(predict, scheduler, noise, torch.tensor(labels), generator))

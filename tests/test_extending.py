@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from flwr.app import ArrayRecord
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.cli.tables.run_groups import config_hash
-from fedsynth.config import AUTO, Diffusion, RunConfig
+from fedsynth.config import AUTO, RECIPES, Recipe, RunConfig
 from fedsynth.data import load_dataset
-from fedsynth.diffusion import make_scheduler, sample
+from fedsynth.diffusion import make_scheduler, noise_schedule, sample
 from fedsynth.errors import UserError
 from fedsynth.messages import transport
 from fedsynth.output import default_name
@@ -79,15 +80,16 @@ def test_silos_sample_their_models_with_it(tmp_path: Path) -> None:
     )
 
 
-def test_half_of_the_noise_gives_the_right_spread() -> None:
-    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_half_of_the_noise_gives_the_right_spread(recipe: Recipe) -> None:
+    alphas = DDPMScheduler(**noise_schedule(recipe)).alphas_cumprod.double()
 
     def exact(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
         alpha = alphas[t].float()
         return (x - alpha.sqrt() * 0.3) * (1 - alpha).sqrt() / (alpha * 0.04 + 1 - alpha)
 
     noise = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    made = make_scheduler(Diffusion(), 100, SAMPLER)
+    made = make_scheduler(recipe, 100, SAMPLER)
     drawn = sample(exact, made, noise, torch.zeros(0, dtype=torch.long), torch.Generator().manual_seed(1))
     assert drawn.mean() == pytest.approx(0.3, abs=0.01)
     assert drawn.std() == pytest.approx(0.2, abs=0.02)

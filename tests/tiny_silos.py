@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from flwr.app import ArrayRecord, Message
 from hand_made_models import Model, answers, gather, near, send
 from spoiled_answers import Tamper
@@ -17,8 +17,9 @@ from tiny_runs import tiny_settings
 
 import clients.app
 from experiments.in_process_grid import InProcessGrid
-from fedsynth.config import RunConfig
+from fedsynth.config import Recipe, RunConfig
 from fedsynth.data import load_federation
+from fedsynth.diffusion import make_scheduler
 from strategies import build_strategy
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedddpm import FedDDPM
@@ -59,7 +60,7 @@ class WatchedExchange(Exchange):
 
 @dataclass
 class TinySilos:
-    """Three real silos of uneven sizes and classes, whose models are trained once in ``folder``."""
+    """Three real silos of uneven sizes and classes, whose models are trained once a recipe, below ``folder``."""
 
     folder: Path
 
@@ -68,7 +69,8 @@ class TinySilos:
         correction = {"aux_samples": AUX_SAMPLES, "server_steps": SERVER_STEPS}
         correction |= {"correction_learning_rate": LEARNING_RATE}
         uneven = {"partition": "dirichlet", "alpha": 0.5, "samples_per_client": 100}
-        settings = tiny_settings(self.folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
+        folder = self.folder / str(changes.get("recipe", "default"))
+        settings = tiny_settings(folder, **{"strategy": "fedddpm", **correction, **uneven, **changes})
         strategy, config = build_strategy(RunConfig.from_run_config(settings))
         assert isinstance(strategy, FedDDPM)
         exchange = WatchedExchange(InProcessGrid(clients.app.app, settings, 3, tamper))
@@ -82,9 +84,25 @@ class TinySilos:
         return task, strategy, strategy.begin(task, exchange)
 
     def own_model(self, silo: int) -> UNet2DModel:
-        """The model on the silo's disk."""
-        (folder,) = (self.folder / "state").glob(f"silo-{silo}/models/*/unet")
+        """The model of the default recipe on the silo's disk."""
+        (folder,) = (self.folder / "default" / "state").glob(f"silo-{silo}/models/*/unet")
         return UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
+
+
+def diffusers_ddpm(recipe: Recipe, steps: int) -> DDPMScheduler:
+    """Ancestral moves as diffusers makes them of what a network of the recipe predicts, at the levels of our own."""
+    kinds = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+    schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    scheduler = DDPMScheduler(
+        recipe.num_train_timesteps,
+        recipe.beta_start,
+        recipe.beta_end,
+        schedules[recipe.schedule],
+        prediction_type=kinds[recipe.prediction],
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(timesteps=make_scheduler(recipe, steps).timesteps.tolist())
+    return scheduler
 
 
 def play_real(strategy: AveragingStrategy, number: int, weights: Model, loss: float = 1.0) -> tuple[Model, Any]:

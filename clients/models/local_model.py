@@ -15,7 +15,8 @@ from diffusers import UNet2DModel
 
 from clients.copy_check import copied_share
 from fedsynth import __version__
-from fedsynth.config import RunConfig
+from fedsynth.config import RECIPES, RunConfig
+from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
     MIN_HELD_OUT,
@@ -211,6 +212,14 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bo
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.training.own_steps
+    if not training["augment"]:
+        del training["augment"]
+    name = recipe_name(config.to_run_config())
+    recipe = {**config.recipe.model_dump(), "codec": codec_of(config, spec).name, "name": name}
+    # What was a key of the training or of the noise before there were recipes stands where it stood.
+    training |= {name: recipe.pop(name) for name in ("learning_rate", "ema_decay")}
+    schedule = {name: recipe.pop(name) for name in ("num_train_timesteps", "beta_start", "beta_end")}
+    paper = {**RECIPES[PAPER].model_dump(), "name": PAPER}
     content = {
         "fedsynth": __version__,
         "silo": silo.name,
@@ -220,8 +229,10 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bo
         "seed": config.run.seed,
         "model": config.model.model_dump(exclude={"recipe"}),
         "training": training,
-        "recipe": config.recipe.model_dump(),
+        "diffusion": schedule,
     }
+    if changes := {name: value for name, value in recipe.items() if value != paper[name]}:
+        content["recipe"] = changes
     # Where it changes nothing, the same model serves with and without.
     if stops_early:
         content["early-stop"] = True

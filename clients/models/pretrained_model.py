@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -17,7 +17,9 @@ from clients.silo_cache import SiloCache
 from fedsynth.config import OWN_MODELS, RunConfig
 from fedsynth.data import Silo
 from fedsynth.diffusion import Codec, codec_of, initial_unet, make_scheduler, pick_device
+from fedsynth.diffusion.noise_levels import from_noise
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
+from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION, denoising_loss
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -80,24 +82,31 @@ def noted_spec(noted: ConfigRecord | ArrayRecord) -> ImageSpec:
 
 
 def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float:
-    """Return the mean of ‖ε - ε_θ(x_t, t, y)‖²/d at random timesteps, one in each of equal parts of the schedule.
+    """Return the mean loss of the run's recipe at random timesteps, one in each of equal parts of the schedule.
 
+    Whatever the model predicts, what it says is put in the terms of the run, as if its network had been trained here.
     Over images of classes that the model knows: held-out images, or training images where none are held out. Images,
     timesteps and noise are the same every time.
     """
     generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
-    images, labels = _known_images(model, silo, model.codec, generator)
-    scheduler = make_scheduler(config.recipe)
-    losses = []
-    stretch = config.recipe.num_train_timesteps / LOSS_TIMESTEPS
+    codec = model.codec
+    images, labels = _known_images(model, silo, codec, generator)
+    recipe, scheduler = config.recipe, make_scheduler(config.recipe)
+    losses: list[float] = []
+    of_silence: list[float] = []
+    stretch = recipe.num_train_timesteps / LOSS_TIMESTEPS
     for number in range(LOSS_TIMESTEPS):
         t = int((number + float(torch.rand((), generator=generator))) * stretch)
         noise = torch.randn(images.shape, generator=generator)
-        noisy = scheduler.add_noise(images, noise, torch.full((len(images),), t))
-        losses.append(float(F.mse_loss(model.predict(noisy, t, labels), noise)))
-    loss = sum(losses) / len(losses)
-    if loss >= 1:
-        # Predicting no noise at all has a loss of 1.
+        timesteps = torch.full((len(images),), t)
+        noisy, alpha_bar = scheduler.add_noise(images, noise, timesteps), scheduler.alphas_cumprod[timesteps]
+        for eps, found in ((model.predict(noisy, t, labels), losses), (torch.zeros_like(noise), of_silence)):
+            predicted = from_noise(
+                eps, noisy, float(alpha_bar[0]), DIFFUSERS_PREDICTION[recipe.prediction], codec.bound
+            )
+            found.append(float(denoising_loss(predicted, images, noise, alpha_bar, recipe).mean()))
+    loss = fmean(losses)
+    if loss >= fmean(of_silence):
         logger.warning("%s: model-path: loss %.3g: was the model trained on such images, in [-1, 1]?", silo.name, loss)
     return loss
 

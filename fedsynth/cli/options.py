@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsynth.config import KEYS, Key, RunConfig, Scalar
 from fedsynth.config.documents import own_defaults
+from fedsynth.config.recipe import PAPER
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.files import read_text
 
@@ -33,8 +34,7 @@ def add_keys(parser: argparse.ArgumentParser, keys: Collection[str] = ALL_KEYS) 
     for heading in sorted(groups, key=lambda heading: (heading.startswith("not "), heading != first)):
         group = parser.add_argument_group(heading)
         for key in groups[heading]:
-            default = own_defaults(key).get(strategy, key.default)
-            text = f"{key.meaning}; {key.allowed} (default: {default})"
+            text = f"{key.meaning}; {key.allowed} (default: {_default(key, strategy)})"
             group.add_argument(f"--{key.name}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
@@ -94,6 +94,14 @@ def scalar(text: str) -> Scalar:
         except ValueError:
             continue
     return text
+
+
+def _default(key: Key, strategy: str) -> str:
+    own = own_defaults(key)
+    if key.section != "recipe_keys":
+        return str(own.get(strategy, key.default))
+    usual, papers = own["default"], own[PAPER]
+    return str(usual) if usual == papers else f"{usual}, {papers} with recipe = {PAPER}"
 
 
 def _chosen_strategy(words: Sequence[str]) -> str:

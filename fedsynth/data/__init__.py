@@ -8,6 +8,7 @@ from fedsynth.data.federation import Federation, load_federation, natural_silos
 from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.folder_listing import list_images
 from fedsynth.data.folder_origins import add_groups
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import (
     describe_conversion,
     image_folder_spec,
@@ -25,6 +26,7 @@ __all__ = [
     "DATASETS",
     "PARTITIONS",
     "Federation",
+    "ImageCache",
     "LabelledImages",
     "Origins",
     "Silo",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.data.image_cache import file_states, read_images
+from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.image_files import read_picture
 from fedsynth.data.labelled_images import Folds, LabelledImages, Names
 from fedsynth.data.origins import Origins, split_test
@@ -37,7 +37,7 @@ def load_camelyon17(
     skip_bad_images: bool,
     seed: int,
     origins: Origins,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Folds:
     """Read the patches in ``root`` (or its ``camelyon17_v1.0``) and split them 80/20 within every hospital, by patient.
 
@@ -51,7 +51,7 @@ def load_camelyon17(
         seed: decides the split.
         origins: silos are the hospitals (``center``, 0 to 4), or ``patient`` or ``slide``; groups are patients, or
             ``slide``. WILDS' own test fold is the silo 2.
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: files are missing or malformed, a size out of range, other columns, or images that cannot be read.
@@ -107,7 +107,7 @@ def _names(rows: Sequence[dict[str, str]], column: str) -> Names:
 
 
 def _decoded(
-    paths: Sequence[Path], size: int, channels: int, skip_bad_images: bool, cache: Path | None
+    paths: Sequence[Path], size: int, channels: int, skip_bad_images: bool, cache: ImageCache | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     first = (_SIDE - size) // 2
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.pixels import decode_files
 from fedsynth.errors import UserError
@@ -23,7 +24,9 @@ CELEBA_CLASSES = tuple(
 """Class 4·Male + 2·Smiling + Eyeglasses, each attribute 0 or 1."""
 
 
-def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: bool) -> Folds:
+def load_celeba(
+    root: Path, image_size: int, channels: int, skip_bad_images: bool, cache: ImageCache | None = None
+) -> Folds:
     """Read the train and test folds of CelebA's own partition; its validation fold stays unused.
 
     The files are those of ``torchvision.datasets.CelebA`` in ``root/celeba`` (or in ``root`` itself), read without
@@ -34,6 +37,7 @@ def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: boo
         image_size: height and width in pixels.
         channels: 1 or 3.
         skip_bad_images: leave out unreadable images, with a logged warning, instead of refusing.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: files are missing or malformed, a fold is empty, or images cannot be read.
@@ -44,7 +48,7 @@ def load_celeba(root: Path, image_size: int, channels: int, skip_bad_images: boo
 
     def read(fold: str) -> LabelledImages:
         chosen = {name: label for name, label in labels.items() if folds.get(name) == fold}
-        return _read_fold(folder, chosen, fold, image_size, channels, skip_bad_images)
+        return _read_fold(folder, chosen, fold, image_size, channels, skip_bad_images, cache)
 
     return read(_TRAIN), read(_TEST)
 
@@ -86,10 +90,16 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 
 def _read_fold(
-    folder: Path, labels: dict[str, int], fold: str, image_size: int, channels: int, skip_bad_images: bool
+    folder: Path,
+    labels: dict[str, int],
+    fold: str,
+    image_size: int,
+    channels: int,
+    skip_bad_images: bool,
+    cache: ImageCache | None,
 ) -> LabelledImages:
     if not labels:
         raise UserError(f"list_eval_partition.txt in '{folder}' lists no image of fold {fold} (0 = train, 2 = test)")
     paths = [folder / "img_align_celeba" / name for name in labels]
-    images, good = decode_files(paths, image_size, channels, skip_bad_images=skip_bad_images)
+    images, good = decode_files(paths, image_size, channels, skip_bad_images=skip_bad_images, cache=cache)
     return LabelledImages(images, np.array(list(labels.values()), np.int64)[good], CELEBA_CLASSES)

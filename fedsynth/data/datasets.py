@@ -15,6 +15,7 @@ from fedsynth.data.celeba import load_celeba
 from fedsynth.data.cifar100 import superclass_silos
 from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.hub_folder import load_hub_folder
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import load_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, stratified_split
 from fedsynth.data.medmnist import load_medmnist
@@ -41,7 +42,7 @@ class _Request:
     first_page_only: bool
     seed: int
     origins: Origins
-    cache: Path | None
+    cache: ImageCache | None
 
 
 def load_dataset(
@@ -56,7 +57,7 @@ def load_dataset(
     first_page_only: bool = False,
     seed: int = 0,
     origins: Origins = _NO_ORIGINS,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Folds:
     """Load the train and test folds of a dataset.
 
@@ -98,7 +99,7 @@ def load_dataset(
         first_page_only: take the first page or frame of files with several, instead of refusing them (folders only).
         seed: decides the split of what has no folds of its own, nothing else.
         origins: which silos and groups the images are to say they come from, where the dataset can.
-        cache: folder for large sets, decoded: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: unknown name, missing or broken data, an argument out of range, or a group in both folds.
@@ -188,7 +189,8 @@ def _celeba(request: _Request) -> Folds:
     root = _root(request)
     if request.download:
         _torchvision("CelebA", root, f"CelebA's files in '{root / 'celeba'}'", split="test", download=True)
-    return load_celeba(root, request.image_size or 32, request.channels or 3, request.skip_bad_images)
+    size, channels = request.image_size or 32, request.channels or 3
+    return load_celeba(root, size, channels, request.skip_bad_images, request.cache)
 
 
 def _medmnist(request: _Request) -> Folds:
@@ -205,7 +207,7 @@ def _hub_folder(request: _Request) -> Folds:
     return load_hub_folder(_root(request) / name, *_decoding(request))
 
 
-def _decoding(request: _Request) -> tuple[int | None, int | None, bool, int, Origins, Path | None]:
+def _decoding(request: _Request) -> tuple[int | None, int | None, bool, int, Origins, ImageCache | None]:
     size, channels = request.image_size, request.channels
     return size, channels, request.skip_bad_images, request.seed, request.origins, request.cache
 
@@ -224,6 +226,7 @@ def _folder(request: _Request, root: Path, size: int | None, channels: int | Non
         value_range=request.value_range,
         first_page_only=request.first_page_only,
         origins=request.origins,
+        cache=request.cache,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.labelled_images import LabelledImages
-from fedsynth.duplicates import conflicts, count_shared, digests, repeats
+from fedsynth.duplicates import conflicts, digests, repeats
 
 
 def describe_repeats(data: LabelledImages, files: Sequence[Path]) -> str:
@@ -35,7 +35,12 @@ def describe_repeats(data: LabelledImages, files: Sequence[Path]) -> str:
 
 def describe_shared(train: LabelledImages, test: LabelledImages, what: str) -> str:
     """Say how many images of ``test``, which ``what`` names, are in ``train`` too; empty if none is."""
-    shared = count_shared(test.images, train.images)
+    return _describe_shared(digests(train.images), test, what)
+
+
+def _describe_shared(found: Sequence[bytes], test: LabelledImages, what: str) -> str:
+    known = set(found)
+    shared = sum(digest in known for digest in digests(test.images))
     return f"{shared} of {len(test)} {what} are training images too" if shared else ""
 
 
@@ -49,8 +54,8 @@ def describe_between_silos(train: LabelledImages, test: LabelledImages, parts: S
     """
     held = np.concatenate(parts)
     owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    found = digests(train.images[held])
-    said = [describe_shared(train.subset(held), test, "test images")]
+    found = digests(train.images, held)
+    said = [_describe_shared(found, test, "test images")]
     if apart := conflicts(found, owners):
         said.append(f"{_pictures(len(apart))} at more than one silo")
     if unequal := conflicts(found, train.labels[held]):

@@ -13,10 +13,11 @@ from fedsynth.config import AUTO, NATURAL, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
 from fedsynth.data.folder_origins import silos_in_folders
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
-from fedsynth.data.silo_images import Silo, simulated_silo
+from fedsynth.data.silo_images import Silo, holdout_rows, simulated_silo
 from fedsynth.data.value_range import configured_range
 from fedsynth.spec import ImageSpec
 from fedsynth.text import visible
@@ -47,6 +48,12 @@ class Federation:
         """Return what silo ``partition_id`` sees."""
         indices = self.parts[partition_id]
         return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
+
+    def union(self, config: RunConfig) -> LabelledImages:
+        """Return the images that all silos train on, one silo after the other."""
+        fraction, seed = config.data.holdout_fraction, config.run.seed
+        rows = [holdout_rows(self.train, indices, fraction, seed)[0] for indices in self.parts]
+        return self.train.subset(np.concatenate(rows))
 
     def describe_duplicates(self) -> str:
         """Say which pictures are test images too, are held by two silos, or stand under two classes; empty if none."""
@@ -119,7 +126,7 @@ def _folds(config: RunConfig) -> Folds:
         first_page_only=data.first_page_only,
         seed=config.run.seed,
         origins=configured_origins(data),
-        cache=Path(config.run.state_dir) / "images",
+        cache=ImageCache(Path(config.run.state_dir) / "images"),
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsynth.data.arrow_tables import Table, find_tables
 from fedsynth.data.folder_entries import class_folder_names
 from fedsynth.data.folder_layout import named
-from fedsynth.data.image_cache import file_states, read_images
+from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture
 from fedsynth.data.image_folder import format_of
 from fedsynth.data.labelled_images import Folds, LabelledImages
@@ -32,7 +32,7 @@ def load_hub_folder(
     skip_bad_images: bool,
     seed: int,
     origins: Origins,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Folds:
     """Read the folds of a dataset in tables; without a test fold the validation fold is one, without that a split.
 
@@ -46,7 +46,7 @@ def load_hub_folder(
         skip_bad_images: leave out rows whose image cannot be read, with a logged warning, instead of refusing.
         seed: decides the split.
         origins: columns that name silo and group of an image.
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: no tables, several datasets, no such column, a row without a label or a name, or unreadable images.
@@ -146,7 +146,7 @@ def _format(parts: Sequence[Table], column: str, image_size: int | None, channel
 
 
 def _decoded(
-    table: Table, column: str, shape: tuple[int, int, int, int], skip_bad_images: bool, cache: Path | None
+    table: Table, column: str, shape: tuple[int, int, int, int], skip_bad_images: bool, cache: ImageCache | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     _, size, _, channels = shape
 

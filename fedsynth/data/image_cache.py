@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.disk import check_free_space, explained_writing
+from fedsynth.disk import check_free_space, describe_write_error
+from fedsynth.errors import FilesError, UserError
 from fedsynth.files import atomic_file
 
 logger = logging.getLogger("fedsynth")
@@ -24,42 +29,86 @@ LARGE_BYTES = 2**28
 """Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
+_KEPT_BYTES = 2**26
 _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 """Write images to their rows of an array (N, H, W, C), and return which rows (N,) hold one."""
 
 
+@dataclass(frozen=True)
+class ImageCache:
+    """Where decoded images lie.
+
+    Attributes:
+        folder: receives the files. Several processes may share it, and it may be removed whenever none is at work.
+        single: keep the newest file alone, so that whoever asks for one size of images after the other does not fill
+            the disk.
+    """
+
+    folder: Path
+    single: bool = False
+
+
+class MappedImages(np.memmap[Any, Any]):
+    """A ``numpy.memmap`` of images that lets go of what it has read: pages of the file count as memory of a process.
+
+    Rows that are chosen by their numbers come as an array in memory.
+    """
+
+    _touched = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if not isinstance(found, np.ndarray):
+            return found
+        self._let_go(found.nbytes)
+        return found if np.may_share_memory(found, self) else found.view(np.ndarray)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        self._let_go(np.asarray(value).nbytes)
+
+    def _let_go(self, size: int) -> None:
+        """Count bytes that were touched, and now and then drop the pages; whoever needs them finds them in the file."""
+        mapping = getattr(self, "_mmap", None)
+        self._touched += size
+        if self._touched > _KEPT_BYTES and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._touched = 0
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def read_images(
-    shape: tuple[int, int, int, int], fill: Fill, folder: Path | None, source: Callable[[], Any]
+    shape: tuple[int, int, int, int], fill: Fill, cache: ImageCache | None, source: Callable[[], Any]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return the images that ``fill`` writes; large ones from a file in ``folder``, which is made if it is not there.
+    """Return the images that ``fill`` writes; large ones from a file, which is made if it is not there.
 
     A file is ``<hash of source and shape>.images``: the pixels of all rows that hold an image, a byte for every row
-    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again. Several processes may
-    share the folder, and it may be removed whenever none is at work.
+    that says so, and a CRC-32 of both in hexadecimal digits. One that is damaged is made again.
 
     Args:
         shape: (N, H, W, C) of the array that ``fill`` gets.
         fill: decodes the images.
-        folder: None: everything is held in memory.
+        cache: where the file lies; None: everything is held in memory.
         source: what decides the pixels, ready for JSON, such as :func:`file_states` and the settings of reading.
 
     Returns:
-        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are a
-        ``numpy.memmap``; what is written to it stays in this process.
+        The images, uint8 (M, H, W, C), and a mask (N,) of the rows they come from. Images that lie on disk are
+        :class:`MappedImages` that nobody can write to.
 
     Raises:
-        UserError: the file cannot be written.
+        FilesError: the file cannot be written.
     """
-    if folder is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
+    if cache is None or math.prod(shape) < LARGE_BYTES:
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
     name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
-    path = folder.absolute() / f"{name[:40]}.images"
+    path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
+        if cache.single:
+            _remove_others(path)
         _make(path, shape, fill)
         found = _open(path, shape)
         assert found is not None
@@ -75,25 +124,30 @@ def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return ``images[rows]``; many rows of a ``numpy.memmap`` as another one, in a file that vanishes with it.
+    """Return ``images[rows]``; many rows of :class:`MappedImages` as others, in a file that vanishes with them.
 
     Raises:
-        UserError: the file, in the folder of the first, cannot be written.
+        FilesError: the file, in the folder of the first, cannot be written.
     """
     source = getattr(images, "filename", None)
     shape = (len(rows), *images.shape[1:])
-    if source is None or int(np.prod(shape, dtype=np.int64)) < LARGE_BYTES:
-        return np.asarray(images[rows])
+    if source is None or math.prod(shape) < LARGE_BYTES:
+        return images[rows]
     folder = Path(source).parent
-    check_free_space(folder, int(np.prod(shape, dtype=np.int64)))
-    with explained_writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
         for some in np.array_split(rows, _chunks(shape)):
             file.write(np.ascontiguousarray(images[some]).data)
         file.flush()
-        taken = np.memmap(file, np.uint8, "c", shape=shape)
+        taken = MappedImages(file, np.uint8, "r", shape=shape)
     # A file without a name: what is taken from these images must know where to lie.
     taken.filename = source
     return taken
+
+
+def _remove_others(path: Path) -> None:
+    for other in path.parent.glob(f"*{path.suffix}"):
+        if other != path:
+            other.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -105,19 +159,19 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
-    size = int(np.prod(shape, dtype=np.int64))
-    with explained_writing(path):
+    size = math.prod(shape)
+    with _written(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        check_free_space(path, size)
         with atomic_file(path) as temporary:
+            temporary.touch(mode=0o600)  # the images may be for their owner's eyes only
             with temporary.open("wb") as file:
                 # Without the room a write to mapped memory would end the process.
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
                 else:
                     file.truncate(size)
-            images = np.memmap(temporary, np.uint8, "r+", shape=shape)
-            good = fill(images)
+            images = MappedImages(temporary, np.uint8, "r+", shape=shape)
+            good = _filled(images, fill)
             kept = _close_gaps(images, good)
             images.flush()
             del images
@@ -128,6 +182,27 @@ def _make(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> None:
                 file.flush()
                 checksum = _checksum(temporary, file.tell())
                 file.write(checksum)
+
+
+def _filled(images: NDArray[np.uint8], fill: Fill) -> NDArray[np.bool_]:
+    try:
+        return fill(images)
+    except OSError as error:  # not one of the file that is being written
+        raise UserError(f"images cannot be read: {error}") from None
+
+
+@contextmanager
+def _written(path: Path, size: int) -> Iterator[None]:
+    """Check that there is room for a file, and explain why it cannot be written: its size tells how many images are."""
+    elsewhere = "images cannot be kept decoded on the disk: the silo's log says why"
+    try:
+        check_free_space(path, size)
+    except UserError as error:
+        raise FilesError(str(error), elsewhere) from error
+    try:
+        yield
+    except OSError as error:
+        raise FilesError(str(describe_write_error(error, path)), elsewhere) from error
 
 
 def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
@@ -141,7 +216,7 @@ def _close_gaps(images: NDArray[np.uint8], good: NDArray[np.bool_]) -> int:
 
 def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
     """What a file holds; None unless it is there and whole."""
-    count, row_bytes = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    count, row_bytes = shape[0], math.prod(shape[1:])
     try:
         with path.open("rb") as file:
             end = file.seek(-count - _CHECKSUM_BYTES, os.SEEK_END)
@@ -150,7 +225,7 @@ def _open(path: Path, shape: tuple[int, int, int, int]) -> tuple[NDArray[np.uint
         if end != int(good.sum()) * row_bytes or checksum != _checksum(path, end + count):
             logger.warning("%s is damaged: it is made again", path)
             return None
-        return np.memmap(path, np.uint8, "c", shape=(int(good.sum()), *shape[1:])), good
+        return MappedImages(path, np.uint8, "r", shape=(int(good.sum()), *shape[1:])), good
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -168,4 +243,4 @@ def _checksum(path: Path, length: int) -> bytes:
 
 
 def _chunks(shape: tuple[int, ...]) -> int:
-    return max(1, int(np.prod(shape, dtype=np.int64)) // _CHUNK_BYTES)
+    return max(1, math.prod(shape) // _CHUNK_BYTES)

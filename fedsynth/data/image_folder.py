@@ -16,6 +16,7 @@ from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import FolderListing, list_images
 from fedsynth.data.folder_origins import add_groups, list_with_origins
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_files import Header, header_problem, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
@@ -43,6 +44,7 @@ def read_image_folder(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     group_column: str = "",
+    cache: ImageCache | None = None,
 ) -> LabelledImages:
     """Read every image below the class folders of ``path``, converted as ``pixels.to_pixels`` describes.
 
@@ -58,6 +60,7 @@ def read_image_folder(
         value_range: what of more than 8 bits becomes black and white. None: found, see ``pixels.find_value_range``.
         first_page_only: take the first page or frame of files with several, instead of refusing them.
         group_column: column of the table in ``path`` that names each image's group (:mod:`fedsynth.data.metadata`).
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Raises:
         UserError: ``path`` holds no class folders, or others than ``classes``, a class folder is empty, a folder cannot
@@ -75,6 +78,7 @@ def read_image_folder(
         classes,
         value_range,
         first_page_only,
+        cache,
     )
 
 
@@ -86,6 +90,7 @@ def _read(
     classes: Sequence[str] | None,
     value_range: ValueRange | None,
     first_page_only: bool,
+    cache: ImageCache | None,
 ) -> LabelledImages:
     root = listing.root
     names = tuple(listing.files) if classes is None else tuple(classes)
@@ -108,6 +113,7 @@ def _read(
             skip_bad_images=skip_bad_images,
             value_range=shown,
             first_page_only=first_page_only,
+            cache=cache,
         )
     except MemoryError as error:
         # Asked for huge images, the sentence would tell another institution how many there are.
@@ -165,6 +171,7 @@ def load_image_folder(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     origins: Origins = _NO_ORIGINS,
+    cache: ImageCache | None = None,
 ) -> Folds:
     """Read the folds of ``path``, such as ``train/`` and ``test/``, or, without them, split its images 80/20.
 
@@ -175,7 +182,11 @@ def load_image_folder(
     """
     root = Path(path).expanduser()
     given: dict[str, Any] = {"image_size": image_size, "channels": channels, "classes": classes}
-    reading: dict[str, Any] = {"skip_bad_images": skip_bad_images, "first_page_only": first_page_only}
+    reading: dict[str, Any] = {
+        "skip_bad_images": skip_bad_images,
+        "first_page_only": first_page_only,
+        "cache": cache,
+    }
     if folds := find_folds(root):
         logger.info("%s: %s", root, folds)
         first = _listed(folds.train, classes or (), origins, root)

@@ -16,6 +16,7 @@ from fedsynth.data.image_cache import take_rows
 from fedsynth.errors import UserError
 
 Names = NDArray[np.str_]
+_ROWS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ class LabelledImages:
         """Return the SHA-256 (hex) of shape, pixels, labels and class names: what a model is trained on."""
         head = json.dumps([self.images.shape, self.classes])
         digest = hashlib.sha256(head.encode())
-        digest.update(np.ascontiguousarray(self.images).data)
+        for first in range(0, len(self), _ROWS):  # they may lie on disk
+            digest.update(np.ascontiguousarray(self.images[first : first + _ROWS]).data)
         # Little-endian on every machine, so that a fingerprint names the same data everywhere.
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         return digest.hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from fedsynth.data.image_cache import file_states, read_images
+from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.medmnist_index import MEDMNIST, MEDMNIST_REFUSED, MEDMNIST_SIZES, MedMNISTSet
 from fedsynth.data.pixels import conform
@@ -27,7 +27,7 @@ def load_medmnist(
     root: Path,
     image_size: int | None,
     channels: int | None,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
     index: Mapping[str, MedMNISTSet] = MEDMNIST,
 ) -> Folds:
     """Read the train and test folds of a set; its validation fold stays unused.
@@ -39,7 +39,7 @@ def load_medmnist(
         root: the folder that holds the file, ``bloodmnist.npz`` or, of 64 pixels, ``bloodmnist_64.npz``.
         image_size: height and width in pixels, at most 224. None: 28.
         channels: 1 or 3. None: the set's own.
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
         index: the sets that are known.
 
     Raises:
@@ -100,7 +100,7 @@ def _read(
     side: int,
     size: int,
     channels: int,
-    cache: Path | None,
+    cache: ImageCache | None,
     state: list[tuple[str, int, int]],
 ) -> LabelledImages:
     with archive.open(f"{fold}_labels.npy") as file:

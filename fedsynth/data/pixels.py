@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedsynth.data.image_cache import file_states, read_images
+from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture, reason_of
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import FilesError
@@ -108,7 +108,7 @@ def decode_files(
     skip_bad_images: bool,
     value_range: ValueRange = FULL_RANGE,
     first_page_only: bool = False,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Decode image files completely, as :func:`~fedsynth.data.image_files.read_picture` and :func:`to_pixels` do.
 
@@ -119,7 +119,7 @@ def decode_files(
         skip_bad_images: leave out what cannot be decoded, with a logged warning, instead of refusing.
         value_range: what of more than 8 bits becomes black and white; :func:`find_value_range` finds it.
         first_page_only: take the first of several pages or frames instead of refusing.
-        cache: see :func:`~fedsynth.data.image_cache.read_images`.
+        cache: receives large sets, decoded; None: they are held in memory.
 
     Returns:
         The decoded images, uint8 (M, size, size, channels), and a mask (N,) of the files they come from.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.duplicate_images import describe_shared
+from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import read_image_folder
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
 from fedsynth.data.value_range import ValueRange
@@ -59,10 +60,19 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
     Raises:
         UserError: ``fraction`` is out of range.
     """
+    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed)
+    return data.subset(train), data.subset(holdout)
+
+
+def holdout_rows(
+    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which ``indices`` a silo that owns them trains on and holds out, as :func:`split_holdout` does."""
     check_fraction("holdout-fraction", fraction)
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
-    train, holdout = stratified_split(data.labels, fraction, rng, data.groups)
-    return data.subset(train), data.subset(holdout)
+    groups = None if data.groups is None else data.groups[indices]
+    train, holdout = stratified_split(data.labels[indices], fraction, rng, groups)
+    return indices[train], indices[holdout]
 
 
 def simulated_silo(
@@ -70,7 +80,8 @@ def simulated_silo(
 ) -> Silo:
     """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
     name = f"silo-{partition_id}"
-    folds = split_holdout(train.subset(indices), holdout_fraction, seed)
+    own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
+    folds = train.subset(own), train.subset(held_out)
     _warn_of_none_held_out(name, folds, holdout_fraction)
     return Silo(name, *folds)
 
@@ -87,6 +98,7 @@ def folder_silo(
     value_range: ValueRange | None = None,
     first_page_only: bool = False,
     group_column: str = "",
+    cache: ImageCache | None = None,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
@@ -102,6 +114,7 @@ def folder_silo(
         value_range=value_range,
         first_page_only=first_page_only,
         group_column=group_column,
+        cache=cache,
     )
     train, holdout = split_holdout(data, holdout_fraction, seed)
     if said := describe_shared(train, holdout, "held-out images"):

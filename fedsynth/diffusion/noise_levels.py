@@ -107,3 +107,26 @@ def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: float, predic
     if prediction_type == "sample":
         return (x - signal * prediction) / noise_std
     return prediction
+
+
+def from_noise(
+    eps: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, bound: float = 1.0
+) -> torch.Tensor:
+    """Turn ε into what a network of another prediction would have said: the inverse of :func:`to_noise`.
+
+    The x_0 that ε implies is clipped to the range of clean samples, as samplers clip it: near pure noise an error of ε
+    is one of 1/√ᾱ times as much of x_0.
+
+    Args:
+        eps: noise prediction (N, C, H, W).
+        x: samples it is about (N, C, H, W).
+        alpha_bar: ᾱ in (0, 1).
+        prediction_type: one of :data:`PREDICTION_TYPES`.
+        bound: largest absolute value of clean samples.
+    """
+    if prediction_type == "epsilon":
+        return eps
+    signal = math.sqrt(alpha_bar)
+    noise_std = math.sqrt(1 - alpha_bar)
+    clean = ((x - noise_std * eps) / signal).clamp(-bound, bound)
+    return clean if prediction_type == "sample" else (signal * x - clean) / noise_std

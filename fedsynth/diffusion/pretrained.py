@@ -190,7 +190,11 @@ def load_pretrained_model(
     unet = _read_unet(files, own_codec.grid)
     schedule, prediction_type = _read_scheduler(files)
     indices = _class_indices(files, unet, spec, held_classes)
-    run_schedule = _alphas_cumprod(make_scheduler(recipe))
+    scheduler = make_scheduler(recipe)
+    run_schedule = _alphas_cumprod(scheduler)
+    if np.array_equal(run_schedule, schedule):
+        # Rounded as training, samplers and noise_predictor have it.
+        run_schedule = schedule = scheduler.alphas_cumprod.double().numpy()
     # A table of embeddings has rows for whole timesteps only.
     fractional = unet.config.time_embedding_type == "positional"
     levels = match_levels(run_schedule, schedule, fractional)
@@ -215,7 +219,7 @@ def _find(folder: Path) -> _ModelFiles:
 
 def _own_codec(files: _ModelFiles, spec: ImageSpec) -> Codec:
     index = files.first("model_index.json")
-    name = files.read_config(index).get("codec", "pixels") if index else "pixels"
+    name = str(files.read_config(index).get("codec", "pixels")) if index else "pixels"
     if name not in NAMES or spec.size % NAMES[name]:
         known = ", ".join(name for name, factor in NAMES.items() if spec.size % factor == 0)
         raise files.error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -18,8 +19,8 @@ from fedsynth.plugins import is_plugin, load_plugin
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
 
 MOST_SIGMA = 160.0
-"""Noise over signal, √((1-ᾱ)/ᾱ), from which on nothing is left to be learnt from: the linear schedule ends at 157, the
-cosine one at 20,000, where half of Karras's levels would lie."""
+"""Noise over signal, √((1-ᾱ)/ᾱ), from which on nothing is left to be learnt from. The linear schedule ends at 157
+unless told otherwise and is followed to its end; the cosine one goes on to 20,000, and is not."""
 
 
 def make_scheduler(
@@ -29,8 +30,9 @@ def make_scheduler(
 
     ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
     η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
-    arXiv 2211.01095) on the noise levels of Karras et al. 2022 (arXiv 2206.00364). ``sde-dpmsolver++``: the same for
-    the stochastic process, with fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
+    arXiv 2211.01095), under the linear schedule on the noise levels of Karras et al. 2022 (arXiv 2206.00364), under the
+    cosine schedule on even timesteps, as all others. ``sde-dpmsolver++``: the same for the stochastic process, with
+    fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
     samples and starts where the signal is all but gone (Lin et al. 2023, arXiv 2305.08891).
 
     Args:
@@ -47,19 +49,25 @@ def make_scheduler(
     if sampler not in SAMPLERS and not is_plugin(sampler):
         raise unknown_choice("sampler", sampler, SAMPLERS)
     steps = num_inference_steps or recipe.num_train_timesteps
+    most_sigma = MOST_SIGMA if recipe.schedule == "cosine" else math.inf
     if is_plugin(sampler):
         return load_plugin("sampler", sampler)(recipe, steps)
     if sampler == "ddpm":
         scheduler = DDPMScheduler(**noise_schedule(recipe), timestep_spacing="trailing", clip_sample_range=bound)
-        scheduler.set_timesteps(timesteps=even_timesteps(_alphas_cumprod(scheduler), steps))
+        scheduler.set_timesteps(timesteps=even_timesteps(_alphas_cumprod(scheduler), steps, most_sigma))
         return scheduler
     if sampler == "ddim":
         solver = _solver(recipe, bound, solver_order=1)
-        _set_timesteps(solver, even_timesteps(_alphas_cumprod(solver), steps))
+        _set_timesteps(solver, even_timesteps(_alphas_cumprod(solver), steps, most_sigma))
         return solver
     solver = _solver(recipe, bound, algorithm_type=sampler)
-    # Levels between two timesteps would be worked with that the networks are not asked at.
-    _set_timesteps(solver, karras_timesteps(_alphas_cumprod(solver), steps))
+    alphas_cumprod = _alphas_cumprod(solver)
+    # Levels between two timesteps would be worked with that the networks are not asked at. On the cosine schedule half
+    # of Karras's would lie where nothing is left of the images (our choice).
+    karras = recipe.schedule == "linear"
+    _set_timesteps(
+        solver, karras_timesteps(alphas_cumprod, steps) if karras else even_timesteps(alphas_cumprod, steps, most_sigma)
+    )
     return solver
 
 
@@ -105,9 +113,9 @@ def restore_sampler(scheduler: Any, state: dict[str, Any]) -> None:
     scheduler._step_index = state["step-index"]
 
 
-def even_timesteps(alphas_cumprod: NDArray[np.float64], steps: int) -> list[int]:
-    """Return evenly spaced timesteps from the one of most noise, up to :data:`MOST_SIGMA`, to about T/steps."""
-    count = np.count_nonzero(_sigmas(alphas_cumprod) <= MOST_SIGMA)
+def even_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, most_sigma: float) -> list[int]:
+    """Return evenly spaced timesteps from the one of most noise, up to ``most_sigma``, to about T/steps."""
+    count = np.count_nonzero(_sigmas(alphas_cumprod) <= most_sigma)
     return [int(t) for t in np.unique(np.arange(count, 0, -count / steps)[:steps].round())[::-1] - 1]
 
 
@@ -120,7 +128,7 @@ def karras_timesteps(alphas_cumprod: NDArray[np.float64], steps: int, rho: float
         rho: ρ; larger: more levels of little noise.
     """
     sigmas = _sigmas(alphas_cumprod)
-    highest, lowest = min(sigmas[-1], MOST_SIGMA) ** (1 / rho), sigmas[0] ** (1 / rho)
+    highest, lowest = sigmas[-1] ** (1 / rho), sigmas[0] ** (1 / rho)
     levels = np.log((highest + np.linspace(0, 1, steps) * (lowest - highest)) ** rho)
     timesteps = np.interp(levels, np.log(sigmas), np.arange(len(sigmas))).round()
     return [int(t) for t in np.unique(timesteps)[::-1]]

@@ -63,11 +63,18 @@ class TrainingState:
         """Optimiser steps done."""
         return len(self.losses)
 
+    @property
+    def on_schedule(self) -> bool:
+        """Whether the last step had the learning rate of a training of ``total_steps``."""
+        return not self.losses or self.optimizer.param_groups[0]["lr"] == self._rate_after(self.steps - 1)
+
     def set_learning_rate(self) -> None:
         """Give the optimiser the rate of the next step."""
-        rate = learning_rate(self.recipe, self.first_step + self.steps, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate_after(self.steps)
+
+    def _rate_after(self, steps: int) -> float:
+        return learning_rate(self.recipe, self.first_step + steps, self.total_steps)
 
     def note_held_out_loss(self, loss_of: Callable[[UNet2DModel], float]) -> None:
         """Check the averaged weights, and keep them if none were better; training can go on as if it had not been."""

@@ -6,7 +6,9 @@ depend on the space, so name it with the number: the pixels show copies, feature
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,9 @@ from fedsynth.evaluation.manifold import squared_distance_blocks
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+
+_PART_VALUES = 2**22
+"""Pixels of training images compared at once: 32 MB in float64, of which there are a few copies."""
 
 # Test images nearer to a training image than this percentile are as near as real images come by chance.
 COPY_PERCENTILE = 5.0
@@ -82,8 +87,7 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     test_indices, test_distances = nearest_neighbours(test, train)
     of_synthetic = float(np.median(distances))
     of_test = float(np.median(test_distances))
-    if of_test == 0.0:
-        raise UserError("test: more than half of the samples are training samples too; give images never trained on")
+    copied = _copied_share(distances, test_distances)
     copy_distance = float(np.percentile(test_distances, COPY_PERCENTILE))
     return Memorisation(
         synthetic_count=len(synthetic),
@@ -93,10 +97,44 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
         test_nearest_train_distance=of_test,
         copy_distance=copy_distance,
         nearest_neighbour_ratio=of_synthetic / of_test,
-        copied_share=float(np.mean(distances <= copy_distance)),
+        copied_share=copied,
         authenticity=_authenticity(indices, distances, train),
         test_authenticity=_authenticity(test_indices, test_distances, train),
     )
+
+
+def copied_share(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
+    """Return the ``copied_share`` of :func:`memorisation` for images, of which ``train`` may be larger than memory.
+
+    Args:
+        synthetic: uint8 images (N, H, W, C), N >= 2.
+        train: (M, H, W, C), M >= 2, compared part by part.
+        test: (L, H, W, C), L >= 2.
+
+    Raises:
+        UserError: as :func:`memorisation` does.
+    """
+    count = max(1, min(-(-train.size // _PART_VALUES), len(train) // 2))
+    bounds = [len(train) * part // count for part in range(count + 1)]
+
+    def parts() -> Iterator[np.ndarray]:
+        return (train[first:end].reshape(end - first, -1) for first, end in pairwise(bounds))
+
+    mean = sum(part.sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
+    named = {"synthetic": synthetic, "test": test}
+    points = [as_features(name, images.reshape(len(images), -1)) - mean for name, images in named.items()]
+    nearest = [np.full(len(samples), np.inf) for samples in points]
+    for part in parts():
+        references = as_features("train", part) - mean
+        for samples, known in zip(points, nearest, strict=True):
+            np.minimum(known, nearest_neighbours(samples, references)[1], out=known)
+    return _copied_share(*nearest)
+
+
+def _copied_share(distances: Array, test_distances: Array) -> float:
+    if float(np.median(test_distances)) == 0.0:
+        raise UserError("test: more than half of the samples are training samples too; give images never trained on")
+    return float(np.mean(distances <= np.percentile(test_distances, COPY_PERCENTILE)))
 
 
 def nearest_neighbours(points: Array, references: Array, own: Indices | None = None) -> tuple[Indices, Array]:

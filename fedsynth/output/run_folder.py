@@ -96,7 +96,7 @@ class RunFolder:
         try:
             content = self._read(self.config)
             # Runs from before there were recipes had the paper's.
-            settings = {"recipe": PAPER, **content["config"]}
+            settings = {"recipe": PAPER, **dict(content["config"].items())}
             # How often silos said how far their training was, and how few images they said nothing of, changed nothing
             # else.
             for key in ("slice-seconds", "min-statistics-samples"):

@@ -71,7 +71,7 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
     """Train a class-conditional U-Net, like a silo's own, on the images of ``outcome`` and on nothing else.
 
     Every 30 s the state goes to ``checkpoints``; a run that continues with the same images goes on from there, bit for
-    bit on a CPU, and more steps continue a finished training.
+    bit on a CPU, and more steps continue a finished training unless they change the learning rate of those before.
 
     Returns:
         None where ``generator-steps`` asks for none.
@@ -85,7 +85,7 @@ def train_generator(task: Task, outcome: Outcome, checkpoints: Path) -> Generato
     path = checkpoints / f"generator-{_fingerprint(outcome)}.pt"
     state = new_training(task, PURPOSE, goal)
     state.resume(path, FOLDER, path.stem)
-    if state.steps > goal:  # of an earlier training with more of them
+    if state.steps > goal or not state.on_schedule:  # of an earlier training of another length
         state = new_training(task, PURPOSE, goal)
     logger.info("training the generator on the %d images of the set", len(outcome.images))
     images = EncodedImages(outcome.images, codec_of(task.config, task.spec))

@@ -125,9 +125,8 @@ def _evaluate(task: Task, evaluator: Evaluator, sets: Mapping[str, LabelledSet])
 def _seen_by_silos(task: Task) -> ImageSet | None:
     if task.federation is None:
         return None
-    silos = [task.federation.silo(k, task.config).train for k in range(len(task.federation.parts))]
-    seen = (np.concatenate([getattr(silo, name) for silo in silos]) for name in ("images", "labels"))
-    return ImageSet("images that silos trained on", *seen)
+    union = task.federation.union(task.config)
+    return ImageSet("images that silos trained on", union.images, union.labels)
 
 
 def _without_copies(evaluation: Evaluation) -> Evaluation:

@@ -131,7 +131,7 @@ def _attack_server(
 ) -> Membership | None:
     config = task.config
     silos = [federation.silo(k, config) for k in range(len(task.census))]
-    members = _joined([silo.train for silo in silos])
+    members = federation.union(config)
     others = _joined([federation.test, *(silo.holdout for silo in silos)])
     candidates = _Candidates.drawn(members, others, codec_of(config, task.spec), config.run.seed, GLOBAL_MODEL)
     alphas = make_scheduler(config.recipe).alphas_cumprod

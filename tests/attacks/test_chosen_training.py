@@ -19,6 +19,7 @@ from one_silo import SPEC, Node, epsilon_request, evaluate_request, sample_reque
 
 import clients.released
 from fedsynth.diffusion import initial_unet, make_scheduler, to_model_range
+from fedsynth.diffusion.recipe import denoising_loss
 from fedsynth.messages import PrepareRequest, TrainRequest, transport
 from fedsynth.policy import SiloPolicy, document
 from fedsynth.policy.policy import MessageKind
@@ -93,22 +94,26 @@ def losses_by_hand(node: Node, image: np.ndarray, steps: int) -> list[float]:
     """Losses of the first steps, if the network hardly moves and all images are this one."""
     batch = node.config.training.batch_size
     generator = make_generator(node.config.run.seed, "local-training", "clinic")
-    unet, scheduler = initial_unet(node.config, SPEC), make_scheduler(node.config.diffusion)
+    recipe = node.config.recipe
+    unet, scheduler = initial_unet(node.config, SPEC), make_scheduler(recipe)
     found = []
     for _ in range(steps):
         torch.randint(97, (batch,), generator=generator)
-        t = torch.randint(node.config.diffusion.num_train_timesteps, (batch,), generator=generator)
+        t = torch.randint(recipe.num_train_timesteps, (batch,), generator=generator)
         noise = torch.randn((batch, 1, 8, 8), generator=generator)
-        noisy = scheduler.add_noise(to_model_range(np.stack([image] * batch)), noise, t)
+        clean = to_model_range(np.stack([image] * batch))
+        noisy = scheduler.add_noise(clean, noise, t)
         with torch.no_grad():
             predicted = unet(noisy, t, class_labels=torch.zeros(batch, dtype=torch.int64)).sample
-        found.append(float((predicted - noise).square().mean()))
+        loss = denoising_loss(predicted, clean, noise, scheduler.alphas_cumprod[t], recipe)
+        found.append(float(loss.mean()))
     return found
 
 
-def test_no_loss_that_is_told_is_one_of_a_single_image(folder: Path) -> None:
+@pytest.mark.parametrize(("recipe", "grey"), [("paper", 128), ("default", 62)])
+def test_no_loss_that_is_told_is_one_of_a_single_image(recipe: str, grey: int, folder: Path) -> None:
     """Small steps at a rate of nearly 0: each exact loss was an equation in the pixels of its images."""
-    node = met(folder, train_steps=24, batch_size=5, learning_rate=1e-30)
+    node = met(folder, train_steps=24, batch_size=5, recipe=recipe, learning_rate=1e-30)
     told = [node.ask(PrepareRequest(spec=SPEC, train_seconds=1e-9)) for _ in range(3)]
     assert [answer.steps for answer in told] == [10, 11, 12]
     assert len({answer.loss for answer in told}) == 1, "two answers differ by the loss of one step"
@@ -118,8 +123,9 @@ def test_no_loss_that_is_told_is_one_of_a_single_image(folder: Path) -> None:
     assert final.curve_steps[-1] == final.steps == 24
     for loss in (told[0].loss, *final.curve_losses):
         assert loss == float(f"{loss:.3g}")
-    image = np.full((8, 8, 1), 128, np.uint8)
-    # As a mean over as many steps of any image whatever is, it says nothing of one.
+    image = np.full((8, 8, 1), grey, np.uint8)
+    # As a mean over as many steps of any image whatever is, it says nothing of one; where images are what a network
+    # predicts, of any that is as far from grey as these are on average.
     assert told[0].loss == pytest.approx(np.mean(losses_by_hand(node, image, 10)), rel=0.2)
 
 

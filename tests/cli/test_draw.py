@@ -13,26 +13,31 @@ from diffusers import DDPMScheduler
 from torchvision.datasets import ImageFolder
 
 from fedsynth.cli import draw, main
-from fedsynth.config import Diffusion
+from fedsynth.config import RECIPES, Recipe
 from fedsynth.diffusion import (
     ClassConditionalDDPMPipeline,
+    Codec,
     build_unet,
+    lasting_scheduler,
     make_scheduler,
     noise_predictor,
     sample,
     to_uint8,
 )
+from fedsynth.diffusion.pretrained import load_pretrained_model
+from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.output import SyntheticDataset, read_dataset
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 SPEC = ImageSpec(1, 8, ("ant", "bee", "cat"))
+DEFAULT = RECIPES["default"]
 FEW = ["--num-samples", "7", "--sampling-steps", "2"]
 
 
-def pipeline(diffusion: Diffusion | None = None) -> ClassConditionalDDPMPipeline:
+def pipeline(recipe: Recipe = DEFAULT) -> ClassConditionalDDPMPipeline:
     unet = build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8))
-    return ClassConditionalDDPMPipeline(unet, make_scheduler(diffusion or Diffusion()), SPEC.classes)
+    return ClassConditionalDDPMPipeline(unet, lasting_scheduler(recipe), SPEC.classes)
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +53,20 @@ def drawn(*words: str, model: str = "model", output: str = "more") -> SyntheticD
     return read_dataset(Path(output))
 
 
-def by_hand(labels: list[int], seed: int, sampler: str, diffusion: Diffusion) -> np.ndarray:
+def by_hand(
+    labels: list[int], seed: int, sampler: str, recipe: Recipe = DEFAULT, predict: PredictNoise | None = None
+) -> np.ndarray:
     generator = make_generator(seed, "draw", 0)
     noise = torch.randn((len(labels), 1, 8, 8), generator=generator)
-    scheduler = make_scheduler(diffusion, 2, sampler)
-    return to_uint8(sample(noise_predictor(pipeline().unet), scheduler, noise, torch.tensor(labels), generator))
+    scheduler = make_scheduler(recipe, 2, sampler)
+    predict = predict or noise_predictor(pipeline().unet, recipe)
+    return to_uint8(sample(predict, scheduler, noise, torch.tensor(labels), generator))
 
 
 def test_a_dataset_of_all_classes_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     dataset = drawn()
     assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    np.testing.assert_array_equal(dataset.images, by_hand(dataset.labels.tolist(), 0, "sde-dpmsolver++", Diffusion()))
+    np.testing.assert_array_equal(dataset.images, by_hand(dataset.labels.tolist(), 0, "sde-dpmsolver++"))
     assert dataset.classes == SPEC.classes
     assert ImageFolder("more").classes == ["ant", "bee", "cat"]
     assert capsys.readouterr().out == "dataset more\n"
@@ -72,16 +80,16 @@ def test_a_dataset_of_all_classes_in_turn(capsys: pytest.CaptureFixture[str]) ->
 def test_options_are_those_of_a_run() -> None:
     dataset = drawn("--seed", "3", "--sampler", "ddim", "--classes", "cat, ant", "--num-samples", "5")
     assert dataset.labels.tolist() == [2, 0, 2, 0, 2]
-    np.testing.assert_array_equal(dataset.images, by_hand([2, 0, 2, 0, 2], 3, "ddim", Diffusion()))
+    np.testing.assert_array_equal(dataset.images, by_hand([2, 0, 2, 0, 2], 3, "ddim"))
 
 
 @pytest.mark.parametrize(("words", "used"), [(["--sampler", "auto"], "dpmsolver++"), (["--sampler", "ddpm"], "ddpm")])
 def test_the_sampler_saved_with_a_model_is_the_default(words: list[str], used: str, folder: Path) -> None:
     model = pipeline()
-    model.scheduler = make_scheduler(Diffusion(), sampler="dpmsolver++")
+    model.scheduler = lasting_scheduler(DEFAULT, "dpmsolver++")
     model.save_pretrained(folder / "generator")
     dataset = drawn(*words, model="generator")
-    np.testing.assert_array_equal(dataset.images, by_hand(dataset.labels.tolist(), 0, used, Diffusion()))
+    np.testing.assert_array_equal(dataset.images, by_hand(dataset.labels.tolist(), 0, used))
     assert dataset.provenance["settings"]["sampler"] == used
 
 
@@ -95,16 +103,27 @@ def test_many_images_are_drawn_in_blocks_of_fresh_noise(
     assert "image 7/7 (100 %), took" in caplog.text
 
 
-@pytest.mark.parametrize("schedule", ["own", "cosine"])
-def test_the_models_noise_schedule_is_used(schedule: str, folder: Path) -> None:
-    other = Diffusion.model_validate({"num-train-timesteps": 500, "beta-end": 0.04})
-    model = pipeline(other)
-    if schedule == "cosine":
-        model.scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+SHORT = {"num-train-timesteps": 500, "beta-end": 0.04}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPES["paper"], Recipe.model_validate({"schedule": "linear", "prediction": "v", **SHORT}), DEFAULT],
+    ids=lambda recipe: f"{recipe.prediction}-{recipe.schedule}-{recipe.num_train_timesteps}",
+)
+def test_the_models_noise_schedule_and_prediction_are_used(recipe: Recipe, folder: Path) -> None:
+    pipeline(recipe).save_pretrained(folder / "other")
+    images = drawn("--sampler", "ddim", model="other").images
+    np.testing.assert_array_equal(images, by_hand([0, 1, 2, 0, 1, 2, 0], 0, "ddim", recipe))
+
+
+def test_a_model_of_another_schedule_is_asked_along_that_of_the_default_recipe(folder: Path) -> None:
+    model = pipeline()
+    model.scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=8.5e-4, beta_end=0.012)
     model.save_pretrained(folder / "other")
     images = drawn("--sampler", "ddim", model="other").images
-    same = by_hand([0, 1, 2, 0, 1, 2, 0], 0, "ddim", other)
-    assert np.array_equal(images, same) == (schedule == "own")
+    asked = load_pretrained_model(folder / "other", Codec(SPEC), DEFAULT, SPEC.classes)
+    np.testing.assert_array_equal(images, by_hand([0, 1, 2, 0, 1, 2, 0], 0, "ddim", predict=asked.predict))
 
 
 def test_a_failed_drawing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +155,9 @@ WEIGHTS, SCHEDULER = "unet/diffusion_pytorch_model.safetensors", "scheduler/sche
         (lambda: Path("model/model_index.json").write_text("[1, 2]"), "model 'model': model_index.json is damaged ("),
         (lambda: change("model_index.json", classes=[]), "model 'model' has no classes: give a class-conditional one"),
         (lambda: change("unet/config.json", num_class_embeds=None), "model 'model' has no classes: give a class-"),
-        (lambda: change("unet/config.json", in_channels=2), "model 'model' makes images of 2 channels and size 8"),
+        (lambda: change("unet/config.json", in_channels=2), "model 'model' makes images of 2 channels: 1 or 3"),
         (lambda: cut(WEIGHTS, 5000), "model-path = 'model': the network is damaged"),
-        (lambda: change(SCHEDULER, num_train_timesteps=50), "num-train-timesteps = 50 leaves"),
+        (lambda: change(SCHEDULER, beta_schedule="linear", num_train_timesteps=50), "num-train-timesteps = 50 leaves"),
         (lambda: Path("model", SCHEDULER).unlink(), f"model 'model' is no diffusers pipeline, it holds no {SCHEDULER}"),
     ],
 )

@@ -87,6 +87,9 @@ def test_help_describes_every_key_those_of_the_chosen_strategy_first(
     assert text.index("--dfd-rounds VALUE") > others
     joined = " ".join(text.split())
     assert "rounds that train-steps are spread over; 'auto' or a whole number >= 1 (default: 20)" in joined
+    assert "'auto', 'epsilon', 'v' or 'x0' (default: x0, epsilon with recipe = paper)" in joined
+    assert "at its highest; 'auto' or a number > 0 (default: 0.0015, 0.0002 with recipe = paper)" in joined
+    assert "timesteps T; 'auto' or a whole number >= 1 and <= 100000 (default: 1000)" in joined
     for name, key in KEYS.items():
         assert f"--{name} VALUE {' '.join(key.meaning.split()[:2])}" in joined
 

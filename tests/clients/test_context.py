@@ -10,6 +10,7 @@ import pytest
 from one_silo import SPEC, context_of
 
 from clients.context import LEAST_FREE_BYTES, SiloContext
+from fedsynth.data import image_cache
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.spec import ImageSpec
@@ -46,6 +47,18 @@ def test_own_folder_goes_before_the_partition_and_is_brought_into_the_run_s_form
     assert (silo.train.label_counts() + silo.holdout.label_counts()).tolist() == [0, 6, 4]
     assert len(silo.holdout) == 1
     assert context.images(spec) is silo, "opened once"
+
+
+def test_a_silo_s_large_images_lie_decoded_in_its_state_folder(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = silo_of(data_path=str(image_folder), silo_name="clinic").images(SPEC)
+    monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
+    given = {"state_path": str(tmp_path / "state"), "silo_name": "mapped"}
+    mapped = silo_of(data_path=str(image_folder), **given).images(SPEC)
+    assert isinstance(mapped.train.images, np.memmap)
+    assert mapped.train.fingerprint() == in_memory.train.fingerprint()
+    assert len(list((tmp_path / "state" / "mapped" / "images").iterdir())) == 1
 
 
 def test_bad_images_are_refused_or_skipped_as_configured(image_folder: Path) -> None:

@@ -85,3 +85,18 @@ def test_held_out_images_that_are_few_or_were_trained_on_say_nothing(
     silo = Silo("silo-3", TRAIN.subset(np.arange(40)), TRAIN.subset(np.arange(10)))
     assert copied_share(silo, unet, SPEC, CONFIG) is None
     assert "silo-3: no copy check: test: more than half of the samples are training samples too" in caplog.text
+
+
+def test_of_many_held_out_images_as_many_at_random_take_part(
+    unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients.copy_check, "MOST_HELD_OUT", 30)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(clients.copy_check, "share_of_copies", lambda *sets: seen.append(sets[2]) or 0.25)
+    silo = silo_of(60, 200)
+    assert [copied_share(silo, unet, SPEC, CONFIG) for _ in range(2)] == [0.25, 0.25]
+    assert copied_share(silo_of(60, 30), unet, SPEC, CONFIG) == 0.25
+    assert (seen[0] == seen[1]).all()
+    known = {image.tobytes() for image in silo.holdout.images}
+    assert len({image.tobytes() for image in seen[0]} & known) == len(seen[0]) == 30
+    assert len(seen[2]) == 30

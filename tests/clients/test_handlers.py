@@ -41,7 +41,7 @@ def clinic(tmp_path: Path, image_folder: Path) -> Node:
 
 
 def predictor_of(node: Node) -> PredictNoise:
-    return noise_predictor(load_network(node.own_model, CPU))
+    return noise_predictor(load_network(node.own_model, CPU), node.config.recipe)
 
 
 def test_prepare_without_training_says_what_the_silo_holds(clinic: Node, tmp_path: Path) -> None:

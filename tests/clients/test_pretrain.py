@@ -53,7 +53,7 @@ def test_silo_answers_with_it_in_a_run_of_more_classes(model: Path, images: Path
     epsilon = node.ask(EpsilonRequest(samples=x, labels=labels, timestep=500)).epsilon
     pipeline = ClassConditionalDDPMPipeline.from_pretrained(model)
     assert pipeline.config.classes == ["1", "2"]
-    own = noise_predictor(pipeline.unet)(x, 500, labels - 1)
+    own = noise_predictor(pipeline.unet, config_of().recipe)(x, 500, labels - 1)
     torch.testing.assert_close(epsilon, own)
     assert not (tmp_path / "clinic" / "models").exists(), "it trains nothing"
     assert sorted(path.name for path in model.parent.iterdir()) == ["model"], "nothing is left beside it"

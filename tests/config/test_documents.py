@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from fedsynth.config import KEYS, SETTINGS, RunConfig
+from fedsynth.config import KEYS, SETTINGS, Recipe, RunConfig
 from fedsynth.config.documents import own_defaults, reference_page, with_block
 from fedsynth.config.keys import facts_of
 
@@ -43,6 +43,21 @@ def test_a_key_of_several_strategies_differs_in_its_default_only() -> None:
             assert declared.setdefault(name, said) == said
     assert own_defaults(KEYS["sample-from"])["centralised"] == "ema"
     assert own_defaults(KEYS["sample-from"])["krum"] == "raw"
+
+
+def test_keys_of_the_recipe_name_what_auto_is_in_each() -> None:
+    assert own_defaults(KEYS["prediction"]) == {"default": "x0", "paper": "epsilon"}
+    assert own_defaults(KEYS["codec"]) == {"default": "auto", "paper": "pixels"}
+    page = reference_page()
+    for row in (
+        "| `prediction` | 'auto', 'epsilon', 'v' or 'x0' | `auto`: `\"x0\"`, `\"epsilon\"` (paper) |",
+        "| `beta-end` | 'auto' or a number > 0 and < 1 | `auto`: `0.02` | last beta; acts with schedule=linear |",
+        "| `snr-gamma` | 'auto' or a number > 0 | `auto`: `5.0` | γ of min-snr; acts with loss-weighting=min-snr |",
+    ):
+        assert row in page
+    of_recipe = {name for name, key in KEYS.items() if key.section == "recipe_keys"}
+    assert of_recipe == {name.replace("_", "-") for name in Recipe.model_fields}
+    assert all(KEYS[name].default == "auto" and KEYS[name].group == "The training recipe" for name in of_recipe)
 
 
 DECLARED = '    proximal_mu: NonNegative = key(0.01, "μ, pull of local training towards the global weights")\n'

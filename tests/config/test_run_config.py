@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedsynth import __version__
-from fedsynth.config import AUTO, KEYS, Diffusion, RunConfig, Scalar, idle_keys, without_idle_keys
+from fedsynth.config import AUTO, KEYS, RECIPES, Recipe, RunConfig, Scalar, idle_keys, without_idle_keys
 from fedsynth.config.training import Model
 from fedsynth.errors import UserError
 
@@ -23,7 +23,7 @@ def acting(name: str) -> dict[str, Scalar]:
     """A configuration in which a key has a value that is not its default, and acts."""
     conditions = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
     words = re.findall("'([^']+)'", KEYS[name].allowed)
-    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "elsewhere"]:
+    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "flip", "elsewhere"]:
         with suppress(UserError):
             if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):
                 return {**conditions, name: value}
@@ -126,8 +126,11 @@ class TestContradictions:
             ({"weights": "posterior", "dfd_preset": "paper"}, ["weights = 'posterior'", "not 'ula'"]),
             ({"sampler": "ula", "strategy": "fedavg"}, ["sampler = 'ula'", "strategy = 'dfd'"]),
             ({"mixed_precision": "bf16", "device": "cpu"}, ["mixed-precision = 'bf16' needs CUDA", "'auto' or 'cuda'"]),
-            ({"num_train_timesteps": 50}, ["num-train-timesteps = 50", "0.60", "at most 0.01", "beta-end"]),
-            ({"beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
+            (
+                {"schedule": "linear", "num_train_timesteps": 50},
+                ["num-train-timesteps = 50", "0.60", "at most 0.01", "beta-end"],
+            ),
+            ({"recipe": "paper", "beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
             ({"dfd_rounds": 1001}, ["dfd-rounds = 1001", "<= num-train-timesteps = 1000"]),
             ({"min_replies": 11}, ["min-replies = 11", "<= num-clients = 10"]),
             ({"strategy": "fedavg", "num_rounds": 901}, ["num-rounds = 901", "<= train-steps = 900"]),
@@ -154,11 +157,12 @@ class TestContradictions:
 
     @pytest.mark.parametrize(("levels", "first", "last"), [(1000, 1e-4, 0.02), (500, 2e-4, 0.04), (1, 0.995, 0.999)])
     def test_share_of_the_signal_at_the_last_level(self, levels: int, first: float, last: float) -> None:
-        diffusion = Diffusion(num_train_timesteps=levels, beta_start=first, beta_end=last)
+        recipe = Recipe(schedule="linear", num_train_timesteps=levels, beta_start=first, beta_end=last)
         expected = np.prod(1 - np.linspace(first, last, levels))
-        assert diffusion.last_alpha_cumprod() == pytest.approx(expected, rel=1e-9)
+        assert recipe.last_alpha_cumprod() == pytest.approx(expected, rel=1e-9)
 
 
+SNR_GAMMA = "snr-gamma = 2.0: acts with loss-weighting = 'min-snr' only; leave it out or set loss-weighting = 'min-snr'"
 TEMPERATURE = "temperature = 4.0: acts with strategy = 'dfd' only; leave it out or set strategy = 'dfd'"
 
 
@@ -168,6 +172,14 @@ class TestKeysThatDoNotAct:
         [
             ({"strategy": "fedavg", "temperature": 4.0}, TEMPERATURE),
             ({"num_rounds": 5}, "num-rounds = 5: acts with strategy = 'fedavg', "),
+            ({"loss_weighting": "uniform", "snr_gamma": 2.0}, SNR_GAMMA),
+            ({"recipe": "paper", "snr_gamma": 2.0}, SNR_GAMMA),
+            ({"dfd_preset": "paper", "snr_gamma": 2.0}, SNR_GAMMA),
+            (
+                {"beta_end": 0.03},
+                "beta-end = 0.03: acts with schedule = 'linear' only; leave it out or set schedule = ",
+            ),
+            ({"recipe": "paper", "schedule": "cosine", "beta_start": 1e-3}, "beta-start = 0.001: acts with schedule"),
             ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
             ({"partition": "iid", "alpha": 1.0}, "alpha = 1.0: acts with partition = 'dirichlet' only; leave"),
             ({"parallel_levels": 4}, "parallel-levels = 4: acts with sampler = 'ddpm' or 'ddim' only"),
@@ -186,6 +198,8 @@ class TestKeysThatDoNotAct:
             {"sampler": "ddim", "temperature": 1.0},
             {"strategy": "somebody:Else", "beta": 0.3, "copy_check": False},
             {"dataset": "somebody:load", "data_root": "x"},
+            {"loss_weighting": "uniform", "snr_gamma": 5.0},
+            {"recipe": "paper", "beta_end": 0.03, "loss_weighting": "min-snr", "snr_gamma": 2.0},
         ],
     )
     def test_defaults_and_what_a_plug_in_may_take_are_not(self, keys: dict[str, Any]) -> None:
@@ -214,7 +228,61 @@ class TestResolve:
         assert resolved.resolved == ("image-size", "prior")
         assert (resolved.to_run_config()["prior"], resolved.data.image_size) == ("class", 8)
         with pytest.raises(UserError, match="dfd-rounds = 1000: must be <= num-train-timesteps = 600"):
-            parse(num_train_timesteps=600, beta_end=0.03).resolve({"dfd-rounds": 1000})
+            parse(num_train_timesteps=600).resolve({"dfd-rounds": 1000})
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("keys", "name"),
+        [
+            ({}, "default"),
+            ({"recipe": AUTO, "strategy": "fedavg"}, "default"),
+            ({"recipe": "default"}, "default"),
+            ({"recipe": "paper"}, "paper"),
+            ({"dfd_preset": "paper"}, "paper"),
+            ({"dfd_preset": "paper", "recipe": "default"}, "default"),
+            ({"dfd_preset": "default", "recipe": "paper"}, "paper"),
+        ],
+    )
+    def test_is_the_named_one_and_the_papers_preset_has_the_papers(self, keys: dict[str, Any], name: str) -> None:
+        config = parse(**keys)
+        assert config.recipe == RECIPES[name]
+        again = RunConfig.from_run_config(config.to_run_config())
+        assert (again, again.recipe) == (config, config.recipe)
+
+    def test_the_paper_s_is_that_of_ho_et_al(self) -> None:
+        """What runs had before there were recipes: Ho et al. 2020, but for the batch and a shorter average."""
+        paper = RECIPES["paper"].model_dump()
+        assert paper == {
+            **{"prediction": "epsilon", "schedule": "linear", "loss_weighting": "uniform", "codec": "pixels"},
+            **{"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "snr_gamma": 5.0},
+            **{"optimizer": "adam", "learning_rate": 2e-4, "warmup_steps": 0, "learning_rate_decay": "constant"},
+            "ema_decay": 0.995,
+        }
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_a_key_that_was_chosen_wins_and_the_others_stay(self, name: str) -> None:
+        chosen = {"prediction": "v", "learning_rate": 0.5, "codec": "unshuffle-2", "warmup_steps": 7}
+        config = parse(recipe=name, **chosen)
+        assert config.recipe == RECIPES[name].model_copy(update=chosen)
+        flat = config.to_run_config()
+        assert {key: flat[key] for key in ("prediction", "schedule", "ema-decay")} == {
+            **{"prediction": "v", "schedule": AUTO, "ema-decay": AUTO}
+        }
+        assert RunConfig.from_run_config(flat).recipe == config.recipe
+
+    def test_limits_go_by_the_recipe_s_timesteps(self) -> None:
+        assert parse(num_train_timesteps=50, dfd_rounds=50, sampling_steps=50).recipe.num_train_timesteps == 50
+        assert refusal(num_train_timesteps=50, dfd_rounds=51, sampling_steps=50).startswith("dfd-rounds = 51: must be")
+        said = refusal(recipe="paper", num_train_timesteps=50)
+        assert said.startswith("num-train-timesteps = 50 leaves 0.60 of the signal's variance")
+
+    def test_is_refused_by_name(self) -> None:
+        assert (
+            refusal(recipe="papers") == "unknown recipe 'papers': did you mean 'paper'? (known: default, paper, auto)"
+        )
+        assert refusal(prediction="eps").startswith("unknown prediction 'eps'")
+        assert refusal(codec="unshuffle-3").startswith("unknown codec 'unshuffle-3': did you mean 'unshuffle-")
 
 
 def test_version_is_the_projects() -> None:

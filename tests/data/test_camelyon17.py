@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import Origins, image_cache, load_dataset, load_federation
+from fedsynth.data import ImageCache, Origins, image_cache, load_dataset, load_federation
 from fedsynth.errors import UserError
 
 HEADER = ",patient,node,x_coord,y_coord,tumor,slide,center,split"
@@ -89,7 +89,7 @@ def test_large_sets_lie_in_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch
     whole = load_dataset("camelyon17", root)
     monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
     for _ in range(2):
-        mapped = load_dataset("camelyon17", root, cache=root / "cache")
+        mapped = load_dataset("camelyon17", root, cache=ImageCache(root / "cache"))
         assert [fold.fingerprint() for fold in mapped] == [fold.fingerprint() for fold in whole]
         assert isinstance(mapped[0].images, np.memmap)
     assert len(list((root / "cache").iterdir())) == 1

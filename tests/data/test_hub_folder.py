@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import LabelledImages, Origins, image_cache, load_dataset, load_federation
+from fedsynth.data import ImageCache, LabelledImages, Origins, image_cache, load_dataset, load_federation
 from fedsynth.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_large_sets_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
     saved(tmp_path / "skin")
     for _ in range(2):
-        train, test = load_dataset("hf:skin", tmp_path, cache=tmp_path / "cache")
+        train, test = load_dataset("hf:skin", tmp_path, cache=ImageCache(tmp_path / "cache"))
         assert isinstance(train.images, np.memmap)
         assert agrees(train, [*range(12)])
         assert agrees(test, TEST)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsynth.data import LabelledImages, image_cache
-from fedsynth.data.image_cache import file_states, read_images, take_rows
-from fedsynth.errors import UserError
+from fedsynth.data import LabelledImages, image_cache, labelled_images
+from fedsynth.data.image_cache import ImageCache, file_states, read_images, take_rows
+from fedsynth.errors import FilesError, UserError
 
 SHAPE = (6, 4, 4, 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
@@ -35,20 +37,31 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_are_decoded_once_and_mapped(tmp_path: Path) -> None:
     reader = Reader()
     for _ in range(2):
-        images, good = read_images(SHAPE, reader, tmp_path, lambda: "source")
+        images, good = read_images(SHAPE, reader, ImageCache(tmp_path), lambda: "source")
         assert isinstance(images, np.memmap)
         assert (images == PIXELS[GOOD]).all()
         assert (good == GOOD).all()
     assert reader.calls == 1
-    images[0] = 0
-    assert (read_images(SHAPE, reader, tmp_path, lambda: "source")[0] == PIXELS[GOOD]).all()
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_single_file_takes_the_place_of_others(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").touch()
+    cache = ImageCache(tmp_path, single=True)
+    first, _ = read_images(SHAPE, Reader(), cache, lambda: "first")
+    read_images(SHAPE, Reader(), cache, lambda: "second")
+    reader = Reader()
+    assert (read_images(SHAPE, reader, cache, lambda: "second")[0] == first).all()
+    assert reader.calls == 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".images", ".txt"]
 
 
 def test_small_sets_and_those_without_a_folder_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, good = read_images(SHAPE, Reader(), None, lambda: "source")
     monkeypatch.setattr(image_cache, "LARGE_BYTES", PIXELS.size + 1)
-    again, _ = read_images(SHAPE, Reader(), tmp_path / "cache", lambda: "source")
+    again, _ = read_images(SHAPE, Reader(), ImageCache(tmp_path / "cache"), lambda: "source")
     for found in (images, again):
         assert type(found) is np.ndarray
         assert (found == PIXELS[GOOD]).all()
@@ -64,8 +77,8 @@ def test_another_source_or_shape_is_another_file(tmp_path: Path) -> None:
     states.append(file_states([file]))
     reader = Reader()
     for state in states:
-        read_images(SHAPE, reader, tmp_path / "cache", lambda state=state: state)
-    read_images((6, 4, 12, 1), lambda out: GOOD, tmp_path / "cache", lambda: states[0])
+        read_images(SHAPE, reader, ImageCache(tmp_path / "cache"), lambda state=state: state)
+    read_images((6, 4, 12, 1), lambda out: GOOD, ImageCache(tmp_path / "cache"), lambda: states[0])
     assert reader.calls == 2
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
@@ -73,14 +86,14 @@ def test_another_source_or_shape_is_another_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["pixel", "mask", "short", "empty", "long"])
 def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = Reader()
-    read_images(SHAPE, reader, tmp_path, lambda: "source")
+    read_images(SHAPE, reader, ImageCache(tmp_path), lambda: "source")
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     if damage in ("pixel", "mask"):
         content[0 if damage == "pixel" else -9] ^= 1
     path.write_bytes({"short": content[:-1], "empty": b"", "long": content + b"0"}.get(damage, content))
     with caplog.at_level(logging.WARNING, logger="fedsynth"):
-        images, good = read_images(SHAPE, reader, tmp_path, lambda: "source")
+        images, good = read_images(SHAPE, reader, ImageCache(tmp_path), lambda: "source")
     assert "it is made again" in caplog.text
     assert reader.calls == 2
     assert (images == PIXELS[GOOD]).all()
@@ -92,18 +105,89 @@ def test_an_interrupted_reading_leaves_nothing(tmp_path: Path) -> None:
         raise UserError("no image")
 
     with pytest.raises(UserError, match="no image"):
-        read_images(SHAPE, fails, tmp_path, lambda: "source")
+        read_images(SHAPE, fails, ImageCache(tmp_path), lambda: "source")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a file stands where a folder is needed"):
-        read_images(SHAPE, Reader(), tmp_path / "file", lambda: "source")
+    with pytest.raises(FilesError, match="a file stands where a folder is needed"):
+        read_images(SHAPE, Reader(), ImageCache(tmp_path / "file"), lambda: "source")
+
+
+def test_what_another_institution_hears_does_not_tell_how_many_images_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = read_images(SHAPE, Reader(), ImageCache(tmp_path), lambda: "source")
+    with pytest.raises(FilesError, match=r"not enough disk space for .* needed") as caught:
+        read_images((10**9, 10**5, 10**5, 3), Reader(), ImageCache(tmp_path), lambda: "source")
+    assert caught.value.elsewhere == "images cannot be kept decoded on the disk: the silo's log says why"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(FilesError, match="not enough disk space for"):
+        take_rows(images, np.arange(4))
+
+
+def test_an_unreadable_source_is_not_called_unwritable(tmp_path: Path) -> None:
+    def fails(out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match=r"images cannot be read: .*Input/output error"):
+        read_images(SHAPE, fails, ImageCache(tmp_path), lambda: "source")
+
+
+def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
+    read_images(SHAPE, Reader(), ImageCache(tmp_path), lambda: "source")
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def resident_kilobytes(path: Path) -> int:
+    """Memory of this process that holds pages of a file."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("how", ["one by one", "slices", "rows", "fingerprint", "writing"])
+def test_pages_that_were_read_do_not_stay_in_memory(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache, "_KEPT_BYTES", 2**16)
+    monkeypatch.setattr(labelled_images, "_ROWS", 20)
+    resident: list[int] = []
+
+    def fill(out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        for row in range(len(out)):
+            out[row] = row % 251
+        resident.append(resident_kilobytes(next(tmp_path.glob(".*.part"))))
+        return np.ones(len(out), dtype=bool)
+
+    images, _ = read_images((600, 64, 64, 1), fill, ImageCache(tmp_path), lambda: "source")
+    (path,) = tmp_path.iterdir()
+    numbers = np.arange(600) % 251
+    if how == "one by one":
+        assert [int(image[5, 5, 0]) for image in (images[row] for row in range(600))] == numbers.tolist()
+    elif how == "slices":
+        assert sum(int(images[first : first + 20].sum()) for first in range(0, 600, 20)) == 4096 * numbers.sum()
+    elif how == "rows":
+        drawn = np.random.default_rng(0).permutation(600).reshape(-1, 20)
+        assert all((images[rows][:, 0, 0, 0] == numbers[rows]).all() for rows in drawn)
+    elif how == "fingerprint":
+        data = LabelledImages(images, np.zeros(600, np.int64), ("a",))
+        in_memory = LabelledImages(np.array(images), data.labels, data.classes)
+        images[0], images[0:20]
+        assert data.fingerprint() == in_memory.fingerprint()
+    elif how == "writing":
+        images = np.empty(0, np.uint8)
+        assert resident[0] < 1200
+    # A file of 2.4 MB, of which the system maps a few pages around each one that is asked for.
+    assert resident_kilobytes(path) < 1200
 
 
 def test_rows_of_mapped_images_are_mapped_too_and_leave_nothing(tmp_path: Path) -> None:
-    images, _ = read_images(SHAPE, Reader(), tmp_path, lambda: "source")
+    images, _ = read_images(SHAPE, Reader(), ImageCache(tmp_path), lambda: "source")
     rows = np.array([3, 1, 1])
     for taken in (take_rows(images, rows), take_rows(take_rows(images, np.arange(4)), rows)):
         assert isinstance(taken, np.memmap)

@@ -9,7 +9,7 @@ import torchvision.datasets
 from image_examples import dicom
 from PIL import Image
 
-from fedsynth.data import image_folder
+from fedsynth.data import ImageCache, image_cache, image_folder
 from fedsynth.data.image_folder import image_folder_spec, load_image_folder, read_image_folder
 from fedsynth.errors import FilesError, UserError
 
@@ -35,6 +35,22 @@ def test_agrees_with_torchvision(tree: Path) -> None:
     assert list(data.classes) == reference.classes == ["Dog", "cat"]
     expected = sorted((label, np.asarray(image.convert("L")).tolist()) for image, label in reference)
     assert sorted(zip(data.labels.tolist(), data.images[..., 0].tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_large_folders_lie_decoded_on_disk(skip: bool, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if skip:
+        (tree / "cat" / "0.png").write_bytes(b"torn")
+    in_memory = load_image_folder(tree, None, None, skip, 0)
+    monkeypatch.setattr(image_cache, "LARGE_BYTES", 1)
+    for _ in range(2):
+        mapped = load_image_folder(tree, None, None, skip, 0, cache=ImageCache(tree / ".cache"))
+        assert all(isinstance(fold.images, np.memmap) for fold in mapped)
+        assert [fold.fingerprint() for fold in mapped] == [fold.fingerprint() for fold in in_memory]
+    save(tree / "Dog" / "0.png", 50)
+    changed = load_image_folder(tree, None, None, skip, 0, cache=ImageCache(tree / ".cache"))
+    assert 50 in np.concatenate([fold.images.ravel() for fold in changed])
+    assert len(list((tree / ".cache").iterdir())) == 2
 
 
 def test_hidden_files_and_folders_are_ignored(tree: Path) -> None:

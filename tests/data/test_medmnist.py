@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedsynth.data import image_cache, load_dataset
+from fedsynth.data import ImageCache, image_cache, load_dataset
 from fedsynth.data.medmnist import load_medmnist
 from fedsynth.data.medmnist_index import MEDMNIST, MEDMNIST_SIZES, MedMNISTSet
 from fedsynth.data.pixels import to_pixels
@@ -63,7 +63,7 @@ def test_large_sets_are_read_piece_by_piece_into_the_cache(tmp_path: Path, monke
     monkeypatch.setattr("fedsynth.data.medmnist._CHUNK_BYTES", 3 * 64 * 64 * 3)
     arrays, index = write(tmp_path, "bloodmnist", 64)
     for _ in range(2):
-        train, test = load_medmnist("bloodmnist", tmp_path, 64, None, tmp_path / "cache", index=index)
+        train, test = load_medmnist("bloodmnist", tmp_path, 64, None, ImageCache(tmp_path / "cache"), index=index)
         assert isinstance(train.images, np.memmap)
         assert (train.images == arrays["train_images"]).all()
         assert (test.images == arrays["test_images"]).all()

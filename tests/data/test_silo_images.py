@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsynth.data import LabelledImages, load_dataset, partition, simulated_silo, split_holdout
+from fedsynth.config import RunConfig
+from fedsynth.data import (
+    LabelledImages,
+    load_dataset,
+    load_federation,
+    partition,
+    simulated_silo,
+    split_holdout,
+)
 from fedsynth.errors import UserError
 
 TRAIN, _ = load_dataset("digits")
@@ -36,6 +44,15 @@ def test_same_data_and_seed_same_silo() -> None:
     assert silo.fingerprint == again.fingerprint
     assert len({silo.fingerprint, other_seed.fingerprint, other_name.fingerprint}) == 3
     assert silo.holdout.fingerprint() == other_name.holdout.fingerprint()
+
+
+def test_the_union_is_what_all_silos_train_on() -> None:
+    config = RunConfig.from_run_config({"num-clients": 4, "alpha": 0.5})
+    federation = load_federation(config)
+    silos = [federation.silo(k, config).train for k in range(4)]
+    union = federation.union(config)
+    assert (union.images == np.concatenate([silo.images for silo in silos])).all()
+    assert union.labels.tolist() == [label for silo in silos for label in silo.labels.tolist()]
 
 
 def test_groups_too_large_to_be_held_out_are_said(caplog: pytest.LogCaptureFixture) -> None:

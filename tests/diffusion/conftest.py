@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from exact_networks import alphas_of, exact_eps
 
-from fedsynth.config import Diffusion
 from fedsynth.diffusion import build_unet
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.spec import ImageSpec
@@ -28,17 +27,11 @@ def tiny_unet() -> Callable[[int], UNet2DModel]:
 
 
 @pytest.fixture
-def gaussian_eps() -> Callable[[float, float], PredictNoise]:
-    """Exact ε of N(mean, std²) under the default noise schedule."""
-    diffusion = Diffusion()
-    alphas = np.cumprod(1 - np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.num_train_timesteps))
+def gaussian_eps() -> Callable[[float, float, str], PredictNoise]:
+    """Exact ε of N(mean, std²) under a noise schedule of 1,000 levels."""
 
-    def make(mean: float, std: float) -> PredictNoise:
-        def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
-            alpha_bar = float(alphas[t])
-            scale: float = (1 - alpha_bar) ** 0.5 / (alpha_bar * std**2 + 1 - alpha_bar)
-            return torch.mul(x - alpha_bar**0.5 * mean, scale)
-
-        return predict
+    def make(mean: float, std: float, schedule: str) -> PredictNoise:
+        alphas = alphas_of(schedule)
+        return lambda x, t, labels: exact_eps(x, float(alphas[t]), mean, std)
 
     return make

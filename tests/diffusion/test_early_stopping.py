@@ -3,13 +3,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from exact_networks import KINDS, alphas_of
 
-from fedsynth.config import Diffusion, Training
+from fedsynth.config import RECIPES, Recipe, Training
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import (
     HeldOutLoss,
@@ -24,7 +26,7 @@ from fedsynth.diffusion import (
 from fedsynth.diffusion.early_stopping import out_of_patience
 from fedsynth.spec import ImageSpec
 
-DIFFUSION = Diffusion()
+PAPER = RECIPES["paper"]
 Build = Callable[..., UNet2DModel]
 Data = tuple[torch.Tensor, torch.Tensor]
 
@@ -34,8 +36,8 @@ def digits(first: int, last: int) -> Data:
     return to_model_range(images.images[first:last]), torch.from_numpy(images.labels[first:last])
 
 
-def fresh_loss(data: Data, seed: int = 0) -> HeldOutLoss:
-    return HeldOutLoss(*data, DIFFUSION, torch.Generator().manual_seed(seed))
+def fresh_loss(data: Data, seed: int = 0, recipe: Recipe = PAPER) -> HeldOutLoss:
+    return HeldOutLoss(*data, recipe, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -87,14 +89,43 @@ def test_loss_is_the_error_over_the_drawn_pairs(tiny_unet: Build) -> None:
     assert fresh_loss((images, labels), 4)(unet) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), *KINDS.values()], ids=[*RECIPES, *KINDS])
+def test_loss_is_the_recipe_s_own_over_stratified_levels(recipe: Recipe) -> None:
+    """A network that takes black images for brighter ones by 0.1."""
+    (images, labels), alphas = digits(0, 300), alphas_of(recipe.schedule)
+
+    class Wrong(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.device_of = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> SimpleNamespace:
+            alpha_bar = torch.from_numpy(alphas)[t][:, None, None, None]
+            noise = (x.double() - alpha_bar.sqrt() * 0.1) / (1 - alpha_bar).sqrt()
+            velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * 0.1
+            said = {"epsilon": noise, "x0": torch.full_like(noise, 0.1), "v": velocity}
+            return SimpleNamespace(sample=said[recipe.prediction])
+
+    loss = HeldOutLoss(torch.zeros_like(images), labels, recipe, torch.Generator().manual_seed(0))
+    snr_1 = 1 / (1 - alphas)
+    weight = {"epsilon": snr_1 - 1, "x0": np.ones(1000), "v": snr_1}[recipe.prediction]
+    weight = np.minimum(snr_1, recipe.snr_gamma) if recipe.loss_weighting == "min-snr" else weight
+    found = loss(Wrong())  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    torch.randperm(300, generator=draw)
+    levels = (np.arange(256) + torch.rand(256, generator=draw, dtype=torch.float64).numpy()) * 1000 / 256
+    assert found == pytest.approx(0.01 * weight[levels.astype(int)].mean(), rel=1e-2)
+
+
 def test_check_leaves_training_as_it_was(tiny_unet: Build) -> None:
-    data, config = digits(0, 3), Training(batch_size=4, learning_rate=1e-2)
+    data, config = digits(0, 3), Training(batch_size=4)
+    recipe = PAPER.model_copy(update={"learning_rate": 1e-2})
     data = data[0], data[1] % 3
-    checked, plain = (TrainingState(tiny_unet(), config, torch.Generator().manual_seed(1)) for _ in range(2))
+    checked, plain = (TrainingState(tiny_unet(), recipe, torch.Generator().manual_seed(1), 3) for _ in range(2))
     for steps in (1, 2, 3):
-        train(checked, *data, config, DIFFUSION, steps)
+        train(checked, *data, config, steps)
         checked.note_held_out_loss(fresh_loss(data))
-    train(plain, *data, config, DIFFUSION, 3)
+    train(plain, *data, config, 3)
     assert checked.losses == plain.losses
     weights = plain.unet.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in checked.unet.state_dict().items())
@@ -105,13 +136,13 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     monkeypatch.setattr(early_stopping, "MIN_INTERVAL", 10)
     monkeypatch.setattr(early_stopping, "PAIRS", 64)
     spec = ImageSpec(1, 8, tuple(map(str, range(10))))
-    config = Training(batch_size=16, learning_rate=5e-3, ema_decay=0.9)
+    config, recipe = Training(batch_size=16), PAPER.model_copy(update={"learning_rate": 5e-3, "ema_decay": 0.9})
     unet = build_unet("digits", spec, torch.Generator().manual_seed(0), (16, 16), 1)
-    state = TrainingState(unet, config, torch.Generator().manual_seed(1))
+    state = TrainingState(unet, recipe, torch.Generator().manual_seed(1), 130)
     held_out, train_on = fresh_loss(digits(500, 516)), digits(0, 6)
-    assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
+    assert train_early_stopping(state, held_out, *train_on, config, 130)
     losses, steps = list(state.held_out_losses), state.steps
-    assert train_early_stopping(state, held_out, *train_on, config, DIFFUSION, 130)
+    assert train_early_stopping(state, held_out, *train_on, config, 130)
     assert (state.held_out_losses, state.steps) == (losses, steps), "what has ended does not go on"
     assert 10 * len(losses) == state.steps < 130
     assert np.argmin(losses) < len(losses) - 1, "the last weights are not the best"
@@ -119,7 +150,7 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
     kept = copy.deepcopy(state).averaged_unet()
     assert held_out(kept) == min(losses), "the weights of the best check are kept"
     state.best_weights = []
-    train(state, *train_on, config, DIFFUSION, 130)
+    train(state, *train_on, config, 130)
     memorised = state.averaged_unet()
     assert held_out(memorised) > 1.15 * held_out(kept)
     other_pairs = fresh_loss(digits(600, 640), seed=9)
@@ -128,9 +159,9 @@ def test_network_that_learns_by_heart_is_stopped_at_its_best(monkeypatch: pytest
 
 def test_checkpoint_from_before_there_were_checks_is_continued(tiny_unet: Build) -> None:
     config = Training(batch_size=4)
-    before, again = (TrainingState(tiny_unet(), config, torch.Generator().manual_seed(1)) for _ in range(2))
+    before, again = (TrainingState(tiny_unet(), PAPER, torch.Generator().manual_seed(1), 2) for _ in range(2))
     images, labels = digits(0, 3)
-    train(before, images, labels % 3, config, DIFFUSION, 2)
+    train(before, images, labels % 3, config, 2)
     saved = before.state_dict()
     del saved["held-out-losses"], saved["best-weights"]
     again.load_state_dict(saved)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedsynth.diffusion import to_model_range, to_uint8
-from fedsynth.diffusion.images import rows_in_model_range
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(2, 4, 8, 4)
 
@@ -32,8 +31,3 @@ def test_results_do_not_share_memory_with_the_input() -> None:
     tensors = to_model_range(images)
     images[:] = 0
     assert float(tensors.max()) == 1.0
-
-
-def test_rows_of_stored_images_are_those_of_converted_ones() -> None:
-    rows = torch.tensor([1, 1, 0])
-    assert torch.equal(rows_in_model_range(EVERY_VALUE, rows), rows_in_model_range(to_model_range(EVERY_VALUE), rows))

@@ -18,9 +18,27 @@ def config(**keys: str | int) -> RunConfig:
 def test_follows_the_configuration() -> None:
     unet = initial_unet(config(block_out_channels="8,12", layers_per_block=2), SPEC)
     assert (unet.config.block_out_channels, unet.config.layers_per_block) == ((8, 12), 2)
-    assert initial_unet(config(), SPEC).config.block_out_channels == (32, 64)
-    assert initial_unet(config(dataset="imagefolder"), SPEC).config.block_out_channels == (32, 64, 64)
     assert initial_unet(config(dataset="mnist", model="digits"), SPEC).config.block_out_channels == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "default", "paper"),
+    [
+        ("digits", (32, 64), (32, 64)),
+        ("imagefolder", (32, 64), (32, 64, 64)),
+        ("fashion-mnist", (64, 64), (128, 128, 128, 128)),
+        ("cifar10", (64, 64), (128, 256, 256, 256)),
+    ],
+)
+def test_auto_is_the_recipe_s_network(dataset: str, default: tuple[int, ...], paper: tuple[int, ...]) -> None:
+    spec = {"digits": SPEC, "imagefolder": SPEC, "cifar10": ImageSpec(3, 32, SPEC.classes)}
+    wanted = spec.get(dataset, ImageSpec(1, 32, SPEC.classes))
+    own, papers = (initial_unet(config(dataset=dataset, recipe=name), wanted) for name in ("default", "paper"))
+    assert (own.config.block_out_channels, papers.config.block_out_channels) == (default, paper)
+    # The default recipe folds 32x32 pixels into 8x8 places of 16 channels a colour.
+    assert own.config.sample_size == 8
+    assert own.config.in_channels == own.config.out_channels == wanted.channels * (wanted.size // 8) ** 2
+    assert (papers.config.sample_size, papers.config.in_channels) == (wanted.size, wanted.channels)
 
 
 def test_depends_on_the_seed_and_not_on_the_strategy() -> None:

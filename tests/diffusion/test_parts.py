@@ -11,6 +11,7 @@ from fedsynth.spec import ImageSpec
 
 TEN = tuple("0123456789")
 SIZES = {
+    "grid": (ImageSpec(16, 8, TEN), (312_320, 181_120, 589_520)),
     "digits": (ImageSpec(1, 8, TEN), (120_320, 164_736, 350_497)),
     "small": (ImageSpec(3, 32, TEN), (256_960, 181_504, 676_771)),
     "mnist": (ImageSpec(1, 32, TEN), (3_801_216, 788_992, 7_146_497)),

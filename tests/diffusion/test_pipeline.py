@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from fedsynth.config import Diffusion
+from fedsynth.config import RECIPES
 from fedsynth.diffusion import (
     ClassConditionalDDPMPipeline,
     build_unet,
+    lasting_scheduler,
     make_scheduler,
     noise_predictor,
     sample,
@@ -20,6 +21,7 @@ from fedsynth.diffusion import (
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
+PAPER = RECIPES["paper"]
 CLASSES = ("zero", "one", "two")
 
 
@@ -29,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def pipeline(tiny_unet: Callable[..., UNet2DModel]) -> ClassConditionalDDPMPipeline:
-    found = ClassConditionalDDPMPipeline(tiny_unet(), make_scheduler(Diffusion()), CLASSES)
+    found = ClassConditionalDDPMPipeline(tiny_unet(), lasting_scheduler(PAPER), CLASSES)
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -50,7 +52,7 @@ def test_reopens_with_the_same_images(pipeline: ClassConditionalDDPMPipeline, tm
 def test_images_are_samples_of_the_network(pipeline: ClassConditionalDDPMPipeline) -> None:
     draw = generator(5)
     noise, labels = torch.randn(4, 1, 8, 8, generator=draw), torch.tensor([2, 0, 1, 1])
-    expected = sample(noise_predictor(pipeline.unet), make_scheduler(Diffusion(), 4), noise, labels, draw)
+    expected = sample(noise_predictor(pipeline.unet, PAPER), make_scheduler(PAPER, 4), noise, labels, draw)
     assert (pixels(pipeline, [2, 0, 1, 1]) == to_uint8(expected)[..., 0]).all()
 
 
@@ -64,7 +66,7 @@ def test_labels_by_name_and_index(pipeline: ClassConditionalDDPMPipeline) -> Non
 def test_grey_and_colour_images(pipeline: ClassConditionalDDPMPipeline) -> None:
     assert pipeline([0], generator(), 2).images[0].mode == "L"
     unet = build_unet("digits", ImageSpec(3, 8, CLASSES), generator(), (8, 8), 1)
-    found = ClassConditionalDDPMPipeline(unet, make_scheduler(Diffusion()), CLASSES)([1], generator(), 2)
+    found = ClassConditionalDDPMPipeline(unet, lasting_scheduler(PAPER), CLASSES)([1], generator(), 2)
     assert (found.images[0].mode, found.images[0].size) == ("RGB", (8, 8))
 
 

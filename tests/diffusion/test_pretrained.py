@@ -11,17 +11,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from exact_networks import KINDS
 from pretrained_folders import save_model, unet_of
 
-from fedsynth.config import Diffusion
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, build_unet, make_scheduler, noise_predictor
+from fedsynth.config import RECIPES, Recipe
+from fedsynth.diffusion import (
+    ClassConditionalDDPMPipeline,
+    Codec,
+    build_unet,
+    lasting_scheduler,
+    make_codec,
+    noise_predictor,
+)
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
 CLASSES = ("zero", "one", "two")
 SPEC = ImageSpec(1, 8, CLASSES)
-DIFFUSION = Diffusion()
+PAPER = RECIPES["paper"]
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 MEAN, STD = 0.6, 0.3
 OTHER_SHAPES = (
@@ -38,24 +46,71 @@ def save(
     return save_model(folder, unet, classes, scheduler, **schedule)
 
 
-def load(folder: Path, held: tuple[str, ...] = CLASSES, spec: ImageSpec = SPEC) -> PretrainedModel:
-    return load_pretrained_model(folder, spec, DIFFUSION, held)
+def load(folder: Path, held: tuple[str, ...] = CLASSES, recipe: Recipe = PAPER) -> PretrainedModel:
+    return load_pretrained_model(folder, Codec(SPEC), recipe, held)
 
 
 def questions(count: int = 5, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn((count, *shape), generator=torch.Generator().manual_seed(3)), torch.arange(count) % 3
 
 
-def test_our_own_model_answers_bit_for_bit_as_if_trained_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", KINDS.values(), ids=KINDS)
+def test_our_own_model_answers_bit_for_bit_as_if_trained_here(recipe: Recipe, tmp_path: Path) -> None:
     unet = build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8), 1)
-    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), CLASSES).save_pretrained(tmp_path)
-    model = load(tmp_path)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(recipe), CLASSES).save_pretrained(tmp_path)
+    model = load(tmp_path, recipe=recipe)
     x, labels = questions(300)
     for t in (0, 421, 999):
         answer = model.predict(x, t, labels)
-        assert torch.equal(answer, noise_predictor(unet)(x, t, labels))
+        assert torch.equal(answer, noise_predictor(unet, recipe)(x, t, labels))
         assert (answer.dtype, answer.device.type) == (torch.float32, "cpu")
     assert model.native
+
+
+WIDE = ImageSpec(1, 16, CLASSES)
+
+
+def saved_of(codec: Codec, folder: Path, recipe: Recipe) -> UNet2DModel:
+    unet = build_unet("digits", codec.grid, torch.Generator().manual_seed(0), (8, 8), 1)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(recipe), CLASSES, codec.name).save_pretrained(folder)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("own", "run"), [("pixels", "unshuffle-2"), ("unshuffle-4", "pixels"), ("unshuffle-4", "unshuffle-2")]
+)
+@pytest.mark.parametrize("kind", ["x0-cosine", "epsilon-linear"])
+def test_a_model_of_another_codec_answers_what_it_says_of_its_own(
+    own: str, run: str, kind: str, tmp_path: Path
+) -> None:
+    own_codec, run_codec, recipe = make_codec(own, WIDE), make_codec(run, WIDE), KINDS[kind]
+    unet = saved_of(own_codec, tmp_path, recipe)
+    model = load_pretrained_model(tmp_path, run_codec, recipe, CLASSES)
+    pixels, labels = questions(7, (1, 16, 16))
+    for t in (0, 421, 990):
+        asked = noise_predictor(unet, recipe)(own_codec.from_pixels(pixels), t, labels)
+        answer = model.predict(run_codec.from_pixels(pixels), t, labels)
+        assert torch.equal(run_codec.to_pixels(answer), own_codec.to_pixels(asked))
+        assert answer.shape == (7, *run_codec.shape)
+    assert not model.native
+    assert load_pretrained_model(tmp_path, own_codec, recipe, CLASSES).native
+
+
+def test_a_model_s_codec_must_fit_the_images(tmp_path: Path) -> None:
+    saved_of(make_codec("unshuffle-4", WIDE), tmp_path, PAPER)
+    for spec, known in ((ImageSpec(1, 18, CLASSES), "pixels, unshuffle-2"), (ImageSpec(1, 15, CLASSES), "pixels")):
+        with pytest.raises(UserError) as caught:
+            load_pretrained_model(tmp_path, Codec(spec), PAPER, CLASSES)
+        assert str(caught.value) == (
+            f"model-path = '{tmp_path}': its codec is 'unshuffle-4', and images of size {spec.size} can be seen"
+            f" through {known}: give a model of such images, or remove model-path to train one here"
+        )
+    index = tmp_path / "model_index.json"
+    (tmp_path / "model.checksums.json").unlink(missing_ok=True)
+    for damaged in (5, ["pixels"], {}, None, "pixels "):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "codec": damaged}))
+        with pytest.raises(UserError, match="its codec is "):
+            load_pretrained_model(tmp_path, Codec(WIDE), PAPER, CLASSES)
 
 
 def cosine(timestep: float, steps: int) -> float:
@@ -130,7 +185,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     unet = unet_of(classes=5)
     model = load(save(tmp_path, unet, classes=("two", "moon", "zero", "one")))
     x, labels = questions()
-    assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([2, 3, 0])[labels]))
+    assert torch.equal(model.predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, torch.tensor([2, 3, 0])[labels]))
     assert model.serves.tolist() == [True, True, True]
     assert not model.native
 
@@ -138,13 +193,13 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 def test_class_names_of_our_pipeline_are_enough_and_a_file_overrides_them(tmp_path: Path) -> None:
     unet = unet_of()
     names = ("two", "zero", "one")
-    ClassConditionalDDPMPipeline(unet, make_scheduler(DIFFUSION), names).save_pretrained(tmp_path)
+    ClassConditionalDDPMPipeline(unet, lasting_scheduler(PAPER), names).save_pretrained(tmp_path)
     x, labels = questions()
     assert torch.equal(
-        load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, torch.tensor([1, 2, 0])[labels])
+        load(tmp_path).predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, torch.tensor([1, 2, 0])[labels])
     )
     (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
-    assert torch.equal(load(tmp_path).predict(x, 9, labels), noise_predictor(unet)(x, 9, labels))
+    assert torch.equal(load(tmp_path).predict(x, 9, labels), noise_predictor(unet, PAPER)(x, 9, labels))
 
 
 def test_unknown_class_is_not_served_and_not_answered(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from diffusers import UNet2DModel
 from pretrained_folders import save_model, unet_of
 from safetensors.torch import load_file, save_file
 
-from fedsynth.config import Diffusion
+from fedsynth.config import RECIPES
+from fedsynth.diffusion import Codec
 from fedsynth.diffusion.pretrained import load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
@@ -26,7 +27,7 @@ def save(folder: Path, unet: UNet2DModel) -> Path:
 
 def error_of(folder: Path, held: tuple[str, ...] = CLASSES, spec: ImageSpec = SPEC) -> str:
     with pytest.raises(UserError) as caught:
-        load_pretrained_model(folder, spec, Diffusion(), held)
+        load_pretrained_model(folder, Codec(spec), RECIPES["paper"], held)
     start = f"model-path = '{folder}': "
     assert str(caught.value).startswith(start)
     return str(caught.value).removeprefix(start)
@@ -51,8 +52,8 @@ def test_missing_folders_and_files_are_named_with_the_remedy(tmp_path: Path) -> 
 def test_images_that_do_not_fit_the_network(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", unet_of(block_out_channels=(8, 8, 8)))
     assert error_of(folder, spec=ImageSpec(3, 8, CLASSES)) == (
-        "the network takes 1 channels and answers 1, but the run's images have 3: give a model of such images, or"
-        " remove model-path to train one here"
+        "the network takes 1 channels and answers 1, but here it sees 3 of the run's images: give a model of such"
+        " images, or remove model-path to train one here"
     )
     assert error_of(folder, spec=ImageSpec(1, 10, CLASSES)) == (
         "the network halves images to 1/4, and image-size = 10 is no multiple of it"
@@ -61,9 +62,9 @@ def test_images_that_do_not_fit_the_network(tmp_path: Path) -> None:
 
 def test_other_size_than_trained_for_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save(tmp_path / "model", unet_of())
-    load_pretrained_model(folder, SPEC, Diffusion(), CLASSES)
+    load_pretrained_model(folder, Codec(SPEC), RECIPES["paper"], CLASSES)
     assert not caplog.messages
-    load_pretrained_model(folder, ImageSpec(1, 16, CLASSES), Diffusion(), CLASSES)
+    load_pretrained_model(folder, Codec(ImageSpec(1, 16, CLASSES)), RECIPES["paper"], CLASSES)
     assert caplog.messages == [f"model-path = '{folder}': made for images of size 8, asked about 16"]
 
 

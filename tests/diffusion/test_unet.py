@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsynth.diffusion import PRESETS, build_unet, preset_for
+from fedsynth.diffusion import PRESETS, build_unet
+from fedsynth.diffusion.unet import grid_preset, paper_preset
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
@@ -55,9 +56,13 @@ def test_preset_can_be_changed() -> None:
 
 
 def test_images_too_small_for_the_levels() -> None:
-    with pytest.raises(UserError, match="image-size = 28: must be a multiple of 8 for a U-Net of 4 levels"):
+    with pytest.raises(
+        UserError, match="image-size: the network sees 28x28 places, which must be a multiple of 8 for a U-Net of 4"
+    ):
         build_unet("mnist", ImageSpec(1, 28, TEN), generator())
-    with pytest.raises(UserError, match="image-size = 2: must be a multiple of 4 for a U-Net of 3 levels"):
+    with pytest.raises(
+        UserError, match="image-size: the network sees 2x2 places, which must be a multiple of 4 for a U-Net of 3"
+    ):
         build_unet("digits", ImageSpec(1, 2, TEN), generator(), (8, 8, 8))
 
 
@@ -67,5 +72,10 @@ def test_unknown_preset() -> None:
 
 
 def test_preset_of_a_dataset() -> None:
-    assert all(preset_for(name) == name for name in ("digits", "mnist", "cifar10", "celeba"))
-    assert (preset_for("fashion-mnist"), preset_for("imagefolder")) == ("mnist", "small")
+    assert all(paper_preset(name) == name for name in ("digits", "mnist", "cifar10", "celeba"))
+    assert (paper_preset("fashion-mnist"), paper_preset("imagefolder")) == ("mnist", "small")
+
+
+@pytest.mark.parametrize(("channels", "preset"), [(1, "digits"), (3, "digits"), (4, "digits"), (12, "grid")])
+def test_preset_of_a_grid(channels: int, preset: str) -> None:
+    assert grid_preset(ImageSpec(channels, 8, TEN)) == preset

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import betainc
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.memorisation import memorisation
+from fedsynth.evaluation.memorisation import copied_share, memorisation
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -92,3 +92,19 @@ def test_fresh_draws_look_like_the_test_set(dimension):
 def test_unusable_sets_are_refused(synthetic, test, message):
     with pytest.raises(UserError, match=message):
         memorisation(synthetic, np.eye(3), test)
+
+
+def test_the_share_of_copies_is_the_same_part_by_part(monkeypatch):
+    rng = np.random.default_rng(4)
+    train, test = rng.integers(0, 256, (2, 61, 4, 4, 3), dtype=np.uint8)
+    noisy = np.clip(train[:20] + rng.normal(0, 80, (20, 4, 4, 3)), 0, 255).astype(np.uint8)
+    synthetic = np.concatenate([train[20:25], noisy, rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)])
+    whole = memorisation(*(images.reshape(len(images), -1) for images in (synthetic, train, test))).copied_share
+    assert 0.2 < whole < 0.9
+    for values in (1, 48 * 7, train.size):
+        monkeypatch.setattr("fedsynth.evaluation.memorisation._PART_VALUES", values)
+        assert copied_share(synthetic, train, test) == whole
+    with pytest.raises(UserError, match="more than half of the samples are training samples"):
+        copied_share(synthetic, train, train)
+    with pytest.raises(UserError, match=r"train: 1 sample\(s\)"):
+        copied_share(synthetic, train[:1], test)

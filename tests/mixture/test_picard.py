@@ -74,8 +74,9 @@ def test_the_sample_that_changed_most_decides(monkeypatch: pytest.MonkeyPatch) -
     assert not converged(state, guess, 3.01)
 
 
-def test_noise_is_that_of_ancestral_moves() -> None:
-    scheduler = DDPMScheduler(timestep_spacing="trailing")
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_noise_is_that_of_ancestral_moves(schedule: str) -> None:
+    scheduler = DDPMScheduler(timestep_spacing="trailing", beta_schedule=schedule)
     scheduler.set_timesteps(20)
     steps, alphas = scheduler.timesteps.tolist(), scheduler.alphas_cumprod
     for t, s in pairwise(steps):

@@ -112,8 +112,9 @@ def test_honest_silos_are_never_left_out() -> None:
 
 
 @pytest.mark.parametrize("where", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("bound", [1.0, 0.3, 4.0])
 def test_an_exact_model_of_images_passes_wherever_the_samples_stand(
-    where: float, monkeypatch: pytest.MonkeyPatch
+    bound: float, where: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even the strictest bounds."""
     monkeypatch.setattr(screening, "MIN_GAIN", 1.0)
@@ -121,9 +122,25 @@ def test_an_exact_model_of_images_passes_wherever_the_samples_stand(
     for seed in range(20):
         x = where * random(4, *SHAPE, seed=seed)
         for t in range(0, 1000, 111):
-            eps = exact(pictures(3, seed + 50), x, t)[None]
-            fault = answer_statistics(eps, x, ALPHAS[t], everyone(eps))[0].fault
+            eps = exact(bound * pictures(3, seed + 50), x, t)[None]
+            fault = answer_statistics(eps, x, ALPHAS[t], everyone(eps), bound)[0].fault
             assert fault is None or "cosine" in fault
+
+
+def test_what_lies_outside_is_measured_from_the_bound_of_the_codec() -> None:
+    """Images of ±4 where they may be, and where only ±1 may be."""
+    images, t = 4 * pictures(3, 1).sign(), 100
+    x = noised(images, 8, t, 2)
+    eps = exact(images, x, t)[None]
+    assert screen(eps, x, ALPHAS[t], everyone(eps), 4.0).faults == {}
+    found = answer_statistics(eps, x, ALPHAS[t], everyone(eps), 1.0)[0]
+    snr = ALPHAS[t] / (1 - ALPHAS[t])
+    # Every pixel of the implied image lies 3 outside, and the samples themselves 3 on average.
+    assert found.excess == pytest.approx(3 * snr**0.5, rel=0.01)
+    gain = (x.double().square().mean() - 4 * ALPHAS[t] ** 0.5 * x.double().abs().mean()) / (1 - ALPHAS[t])
+    of_four = answer_statistics(eps, x, ALPHAS[t], everyone(eps), 4.0)[0]
+    assert of_four.least_gain == pytest.approx(float(gain), rel=1e-9)
+    assert of_four.excess < 1e-3
 
 
 def test_one_lazy_silo_of_ten_takes_the_energy_weights_and_loses_them() -> None:

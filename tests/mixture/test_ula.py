@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_networks import alphas_of
 
 from fedsynth.errors import UserError
 from fedsynth.mixture import ULAScheduler
@@ -14,14 +15,14 @@ from fedsynth.mixture import ULAScheduler
 MEAN, STD = 0.6, 0.3
 
 
-def alphas(num_levels: int = 1000) -> np.ndarray:
-    return np.cumprod(1 - np.linspace(1e-4, 0.02, num_levels))
+def alphas(schedule: str = "linear") -> np.ndarray:
+    return alphas_of("cosine" if schedule == "squaredcos_cap_v2" else "linear")
 
 
-def recursion(c: float, lam: float, levels: np.ndarray) -> tuple[float, float]:
+def recursion(c: float, lam: float, levels: np.ndarray, schedule: str = "linear") -> tuple[float, float]:
     """Mean and std after Langevin moves with the exact ε of N(0.6, 0.3²), from N(0, 1)."""
     mean, variance = 0.0, 1.0
-    for alpha_bar in alphas()[levels]:
+    for alpha_bar in alphas(schedule)[levels]:
         true_variance = alpha_bar * STD**2 + 1 - alpha_bar
         step = c * (1 - alpha_bar)
         contraction = 1 - lam * step / true_variance
@@ -42,11 +43,13 @@ def run(scheduler: Any, num_samples: int) -> torch.Tensor:
     return x
 
 
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize(("c", "lam", "rounds"), [(0.144, 2.0, 1000), (0.2, 1.0, 100)])
-def test_gaussian_follows_the_closed_recursion(c: float, lam: float, rounds: int) -> None:
-    scheduler = ULAScheduler(step_scale=c, score_scale=lam)
+def test_gaussian_follows_the_closed_recursion(c: float, lam: float, rounds: int, schedule: str) -> None:
+    scheduler = ULAScheduler(step_scale=c, score_scale=lam, beta_schedule=schedule)
     scheduler.set_timesteps(rounds)
-    mean, expected = recursion(c, lam, scheduler.timesteps.numpy())
+    np.testing.assert_allclose(scheduler.alphas_cumprod, alphas(schedule), rtol=1e-4, atol=1e-8)
+    mean, expected = recursion(c, lam, scheduler.timesteps.numpy(), schedule)
     samples = run(scheduler, 20_000)
     assert float(samples.mean()) == pytest.approx(mean, abs=0.01)
     assert float(samples.std()) == pytest.approx(expected, rel=0.02)
@@ -88,8 +91,16 @@ def test_add_noise_is_the_forward_process() -> None:
     np.testing.assert_allclose(ULAScheduler().add_noise(clean, noise, t), expected, atol=1e-5)
 
 
-def test_is_saved_and_loaded_like_any_diffusers_scheduler(tmp_path: Path) -> None:
-    scheduler = ULAScheduler(num_train_timesteps=500, beta_start=2e-4, beta_end=0.03, step_scale=0.1, score_scale=2.0)
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_is_saved_and_loaded_like_any_diffusers_scheduler(schedule: str, tmp_path: Path) -> None:
+    scheduler = ULAScheduler(
+        num_train_timesteps=500,
+        beta_start=2e-4,
+        beta_end=0.03,
+        beta_schedule=schedule,
+        step_scale=0.1,
+        score_scale=2.0,
+    )
     scheduler.save_config(tmp_path)
     loaded = ULAScheduler.from_pretrained(tmp_path)
     copied = ULAScheduler.from_config(scheduler.config)

@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from exact_networks import KINDS
 from ring_of_modes import RingOfModes, respaced
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from fedsynth.config import Recipe
+from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.mixture import PathPosterior, effective_experts, energy, responsibilities, temper
+from fedsynth.mixture.weights import LEAST_NOISE
 
 K, N = 7, 11
 
@@ -217,6 +221,43 @@ class TestPathPosterior:
         with largest_allocation(x, eps) as ours:
             PathPosterior(torch.zeros(5)).update(x, moved, eps, respaced(10), 499)
         assert 0 < ours.bytes <= eps.nbytes / 4
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("rounds", [40, 100])
+def test_a_wrong_image_costs_what_its_square_is_worth_at_the_last_level_that_counts(rounds: int, schedule: str) -> None:
+    """Kingma et al. 2021 (arXiv 2107.00630), Eq. 15: moves from SNR r to SNR s differ by (s - r)/2 · ‖x̂_0 - x_0‖²."""
+    recipe, shape, wrong = KINDS[f"x0-{schedule}"], (400, 1, 4, 4), 0.05
+    scheduler, generator = respaced(rounds, recipe), torch.Generator().manual_seed(0)
+    levels, posterior = scheduler.timesteps.tolist(), PathPosterior(torch.zeros(2))
+    x = torch.randn(shape, generator=generator)
+    ratios, last = [], 0
+    for t in levels:
+        alpha_bar = float(scheduler.alphas_cumprod[t])
+        # Every image is 0; the second silo says 0.05.
+        says = [torch.zeros_like(x), torch.full_like(x, wrong)]
+        eps = torch.stack([to_noise(clean, x, alpha_bar, "sample") for clean in says])
+        moved = scheduler.step(eps[0], t, x, generator=generator).prev_sample
+        posterior.update(x, moved, eps, scheduler, t)
+        ratios.append(float((posterior.weights[1].log() - posterior.weights[0].log()).mean()))
+        last = len(ratios) if 1 - alpha_bar >= LEAST_NOISE**2 else last
+        x = moved
+    last = min(last, len(levels) - 1)
+    snr = [float(a / (1 - a)) for a in scheduler.alphas_cumprod[levels].double()]
+    expected = [-0.5 * (snr[done] - snr[0]) * 16 * wrong**2 for done in range(1, last + 1)]
+    np.testing.assert_allclose(ratios[:last], expected, rtol=0.1, atol=0.05)
+    assert ratios[last:] == [ratios[last - 1]] * (len(levels) - last), "cleaner samples say nothing"
+    assert -8 < ratios[-1] < -0.5
+    # Counted to the cleanest level it would be this much.
+    assert -0.5 * float(scheduler.alphas_cumprod[0] / (1 - scheduler.alphas_cumprod[0])) * 16 * wrong**2 < -150
+
+
+@pytest.mark.parametrize("error", [0.0, 0.03])
+@pytest.mark.parametrize("recipe", KINDS.values(), ids=KINDS)
+def test_posterior_weights_recover_mode_frequencies_whatever_networks_predict(recipe: Recipe, error: float) -> None:
+    ring, count = RingOfModes(), 1500
+    assert ring.distance("posterior", count, 25, recipe, error) < 0.04
+    assert error or ring.distance("energy", count, 25, recipe) > 0.2
 
 
 @pytest.mark.parametrize("rounds", [100, 25])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import RECIPES, Recipe, RunConfig, Scalar
+from fedsynth.config.keys import kebab
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
 
@@ -128,6 +129,31 @@ def test_configuration_of_an_earlier_version_is_read_where_it_says_what_is_still
     run.write_config({**content, "config": {**CONFIG.to_run_config(), "corrector-steps": 1}})
     with pytest.raises(UserError, match="corrector-steps = 1: this version of fedsynth works with 0 only"):
         run.read_config()
+
+
+FORMER_RECIPE: dict[str, Scalar] = {
+    **{"num-train-timesteps": 1000, "beta-start": 1e-4, "beta-end": 0.02, "learning-rate": 1e-3, "ema-decay": 0.995}
+}
+"""What runs said of their training before there were recipes."""
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "dfd"])
+def test_a_run_from_before_there_were_recipes_had_the_papers(strategy: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    flat = RunConfig.from_run_config({"strategy": strategy, "seed": 3}).to_run_config()
+    of_recipes = {"recipe"} | {kebab(name) for name in Recipe.model_fields}
+    former = {key: value for key, value in flat.items() if key not in of_recipes} | FORMER_RECIPE
+    run.write_config({"config": former, "resolved": []})
+    config = run.read_config()
+    assert config.recipe == RECIPES["paper"].model_copy(update={"learning_rate": 1e-3})
+    assert config.run.seed == 3
+    run.refuse_changes({"recipe": "paper", "seed": 3})
+    with pytest.raises(UserError, match="recipe = "):
+        run.refuse_changes({"recipe": "default"})
+    run.write_config(
+        {"config": {**former, "dfd-preset": "paper", "num-train-timesteps": 500, "beta-end": 0.04}, "resolved": []}
+    )
+    assert run.read_config().recipe.num_train_timesteps == 500
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,10 @@ def test_saved_global_model_draws_the_same_images_again(done: Run) -> None:
         assert not folder.models.exists()
         return
     config, labels = RunConfig.from_run_config(settings), torch.arange(30) % 10
-    scheduler = make_scheduler(config.diffusion, 4)
+    scheduler = make_scheduler(config.recipe, 4)
+    predict = noise_predictor(_global_model(folder).unet, config.recipe)
     noise, generator = draw_initial_noise(0, 30, (1, 8, 8)), make_generator(0, "sampling")
-    pixels = as_images(sample(noise_predictor(_global_model(folder).unet), scheduler, noise, labels, generator))
+    pixels = as_images(sample(predict, scheduler, noise, labels, generator))
     np.testing.assert_array_equal(read_dataset(folder.synthetic).images, pixels)
 
 

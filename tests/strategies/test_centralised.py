@@ -68,8 +68,8 @@ def by_hand() -> TrainingState:
     images = to_model_range(np.concatenate([silo.images for silo in silos]))
     labels = torch.from_numpy(np.concatenate([silo.labels for silo in silos]))
     generator = make_generator(0, "centralised-training")
-    state = TrainingState(initial_unet(CONFIG, federation.spec), CONFIG.training, generator)
-    train(state, images, labels, CONFIG.training, CONFIG.diffusion, 2 * 4)
+    state = TrainingState(initial_unet(CONFIG, federation.spec), CONFIG.recipe, generator, 2 * 4)
+    train(state, images, labels, CONFIG.training, 2 * 4)
     return state
 
 

@@ -6,6 +6,7 @@ A reply is ``Message(content, reply_to=message)`` with an array record ``arrays`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,9 +120,11 @@ def test_cooperation_moves_samples_by_the_noise_predictions_under_whatever_name(
     assert moved is not None
     assert metrics is not None
     assert metrics["effective-experts"] == pytest.approx(3.0)
-    assert (metrics["timestep"], metrics["client-seconds"]) == (999, 1.5)
-    # One step from T to the image: x_0 = (x - √(1-ᾱ) ε) / √ᾱ, clipped, with the mean of 0.1 x, 0.2 x and 0.3 x as ε.
-    alpha_bar = float(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[999])
+    assert (metrics["timestep"], metrics["client-seconds"]) == (994, 1.5)
+    # One step from the level of most noise to the image: x_0 = (x - √(1-ᾱ) ε) / √ᾱ, clipped, with the mean of 0.1 x,
+    # 0.2 x and 0.3 x as ε; ᾱ as in Nichol & Dhariwal 2021 (Eq. 17).
+    of_step, of_start = ((math.cos((u + 0.008) / 1.008 * math.pi / 2)) ** 2 for u in (0.995, 0))
+    alpha_bar = of_step / of_start
     clean = ((x - (1 - alpha_bar) ** 0.5 * 0.2 * x) / alpha_bar**0.5).clamp(-1, 1)
     np.testing.assert_allclose(moved.to_torch_state_dict()["samples"], clean, atol=1e-4)
     assert moved.to_torch_state_dict()["labels"].tolist() == [0, 1, 1, 0]

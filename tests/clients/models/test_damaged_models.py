@@ -13,9 +13,8 @@ from one_silo import Node, epsilon_request, simulated
 import clients.models.local_model
 from clients.models.federated_model import PersonalTensors
 from clients.models.local_model import LocalModel, load_network
-from fedsynth.config import Diffusion
 from fedsynth.data import load_federation
-from fedsynth.diffusion import training
+from fedsynth.diffusion import codec_of, training
 from fedsynth.diffusion.pretrained import load_pretrained_model
 from fedsynth.errors import UserError
 from fedsynth.sealed import Seal
@@ -180,12 +179,12 @@ def test_personal_tensors_are_those_of_this_silo_run_and_round(tmp_path: Path) -
 
 def test_damaged_model_is_no_model_path(node: Node) -> None:
     folder = node.own_model if node.prepare().finished else Path()
-    held = [node.spec.classes[0]]
-    load_pretrained_model(folder, node.spec, Diffusion(), held)
+    held, codec = [node.spec.classes[0]], codec_of(node.config, node.spec)
+    load_pretrained_model(folder, codec, node.config.recipe, held)
     path = folder / FILES[0]
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     said = r"model-path = '.*': the model is damaged \(.*safetensors does not match its checksum\): copy it again"
     with pytest.raises(UserError, match=said):
-        load_pretrained_model(folder, node.spec, Diffusion(), held)
+        load_pretrained_model(folder, codec, node.config.recipe, held)
     (folder / "integrity.json").unlink()
-    assert load_pretrained_model(folder, node.spec, Diffusion(), held).serves.all()
+    assert load_pretrained_model(folder, codec, node.config.recipe, held).serves.all()

@@ -34,9 +34,10 @@ def trained(node: Node, partition: int, weights: Weights, server_round: int, mu:
     unet.load_state_dict(weights)
     silo = load_federation(node.config).silo(partition, node.config).train
     generator = make_generator(node.config.run.seed, "federated-training", f"silo-{partition}", server_round)
-    state = TrainingState(unet, node.config.training, generator)
+    total, first_step = node.config.training.train_steps, STEPS * (server_round - 1)
+    state = TrainingState(unet, node.config.recipe, generator, total, first_step)
     pixels, labels = to_model_range(silo.images), torch.from_numpy(silo.labels)
-    train(state, pixels, labels, node.config.training, node.config.diffusion, STEPS, proximal_mu=mu)
+    train(state, pixels, labels, node.config.training, STEPS, proximal_mu=mu)
     return state
 
 
@@ -46,7 +47,7 @@ def plain_round(node: Node, partition: int, weights: Weights, server_round: int,
 
 
 def train_request(node: Node, weights: Weights, server_round: int = 1, **changes: Any) -> TrainRequest:
-    given = {"run_token": "run-1", "report_parts": ("decoder",), **changes}
+    given = {"run_token": "run-1", "report_parts": ("decoder",), "first_step": STEPS * (server_round - 1), **changes}
     arrays = transport.encode_tensors(weights)
     return TrainRequest(arrays=arrays, spec=node.spec, server_round=server_round, steps=STEPS, **given)
 
@@ -67,7 +68,7 @@ def personal_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_three_rounds_one_missed_one_repeated_are_the_plain_simulation(tmp_path: Path) -> None:
-    nodes = {partition: simulated(tmp_path, partition) for partition in (0, 1)}
+    nodes = {partition: simulated(tmp_path, partition, train_steps=3 * STEPS) for partition in (0, 1)}
     whole = {partition: initial(node) for partition, node in nodes.items()}
     decoder = {name: tensor for name, tensor in whole[0].items() if is_decoder(name)}
     for server_round, present in ((1, (0, 1)), (2, (0,)), (3, (0, 1))):
@@ -145,7 +146,9 @@ def test_samples_of_the_federated_model_with_the_silo_s_own_parts(tmp_path: Path
 
     unet = initial_unet(node.config, node.spec)
     unet.load_state_dict(encoder | received)
-    np.testing.assert_array_equal(got.numpy(), drawn_images(node, noise_predictor(unet), labels, numbers))
+    np.testing.assert_array_equal(
+        got.numpy(), drawn_images(node, noise_predictor(unet, node.config.recipe), labels, numbers)
+    )
     assert not torch.equal(node.ask(replace(request, server_round=9)).images, got)
 
 

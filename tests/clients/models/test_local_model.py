@@ -55,7 +55,7 @@ def model_of(state: Path, silo: int = 0, **changes: Any) -> LocalModel:
 
 def epsilon(model: LocalModel) -> torch.Tensor:
     """What a finished model answers to QUESTIONS."""
-    return noise_predictor(load_network(model.folder, CPU))(*QUESTIONS)
+    return noise_predictor(load_network(model.folder, CPU), config_of().recipe)(*QUESTIONS)
 
 
 @pytest.fixture
@@ -81,13 +81,13 @@ def test_model_is_the_plain_training_of_its_silo_averaged(tmp_path: Path) -> Non
     assert not model.finished
     training = model.train_slice(1000.0)
     assert model.finished
-    assert torch.equal(epsilon(model_of(tmp_path, 1)), noise_predictor(training.unet)(*QUESTIONS))
+    assert torch.equal(epsilon(model_of(tmp_path, 1)), noise_predictor(training.unet, config.recipe)(*QUESTIONS))
     federation = load_federation(config)
     images = federation.silo(1, config).train
     generator = make_generator(0, "local-training", "silo-1")
-    state = TrainingState(initial_unet(config, federation.spec), config.training, generator)
+    state = TrainingState(initial_unet(config, federation.spec), config.recipe, generator, 5)
     pixels, labels = to_model_range(images.images), torch.from_numpy(images.labels)
-    losses = train(state, pixels, labels, config.training, config.diffusion, 5)
+    losses = train(state, pixels, labels, config.training, 5)
     expected = state.averaged_unet().state_dict()
     loaded = load_network(model.folder, CPU).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
@@ -112,7 +112,7 @@ def test_slices_hash_the_images_of_an_open_silo_once_and_convert_batches_alone(
         return to_model_range(images)
 
     monkeypatch.setattr(LabelledImages, "fingerprint", counted_hash)
-    monkeypatch.setattr("fedsynth.diffusion.images.to_model_range", counted_conversion)
+    monkeypatch.setattr("fedsynth.diffusion.codec.to_model_range", counted_conversion)
     config = config_of(batch_size=4)
     federation = load_federation(config)
     silo = federation.silo(0, config)
@@ -149,7 +149,16 @@ def test_key_changes_with_all_that_training_depends_on(tmp_path: Path) -> None:
         {"learning_rate": 1e-3},
         {"ema_decay": 0.9},
         {"oversample": True},
-        {"beta_end": 0.03},
+        {"recipe": "paper"},
+        {"recipe": "paper", "beta_end": 0.03},
+        {"prediction": "v"},
+        {"schedule": "linear"},
+        {"loss_weighting": "uniform"},
+        {"snr_gamma": 2.0},
+        {"optimizer": "adam"},
+        {"warmup_steps": 1},
+        {"learning_rate_decay": "constant"},
+        {"codec": "unshuffle-2"},
         {"early_stop": False},
     ]
     keys = [LocalModel(silo, federation.spec, config_of(**change), tmp_path).key for change in [{}, *changes]]
@@ -169,7 +178,8 @@ def test_key_does_not_change_with_what_training_does_not_see(tmp_path: Path) -> 
         {"output_dir": "elsewhere", "run_name": "named", "state_dir": "elsewhere"},
         {"num_samples": 7, "labels": "observed", "sampling_steps": 3},
         {"strategy": "fedavg", "num_rounds": 2},
-        {"dfd_preset": "paper", "dfd_rounds": 3},
+        {"dfd_preset": "paper", "dfd_rounds": 3, "recipe": "default"},
+        {"recipe": "default", "prediction": "x0", "learning_rate": 1.5e-3, "codec": "pixels"},
         {"wire_dtype": "float16", "reply_timeout": 1.0},
         {"evaluate": False, "copy_check": False, "device": "auto"},
     ]
@@ -177,8 +187,8 @@ def test_key_does_not_change_with_what_training_does_not_see(tmp_path: Path) -> 
     assert len(keys) == 1
 
 
-def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) -> None:
-    config = config_of(early_stop=False, holdout_fraction=0.0)
+def test_models_from_before_early_stopping_and_recipes_are_found_with_the_papers(tmp_path: Path) -> None:
+    config = config_of(recipe="paper", early_stop=False, holdout_fraction=0.0)
     federation = load_federation(config)
     silo = federation.silo(0, config)
     training = {"train_steps": 5, "batch_size": 32, "learning_rate": 2e-4, "ema_decay": 0.995, "max_grad_norm": 1.0}
@@ -196,10 +206,9 @@ def test_models_from_before_early_stopping_are_found_without_it(tmp_path: Path) 
     key = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
     assert LocalModel(silo, federation.spec, config, tmp_path).key == key
     # Too few images to stop early by: the training is the same.
-    assert model_of(tmp_path, holdout_fraction=0.0).key == key
-    assert (
-        model_of(tmp_path, holdout_fraction=0.05).key == model_of(tmp_path, holdout_fraction=0.05, early_stop=False).key
-    )
+    assert model_of(tmp_path, recipe="paper", holdout_fraction=0.0).key == key
+    few, no = {"recipe": "paper", "holdout_fraction": 0.05}, {"early_stop": False}
+    assert model_of(tmp_path, **few).key == model_of(tmp_path, **few, **no).key
 
 
 def test_two_processes_train_one_model_in_turn(
@@ -271,7 +280,7 @@ def test_saved_weights_are_those_of_the_best_check(tmp_path: Path, caplog: pytes
     silo = load_federation(config).silo(0, config)
     pairs = make_generator(0, "held-out-loss", silo.name)
     images, labels = to_model_range(silo.holdout.images), torch.from_numpy(silo.holdout.labels)
-    held_out_loss = HeldOutLoss(images, labels, config.diffusion, pairs)
+    held_out_loss = HeldOutLoss(images, labels, config.recipe, pairs)
     assert held_out_loss(load_network(model.folder, CPU)) == pytest.approx(min(losses), rel=1e-4)
     assert sorted(losses)[1] > 1.001 * min(losses), "for the test to mean anything"
     kept = history["held-out-steps"][losses.index(min(losses))]

@@ -18,8 +18,18 @@ from clients.models.pretrained_model import LOSS_TIMESTEPS
 from experiments.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
-from fedsynth.diffusion import TrainingState, initial_unet, noise_predictor, to_model_range, train
+from fedsynth.diffusion import (
+    EncodedImages,
+    TrainingState,
+    codec_of,
+    initial_unet,
+    lasting_scheduler,
+    make_scheduler,
+    to_model_range,
+    train,
+)
 from fedsynth.diffusion.pretrained import load_pretrained_model
+from fedsynth.diffusion.sampling import network_output
 from fedsynth.messages import PrepareRequest, UploadRequest, transport
 from fedsynth.seeding import make_generator
 
@@ -47,14 +57,16 @@ def clinic(tmp_path: Path, image_folder: Path) -> Callable[..., Node]:
 
 
 def model_of(node: Node, held: tuple[str, ...] = ("even", "odd")) -> Any:
-    return load_pretrained_model(Path(str(node.context.node_config["model-path"])), SPEC, node.config.diffusion, held)
+    return load_pretrained_model(
+        Path(str(node.context.node_config["model-path"])), codec_of(node.config, SPEC), node.config.recipe, held
+    )
 
 
 def test_pretrained_model_is_ready_at_once_and_measured(
     clinic: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients.models.local_model, "train", None)
-    answer = clinic().prepare(1e-9)
+    answer = clinic(recipe="paper").prepare(1e-9)
     loss = answer.loss
     assert loss is not None
     assert (answer.steps, answer.finished, answer.train_seconds) == (4, True, 0)
@@ -62,34 +74,38 @@ def test_pretrained_model_is_ready_at_once_and_measured(
     assert sum(answer.label_counts) == answer.num_examples == 9
     # Never trained, it predicts v near 0: ε = √(1-ᾱ) x, an error of ᾱ² + ᾱ(1-ᾱ) E[x_0²], a few tenths on average.
     assert 0.1 < loss < 0.5
-    assert clinic().prepare(1e-9).loss == loss
+    assert clinic(recipe="paper").prepare(1e-9).loss == loss
     assert not (tmp_path / "state" / "clinic" / "models").exists(), "it trains nothing"
 
 
-def test_loss_is_the_mean_error_over_stratified_timesteps(tmp_path: Path) -> None:
-    node = simulated(tmp_path, 1)
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_loss_is_the_recipe_s_mean_error_over_stratified_timesteps(recipe: str, tmp_path: Path) -> None:
+    node = simulated(tmp_path, 1, recipe=recipe)
     silo = load_federation(node.config).silo(1, node.config)
     unet = initial_unet(node.config, node.spec)
-    state = TrainingState(unet, node.config.training, make_generator(0, "test"))
-    train(
-        state, silo.train.images, torch.from_numpy(silo.train.labels), node.config.training, node.config.diffusion, 20
-    )
-    folder = save_model(tmp_path / "model", unet, node.spec.classes)
+    state = TrainingState(unet, node.config.recipe, make_generator(0, "test"), 20)
+    pixels = EncodedImages(silo.train.images, codec_of(node.config, node.spec))
+    train(state, pixels, torch.from_numpy(silo.train.labels), node.config.training, 20)
+    folder = save_model(tmp_path / "model", unet, node.spec.classes, lasting_scheduler(node.config.recipe))
     found = Node(node.context.run_config, node.spec, partition_id=1, model_path=str(folder)).prepare().loss
 
     held_out, held_labels = to_model_range(silo.holdout.images), torch.from_numpy(silo.holdout.labels)
-    alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    alpha_bars = make_scheduler(node.config.recipe).alphas_cumprod.double().numpy()
     generator, errors = torch.Generator().manual_seed(5), []
     width = 1000 // LOSS_TIMESTEPS
     for t in range(0, 1000, 25):
         noise = torch.randn(held_out.shape, generator=generator)
         noisy = (alpha_bars[t] ** 0.5 * held_out + (1 - alpha_bars[t]) ** 0.5 * noise).float()
-        error = noise_predictor(unet)(noisy, t, held_labels) - noise
-        errors.append(float(error.square().mean()))
+        predicted = network_output(unet)(noisy, t, held_labels)
+        if recipe == "paper":
+            errors.append(float((predicted - noise).square().mean()))
+        else:
+            snr = alpha_bars[t] / (1 - alpha_bars[t])
+            errors.append(min(snr + 1, 5) * float((predicted.clamp(-1, 1) - held_out).square().mean()))
     strata = np.array(errors).reshape(LOSS_TIMESTEPS, width // 25)
     assert found is not None
     assert strata.min(axis=1).mean() * 0.8 < found < strata.max(axis=1).mean() * 1.2
-    assert found < 0.9
+    assert found < (0.9 if recipe == "paper" else 2)
 
 
 def test_epsilon_and_samples_come_from_the_pretrained_model(clinic: Callable[..., Node]) -> None:
@@ -142,10 +158,11 @@ def test_upload_of_another_architecture_is_refused_with_what_differs(clinic: Cal
     assert "what it predicts, its noise schedule or its classes" in differences
 
 
-def test_upload_of_the_run_s_own_architecture(tmp_path: Path) -> None:
-    node = simulated(tmp_path, 1, strategy="fedddpm")
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_upload_of_the_run_s_own_architecture(recipe: str, tmp_path: Path) -> None:
+    node = simulated(tmp_path, 1, strategy="fedddpm", recipe=recipe)
     unet = initial_unet(RunConfig.from_run_config({**node.context.run_config, "seed": 9}), node.spec)
-    folder = save_model(tmp_path / "model", unet, node.spec.classes)
+    folder = save_model(tmp_path / "model", unet, node.spec.classes, lasting_scheduler(node.config.recipe))
     pretrained = Node(node.context.run_config, node.spec, partition_id=1, model_path=str(folder))
     pretrained.ask(PrepareRequest(spec=node.spec))
     sent = transport.decode_tensors(pretrained.ask(UploadRequest(spec=node.spec)).arrays)

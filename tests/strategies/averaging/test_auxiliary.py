@@ -7,10 +7,9 @@ import pytest
 import torch
 from flwr.app import Message
 from spoiled_answers import Tamper
-from tiny_silos import AUX_SAMPLES, TinySilos
+from tiny_silos import AUX_SAMPLES, TinySilos, diffusers_ddpm
 
 from fedsynth.data.apportion import apportion
-from fedsynth.diffusion import make_scheduler
 from fedsynth.errors import RunError
 from fedsynth.messages import UploadRequest, sender_of, transport
 from fedsynth.seeding import make_generator
@@ -30,7 +29,7 @@ def test_set_has_the_silos_shares_of_images_by_their_own_models_in_whatever_orde
     assert (shares[counts == 0] == 0).all()
     for k, share in enumerate(shares):
         labels = torch.tensor([y for y, count in enumerate(share.tolist()) for _ in range(count)])
-        network, scheduler = silos.own_model(k), make_scheduler(task.config.diffusion, 4)
+        network, scheduler = silos.own_model(k), diffusers_ddpm(task.config.recipe, 4)
         generator = make_generator(0, "auxiliary-set", f"silo-{k}")
         x = torch.randn(len(labels), 1, 8, 8, generator=generator)
         for t in scheduler.timesteps:

@@ -12,6 +12,7 @@ from fedsynth.config import Scalar
 SMALL: dict[str, Scalar] = {
     **SETTINGS,
     "block-out-channels": "8,8",
+    "recipe": "paper",
     "learning-rate": 3e-3,
     "num-rounds": 2,
     "train-steps": 20,

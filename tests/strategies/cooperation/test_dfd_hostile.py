@@ -26,7 +26,7 @@ Attack = Callable[[torch.Tensor, int], torch.Tensor]
 HOSTILE = "silo-1"
 TRAINED: dict[str, Scalar] = {
     **{"strategy": "dfd", "screening": True, "block_out_channels": "8,16", "layers_per_block": 1, "train_steps": 60},
-    **{"learning_rate": 2e-3, "samples_per_client": 100, "dfd_rounds": 8, "num_samples": 40},
+    **{"recipe": "paper", "learning_rate": 2e-3, "samples_per_client": 100, "dfd_rounds": 8, "num_samples": 40},
     **{"copy_check": False, "early_stop": False},
 }
 

@@ -7,7 +7,7 @@ import torch
 from dfd_by_hand import answer, task_of
 from hand_made import StubGrid
 
-from fedsynth.config import Diffusion, RunConfig
+from fedsynth.config import RECIPES, RunConfig
 from fedsynth.diffusion import build_unet, make_scheduler, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.errors import RunError
@@ -172,11 +172,10 @@ def trained(steps: int, seed: int) -> Answer:
     images, config = 0.9 * pictures(2, 0).repeat(20, 1, 1, 1), RunConfig()
     spec = ImageSpec(size=8, channels=1, classes=("a",))
     unet = build_unet("digits", spec, make_generator(seed, "unet"), (8, 8))
-    state = TrainingState(
-        unet, config.training.model_copy(update={"learning_rate": 2e-3}), make_generator(seed, "train")
-    )
-    train(state, images, torch.zeros(40, dtype=torch.int64), config.training, config.diffusion, steps)
-    predict = noise_predictor(state.averaged_unet())
+    recipe = RECIPES["paper"].model_copy(update={"learning_rate": 2e-3})
+    state = TrainingState(unet, recipe, make_generator(seed, "train"), steps)
+    train(state, images, torch.zeros(40, dtype=torch.int64), config.training, steps)
+    predict = noise_predictor(state.averaged_unet(), recipe)
     return lambda x, t, seed: predict(x, t, torch.zeros(len(x), dtype=torch.int64))
 
 
@@ -270,7 +269,7 @@ class TestAnswerMemory:
 
 def cohort_of(samples: torch.Tensor, silos: int) -> Cohort:
     rows = torch.arange(len(samples))
-    scheduler = make_scheduler(Diffusion(), 10, "ddpm")
+    scheduler = make_scheduler(RECIPES["paper"], 10, "ddpm")
     return Cohort(0, rows, 0, scheduler, torch.zeros(silos, len(rows)), follows_path=False)
 
 

@@ -11,11 +11,12 @@ import torch
 from diffusers import UNet2DModel
 from spoiled_answers import failed, spoil
 from tiny_runs import images_of, run_tiny, tiny_settings
+from tiny_silos import diffusers_ddpm
 from torchvision.datasets import ImageFolder
 
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import load_federation
-from fedsynth.diffusion import draw_initial_noise, make_scheduler
+from fedsynth.diffusion import draw_initial_noise
 from fedsynth.errors import RunError
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
 from fedsynth.output import RunFolder, read_dataset
@@ -65,7 +66,7 @@ def test_every_silo_has_a_whole_set_of_the_classes_it_holds(done: Run) -> None:
 
 def test_every_set_is_drawn_from_its_silo_s_own_model(done: Run) -> None:
     settings, folder = done
-    scheduler = make_scheduler(RunConfig.from_run_config(settings).diffusion, 4)
+    scheduler = diffusers_ddpm(RunConfig.from_run_config(settings).recipe, 4)
     for k, name in enumerate(NAMES):
         (weights,) = Path(str(settings["state-dir"])).glob(f"{name}/models/*/unet")
         network = UNet2DModel.from_pretrained(weights, low_cpu_mem_usage=False).eval()
@@ -74,8 +75,8 @@ def test_every_set_is_drawn_from_its_silo_s_own_model(done: Run) -> None:
         x, generator = draw_initial_noise(0, SIZE, (1, 8, 8)), make_generator(0, "sampling", name)
         for t in scheduler.timesteps:
             with torch.no_grad():
-                noise = network(x, t, class_labels=torch.from_numpy(labels)).sample
-            x = scheduler.step(noise, t, x, generator=generator).prev_sample
+                predicted = network(x, t, class_labels=torch.from_numpy(labels)).sample
+            x = scheduler.step(predicted, t, x, generator=generator).prev_sample
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
         np.testing.assert_allclose(images.astype(float), pixels.numpy(), atol=1)
 

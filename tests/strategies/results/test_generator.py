@@ -61,9 +61,10 @@ def outcome(seed: int = 0) -> Outcome:
 
 def by_hand(todo: Task, done: Outcome) -> TrainingState:
     settings = todo.config
-    state = TrainingState(initial_unet(settings, todo.spec), settings.training, make_generator(0, "generator-training"))
+    goal, generator = settings.sampling.generator_steps, make_generator(0, "generator-training")
+    state = TrainingState(initial_unet(settings, todo.spec), settings.recipe, generator, goal)
     images, labels = to_model_range(done.images), torch.from_numpy(done.labels)
-    train(state, images, labels, settings.training, settings.diffusion, settings.sampling.generator_steps)
+    train(state, images, labels, settings.training, goal)
     return state
 
 
@@ -92,8 +93,11 @@ def test_its_images_start_from_other_noise_than_the_released_ones_and_move_witho
     labels = np.array([3, 1, 4])
     noise_of = make_generator(0, "generator-sampling")
     noise = torch.randn((3, 1, 8, 8), generator=noise_of)
-    scheduler = make_scheduler(todo.config.diffusion, 3, "dpmsolver++")
-    expected = to_uint8(sample(noise_predictor(trained.unet), scheduler, noise, torch.tensor(labels), noise_of))
+    predict, scheduler = (
+        noise_predictor(trained.unet, todo.config.recipe),
+        make_scheduler(todo.config.recipe, 3, "dpmsolver++"),
+    )
+    expected = to_uint8(sample(predict, scheduler, noise, torch.tensor(labels), noise_of))
     np.testing.assert_array_equal(trained.draw(todo, labels), expected)
     released = torch.randn((3, 1, 8, 8), generator=make_generator(0, "initial-noise"))
     assert not torch.equal(noise, released)
@@ -117,12 +121,23 @@ def test_a_killed_training_goes_on_where_it_was_saved(tmp_path: Path, monkeypatc
     assert saved == [1, 2, 3, 4, 5]
 
 
-def test_more_steps_continue_a_finished_training_and_fewer_start_again(tmp_path: Path) -> None:
-    longer, shorter = task(generator_steps=7), task(generator_steps=2)
-    generator_of(task(), outcome(), tmp_path)
-    with mock.patch.object(strategies.results.generator, "train", wraps=train) as trained:
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_more_steps_continue_a_finished_training_of_the_same_rates_and_others_start_again(
+    decay: str, tmp_path: Path
+) -> None:
+    rates = {"learning_rate_decay": decay, "warmup_steps": 0}
+    longer, shorter = task(generator_steps=7, **rates), task(generator_steps=2, **rates)
+    generator_of(task(**rates), outcome(), tmp_path)
+    steps: list[int] = []
+
+    def counted(*args: Any) -> list[float]:
+        losses = train(*args)
+        steps.append(len(losses))
+        return losses
+
+    with mock.patch.object(strategies.results.generator, "train", counted):
         continued = generator_of(longer, outcome(), tmp_path)
-        assert trained.call_args.args[0].steps - STEPS == 2
+    assert steps == [2 if decay == "constant" else 7]
     assert same(continued.unet.state_dict(), by_hand(longer, outcome()).averaged_unet().state_dict())
     restarted = generator_of(shorter, outcome(), tmp_path)
     assert restarted.steps == 2
@@ -155,7 +170,8 @@ def test_a_run_leaves_a_pipeline_that_draws(finished: RunFolder) -> None:
     pipeline = pipeline_of(finished)
     assert same(dict(pipeline.unet.state_dict()), dict(expected.state_dict()))
     assert pipeline.scheduler.config.algorithm_type == "dpmsolver++"
-    assert pipeline.scheduler.config.use_karras_sigmas
+    told = pipeline.scheduler.config
+    assert (told.prediction_type, told.beta_schedule) == ("sample", "squaredcos_cap_v2")
     assert len(pipeline([3, "7"], num_inference_steps=2).images) == 2
     results = json.loads(finished.results.read_text())
     assert results["generator-steps"] == STEPS

@@ -37,7 +37,7 @@ class Oracle:
     """Answers for the silos: the true noise of images that a silo has memorised, otherwise none."""
 
     def __init__(self, task: Task, memorised: set[str]) -> None:
-        self._alphas = make_scheduler(task.config.diffusion).alphas_cumprod
+        self._alphas = make_scheduler(task.config.recipe).alphas_cumprod
         self._names = {member.node_id: member.name for member in task.census}
         pairs = zip(task.census, silos_of(task), strict=True)
         self._known = {m.name: to_model_range(silo.train.images) for m, silo in pairs if m.name in memorised}
@@ -66,9 +66,11 @@ def silos(tmp_path_factory: pytest.TempPathFactory) -> TinySilos:
     return TinySilos(tmp_path_factory.mktemp("silos"))
 
 
-def trained(silos: TinySilos, tamper: Tamper = lambda replies: replies) -> tuple[Task, WatchedExchange]:
+def trained(
+    silos: TinySilos, tamper: Tamper = lambda replies: replies, recipe: str = "default"
+) -> tuple[Task, WatchedExchange]:
     """Silos whose own models are trained; ``tamper`` sees later answers only."""
-    task, exchange, strategy = silos.meet()
+    task, exchange, strategy = silos.meet(recipe=recipe)
     strategy.begin(task, exchange)
     exchange.grid._tamper = tamper
     exchange.sent.clear()
@@ -88,10 +90,13 @@ def attacked(exchange: Exchange, task: Task, outcome: Outcome = NOTHING) -> Mode
     return attack
 
 
-def test_exactly_the_silos_that_know_their_images_are_found(done: Done) -> None:
-    task, *_ = done
+@pytest.mark.parametrize(("recipe", "timesteps"), [("paper", (100, 200, 300)), ("default", (203, 393, 564))])
+def test_exactly_the_silos_that_know_their_images_are_found(
+    recipe: str, timesteps: tuple[int, ...], silos: TinySilos
+) -> None:
+    task, _ = trained(silos, recipe=recipe)
     attack = attacked(Exchange(StubGrid([], Oracle(task, {"silo-1"})), 60.0), task)
-    assert attack.timesteps == (100, 200, 300)
+    assert attack.timesteps == timesteps
     assert [*attack.by_model] == NAMES
     for name, membership in attack.by_model.items():
         assert membership.auc == pytest.approx(1.0 if name == "silo-1" else 0.5, abs=0.1), name
@@ -101,10 +106,12 @@ def test_exactly_the_silos_that_know_their_images_are_found(done: Done) -> None:
 
 def test_members_are_training_images_and_the_others_are_not(done: Done) -> None:
     task, exchange, attack = done
-    alpha_bar = float(make_scheduler(task.config.diffusion).alphas_cumprod[100])
+    alpha_bar = float(make_scheduler(task.config.recipe).alphas_cumprod[attack.timesteps[0]])
     for message, name, silo in zip(exchange.sent[:3], NAMES, silos_of(task), strict=True):
         asked = EpsilonRequest.from_message(message)
-        images = to_uint8((asked.samples - (1 - alpha_bar) ** 0.5 * noise_of(name, 100)) / alpha_bar**0.5)
+        images = to_uint8(
+            (asked.samples - (1 - alpha_bar) ** 0.5 * noise_of(name, attack.timesteps[0])) / alpha_bar**0.5
+        )
         trained_on = {image.tobytes() for image in silo.train.images}
         is_member = [image.tobytes() in trained_on for image in images]
         half = attack.by_model[name].n_members
@@ -115,9 +122,9 @@ def test_members_are_training_images_and_the_others_are_not(done: Done) -> None:
 
 def test_the_attack_is_the_silo_s_own_network_s(silos: TinySilos, done: Done) -> None:
     """The same errors from the network on the silo's disk, with NumPy's own count of won pairs."""
-    _, exchange, attack = done
+    task, exchange, attack = done
     for k, name in enumerate(NAMES):
-        predict, errors = noise_predictor(silos.own_model(k)), 0.0
+        predict, errors = noise_predictor(silos.own_model(k), task.config.recipe), 0.0
         for message in exchange.sent[k::3]:
             asked = EpsilonRequest.from_message(message)
             assert asked.timestep is not None
