@@ -119,7 +119,7 @@ def _alone(size: Size, precision: str, channels_last: bool, compiled: bool) -> d
     }
     unet = build_unet(str(size.model["model"]), SPEC, torch.Generator().manual_seed(0), size.channels).to(device)
     if channels_last:
-        unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet = unet.to(memory_format=torch.channels_last)
     if compiled:
         unet.compile()
     state = TrainingState(unet, RECIPES["paper"], torch.Generator().manual_seed(1), MOST_STEPS)

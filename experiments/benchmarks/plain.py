@@ -30,6 +30,7 @@ from fedsynth.diffusion import (
 )
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.mixture import PathPosterior, compose, log_prior
+from fedsynth.mixture.screening import bound_weights
 from fedsynth.output import RunFolder, SyntheticDataset, write_dataset, write_report
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -102,12 +103,12 @@ def whole_run(settings: Mapping[str, Scalar], threads: int | None, folder: Path)
     measured = measure_run(run.exchange, run.task, outcome, {"": (done.images, done.labels)})
     phases.enter("report")
     write_report(run_folder.report, report_content(run.task, outcome, "", {"rounds": len(done.seconds)}, measured, []))
-    return done, dict(phases.so_far())
+    return done, phases.so_far()
 
 
 def _cooperate(config: RunConfig, federation: Federation) -> PlainRun:
     labels = torch.arange(config.sampling.num_samples) % len(federation.spec.classes)
-    mixture = _Mixture(config, labels, federation)
+    mixture = PlainMixture(config, labels, federation)
     codec = codec_of(config, federation.spec)
     samples = draw_initial_noise(config.run.seed, len(labels), codec.shape)
     seconds = []
@@ -167,7 +168,7 @@ def _begin(settings: Mapping[str, Scalar], threads: int | None) -> RunConfig:
     return RunConfig.from_run_config(settings)
 
 
-class _Mixture:
+class PlainMixture:
     """The silos' models, and how they are weighed; a sampler for the samples of each class."""
 
     def __init__(self, config: RunConfig, labels: torch.Tensor, federation: Federation) -> None:
@@ -180,7 +181,7 @@ class _Mixture:
         ]
         silos = [federation.silo(k, config).train for k in range(config.run.num_clients)]
         counts = torch.tensor(np.stack([silo.label_counts() for silo in silos]))
-        prior = log_prior("class", counts, labels)
+        prior = bound_weights(log_prior("class", counts, labels).exp(), settings.max_silo_weight).log()
         self.rows = [torch.nonzero(~torch.isneginf(row)).squeeze(1) for row in prior]
         self.epsilon = torch.zeros((len(folders), len(labels), *codec.shape))
         self.classes = [torch.nonzero(labels == label).squeeze(1) for label in torch.unique(labels).tolist()]

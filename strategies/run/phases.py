@@ -32,11 +32,11 @@ class Phases:
         self._ended[self._running] = self._ended.get(self._running, 0.0) + now - self._since
         self._running, self._since = phase, now
 
-    def seconds(self) -> dict[Phase, float]:
+    def seconds(self) -> dict[str, float]:
         """Seconds of every phase so far, in the order in which they began; without the time since the last change."""
-        return dict(self._ended)
+        return {str(phase): spent for phase, spent in self._ended.items()}
 
-    def so_far(self) -> dict[Phase, float]:
+    def so_far(self) -> dict[str, float]:
         """Seconds of every phase, with those of the one that runs."""
         self.enter(self._running)
         return self.seconds()

@@ -17,9 +17,9 @@ from fedsynth.config import Scalar
     [
         {"sampler": "sde-dpmsolver++"},
         {"sampler": "ddpm", "recipe": "paper"},
-        {"sampler": "dpmsolver++", "image-size": 16, "codec": "unshuffle-2"},
+        {"sampler": "sde-dpmsolver++", "image-size": 16, "codec": "unshuffle-2"},
     ],
-    ids=lambda settings: settings["sampler"],
+    ids=["default recipe", "paper's recipe", "unshuffled"],
 )
 def test_plain_process_makes_the_images_of_the_run(settings: dict[str, Scalar], tmp_path: Path) -> None:
     run = begin_run(
