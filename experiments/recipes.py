@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from experiments.benchmarks.common import machine_facts, publish
 from experiments.repeated_runs import mean_and_range
@@ -44,6 +45,7 @@ from fedsynth.evaluation.networks.domain_classifier import (
 )
 from fedsynth.evaluation.utility import utility_scores
 from fedsynth.files import write_json
+from fedsynth.output.figures import png_bytes, real_beside_synthetic
 from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
 
@@ -62,7 +64,7 @@ TEST_IMAGES = 1000
 
 RECIPES: dict[str, Setting] = {
     "default": {},
-    "paper": {"recipe": "paper"},
+    "paper, small network": {"recipe": "paper", "model": "small"},
     "epsilon": {"prediction": "epsilon"},
     "v": {"prediction": "v"},
     "linear schedule": {"schedule": "linear"},
@@ -113,6 +115,11 @@ class Judge:
         """Return the images that a silo has, others for every seed where there are enough."""
         rng = np.random.default_rng(derive_seed(seed, "recipes", "silo"))
         return self.train.subset(stratified_subset(self.train.labels, min(SILO_IMAGES, len(self.train)), rng))
+
+    def picture(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], per_class: int = 8) -> bytes:
+        """Return a PNG of the first real test images of every class beside the first samples, without selection."""
+        real = self.test.images, self.test.labels
+        return png_bytes(real_beside_synthetic(*real, pixels, labels, self.train.classes, per_class))
 
     def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int) -> dict[str, float]:
         """Compare samples with real images of the same number."""
@@ -169,7 +176,7 @@ def main() -> None:
     """Train what is missing and print a table for every set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", choices=[*SETS], default=["digits"])
-    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper"])
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper, small network"])
     parser.add_argument("--data-root", default=None, help="folder of the images, where they are not embedded")
     parser.add_argument("--seconds", type=float, default=45.0, help="CPU seconds of a training, on one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -195,7 +202,9 @@ def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argpa
     if not found.exists():
         result = trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "samples.npz", images=result.pop("pixels"), labels=result.pop("labels"))
+        pixels, labels = result.pop("pixels"), result.pop("labels")
+        np.savez_compressed(folder / "samples.npz", images=pixels, labels=labels)
+        (folder / "samples.png").write_bytes(judge.picture(pixels, labels))
         write_json(found, result)
     return dict(json.loads(found.read_text(encoding="utf-8")))
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from fedsynth.config import SETTINGS, RunConfig, StrategyName
+from fedsynth.config import RECIPES, SETTINGS, RunConfig, StrategyName
 from fedsynth.config.methods import DfDSettings
 from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
@@ -40,7 +40,8 @@ def test_every_entry_builds_from_keys_that_default_to_auto(name: str, caplog: py
     strategy.summary()
     parameters = inspect.signature(STRATEGIES[name]).parameters
     keys = {key.replace("_", "-"): parameter for key, parameter in parameters.items()}
-    assert set(STRATEGIES[name].defaults(RunConfig())) == set(config.resolved) == set(keys)
+    recipe = {"recipe": "default", **RECIPES["default"].model_dump(by_alias=True, exclude={"codec"})}
+    assert set(STRATEGIES[name].defaults(RunConfig())) == set(config.resolved) - recipe.keys() == set(keys)
     flat = config.to_run_config()
     for key, parameter in keys.items():
         assert parameter.kind is parameter.KEYWORD_ONLY
@@ -48,7 +49,8 @@ def test_every_entry_builds_from_keys_that_default_to_auto(name: str, caplog: py
         assert flat[key] == parameter.default == getattr(strategy.settings, parameter.name)
         assert PYPROJECT[key] == "auto"
         assert f"{key} = {parameter.default}" in caplog.text
-    untouched = {key: value for key, value in PYPROJECT.items() if key not in keys}
+    assert {key: flat[key] for key in recipe} == recipe
+    untouched = {key: value for key, value in PYPROJECT.items() if key not in {*keys, *recipe}}
     assert {key: flat[key] for key in untouched} == {**untouched, "strategy": name}
     # Strategies send no evaluate messages.
     assert list(strategy.configure_evaluate(1, None, None, None)) == []

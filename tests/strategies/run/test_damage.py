@@ -122,7 +122,7 @@ def test_edited_settings_are_refused(key: str, value: float, copy: tuple[Setting
         folder.read_config()
 
 
-@pytest.mark.parametrize(("key", "value", "had"), [("seed", 1, 0), ("learning-rate", 0.5, "'auto'")])
+@pytest.mark.parametrize(("key", "value", "had"), [("seed", 1, 0), ("learning-rate", 0.5, "0.0015")])
 def test_settings_of_another_run_are_refused(
     key: str, value: float, had: object, copy: tuple[Settings, RunFolder]
 ) -> None:
