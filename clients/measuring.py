@@ -11,7 +11,7 @@ import torch
 from clients.context import SiloContext
 from fedsynth.errors import UserError
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
-from fedsynth.evaluation.networks.extractors import Extractor
+from fedsynth.evaluation.networks.extractor import Extractor
 from fedsynth.evaluation.networks.random_features import trusted_extractor
 from fedsynth.evaluation.silo_measures import MIN_HELD_OUT, Balls, HeldOutMeasures, load_classifier, measure_held_out
 from fedsynth.messages import EvaluateAnswer, EvaluateRequest, StatisticsAnswer, StatisticsRequest, transport

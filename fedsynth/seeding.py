@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 import torch
+
+_GLOBAL_GENERATOR = Lock()
 
 
 def derive_seed(run_seed: int, purpose: str, *parts: int | str) -> int:
@@ -22,3 +27,14 @@ def make_generator(run_seed: int, purpose: str, *parts: int | str) -> torch.Gene
     Always on the CPU, so that a run on a GPU draws the same noise as one without.
     """
     return torch.Generator().manual_seed(derive_seed(run_seed, purpose, *parts))
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Seed what layers draw their initial weights from, torch's global generator, and give its state back afterwards.
+
+    Threads wait for each other here.
+    """
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -28,6 +28,7 @@ ALLOWED_SKIPS = (
     "no laboratories",
     "no other Python",
     "no GPU",
+    "no efficientnet-lite0",
     "no nginx",
 )
 """How the reason of a skip may begin where the environment says CI=true; any other fails the session."""

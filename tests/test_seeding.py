@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
-from fedsynth.seeding import derive_seed, make_generator
+from fedsynth.seeding import derive_seed, initial_weights, make_generator
 
 
 def test_is_stable() -> None:
@@ -42,3 +44,15 @@ def test_generator_follows_the_seed_and_nothing_global() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert make_generator(0, "noise", 1).initial_seed() == derive_seed(0, "noise", 1)
     assert make_generator(0, "noise").device == torch.device("cpu")
+
+
+def test_threads_get_the_initial_weights_of_their_seed_and_the_global_state_stays() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        with initial_weights(seed):
+            return torch.cat([torch.nn.Linear(20, 20).weight for _ in range(20)])
+
+    before, expected = torch.get_rng_state(), [weights(seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(weights, range(40)))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)

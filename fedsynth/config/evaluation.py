@@ -18,7 +18,8 @@ class Evaluation(Section):
     evaluate: bool = key(True, "measure the synthetic set against real images", affects="measures")
     feature_extractor: FeatureExtractorName | Auto = key(
         AUTO,
-        "auto: Inception if its weights are on disk, else domain-classifier",
+        "auto: Inception if its weights are on disk, else efficientnet-lite0 (installed, 32 pixels or more), else"
+        " domain-classifier",
         may_change=True,
         commands=_EVALUATE,
     )

@@ -65,7 +65,9 @@ PresetName = Literal["grid", "digits", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")
 """Samplers whose every move carries fresh noise."""
-FeatureExtractorName = Literal["domain-classifier", "pixels", "inception-v3-compat", "dinov2-vit-s-14"]
+FeatureExtractorName = Literal[
+    "domain-classifier", "pixels", "efficientnet-lite0", "inception-v3-compat", "dinov2-vit-s-14"
+]
 ClassifierName = Literal["logistic-regression", "mlp", "cnn", "resnet"]
 
 Positive = Annotated[int, Field(ge=1)]

@@ -1,15 +1,20 @@
-"""A cache on disk of features and feature classifiers, so that a set of images is processed once."""
+"""A cache on disk of features, feature classifiers and scores on real images: a set of images is processed once."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sklearn
 import torch
 from safetensors.torch import save
 
@@ -20,7 +25,9 @@ from fedsynth.evaluation.networks.domain_classifier import (
     DomainClassifier,
     train_domain_classifier,
 )
-from fedsynth.evaluation.networks.extractors import Extracted, Extractor
+from fedsynth.evaluation.networks.extractor import Extracted, Extractor, digest
+from fedsynth.evaluation.networks.resnet import load_weights
+from fedsynth.evaluation.utility import RESNET, Images, Labels, Scores, budgets, utility_scores
 from fedsynth.files import atomic_file
 from fedsynth.sealed import Seal, SealError, read_tensors, sealed_bytes, tensor_metadata, unsealed_bytes
 
@@ -81,6 +88,59 @@ def classifier_cached(
         weights = model.state_dict()
         _keep(folder, path, save(weights, tensor_metadata(weights, _seal(path))))
     return model
+
+
+def scores_cached(
+    folder: Path | None,
+    train_images: Images,
+    train_labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
+    num_classes: int,
+    seed: int,
+    classifiers: Sequence[str],
+    num_seeds: int,
+    resnet_weights: Path | None = None,
+    device: str = "cpu",
+) -> dict[str, Scores]:
+    """Return what :func:`utility_scores` does of the same arguments, from ``folder`` if it was measured before.
+
+    A file is ``<folder>/scores/<hash of all arguments and budgets>.json``, with a seal behind the object; a damaged one
+    is made again, and where none can be written, a warning says so.
+    """
+
+    def measured() -> dict[str, Scores]:
+        images = train_images, train_labels, test_images, test_labels
+        return utility_scores(*images, num_classes, seed, classifiers, num_seeds, resnet_weights, device)
+
+    if folder is None:
+        return measured()
+    hashes = [_content_hash(images) for images in (train_images, test_images)]
+    hashes += [_content_hash(labels.astype(np.int64)) for labels in (train_labels, test_labels)]
+    # Of the weights, the content and not the path.
+    resnet = (device, digest(RESNET, weights=load_weights(resnet_weights))) if RESNET in classifiers else ()
+    versions = torch.__version__, sklearn.__version__, [field.name for field in fields(Scores)]
+    arguments = (num_classes, seed, tuple(classifiers), num_seeds, resnet, budgets(), versions, hashes)
+    path = folder / "scores" / f"{hashlib.sha256(repr(arguments).encode()).hexdigest()}.json"
+    kept = _read_scores(path)
+    if kept is None:
+        kept = measured()
+        content = json.dumps({name: asdict(scores) for name, scores in kept.items()}).encode()
+        _keep(folder, path, sealed_bytes(content, _seal(path)))
+    return kept
+
+
+def _read_scores(path: Path) -> dict[str, Scores] | None:
+    """What the file holds; None unless it is there and whole."""
+    try:
+        content = json.loads(bytes(unsealed_bytes(path.read_bytes(), _seal(path))))
+    except (OSError, SealError):
+        return None
+    scores = {}
+    for name, columns in content.items():
+        lists: dict[str, Any] = {key: tuple(value) for key, value in columns.items() if isinstance(value, list)}
+        scores[name] = Scores(**{**columns, **lists})
+    return scores
 
 
 def _read_classifier(path: Path, model: DomainClassifier) -> DomainClassifier | None:

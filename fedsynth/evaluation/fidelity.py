@@ -12,7 +12,7 @@ import torch
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import as_feature_pair
 from fedsynth.evaluation.manifold import precision_recall_density_coverage
-from fedsynth.evaluation.networks.extractors import Extracted
+from fedsynth.evaluation.networks.extractor import Extracted
 from fedsynth.seeding import derive_seed
 
 Array = npt.NDArray[np.float64]

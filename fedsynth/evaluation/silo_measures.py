@@ -15,7 +15,7 @@ import torch
 from fedsynth.errors import UserError
 from fedsynth.evaluation.manifold import inside_balls
 from fedsynth.evaluation.networks.domain_classifier import DomainClassifier, predict_labels
-from fedsynth.evaluation.networks.extractors import Extractor
+from fedsynth.evaluation.networks.extractor import Extractor
 from fedsynth.spec import ImageSpec
 
 NEIGHBOURS = 5

@@ -15,7 +15,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import pick_device
 from fedsynth.duplicates import count_shared
 from fedsynth.errors import UserError
-from fedsynth.evaluation.cache import classifier_cached, extract_cached
+from fedsynth.evaluation.cache import classifier_cached, extract_cached, scores_cached
 from fedsynth.evaluation.evaluation import Evaluation, Utility
 from fedsynth.evaluation.fidelity import fidelity_measures
 from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
@@ -23,9 +23,10 @@ from fedsynth.evaluation.image_set import Images, ImageSet, Labels, flat, matche
 from fedsynth.evaluation.membership import Membership, nearness_scores, roc
 from fedsynth.evaluation.memorisation import Memorisation, memorisation
 from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
-from fedsynth.evaluation.networks.extractors import Extracted, Extractor, create_extractor, resolve_extractor
+from fedsynth.evaluation.networks.extractor import Extracted, Extractor
+from fedsynth.evaluation.networks.extractors import create_extractor, resolve_extractor
 from fedsynth.evaluation.networks.resnet import resnet_origin
-from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores, utility_scores
+from fedsynth.evaluation.utility import DEFAULT_CLASSIFIERS, Scores
 from fedsynth.seeding import derive_seed
 
 Progress = Callable[[str], None]
@@ -44,8 +45,7 @@ class Settings:
     """How to measure; the names are configuration keys.
 
     Attributes:
-        feature_extractor: one of ``EXTRACTORS``; ``auto``: Inception if its weights are on disk, otherwise
-            ``domain-classifier``.
+        feature_extractor: one of ``EXTRACTORS``; ``auto``: what :func:`resolve_extractor` says.
         feature_extractor_weights_path: file of its weights; None: torch hub's folder, or a download.
         classifiers: those that are trained on the synthetic images.
         classifier_seeds: trainings of each.
@@ -82,7 +82,7 @@ class Settings:
         Raises:
             UserError: weights cannot be had.
         """
-        name = resolve_extractor(self.feature_extractor, self.feature_extractor_weights_path)
+        name = resolve_extractor(self.feature_extractor, image_shape, self.feature_extractor_weights_path)
         if name != FEATURE_SPACE:
             create_extractor(name, image_shape, None, self.feature_extractor_weights_path, self.device)
         if "resnet" in self.classifiers:
@@ -173,13 +173,13 @@ class Evaluator:
     def extractor(self) -> Extractor:
         """What makes features of images, trained or loaded when first asked for."""
         settings = self._settings
-        name = resolve_extractor(settings.feature_extractor, settings.feature_extractor_weights_path)
+        shape = self._train.images.shape[1:]
+        name = resolve_extractor(settings.feature_extractor, shape, settings.feature_extractor_weights_path)
         classifier = None
         if name == FEATURE_SPACE:
             self._report("training the feature classifier on the real train fold")
             real = self._train.images, self._train.labels
             classifier = classifier_cached(*real, len(self._classes), FEATURE_SEED, settings.cache)
-        shape = self._train.images.shape[1:]
         return create_extractor(name, shape, classifier, settings.feature_extractor_weights_path, settings.device)
 
     def _extract(self, image_set: ImageSet) -> Extracted:
@@ -203,14 +203,15 @@ class Evaluator:
         fair, real = (image_set.subset(n_train, self._seed) for image_set in (synthetic, self._train))
         if n_train not in self._ceilings:
             self._report(f"training classifiers on {n_train} real images")
-            self._ceilings[n_train] = self._scores(real)
+            self._ceilings[n_train] = self._scores(real, self._settings.cache)
         self._report(f"training classifiers on {n_train} synthetic images")
         of_synthetic = self._scores(fair)
         self._report(f"training classifiers on {n_train} real and {n_train} synthetic images")
         return of_synthetic, self._ceilings[n_train], self._scores(real.joined(fair))
 
-    def _scores(self, train: ImageSet) -> dict[str, Scores]:
-        return utility_scores(
+    def _scores(self, train: ImageSet, cache: Path | None = None) -> dict[str, Scores]:
+        return scores_cached(
+            cache,
             train.images,
             train.labels,
             self._test.images,

@@ -22,6 +22,7 @@ from fedsynth.evaluation.intervals import mean_and_interval
 from fedsynth.evaluation.networks.domain_classifier import predict_labels, scale_pixels, train_domain_classifier
 from fedsynth.evaluation.networks.resnet import RESNET_STEPS, Weights, load_weights, predict_resnet_labels, train_resnet
 from fedsynth.seeding import derive_seed
+from fedsynth.threads import side_by_side
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
@@ -87,7 +88,8 @@ def utility_scores(
     """Train each of ``classifiers`` with a fixed budget, once per seed, and test it on ``test_images``.
 
     A class without training images is not learnt, so its test images count as errors; with a single class every
-    prediction is that class. What no seed changes, that and logistic regression, is done once.
+    prediction is that class. What no seed changes, that and logistic regression, is done once. The trainings run side
+    by side, each on one thread (those of a ResNet one after another, on all), and give what they give on a single core.
 
     Args:
         train_images: uint8 (N, H, W, C), usually synthetic.
@@ -115,11 +117,27 @@ def utility_scores(
     # Read before the other classifiers train: a wrong file is reported at once.
     weights = load_weights(resnet_weights) if RESNET in classifiers else None
     trial = _Trial(train_images, train_labels, test_images, num_classes, weights, device)
-    scores = {}
-    for name in classifiers:
-        seeds = [derive_seed(seed, "utility", name, repetition) for repetition in range(trial.repeats(name, num_seeds))]
-        scores[name] = _scores(test_labels, [trial.predictions(name, each) for each in seeds], num_classes)
-    return scores
+    trainings = [
+        (name, derive_seed(seed, "utility", name, repetition))
+        for name in classifiers
+        for repetition in range(trial.repeats(name, num_seeds))
+    ]
+    with warnings.catch_warnings():
+        # The budget is fixed on purpose: stopping before convergence is part of the measure.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # A ResNet has work enough for all threads, or a GPU.
+        small, large = ([each for each in trainings if (each[0] == RESNET) is of_resnet] for of_resnet in (False, True))
+        predicted = dict(zip(small, side_by_side(trial.predictions, small), strict=True))
+        predicted |= {training: trial.predictions(training) for training in large}
+    return {
+        name: _scores(test_labels, [labels for (of, _), labels in predicted.items() if of == name], num_classes)
+        for name in classifiers
+    }
+
+
+def budgets() -> tuple[int, ...]:
+    """Return what a score depends on besides the arguments of :func:`utility_scores`."""
+    return CNN_STEPS, MLP_STEPS, MLP_BATCH_SIZE, LOGISTIC_REGRESSION_ITERATIONS, RESNET_STEPS
 
 
 def _check_choices(classifiers: Sequence[str], num_seeds: int) -> None:
@@ -165,8 +183,9 @@ class _Trial:
     def _single_class(self) -> bool:
         return len(np.unique(self.train_labels)) == 1
 
-    def predictions(self, name: str, seed: int) -> Labels:
-        """Train one classifier and return the labels (M,) it gives to the test images."""
+    def predictions(self, training: tuple[str, int]) -> Labels:
+        """Train one classifier, by name and seed, and return the labels (M,) it gives to the test images."""
+        name, seed = training
         if self._single_class:
             return np.full(len(self.test_images), self.train_labels[0])
         data = self.train_images, self.train_labels
@@ -180,10 +199,7 @@ class _Trial:
             )
             return predict_resnet_labels(resnet, self.test_images)
         classifier = _pixel_classifier(name, seed, len(self.train_images))
-        with warnings.catch_warnings():
-            # The budget is fixed on purpose: stopping before convergence is part of the measure.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(_pixels(self.train_images), self.train_labels)
+        classifier.fit(_pixels(self.train_images), self.train_labels)
         return np.asarray(classifier.predict(_pixels(self.test_images)))
 
 

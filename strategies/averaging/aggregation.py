@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord
 
 from fedsynth.messages import transport
+from fedsynth.threads import one_thread
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of every layer of a model, by name.
@@ -26,17 +26,6 @@ LARGEST_WEIGHT = 1e6
 weights of about 1, at most some hundred. Sums, squares and products of smaller ones stay finite in single precision."""
 _LARGEST_WHOLE = 2**53
 """Size of a number in a whole-number buffer: up to there float64, in which models are combined, holds all of them."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread, for work bound by memory: several threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def shapes(record: ArrayRecord) -> Shapes:

@@ -8,7 +8,8 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedsynth.messages import transport
-from strategies.averaging.aggregation import chunk_length, fill, one_thread, working_memory
+from fedsynth.threads import one_thread
+from strategies.averaging.aggregation import chunk_length, fill, working_memory
 
 
 @one_thread()

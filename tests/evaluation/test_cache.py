@@ -12,8 +12,10 @@ from damage import cut, flipped
 from safetensors.torch import save
 
 from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
-from fedsynth.evaluation.cache import classifier_cached, extract_cached
-from fedsynth.evaluation.networks.extractors import ClassifierExtractor, Extracted, PixelExtractor
+from fedsynth.evaluation.cache import classifier_cached, extract_cached, scores_cached
+from fedsynth.evaluation.networks.extractor import Extracted
+from fedsynth.evaluation.networks.extractors import ClassifierExtractor, PixelExtractor
+from fedsynth.evaluation.utility import Scores, utility_scores
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
 
@@ -202,3 +204,69 @@ def test_a_damaged_classifier_is_trained_again_and_mended(trainings, tmp_path, d
     for _ in range(2):
         assert_equal_weights(classifier_cached(*LABELLED, 2, 0, tmp_path), whole)
     assert len(trainings) == 2
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for every time that scores were computed; the CNN trains for five steps."""
+    times: list[str] = []
+
+    def scores(*arguments: object) -> dict[str, Scores]:
+        times.append("measured")
+        return utility_scores(*arguments)
+
+    monkeypatch.setattr("fedsynth.evaluation.utility.CNN_STEPS", 5)
+    monkeypatch.setattr("fedsynth.evaluation.cache.utility_scores", scores)
+    return times
+
+
+SCORED = {
+    "train_images": IMAGES,
+    "train_labels": LABELLED[1],
+    "test_images": IMAGES[::-1],
+    "test_labels": LABELLED[1],
+    "num_classes": 2,
+    "seed": 3,
+    "classifiers": ("logistic-regression", "cnn"),
+    "num_seeds": 2,
+}
+
+
+def test_scores_are_measured_once_and_come_back_equal(measured, tmp_path):
+    first, second = (scores_cached(tmp_path, **SCORED) for _ in range(2))
+    assert len(measured) == 1
+    assert first == second == utility_scores(**SCORED)
+    # Whatever whole numbers the labels are, they are the same labels.
+    small = {name: SCORED[name].astype(np.int16) for name in ("train_labels", "test_labels")}
+    assert scores_cached(tmp_path, **{**SCORED, **small}) == first
+    assert len(measured) == 1
+
+
+def test_scores_of_anything_else_are_measured(measured, tmp_path, monkeypatch):
+    other_labels = np.array([1, 1, 0, 0, 1])
+    changes = {
+        "train_images": IMAGES + 1,
+        "train_labels": other_labels,
+        "test_images": IMAGES,
+        "test_labels": other_labels,
+        "num_classes": 3,
+        "seed": 4,
+        "classifiers": ("cnn",),
+        "num_seeds": 1,
+    }
+    scores_cached(tmp_path, **SCORED)
+    for name, value in changes.items():
+        scores_cached(tmp_path, **{**SCORED, name: value})
+    monkeypatch.setattr("fedsynth.evaluation.utility.CNN_STEPS", 6)
+    scores_cached(tmp_path, **SCORED)
+    assert len(measured) == 1 + len(changes) + 1
+
+
+def test_damaged_scores_are_measured_again_and_mended(measured, tmp_path):
+    whole = scores_cached(tmp_path, **SCORED)
+    (path,) = tmp_path.rglob("*.json")
+    for changed in (b"", *flipped(path.read_bytes(), 4), *cut(path.read_bytes(), 2)):
+        before = len(measured)
+        path.write_bytes(changed)
+        assert scores_cached(tmp_path, **SCORED) == scores_cached(tmp_path, **SCORED) == whole
+        assert len(measured) == before + 1

@@ -17,7 +17,8 @@ from fedsynth.evaluation.fidelity import (
     kernel_distance,
     measure,
 )
-from fedsynth.evaluation.networks.extractors import ClassifierExtractor, Extracted
+from fedsynth.evaluation.networks.extractor import Extracted
+from fedsynth.evaluation.networks.extractors import ClassifierExtractor
 
 
 def oracle(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from fedsynth.evaluation import (
     frechet_distance,
 )
 from fedsynth.evaluation.image_set import stratified_subset
+from fedsynth.evaluation.utility import utility_scores
 from fedsynth.seeding import derive_seed
 
 FIDELITY = [
@@ -107,6 +108,21 @@ def test_what_concerns_real_images_alone_is_done_once(digits, cache):
     again = measuring.evaluate(digits.train_images[:100], digits.train_labels[:100])
     assert again.row() == first.row()
     assert not [phase for phase in phases[before:] if "feature classifier" in phase or phase.endswith("real images")]
+
+
+def test_the_scores_on_real_images_are_kept_from_run_to_run(digits, cache, monkeypatch):
+    fakes = digits.train_images[:80], digits.train_labels[:80]
+    first = evaluator(digits, cache).evaluate(*fakes)
+    sizes = []
+
+    def scores(*arguments):
+        sizes.append(len(arguments[0]))
+        return utility_scores(*arguments)
+
+    monkeypatch.setattr("fedsynth.evaluation.cache.utility_scores", scores)
+    assert evaluator(digits, cache).evaluate(*fakes).row() == first.row()
+    # Only the synthetic set, and both together.
+    assert sizes == [80, 160]
 
 
 def test_fidelity_is_measured_against_the_test_fold_at_equal_n(digits, cache, classifier, on_noisy_digits):

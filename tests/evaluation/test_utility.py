@@ -87,6 +87,21 @@ def test_equal_seeds_equal_scores_and_another_seed_another_mlp(digits, monkeypat
     assert other["logistic-regression"] == first["logistic-regression"]
 
 
+def test_scores_do_not_depend_on_the_number_of_threads(digits, monkeypatch):
+    monkeypatch.setattr(module, "CNN_STEPS", 10)
+    monkeypatch.setattr(module, "MLP_STEPS", 20)
+    sets = (digits.train_images[:60], digits.train_labels[:60], digits.test_images, digits.test_labels)
+    given, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(utility_scores(*sets, 10, seed=3, num_seeds=3))
+    finally:
+        torch.set_num_threads(given)
+    assert found[0] == found[1] == found[2]
+    assert found[0]["cnn"].accuracy_interval > 0
+
+
 def test_the_resnet_starts_from_the_file_with_a_seed_a_training(monkeypatch, tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     trained = []

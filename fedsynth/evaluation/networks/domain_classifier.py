@@ -15,12 +15,16 @@ from torch import nn
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import check_images, check_labelled_images
+from fedsynth.seeding import initial_weights
+from fedsynth.threads import one_thread
 
 FEATURE_SPACE = "domain-classifier"
 FEATURE_DIMENSION = 64
 TRAINING_STEPS = 600
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
+SMALLEST_GRID = 16
+"""Side in pixels from which the first convolution of a large image keeps no less."""
 
 
 def scale_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -31,7 +35,9 @@ def scale_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 class DomainClassifier(nn.Module):
     """Convolutional classifier for images with sides of 8 pixels or more.
 
-    Strided convolutions bring the shorter side to about 4 pixels, so the depth follows ``image_size``.
+    Strided convolutions bring the shorter side to about 4 pixels, so the depth follows ``image_size``. From 32 pixels
+    on the first convolution already takes steps of 2, 4, ... to a side of 16 to 31: full resolution would take most of
+    the time, and little is learnt there.
 
     Args:
         channels: 1 or 3.
@@ -42,10 +48,12 @@ class DomainClassifier(nn.Module):
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
         self.channels = channels
-        strided = max(1, round(math.log2(image_size / 4)))
-        widths = [32] + [64] * strided
+        step = 2 ** max(0, int(math.log2(image_size / SMALLEST_GRID)))
+        first = 32 if step == 1 else 64
+        strided = max(1, round(math.log2(image_size / step / 4)))
+        widths = [first] + [64] * strided
         self.body = nn.Sequential(
-            _convolution(channels, 32, stride=1),
+            _convolution(channels, first, stride=step, kernel=3 * step),
             *(_convolution(before, after, stride=2) for before, after in itertools.pairwise(widths)),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
@@ -60,14 +68,15 @@ class DomainClassifier(nn.Module):
         return self.head(features), features
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+def _convolution(channels_in: int, channels_out: int, stride: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1),
+        nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 3),
         nn.GroupNorm(8, channels_out),
         nn.SiLU(),
     )
 
 
+@one_thread()
 def train_domain_classifier(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.integer],
@@ -79,8 +88,8 @@ def train_domain_classifier(
     """Train a :class:`DomainClassifier` for a fixed number of steps, whatever the size of the set.
 
     Cross-entropy, AdamW, one-cycle learning rate (our choice); no label smoothing, which draws the classes together so
-    far that pure noise falls between them and keeps a high precision. The same arguments give the same weights on one
-    machine with one thread count; the global random state is left as it was.
+    far that pure noise falls between them and keeps a high precision. It works on one thread, so that the same
+    arguments give the same weights on one machine; the global random state is left as it was.
 
     Args:
         images: uint8 (N, H, W, C), N >= 1.
@@ -112,8 +121,7 @@ def train_domain_classifier(
 
 
 def _initial_classifier(images: npt.NDArray[np.uint8], num_classes: int, seed: int) -> DomainClassifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with initial_weights(seed):
         return DomainClassifier(images.shape[3], min(images.shape[1:3]), num_classes).train()
 
 

@@ -1,27 +1,25 @@
-"""Feature extractors by name, behind one interface: uint8 images in, features and class logits out.
+"""Feature extractors by name, behind one interface.
 
-``domain-classifier`` and ``pixels`` need nothing but the images; ``inception-v3-compat`` (the features of FID, Heusel
-et al. 2017) and ``dinov2-vit-s-14`` (Oquab et al. 2023) are torch-fidelity's, with weights from a file or a download.
+``domain-classifier`` and ``pixels`` need nothing but the images; ``efficientnet-lite0`` needs two optional packages;
+``inception-v3-compat`` (the features of FID, Heusel et al. 2017) and ``dinov2-vit-s-14`` (Oquab et al. 2023) are
+torch-fidelity's, with weights from a file or a download.
 """
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from fedsynth.config import AUTO
 from fedsynth.errors import UserError, unknown_choice
-from fedsynth.evaluation.array_checks import check_images, check_same_image_shape
+from fedsynth.evaluation.array_checks import check_same_image_shape
 from fedsynth.evaluation.networks.domain_classifier import (
     FEATURE_DIMENSION,
     FEATURE_SPACE,
@@ -29,76 +27,14 @@ from fedsynth.evaluation.networks.domain_classifier import (
     classify,
     scale_pixels,
 )
+from fedsynth.evaluation.networks.efficientnet import EFFICIENTNET, EfficientNetExtractor, is_installed
+from fedsynth.evaluation.networks.extractor import Extractor, Images, Outputs, digest
 
-Images = npt.NDArray[np.uint8]
-Outputs = tuple[torch.Tensor, torch.Tensor | None]
-
-BATCH_SIZE = 64
 PIXELS = "pixels"
 INCEPTION = "inception-v3-compat"
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What an extractor says of N images.
-
-    Attributes:
-        features: float32 (N, D), finite.
-        logits: float32 (N, classes); None where the extractor is no classifier.
-    """
-
-    features: npt.NDArray[np.float32]
-    logits: npt.NDArray[np.float32] | None = None
-
-    def __getitem__(self, chosen: npt.NDArray[np.integer] | npt.NDArray[np.bool_] | slice) -> Extracted:
-        """Return some of the images, by index, mask or slice."""
-        return Extracted(self.features[chosen], None if self.logits is None else self.logits[chosen])
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.features)
-
-
-class Extractor(ABC):
-    """Maps images to features.
-
-    Attributes:
-        name: what a table calls the feature space.
-        dimension: D of the features.
-        content_hash: hex digest of all that the features depend on beside the images: weights, sizes, versions.
-    """
-
-    def __init__(self, name: str, dimension: int, content_hash: str) -> None:
-        self.name = name
-        self.dimension = dimension
-        self.content_hash = content_hash
-
-    @torch.inference_mode()
-    def extract(self, images: Images) -> Extracted:
-        """Return features and logits of uint8 images (N, H, W, C), computed 64 images at a time.
-
-        Raises:
-            UserError: the images are none, have another type or shape than the extractor takes, or their features are
-                NaN or infinite.
-        """
-        check_images("images", images)
-        answers = [self._outputs(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
-        features = torch.cat([features for features, _ in answers]).float().cpu().numpy()
-        logits = [logits for _, logits in answers if logits is not None]
-        self._check_finite(features)
-        return Extracted(features, torch.cat(logits).float().cpu().numpy() if logits else None)
-
-    @abstractmethod
-    def _outputs(self, images: Images) -> Outputs:
-        """Features (N, D) and logits (N, classes) of one batch."""
-
-    def _check_finite(self, features: npt.NDArray[np.float32]) -> None:
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
-        if bad:
-            raise UserError(
-                f"feature-extractor = {self.name}: the features of {bad} of {len(features)} images are NaN or "
-                f"infinite, so its weights are damaged; {_remedy(self.name)}"
-            )
+SMALLEST_PHOTOGRAPH = 32
+"""Shorter side in pixels from which ``auto`` takes a network that was trained on photographs: of fewer pixels, little
+is left for it to see, and a small classifier of the same images sees more."""
 
 
 class PixelExtractor(Extractor):
@@ -119,6 +55,8 @@ class PixelExtractor(Extractor):
 
 class ClassifierExtractor(Extractor):
     """The last hidden layer and the logits of a :class:`DomainClassifier`, on whatever device it is."""
+
+    remedy = "train the classifier again"
 
     def __init__(self, model: DomainClassifier) -> None:
         super().__init__(FEATURE_SPACE, FEATURE_DIMENSION, digest(FEATURE_SPACE, weights=model.state_dict()))
@@ -157,7 +95,7 @@ _NETWORKS = {
     ),
 }
 
-EXTRACTORS = (FEATURE_SPACE, PIXELS, *_NETWORKS)
+EXTRACTORS = (FEATURE_SPACE, PIXELS, EFFICIENTNET, *_NETWORKS)
 
 
 class TorchFidelityExtractor(Extractor):
@@ -176,6 +114,7 @@ class TorchFidelityExtractor(Extractor):
 
     def __init__(self, name: str, weights_path: Path | None = None, device: str | torch.device = "cpu") -> None:
         self._network = _NETWORKS[name]
+        self.remedy = _remedy(name)
         self._device = torch.device(device)
         self._model = _load(name, weights_path).to(self._device)
         releases = [version(package) for package in ("torch-fidelity", "torch")]
@@ -188,14 +127,18 @@ class TorchFidelityExtractor(Extractor):
         return features, logits[0] if logits else None
 
 
-def resolve_extractor(name: str, weights_path: Path | None = None) -> str:
-    """Return ``name``, or for ``auto`` Inception if its weights are on disk and otherwise ``domain-classifier``.
+def resolve_extractor(name: str, image_shape: tuple[int, ...], weights_path: Path | None = None) -> str:
+    """Return ``name``, or for ``auto`` the most public feature space that is at hand.
 
-    A download is never the choice of ``auto``: institutions run behind firewalls.
+    That is Inception if its weights are on disk; otherwise ``efficientnet-lite0`` if it is installed and images
+    (H, W, C) have 32 pixels or more; otherwise ``domain-classifier``. A download is never the choice of ``auto``:
+    institutions run behind firewalls.
     """
     if name != AUTO:
         return name
-    return INCEPTION if weights_path is not None or _downloaded_inception().is_file() else FEATURE_SPACE
+    if weights_path is not None or _downloaded_inception().is_file():
+        return INCEPTION
+    return EFFICIENTNET if min(image_shape[:2]) >= SMALLEST_PHOTOGRAPH and is_installed() else FEATURE_SPACE
 
 
 def _downloaded_inception() -> Path:
@@ -218,7 +161,7 @@ def create_extractor(
         image_shape: (H, W, C) of the images; for ``pixels``.
         classifier: trained on the real train fold; for ``domain-classifier``, and it stays on its device.
         weights_path: for the networks of torch-fidelity; None: their own download.
-        device: for the same.
+        device: for the same, and ``efficientnet-lite0``.
 
     Raises:
         UserError: the name is unknown, or weights cannot be had.
@@ -228,6 +171,8 @@ def create_extractor(
         raise unknown_choice("feature-extractor", name, EXTRACTORS)
     if name == PIXELS:
         return PixelExtractor(image_shape)
+    if name == EFFICIENTNET:
+        return EfficientNetExtractor(device)
     if name in _NETWORKS:
         return TorchFidelityExtractor(name, weights_path, device)
     if classifier is None:
@@ -282,15 +227,4 @@ def _without_weights(name: str, path: Path | None, error: Exception) -> UserErro
 
 
 def _remedy(name: str) -> str:
-    if name not in _NETWORKS:
-        return "train the classifier again"
     return f"{_NETWORKS[name].weights_from}, or set feature-extractor = {FEATURE_SPACE}, which needs none"
-
-
-def digest(*words: str, weights: Mapping[str, torch.Tensor] | None = None) -> str:
-    """Return the SHA-256 (hex) of words and, in their order, of a network's weights."""
-    content = hashlib.sha256(repr(words).encode())
-    for name, tensor in (weights or {}).items():
-        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1).view(np.uint8).data)
-    return content.hexdigest()

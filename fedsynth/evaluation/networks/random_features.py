@@ -17,7 +17,7 @@ from torch import nn
 
 from fedsynth.errors import unknown_choice
 from fedsynth.evaluation.networks.domain_classifier import scale_pixels
-from fedsynth.evaluation.networks.extractors import Extractor, Images, Outputs, digest
+from fedsynth.evaluation.networks.extractor import Extractor, Images, Outputs, digest
 
 RANDOM_FEATURES = "random-features"
 DIMENSION = 32

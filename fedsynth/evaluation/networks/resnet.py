@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import check_images, check_labelled_images
+from fedsynth.seeding import initial_weights
 
 RESNET_STEPS = 300
 BATCH_SIZE = 64
@@ -125,8 +126,7 @@ def train_resnet(
 
 
 def _initial_classifier(image_size: int, num_classes: int, seed: int, weights: Weights | None) -> ResNetClassifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with initial_weights(seed):
         return ResNetClassifier(image_size, num_classes, weights).train()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation import extract_features, train_domain_classifier
+from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
 from fedsynth.evaluation.networks.domain_classifier import _batches, predict_labels, scale_pixels
 
 
@@ -17,6 +17,21 @@ def test_pixels_run_from_minus_one_to_one():
 
 def test_classifier_knows_the_real_test_digits(digits, classifier):
     assert (predict_labels(classifier, digits.test_images) == digits.test_labels).mean() >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("side", "grid", "strided"),
+    [(8, 8, 1), (28, 28, 3), (31, 31, 3), (32, 16, 2), (45, 22, 2), (64, 16, 2), (128, 16, 2)],
+)
+def test_large_images_are_brought_to_a_small_grid_at_once(side, grid, strided):
+    model = DomainClassifier(3, side, 4)
+    first, *others = (layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert first(torch.zeros(1, 3, side, side)).shape[2:] == (grid, grid)
+    assert [layer.stride for layer in others] == [(2, 2)] * strided
+    # Every pixel is seen, by windows that overlap.
+    assert first.kernel_size[0] == 3 * first.stride[0]
+    assert first.out_channels == (64 if side >= 32 else 32)
+    assert model(torch.zeros(2, 3, side, side + 5))[1].shape == (2, 64)
 
 
 def test_features_do_not_depend_on_the_batch_size_and_feed_the_head(digits, classifier):

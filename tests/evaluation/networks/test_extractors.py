@@ -12,13 +12,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from fedsynth.errors import UserError
 from fedsynth.evaluation import DomainClassifier, extract_features
 from fedsynth.evaluation.networks.domain_classifier import classify
-from fedsynth.evaluation.networks.extractors import (
-    EXTRACTORS,
-    Extracted,
-    Extractor,
-    create_extractor,
-    resolve_extractor,
-)
+from fedsynth.evaluation.networks.extractor import Extracted, Extractor
+from fedsynth.evaluation.networks.extractors import EXTRACTORS, create_extractor, resolve_extractor
 
 INCEPTION, DINO = "inception-v3-compat", "dinov2-vit-s-14"
 
@@ -140,11 +135,12 @@ def hub_file(tmp_path, monkeypatch) -> Path:
 
 
 def test_auto_is_inception_only_if_weights_are_at_hand(hub_file):
-    assert resolve_extractor("auto") == "domain-classifier"
-    assert resolve_extractor("auto", Path("given.pth")) == INCEPTION
+    small = 8, 8, 1
+    assert resolve_extractor("auto", small) == "domain-classifier"
+    assert resolve_extractor("auto", small, Path("given.pth")) == INCEPTION
     hub_file.parent.mkdir(parents=True)
     hub_file.touch()
-    assert resolve_extractor("auto") == INCEPTION
+    assert resolve_extractor("auto", small) == INCEPTION
 
 
 def test_a_damaged_download_is_named(hub_file):
@@ -221,4 +217,6 @@ def test_images_of_another_shape_are_refused():
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown feature-extractor 'pixel': did you mean 'pixels'\?.*inception-v3"):
         create_extractor("pixel", (8, 8, 1))
-    assert set(EXTRACTORS) - {"pixels", "domain-classifier"} <= set(registry.FEATURE_EXTRACTORS_REGISTRY)
+    assert set(EXTRACTORS) - {"pixels", "domain-classifier", "efficientnet-lite0"} <= set(
+        registry.FEATURE_EXTRACTORS_REGISTRY
+    )
