@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.data import (
     Federation,
     ImageCache,
@@ -43,6 +43,12 @@ _files: SiloCache[ImageFiles] = SiloCache()
 def _federation(config: RunConfig) -> Federation:
     """The simulated silos' dataset, read once per process: one Ray actor serves many clients."""
     return load_federation(config)
+
+
+@lru_cache(maxsize=4)
+def _config(run_config: tuple[tuple[str, type, Scalar], ...]) -> RunConfig:
+    """Parse what every message of a run repeats. With the types, since ``1 == 1.0 == True``."""
+    return RunConfig.from_run_config({key: value for key, _, value in run_config})
 
 
 class SiloContext:
@@ -76,7 +82,8 @@ class SiloContext:
         self.name = silo_name(context)
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
-        self.config = self._with_own_autoencoder(RunConfig.from_run_config(context.run_config))
+        run_config = tuple((key, type(value), value) for key, value in context.run_config.items())
+        self.config = self._with_own_autoencoder(_config(run_config))
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))

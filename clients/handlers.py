@@ -69,6 +69,7 @@ from fedsynth.spec import ImageSpec
 LOCAL_MODEL = "local-model"
 
 _networks: SiloCache[UNet2DModel] = SiloCache()
+_predictors: SiloCache[PredictNoise] = SiloCache()
 
 
 def describe(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
@@ -261,8 +262,9 @@ def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_t
 
 
 def _own_predictor(silo: SiloContext) -> PredictNoise:
-    pretrained = pretrained_model(silo)
-    return noise_predictor(_own_network(silo), silo.config.recipe) if pretrained is None else pretrained.predict
+    if (pretrained := pretrained_model(silo)) is not None:
+        return pretrained.predict
+    return _predictors.get(silo.run_and_node, lambda: noise_predictor(_own_network(silo), silo.config.recipe))
 
 
 def _own_network(silo: SiloContext) -> UNet2DModel:
