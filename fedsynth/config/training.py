@@ -62,7 +62,7 @@ class Training(Section):
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
     train_steps: Positive = key(
-        900,
+        400,
         "optimiser steps per silo, over all rounds of an averaging strategy or of its own model",
         may_change=True,
     )

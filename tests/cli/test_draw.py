@@ -19,6 +19,7 @@ from fedsynth.diffusion import (
     Codec,
     build_unet,
     lasting_scheduler,
+    make_codec,
     make_scheduler,
     noise_predictor,
     sample,
@@ -126,6 +127,19 @@ def test_a_model_of_another_schedule_is_asked_along_that_of_the_default_recipe(f
     np.testing.assert_array_equal(images, by_hand([0, 1, 2, 0, 1, 2, 0], 0, "ddim", predict=asked.predict))
 
 
+def test_images_are_unfolded_as_the_model_s_codec_says(folder: Path) -> None:
+    codec = make_codec("unshuffle-4", ImageSpec(3, 16, SPEC.classes))
+    unet = build_unet("digits", codec.grid, torch.Generator().manual_seed(0), (8, 8))
+    saved = ClassConditionalDDPMPipeline(unet, lasting_scheduler(DEFAULT), SPEC.classes, codec.name)
+    saved.save_pretrained(folder / "folded")
+    images, generator = drawn(model="folded").images, make_generator(0, "draw", 0)
+    noise, labels = torch.randn((7, 48, 4, 4), generator=generator), torch.arange(7) % 3
+    scheduler = make_scheduler(DEFAULT, 2, "sde-dpmsolver++")
+    expected = sample(noise_predictor(unet, DEFAULT), scheduler, noise, labels, generator)
+    np.testing.assert_array_equal(images, codec.decode(expected))
+    assert images.shape == (7, 16, 16, 3)
+
+
 def test_a_failed_drawing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
@@ -155,6 +169,10 @@ WEIGHTS, SCHEDULER = "unet/diffusion_pytorch_model.safetensors", "scheduler/sche
         (lambda: Path("model/model_index.json").write_text("[1, 2]"), "model 'model': model_index.json is damaged ("),
         (lambda: change("model_index.json", classes=[]), "model 'model' has no classes: give a class-conditional one"),
         (lambda: change("unet/config.json", num_class_embeds=None), "model 'model' has no classes: give a class-"),
+        (lambda: change("model_index.json", codec="wavelet"), "codec = 'wavelet' of the saved model: this version"),
+        (lambda: change("model_index.json", codec="unshuffle-2"), "codec = 'unshuffle-2' of the saved model: does not"),
+        (lambda: change("model_index.json", codec=[1]), "codec = '[1]' of the saved model: this version of fedsynth"),
+        (lambda: change("unet/config.json", sample_size=[8, 8]), "model 'model': its unet/config.json names no chann"),
         (lambda: change("unet/config.json", in_channels=2), "model 'model' makes images of 2 channels: 1 or 3"),
         (lambda: cut(WEIGHTS, 5000), "model-path = 'model': the network is damaged"),
         (lambda: change(SCHEDULER, beta_schedule="linear", num_train_timesteps=50), "num-train-timesteps = 50 leaves"),
