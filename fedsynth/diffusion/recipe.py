@@ -68,7 +68,7 @@ def _weights(alpha_bar: torch.Tensor, recipe: Recipe) -> torch.Tensor:
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser: Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019)."""
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=recipe.learning_rate)
+    return kind(parameters, lr=recipe.learning_rate, fused=True)
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
