@@ -69,6 +69,7 @@ from fedsynth.spec import ImageSpec
 LOCAL_MODEL = "local-model"
 
 _networks: SiloCache[UNet2DModel] = SiloCache()
+_predictors: SiloCache[PredictNoise] = SiloCache()
 
 
 def describe(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
@@ -82,6 +83,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
     """
     config = silo.config
+    _check_codec(request, silo)
     images = silo.images(request.spec)
     pretrained = note_pretrained_model(silo, request.spec)
     counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
@@ -210,6 +212,15 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     )
 
 
+def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
+    own = codec_of(silo.config, request.spec).digest
+    if request.codec not in (None, own):
+        raise UserError(
+            f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
+            " run's autoencoder (--autoencoder-path), file by file the same"
+        )
+
+
 def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] | int = 1) -> NDArray[np.int64]:
     """Return training images per class as the silo tells them; ``serves`` is 0 for classes that do not count."""
     config = silo.config
@@ -251,8 +262,9 @@ def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_t
 
 
 def _own_predictor(silo: SiloContext) -> PredictNoise:
-    pretrained = pretrained_model(silo)
-    return noise_predictor(_own_network(silo), silo.config.recipe) if pretrained is None else pretrained.predict
+    if (pretrained := pretrained_model(silo)) is not None:
+        return pretrained.predict
+    return _predictors.get(silo.run_and_node, lambda: noise_predictor(_own_network(silo), silo.config.recipe))
 
 
 def _own_network(silo: SiloContext) -> UNet2DModel:

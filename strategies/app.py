@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
+from fedsynth.diffusion import codec_of
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
@@ -37,6 +38,7 @@ from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
 from strategies.run.opening import check_images, check_partition, load_reference, write_partition
+from strategies.run.phases import Phases
 from strategies.run.resume import checkpoint_writer, continue_from, open_run
 from strategies.run.rounds import Round, run_rounds
 from strategies.run.status import StatusWriter
@@ -99,11 +101,12 @@ def _synthesise(
     checkpoint: Checkpoint | None,
     status: StatusWriter,
 ) -> None:
-    start = time.monotonic()
+    start, phases = time.monotonic(), Phases()
     if checkpoint is None:
         _prepare_folder(folder, config, 0)
         status.begin()
     task = _meet_silos(exchange, config, federation, checkpoint)
+    phases.enter("training")
     if checkpoint is None:
         write_partition(folder, task)
         arrays, costs, first = strategy.begin(task, exchange), Costs(), 1
@@ -122,9 +125,12 @@ def _synthesise(
         status.observe(strategy),
         checkpoint_writer(folder, strategy, task, exchange, costs, start),
     ]
-    outcome = strategy.finish(task, run_rounds(strategy, exchange, arrays, observers, first))
+    phases.enter("rounds")
+    arrays = run_rounds(strategy, exchange, arrays, observers, first)
+    phases.enter("sampling")
+    outcome = strategy.finish(task, arrays)
     costs.close(exchange.traffic, task.census, time.monotonic() - start)
-    publish(folder, task, outcome, costs, exchange, strategy.how)
+    publish(folder, task, outcome, costs, exchange, strategy.how, phases)
 
 
 def _prepare_folder(folder: RunFolder, config: RunConfig, rounds: int) -> None:
@@ -156,7 +162,8 @@ def _meet_silos(
     else:
         spec = federation.spec
     names = log.names if federation is None else None
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
+    codec = codec_of(config, spec).digest
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names, codec)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

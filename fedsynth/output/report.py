@@ -42,7 +42,13 @@ _COST_LABELS = {
     "bytes-up": "sent by the silos to the server",
     "bytes-down": "sent by the server to the silos",
     "client-seconds": "work of all silos, added up",
-    "wall-seconds": "from start to end",
+    "wall-seconds": "from start to the finished images",
+    "start-seconds": "until the silos were met",
+    "training-seconds": "training of the silos' own models",
+    "rounds-seconds": "rounds",
+    "sampling-seconds": "from the last round to the dataset on disk",
+    "generator-seconds": "training of the generator",
+    "evaluation-seconds": "measuring",
 }
 
 

@@ -14,6 +14,7 @@ from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
+from fedsynth.progress import duration
 from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
@@ -21,14 +22,18 @@ from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_
 from strategies.results.measure import LabelledSet, measure_run
 from strategies.results.summary import report_content
 from strategies.run.costs import Costs
+from strategies.run.phases import Phases
 
 logger = logging.getLogger("fedsynth")
 
 
-def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, exchange: Exchange, how: str) -> None:
+def publish(
+    folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, exchange: Exchange, how: str, phases: Phases
+) -> None:
     """Write datasets and models, measure them, write results and report, and log where they are.
 
-    ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too.
+    ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too. ``phases``
+    are those of this process: of a continued run, since it was continued.
     """
     outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config)))
     sets = _sets(outcome, task)
@@ -37,17 +42,24 @@ def publish(folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, excha
         write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
         _save_model(folder.models / "global", task, outcome.unet)
+    if task.config.sampling.generator_steps:
+        phases.enter("generator")
     generator = train_generator(task, outcome, folder.checkpoints)
     if generator is not None:
         _save_model(folder.models / FOLDER, task, generator.unet, SAMPLER)
+    phases.enter("evaluation")
     measured = measure_run(exchange, task, outcome, sets, generator)
     cost = {**costs.row(), **(generator.cost() if generator else {})}
-    folder.write_results({"strategy": task.config.run.strategy, **cost, **measured.row()})
-    content = report_content(task, outcome, how, cost, measured, folder.read_metrics())
+    phases.enter("report")
+    seconds = phases.seconds()
+    folder.write_results({"strategy": task.config.run.strategy, **cost, "seconds-by-phase": seconds, **measured.row()})
+    shown = {**cost, **{f"{phase}-seconds": spent for phase, spent in seconds.items()}}
+    content = report_content(task, outcome, how, shown, measured, folder.read_metrics())
     write_report(folder.report, content)
     logger.info("results")
     for line in terminal_table(content.results or cost).split("\n"):
         logger.info("%s", line)
+    logger.info("time: %s", ", ".join(f"{phase} {duration(spent)}" for phase, spent in phases.so_far().items()))
     logger.info("dataset %s", folder.synthetic)
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
@@ -69,7 +81,8 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
     scheduler = lasting_scheduler(task.config.recipe, sampler)
-    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, codec_of(task.config, task.spec).name)
+    codec = codec_of(task.config, task.spec)
+    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, **codec.saved)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)
         seal_folder(temporary, model_seal())
@@ -79,6 +92,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
+        "codec": codec_of(task.config, task.spec).digest,
         "silos": [silo] if silo else [member.name for member in task.census],
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),

@@ -70,6 +70,16 @@ def test_rounds_traffic_and_seconds_agree_between_metrics_and_results(done: Run)
     assert float(str(results["client-seconds"])) > 0 or name == "centralised"
 
 
+def test_phases_hold_what_rounds_and_the_whole_run_took(done: Run) -> None:
+    _, _, folder = done
+    results = read(folder.results)
+    seconds: dict[str, float] = dict(results["seconds-by-phase"])
+    assert list(seconds) == ["start", "training", "rounds", "sampling", "evaluation"]
+    assert seconds["rounds"] >= sum(row["seconds"] for row in folder.read_metrics())
+    until_the_dataset = sum(seconds[phase] for phase in ("start", "training", "rounds", "sampling"))
+    assert until_the_dataset >= float(str(results["wall-seconds"]))
+
+
 def test_traffic_is_what_the_method_must_send(done: Run) -> None:
     name, _, folder = done
     rows = folder.read_metrics()

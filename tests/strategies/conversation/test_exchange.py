@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import flwr.superlink.grid
@@ -13,6 +14,7 @@ from hand_made import StubGrid, error_reply, reply, request_to
 
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
+from strategies.conversation import exchange as conversation
 from strategies.conversation.exchange import Exchange
 
 
@@ -158,3 +160,23 @@ def test_other_errors_of_a_simulation_end_nothing(reason: str, code: int) -> Non
     stream = Exchange(grid, 60.0).send(requests_to(3))
     grid.pulls = [[error_reply(grid.requests[0], reason, code)]]
     assert [index for index, _ in stream] == [0]
+
+
+@pytest.mark.parametrize(("grid", "late"), [(InMemoryGrid, 1.02), (ScriptedGrid, 1.15)])
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_an_answer_is_seen_soon_after_it_is_there(
+    grid: type[ScriptedGrid], late: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda wait: now.__setitem__(0, now[0] + wait))
+    monkeypatch.setattr(conversation, "time", clock)
+
+    class Answering(grid):  # type: ignore[valid-type, misc]
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            super().pull_messages(message_ids)
+            return [answer(self.requests[0])] if now[0] >= seconds else []
+
+    asked = Answering()
+    assert len(list(Exchange(asked, 60.0).send(requests_to(3)))) == 1
+    assert seconds <= now[0] <= late * seconds + conversation.SHORTEST_POLL
+    assert asked.num_pulls < 300
