@@ -175,6 +175,7 @@ def _run(size: Size, scratch: Path, data: Settings, strategy: str, steps: int) -
     }
     if strategy == "fedavg":
         settings["num-rounds"] = _ROUNDS
+    if strategy != "dfd":
         settings.pop("dfd-rounds", None)
     row: dict[str, Any] = {"what": strategy, "precision": str(settings["mixed-precision"]), "steps of a silo": steps}
     begun = time.monotonic()
