@@ -58,7 +58,7 @@ class SiloContext:
         context: Flower's, of one message.
 
     Attributes:
-        config: the run's configuration.
+        config: the run's configuration; ``autoencoder`` is a real silo's own, ``autoencoder-path`` of its node config.
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
@@ -72,16 +72,18 @@ class SiloContext:
             simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:
-        UserError: the configuration or the policy cannot be read, or the name is none that others could show.
+        UserError: the configuration or the policy cannot be read, the name is none that others could show, or the run
+            works in latents and a real silo has no autoencoder.
     """
 
     def __init__(self, context: Context) -> None:
         self._flower = context
         node = context.node_config
-        self.config = _config(tuple((key, type(value), value) for key, value in context.run_config.items()))
         self.name = silo_name(context)
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
+        run_config = tuple((key, type(value), value) for key, value in context.run_config.items())
+        self.config = self._with_own_autoencoder(_config(run_config))
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
@@ -157,6 +159,18 @@ class SiloContext:
         """Return the record that :meth:`note` kept under a name; None if there is none."""
         record = self._flower.state.get(name)
         return record if isinstance(record, ConfigRecord | ArrayRecord) else None
+
+    def _with_own_autoencoder(self, config: RunConfig) -> RunConfig:
+        """Replace the server's path, which names nothing at a real silo."""
+        if self.simulated or not config.model.autoencoder:
+            return config
+        own = str(self._flower.node_config.get("autoencoder-path", ""))
+        if not own:
+            raise UserError(
+                "codec = 'autoencoder': the run works in latents, and this silo has no autoencoder: start it with"
+                " --autoencoder-path, the folder of the run's autoencoder there"
+            )
+        return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
 
     def _open(self, spec: ImageSpec) -> Silo:
         node = self._flower.node_config

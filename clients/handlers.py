@@ -83,6 +83,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
     """
     config = silo.config
+    _check_codec(request, silo)
     images = silo.images(request.spec)
     pretrained = note_pretrained_model(silo, request.spec)
     counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
@@ -209,6 +210,15 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
         num_examples=_told_number(silo, request.spec),
     )
+
+
+def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
+    own = codec_of(silo.config, request.spec).digest
+    if request.codec not in (None, own):
+        raise UserError(
+            f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
+            " run's autoencoder (--autoencoder-path), file by file the same"
+        )
 
 
 def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] | int = 1) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments.repeated_runs import one_row, publish_methods
 
 ALONE = {
+    "recipe": "paper",
     **{"strategy": "pooled", "num-clients": "1", "partition": "iid", "train-steps": "2000"},
     **{"sampler": "dpmsolver++", "sampling-steps": "12"},
 }

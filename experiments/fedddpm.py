@@ -15,6 +15,7 @@ from experiments.repeated_runs import one_row, publish_methods
 
 MNIST = {
     **{"dataset": "mnist", "image-size": "16", "samples-per-client": "300", "model": "small"},
+    "recipe": "paper",
     **{"block-out-channels": "16,32,32", "train-steps": "900", "sampler": "ddpm", "sampling-steps": "25"},
 }
 HALF = {"train-steps": "450", "local-steps": "450", "early-stop": "false"}

@@ -30,6 +30,7 @@ from strategies.base import Task
 
 HOSTILE = (2, 7)
 SETTINGS: dict[str, Scalar] = {
+    "recipe": "paper",
     "block-out-channels": "16,16",
     "device": "cpu",
     "learning-rate": 1e-3,

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.data import Federation, load_federation
+from fedsynth.diffusion import codec_of
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
@@ -161,7 +162,8 @@ def _meet_silos(
     else:
         spec = federation.spec
     names = log.names if federation is None else None
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names)
+    codec = codec_of(config, spec).digest
+    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names, codec)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

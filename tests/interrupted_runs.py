@@ -183,9 +183,9 @@ def assert_equal_runs(one: Done, other: Done) -> None:
     assert list(folder.path.rglob("*.part")) == []
 
 
-def assert_killed_and_resumed_equals_whole(name: str, base: Path) -> None:
-    """The run dies in round 3, or in its last if it has fewer, and goes on."""
-    given = settings(base, name)
+def assert_killed_and_resumed_equals_whole(name: str, base: Path, **changes: Scalar) -> None:
+    """The run dies in round 3, or in its last if it has fewer, and goes on; changes in snake case."""
+    given = settings(base, name, **changes)
     whole = whole_run(given)
     killed_in = min(3, build_strategy(RunConfig.from_run_config(given))[0].num_rounds)
     if "centralised" in name:  # its rounds send nothing

@@ -19,8 +19,10 @@ from fedsynth.config import RECIPES, RunConfig
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
+    AUTOENCODER,
     MIN_HELD_OUT,
     ClassConditionalDDPMPipeline,
+    Codec,
     EncodedImages,
     HeldOutLoss,
     TrainingState,
@@ -73,7 +75,7 @@ class LocalModel:
         self._config = config
         self._codec = codec_of(config, spec)
         self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT
-        self.key = _content_key(silo, spec, config, self._stops_early)
+        self.key = _content_key(silo, spec, config, self._codec, self._stops_early)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"
         self._set_aside_if_damaged()
@@ -161,7 +163,7 @@ class LocalModel:
     def _finish(self, training: TrainingState) -> None:
         scheduler = lasting_scheduler(self._config.recipe)
         pipeline = ClassConditionalDDPMPipeline(
-            training.averaged_unet(), scheduler, self._spec.classes, self._codec.name
+            training.averaged_unet(), scheduler, self._spec.classes, **self._codec.saved
         )
         history = {"seconds": training.seconds, **loss_curve(training.losses)}
         if training.held_out_losses:
@@ -208,7 +210,7 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
     return unet.to(device)
 
 
-def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bool) -> str:
+def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, stops_early: bool) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.training.own_steps
@@ -227,12 +229,14 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, stops_early: bo
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,
-        "model": config.model.model_dump(exclude={"recipe"}),
+        "model": config.model.model_dump(exclude={"recipe", "autoencoder"}),
         "training": training,
         "diffusion": schedule,
     }
     if changes := {name: value for name, value in recipe.items() if value != paper[name]}:
         content["recipe"] = changes
+    if codec.name == AUTOENCODER:
+        content["codec"] = codec.digest
     # Where it changes nothing, the same model serves with and without.
     if stops_early:
         content["early-stop"] = True

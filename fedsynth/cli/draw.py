@@ -16,7 +16,7 @@ from fedsynth import __version__
 from fedsynth.cli.options import add_keys, given_keys, path_of, refuse_rest
 from fedsynth.config import AUTO, RunConfig, Scalar, keys_of
 from fedsynth.diffusion import SAMPLERS, Codec, make_scheduler, pick_device, sample
-from fedsynth.diffusion.codec import codec_of_grid
+from fedsynth.diffusion.codec import saved_codec
 from fedsynth.diffusion.pretrained import PretrainedModel, load_pretrained_model
 from fedsynth.diffusion.recipe import BETA_SCHEDULES
 from fedsynth.disk import check_writable
@@ -54,14 +54,15 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     refuse_rest("draw", rest)
     given = {key: value for key, value in given_keys(options, keys_of("draw")).items() if value != AUTO}
     config = RunConfig.from_run_config(given)  # what the user gave is refused before what the folder says
-    codec, config = _codec(options.model), RunConfig.from_run_config({**_saved_settings(options.model), **given})
+    codec = _codec(options.model, config.model.autoencoder)
+    config = RunConfig.from_run_config({**_saved_settings(options.model), **given})
     spec = codec.spec
     labels = _labels(config, spec.classes, options.classes)
     make_scheduler(config.recipe, config.sampling.sampling_steps, config.settings.sampler)
     _check_output(options.output)
     model = load_pretrained_model(options.model, codec, config.recipe, spec.classes, pick_device(config.run.device))
     images = _draw(model, config, codec, labels)
-    dataset = SyntheticDataset(images, labels.numpy(), spec.classes, _provenance(options.model, config))
+    dataset = SyntheticDataset(images, labels.numpy(), spec.classes, _provenance(options.model, config, codec))
     write_dataset(dataset, options.output)
     print(f"dataset {options.output}")
     return 0
@@ -73,11 +74,11 @@ def _check_output(path: Path) -> None:
     check_writable(path)
 
 
-def _codec(folder: Path) -> Codec:
+def _codec(folder: Path, autoencoder: str) -> Codec:
     """Read what the images of a model look like, and how its network sees them.
 
     Raises:
-        UserError: no folder of a class-conditional pipeline.
+        UserError: no folder of a class-conditional pipeline, or not the model's autoencoder.
     """
     if not folder.is_dir():
         raise UserError(f"model '{folder}': there is no such folder; give models/generator or models/global of a run")
@@ -88,7 +89,7 @@ def _codec(folder: Path) -> Codec:
     channels, size = unet.get("in_channels"), unet.get("sample_size")
     if not isinstance(channels, int) or not isinstance(size, int):
         raise UserError(f"model '{folder}': its unet/config.json names no channels and size: copy or save it again")
-    codec = codec_of_grid(str(index.get("codec", "pixels")), ImageSpec(channels, size, tuple(map(str, classes))))
+    codec = saved_codec(index, ImageSpec(channels, size, tuple(map(str, classes))), autoencoder)
     if codec.spec.channels not in (1, 3):
         raise UserError(f"model '{folder}' makes images of {codec.spec.channels} channels: 1 or 3 are needed")
     return codec
@@ -152,12 +153,12 @@ def _draw(model: PretrainedModel, config: RunConfig, codec: Codec, labels: torch
     return images
 
 
-def _provenance(model: Path, config: RunConfig) -> dict[str, Any]:
+def _provenance(model: Path, config: RunConfig, codec: Codec) -> dict[str, Any]:
     flat = config.to_run_config()
-    settings = {key: flat[key] for key in sorted(keys_of("draw") - {"seed", "device"})}
+    settings = {key: flat[key] for key in sorted(keys_of("draw") - {"seed", "device", "autoencoder"})}
     return {
         "method": "drawn from a saved model",
-        "settings": {"model": str(model), **settings},
+        "settings": {"model": str(model), "codec": codec.digest, **settings},
         "seed": config.run.seed,
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
     }

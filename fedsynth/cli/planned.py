@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion import count_parameters
+from fedsynth.diffusion import codec_of, count_parameters
 from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 
@@ -20,7 +20,8 @@ def planned(config: RunConfig, spec: ImageSpec | None, training_images: int | No
     if spec is None and size != AUTO:
         spec = ImageSpec(3, size, config.data.classes() or ())
     if spec is not None:
-        plan = plan_of(config, spec, count_parameters(config, spec), training_images=training_images)
+        parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
+        plan = plan_of(config, spec, parameters, training_images=training_images, sample_shape=shape)
         return plan, _lines(plan)
     plan = plan_of(config, ImageSpec(3, 0, ()))
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]

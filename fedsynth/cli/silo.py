@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-column", default="", help="column of metadata.csv, .jsonl or .parquet there that no hold-out splits"
     )
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
+    start.add_argument("--autoencoder-path", type=Path, help="folder of the autoencoder, for runs in latents")
     start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
     start.add_argument(
@@ -161,7 +162,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     """Check what the silo brings, and return it as the ClientApp will read it.
 
     Raises:
-        UserError: images, model, state folder or the silo's name cannot be used.
+        UserError: images, model, autoencoder, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
     from fedsynth.data import add_groups, image_folder_spec, list_images
@@ -191,6 +192,8 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
         given["group-column"] = options.group_column
     if options.model_path:
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
+    if options.autoencoder_path:
+        given["autoencoder-path"] = str(_autoencoder_folder(_absolute(options.autoencoder_path)))
     for key, value in given.items():
         check_node_value(key, value)
     return given
@@ -226,6 +229,14 @@ def supernode_command(folder: Path, options: argparse.Namespace, config: dict[st
 def _model_folder(path: Path) -> Path:
     if not any((path / name).is_file() for name in ("unet/config.json", "config.json")):
         raise UserError(f"model-path = '{path}' holds no diffusers model: 'fedsynth train-local' makes one")
+    return path
+
+
+def _autoencoder_folder(path: Path) -> Path:
+    from fedsynth.latent import read_autoencoder
+
+    found = read_autoencoder(path, "autoencoder-path")
+    logger.info("autoencoder %s: 1/%d of the side, SHA-256 %s", path, found.factor, found.digest)
     return path
 
 

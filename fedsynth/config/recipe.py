@@ -37,8 +37,10 @@ class Recipe(Section):
     warmup_steps: Count = key(20, "steps over which the learning rate rises")
     learning_rate_decay: Literal["constant", "cosine"] = key("cosine", "how the learning rate falls over train-steps")
     ema_decay: BelowOne = key(0.98, "decay of the weight average, after its warm-up")
-    codec: Auto | Literal["pixels", "unshuffle-2", "unshuffle-4", "unshuffle-8"] = key(
-        AUTO, "what the network sees: pixels, or pixels folded into channels; auto: the fold whose grid is 8×8 or above"
+    codec: Auto | Literal["pixels", "unshuffle-2", "unshuffle-4", "unshuffle-8", "autoencoder"] = key(
+        AUTO,
+        "what the network sees: pixels, pixels folded into channels, or latents of the autoencoder; auto: latents if"
+        " one is given, else the fold whose grid is 8×8 or above",
     )
 
     @model_validator(mode="after")

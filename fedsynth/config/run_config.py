@@ -215,6 +215,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
         value, limit = flat[name], flat[other]
         if isinstance(value, int) and isinstance(limit, int) and value > limit:
             raise UserError(f"{name} = {value}: must be <= {other} = {limit}")
+    if config.recipe.codec == "autoencoder" and not config.model.autoencoder:
+        raise UserError("codec = 'autoencoder' needs an autoencoder: set autoencoder to the folder of one")
     if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
         raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
     if config.training.mixed_precision == "bf16" and run.device == "cpu":

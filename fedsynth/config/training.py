@@ -35,6 +35,14 @@ class Model(Section):
     layers_per_block: Annotated[int, Field(ge=1, le=32)] | Auto = key(
         AUTO, "residual layers per level; auto: the preset's"
     )
+    autoencoder: str = key(
+        "",
+        "folder of a pretrained autoencoder, equal at every silo; a real silo has its own --autoencoder-path",
+        path=True,
+        may_change=True,
+        commands=("train-local", "draw"),
+        acts_with={"codec": ("autoencoder",)},
+    )
 
     @model_validator(mode="after")
     def _channels_are_numbers(self) -> Model:
@@ -62,7 +70,7 @@ class Training(Section):
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
     train_steps: Positive = key(
-        900,
+        400,
         "optimiser steps per silo, over all rounds of an averaging strategy or of its own model",
         may_change=True,
     )

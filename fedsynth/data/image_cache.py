@@ -26,10 +26,11 @@ from fedsynth.files import atomic_file
 logger = logging.getLogger("fedsynth")
 
 LARGE_BYTES = 2**28
-"""Images of at least so many bytes (21,845 of 64x64 in colour) lie on disk; fewer are held in memory."""
+"""Images of at least so many bytes (21,846 of 64x64 in colour) lie on disk; fewer are held in memory."""
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
-_KEPT_BYTES = 2**26
+_KEPT_BYTES = 2**24
+"""The system maps up to ten times as much, pages around those that are asked for."""
 _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]

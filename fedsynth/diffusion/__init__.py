@@ -1,6 +1,6 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
-from fedsynth.diffusion.codec import Codec, EncodedImages, codec_of, make_codec
+from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
@@ -20,6 +20,7 @@ from fedsynth.diffusion.training import TrainingState, loss_curve, train
 from fedsynth.diffusion.unet import PRESETS, build_unet
 
 __all__ = [
+    "AUTOENCODER",
     "MIN_HELD_OUT",
     "PARTS",
     "PRESETS",

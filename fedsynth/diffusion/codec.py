@@ -3,12 +3,19 @@
 Networks, noise, messages and mixtures work in the space of the grid alone. ``pixels`` are the images themselves,
 scaled to [-1, 1]. ``unshuffle-k`` moves every k×k block of pixels into k² channels (Shi et al. 2016, arXiv 1609.05158,
 backwards): a permutation, so that range, noise and every formula of a mixture stay what they are, while a network works
-on k² times fewer places.
+on k² times fewer places. ``autoencoder`` has a pretrained autoencoder before the network (Rombach et al. 2022, arXiv
+2112.10752); its latents are standardised by statistics of public photographs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +27,10 @@ from fedsynth.config.keys import one_of_words
 from fedsynth.diffusion.augmentation import augmented
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
+from fedsynth.latent import Autoencoder, LatentStatistics, public_statistics, read_autoencoder
 from fedsynth.spec import ImageSpec
 
+AUTOENCODER = "autoencoder"
 NAMES = {"pixels": 1, "unshuffle-2": 2, "unshuffle-4": 4, "unshuffle-8": 8}
 """Name -> side of the blocks of pixels that become channels."""
 LEAST_GRID = 8
@@ -60,6 +69,16 @@ class Codec:
         """Largest absolute value of clean samples, to which samplers clip."""
         return 1.0
 
+    @property
+    def digest(self) -> str:
+        """What must be equal wherever networks of one run work, in words that a message can carry."""
+        return self.name
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a saved model says of it, see :func:`saved_codec`."""
+        return {"codec": self.name}
+
     def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Turn uint8 images (n, H, W, C) into samples, float32 (n, c, h, w)."""
         return F.pixel_unshuffle(to_model_range(images), self.factor)
@@ -75,6 +94,95 @@ class Codec:
     def to_pixels(self, samples: torch.Tensor) -> torch.Tensor:
         """Inverse of :meth:`from_pixels`."""
         return F.pixel_shuffle(samples, self.factor)
+
+
+class _KeptLatents:
+    """Latents by codec and image, least recently used first out.
+
+    Args:
+        most_bytes: room for latents.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._room = most_bytes
+        self._items: OrderedDict[tuple[str, bytes], torch.Tensor] = OrderedDict()
+
+    def get(self, codec: str, image: NDArray[np.uint8], encode: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the latents of an image (H, W, C), made on first use."""
+        key = (codec, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        if key not in self._items:
+            self._items[key] = encode()
+            self._room -= self._items[key].nbytes
+        self._items.move_to_end(key)
+        while self._room < 0 and len(self._items) > 1:
+            self._room += self._items.popitem(last=False)[1].nbytes
+        return self._items[key]
+
+
+_kept = _KeptLatents(2**29)
+"""Those of 60,000 images of 64×64, at 32 channels and an eighth of the side."""
+
+
+@dataclass(frozen=True)
+class LatentCodec(Codec):
+    """``autoencoder``: standardised latents of images of one format.
+
+    Attributes:
+        autoencoder: the network between images and latents.
+        statistics: by which its latents are standardised.
+    """
+
+    autoencoder: Autoencoder = field(kw_only=True)
+    statistics: LatentStatistics = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """Its word in the configuration."""
+        return AUTOENCODER
+
+    @property
+    def grid(self) -> ImageSpec:
+        """Channels and side of the latents, and the classes."""
+        return ImageSpec(self.autoencoder.latent_channels, self.spec.size // self.factor, self.spec.classes)
+
+    @property
+    def bound(self) -> float:
+        """1.5 times what the standardised latents of photographs reach."""
+        return self.statistics.bound
+
+    @property
+    def digest(self) -> str:
+        """``autoencoder`` and a SHA-256 of its kind, settings, weights and statistics."""
+        both = f"{self.autoencoder.digest} {self.statistics.digest}"
+        return f"{AUTOENCODER} {hashlib.sha256(both.encode()).hexdigest()}"
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a saved model says of it: the digest and no path."""
+        return {"codec": self.digest, "image_channels": self.spec.channels}
+
+    def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Turn uint8 images (n, H, W, C) into standardised latents, float32 (n, c, h, w).
+
+        An image that was encoded in this process before is not encoded again, while there is room.
+        """
+        latents = [_kept.get(self.digest, image, partial(self._encode_one, image)) for image in images]
+        return torch.stack(latents) if latents else torch.empty(0, *self.shape)
+
+    def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        return self.statistics.standardise(self.autoencoder.encode(to_model_range(image[None])))[0]
+
+    def decode(self, samples: torch.Tensor) -> NDArray[np.uint8]:
+        """Turn standardised latents (n, c, h, w) into uint8 images (n, H, W, C); what the range lacks is clipped."""
+        return to_uint8(self.autoencoder.decode(self.statistics.restore(samples), self.spec.channels))
+
+    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Raise ``TypeError``: noise of pixels is no noise of latents."""
+        raise TypeError("latents are no rearranged pixels")
+
+    def to_pixels(self, samples: torch.Tensor) -> torch.Tensor:
+        """Raise ``TypeError``, too."""
+        raise TypeError("latents are no rearranged pixels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +218,48 @@ Images = torch.Tensor | EncodedImages
 """Samples (n, c, h, w), or images that become samples batch by batch."""
 
 
-def codec_of_grid(name: str, grid: ImageSpec) -> Codec:
-    """Return the codec of a saved model, by its name and what the network sees.
+def convert(samples: torch.Tensor, before: Codec, after: Codec) -> torch.Tensor:
+    """Rearrange samples, or their noise, from how one codec lays them out to how another does."""
+    return samples if before == after else after.from_pixels(before.to_pixels(samples))
+
+
+def saved_codec(saved: Mapping[str, Any], grid: ImageSpec, autoencoder: str | Path = "") -> Codec:
+    """Return the codec of a saved model.
+
+    Args:
+        saved: what it says of its codec, see :attr:`Codec.saved`.
+        grid: what its network sees, and its classes.
+        autoencoder: folder of the autoencoder, for a model of latents.
 
     Raises:
-        UserError: no such codec, or the channels are not those of folded images.
+        UserError: no such codec, or another autoencoder than the model's.
     """
+    name = str(saved.get("codec") or "pixels")
+    if name.startswith(AUTOENCODER):
+        return _saved_latents(name, saved.get("image_channels"), grid, autoencoder)
     factor = NAMES.get(name)
     if factor is None:
-        raise UserError(f"codec = '{name}' of the saved model: this version of fedsynth knows {', '.join(NAMES)}")
+        known = ", ".join((*NAMES, AUTOENCODER))
+        raise UserError(f"codec = '{name:.100}' of the saved model: this version of fedsynth knows {known}")
+    if autoencoder:
+        raise UserError(f"autoencoder = '{autoencoder}': the saved model has codec = '{name}'; leave it out")
     if grid.channels % factor**2:
         raise UserError(f"codec = '{name}' of the saved model: does not make {grid.channels} channels")
     return Codec(ImageSpec(grid.channels // factor**2, grid.size * factor, grid.classes), factor)
+
+
+def _saved_latents(digest: str, channels: Any, grid: ImageSpec, folder: str | Path) -> Codec:
+    if not folder:
+        raise UserError(f"autoencoder: the saved model is of latents; give the folder of '{digest:.100}'")
+    if channels not in (1, 3):
+        raise UserError("image_channels of the saved model: must be 1 or 3; copy or save it again")
+    autoencoder = _autoencoder(folder)
+    codec = _latent_codec(folder, ImageSpec(channels, grid.size * autoencoder.factor, grid.classes))
+    if codec.digest != digest:
+        raise UserError(
+            f"autoencoder = '{folder}': it is '{codec.digest}', the saved model is of '{digest:.100}': give that one"
+        )
+    return codec
 
 
 def codec_of(config: RunConfig, spec: ImageSpec) -> Codec:
@@ -130,16 +268,28 @@ def codec_of(config: RunConfig, spec: ImageSpec) -> Codec:
     Raises:
         UserError: the size of the images is no multiple of what it folds.
     """
-    return make_codec(config.recipe.codec, spec)
+    return make_codec(config.recipe.codec, spec, config.model.autoencoder, config.run.device)
 
 
-def make_codec(name: str, spec: ImageSpec) -> Codec:
-    """Return a codec by its name, or the one that suits the images for ``auto``: the fold to the smallest grid of an
-    even side of 8 or above, whole images where there is none.
+def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device: str = "cpu") -> Codec:
+    """Return a codec by its name, or the one that suits the images for ``auto``.
+
+    That is the autoencoder where one is given; otherwise the fold to the smallest grid of an even side of 8 or above,
+    and whole images where there is none.
+
+    Args:
+        name: ``auto`` or a codec's.
+        spec: format of the images, and the classes.
+        autoencoder: folder of an autoencoder.
+        device: ``cpu``, or that it works on CUDA where this process sees it.
 
     Raises:
-        UserError: the size of the images is no multiple of what it folds.
+        UserError: the size of the images is no multiple of what it folds, or the autoencoder cannot be used.
     """
+    if name == AUTOENCODER or (name == AUTO and autoencoder):
+        if not autoencoder:
+            raise UserError("codec = 'autoencoder' needs one: set autoencoder to its folder")
+        return _latent_codec(autoencoder, spec, device)
     if name == AUTO:
         fits = [k for k in NAMES.values() if spec.size % (2 * k) == 0 and spec.size // k >= LEAST_GRID]
         return Codec(spec, max(fits, default=1))
@@ -151,3 +301,31 @@ def make_codec(name: str, spec: ImageSpec) -> Codec:
             f" {one_of_words(map(repr, foldable))}, or another image-size"
         )
     return Codec(spec, factor)
+
+
+def _latent_codec(folder: str | Path, spec: ImageSpec, device: str = "cpu") -> Codec:
+    autoencoder = _autoencoder(folder, device)
+    autoencoder.check(spec.size, spec.channels)
+    statistics = _statistics(autoencoder, spec.size, spec.channels)
+    return LatentCodec(spec, autoencoder.factor, autoencoder=autoencoder, statistics=statistics)
+
+
+def _autoencoder(folder: str | Path, device: str = "cpu") -> Autoencoder:
+    path = Path(folder).expanduser().absolute()
+    try:
+        parts = sorted(file for place in (path, path / "vae") if place.is_dir() for file in place.iterdir())
+        # A process may outlast the files that it has read.
+        stamp = tuple((file.name, facts.st_size, facts.st_mtime_ns) for file in parts for facts in [file.stat()])
+    except OSError as error:
+        raise UserError(f"autoencoder = '{path}': {error.strerror or error}") from error
+    return _read(path, stamp, "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, stamp: tuple[Any, ...], device: str) -> Autoencoder:
+    autoencoder = read_autoencoder(path)
+    autoencoder.network.to(device)
+    return autoencoder
+
+
+_statistics = lru_cache(maxsize=4)(public_statistics)

@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.recipe import PAPER, recipe_name
-from fedsynth.diffusion.codec import codec_of
+from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
@@ -16,7 +16,10 @@ from fedsynth.spec import ImageSpec
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
     """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights."""
-    codec = codec_of(config, spec)
+    return _initial_unet(config, codec_of(config, spec))
+
+
+def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
     preset: str = config.model.model
     if preset == AUTO:
         of_paper = recipe_name(config.to_run_config()) == PAPER
@@ -29,8 +32,9 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
 
 def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     """Return the number of weights of a run's U-Net, without room for any of them."""
+    codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
-        return sum(weights.numel() for weights in initial_unet(config, spec).parameters())
+        return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from fedsynth.diffusion.codec import Codec, codec_of_grid
+from fedsynth.diffusion.codec import Codec, saved_codec
 from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
 from fedsynth.sealed import Seal
@@ -42,15 +43,23 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         unet: denoising network with ``num_class_embeds`` classes.
         scheduler: scheduler whose configuration is saved beside the weights.
         classes: class names, in label order.
-        codec: name of what the network sees of an image, see :mod:`fedsynth.diffusion.codec`.
+        codec: what the network sees of an image, as :attr:`fedsynth.diffusion.codec.Codec.saved` has it.
+        image_channels: of the images, where the codec does not say.
     """
 
     def __init__(
-        self, unet: UNet2DModel, scheduler: SchedulerMixin, classes: tuple[str, ...] = (), codec: str = "pixels"
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        classes: tuple[str, ...] = (),
+        codec: str = "pixels",
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(classes=list(classes), codec=codec)
+        if image_channels is not None:
+            self.register_to_config(image_channels=image_channels)
 
     @torch.no_grad()
     def __call__(
@@ -59,6 +68,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         num_inference_steps: int = 50,
         batch_size: int = 256,
+        autoencoder: str | Path = "",
     ) -> LabelledImagePipelineOutput:
         """Draw one image per label.
 
@@ -67,10 +77,13 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             generator: CPU generator, for reproducible images; None draws other images at every call.
             num_inference_steps: noise levels visited.
             batch_size: images evaluated at a time.
+            autoencoder: folder of the autoencoder, for a model of latents.
 
         Raises:
-            UserError: a name that is not among the model's classes, or an index out of range.
+            UserError: a name that is not among the model's classes, an index out of range, or not the autoencoder that
+                the model was trained with.
         """
+        codec = self._codec(autoencoder)
         indices = torch.tensor([self._index(label) for label in labels])
         config = self.unet.config
         shape = (len(indices), config.in_channels, config.sample_size, config.sample_size)
@@ -80,14 +93,14 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         noise = torch.randn(shape, generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
         predict = network_output(self.unet, batch_size)
-        pixels = self._codec().decode(sample(predict, self.scheduler, noise, indices, generator))
+        pixels = codec.decode(sample(predict, self.scheduler, noise, indices, generator))
         images = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
         return LabelledImagePipelineOutput(images=images, labels=indices)
 
-    def _codec(self) -> Codec:
+    def _codec(self, autoencoder: str | Path) -> Codec:
         config = self.unet.config
         grid = ImageSpec(config.in_channels, config.sample_size, tuple(self.config.classes))
-        return codec_of_grid(self.config.codec, grid)
+        return saved_codec(self.config, grid, autoencoder)
 
     def _index(self, label: int | str | torch.Tensor) -> int:
         names = list(self.config.classes)

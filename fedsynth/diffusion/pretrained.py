@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.config import Recipe
-from fedsynth.diffusion.codec import NAMES, Codec
+from fedsynth.diffusion.codec import AUTOENCODER, NAMES, Codec, convert
 from fedsynth.diffusion.noise_levels import PREDICTION_TYPES, Level, match_levels, to_noise
 from fedsynth.diffusion.pipeline import model_seal
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
@@ -104,8 +104,8 @@ class PretrainedModel:
         eps = torch.empty_like(x)
         for first in range(0, len(x), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
-            own_x = self._own_codec.from_pixels(self.codec.to_pixels(x[rows]))
-            eps[rows] = self.codec.from_pixels(self._own_codec.to_pixels(self._ask(own_x, level, indices[rows])))
+            own_x = convert(x[rows], self.codec, self._own_codec)
+            eps[rows] = convert(self._ask(own_x, level, indices[rows]), self._own_codec, self.codec)
         return eps
 
     def _ask(self, x: torch.Tensor, level: Level, indices: torch.Tensor) -> torch.Tensor:
@@ -186,7 +186,7 @@ def load_pretrained_model(
     files = _find(folder)
     _check_seal(files)
     spec = codec.spec
-    own_codec = _own_codec(files, spec)
+    own_codec = _own_codec(files, codec)
     unet = _read_unet(files, own_codec.grid)
     schedule, prediction_type = _read_scheduler(files)
     indices = _class_indices(files, unet, spec, held_classes)
@@ -217,9 +217,17 @@ def _find(folder: Path) -> _ModelFiles:
     )
 
 
-def _own_codec(files: _ModelFiles, spec: ImageSpec) -> Codec:
+def _own_codec(files: _ModelFiles, codec: Codec) -> Codec:
     index = files.first("model_index.json")
     name = str(files.read_config(index).get("codec", "pixels")) if index else "pixels"
+    spec = codec.spec
+    if name == codec.digest:
+        return codec
+    if AUTOENCODER in (codec.name, name.partition(" ")[0]):
+        raise files.error(
+            f"its codec is '{name:.100}', and the run's is '{codec.digest}': give a model of the same autoencoder, or"
+            " remove model-path to train one here"
+        )
     if name not in NAMES or spec.size % NAMES[name]:
         known = ", ".join(name for name, factor in NAMES.items() if spec.size % factor == 0)
         raise files.error(

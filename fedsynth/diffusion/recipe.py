@@ -40,11 +40,29 @@ def denoising_loss(
     signal, noise_std = (root[:, None, None, None] for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
     target = {"epsilon": noise, "x0": clean, "v": signal * noise - noise_std * clean}[recipe.prediction]
     errors = (predicted - target).square().flatten(1).mean(1)
+    return errors * _weights(alpha_bar, recipe)
+
+
+def loss_of_zero(alphas_cumprod: torch.Tensor, power: float, recipe: Recipe) -> float:
+    """Return the mean :func:`denoising_loss` of a network that answers 0 whatever it is asked, as one does at first.
+
+    Args:
+        alphas_cumprod: ᾱ of every timestep (T,).
+        power: mean square of the clean samples.
+        recipe: prediction and weighting.
+    """
+    alpha_bar = alphas_cumprod.double()
+    ones = torch.ones_like(alpha_bar)
+    squares = {"epsilon": ones, "x0": power * ones, "v": alpha_bar + (1 - alpha_bar) * power}[recipe.prediction]
+    return float((squares * _weights(alpha_bar, recipe)).mean())
+
+
+def _weights(alpha_bar: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     if recipe.loss_weighting == "uniform":
-        return errors
+        return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
     of_image = (snr + 1).clamp(max=recipe.snr_gamma)
-    return errors * of_image / {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[recipe.prediction]
+    return of_image / {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[recipe.prediction]
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

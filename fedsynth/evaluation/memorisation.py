@@ -122,13 +122,12 @@ def copied_share(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
 
     mean = sum(part.sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
     named = {"synthetic": synthetic, "test": test}
-    points = [as_features(name, images.reshape(len(images), -1)) - mean for name, images in named.items()]
-    nearest = [np.full(len(samples), np.inf) for samples in points]
+    flat = [as_features(name, images.reshape(len(images), -1)) for name, images in named.items()]
+    points = np.concatenate(flat) - mean
+    nearest = np.full(len(points), np.inf)
     for part in parts():
-        references = as_features("train", part) - mean
-        for samples, known in zip(points, nearest, strict=True):
-            np.minimum(known, nearest_neighbours(samples, references)[1], out=known)
-    return _copied_share(*nearest)
+        np.minimum(nearest, nearest_neighbours(points, as_features("train", part) - mean)[1], out=nearest)
+    return _copied_share(nearest[: len(synthetic)], nearest[len(synthetic) :])
 
 
 def _copied_share(distances: Array, test_distances: Array) -> float:

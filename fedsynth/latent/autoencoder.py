@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from fedsynth.errors import UserError
 from fedsynth.latent.network import Network
 
-PIXELS_AT_ONCE = 2**17
-"""So many pixels are encoded or decoded at a time: 32 images of 64×64."""
+PIXELS_AT_ONCE = 2**15
+"""So many pixels are decoded at a time: 8 images of 64×64."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Autoencoder:
     """A network with its measures; its weights are never trained.
 
@@ -26,17 +26,16 @@ class Autoencoder:
         digest: SHA-256 of all that decides what it computes: kind, settings and weights.
     """
 
-    network: Network
+    network: Network = field(compare=False)
     image_channels: int
     latent_channels: int
     factor: int
     digest: str
 
-    def check(self, key: str, size: int, channels: int) -> None:
+    def check(self, size: int, channels: int) -> None:
         """Refuse images that it cannot encode.
 
         Args:
-            key: what the error calls it.
             size: side of the images in pixels.
             channels: 1 or 3; grey images are repeated to three channels where it takes three.
 
@@ -46,25 +45,25 @@ class Autoencoder:
         if size % self.factor:
             near = max(1, round(size / self.factor)) * self.factor
             raise UserError(
-                f"image-size = {size}: must be a multiple of {self.factor} for the autoencoder in {key}:"
-                f" set image-size = {near}, or another codec"
+                f"image-size = {size}: must be a multiple of {self.factor} for this autoencoder: set image-size ="
+                f" {near}, or another codec"
             )
         if channels > self.image_channels:
-            raise UserError(
-                f"{key}: takes grey images, and the run's are in colour: give an autoencoder of colour images"
-            )
+            raise UserError("autoencoder: it takes grey images, and the run's are in colour: give one of colour images")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return latents (n, latent_channels, h/factor, w/factor), on the CPU, in the precision of the network.
+
+        One image at a time, which takes no longer from 64×64 on: its latents have the same bits whatever comes with it.
 
         Args:
             images: (n, C, h, w) in [-1, 1], C = 1 or 3; grey ones are repeated where the network takes three channels.
         """
         images = images.expand(-1, max(self.image_channels, images.shape[1]), -1, -1)
-        return self._in_batches(self.network.to_latents, images, images[0, 0].numel())
+        return self._in_batches(self.network.to_latents, images, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor, channels: int) -> torch.Tensor:
         """Return images (n, channels, h, w), on the CPU, not clipped to [-1, 1].
 
@@ -72,12 +71,12 @@ class Autoencoder:
             latents: (n, latent_channels, h/factor, w/factor).
             channels: 1 or 3; where the network makes three and one is wanted, it is their mean.
         """
-        images = self._in_batches(self.network.to_images, latents, latents[0, 0].numel() * self.factor**2)
+        pixels = latents[0, 0].numel() * self.factor**2
+        images = self._in_batches(self.network.to_images, latents, max(1, PIXELS_AT_ONCE // pixels))
         return images.mean(1, keepdim=True) if channels < self.image_channels else images
 
     def _in_batches(
-        self, compute: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, pixels: int
+        self, compute: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int
     ) -> torch.Tensor:
         weights = next(self.network.parameters())
-        batches = inputs.split(max(1, PIXELS_AT_ONCE // pixels))
-        return torch.cat([compute(batch.to(weights.device, weights.dtype)).cpu() for batch in batches])
+        return torch.cat([compute(batch.to(weights.device, weights.dtype)).cpu() for batch in inputs.split(size)])

@@ -18,6 +18,7 @@ from fedsynth.messages.fields import (
     real,
     setting,
     several,
+    text,
     whole,
 )
 from fedsynth.spec import ImageSpec
@@ -80,12 +81,14 @@ class PrepareRequest(Request[PrepareAnswer]):
     Attributes:
         spec: format and classes of the run.
         train_seconds: how long to train the silo's own model; 0: not at all.
+        codec: digest of the run's codec; None: the silo's own will do.
     """
 
     kind: ClassVar[str] = "query.prepare"
 
     spec: ImageSpec = image_spec()
     train_seconds: float = setting(real(0, MAX_SECONDS), 0.0)
+    codec: str | None = setting(text(r"[a-z][a-z0-9-]{1,30}( [0-9a-f]{64})?"), None)
 
     def reader(self) -> Reader[PrepareAnswer]:
         """Read the answer; it must tell of the training if any was asked for."""

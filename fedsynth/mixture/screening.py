@@ -42,7 +42,7 @@ leave the range of the images by a hundredth, which is more than the noise there
 
 ECHO = 0.99
 """Cosine between answer and samples from which an answer only repeats its input: honest networks on digits reach 0.95
-where :data:`ECHO_SHOWS`, an echo c·x has 1."""
+where :data:`ECHO_SHOWS`, those that predict x_0 0.88 after one step of training; an echo c·x has 1."""
 
 ECHO_SHOWS = 0.7
 """An echo is looked for where noise makes up less than this share of the samples' size; above it every model echoes."""
@@ -68,6 +68,25 @@ other noise, from T to 0.4 T          -0.13 … 0.14    0.97 … 1.51
 an earlier answer, at 0.7 T           -0.09 … 0.13    1.17 … 1.42
 -ε, from T to 0.4 T                   -1.13 … -0.74   1.47 … 2.12
 10 ε                                  2.7 … 14.6      3.0 … 9.2
+====================================  ==============  ============
+
+Those networks predict ε under a linear schedule, the recipe ``paper``. Networks of the default recipe, which predict
+x_0 under a cosine one, after 40 to 100 steps, at the same ᾱ. They are the same at pure noise from the first step on,
+and never echo: among 570 answers of honest ones none misses a bound.
+
+====================================  ==============  ============
+answers                               gain            excess
+====================================  ==============  ============
+honest                                0.13 … 1.12     0.00 … 0.37
+with noise of half their size         0.15 … 1.10     0.20 … 0.51
+with noise of their own size          0.15 … 1.10     0.37 … 1.03
+of a silo whose digits are inverted   0.87 … 9.14     0.00 … 0.33
+after 1 to 30 steps of training       0.14 … 1.53     0.00 … 0.41
+0.05 x, from T to 0.4 T               0.04 … 0.06     0.60 … 0.95
+other noise, from T to 0.4 T          -0.10 … 0.10    0.98 … 1.49
+an earlier answer, at 0.7 T           -0.05 … 0.10    1.25 … 1.41
+-ε, from T to 0.4 T                   -1.12 … -0.82   1.46 … 2.06
+10 ε                                  1.6 … 11.2      6.0 … 9.5
 ====================================  ==============  ============
 """
 

@@ -91,6 +91,7 @@ def plan_of(
     network_parameters: int = 0,
     num_samples: int | None = None,
     training_images: int | None = None,
+    sample_shape: tuple[int, ...] = (),
 ) -> Plan:
     """Return what a run asks one silo.
 
@@ -100,6 +101,7 @@ def plan_of(
         network_parameters: weights of its network; 0: not known.
         num_samples: images of the synthetic set whose class the silo holds; None: all.
         training_images: images that it trains on; None: not known.
+        sample_shape: of what its networks see of an image; empty: as many numbers as the image has.
     """
     name, settings = config.run.strategy, config.settings
     held = config.sampling.num_samples if num_samples is None else num_samples
@@ -124,7 +126,7 @@ def plan_of(
         drawn = config.sampling.num_samples
     if isinstance(settings, DfDSettings):
         answers.append("epsilon")
-        queries, samples = _noise_queries(config, settings, spec, held)
+        queries, samples = _noise_queries(config, settings, len(spec.classes), prod(sample_shape or spec.shape), held)
     sampler = settings.sampler
     return Plan(
         answers=tuple(answers),
@@ -146,10 +148,10 @@ def plan_of(
     )
 
 
-def _noise_queries(config: RunConfig, settings: DfDSettings, spec: ImageSpec, held: int) -> tuple[int, int]:
+def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbers: int, held: int) -> tuple[int, int]:
     """Return messages, and samples in the largest."""
     exchange = config.exchange
-    most = rows_in(exchange.max_message_mb, prod(spec.shape), exchange.wire_dtype)
+    most = rows_in(exchange.max_message_mb, numbers, exchange.wire_dtype)
     piece = min(most, NETWORK_BATCH)
     per_message = most // piece
     pieces = settings.parallel_levels * -(-held // piece)
@@ -157,7 +159,7 @@ def _noise_queries(config: RunConfig, settings: DfDSettings, spec: ImageSpec, he
     samples = min(per_message * piece, settings.parallel_levels * held)
     if config.cooperation.screening and settings.sampler != "ula":
         queries += CALIBRATION_QUERIES
-        samples = max(samples, CALIBRATION_SAMPLES * len(spec.classes))
+        samples = max(samples, CALIBRATION_SAMPLES * classes)
     return queries, samples
 
 

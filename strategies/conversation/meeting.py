@@ -21,6 +21,7 @@ def take_census(
     spec: ImageSpec,
     max_silo_images: int,
     names: Mapping[int, str] | None = None,
+    codec: str | None = None,
 ) -> Census:
     """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
 
@@ -30,12 +31,13 @@ def take_census(
         spec: format and classes of the run's images.
         max_silo_images: the most that a silo may claim.
         names: by node id, where the silos have said them already; none may change it.
+        codec: digest of the run's codec, which every silo compares with its own; None: they do not.
 
     Raises:
         RunError: a silo cannot open its images, two go by one name, or nobody is left.
     """
     nodes = Census.unknown(node_ids)
-    questions = [(k, PrepareRequest(spec=spec)) for k in range(len(nodes))]
+    questions = [(k, PrepareRequest(spec=spec, codec=codec)) for k in range(len(nodes))]
     answers = list(ask(exchange, questions, nodes, needed=len(nodes)))
     members: list[Member] = []
     reasons: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import count_parameters
+from fedsynth.diffusion import codec_of, count_parameters
 from fedsynth.errors import RunError
 from fedsynth.policy import Refusal, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
@@ -37,7 +37,7 @@ def check_policies(
     Raises:
         RunError: names every silo that forbids a part of the run, and the lines.
     """
-    parameters = count_parameters(config, spec)
+    parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
     held = {name: 0 for name in policies}
     trained: dict[str, int] = {}
     if census is not None and labels is not None:
@@ -46,7 +46,7 @@ def check_policies(
         trained = {member.name: member.num_examples for member in census}
     forbidden: list[str] = []
     for name, num_samples in sorted(held.items()):
-        plan = plan_of(config, spec, parameters, num_samples, trained.get(name))
+        plan = plan_of(config, spec, parameters, num_samples, trained.get(name), shape)
         found = refusals(policies[name], plan)
         if lines := [f"{refusal}{_left(refusal)}" for refusal in found if not refusal.optional]:
             forbidden.append(f"{name}: {'; '.join(lines)}{_contact(policies[name])}")

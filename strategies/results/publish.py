@@ -81,7 +81,8 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
     scheduler = lasting_scheduler(task.config.recipe, sampler)
-    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, codec_of(task.config, task.spec).name)
+    codec = codec_of(task.config, task.spec)
+    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, **codec.saved)
     with atomic_directory(path) as temporary:
         pipeline.save_pretrained(temporary)
         seal_folder(temporary, model_seal())
@@ -91,6 +92,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
+        "codec": codec_of(task.config, task.spec).digest,
         "silos": [silo] if silo else [member.name for member in task.census],
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedsynth.config import RunConfig
 from fedsynth.data import LabelledImages, configured_range, load_image_folder
-from fedsynth.diffusion import initial_unet
+from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
 from fedsynth.output import RunFolder
@@ -51,25 +51,40 @@ def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, 
 
 
 def write_partition(folder: RunFolder, task: Task) -> None:
-    """Write who holds what: indices in a simulation, otherwise what the silos said."""
-    folder.write_partition(task.federation.manifest(task.config) if task.federation else _record(task))
+    """Write who holds what: indices in a simulation, otherwise what the silos said; and which autoencoder it is for."""
+    held = task.federation.manifest(task.config) if task.federation else _record(task)
+    folder.write_partition(held | _autoencoder(task))
 
 
 def check_partition(folder: RunFolder, task: Task) -> None:
-    """Compare what real silos hold now with what the run to resume was begun with.
+    """Compare what real silos hold now, and the autoencoder, with what the run to resume was begun with.
 
     Raises:
-        UserError: other classes or another format; a checkpoint would not fit.
+        UserError: other classes, another format or another autoencoder; a checkpoint would not fit.
     """
-    if task.federation is not None or not folder.partition.is_file():
+    if not folder.partition.is_file():
         return
-    then, now = folder.read_partition(), _record(task)
-    for key in ("classes", "image-size", "image-channels"):
-        if then.get(key) != now[key]:
+    then = folder.read_partition()
+    for key, now in _autoencoder(task).items():
+        if then.get(key) != now:
             raise UserError(
-                f"{key}: the silos now give {now[key]}, the run to resume has {then.get(key)}:"
+                f"{key}: the autoencoder in '{task.config.model.autoencoder}' is '{now}', the run to resume has"
+                f" '{then.get(key)}': give the folder of that one, or start another run"
+            )
+    if task.federation is not None:
+        return
+    found = _record(task)
+    for key in ("classes", "image-size", "image-channels"):
+        if then.get(key) != found[key]:
+            raise UserError(
+                f"{key}: the silos now give {found[key]}, the run to resume has {then.get(key)}:"
                 " bring the silos' folders back to what they were, or start another run"
             )
+
+
+def _autoencoder(task: Task) -> dict[str, Any]:
+    codec = codec_of(task.config, task.spec)
+    return {"codec": codec.digest} if codec.name == AUTOENCODER else {}
 
 
 def _record(task: Task) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_dry_run_says_what_every_silo_is_asked_and_starts_nothing(
     said = capsys.readouterr().out
     assert said.startswith("each of 3 silos is asked at most\n  strategy            dfd\n")
     assert "  messages            describe, prepare, epsilon\n  noise queries       10\n" in said
-    assert "  optimiser steps     900\n  network parameters  635 553\n  image size          8\n" in said
+    assert "  optimiser steps     400\n  network parameters  635 553\n  image size          8\n" in said
     assert (flower.commands, list(project.iterdir())) == ([], [])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 from real_silos import write_digits
+from tiny_autoencoders import write_taesd
 
 from fedsynth.cli import main
 from fedsynth.locks import locked
@@ -63,7 +64,9 @@ def test_start_gives_flower_what_the_client_app_reads(
     (project / "model" / "unet").mkdir(parents=True)
     (project / "model" / "unet" / "config.json").write_text("{}")
     (project / "own.toml").write_text("noise-queries-per-run = 10")
+    write_taesd(project / "taesd")
     given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept", "--policy", "own.toml"]
+    given += ["--autoencoder-path", "taesd"]
     _, config = command_of(capsys, *words, *given)
     assert config == {
         "data-path": str(project / "images"),
@@ -71,6 +74,7 @@ def test_start_gives_flower_what_the_client_app_reads(
         "state-path": str(project / "kept"),
         "policy-path": str(project / "own.toml"),
         "model-path": str(project / "model"),
+        "autoencoder-path": str(project / "taesd"),
     }
 
 
@@ -113,6 +117,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--data-path absent", "there is no folder"),
         ("--data-path images/0", "no class folders in"),
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
+        ("--autoencoder-path images", "holds no autoencoder (found '0', '1'): give one of diffusers"),
         ("--state-path link/ca.crt", "state-path: cannot write"),
         ('--silo-name a"b', "quotes, backslashes and line breaks are not possible"),
         ("--silo-name " + "x" * 65, "must be 1 to 64 printable characters, without blanks at its ends; give another"),
@@ -207,6 +212,12 @@ def test_policy_is_compared_with_a_planned_run(
     status, said = check(fedavg)
     assert (status, "this policy forbids the run" in said) == (1, True)
     assert """REFUSED  line 'answers = ["describe", "prepare", "epsilon"]': the run asks 'train'""" in said
+    write_taesd(project / "taesd")
+    dfd.write_text('dfd-rounds = 10\nautoencoder = "/the/server/has/it"\nimage-size = 32\n')
+    words = ["silo", "policy", "--check", "own.toml", "--setting", str(dfd), "--data-path", "images"]
+    assert "is of a run in latents: add --autoencoder-path" in refused(*words)
+    main([*words, "--autoencoder-path", "taesd"])
+    assert "image size          32\n" in capsys.readouterr().out
     dfd.write_text("dfd-rounds = 11\n")
     status, said = check(dfd)
     assert status == 1

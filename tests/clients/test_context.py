@@ -150,6 +150,15 @@ def test_errors_of_a_full_disk_name_the_state_folder(tmp_path: Path, monkeypatch
         raise UserError("as it was")
 
 
+def test_the_autoencoder_of_a_real_silo_is_its_own_and_never_the_server_s_path() -> None:
+    run = {"autoencoder": "/the/server/s", "num-clients": 5}
+    assert silo_of(run, data_path="x", autoencoder_path="/own").config.model.autoencoder == "/own"
+    assert silo_of(run, partition_id=3).config.model.autoencoder == "/the/server/s"
+    assert silo_of({}, data_path="x", autoencoder_path="/own").config.model.autoencoder == ""
+    with pytest.raises(UserError, match=r"the run works in latents, .*: start it with --autoencoder-path"):
+        silo_of(run, data_path="x", partition_id=3)
+
+
 def test_equal_values_of_another_type_are_another_configuration() -> None:
     assert silo_of({"early-stop": True}).config.training.early_stop is True
     assert silo_of({"early-stop": True}).config is silo_of({"early-stop": True}).config, "parsed once"

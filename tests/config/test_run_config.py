@@ -133,7 +133,7 @@ class TestContradictions:
             ({"recipe": "paper", "beta_end": 1e-4}, ["beta-end = 0.0001", "> beta-start = 0.0001"]),
             ({"dfd_rounds": 1001}, ["dfd-rounds = 1001", "<= num-train-timesteps = 1000"]),
             ({"min_replies": 11}, ["min-replies = 11", "<= num-clients = 10"]),
-            ({"strategy": "fedavg", "num_rounds": 901}, ["num-rounds = 901", "<= train-steps = 900"]),
+            ({"strategy": "fedavg", "num_rounds": 401}, ["num-rounds = 401", "<= train-steps = 400"]),
         ],
     )
     def test_name_keys_values_and_limit(self, keys: dict[str, Any], named: list[str]) -> None:
@@ -147,7 +147,7 @@ class TestContradictions:
             {"dfd_preset": "paper", "score_scale": 2.0},
             {"dfd_rounds": 1000, "sampling_steps": 1000},
             {"min_replies": 10},
-            {"strategy": "krum", "num_rounds": 900},
+            {"strategy": "krum", "num_rounds": 400},
             {"score_scale": 3.9, "step_scale": 0.5, "sampler": "ula"},
         ],
     )
@@ -181,6 +181,8 @@ class TestKeysThatDoNotAct:
             ),
             ({"recipe": "paper", "schedule": "cosine", "beta_start": 1e-3}, "beta-start = 0.001: acts with schedule"),
             ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
+            ({"dataset": "medmnist:bloodmnist", "download": True}, "download = True: acts with dataset = 'mnist', "),
+            ({"dataset": "hf:skin", "value_range": "full"}, "value-range = 'full': acts with dataset = 'imagefolder' "),
             ({"partition": "iid", "alpha": 1.0}, "alpha = 1.0: acts with partition = 'dirichlet' only; leave"),
             ({"parallel_levels": 4}, "parallel-levels = 4: acts with sampler = 'ddpm' or 'ddim' only"),
             ({"sampler": "ddim", "temperature": 2.0}, "temperature = 2.0: acts with weights = 'posterior' only"),
@@ -198,6 +200,8 @@ class TestKeysThatDoNotAct:
             {"sampler": "ddim", "temperature": 1.0},
             {"strategy": "somebody:Else", "beta": 0.3, "copy_check": False},
             {"dataset": "somebody:load", "data_root": "x"},
+            {"dataset": "medmnist:bloodmnist", "data_root": "x", "partition": "iid"},
+            {"dataset": "hf:fed-isic2019", "data_root": "x", "partition": "natural", "silo_column": "center"},
             {"loss_weighting": "uniform", "snr_gamma": 5.0},
             {"recipe": "paper", "beta_end": 0.03, "loss_weighting": "min-snr", "snr_gamma": 2.0},
         ],

@@ -10,7 +10,7 @@ from scipy.stats import kstest
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import EncodedImages, codec_of, make_codec, make_scheduler, to_model_range
-from fedsynth.diffusion.codec import NAMES, Codec, codec_of_grid
+from fedsynth.diffusion.codec import NAMES, Codec, saved_codec
 from fedsynth.errors import UserError
 from fedsynth.mixture import PathPosterior, compose, energy
 from fedsynth.spec import ImageSpec
@@ -121,7 +121,7 @@ def test_auto_folds_to_the_smallest_grid_that_a_network_can_halve(size: int, sid
     codec = make_codec("auto", spec_of(size))
     assert codec.grid == ImageSpec(3 * (size // side) ** 2, side, CLASSES)
     assert codec == make_codec(codec.name, spec_of(size))
-    assert codec == codec_of_grid(codec.name, codec.grid)
+    assert codec == saved_codec(codec.saved, codec.grid)
     assert codec == codec_of(RunConfig(), spec_of(size))
     assert codec_of(RunConfig.from_run_config({"recipe": "paper"}), spec_of(size)).name == "pixels"
 
@@ -149,6 +149,6 @@ def test_sizes_that_are_no_multiple_are_refused(name: str, size: int, fits: str)
 
 def test_saved_models_of_other_codecs_are_refused() -> None:
     with pytest.raises(UserError, match="codec = 'wavelet' of the saved model: this version of fedsynth knows pixels,"):
-        codec_of_grid("wavelet", spec_of(8))
+        saved_codec({"codec": "wavelet"}, spec_of(8))
     with pytest.raises(UserError, match="codec = 'unshuffle-2' of the saved model: does not make 3 channels"):
-        codec_of_grid("unshuffle-2", spec_of(8))
+        saved_codec({"codec": "unshuffle-2"}, spec_of(8))

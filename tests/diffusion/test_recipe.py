@@ -10,7 +10,7 @@ import torch
 from torch.optim import Adam, AdamW
 
 from fedsynth.config import RECIPES, Recipe
-from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
+from fedsynth.diffusion.recipe import denoising_loss, learning_rate, loss_of_zero, make_optimizer
 
 PREDICTIONS = ("epsilon", "v", "x0")
 ALPHA_BARS = torch.tensor([1e-4, 0.02, 0.5, 0.79, 0.81, 0.97, 0.9999], dtype=torch.float64)
@@ -118,3 +118,13 @@ def test_optimisers(name: str, kind: type, decay: float) -> None:
     optimizer.step()
     # The first step of both is the rate long; AdamW shrinks the weight before.
     assert float(weight.detach()) == pytest.approx(2 * (1 - 0.1 * decay) - 0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_of_answering_nothing_is_the_mean_over_levels_noise_and_images(prediction: str, weighting: str) -> None:
+    chosen = recipe(prediction=prediction, loss_weighting=weighting)
+    alpha_bars = torch.tensor([0.02, 0.5, 0.97], dtype=torch.float64)
+    clean, noise = 0.6 * random(3, 1, 200, 200).sign(), random(3, 1, 200, 200, seed=1)
+    by_hand = denoising_loss(torch.zeros_like(clean), clean, noise, alpha_bars, chosen).mean()
+    assert loss_of_zero(alpha_bars, 0.36, chosen) == pytest.approx(float(by_hand), rel=0.02)

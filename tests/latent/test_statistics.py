@@ -14,7 +14,7 @@ from fedsynth.latent.statistics import public_crops, public_statistics
 
 def test_latents_of_the_photographs_are_standardised(tmp_path: Path) -> None:
     autoencoder = read_autoencoder(write_taesd(tmp_path))
-    statistics = public_statistics(autoencoder, "autoencoder", 32, 3)
+    statistics = public_statistics(autoencoder, 32, 3)
     latents = autoencoder.encode(public_crops(32, 3).float())
     standardised = statistics.standardise(latents)
     by_channel = standardised.transpose(0, 1).flatten(1)
@@ -27,17 +27,17 @@ def test_latents_of_the_photographs_are_standardised(tmp_path: Path) -> None:
 
 def test_statistics_do_not_depend_on_the_last_bits(tmp_path: Path) -> None:
     autoencoder = read_autoencoder(write_taesd(tmp_path))
-    statistics = public_statistics(autoencoder, "autoencoder", 16, 1)
+    statistics = public_statistics(autoencoder, 16, 1)
     with torch.no_grad():
         for weights in autoencoder.network.parameters():
             weights *= 1 + 1e-7
-    assert public_statistics(autoencoder, "autoencoder", 16, 1).digest == statistics.digest
+    assert public_statistics(autoencoder, 16, 1).digest == statistics.digest
     assert all(f"{std:.3g}" == f"{std:g}" for std in statistics.std)
 
 
 def test_statistics_are_those_of_the_format(tmp_path: Path) -> None:
     autoencoder = read_autoencoder(write_taesd(tmp_path))
-    of = {shape: public_statistics(autoencoder, "autoencoder", *shape).digest for shape in ((16, 1), (16, 3), (32, 3))}
+    of = {shape: public_statistics(autoencoder, *shape).digest for shape in ((16, 1), (16, 3), (32, 3))}
     assert len(set(of.values())) == 3
     # The network is left as it was.
     assert next(autoencoder.network.parameters()).dtype == torch.float32
@@ -57,4 +57,4 @@ def test_a_channel_that_says_nothing_is_refused(tmp_path: Path) -> None:
     weights["14.weight"][1] = 0
     save_file(weights, file)
     with pytest.raises(UserError, match="autoencoder: channel 1 of its latents says nothing"):
-        public_statistics(read_autoencoder(tmp_path), "autoencoder", 16, 3)
+        public_statistics(read_autoencoder(tmp_path), 16, 3)

@@ -194,7 +194,7 @@ def test_other_keys_are_refused(key: str, value: Scalar, had: Scalar, tmp_path: 
 
 
 def test_free_keys_can_be_fixed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="train-steps = 1800: the run to resume has 900"):
+    with pytest.raises(UserError, match="train-steps = 1800: the run to resume has 400"):
         known(tmp_path).refuse_changes({"train-steps": 1800}, fixed=("num-rounds", "train-steps"))
 
 

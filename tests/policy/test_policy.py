@@ -104,3 +104,11 @@ def test_a_run_that_acts_on_losses_is_refused_where_they_are_not_told() -> None:
         lines = [refusal.line for refusal in refusals(SiloPolicy(), plan)]
         assert ("tell-train-loss = false" in lines) is needed
         assert not refusals(SiloPolicy.unlimited(), plan)
+
+
+def test_questions_are_cut_by_what_networks_see() -> None:
+    spec = ImageSpec(3, 64, ("a", "b"))
+    config = RunConfig.from_run_config({"strategy": "dfd", "num-samples": 256, "screening": False, "max-message-mb": 2})
+    pixels, latents = plan_of(config, spec), plan_of(config, spec, sample_shape=(32, 8, 8))
+    # 2 MB are 40 images of 49 kB, or 243 samples of 8 kB.
+    assert (pixels.samples_per_query, latents.samples_per_query) == (40, 243)

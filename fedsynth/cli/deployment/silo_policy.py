@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", type=Path, metavar="FILE", help=f"policy file (default: {POLICY_FILE} of the silo)")
     parser.add_argument("--setting", type=Path, metavar="RUN", help="TOML file of a run's configuration keys")
     parser.add_argument("--data-path", type=Path, help="the silo's images, whose size and classes decide some numbers")
+    parser.add_argument("--autoencoder-path", type=Path, help="the silo's autoencoder, for a run in latents")
 
 
 def check_policy(folder: Path, options: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     # Only here: what knows networks takes seconds to import.
     from fedsynth.cli.planned import comparison, planned
 
-    config = _setting(options.setting)
+    config = _setting(options.setting, options.autoencoder_path)
     spec, images = _images(options.data_path, config)
     plan, said = planned(config, spec, images)
     print(f"policy {path}\nrun {options.setting} asks this silo at most")
@@ -56,12 +57,20 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     return 0 if allowed else 1
 
 
-def _setting(path: Path) -> RunConfig:
+def _setting(path: Path, autoencoder: Path | None) -> RunConfig:
     try:
         given = {"dataset": REAL_SILOS, **read_toml(path.expanduser(), "configuration keys")}
     except UserError as error:
         raise UserError(f"setting '{path}': {error}") from None
-    return RunConfig.from_run_config(given)
+    config = RunConfig.from_run_config(given)
+    if not config.model.autoencoder:
+        return config
+    if autoencoder is None:
+        raise UserError(
+            f"setting '{path}' is of a run in latents: add --autoencoder-path, the silo's copy of its autoencoder"
+        )
+    own = str(autoencoder.expanduser().absolute())
+    return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
 
 
 def _images(data: Path | None, config: RunConfig) -> tuple[ImageSpec | None, int | None]:

@@ -120,12 +120,12 @@ def test_report_says_what_was_done_and_found() -> None:
 
 
 def test_silos_that_stopped_early_or_copy_are_seen() -> None:
-    full = Member(1, "full", 7, [7, 0], [(450, 0.5), (900, 0.25)], 3.0, 0.0)
-    stopped = Member(2, "stopped", 7, [7, 0], [(300, 0.5), (600, 0.25)], 2.0, 0.41)
+    full = Member(1, "full", 7, [7, 0], [(200, 0.5), (400, 0.25)], 3.0, 0.0)
+    stopped = Member(2, "stopped", 7, [7, 0], [(150, 0.5), (300, 0.25)], 2.0, 0.41)
     given = replace(task("pooled"), census=Census([full, stopped]))
     rows = report_content(given, outcome(), "", Costs().row(), Measurements(), []).silos
-    assert "stopped at step" not in rows[0], "900 steps are all there were"
-    assert rows[1]["stopped at step"] == 600
+    assert "stopped at step" not in rows[0], "400 steps are all there were"
+    assert rows[1]["stopped at step"] == 300
     assert [row["near-copies"] for row in rows] == [0.0, 0.41]
 
 
