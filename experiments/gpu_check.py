@@ -73,7 +73,7 @@ QUICK = Size(
     0.5,
     2,
     {"model": "small", "block-out-channels": "4,4,4"},
-    {"num-samples": 20, "dfd-rounds": 3, "sampling-steps": 3, "evaluate": False},
+    {"num-samples": 20, "dfd-rounds": 3, "sampling-steps": 3, "evaluate": False, "screening": False},
 )
 
 
@@ -175,7 +175,9 @@ def _run(size: Size, scratch: Path, data: Settings, strategy: str, steps: int) -
     }
     if strategy == "fedavg":
         settings["num-rounds"] = _ROUNDS
-        settings.pop("dfd-rounds", None)
+    if strategy != "dfd":
+        for key in ("dfd-rounds", "screening"):
+            settings.pop(key, None)
     row: dict[str, Any] = {"what": strategy, "precision": str(settings["mixed-precision"]), "steps of a silo": steps}
     begun = time.monotonic()
     try:

@@ -29,7 +29,7 @@ from fedsynth.output import RunFolder
 Settings = dict[str, Scalar]
 
 _SIZES: dict[str, Settings] = {
-    "quick": {"train-steps": 10, "num-samples": 40, "dfd-rounds": 5, "evaluate": False},
+    "quick": {"train-steps": 10, "num-samples": 40, "dfd-rounds": 5, "evaluate": False, "screening": False},
     "default": {"train-steps": 100, "num-samples": 500, "dfd-rounds": 20},
     "full": {},
 }

@@ -29,8 +29,10 @@ LARGE_BYTES = 2**28
 """Images of at least so many bytes (21,846 of 64x64 in colour) lie on disk; fewer are held in memory."""
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
-_KEPT_BYTES = 2**24
-"""The system maps up to ten times as much, pages around those that are asked for."""
+_KEPT_BYTES = 2**26
+_ROWS_AT_ONCE = 256
+_MAPPED_AT_ONCE = 2**16
+"""Bytes of a file that the system maps around a page that is asked for."""
 _CHECKSUM_BYTES = 8
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
@@ -60,11 +62,21 @@ class MappedImages(np.memmap[Any, Any]):
     _touched = 0
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, np.ndarray) and index.ndim == 1 and index.dtype.kind in "iu":
+            return self._rows(index)
         found = super().__getitem__(index)
         if not isinstance(found, np.ndarray):
             return found
         self._let_go(found.nbytes)
         return found if np.may_share_memory(found, self) else found.view(np.ndarray)
+
+    def _rows(self, index: NDArray[Any]) -> NDArray[Any]:
+        found = np.empty((len(index), *self.shape[1:]), self.dtype)
+        for first in range(0, len(index), _ROWS_AT_ONCE):
+            some = index[first : first + _ROWS_AT_ONCE]
+            found[first : first + _ROWS_AT_ONCE] = super().__getitem__(some)
+            self._let_go(len(some) * max(math.prod(self.shape[1:]), _MAPPED_AT_ONCE))
+        return found
 
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(index, value)

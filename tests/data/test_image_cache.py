@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsynth.data import LabelledImages, image_cache, labelled_images
-from fedsynth.data.image_cache import ImageCache, file_states, read_images, take_rows
+from fedsynth.data.image_cache import ImageCache, MappedImages, file_states, read_images, take_rows
 from fedsynth.errors import FilesError, UserError
 
 SHAPE = (6, 4, 4, 3)
@@ -152,9 +152,10 @@ def resident_kilobytes(path: Path) -> int:
     return found
 
 
-@pytest.mark.parametrize("how", ["one by one", "slices", "rows", "fingerprint", "writing"])
+@pytest.mark.parametrize("how", ["one by one", "slices", "rows", "many rows", "fingerprint", "writing"])
 def test_pages_that_were_read_do_not_stay_in_memory(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_cache, "_KEPT_BYTES", 2**16)
+    monkeypatch.setattr(image_cache, "_ROWS_AT_ONCE", 8)
     monkeypatch.setattr(labelled_images, "_ROWS", 20)
     resident: list[int] = []
 
@@ -174,6 +175,17 @@ def test_pages_that_were_read_do_not_stay_in_memory(how: str, tmp_path: Path, mo
     elif how == "rows":
         drawn = np.random.default_rng(0).permutation(600).reshape(-1, 20)
         assert all((images[rows][:, 0, 0, 0] == numbers[rows]).all() for rows in drawn)
+    elif how == "many rows":
+        let_go = MappedImages._let_go
+
+        def watched(images: MappedImages, size: int) -> None:
+            resident.append(resident_kilobytes(path))
+            let_go(images, size)
+
+        monkeypatch.setattr(MappedImages, "_let_go", watched)
+        rows = np.random.default_rng(0).permutation(600)[:48]
+        assert (images[rows][:, 0, 0, 0] == numbers[rows]).all()
+        assert max(resident[1:]) < 1200
     elif how == "fingerprint":
         data = LabelledImages(images, np.zeros(600, np.int64), ("a",))
         in_memory = LabelledImages(np.array(images), data.labels, data.classes)
