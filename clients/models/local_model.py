@@ -217,7 +217,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
     if not training["augment"]:
         del training["augment"]
     name = recipe_name(config.to_run_config())
-    recipe = {**config.recipe.model_dump(), "codec": codec_of(config, spec).name, "name": name}
+    recipe = {**config.recipe.model_dump(), "codec": codec.name, "name": name}
     # What was a key of the training or of the noise before there were recipes stands where it stood.
     training |= {name: recipe.pop(name) for name in ("learning_rate", "ema_decay")}
     schedule = {name: recipe.pop(name) for name in ("num_train_timesteps", "beta_start", "beta_end")}

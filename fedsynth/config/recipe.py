@@ -29,7 +29,8 @@ class Recipe(Section):
     beta_start: OpenUnit = key(1e-4, "first beta", acts_with=_LINEAR)
     beta_end: OpenUnit = key(0.02, "last beta", acts_with=_LINEAR)
     loss_weighting: Literal["uniform", "min-snr"] = key(
-        "min-snr", "uniform: error of the prediction as it is; min-snr: that of the image times min(SNR + 1, snr-gamma)"
+        "min-snr",
+        "uniform: the prediction's error as it is; min-snr: the image's times min(SNR + 1, snr-gamma), SNR for epsilon",
     )
     snr_gamma: PositiveFloat = key(5.0, "γ of min-snr", acts_with={"loss-weighting": ("min-snr",)})
     optimizer: Literal["adam", "adamw"] = key("adamw", "adamw decays weights by 0.01")

@@ -28,7 +28,8 @@ def denoising_loss(
 
     With ``loss-weighting = "min-snr"`` it is weighted so that the error of the implied x_0 counts min(SNR + 1, γ)
     times, SNR = ᾱ/(1-ᾱ): v's own weight (Salimans & Ho 2022, arXiv 2202.00512), cut off at γ as Hang et al. 2023
-    (arXiv 2303.09556, Sec. 3.4) cut off the SNR. An error e of x_0 is one of √SNR·e of ε and of √(SNR + 1)·e of v.
+    (arXiv 2303.09556, Sec. 3.4) cut off the SNR. For ε it is their min(SNR, γ): at pure noise an ε hardly says anything
+    of x_0. An error e of x_0 is one of √SNR·e of ε and of √(SNR + 1)·e of v.
 
     Args:
         predicted: output of the network (n, C, H, W).
@@ -61,8 +62,9 @@ def _weights(alpha_bar: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     if recipe.loss_weighting == "uniform":
         return torch.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
-    of_image = (snr + 1).clamp(max=recipe.snr_gamma)
-    return of_image / {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[recipe.prediction]
+    if recipe.prediction == "epsilon":
+        return snr.clamp(max=recipe.snr_gamma) / snr
+    return (snr + 1).clamp(max=recipe.snr_gamma) / (snr + 1 if recipe.prediction == "v" else 1)
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

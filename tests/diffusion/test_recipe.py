@@ -42,10 +42,12 @@ def losses_of(prediction: str, error: torch.Tensor, **changes: Any) -> torch.Ten
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-def test_min_snr_costs_an_error_of_the_image_alike_whatever_is_predicted(prediction: str, gamma: float) -> None:
+def test_min_snr_costs_an_error_of_the_image_by_the_signal_to_noise_ratio(prediction: str, gamma: float) -> None:
+    """The same for v and x_0; for ε as in Hang et al. 2023, Eq. 5."""
     error = 0.1 * random(7, 3, 4, 4, seed=2)
     found = losses_of(prediction, error, loss_weighting="min-snr", snr_gamma=gamma)
-    weights = [min(1 / (1 - float(alpha_bar)), gamma) for alpha_bar in ALPHA_BARS]
+    more = 0 if prediction == "epsilon" else 1
+    weights = [min(float(alpha_bar / (1 - alpha_bar)) + more, gamma) for alpha_bar in ALPHA_BARS]
     expected = error.square().mean((1, 2, 3)) * torch.tensor(weights, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
@@ -68,6 +70,14 @@ def test_uniform_is_the_mean_square_error_of_what_is_predicted(prediction: str) 
         target = torch.cos(angle) * noise - torch.sin(angle) * clean  # Salimans & Ho 2022, App. D
     found = denoising_loss(said, clean, noise, ALPHA_BARS, recipe(prediction=prediction, loss_weighting="uniform"))
     torch.testing.assert_close(found, ((said - target) ** 2).mean((1, 2, 3)), rtol=1e-12, atol=0)
+
+
+def test_min_snr_never_makes_an_error_of_noise_count_more_than_it_does_by_itself() -> None:
+    clean, noise, said = (random(7, 1, 2, 2, seed=seed) for seed in range(3))
+    chosen = recipe(prediction="epsilon", loss_weighting="min-snr", snr_gamma=5.0)
+    near_noise = torch.logspace(-9, -1, 7, dtype=torch.float64)
+    plain = (said - noise).square().mean((1, 2, 3))
+    torch.testing.assert_close(denoising_loss(said, clean, noise, near_noise, chosen), plain)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
