@@ -199,8 +199,10 @@ def main() -> None:
 
 def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     found = folder / "result.json"
-    if not found.exists():
-        result = trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
+    flat = RunConfig.from_run_config({"seed": seed, **recipe}).recipe.model_dump()
+    asked = {"recipe": flat, "chosen": dict(recipe), "samples": options.samples, "levels": options.levels}
+    if not found.exists() or json.loads(found.read_text(encoding="utf-8")).get("asked") != asked:
+        result = {"asked": asked} | trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
         folder.mkdir(parents=True, exist_ok=True)
         pixels, labels = result.pop("pixels"), result.pop("labels")
         np.savez_compressed(folder / "samples.npz", images=pixels, labels=labels)

@@ -183,7 +183,10 @@ def _pieces(path: Path, column: str) -> Iterator[Any]:
         from pyarrow import ipc, memory_map
 
         for batch in ipc.open_stream(memory_map(str(path))):
-            yield batch.column(column)
+            found = batch.column(column)
+            # Offsets of a damaged file would have memory read that is none of the file's.
+            found.validate(full=True)
+            yield found
 
 
 @contextmanager

@@ -27,7 +27,7 @@ CAMELYON17_CLASSES = ("normal", "tumor")
 """Whether the central 32x32 pixels of a patch hold any tumour."""
 _SIDE, _LABELLED_SIDE = 96, 32
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center")
-_SILO_COLUMNS, _GROUP_COLUMNS = ("center", "patient", "slide"), ("patient", "slide")
+_SILO_COLUMNS, _GROUP_COLUMNS = ("center",), ("patient", "slide")
 
 
 def load_camelyon17(
@@ -39,7 +39,7 @@ def load_camelyon17(
     origins: Origins,
     cache: ImageCache | None = None,
 ) -> Folds:
-    """Read the patches in ``root`` (or its ``camelyon17_v1.0``) and split them 80/20 within every hospital, by patient.
+    """Read the patches in ``root`` (or its ``camelyon17_v1.0``) and split them 80/20 by patient, within every natural silo.
 
     The label speaks of the centre of a patch, so that images are its central pixels and never resized.
 
@@ -49,7 +49,7 @@ def load_camelyon17(
         channels: 1 or 3. None: 3.
         skip_bad_images: leave out unreadable images, with a logged warning, instead of refusing.
         seed: decides the split.
-        origins: silos are the hospitals (``center``, 0 to 4), or ``patient`` or ``slide``; groups are patients, or
+        origins: silos are the hospitals (``center``, 0 to 4); groups are patients, or
             ``slide``. WILDS' own test fold is the silo 2.
         cache: receives large sets, decoded; None: they are held in memory.
 

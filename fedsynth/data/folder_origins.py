@@ -116,6 +116,8 @@ def _listed_in(table: Metadata, root: Path) -> FolderListing:
     found: dict[str, list[Path]] = {}
     for name, row in table.rows.items():
         path = table.path.parent / name
+        if not path.exists():  # a name may be stored in another form of Unicode than the table's key
+            path = table.path.parent / table.names[name]
         if not path.is_relative_to(root):
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -13,10 +14,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from fedsynth.disk import check_free_space, describe_write_error
@@ -116,7 +119,7 @@ def read_images(
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
-    name = hashlib.sha256(json.dumps([_FORMAT, shape, source()]).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps([_FORMAT, _decoders(), shape, source()]).encode()).hexdigest()
     path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
@@ -129,6 +132,12 @@ def read_images(
     elif not found[1].all():
         logger.warning("images: %d of %d that could not be read are left out", (~found[1]).sum(), len(found[1]))
     return found
+
+
+def _decoders() -> list[str]:
+    """What reads files: an image that one version cannot read, another can."""
+    with_dicom = importlib.util.find_spec("pydicom") is not None
+    return [PIL.__version__, version("pydicom") if with_dicom else ""]
 
 
 def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:

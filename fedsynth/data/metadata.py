@@ -29,10 +29,12 @@ class Metadata:
     Attributes:
         path: its file.
         rows: values by column, without blanks at their ends; by ``file_name`` in Unicode's composed form (NFC).
+        names: each ``file_name`` as the table writes it, by the same.
     """
 
     path: Path
     rows: Mapping[str, Mapping[str, str]]
+    names: Mapping[str, str]
 
     def values(self, column: str, files: Iterable[Path]) -> dict[Path, str]:
         """Return what a column says of each file.
@@ -91,6 +93,7 @@ def _table(path: Path, columns: Collection[str]) -> Metadata:
             )
     kept = (*columns, *([LABEL] if LABEL in present and LABEL not in columns else []))
     found: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         name = _text(row.get(FILE))
         inside = PurePosixPath(name)
@@ -104,7 +107,8 @@ def _table(path: Path, columns: Collection[str]) -> Metadata:
         if (key := _key(inside.as_posix())) in found:
             raise UserError(f"'{path}', row {number}: '{visible(name)}' has two rows: leave one")
         found[key] = values
-    return Metadata(path, found)
+        names[key] = str(row[FILE]).strip()
+    return Metadata(path, found, names)
 
 
 def _key(name: str) -> str:
@@ -139,8 +143,10 @@ def _jsonl(path: Path) -> Table:
 def _parquet(path: Path) -> Table:
     from pyarrow import parquet, types  # slow to import
 
-    table = parquet.read_table(path)
-    table = table.select([field.name for field in table.schema if not types.is_nested(field.type)])
+    schema = parquet.read_schema(path)
+    # Images, too, may stand in such a table.
+    plain = [f.name for f in schema if not (types.is_nested(f.type) or types.is_binary(f.type))]
+    table = parquet.read_table(path, columns=plain)
     return table.to_pylist(), table.column_names
 
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.errors import UserError, unknown_choice
+from fedsynth.seeding import initial_weights
 from fedsynth.spec import ImageSpec
 
 
@@ -80,10 +81,7 @@ def build_unet(
             f" U-Net of {len(channels)} levels; change image-size or codec, or give fewer block-out-channels"
         )
     attends = [level == shape.attention_level for level in range(len(channels))]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        )
+    with initial_weights(int(torch.randint(2**62, (1,), generator=generator, device=generator.device))):
         return UNet2DModel(
             sample_size=spec.size,
             in_channels=spec.channels,

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 
 from fedsynth.evaluation.networks.domain_classifier import (
+    ARCHITECTURE,
     BATCH_SIZE,
     LEARNING_RATE,
     TRAINING_STEPS,
@@ -76,7 +77,8 @@ def classifier_cached(
     """
     if folder is None:
         return train_domain_classifier(images, labels, num_classes, seed)
-    arguments = (num_classes, seed, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE, torch.__version__, _content_hash(images))
+    budget = (ARCHITECTURE, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE)
+    arguments = (num_classes, seed, *budget, torch.__version__, _content_hash(images))
     name = hashlib.sha256(f"{arguments} {_content_hash(labels.astype(np.int64))}".encode()).hexdigest()
     path = folder / "classifiers" / f"{name}.safetensors"
     # On the meta device nothing is initialised, and the global random state stays as it was.

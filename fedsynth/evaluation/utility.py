@@ -19,7 +19,12 @@ from sklearn.neural_network import MLPClassifier
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.evaluation.array_checks import check_labelled_images, check_same_image_shape
 from fedsynth.evaluation.intervals import mean_and_interval
-from fedsynth.evaluation.networks.domain_classifier import predict_labels, scale_pixels, train_domain_classifier
+from fedsynth.evaluation.networks.domain_classifier import (
+    ARCHITECTURE,
+    predict_labels,
+    scale_pixels,
+    train_domain_classifier,
+)
 from fedsynth.evaluation.networks.resnet import RESNET_STEPS, Weights, load_weights, predict_resnet_labels, train_resnet
 from fedsynth.seeding import derive_seed
 from fedsynth.threads import side_by_side
@@ -137,7 +142,7 @@ def utility_scores(
 
 def budgets() -> tuple[int, ...]:
     """Return what a score depends on besides the arguments of :func:`utility_scores`."""
-    return CNN_STEPS, MLP_STEPS, MLP_BATCH_SIZE, LOGISTIC_REGRESSION_ITERATIONS, RESNET_STEPS
+    return ARCHITECTURE, CNN_STEPS, MLP_STEPS, MLP_BATCH_SIZE, LOGISTIC_REGRESSION_ITERATIONS, RESNET_STEPS
 
 
 def _check_choices(classifiers: Sequence[str], num_seeds: int) -> None:

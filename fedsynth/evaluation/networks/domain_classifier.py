@@ -32,6 +32,10 @@ def scale_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
+ARCHITECTURE = 2
+"""Raised with every change of the network or its training: what is kept of the last is not taken for this one's."""
+
+
 class DomainClassifier(nn.Module):
     """Convolutional classifier for images with sides of 8 pixels or more.
 
