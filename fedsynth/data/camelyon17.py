@@ -39,7 +39,7 @@ def load_camelyon17(
     origins: Origins,
     cache: ImageCache | None = None,
 ) -> Folds:
-    """Read the patches in ``root`` (or its ``camelyon17_v1.0``) and split them 80/20 by patient, within every natural silo.
+    """Read the patches in ``root`` (or its ``camelyon17_v1.0``), split 80/20 by patient, within every natural silo.
 
     The label speaks of the centre of a patch, so that images are its central pixels and never resized.
 
