@@ -33,6 +33,8 @@ from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
 LEAST_FREE_BYTES = 2**20
+DECODED = "images"
+"""Folder of decoded images in the state folder; it may be removed at any time between runs."""
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: SiloCache[Silo] = SiloCache()
@@ -189,7 +191,7 @@ class SiloContext:
                     value_range=configured_range(config.data),
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
-                    cache=ImageCache(self.state / "images", single=True),
+                    cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

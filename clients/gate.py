@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from clients.context import SiloContext
+from clients.context import DECODED, SiloContext
 from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
 from fedsynth.audit import FEWEST
@@ -198,9 +198,14 @@ def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:
             policy.refuse("network_parameters", f"the run's network has {parameters}")
-    if (most := policy.limit("disk_mb")) < inf and (used := folder_bytes(silo.state) / 1e6) >= most:
+    if (most := policy.limit("disk_mb")) < inf and (used := _kept_bytes(silo) / 1e6) >= most:
         policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
     _refuse_few_images(spec, steps, silo)
+
+
+def _kept_bytes(silo: SiloContext) -> int:
+    """Return the bytes of the state folder without decoded images, which have the same bound for themselves."""
+    return folder_bytes(silo.state) - folder_bytes(silo.state / DECODED)
 
 
 def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:

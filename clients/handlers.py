@@ -129,13 +129,14 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
     """Return the own model's noise prediction for samples, all at one timestep or each at its own.
 
     Raises:
-        UserError: a timestep that the run's noise schedule does not have, or a class that the run does not have.
+        UserError: a timestep or a class that the run does not have, or samples that are not of its networks' shape.
         PolicyError: a class of few images, or no more time.
     """
-    _check_question(request, silo)
     noted = silo.noted(PRETRAINED_MODEL) or silo.noted(LOCAL_MODEL)
-    if noted is not None:
-        _refuse_rare_classes(request.labels, noted_spec(noted), silo)
+    spec = None if noted is None else noted_spec(noted)
+    _check_question(request, spec, silo)
+    if spec is not None:
+        _refuse_rare_classes(request.labels, spec, silo)
     predict = _own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -236,7 +237,9 @@ def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
     return len(silo.images(spec).train) if silo.simulated else int(_told_counts(silo, spec).sum())
 
 
-def _check_question(request: EpsilonRequest, silo: SiloContext) -> None:
+def _check_question(request: EpsilonRequest, spec: ImageSpec | None, silo: SiloContext) -> None:
+    if spec is not None and (found := tuple(request.samples.shape[1:])) != (own := codec_of(silo.config, spec).shape):
+        raise UserError(f"samples of shape {found}: the run's networks see {own}")
     count = silo.config.recipe.num_train_timesteps
     asked = request.timesteps if request.timesteps is not None else torch.tensor([request.timestep])
     if len(asked) and (highest := int(asked.max())) >= count:

@@ -161,7 +161,7 @@ class LocalModel:
         return training
 
     def _finish(self, training: TrainingState) -> None:
-        scheduler = lasting_scheduler(self._config.recipe)
+        scheduler = lasting_scheduler(self._config.recipe, bound=self._codec.bound)
         pipeline = ClassConditionalDDPMPipeline(
             training.averaged_unet(), scheduler, self._spec.classes, **self._codec.saved
         )
@@ -216,8 +216,9 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
     training["train_steps"] = config.training.own_steps
     if not training["augment"]:
         del training["augment"]
-    name = recipe_name(config.to_run_config())
-    recipe = {**config.recipe.model_dump(), "codec": codec.name, "name": name}
+    # With model = auto the recipe's name decides the network.
+    called = recipe_name(config.to_run_config())
+    recipe = {**config.recipe.model_dump(), "codec": codec.name, "name": called}
     # What was a key of the training or of the noise before there were recipes stands where it stood.
     training |= {name: recipe.pop(name) for name in ("learning_rate", "ema_decay")}
     schedule = {name: recipe.pop(name) for name in ("num_train_timesteps", "beta_start", "beta_end")}

@@ -50,10 +50,12 @@ class ImageCache:
         folder: receives the files. Several processes may share it, and it may be removed whenever none is at work.
         single: keep the newest file alone, so that whoever asks for one size of images after the other does not fill
             the disk.
+        most_bytes: of a file.
     """
 
     folder: Path
     single: bool = False
+    most_bytes: float = math.inf
 
 
 class MappedImages(np.memmap[Any, Any]):
@@ -113,7 +115,7 @@ def read_images(
         :class:`MappedImages` that nobody can write to.
 
     Raises:
-        FilesError: the file cannot be written.
+        FilesError: the file cannot be written, or would be too large.
     """
     if cache is None or math.prod(shape) < LARGE_BYTES:
         images = np.empty(shape, np.uint8)
@@ -123,6 +125,12 @@ def read_images(
     path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
+        if math.prod(shape) > cache.most_bytes:
+            raise FilesError(
+                f"decoded images take {math.prod(shape) / 1e6:.0f} MB, more than the {cache.most_bytes / 1e6:.0f} MB"
+                " allowed (disk-mb of the policy): raise it, or have the run use smaller images",
+                "decoded images would take more than disk-mb of the policy: the silo's log says how much",
+            )
         if cache.single:
             _remove_others(path)
         _make(path, shape, fill)

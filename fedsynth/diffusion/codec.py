@@ -166,7 +166,8 @@ class LatentCodec(Codec):
 
         An image that was encoded in this process before is not encoded again, while there is room.
         """
-        latents = [_kept.get(self.digest, image, partial(self._encode_one, image)) for image in images]
+        digest = self.digest
+        latents = [_kept.get(digest, image, partial(self._encode_one, image)) for image in images]
         return torch.stack(latents) if latents else torch.empty(0, *self.shape)
 
     def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:

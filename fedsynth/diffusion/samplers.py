@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import Recipe
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
-from fedsynth.errors import unknown_choice
+from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++")
@@ -44,13 +44,17 @@ def make_scheduler(
         bound: largest absolute value of x_0, see :class:`fedsynth.diffusion.codec.Codec`.
 
     Raises:
-        UserError: unknown sampler.
+        UserError: unknown sampler, or a plug-in for samples of another bound than 1.
     """
     if sampler not in SAMPLERS and not is_plugin(sampler):
         raise unknown_choice("sampler", sampler, SAMPLERS)
     steps = num_inference_steps or recipe.num_train_timesteps
     most_sigma = MOST_SIGMA if recipe.schedule == "cosine" else math.inf
     if is_plugin(sampler):
+        if bound != 1:
+            raise UserError(
+                f"sampler = '{sampler}': a plug-in works on pixels, not on latents; choose another, or codec"
+            )
         return load_plugin("sampler", sampler)(recipe, steps)
     if sampler == "ddpm":
         scheduler = DDPMScheduler(**noise_schedule(recipe), timestep_spacing="trailing", clip_sample_range=bound)
@@ -71,21 +75,25 @@ def make_scheduler(
     return solver
 
 
-def lasting_scheduler(recipe: Recipe, sampler: str = "ddpm") -> Any:
-    """Return the scheduler to save beside a network: it is fed with what the network predicts, and its own
-    ``set_timesteps(n)`` finds the levels of ``sampler``.
+def lasting_scheduler(recipe: Recipe, sampler: str = "ddpm", bound: float = 1.0) -> Any:
+    """Return the scheduler to save beside a network: it is fed with what the network predicts.
+
+    Its own ``set_timesteps(n)`` finds the levels of ``sampler`` under the linear schedule; under the cosine one it
+    goes on to T, where diffusers' own even levels begin. Solvers clip to [-1, 1] or, of other bounds, not at all.
 
     Args:
         recipe: noise schedule and prediction.
         sampler: one of :data:`SAMPLERS`.
+        bound: largest absolute value of x_0, see :class:`fedsynth.diffusion.codec.Codec`.
     """
     own = {**noise_schedule(recipe), "prediction_type": DIFFUSERS_PREDICTION[recipe.prediction]}
     if sampler == "ddpm":
-        return DDPMScheduler(**own, timestep_spacing="trailing")
+        return DDPMScheduler(**own, timestep_spacing="trailing", clip_sample_range=bound)
     options: dict[str, Any] = {"solver_order": 1} if sampler == "ddim" else {"algorithm_type": sampler}
     if sampler != "ddim" and recipe.schedule == "linear":
         options["use_karras_sigmas"] = True
-    return DPMSolverMultistepScheduler(**own, **_CLIPPED, **options)
+    # Dynamic thresholding with another largest value would scale x_0.
+    return DPMSolverMultistepScheduler(**own, **{**_CLIPPED, "thresholding": bound == 1}, **options)
 
 
 def sampler_state(scheduler: Any) -> dict[str, Any]:

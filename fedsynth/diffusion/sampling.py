@@ -45,7 +45,7 @@ def sample(
         on_step: called with the number of levels done after each one.
 
     Returns:
-        x_0 (N, C, H, W), nominally in [-1, 1].
+        x_0 (N, C, H, W), nominally within the codec's bound.
     """
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if draws_noise else {}

@@ -130,7 +130,7 @@ class TrainingState:
         Raises:
             SealError: it is damaged, or another training's.
         """
-        # On the CPU: every part moves its own tensors, and Adam's step counts belong there.
+        # On the CPU: every part moves its own tensors to where it needs them.
         self.load_state_dict(load_torch(path, _seal(owner)))
 
     def resume(self, path: Path, name: str, owner: str = "") -> None:

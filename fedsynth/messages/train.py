@@ -50,7 +50,7 @@ class TrainRequest(Request[TrainAnswer]):
         spec: format and classes of the run.
         server_round: 1 for the first.
         steps: optimiser steps of this round.
-        first_step: steps of earlier rounds, by which the learning rate has fallen.
+        first_step: steps of train-steps that belong to earlier rounds, by which the learning rate has fallen.
         proximal_mu: weight of FedProx's term.
         run_token: names the run, for tensors that stay with the silo.
         has_trained: whether the silo took part in an earlier round, so that it must have kept such tensors.

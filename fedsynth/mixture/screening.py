@@ -1,9 +1,9 @@
 """Screening: which silos' noise predictions may count, and for how much.
 
-Three checks look at one silo alone and one at pairs. All images lie in [-1, 1], so the prediction of an exact model
-implies an image x_0 = (x_t - √(1-ᾱ) ε) / √ᾱ in that range, at any noise level and for any x_t. The first two checks
-rest on that: an exact model passes them whatever its images are, so that a silo of unusual images is not taken for a
-hostile one, and near pure noise they leave hardly any room.
+Three checks look at one silo alone and one at pairs. All images lie in [-1, 1] (latents within the bound of their
+codec), so the prediction of an exact model implies an image x_0 = (x_t - √(1-ᾱ) ε) / √ᾱ in that range, at any noise
+level and for any x_t. The first two checks rest on that: an exact model passes them whatever its images are, so that a
+silo of unusual images is not taken for a hostile one, and near pure noise they leave hardly any room.
 
 Samples that earlier answers left outside the images are nobody's fault at this level: what no answer of the size of
 noise could have undone is not counted (:attr:`AnswerStatistics.unavoidable`).

@@ -98,10 +98,9 @@ class PathPosterior:
         """Account for one move from ``x_t`` to ``x_prev``.
 
         The move to clean data has no variance and says nothing, and moves from samples of little noise
-        (:data:`LEAST_NOISE`) say more of the networks' errors than of the silos: they leave the weights as they are.
-        Logits are
-        normalised over the silos after every move, since one answer is worth about d/2 nats. A silo that did not
-        answer keeps its weight and the others share the rest.
+        (:data:`LEAST_NOISE`, our choice) say more of the networks' errors than of the silos: they leave the weights as
+        they are. Logits are normalised over the silos after every move, since one answer is worth about d/2 nats. A
+        silo that did not answer keeps its weight and the others share the rest.
 
         Args:
             x_t: samples before the move (N, C, H, W), at timestep ``t``.

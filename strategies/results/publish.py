@@ -80,7 +80,8 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
-    scheduler = lasting_scheduler(task.config.recipe, sampler)
+    codec = codec_of(task.config, task.spec)
+    scheduler = lasting_scheduler(task.config.recipe, sampler, codec.bound)
     codec = codec_of(task.config, task.spec)
     pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, **codec.saved)
     with atomic_directory(path) as temporary:

@@ -65,12 +65,11 @@ def check_partition(folder: RunFolder, task: Task) -> None:
     if not folder.partition.is_file():
         return
     then = folder.read_partition()
-    for key, now in _autoencoder(task).items():
-        if then.get(key) != now:
-            raise UserError(
-                f"{key}: the autoencoder in '{task.config.model.autoencoder}' is '{now}', the run to resume has"
-                f" '{then.get(key)}': give the folder of that one, or start another run"
-            )
+    had, now = then.get("codec"), _autoencoder(task).get("codec")
+    if had != now:
+        here = f"the autoencoder in '{task.config.model.autoencoder}' is '{now}'" if now else "no autoencoder is given"
+        there = f"has '{had}': give the folder of that one" if had else "works without one: leave autoencoder out"
+        raise UserError(f"codec: {here}, the run to resume {there}, or start another run")
     if task.federation is not None:
         return
     found = _record(task)

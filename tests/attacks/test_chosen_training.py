@@ -185,7 +185,7 @@ def test_where_a_run_is_refused_does_not_tell_the_exact_number(folder: Path, mon
 
 def test_the_only_image_of_a_class_is_not_drawn(folder: Path) -> None:
     write_images(folder / "clinic", {"rare": 1})
-    node = met(folder, train_steps=4)
+    node = met(folder, SiloPolicy(count_noise=0.0), train_steps=4)
     node.spec = ImageSpec(1, 8, ("even", "odd", "rare"))
     assert node.prepare().label_counts[2] == 0
     line = "line 'least-class-images = 3': class index 2 counts as absent here"

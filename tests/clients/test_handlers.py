@@ -163,6 +163,13 @@ def test_timestep_beyond_the_schedule_is_refused_by_name(trained: Trained) -> No
     assert node.ask(epsilon_request(999)).num_examples == 5
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 16, 16), (5, 4, 4, 4), (5, 3, 8, 8)])
+def test_samples_of_another_shape_than_the_network_s_are_refused(shape: tuple[int, ...], trained: Trained) -> None:
+    """A network of convolutions would work through samples of any size, and a policy limits that of images."""
+    said = trained().refusal(epsilon_request(samples=torch.zeros(shape)))
+    assert said == f"silo-1: UserError: samples of shape {shape[1:]}: the run's networks see (1, 8, 8)"
+
+
 def test_full_disk_is_answered_by_name_and_leaves_nothing_half_written(
     clinic: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None]
 ) -> None:

@@ -58,6 +58,13 @@ def test_a_single_file_takes_the_place_of_others(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".images", ".txt"]
 
 
+def test_images_that_would_take_more_than_is_allowed_are_refused(tmp_path: Path) -> None:
+    read_images(SHAPE, Reader(), ImageCache(tmp_path / "fits", most_bytes=PIXELS.size), lambda: "source")
+    with pytest.raises(FilesError, match="disk-mb of the policy"):
+        read_images(SHAPE, Reader(), ImageCache(tmp_path / "not", most_bytes=PIXELS.size - 1), lambda: "source")
+    assert not (tmp_path / "not").exists()
+
+
 def test_small_sets_and_those_without_a_folder_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, good = read_images(SHAPE, Reader(), None, lambda: "source")
     monkeypatch.setattr(image_cache, "LARGE_BYTES", PIXELS.size + 1)

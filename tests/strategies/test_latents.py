@@ -152,6 +152,8 @@ def test_a_run_goes_on_with_its_own_autoencoder_only(autoencoder: Path, tmp_path
         UserError, match=f"codec: the autoencoder in '{other}' is 'autoencoder .* the run to resume has"
     ):
         run_tiny(resumed({**settings, "autoencoder": str(other)}))
+    with pytest.raises(UserError, match=r"codec: no autoencoder is given, the run to resume has 'autoencoder .*'"):
+        run_tiny(resumed({**settings, "autoencoder": ""}))
     moved = shutil.copytree(autoencoder, tmp_path / "moved")
     assert len(images_of(run_tiny(resumed({**settings, "autoencoder": str(moved)}), report=False))) == 30
 
