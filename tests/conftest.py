@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 # Threads gain nothing on networks this small, and wait for each other many times longer when a core is taken. Set
 # before the first import of an OpenMP library; processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Under nohup it would be ignored here and in all that tests start, and tests that send it would wait for ever.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Flower ends the SuperLink, and with it whatever runs, when its database waits 5 s for a disk: keep it in memory.
 MEMORY = Path("/dev/shm")
