@@ -40,6 +40,11 @@ _DIGITS = 16
 Content = dict[str, Any]
 
 
+def secret_generator() -> np.random.Generator:
+    """Return a generator that no seed of a run leads to: noise that somebody can draw again is taken off again."""
+    return np.random.default_rng()
+
+
 class ImageFiles:
     """The image files of a silo, as a question cannot change them.
 
@@ -114,7 +119,7 @@ class ReleasedAnswers:
                 self._refuse_near(name)
             moments = measure()
             if epsilon:
-                moments = add_gaussian_noise(moments, epsilon, delta, np.random.default_rng())
+                moments = add_gaussian_noise(moments, epsilon, delta, secret_generator())
             told = {"mean": moments.mean.tolist(), "products": moments.products.tolist(), "noise": moments.noise}
             return {"channels-and-size": seen, **told, "files": self._files.entries}
 
@@ -157,7 +162,7 @@ class ReleasedAnswers:
                 raise UserError("this run has got its one answer about held-out images: start another run")
             scale = REPLACED / self._policy.limit("evaluation_epsilon")
             exact = np.array(astuple(measure()), dtype=np.int64)
-            cells = add_geometric_noise(exact, scale, np.random.default_rng()).clip(min=0).tolist()
+            cells = add_geometric_noise(exact, scale, secret_generator()).clip(min=0).tolist()
             content["answers"].append({"run": run, "question": question, "cells": cells})
             write_json(path, {"format": FORMAT, **content})
             return HeldOutMeasures(*cells)
@@ -172,7 +177,7 @@ class ReleasedAnswers:
         scale, counts = self._policy.count_noise, self._files.counts
 
         def draw() -> Content:
-            noisy = noisy_label_counts(np.array(list(counts.values())), scale, np.random.default_rng())
+            noisy = noisy_label_counts(np.array(list(counts.values())), scale, secret_generator())
             return {"scale": scale, "counts": dict(zip(counts, noisy.tolist(), strict=True))}
 
         content = self._once("counts", draw)

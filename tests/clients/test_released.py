@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.released import ImageFiles, ReleasedAnswers
+from clients.released import ImageFiles, ReleasedAnswers, secret_generator
 from fedsynth.data import split_holdout
 from fedsynth.data.labelled_images import LabelledImages
 from fedsynth.errors import UserError
@@ -51,6 +51,14 @@ def test_counts_are_drawn_once_whatever_is_asked(images: Path, tmp_path: Path) -
         again = answers(images, tmp_path, SiloPolicy(count_noise=scale)).training_counts(classes, fraction)
         told = [dict(zip(SPEC.classes, first, strict=True)).get(name, 0) for name in classes]
         assert again.sum() == sum(told) - np.ceil(fraction * sum(told) - 1e-9)
+
+
+def test_nobody_draws_the_noise_again() -> None:
+    drawn = set()
+    for _ in range(3):
+        np.random.seed(0)
+        drawn.add(secret_generator().integers(2**62))
+    assert len(drawn) == 3
 
 
 def test_noise_cannot_be_foreseen_and_has_its_scale(images: Path, tmp_path: Path) -> None:
