@@ -1,4 +1,4 @@
-"""What may be learnt of a silo's images, bounded: private training and what it costs, and sums that hide their terms."""
+"""What may be learnt of a silo's images, bounded: private training and its costs, and sums that hide their terms."""
 
 from fedsynth.privacy.accounting import Geometric, Mechanism, epsilon, noise_multiplier_for
 
