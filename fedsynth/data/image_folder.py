@@ -14,8 +14,8 @@ import numpy as np
 
 from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
-from fedsynth.data.folder_listing import FolderListing, list_images
-from fedsynth.data.folder_origins import add_groups, list_with_origins
+from fedsynth.data.folder_listing import FolderListing
+from fedsynth.data.folder_origins import add_groups, list_with_origins, origins_in_folders
 from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_files import Header, header_problem, read_header
 from fedsynth.data.labelled_images import Folds, LabelledImages
@@ -216,7 +216,8 @@ def describe_conversion(path: str | Path, image_shape: tuple[int, ...], known: S
     Raises:
         UserError: ``path`` holds no class folders, or a folder cannot be listed.
     """
-    headers = _headers(list_images(Path(path).expanduser(), known).paths).values()
+    root = Path(path).expanduser()
+    headers = _headers(list_with_origins(root, origins_in_folders(root, known), known).paths).values()
     height, width, channels = image_shape
     others = Counter(header.size for header in headers if header.size != (width, height))
     recoloured = sum(header.grey != (channels == 1) for header in headers)
