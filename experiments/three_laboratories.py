@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,8 +37,8 @@ LIMITS = (
     " zxaoyou/segmentation_WBC (GPL-3; labels by its authors). Limits: bccd has 20 monocytes, cellavision 97 images, of"
     " all of which a fifth is held out; labels of two laboratories are not by experts."
 )
-STEPS, BATCH_SIZE = 200, 32
-"""Budget of a classifier, the same for every source."""
+STEPS, BATCH_SIZE = 400, 32
+"""Budget of a classifier, the same for every source: see :func:`compare_budgets`."""
 Scores = Mapping[str, Mapping[str, float]]
 """Source -> laboratory -> balanced accuracy."""
 EVERYWHERE = "real, all laboratories"
@@ -51,25 +52,25 @@ RESULTS = {
 """Columns of the runs' own results; near-copies: nearer to a training image than 19 in 20 held-out images are."""
 
 
-def varied(data: LabelledImages, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def varied(data: LabelledImages, seed: int, steps: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return a classifier's batches: classes drawn equally often, mirrored and turned at random."""
     rng = np.random.default_rng(derive_seed(seed, "three-laboratories", "batches"))
     held = np.unique(data.labels)
-    classes = held[rng.permutation(STEPS * BATCH_SIZE) % len(held)]
+    classes = held[rng.permutation(steps * BATCH_SIZE) % len(held)]
     rows = np.array([rng.choice(np.flatnonzero(data.labels == label)) for label in classes])
     pixels = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2)
     generator = make_generator(seed, "three-laboratories", "variants")
     return augmented(pixels, ("flip", "rotate90"), generator).permute(0, 2, 3, 1).numpy(), data.labels[rows]
 
 
-def recalls(source: LabelledImages, test: LabelledImages, trainings: int, seed: int) -> dict[str, float]:
+def recalls(source: LabelledImages, test: LabelledImages, trainings: int, seed: int, steps: int) -> dict[str, float]:
     """Train classifiers on a source and return their mean balanced accuracy at each laboratory of the test images."""
     assert test.silos is not None
     found: dict[str, list[float]] = {name: [] for name in np.unique(test.silos).tolist()}
     for repetition in range(trainings):
         chosen = derive_seed(seed, "three-laboratories", repetition)
         model = train_domain_classifier(
-            *varied(source, chosen), len(test.classes), chosen, steps=STEPS, batch_size=BATCH_SIZE
+            *varied(source, chosen, steps), len(test.classes), chosen, steps=steps, batch_size=BATCH_SIZE
         )
         right = predict_labels(model, test.images) == test.labels
         for name, values in found.items():
@@ -77,6 +78,40 @@ def recalls(source: LabelledImages, test: LabelledImages, trainings: int, seed: 
             of_classes = [right[here & (test.labels == label)].mean() for label in np.unique(test.labels[here])]
             values.append(float(np.mean(of_classes)))
     return {name: fmean(values) for name, values in found.items()}
+
+
+def compare_budgets(federation: Federation, budgets: Sequence[int], trainings: int, seed: int) -> None:
+    """Print what classifiers of real training images reach on a quarter of these after several numbers of steps.
+
+    The held-out test has no part in it, so that a budget can be chosen by it.
+    """
+    train, rng = federation.train, np.random.default_rng(derive_seed(seed, "three-laboratories", "budget"))
+    kept: list[int] = []
+    silos = np.empty(len(train), dtype="U40")
+    for name, rows in zip(federation.silo_names, federation.parts, strict=True):
+        silos[rows] = name
+        for label in range(len(train.classes)):
+            kept.extend(_quarter(rows[train.labels[rows] == label], rng).tolist())
+    validation = replace(train.subset(np.array(kept)), silos=silos[kept])
+    rest = np.setdiff1d(np.arange(len(train)), kept)
+    for steps in budgets:
+        everywhere = recalls(train.subset(rest), validation, trainings, seed, steps)
+        alone = {
+            name: recalls(train.subset(rest[silos[rest] == name]), validation, trainings, seed, steps)[name]
+            for name in federation.silo_names
+        }
+        print(
+            f"{steps} steps, at each laboratory: all train {_short(everywhere)}; each alone {_short(alone)}", flush=True
+        )
+
+
+def _quarter(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return a random quarter of the images of a class, two at least."""
+    return rng.permutation(rows)[: max(2, len(rows) // 4)]
+
+
+def _short(scores: Mapping[str, float]) -> str:
+    return f"{', '.join(f'{name} {score:.2f}' for name, score in scores.items())} (mean {fmean(scores.values()):.2f})"
 
 
 def real_sources(federation: Federation) -> dict[str, LabelledImages]:
@@ -123,7 +158,7 @@ class Seed:
             scores = known.setdefault(left_out, {})
             for name, source in sources.items():
                 if name not in scores:
-                    scores[name] = recalls(source, self.federations[left_out].test, trainings, self.seed)
+                    scores[name] = recalls(source, self.federations[left_out].test, trainings, self.seed, STEPS)
                     write_json(path, known)
                     print(f"seed {self.seed}, {name}: {scores[name]}", flush=True)
         return known
@@ -185,11 +220,16 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=Path("runs/three-laboratories"), help="folder of the sweep")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trainings", type=int, default=2, help="classifiers of each source")
+    parser.add_argument("--budgets", type=int, nargs="+", help="compare classifiers' steps on training images, no more")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/three-laboratories-tables"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = [Seed(options.sweep, seed) for seed in options.seeds]
+    if options.budgets:
+        for seed in seeds:
+            compare_budgets(seed.federations[""], options.budgets, options.trainings, seed.seed)
+        return
     facts = machine_facts() | {"seeds": options.seeds, "classifiers": f"{options.trainings} of {STEPS} steps a source"}
     measured = [seed.measure(options.output_dir, options.trainings) for seed in seeds]
     for left_out in measured[0]:
