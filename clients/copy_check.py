@@ -67,7 +67,7 @@ def _draw(silo: Silo, unet: UNet2DModel, spec: ImageSpec, config: RunConfig) -> 
     codec = codec_of(config, spec)
     noise = torch.randn((NUM_SAMPLES, *codec.shape), generator=generator)
     scheduler = make_scheduler(config.recipe, SAMPLING_STEPS, "dpmsolver++", codec.bound)
-    return codec.decode(sample(noise_predictor(unet, config.recipe), scheduler, noise, labels, generator))
+    return codec.decode(sample(noise_predictor(unet, config.recipe, codec.bound), scheduler, noise, labels, generator))
 
 
 def _held_out(silo: Silo, config: RunConfig) -> np.ndarray:

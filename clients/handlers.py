@@ -168,7 +168,8 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
         predict = _own_predictor(silo)
     else:
         model = _federated_model(silo, request.spec, request.weights, request.run_token)
-        predict = noise_predictor(model.after(request.server_round or 0).to(pick_device(config.run.device)), recipe)
+        unet = model.after(request.server_round or 0).to(pick_device(config.run.device))
+        predict = noise_predictor(unet, recipe, codec.bound)
     drawn = draw(predict, scheduler, noise, request.labels, generator, on_step=lambda _: silo.check_deadline())
     images = torch.from_numpy(codec.decode(drawn))
     return SampleAnswer(images=images, num_examples=len(images))
@@ -267,7 +268,14 @@ def _federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_t
 def _own_predictor(silo: SiloContext) -> PredictNoise:
     if (pretrained := pretrained_model(silo)) is not None:
         return pretrained.predict
-    return _predictors.get(silo.run_and_node, lambda: noise_predictor(_own_network(silo), silo.config.recipe))
+    return _predictors.get(silo.run_and_node, lambda: _trained_predictor(silo))
+
+
+def _trained_predictor(silo: SiloContext) -> PredictNoise:
+    unet = _own_network(silo)
+    noted = silo.noted(LOCAL_MODEL)
+    assert noted is not None  # or there were no network
+    return noise_predictor(unet, silo.config.recipe, codec_of(silo.config, noted_spec(noted)).bound)
 
 
 def _own_network(silo: SiloContext) -> UNet2DModel:

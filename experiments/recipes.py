@@ -163,7 +163,7 @@ def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int
     generator = make_generator(seed, "sampling")
     noise = torch.randn((samples, *codec.shape), generator=generator)
     scheduler = make_scheduler(config.recipe, levels, "dpmsolver++", codec.bound)
-    predict = noise_predictor(state.averaged_unet(), config.recipe)
+    predict = noise_predictor(state.averaged_unet(), config.recipe, codec.bound)
     pixels = codec.decode(sample(predict, scheduler, noise, drawn_labels, generator))
     drawn = LabelledImages(pixels, drawn_labels.numpy(), silo.classes)
     cost = {"steps": steps, "ms a step": 1000 * spent / steps}

@@ -64,7 +64,7 @@ def draw_images(
     codec, recipe = codec_of(task.config, task.spec), task.config.recipe
     steps = task.config.sampling.sampling_steps
     scheduler = make_scheduler(recipe, steps, sampler or task.sampler, codec.bound)
-    predict = noise_predictor(unet.to(pick_device(task.config.run.device)), recipe)
+    predict = noise_predictor(unet.to(pick_device(task.config.run.device)), recipe, codec.bound)
     drawn = sample(predict, scheduler, noise, labels, generator, on_step)
     if bad := int((~drawn.isfinite()).flatten(1).any(1).sum()):
         raise RunError(f"{bad} of {len(drawn)} images drawn from the model are not finite: its training has diverged")

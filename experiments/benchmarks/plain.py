@@ -177,7 +177,7 @@ class PlainMixture:
         settings = cast(DfDSettings, config.settings)
         folders = [model.folder for model in _local_models(config, federation)]
         self.predict: list[PredictNoise] = [
-            noise_predictor(load_network(folder, torch.device("cpu")), recipe) for folder in folders
+            noise_predictor(load_network(folder, torch.device("cpu")), recipe, codec.bound) for folder in folders
         ]
         silos = [federation.silo(k, config).train for k in range(config.run.num_clients)]
         counts = torch.tensor(np.stack([silo.label_counts() for silo in silos]))

@@ -88,24 +88,28 @@ def timestep_at(alphas_cumprod: torch.Tensor, alpha_bar: float) -> int:
     return int(np.abs(differences).argmin())
 
 
-def to_noise(prediction: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str) -> torch.Tensor:
+def to_noise(
+    prediction: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, bound: float = 1.0
+) -> torch.Tensor:
     """Turn what a network predicts into ε, at the level of its input.
 
     With x = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, Eq. 4): for ``sample``, which predicts x_0, ε = (x - √ᾱ x_0) / √(1-ᾱ);
     for ``v_prediction``, v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022, arXiv 2202.00512, Sec. 4), ε = √ᾱ v + √(1-ᾱ) x.
+    A predicted x_0 is first clipped to the range of clean samples, beyond which a network says what it likes.
 
     Args:
         prediction: output of the network (N, C, H, W).
         x: its input (N, C, H, W).
         alpha_bar: ᾱ in (0, 1).
         prediction_type: one of :data:`PREDICTION_TYPES`.
+        bound: largest absolute value of clean samples.
     """
     signal = math.sqrt(alpha_bar)
     noise_std = math.sqrt(1 - alpha_bar)
     if prediction_type == "v_prediction":
         return signal * prediction + noise_std * x
     if prediction_type == "sample":
-        return (x - signal * prediction) / noise_std
+        return (x - signal * prediction.clamp(-bound, bound)) / noise_std
     return prediction
 
 

@@ -116,7 +116,9 @@ class PretrainedModel:
         timestep = int(level.timestep) if whole else torch.tensor(level.timestep, device=device)
         classes = indices.to(device) if self._conditional else None
         output = self.unet(own_x.to(device), timestep, class_labels=classes).sample.cpu()
-        return level.to_run(to_noise(output, own_x, level.own_alpha_bar, self.prediction_type), x)
+        return level.to_run(
+            to_noise(output, own_x, level.own_alpha_bar, self.prediction_type, self._own_codec.bound), x
+        )
 
     def _own_classes(self, labels: torch.Tensor) -> torch.Tensor:
         indices = self._indices[labels]

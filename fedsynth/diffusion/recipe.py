@@ -31,6 +31,10 @@ def denoising_loss(
     (arXiv 2303.09556, Sec. 3.4) cut off the SNR. For ε it is their min(SNR, γ): at pure noise an ε hardly says anything
     of x_0. An error e of x_0 is one of √SNR·e of ε and of √(SNR + 1)·e of v.
 
+    An x_0 is clipped to [-1, 1] wherever it is used. So where a pixel is black or white, -1 or 1, what a network says
+    beyond that costs nothing: it need not hit a value exactly that clipping gives for nothing, and errors around it no
+    longer leave a grey haze. Latents, which are exactly -1 or 1 nowhere, are not concerned.
+
     Args:
         predicted: output of the network (n, C, H, W).
         clean: x_0 (n, C, H, W).
@@ -40,8 +44,11 @@ def denoising_loss(
     """
     signal, noise_std = (root[:, None, None, None] for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
     target = {"epsilon": noise, "x0": clean, "v": signal * noise - noise_std * clean}[recipe.prediction]
-    errors = (predicted - target).square().flatten(1).mean(1)
-    return errors * _weights(alpha_bar, recipe)
+    errors = predicted - target
+    if recipe.prediction == "x0":
+        clipped_away = (clean.abs() == 1) & (predicted * clean > 1)
+        errors = errors.masked_fill(clipped_away, 0)
+    return errors.square().flatten(1).mean(1) * _weights(alpha_bar, recipe)
 
 
 def loss_of_zero(alphas_cumprod: torch.Tensor, power: float, recipe: Recipe) -> float:

@@ -74,14 +74,20 @@ def network_output(unet: UNet2DModel, batch_size: int = NETWORK_BATCH) -> Predic
     return predict
 
 
-def noise_predictor(unet: UNet2DModel, recipe: Recipe) -> PredictNoise:
-    """Return ε(x_t, t, y) of a network that was trained by ``recipe``; inputs and outputs on the CPU."""
+def noise_predictor(unet: UNet2DModel, recipe: Recipe, bound: float = 1.0) -> PredictNoise:
+    """Return ε(x_t, t, y) of a network that was trained by ``recipe``; inputs and outputs on the CPU.
+
+    Args:
+        unet: the network.
+        recipe: what it predicts, under which schedule.
+        bound: largest absolute value of x_0, see :class:`fedsynth.diffusion.codec.Codec`.
+    """
     predict = network_output(unet)
     alphas_cumprod = make_scheduler(recipe).alphas_cumprod.double()
     prediction_type = DIFFUSERS_PREDICTION[recipe.prediction]
 
     @torch.inference_mode()
     def predict_noise(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
-        return to_noise(predict(x, t, labels), x, float(alphas_cumprod[t]), prediction_type)
+        return to_noise(predict(x, t, labels), x, float(alphas_cumprod[t]), prediction_type, bound)
 
     return predict_noise

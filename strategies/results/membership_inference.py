@@ -133,10 +133,11 @@ def _attack_server(
     silos = [federation.silo(k, config) for k in range(len(task.census))]
     members = federation.union(config)
     others = _joined([federation.test, *(silo.holdout for silo in silos)])
-    candidates = _Candidates.drawn(members, others, codec_of(config, task.spec), config.run.seed, GLOBAL_MODEL)
+    codec = codec_of(config, task.spec)
+    candidates = _Candidates.drawn(members, others, codec, config.run.seed, GLOBAL_MODEL)
     alphas = make_scheduler(config.recipe).alphas_cumprod
     generator = make_generator(config.run.seed, PURPOSE, GLOBAL_MODEL)
-    predict = noise_predictor(unet, config.recipe)
+    predict = noise_predictor(unet, config.recipe, codec.bound)
     return candidates.judge(epsilon_errors(predict, candidates.images, candidates.labels, timesteps, alphas, generator))
 
 

@@ -37,10 +37,15 @@ def samples_at(alpha_bar: float) -> torch.Tensor:
 def test_every_kind_of_prediction_becomes_the_noise(alpha_bar: float) -> None:
     generator = torch.Generator().manual_seed(1)
     clean, noise = (torch.randn(4, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    clean = clean.clamp(-1, 1)
     x = math.sqrt(alpha_bar) * clean + math.sqrt(1 - alpha_bar) * noise
     velocity = math.sqrt(alpha_bar) * noise - math.sqrt(1 - alpha_bar) * clean
     for prediction, kind in ((noise, "epsilon"), (velocity, "v_prediction"), (clean, "sample")):
         torch.testing.assert_close(to_noise(prediction, x, alpha_bar, kind), noise, rtol=0, atol=1e-12)
+    # What a network says of an image beyond its range is taken to be at the range's end.
+    for bound in (1.0, 2.0):
+        found = to_noise(clean + 9 * clean.sign(), x, alpha_bar, "sample", bound)
+        torch.testing.assert_close(found, to_noise(bound * clean.sign(), x, alpha_bar, "sample", bound), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("fractional", [True, False])

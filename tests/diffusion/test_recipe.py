@@ -87,6 +87,20 @@ def test_a_network_that_is_right_costs_nothing(prediction: str, weighting: str) 
     torch.testing.assert_close(found, torch.zeros(7, dtype=torch.float64), rtol=0, atol=1e-18)
 
 
+def test_beyond_black_and_white_a_predicted_image_costs_nothing() -> None:
+    """As if what a network says were clipped there, but with a way back from the wrong side."""
+    clean = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 0.9, -0.9, 1.0]).double().reshape(1, 1, 2, 4)
+    said = torch.tensor([-1.5, -0.8, 1.5, 1.2, 0.9, 1.3, -0.7, -2.0]).double().reshape(1, 1, 2, 4).requires_grad_()
+    chosen = recipe(prediction="x0", loss_weighting="uniform")
+    loss = denoising_loss(said, clean, torch.zeros_like(clean), ALPHA_BARS[:1], chosen)
+    by_hand = [0, 0.2**2, 2.5**2, 0, 0.1**2, 0.4**2, 0.2**2, 3**2]
+    assert float(loss) == pytest.approx(sum(by_hand) / 8, rel=1e-7)
+    loss.sum().backward()
+    assert said.grad is not None
+    expected = [0, 0.2, 2.5, 0, -0.1, 0.4, 0.2, -3]
+    assert said.grad.flatten().tolist() == pytest.approx([2 * error / 8 for error in expected], abs=1e-7)
+
+
 class TestLearningRate:
     def test_rises_over_the_warm_up_and_falls_as_half_a_cosine(self) -> None:
         chosen = recipe(learning_rate=0.3, warmup_steps=2, learning_rate_decay="cosine")
