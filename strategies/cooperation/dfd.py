@@ -48,6 +48,12 @@ LEAST_TIMEOUT = 60.0
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
+SUMS_ONLY = (
+    "secure-aggregation: the server could read sums of the silos' noise predictions and no single one; answers were not"
+    " screened; this is no differential privacy"
+)
+"""What the reader of the dataset is told where answers were summed in secret."""
+
 _NOTES: dict[Wait, str] = {
     "no answer": "its holders stopped answering before the end",
     "left out by screening": "screening left out the answers of its holders",
@@ -100,10 +106,10 @@ class DfD(SynthesisStrategy):
         self.timeout = self._round_timeout(0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
+        if task.config.cooperation.secure_aggregation:
+            return self._prepare_sums(task, exchange, prior, codec.shape)
         train_local_models(exchange, task, self.quorum)
         screener = None
-        if task.config.cooperation.secure_aggregation:
-            return self._prepare_sums(task, prior, codec.shape)
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
         if task.config.cooperation.screening and self.settings.sampler != "ula":
             prior = trusted_prior(prior, exchange, task)
@@ -117,14 +123,22 @@ class DfD(SynthesisStrategy):
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec.shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
-    def _prepare_sums(self, task: Task, prior: torch.Tensor, shape: tuple[int, int, int]) -> ArrayRecord:
-        """Draw x_T for rounds in which the server sees sums only."""
+    def _prepare_sums(
+        self, task: Task, exchange: Exchange, prior: torch.Tensor, shape: tuple[int, int, int]
+    ) -> ArrayRecord:
+        """Draw x_T, and have the silos train their models, for rounds in which the server sees sums only."""
+        if keyless := [member.name for member in task.census if member.sum_keys is None]:
+            raise RunError(
+                f"{', '.join(keyless)}: no keys for secure sums: 'fedsynth silo init' and 'fedsynth link keys' make"
+                " them, and 'fedsynth silo start' finds them in the silo's folder"
+            )
         logger.warning(
             "secure-aggregation = true: single answers can be neither calibrated nor screened: a silo that answers"
             " falsely, or with a model that is hardly trained, spoils its classes unnoticed"
         )
         cohorts = self._cohorts(task.labels, shape, self._bounded(prior))
         self._sums = SecureSet(task.labels, task.census, cohorts, task.spec.classes)
+        train_local_models(exchange, task, self.quorum)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
@@ -144,6 +158,7 @@ class DfD(SynthesisStrategy):
             self._run_token,
             config.recipe.num_train_timesteps,
             config.exchange.wire_dtype,
+            self._sums.members,
         )
         moved, experts, seconds = self._sums.move(
             sums,
@@ -250,6 +265,8 @@ class DfD(SynthesisStrategy):
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
         curves = {member.name: member.curve for member in task.census}
+        if self._sums is not None:
+            notes = (*notes, SUMS_ONLY)
         images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 

@@ -34,6 +34,7 @@ class SecureSet:
 
     Attributes:
         few: class indices that are not asked about.
+        members: names of the silos that take part, without those that have dropped out.
 
     Raises:
         UserError: no class is held by enough silos.
@@ -55,6 +56,8 @@ class SecureSet:
             names = ", ".join(class_names[label] for label in self.few)
             logger.warning("no images of class %s: fewer than %d silos hold it", names, LEAST_SILOS)
         self._weights = weights
+        held = torch.stack([weights[cohort.label] for cohort in self.cohorts]).sum(0)
+        self.members = tuple(member.name for member, weight in zip(census, held.tolist(), strict=True) if weight > 0)
         self._rows = torch.cat([cohort.rows for cohort in self.cohorts]).sort().values
 
     @property
@@ -102,6 +105,7 @@ class SecureSet:
             composed[rows], left, worked = sums.compose(
                 samples[rows], labels, timestep, part, weights, server_round, timeout
             )
+            self.members = sums.members
             experts.append(effective_experts(left))
             seconds += worked
         moved = samples.clone()
@@ -113,10 +117,11 @@ class SecureSet:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every cohort stands."""
-        return {"cohorts": [cohort.state_dict() for cohort in self.cohorts]}
+        return {"cohorts": [cohort.state_dict() for cohort in self.cohorts], "members": list(self.members)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, on a fresh set."""
+        self.members = tuple(state["members"])
         for cohort, known in zip(self.cohorts, state["cohorts"], strict=True):
             cohort.load_state_dict(known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from uuid import uuid4
 
 import torch
@@ -38,11 +39,22 @@ class SecureSum:
         run_token: names the run, the same when it is resumed.
         num_train_timesteps: T of the run.
         wire_dtype: precision of samples on the wire.
+        members: names of the silos that take part; whoever drops out of a sum has left the run.
+
+    Attributes:
+        members: those who are left.
     """
 
     def __init__(
-        self, exchange: Exchange, census: Census, run_token: str, num_train_timesteps: int, wire_dtype: str
+        self,
+        exchange: Exchange,
+        census: Census,
+        run_token: str,
+        num_train_timesteps: int,
+        wire_dtype: str,
+        members: Sequence[str],
     ) -> None:
+        self.members = tuple(sorted(members))
         self._exchange, self._census, self._run_token = exchange, census, run_token
         self._num_train_timesteps, self._wire_dtype = num_train_timesteps, wire_dtype
         self._index = {member.name: k for k, member in enumerate(census)}
@@ -85,6 +97,7 @@ class SecureSum:
                 why = str(error)
                 logger.warning("timestep %d: no sum: %s", timestep, why)
                 continue
+            self.members = survivors
             left = torch.zeros_like(weights)
             chosen = [self._index[name] for name in survivors]
             left[chosen] = weights[chosen]
@@ -104,8 +117,7 @@ class SecureSum:
         server_round: int,
         timeout: float | None,
     ) -> tuple[torch.Tensor, tuple[str, ...]]:
-        asked = torch.nonzero(weights.sum(1)).squeeze(1).tolist()
-        names = sorted(self._census.members[k].name for k in asked)
+        names = self.members
         keys = {name: self._keys_of(name) for name in names}
         rows = weights[[self._index[name] for name in names]].float()
         attempt = uuid4().hex
@@ -137,7 +149,7 @@ class SecureSum:
         self._collect(server, terms, request, timeout)
         self._settle(server)
         if server.dropped:
-            logger.warning("timestep %d: %s dropped out of the sum", timestep, ", ".join(server.dropped))
+            logger.warning("timestep %d: %s dropped out, for the rest of the run", timestep, ", ".join(server.dropped))
             self._agree(server, terms, timeout)
         for _ in range(ATTEMPTS):
             self._reveal(server, terms, timeout)
