@@ -157,7 +157,7 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
         case TrainRequest():
             return {"optimiser-steps": request.steps}
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            return {"optimiser-steps": silo.config.training.own_steps, OWN_MODEL: 1}
+            return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
     return {}
@@ -193,7 +193,7 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
         case TrainRequest():
             _refuse_training(request.spec, request.steps, silo)
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            _refuse_training(request.spec, config.training.own_steps, silo)
+            _refuse_training(request.spec, config.own_steps, silo)
 
 
 def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:

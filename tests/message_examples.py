@@ -60,6 +60,10 @@ EXAMPLES: dict[str, Exchanged] = {
             sum_keys=HASH + HASH,
         ),
     ),
+    "prepare, privately": _answered(
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, private=True),
+        messages.PrepareAnswer(num_examples=9, label_counts=(5, 4), steps=20),
+    ),
     "train": _answered(
         messages.TrainRequest(
             arrays=WEIGHTS,

@@ -15,12 +15,16 @@ from fedsynth.data import (
     describe_conversion,
     find_folds,
     load_dataset,
+    origins_in_folders,
     read_image_folder,
+    visible_folders,
 )
+from fedsynth.diffusion import AUTOENCODER, codec_of
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
-from fedsynth.files import nonfinite_as_null, write_json
+from fedsynth.evaluation.memorisation import Reconstruct
+from fedsynth.files import nonfinite_as_null, parse_json, write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
@@ -31,6 +35,7 @@ from fedsynth.output import (
     write_report,
 )
 from fedsynth.output.dataset import PROVENANCE
+from fedsynth.spec import ImageSpec
 from fedsynth.text import printable
 
 logger = logging.getLogger("fedsynth")
@@ -39,7 +44,12 @@ logger = logging.getLogger("fedsynth")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
     parser.add_argument("dataset", type=path_of, help="folder with one folder per class, or a run folder of fedsynth")
-    parser.add_argument("--real", type=path_of, required=True, help="real images: class folders, or train/ and test/")
+    parser.add_argument(
+        "--real",
+        type=path_of,
+        required=True,
+        help="real images: class folders, or train/ and test/; all these in silos' folders, too",
+    )
     parser.add_argument("--output", type=path_of, help="JSON file for the numbers (default: only print)")
     parser.add_argument("--report", type=path_of, help="HTML page with tables and pictures (shows real images)")
     add_keys(parser, keys_of("evaluate"))
@@ -55,14 +65,23 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     config = RunConfig.from_run_config({**given_keys(options, keys_of("evaluate")), "dataset": "imagefolder"})
     settings, root = Settings.of(config), _dataset_root(options.dataset)
     _check_files(options, root)
-    train, test = _read_real(options.real, config)
+    train, test = _read_real(options.real, root, config)
     settings.check(train.images.shape[1:])
     synthetic = _read(root, train, config)
     conversions = _conversions(root, options.real, train)
     for said in conversions:
         logger.info(said)
-    evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
-    evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
+    evaluator = Evaluator(
+        ImageSet("real training images", train.images, train.labels),
+        ImageSet("real test images", test.images, test.labels),
+        train.classes,
+        config.run.seed,
+        settings,
+        progress=logger.info,
+        reconstruct=_reconstruct(config, train),
+    )
+    evaluation = evaluator.evaluate(synthetic.images, synthetic.labels, illustrated=options.report is not None)
+    evaluation = replace(evaluation, notes=(*conversions, *_passed_unseen(root, config), *evaluation.notes))
     print(terminal_table(measure_rows([evaluation])))
     for note in evaluation.notes:
         print(f"note: {printable(note)}")
@@ -124,9 +143,11 @@ def _check_writable(option: str, path: Path) -> None:
         raise UserError(f"{option}: {error}") from error
 
 
-def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
+def _read_real(path: Path, dataset: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
     asked = config.data
     size = None if asked.image_size == AUTO else asked.image_size
+    # The dataset has class folders, so that their names tell whether those of the real images lie in silos' folders.
+    origins = origins_in_folders(path, visible_folders(dataset))
     folds = load_dataset(
         "imagefolder",
         path,
@@ -135,6 +156,7 @@ def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledI
         value_range=configured_range(asked),
         first_page_only=asked.first_page_only,
         seed=config.run.seed,
+        origins=origins,
     )
     train, test = map(len, folds)
     if min(train, test) < 2:
@@ -175,23 +197,24 @@ def _conversions(root: Path, real: Path, train: LabelledImages) -> tuple[str, ..
     return tuple(notes)
 
 
-def _measure(
-    synthetic: LabelledImages,
-    train: LabelledImages,
-    test: LabelledImages,
-    seed: int,
-    settings: Settings,
-    illustrated: bool,
-) -> Evaluation:
-    evaluator = Evaluator(
-        ImageSet("real training images", train.images, train.labels),
-        ImageSet("real test images", test.images, test.labels),
-        train.classes,
-        seed,
-        settings,
-        progress=logger.info,
-    )
-    return evaluator.evaluate(synthetic.images, synthetic.labels, illustrated)
+def _reconstruct(config: RunConfig, train: LabelledImages) -> Reconstruct | None:
+    if not config.model.autoencoder:
+        return None
+    _, size, _, channels = train.images.shape
+    return codec_of(config, ImageSpec(channels, size, train.classes)).reconstruct
+
+
+def _passed_unseen(root: Path, config: RunConfig) -> tuple[str, ...]:
+    """Warn where a dataset says that an autoencoder made its images, and none is given."""
+    if config.model.autoencoder:
+        return ()
+    try:
+        codec = parse_json((root / PROVENANCE).read_bytes())["provenance"]["codec"]
+    except (OSError, ValueError, TypeError, LookupError):  # of somebody else, or of an earlier version
+        return ()
+    if not str(codec).startswith(AUTOENCODER):
+        return ()
+    return ("an autoencoder made these images: without it (autoencoder) fewer copies are found than there are",)
 
 
 def _report(path: Path, synthetic: LabelledImages, test: LabelledImages, evaluation: Evaluation) -> ReportContent:

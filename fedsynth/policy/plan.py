@@ -111,12 +111,12 @@ def plan_of(
     queries = samples = drawn = steps = 0
     shortest: list[int] = []
     if name in OWN_MODELS:
-        steps += config.training.own_steps
-        shortest.append(config.training.own_steps)
+        steps += config.own_steps
+        shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
         answers.append("train")
-        steps += config.training.train_steps
-        shortest.append(config.training.train_steps // settings.num_rounds)
+        steps += config.train_steps
+        shortest.append(config.train_steps // settings.num_rounds)
     if isinstance(settings, FedDDPMSettings):
         answers.append("upload")
     # With a part of the network at the silos alone, they draw the images.

@@ -50,7 +50,7 @@ IDLE_ROUNDS = 3
 
 SUMS_ONLY = (
     "secure-aggregation: the server could read sums of the silos' noise predictions and no single one; answers were not"
-    " screened; this is no differential privacy"
+    " screened; a sum by itself is no differential privacy"
 )
 """What the reader of the dataset is told where answers were summed in secret."""
 
@@ -264,9 +264,9 @@ class DfD(SynthesisStrategy):
             for kind, said in _NOTES.items()
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
-        curves = {member.name: member.curve for member in task.census}
         if self._sums is not None:
             notes = (*notes, SUMS_ONLY)
+        curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 

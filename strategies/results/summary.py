@@ -40,7 +40,7 @@ def report_content(
         real_images=real[1].images if real else None,
         real_labels=real[1].labels if real else None,
         silos=[_silo_row(task, k, measured.at_silos) for k in range(len(census))],
-        silo_names=[member.name for member in census],
+        silo_names=task.shown_names,
         label_counts=census.label_counts.numpy(),
         losses=outcome.curves,
         rounds=rounds,
@@ -70,15 +70,15 @@ def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence
 def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, Any]:
     member = task.census.members[k]
     row: dict[str, Any] = {
-        "silo": member.name,
+        "silo": task.shown_names[k],
         "training images": member.num_examples,
         "classes": int(np.count_nonzero(member.label_counts)),
     }
-    if member.curve:
-        step, loss = member.curve[-1]
-        row |= {"final loss": loss, "training seconds": round(member.train_seconds, 1)}
-        if step < task.config.training.own_steps:
-            row["stopped at step"] = step
+    if member.steps:
+        row |= {"final loss": member.curve[-1][1]} if member.curve else {}
+        row["training seconds"] = round(member.train_seconds, 1)
+        if member.steps < task.config.own_steps:
+            row["stopped at step"] = member.steps
     if member.copied_share is not None:
         row["near-copies"] = member.copied_share
     return row | (at_silos.report_columns(member.name) if at_silos else {})
