@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig, Scalar
@@ -29,6 +30,7 @@ from fedsynth.data import (
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
+from fedsynth.privacy.spending import note_file
 from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
@@ -118,10 +120,23 @@ class SiloContext:
         Raises:
             UserError: they cannot be listed.
         """
+        return ReleasedAnswers(self.image_files(spec), self.state, self.policy, self.privacy_account())
+
+    def image_files(self, spec: ImageSpec) -> ImageFiles:
+        """Return the files in a real silo's folder, listed once per process; ``key`` names their state.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
         path = self._data_path().expanduser()
         with self._unnamed_elsewhere():
-            files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
-        return ReleasedAnswers(files, self.state, self.policy)
+            return _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+
+    def privacy_account(self) -> PrivacyAccount:
+        """Return what a real silo's images have spent; where it stands is noted beside the policy, if there is one."""
+        policy = str(self._flower.node_config.get("policy-path", ""))
+        note = note_file(Path(policy).expanduser(), self.state.name) if policy else None
+        return PrivacyAccount(self.state, self.policy, str(self._flower.run_id), note)
 
     def told_held_out(self, spec: ImageSpec) -> int | None:
         """Return how many images a real silo says are held out; None of a simulated one, which tells it exactly.
@@ -192,6 +207,7 @@ class SiloContext:
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
                     cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
+                    each_alone=self.privacy_account().bounded,
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

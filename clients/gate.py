@@ -18,6 +18,7 @@ import torch
 from clients.context import DECODED, SiloContext
 from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
+from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
 from fedsynth.config.keys import kebab
 from fedsynth.diffusion import count_parameters
@@ -81,6 +82,8 @@ def admitted(request: Request[Any], silo: SiloContext, asked: Counts) -> Iterato
     _refuse_by_itself(request, silo)
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
+        if (spec := _trained_spec(request, silo)) is not None:
+            silo.privacy_account().spend(TRAINING, None, silo.image_files(spec).key)
     start = time.monotonic()
     left = {
         field: silo.policy.limit(field) - sums.get(SECONDS, 0)
@@ -129,6 +132,8 @@ def told_policy(silo: SiloContext) -> str:
         if brings_model(silo):
             # Nothing is trained for this run: what forbids training forbids none of it.
             told |= {"least-training-images": 1, "privacy-epsilon": "unlimited"}
+        elif (left := silo.privacy_account().left()) < inf:
+            told["privacy-epsilon"] = left
         _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
         for name, (_, field) in CEILINGS.items():
             if field and (most := silo.policy.limit(field)) < inf:
@@ -179,8 +184,18 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
         case TrainRequest():
             _refuse_training(request.spec, request.steps, silo)
+        case PrepareRequest() if (spec := _trained_spec(request, silo)) is not None:
+            _refuse_training(spec, config.training.own_steps, silo)
+
+
+def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
+    """Return the format of the images that a question has a network trained on; None: it asks for no training."""
+    match request:
+        case TrainRequest():
+            return request.spec
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            _refuse_training(request.spec, config.training.own_steps, silo)
+            return request.spec
+    return None
 
 
 def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:

@@ -75,6 +75,32 @@ def holdout_rows(
     return indices[train], indices[holdout]
 
 
+def split_each_alone(data: LabelledImages, fraction: float, seed: int) -> Folds:
+    """Split off a holdout by each image, or group, alone: one image more changes nothing about the others.
+
+    That is what a guarantee as to one image more or less needs of everything that sees one of the folds.
+
+    Args:
+        data: all images of the silo.
+        fraction: share that is held out in the mean, 0 <= fraction < 1.
+        seed: the run's seed.
+
+    Returns:
+        (train, holdout), which may leave a class in one of them alone. Images of the same pixels are in the same fold.
+
+    Raises:
+        UserError: ``fraction`` is out of range.
+    """
+    check_fraction("holdout-fraction", fraction)
+    salt = derive_seed(seed, "holdout-each-alone").to_bytes(8, "little")
+    names = (np.ascontiguousarray(image).tobytes() for image in data.images)
+    if data.groups is not None:
+        names = (str(group).encode() for group in data.groups)
+    places = [int.from_bytes(hashlib.sha256(salt + name).digest()[:8]) for name in names]
+    held = np.array([place < fraction * 2**64 for place in places], dtype=bool)
+    return data.subset(np.flatnonzero(~held)), data.subset(np.flatnonzero(held))
+
+
 def simulated_silo(
     train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
 ) -> Silo:
@@ -99,8 +125,11 @@ def folder_silo(
     first_page_only: bool = False,
     group_column: str = "",
     cache: ImageCache | None = None,
+    each_alone: bool = False,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
+
+    Held out are those of :func:`split_holdout`; with ``each_alone`` those of :func:`split_each_alone`.
 
     Errors are those of :func:`~fedsynth.data.image_folder.read_image_folder`, whose arguments these are, and of
     :func:`split_holdout`.
@@ -116,7 +145,7 @@ def folder_silo(
         group_column=group_column,
         cache=cache,
     )
-    train, holdout = split_holdout(data, holdout_fraction, seed)
+    train, holdout = (split_each_alone if each_alone else split_holdout)(data, holdout_fraction, seed)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)
     if data.groups is not None:
