@@ -24,6 +24,7 @@ from fedsynth.data import (
     configured_range,
     folder_silo,
     image_folder_spec,
+    largest_held_out_share,
     list_images,
     load_federation,
 )
@@ -103,8 +104,8 @@ class SiloContext:
 
     @property
     def largest_holdout(self) -> float:
-        """Share of the images, 0 to 1, that is held out at most: of groups less than twice what the run asks for."""
-        return min(1.0, self.config.data.holdout_fraction * (2 if self.group_column else 1))
+        """Share of the images, 0 to 1, that is held out at most."""
+        return largest_held_out_share(self.config.data.holdout_fraction, bool(self.group_column))
 
     def images(self, spec: ImageSpec) -> Silo:
         """Return the silo's images, opened once per process: its folder, or its partition of the named dataset.

@@ -34,7 +34,7 @@ def copied_share(
 
     Nothing is logged here: the server warns of a large share, once. Distances are those of pixels. The 20th part is
     itself an estimate: honest models have a share of about .05 beside very many held-out images, .10 beside 15 and .14
-    beside 8.
+    beside 8. Of samples that passed through an autoencoder, see :mod:`fedsynth.evaluation.memorisation`.
 
     Args:
         silo: the images that the network was trained on, and those held out.
@@ -53,7 +53,7 @@ def copied_share(
         return None
     samples = _draw(silo, unet, spec, config)
     try:
-        return share_of_copies(samples, silo.train.images, _held_out(silo, config))
+        return share_of_copies(samples, silo.train.images, _held_out(silo, config), codec_of(config, spec).reconstruct)
     except UserError as error:
         logger.warning("%s: no copy check: %s", silo.name, error)
         return None

@@ -88,6 +88,9 @@ class ReleasedAnswers:
     def training_counts(self, classes: Sequence[str], holdout_fraction: float) -> Counts:
         """Return the images per class that the silo says it trains on: what a split leaves of the noisy counts.
 
+        It is a split without groups, whose hold-out of ``holdout_fraction`` groups come near: what exactly is left of
+        them changes with the seed and the fraction, which a server chooses, and would tell how large they are.
+
         Raises:
             PolicyError: counts of ``count-noise-draws`` other data sets are told, or the budget of ε is spent.
             UserError: a kept answer or the account is damaged.

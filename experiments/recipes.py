@@ -25,6 +25,7 @@ from experiments.repeated_runs import mean_and_range
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import LabelledImages, load_dataset
 from fedsynth.diffusion import (
+    Codec,
     EncodedImages,
     TrainingState,
     codec_of,
@@ -35,8 +36,8 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.evaluation.fidelity import frechet_distance
-from fedsynth.evaluation.image_set import flat, stratified_subset
-from fedsynth.evaluation.memorisation import memorisation
+from fedsynth.evaluation.image_set import stratified_subset
+from fedsynth.evaluation.memorisation import memorisation_of_images
 from fedsynth.evaluation.networks.domain_classifier import (
     DomainClassifier,
     extract_features,
@@ -121,7 +122,7 @@ class Judge:
         real = self.test.images, self.test.labels
         return png_bytes(real_beside_synthetic(*real, pixels, labels, self.train.classes, per_class))
 
-    def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int) -> dict[str, float]:
+    def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int, codec: Codec) -> dict[str, float]:
         """Compare samples with real images of the same number."""
         rng = np.random.default_rng(derive_seed(seed, "recipes", "measure"))
         count = min(len(drawn), len(self.test))
@@ -132,11 +133,12 @@ class Judge:
             drawn.images, drawn.labels, self.test.images, self.test.labels, classes, seed, ("cnn",), num_seeds=1
         )
         found = predict_labels(self.classifier, drawn.images)
+        sets = drawn.images, silo.images, self.test.images
         return {
             "agree": float((found == drawn.labels).mean()),
             "utility": scores["cnn"].accuracy,
             "distance": frechet_distance(*features),
-            "copies": memorisation(flat(drawn.images), flat(silo.images), flat(self.test.images)).copied_share,
+            "copies": memorisation_of_images(*sets, codec.reconstruct).copied_share,
         }
 
 
@@ -165,7 +167,7 @@ def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int
     pixels = codec.decode(sample(predict, scheduler, noise, drawn_labels, generator))
     drawn = LabelledImages(pixels, drawn_labels.numpy(), silo.classes)
     cost = {"steps": steps, "ms a step": 1000 * spent / steps}
-    return {**cost, **judge.measure(drawn, silo, seed), "pixels": pixels, "labels": drawn.labels}
+    return {**cost, **judge.measure(drawn, silo, seed, codec), "pixels": pixels, "labels": drawn.labels}
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from fedsynth.errors import RunError
 from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
+from fedsynth.text import visible
 from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
@@ -59,6 +60,13 @@ class Task:
         return (self.federation.train, self.federation.test) if self.federation else self.reference
 
     @property
+    def shown_names(self) -> tuple[str, ...]:
+        """Names of the silos as a reader knows them, in their order: natural silos' own, such as ``bccd``."""
+        natural = self.federation.silo_names if self.federation else ()
+        known = {f"silo-{k}": visible(name) for k, name in enumerate(natural)}
+        return tuple(known.get(member.name, member.name) for member in self.census)
+
+    @property
     def sampler(self) -> str:
         """How one model is sampled; Langevin moves are for composed noise only."""
         sampler = str(self.config.to_run_config()["sampler"])
@@ -73,7 +81,7 @@ class Outcome:
         images: uint8 (N, H, W, C).
         labels: int64 (N,).
         unet: the model they were drawn from, if there is one on the server.
-        curves: loss curves (step, loss) by name.
+        curves: loss curves (step, loss) by name as shown.
         notes: what a reader of the dataset must know: goes to its card, the report and the results.
         owners: position of the silo whose own set an image belongs to, int64 (N,); None: all are one set.
     """

@@ -8,22 +8,28 @@ from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 
 
-def planned(config: RunConfig, spec: ImageSpec | None, training_images: int | None = None) -> tuple[Plan, list[str]]:
+def planned(
+    config: RunConfig,
+    spec: ImageSpec | None,
+    training_images: int | None = None,
+    largest_holdout: float | None = None,
+) -> tuple[Plan, list[str]]:
     """Return what a run asks a silo, and the same as text, a line a thing.
 
     Args:
         config: the run's.
         spec: format and classes of its images; None: whatever the silos have.
-        training_images: images that the silo trains on; None: not known.
+        training_images: images that the silo trains on at least; None: not known.
+        largest_holdout: share of its images that is held out at most; None: the run's ``holdout-fraction``.
     """
     size = config.data.image_size
     if spec is None and size != AUTO:
         spec = ImageSpec(3, size, config.data.classes() or ())
     if spec is not None:
         parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
-        plan = plan_of(config, spec, parameters, training_images=training_images, sample_shape=shape)
+        plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout)
         return plan, _lines(plan)
-    plan = plan_of(config, ImageSpec(3, 0, ()))
+    plan = plan_of(config, ImageSpec(3, 0, ()), largest_holdout=largest_holdout)
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
 
 

@@ -179,7 +179,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
         add_groups(listing, options.group_column)
         groups = len({*listing.groups.values()})
         logger.info("%s: %d images in %d groups ('%s')", data, len(listing.groups), groups, options.group_column)
-    _warn_of_few_images(data, policy, options.model_path is not None)
+    _warn_of_few_images(data, policy, options)
     state = _absolute(options.state_path) if options.state_path else folder / "state"
     try:
         check_writable(state / "models")
@@ -199,10 +199,13 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     return given
 
 
-def _warn_of_few_images(data: Path, policy: Path | None, brings_model: bool) -> None:
+def _warn_of_few_images(data: Path, policy: Path | None, options: argparse.Namespace) -> None:
+    from fedsynth.data import largest_held_out_share
+
     acting = read_policy(policy) if policy else SiloPolicy()
-    images = silo_policy.training_images(data, RunConfig().data.holdout_fraction)
-    if not brings_model and images < acting.least_training_images:
+    held_out = largest_held_out_share(RunConfig().data.holdout_fraction, bool(options.group_column))
+    images = silo_policy.training_images(data, held_out)
+    if options.model_path is None and images < acting.least_training_images:
         logger.warning(
             "about %d images to train on, and the policy says '%s': no model will be trained here",
             images,

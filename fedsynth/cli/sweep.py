@@ -15,7 +15,7 @@ from fedsynth.cli.stopping import StoppedError
 from fedsynth.cli.sweeps.run_process import end_processes, finish_run, last_progress
 from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep, read_sweep
 from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, finished, plan, time_left, write_manifest
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, terminal_table
 from fedsynth.progress import duration
@@ -27,33 +27,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sweep file, and configuration keys for all its runs."""
     parser.add_argument("sweep", type=Path, help="TOML file of a sweep")
     parser.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
+    parser.add_argument("--seeds", type=int, nargs="+", help="make only the runs of these seeds now")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="make only the runs of these rows now")
     add_keys(parser)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
-    """Make every run of a sweep that has no results yet; return 1 if some failed.
+    """Make every run of a sweep, or of the chosen rows and seeds, that has no results yet; return 1 if some failed.
 
     Raises:
-        UserError: anything is wrong with the file or the data: then no run has started.
+        UserError: anything is wrong with the file, the choice or the data: then no run has started.
     """
-    refuse_rest("sweep", rest, [*ALL_KEYS, "dry-run"])
+    refuse_rest("sweep", rest, [*ALL_KEYS, "dry-run", "seeds", "rows"])
     sweep = read_sweep(options.sweep, given_keys(options))
-    _check_all_data(sweep)
+    chosen = _chosen(sweep, options.seeds, options.rows)
+    _check_all_data([sweep.runs[place] for place in chosen], sweep)
     entries = plan(sweep)
     if options.dry_run:
-        print(_overview(sweep, entries))
+        print(_overview(sweep, entries, chosen))
         return 0
     with locked(sweep.folder / ".lock", f"sweep '{sweep.folder}'"):
         for entry in entries:
             end_processes(sweep.folder / entry.folder)
         refuse_if_busy(flower_home())
-        return _work(sweep, entries)
+        return _work(sweep, entries, chosen)
 
 
-def _check_all_data(sweep: Sweep) -> None:
-    """Load each of the sweep's federations once, however many rows share it."""
+def _chosen(sweep: Sweep, seeds: Sequence[int] | None, rows: Sequence[str] | None) -> list[int]:
+    """Return which of a sweep's runs have one of these seeds and rows; None: any."""
+    for option, given, known in (
+        ("seeds", seeds, [run.seed for run in sweep.runs]),
+        ("rows", rows, [run.row for run in sweep.runs]),
+    ):
+        there = [str(value) for value in dict.fromkeys(known)]
+        for value in map(str, given or ()):
+            if value not in there:
+                hint = did_you_mean(value, there)
+                raise UserError(f"--{option} '{value}': not in '{sweep.file}'{hint} ({option}: {', '.join(there)})")
+    found = [
+        place
+        for place, run in enumerate(sweep.runs)
+        if (seeds is None or run.seed in seeds) and (rows is None or run.row in rows)
+    ]
+    if not found:
+        raise UserError(f"--seeds with --rows: none of these rows of '{sweep.file}' has one of these seeds")
+    return found
+
+
+def _check_all_data(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
+    """Load each of the runs' federations once, however many rows share it."""
     seen = set()
-    for planned in sweep.runs:
+    for planned in runs:
         config = planned.config
         shared = (config.data, config.run.num_clients, config.run.seed, config.model)
         if shared not in seen:
@@ -64,30 +88,35 @@ def _check_all_data(sweep: Sweep) -> None:
                 raise UserError(f"sweep '{sweep.file}': {planned.name}: {error}") from None
 
 
-def _work(sweep: Sweep, entries: list[Entry]) -> int:
+def _work(sweep: Sweep, entries: list[Entry], chosen: Sequence[int]) -> int:
     start = time.monotonic()
     # What failed before is tried again.
-    entries = [replace(entry, status="waiting") if entry.status == "failed" else entry for entry in entries]
-    print(f"sweep {sweep.folder}: {_standing(entries)}", flush=True)
+    entries = [_again(entry) if place in chosen else entry for place, entry in enumerate(entries)]
+    print(f"sweep {sweep.folder}: {_standing(entries, chosen)}", flush=True)
     write_manifest(sweep, entries)
     try:
-        for place, planned in enumerate(sweep.runs):
+        for place in chosen:
             if entries[place].status != "finished":
-                _make(sweep, entries, place, planned)
+                _make(sweep, entries, place, chosen)
     except StoppedError as stopped:
-        said = f"the run in work has ended, {_standing(entries)}; go on with 'fedsynth sweep {sweep.file}'"
+        said = f"the run in work has ended, {_standing(entries, chosen)}; the same command goes on"
         raise StoppedError(stopped.number, said) from None
-    failed = [entry for entry in entries if entry.status == "failed"]
+    failed = [entries[place] for place in chosen if entries[place].status == "failed"]
     for entry in failed:
         print(f"failed: {entry.name}: {entry.reason} (all it said: {_console(sweep, entry)})")
-    done = len(entries) - len(failed)
+    done = sum(entry.status == "finished" for entry in entries)
     print(f"\n{done} of {len(entries)} runs finished, {duration(time.monotonic() - start)}; tables: ", end="")
     print(f"fedsynth table {sweep.folder}", flush=True)
     return 1 if failed else 0
 
 
-def _make(sweep: Sweep, entries: list[Entry], place: int, planned: PlannedRun) -> None:
+def _again(entry: Entry) -> Entry:
+    return replace(entry, status="waiting") if entry.status == "failed" else entry
+
+
+def _make(sweep: Sweep, entries: list[Entry], place: int, chosen: Sequence[int]) -> None:
     """Make one run and keep the manifest up to date."""
+    planned = sweep.runs[place]
     start, label = time.monotonic(), f"[{place + 1}/{len(entries)}] {planned.name}"
     folder = RunFolder(sweep.folder / entries[place].folder)
     verb = "resumed" if folder.config.is_file() else "started"
@@ -102,13 +131,13 @@ def _make(sweep: Sweep, entries: list[Entry], place: int, planned: PlannedRun) -
         finish_run(planned.config, folder, _console(sweep, entries[place]), _SignsOfLife(sweep, entries[place], label))
     except (RunError, UserError) as error:
         set_entry(replace(entries[place], status="failed", reason=str(error)))
-        print(f"{label}: failed: {error}; {_standing(entries)}", flush=True)
+        print(f"{label}: failed: {error}; {_standing(entries, chosen)}", flush=True)
     except BaseException:
         set_entry(replace(entries[place], status="waiting"))
         raise
     else:
         set_entry(finished(entries[place], sweep.folder, time.monotonic() - start))
-        print(f"{label}: finished in {duration(time.monotonic() - start)}; {_standing(entries)}", flush=True)
+        print(f"{label}: finished in {duration(time.monotonic() - start)}; {_standing(entries, chosen)}", flush=True)
 
 
 class _SignsOfLife:
@@ -131,13 +160,15 @@ def _console(sweep: Sweep, entry: Entry) -> Path:
     return sweep.folder / "logs" / f"{entry.folder}.txt"
 
 
-def _standing(entries: Sequence[Entry]) -> str:
-    """Say how far the sweep is: ``12 of 39 finished, 1 failed, about 1 h 10 min left``."""
-    count = {status: sum(entry.status == status for entry in entries) for status in ("finished", "failed")}
-    parts = [f"{count['finished']} of {len(entries)} finished"]
+def _standing(entries: Sequence[Entry], chosen: Sequence[int]) -> str:
+    """Say how far the chosen runs are: ``12 of 39 finished, 1 failed, about 1 h 10 min left``."""
+    asked = [entries[place] for place in chosen]
+    count = {status: sum(entry.status == status for entry in asked) for status in ("finished", "failed")}
+    some = f" chosen runs (of {len(entries)})" if len(asked) < len(entries) else ""
+    parts = [f"{count['finished']} of {len(asked)}{some} finished"]
     parts += [f"{count['failed']} failed"] if count["failed"] else []
-    if sum(count.values()) < len(entries):
-        left = time_left(entries)
+    if sum(count.values()) < len(asked):
+        left = time_left(asked, entries)
         parts.append("time left unknown" if left is None else f"about {duration(left)} left")
     return ", ".join(parts)
 
@@ -147,10 +178,10 @@ def _expected(entry: Entry, entries: Sequence[Entry]) -> str:
     return "" if seconds is None else f", about {duration(seconds)}"
 
 
-def _overview(sweep: Sweep, entries: Sequence[Entry]) -> str:
-    """Return a table of all runs, and what they will take."""
-    rows = {}
-    for entry in entries:
+def _overview(sweep: Sweep, entries: Sequence[Entry], chosen: Sequence[int]) -> str:
+    """Return a table of the chosen runs, and what they will take."""
+    rows, asked = {}, [entries[place] for place in chosen]
+    for entry in asked:
         seconds = entry.seconds if entry.status == "finished" else estimated_seconds(entry, entries)
         state = "to resume" if _begun(sweep, entry) else "to run"
         rows[entry.name] = {
@@ -158,11 +189,11 @@ def _overview(sweep: Sweep, entries: Sequence[Entry]) -> str:
             "state": entry.status if entry.status in ("finished", "failed") else state,
             "time": "unknown" if seconds is None else duration(seconds),
         }
-    unknown = sum(e.status != "finished" and estimated_seconds(e, entries) is None for e in entries)
-    some = 0 < unknown < sum(entry.status != "finished" for entry in entries)
+    unknown = sum(e.status != "finished" and estimated_seconds(e, entries) is None for e in asked)
+    some = 0 < unknown < sum(entry.status != "finished" for entry in asked)
     guess = f"; {unknown} runs of a kind that has not finished yet count as the mean" if some else ""
-    again = [replace(entry, status="waiting") if entry.status == "failed" else entry for entry in entries]
-    return f"{terminal_table(rows)}\n\n{len(entries)} runs in {sweep.folder}: {_standing(again)}{guess}"
+    again = [_again(entry) for entry in entries]
+    return f"{terminal_table(rows)}\n\n{len(asked)} runs in {sweep.folder}: {_standing(again, chosen)}{guess}"
 
 
 def _begun(sweep: Sweep, entry: Entry) -> bool:

@@ -15,7 +15,7 @@ from fedsynth.data.image_folder import (
     load_image_folder,
     read_image_folder,
 )
-from fedsynth.data.labelled_images import LabelledImages, held_out_counts
+from fedsynth.data.labelled_images import LabelledImages, held_out_counts, largest_held_out_share
 from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
 from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
@@ -38,6 +38,7 @@ __all__ = [
     "held_out_counts",
     "image_folder_spec",
     "label_counts",
+    "largest_held_out_share",
     "list_images",
     "load_dataset",
     "load_federation",

@@ -148,6 +148,11 @@ def held_out_counts(counts: NDArray[np.int64], fraction: float) -> NDArray[np.in
     return np.minimum(wanted, np.maximum(counts - 1, 0))
 
 
+def largest_held_out_share(fraction: float, groups: bool) -> float:
+    """Return the share, 0 to 1, that :func:`stratified_split` takes at most: of groups less than twice ``fraction``."""
+    return min(1.0, fraction * (2 if groups else 1))
+
+
 def check_fraction(key: str, fraction: float) -> None:
     """Raise UserError unless 0 <= ``fraction`` < 1; ``key`` is the configuration key to name."""
     if not 0 <= fraction < 1:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+FLIP, ROTATE90, SHIFT = "flip", "rotate90", "shift"
+
 SHIFT_SHARE = 16
 """A shift moves an image by up to 1/16 of its side, one pixel at least; edge pixels are repeated."""
 
@@ -49,7 +51,7 @@ def _shift(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 _VARIANTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
-    "flip": _flip,
-    "rotate90": _rotate90,
-    "shift": _shift,
+    FLIP: _flip,
+    ROTATE90: _rotate90,
+    SHIFT: _shift,
 }

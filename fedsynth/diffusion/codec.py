@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.keys import one_of_words
-from fedsynth.diffusion.augmentation import augmented
+from fedsynth.diffusion.augmentation import SHIFT, augmented
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
 from fedsynth.latent import Autoencoder, LatentStatistics, public_statistics, read_autoencoder
@@ -83,9 +83,18 @@ class Codec:
         """Turn uint8 images (n, H, W, C) into samples, float32 (n, c, h, w)."""
         return F.pixel_unshuffle(to_model_range(images), self.factor)
 
+    def encode_once(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Do the same for images that will hardly come again."""
+        return self.encode(images)
+
     def decode(self, samples: torch.Tensor) -> NDArray[np.uint8]:
         """Turn samples (n, c, h, w) into uint8 images (n, H, W, C); what lies outside the range is clipped."""
         return to_uint8(F.pixel_shuffle(samples, self.factor))
+
+    @property
+    def reconstruct(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+        """Encodes and decodes images (n, H, W, C), n >= 1; None where that changes nothing."""
+        return None
 
     def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Rearrange pixels or their noise (n, C, H, W) as a network sees them (n, c, h, w)."""
@@ -170,12 +179,21 @@ class LatentCodec(Codec):
         latents = [_kept.get(digest, image, partial(self._encode_one, image)) for image in images]
         return torch.stack(latents) if latents else torch.empty(0, *self.shape)
 
+    def encode_once(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Do the same and keep nothing."""
+        return self.statistics.standardise(self.autoencoder.encode(to_model_range(images)))
+
     def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        return self.statistics.standardise(self.autoencoder.encode(to_model_range(image[None])))[0]
+        return self.encode_once(image[None])[0]
 
     def decode(self, samples: torch.Tensor) -> NDArray[np.uint8]:
         """Turn standardised latents (n, c, h, w) into uint8 images (n, H, W, C); what the range lacks is clipped."""
         return to_uint8(self.autoencoder.decode(self.statistics.restore(samples), self.spec.channels))
+
+    @property
+    def reconstruct(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+        """Returns what comes back of images (n, H, W, C), n >= 1."""
+        return lambda images: self.decode(self.encode(images))
 
     def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Raise ``TypeError``: noise of pixels is no noise of latents."""
@@ -212,7 +230,9 @@ class EncodedImages:
         if not self.augment:
             return self[rows]
         pixels = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2)
-        return self.codec.encode(augmented(pixels, self.augment, generator).permute(0, 2, 3, 1).numpy())
+        varied = augmented(pixels, self.augment, generator).permute(0, 2, 3, 1).numpy()
+        # Hardly one of so many variants is drawn again, and they would drive out the images that are.
+        return self.codec.encode_once(varied) if SHIFT in self.augment else self.codec.encode(varied)
 
 
 Images = torch.Tensor | EncodedImages

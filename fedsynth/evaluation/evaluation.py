@@ -9,6 +9,7 @@ from typing import Any
 from fedsynth.evaluation.illustration import Illustration
 from fedsynth.evaluation.membership import Membership
 from fedsynth.evaluation.memorisation import Memorisation
+from fedsynth.evaluation.networks.domain_classifier import ARCHITECTURE
 from fedsynth.evaluation.utility import Scores
 
 Utility = Mapping[str, Scores]
@@ -69,7 +70,7 @@ class Evaluation:
         reference = self.reference["overall"]
         row = {"n": overall.pop("n"), "k": overall.pop("k"), "feature-space": self.feature_space, **overall}
         row |= {f"reference-{name}": reference[name] for name in overall}
-        row |= {"n-train": self.n_train, **_columns(self.utility)}
+        row |= {"n-train": self.n_train, "classifier-version": ARCHITECTURE, **_columns(self.utility)}
         row |= _columns(self.real_utility, "real-") | _columns(self.joint_utility, "joint-")
         if self.memorisation:
             row |= {**self.memorisation.row(), "memorisation-space": PIXEL_SPACE}

@@ -2,11 +2,16 @@
 
 A low number here is no proof of privacy: only (ε, δ) is a guarantee, these measures are evidence beside it. All of them
 depend on the space, so name it with the number: the pixels show copies, features also show their variations.
+
+A generator of latents cannot return a training image but only what its autoencoder makes of it. A sample near either
+form of a training image is near that image; and test images are compared as the autoencoder makes them, so that fresh
+samples still come as near as they do. Without that a model that repeats its training images looks innocent as soon as
+the autoencoder changes an image by more than neighbours differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -15,10 +20,13 @@ import numpy.typing as npt
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation.array_checks import as_features
+from fedsynth.evaluation.image_set import Images, flat
 from fedsynth.evaluation.manifold import squared_distance_blocks
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Reconstruct = Callable[[Images], Images]
+"""What an autoencoder makes of images (N, H, W, C), N >= 1."""
 
 _PART_VALUES = 2**22
 """Pixels of training images compared at once: 32 MB in float64, of which there are a few copies."""
@@ -66,7 +74,7 @@ class Memorisation:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
-def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> Memorisation:
+def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray, forms: int = 1) -> Memorisation:
     """Compare distances to the training set between synthetic and unseen real samples.
 
     Authenticity follows Alaa et al. 2022 (arXiv 2102.08921): a synthetic sample is authentic if it lies
@@ -75,8 +83,9 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
 
     Args:
         synthetic: features or flattened pixels (N, D), N >= 2.
-        train: (M, D), M >= 2, everything that any of the models was trained on.
+        train: (forms·M, D), M >= 2, everything that any of the models was trained on.
         test: (L, D), L >= 2, from the distribution of ``train`` and never trained on.
+        forms: in how many forms ``train`` has each of its samples, all of them in one form after all in another.
 
     Raises:
         UserError: unequal D, fewer than two samples, NaN or infinite values, or more than half of the test samples
@@ -91,25 +100,44 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     copy_distance = float(np.percentile(test_distances, COPY_PERCENTILE))
     return Memorisation(
         synthetic_count=len(synthetic),
-        train_count=len(train),
+        train_count=len(train) // forms,
         test_count=len(test),
         nearest_train_distance=of_synthetic,
         test_nearest_train_distance=of_test,
         copy_distance=copy_distance,
         nearest_neighbour_ratio=of_synthetic / of_test,
         copied_share=copied,
-        authenticity=_authenticity(indices, distances, train),
-        test_authenticity=_authenticity(test_indices, test_distances, train),
+        authenticity=_authenticity(indices, distances, train, forms),
+        test_authenticity=_authenticity(test_indices, test_distances, train, forms),
     )
 
 
-def copied_share(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    """Return the ``copied_share`` of :func:`memorisation` for images, of which ``train`` may be larger than memory.
+def memorisation_of_images(
+    synthetic: Images, train: Images, test: Images, reconstruct: Reconstruct | None = None
+) -> Memorisation:
+    """Return :func:`memorisation` of images in pixels.
+
+    Args:
+        synthetic, train, test: uint8 images (N, H, W, C).
+        reconstruct: what the autoencoder of the generators makes of images, if they have one: training images count in
+            this form, too, and test images in this form only.
+
+    Raises:
+        UserError: as :func:`memorisation` does.
+    """
+    if reconstruct:
+        train, test = np.concatenate([train, reconstruct(train)]), reconstruct(test)
+    return memorisation(flat(synthetic), flat(train), flat(test), 2 if reconstruct else 1)
+
+
+def copied_share(synthetic: Images, train: Images, test: Images, reconstruct: Reconstruct | None = None) -> float:
+    """Return the ``copied_share`` of :func:`memorisation_of_images`; ``train`` may be larger than memory.
 
     Args:
         synthetic: uint8 images (N, H, W, C), N >= 2.
         train: (M, H, W, C), M >= 2, compared part by part.
         test: (L, H, W, C), L >= 2.
+        reconstruct: as there.
 
     Raises:
         UserError: as :func:`memorisation` does.
@@ -117,16 +145,16 @@ def copied_share(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     count = max(1, min(-(-train.size // _PART_VALUES), len(train) // 2))
     bounds = [len(train) * part // count for part in range(count + 1)]
 
-    def parts() -> Iterator[np.ndarray]:
-        return (train[first:end].reshape(end - first, -1) for first, end in pairwise(bounds))
+    def parts() -> Iterator[Images]:
+        return (train[first:end] for first, end in pairwise(bounds))
 
-    mean = sum(part.sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
-    named = {"synthetic": synthetic, "test": test}
-    flat = [as_features(name, images.reshape(len(images), -1)) for name, images in named.items()]
-    points = np.concatenate(flat) - mean
+    mean = sum(flat(part).sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
+    named = {"synthetic": synthetic, "test": reconstruct(test) if reconstruct else test}
+    points = np.concatenate([as_features(name, flat(images)) for name, images in named.items()]) - mean
     nearest = np.full(len(points), np.inf)
     for part in parts():
-        np.minimum(nearest, nearest_neighbours(points, as_features("train", part) - mean)[1], out=nearest)
+        for form in (part, reconstruct(part)) if reconstruct else (part,):
+            np.minimum(nearest, nearest_neighbours(points, as_features("train", flat(form)) - mean)[1], out=nearest)
     return _copied_share(nearest[: len(synthetic)], nearest[len(synthetic) :])
 
 
@@ -136,13 +164,16 @@ def _copied_share(distances: Array, test_distances: Array) -> float:
     return float(np.mean(distances <= np.percentile(test_distances, COPY_PERCENTILE)))
 
 
-def nearest_neighbours(points: Array, references: Array, own: Indices | None = None) -> tuple[Indices, Array]:
+def nearest_neighbours(
+    points: Array, references: Array, own: Indices | None = None, forms: int = 1
+) -> tuple[Indices, Array]:
     """Find the nearest reference of each point, a block of points at a time.
 
     Args:
         points: finite (N, D), near the origin beside their spread.
         references: finite (M, D), likewise; M >= 1, with ``own`` M >= 2.
-        own: for each point the index (N,) of the reference that it is itself and that does not count.
+        own: for each point the index (N,) of the reference that it is itself and that does not count, in any form.
+        forms: as for :func:`memorisation`.
 
     Returns:
         Indices (N,) into ``references`` and Euclidean distances (N,), exactly 0 for equal samples.
@@ -151,16 +182,17 @@ def nearest_neighbours(points: Array, references: Array, own: Indices | None = N
     nearest = np.empty(len(points))
     for rows, squared in squared_distance_blocks(points, references):
         if own is not None:
-            squared[np.arange(len(squared)), own[rows]] = np.inf
+            of_forms = squared.reshape(len(squared), forms, -1)
+            of_forms[np.arange(len(squared)), :, own[rows] % of_forms.shape[2]] = np.inf
         indices[rows] = squared.argmin(axis=1)
         # |x|² + |y|² - 2xy finds the neighbour but leaves a round-off where a copy must be at distance 0.
         nearest[rows] = np.linalg.norm(points[rows] - references[indices[rows]], axis=1)
     return indices, nearest
 
 
-def _authenticity(indices: Indices, distances: Array, train: Array) -> float:
+def _authenticity(indices: Indices, distances: Array, train: Array, forms: int) -> float:
     copied_from, position = np.unique(indices, return_inverse=True)
-    _, own_distances = nearest_neighbours(train[copied_from], train, own=copied_from)
+    _, own_distances = nearest_neighbours(train[copied_from], train, copied_from, forms)
     return float(np.mean(distances > own_distances[position]))
 
 

@@ -21,7 +21,7 @@ from fedsynth.evaluation.fidelity import fidelity_measures
 from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
 from fedsynth.evaluation.image_set import Images, ImageSet, Labels, flat, matched_by_class
 from fedsynth.evaluation.membership import Membership, nearness_scores, roc
-from fedsynth.evaluation.memorisation import Memorisation, memorisation
+from fedsynth.evaluation.memorisation import Memorisation, Reconstruct, memorisation_of_images
 from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
 from fedsynth.evaluation.networks.extractor import Extracted, Extractor
 from fedsynth.evaluation.networks.extractors import create_extractor, resolve_extractor
@@ -106,6 +106,7 @@ class Evaluator:
         settings: how to measure.
         trained_on: the images that the generators saw, for the copy check and the attack; by default the train fold.
         progress: called with the name of each phase as it starts.
+        reconstruct: what the autoencoder of the generators makes of images, for the copy check; None: they have none.
 
     Raises:
         UserError: images or labels that do not fit together, or fewer than two images.
@@ -120,6 +121,7 @@ class Evaluator:
         settings: Settings | None = None,
         trained_on: ImageSet | None = None,
         progress: Progress | None = None,
+        reconstruct: Reconstruct | None = None,
     ) -> None:
         self._train = train
         self._test = test
@@ -130,6 +132,7 @@ class Evaluator:
         for image_set in (train, test, self._trained_on):
             image_set.check(len(classes), train.images.shape[1:])
         self._report = progress or (lambda phase: None)
+        self._reconstruct = reconstruct
         self._ceilings: dict[int, dict[str, Scores]] = {}
 
     def evaluate(self, images: Images, labels: Labels, illustrated: bool = False) -> Evaluation:
@@ -230,7 +233,8 @@ class Evaluator:
         if len(seen) < len(self._trained_on):
             remark = (f"copies were looked for among {len(seen)} of {len(self._trained_on)} training images",)
         try:
-            return memorisation(*(flat(side.images) for side in (synthetic, seen, self._test))), remark
+            sets = synthetic.images, seen.images, self._test.images
+            return memorisation_of_images(*sets, self._reconstruct), remark
         except UserError as error:
             return None, (*remark, f"no copy check: {error}")
 
@@ -250,7 +254,11 @@ class Evaluator:
         real, fake = ((self._extract(side).features, side.labels) for side in sides)
         return Illustration(
             triples=nearest_triples(
-                synthetic.images, seen.images, self._seed, copies.copy_distance if copies else math.nan
+                synthetic.images,
+                seen.images,
+                self._seed,
+                copies.copy_distance if copies else math.nan,
+                self._reconstruct,
             ),
             embedding=embed(real, fake, self.extractor.name, self._seed),
         )

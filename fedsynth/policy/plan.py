@@ -43,8 +43,8 @@ class Plan:
         plugins: what the run wants imported at the silo.
         trains: whether images are trained on.
         least_training_images: images drawn in its shortest training; 0: it trains nothing.
-        training_images: images that the silo trains on; None: not known.
-        holdout_fraction: share of the images that is kept out of training.
+        training_images: images that the silo trains on at least; None: not known.
+        holdout_fraction: share of the images that is kept out of training at most.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
@@ -92,6 +92,7 @@ def plan_of(
     num_samples: int | None = None,
     training_images: int | None = None,
     sample_shape: tuple[int, ...] = (),
+    largest_holdout: float | None = None,
 ) -> Plan:
     """Return what a run asks one silo.
 
@@ -102,6 +103,7 @@ def plan_of(
         num_samples: images of the synthetic set whose class the silo holds; None: all.
         training_images: images that it trains on; None: not known.
         sample_shape: of what its networks see of an image; empty: as many numbers as the image has.
+        largest_holdout: share of its images that is held out at most; None: the run's ``holdout-fraction``.
     """
     name, settings = config.run.strategy, config.settings
     held = config.sampling.num_samples if num_samples is None else num_samples
@@ -142,7 +144,9 @@ def plan_of(
         trains=steps > 0,
         training_images=training_images,
         least_training_images=min(shortest, default=0) * config.training.batch_size,
-        holdout_fraction=config.data.holdout_fraction if shortest else 0.0,
+        holdout_fraction=(config.data.holdout_fraction if largest_holdout is None else largest_holdout)
+        if shortest
+        else 0.0,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )

@@ -1,4 +1,4 @@
-"""Differential privacy: what mechanisms cost together, and training that is one of them."""
+"""What may be learnt of a silo's images, bounded: private training and its costs, and sums that hide their terms."""
 
 from fedsynth.privacy.accounting import Geometric, Mechanism, epsilon, noise_multiplier_for
 

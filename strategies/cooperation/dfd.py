@@ -186,7 +186,7 @@ class DfD(SynthesisStrategy):
             for kind, said in _NOTES.items()
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
-        curves = {member.name: member.curve for member in task.census}
+        curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
 

@@ -56,9 +56,9 @@ class Local(SynthesisStrategy):
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the sets one after the other."""
-        curves = {member.name: member.curve for member in task.census}
+        curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images, labels, owners = (transport.decode(arrays[name]).numpy() for name in ("images", "labels", "owners"))
-        absent = [member.name for k, member in enumerate(task.census) if not (owners == k).any()]
+        absent = [name for k, name in enumerate(task.shown_names) if not (owners == k).any()]
         notes = (f"without sets of {', '.join(absent)}",) if absent else ()
         return Outcome(images, labels, curves=curves, owners=owners, notes=notes)
 

@@ -70,7 +70,7 @@ class Pooled(SynthesisStrategy):
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Return the images as they came."""
-        curves = {member.name: member.curve for member in task.census}
+        curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images = transport.decode(arrays["images"]).numpy()
         return Outcome(images, transport.decode(arrays["labels"]).numpy(), curves=curves, notes=self._notes)
 

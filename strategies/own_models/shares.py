@@ -106,7 +106,7 @@ def collect_images(answers: Iterator[tuple[int, SampleAnswer]], task: Task, owne
 
 def _notes_on_missing(task: Task, owners: torch.Tensor, drawn: torch.Tensor) -> tuple[str, ...]:
     notes = []
-    silent = [task.census.members[k].name for k in torch.unique(owners[~drawn & (owners >= 0)]).tolist()]
+    silent = [task.shown_names[k] for k in torch.unique(owners[~drawn & (owners >= 0)]).tolist()]
     if silent:
         notes.append(f"without the images that {', '.join(silent)} should have drawn")
     # Sets of silos that draw for themselves have other labels than the run's.

@@ -50,6 +50,7 @@ class SiloEvaluation:
         real: statistics of the real features by silo; without the silos that were left out.
         held_out: measures on held-out images by silo; without the silos that were left out.
         real_silos: whether they are no simulated ones, which add no noise.
+        shown_names: of all silos, as a reader knows them; empty: ``names``.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class SiloEvaluation:
     real: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     held_out: Mapping[str, HeldOutMeasures] = field(default_factory=dict)
     real_silos: bool = False
+    shown_names: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """Return the columns of ``results.json``: overall, accuracy also of the worst and best silo, and by silo."""
@@ -111,7 +113,8 @@ class SiloEvaluation:
                 " asks for (evaluation-epsilon): differences of a few images mean nothing."
             )
         for what, given in (("Fréchet distance", self.real), ("accuracy and recall", self.held_out)):
-            if absent := [name for name in self.names if name not in given]:
+            shown = zip(self.names, self.shown_names or self.names, strict=True)
+            if absent := [said for name, said in shown if name not in given]:
                 notes.append(f"Not in the silos' {what}: {', '.join(absent)}; the log says why.")
         return notes
 
@@ -193,7 +196,7 @@ class _Measurement:
         held_out = self._answers(about_held_out, self._held_out)
         names = tuple(member.name for member in self._task.census)
         real_silos = self._task.config.data.dataset == REAL_SILOS
-        return SiloEvaluation(names, self._synthetic, real, held_out, real_silos)
+        return SiloEvaluation(names, self._synthetic, real, held_out, real_silos, self._task.shown_names)
 
     def _answers(self, request: Request[A], read: Callable[[A], T]) -> dict[str, T]:
         """Ask every silo whose policy allows it, and return what ``read`` makes of the usable answers, by silo."""

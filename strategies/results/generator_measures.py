@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from fedsynth.diffusion import codec_of
 from fedsynth.evaluation import Evaluation, Evaluator, measure_rows
 from fedsynth.evaluation.evaluation import PIXEL_SPACE
-from fedsynth.evaluation.image_set import flat
 from fedsynth.evaluation.measure_table import SYNTHETIC
 from fedsynth.evaluation.membership import Membership
-from fedsynth.evaluation.memorisation import Memorisation, memorisation
+from fedsynth.evaluation.memorisation import Memorisation, memorisation_of_images
 from strategies.base import Outcome, Task
 from strategies.results.generator import Generator
 from strategies.results.membership_inference import attack_generator
@@ -77,7 +77,8 @@ def measure_generator(
     images = generator.draw(task, outcome.labels)
     fresh = evaluator.evaluate(images, outcome.labels)
     distances = (set_.fidelity["overall"]["frechet-distance"] for set_ in (fresh, released))
-    repeated = memorisation(flat(images), flat(outcome.images), flat(folds[1].images))
+    reconstruct = codec_of(task.config, task.spec).reconstruct
+    repeated = memorisation_of_images(images, outcome.images, folds[1].images, reconstruct)
     asked = task.config.evaluation.membership_inference
     attack = attack_generator(task, federation, generator.unet) if asked and federation else None
     return GeneratorMeasures(fresh, next(distances) / next(distances), repeated, attack)

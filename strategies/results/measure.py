@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.diffusion import codec_of
 from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, mean_columns, measure_rows
 from fedsynth.files import nonfinite_as_null
@@ -110,6 +111,7 @@ def _evaluator(task: Task) -> Evaluator | None:
         Settings.of(task.config),
         trained_on=_seen_by_silos(task),
         progress=logger.info,
+        reconstruct=codec_of(task.config, task.spec).reconstruct,
     )
 
 

@@ -71,12 +71,17 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
     if outcome.owners is None:
         return {"": (outcome.images, outcome.labels)}
     found = {}
-    for k, name in enumerate(folder_names([member.name for member in task.census])):
+    for k, name in enumerate(_shown_names(task)):
         mine = outcome.owners == k
         # A silo that failed has no set.
         if mine.any():
             found[name] = (outcome.images[mine], outcome.labels[mine])
     return found
+
+
+def _shown_names(task: Task) -> dict[str, str]:
+    """Return the name of every silo as a reader knows it, by the folder of its set."""
+    return dict(zip(folder_names([member.name for member in task.census]), task.shown_names, strict=True))
 
 
 def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
@@ -94,7 +99,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
         "codec": codec_of(task.config, task.spec).digest,
-        "silos": [silo] if silo else [member.name for member in task.census],
+        "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},

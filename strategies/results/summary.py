@@ -40,7 +40,7 @@ def report_content(
         real_images=real[1].images if real else None,
         real_labels=real[1].labels if real else None,
         silos=[_silo_row(task, k, measured.at_silos) for k in range(len(census))],
-        silo_names=[member.name for member in census],
+        silo_names=task.shown_names,
         label_counts=census.label_counts.numpy(),
         losses=outcome.curves,
         rounds=rounds,
@@ -70,7 +70,7 @@ def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence
 def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, Any]:
     member = task.census.members[k]
     row: dict[str, Any] = {
-        "silo": member.name,
+        "silo": task.shown_names[k],
         "training images": member.num_examples,
         "classes": int(np.count_nonzero(member.label_counts)),
     }

@@ -125,6 +125,7 @@ def test_repeated_seeds_are_said(tmp_path: Path, page: Path, capsys: pytest.Capt
     [
         ("feature-space", ("domain-classifier", "inception"), "only within one feature space"),
         ("n-train", (1000, 500), "only at equal n-train"),
+        ("classifier-version", (2, 3), "the classifier of fedsynth was changed in between"),
     ],
 )
 def test_measures_of_different_kinds_are_not_compared(
@@ -141,6 +142,18 @@ def test_measures_of_different_kinds_are_not_compared(
     assert f"note: {key} differs ({values[0]}: dfd; {values[1]}: pooled): " in printed
     assert said in printed
     assert said in page.read_text()
+
+
+def test_runs_that_name_no_version_of_the_classifier_are_older(
+    tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = make_run(tmp_path / "r", "a", measured(7.0))
+    new = make_run(tmp_path / "r", "b", measured(7.0, classifier_version=2), strategy="pooled")
+    run_compare(old, new, "--output", page)
+    assert "note: classifier-version differs (none: dfd; 2: pooled): " in capsys.readouterr().out
+    older = make_run(tmp_path / "r", "c", measured(7.0), strategy="pooled")
+    run_compare(old, older, "--output", page)
+    assert "classifier-version" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

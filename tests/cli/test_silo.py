@@ -222,6 +222,12 @@ def test_policy_is_compared_with_a_planned_run(
     status, said = check(dfd)
     assert status == 1
     assert "REFUSED  line 'noise-queries-per-run = 14': the run asks up to 15 noise queries" in said
+    dfd.write_text("dfd-rounds = 10\nholdout-fraction = 0.3\n")
+    assert check(dfd)[0] == 0
+    assert main([*words, "--group-column", "patient"]) == 1
+    assert "REFUSED  line 'largest-holdout-fraction = 0.5': the run asks up to 0.6 holdout fraction" in (
+        capsys.readouterr().out
+    )
     dfd.write_text("dfd-round = 11\n")
     assert "unknown config key 'dfd-round'" in refused("silo", "policy", "--check", "own.toml", "--setting", str(dfd))
 

@@ -145,6 +145,44 @@ def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsy
     assert starts(place)[4:] == ["fresh averaging-0"]
 
 
+def test_a_sweep_that_is_made_in_parts_ends_like_one_that_is_made_at_once(
+    place: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    order = place / "runs" / "fail-averaging-0"
+    order.touch()
+    assert main(["sweep", "s.toml", "--seeds", "0"]) == 1
+    assert starts(place) == [f"fresh {name}" for name in NAMES[:2]]
+    assert statuses(place) == ["finished", "failed", "waiting", "waiting"]
+    printed = capsys.readouterr().out
+    assert "0 of 2 chosen runs (of 4) finished, time left unknown" in printed
+    assert "1 of 4 runs finished" in printed
+    order.unlink()
+    assert main(["sweep", "s.toml", "--rows", "DfD"]) == 0
+    assert starts(place)[2:] == ["fresh DfD-1"], "what failed elsewhere is not tried again"
+    assert statuses(place) == ["finished", "failed", "finished", "waiting"]
+    assert main(["sweep", "s.toml", "--rows", "averaging", "DfD", "--seeds", "1", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs in " in printed
+    assert "seed 0" not in printed
+    assert "1 of 2 chosen runs (of 4) finished" in printed
+    assert main(["sweep", "s.toml"]) == 0
+    in_parts = manifest(place)
+    text = TEXT.replace("seeds = [0, 1]", "seeds = [0, 1]\noutput-dir = 'other'")
+    (place / "other").mkdir()
+    (place / "s.toml").write_text(text)
+    assert main(["sweep", "s.toml"]) == 0
+    at_once = json.loads((place / "other" / "s" / "sweep.json").read_text())["runs"]
+    for entry in (*in_parts, *at_once):
+        del entry["seconds"], entry["settings"]["output-dir"]
+    assert in_parts == at_once
+    words = "sweep", "s.toml"
+    assert "--seeds '5': not in '" in refused(*words, "--seeds", "5")
+    assert "did you mean 'DfD'? (rows: DfD, averaging)" in refused(*words, "--rows", "DfDs")
+    (place / "s.toml").write_text(TEXT + "seeds = [7]")
+    said = refused(*words, "--rows", "averaging", "--seeds", "1")
+    assert "none of these rows" in said
+
+
 def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     order = place / "runs" / "hold-averaging-0"
     order.touch()
@@ -232,8 +270,10 @@ def test_time_is_that_of_the_row_then_of_the_strategy_then_of_all() -> None:
     ]
     assert [estimated_seconds(e, entries) for e in entries[3:6]] == [15.0, 40.0, None]
     known = [15.0, 15.0, 90.0, 15.0, 40.0]
-    assert time_left(entries) == pytest.approx(15 + 40 + sum(known) / len(known))
-    assert time_left([entry("d", "dfd", "waiting")]) is None
+    assert time_left(entries, entries) == pytest.approx(15 + 40 + sum(known) / len(known))
+    assert time_left(entries[4:5], entries) == pytest.approx(40)
+    unknown = [entry("d", "dfd", "waiting")]
+    assert time_left(unknown, unknown) is None
 
 
 FRAME = "╭─ Error ─────────╮\n│ Failed to start │\n│ in 15 s. See log │\n╰─────────────────╯\n"

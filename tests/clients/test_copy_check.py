@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tiny_autoencoders import kl_of
 
 import clients.copy_check
 from clients.copy_check import copied_share
 from fedsynth.config import RunConfig
 from fedsynth.data import LabelledImages, Silo, load_dataset
-from fedsynth.diffusion import build_unet, to_model_range
+from fedsynth.diffusion import build_unet, codec_of, to_model_range
 from fedsynth.spec import ImageSpec
 
 CONFIG = RunConfig()
@@ -50,6 +52,21 @@ def test_share_is_that_of_a_search_by_hand(
     assert 20 / 64 <= expected < 0.5
     assert copied_share(silo, unet, SPEC, CONFIG) == pytest.approx(expected)
     assert caplog.text == "", "the server warns of it, once: in a simulation both would write to one log"
+
+
+def test_a_model_of_latents_that_repeats_its_training_images_is_found(
+    unet: UNet2DModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kl_of().save_pretrained(tmp_path)
+    config = RunConfig.from_run_config({"autoencoder": str(tmp_path)})
+    silo, codec = silo_of(64, 20), codec_of(config, SPEC)
+    shares = []
+    for images in (silo.train.images, SHUFFLED.images[400:464]):
+        monkeypatch.setattr(clients.copy_check, "sample", lambda *_, of=images: codec.encode(of))
+        shares.append(copied_share(silo, unet, SPEC, config))
+    assert shares[0] == 1
+    assert shares[1] is not None
+    assert shares[1] < 0.25
 
 
 def test_samples_are_64_in_the_silo_s_own_classes_and_always_the_same(

@@ -13,6 +13,7 @@ from tiny_autoencoders import write_taesd
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import EncodedImages, codec, make_codec
+from fedsynth.diffusion.augmentation import augmented
 from fedsynth.diffusion.codec import Codec, LatentCodec, convert, saved_codec
 from fedsynth.errors import UserError
 from fedsynth.latent import Autoencoder
@@ -71,6 +72,23 @@ def test_an_image_is_encoded_once(latents: LatentCodec) -> None:
             assert encode.call_count == 0
             latents.encode(images[:1])
             assert encode.call_count == 1
+
+
+@pytest.mark.parametrize("augment", [("flip",), ("rotate90",), ("shift",), ("shift", "flip", "rotate90")])
+def test_latents_of_variants_are_those_of_varied_pixels_and_shifts_drive_out_no_image(
+    augment: tuple[str, ...], latents: LatentCodec
+) -> None:
+    images, rows = pictures(), torch.arange(4).repeat(8)
+    kept = latents.encode(images)
+    with mock.patch.object(codec, "_kept", codec._KeptLatents(5 * kept[0].nbytes)):
+        latents.encode(images)
+        drawn = EncodedImages(images, latents, augment).draw(rows, torch.Generator().manual_seed(0))
+        with mock.patch.object(Autoencoder, "encode", wraps=latents.autoencoder.encode) as encode:
+            assert torch.equal(latents.encode(images), kept)
+            assert (encode.call_count == 0) == ("shift" in augment)
+    pixels = torch.from_numpy(images)[rows].permute(0, 3, 1, 2)
+    varied = augmented(pixels, augment, torch.Generator().manual_seed(0)).permute(0, 2, 3, 1).numpy()
+    assert torch.equal(drawn, latents.encode(varied))
 
 
 def test_variants_of_images_are_encoded_too(latents: LatentCodec) -> None:

@@ -37,6 +37,17 @@ def test_triples_are_the_closest_pairs_and_a_draw_of_the_rest(count: int) -> Non
     np.testing.assert_allclose(triples.next_distances, next_distances[shown], rtol=1e-12)
 
 
+def test_of_an_autoencoder_the_nearer_form_decides_and_the_image_itself_is_shown() -> None:
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, 200, (30, 8, 8, 1), dtype=np.uint8)
+    triples = nearest_triples(train[:9] + 50, train, 0, 3.5, lambda images: images + 50)
+    assert (triples.distances[: triples.num_closest] == 0).all()
+    known = {image.tobytes(): row for row, image in enumerate(train)}
+    for synthetic, real, following in zip(triples.synthetic, triples.real, triples.next_real, strict=True):
+        assert (synthetic == real + 50).all()
+        assert known[following.tobytes()] != known[real.tobytes()]
+
+
 def test_far_clusters_stay_apart_in_the_plane() -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 50, (3, 10))

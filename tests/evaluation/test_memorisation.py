@@ -5,7 +5,7 @@ import pytest
 from scipy.special import betainc
 
 from fedsynth.errors import UserError
-from fedsynth.evaluation.memorisation import copied_share, memorisation
+from fedsynth.evaluation.memorisation import copied_share, memorisation, memorisation_of_images
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -108,3 +108,40 @@ def test_the_share_of_copies_is_the_same_part_by_part(monkeypatch):
         copied_share(synthetic, train, train)
     with pytest.raises(UserError, match=r"train: 1 sample\(s\)"):
         copied_share(synthetic, train[:1], test)
+
+
+def coarse(images: np.ndarray) -> np.ndarray:
+    """A stand-in for an autoencoder: every block of 4x4 pixels becomes its mean."""
+    n, height, width, channels = images.shape
+    blocks = images.reshape(n, height // 4, 4, width // 4, 4, channels).mean(axis=(2, 4))
+    return blocks.round().astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+
+
+def test_copies_that_passed_an_autoencoder_are_found_and_fresh_images_are_none(monkeypatch):
+    rng = np.random.default_rng(5)
+    # Fine texture, which the autoencoder loses, is most of the distance between two images.
+    places = rng.normal(128, 8, (1200, 2, 2, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    images = (places + rng.normal(0, 30, (1200, 8, 8, 1))).clip(0, 255).astype(np.uint8)
+    train, test, others = np.split(images, 3)
+    copies = memorisation_of_images(coarse(train), train, test, coarse)
+    assert (copies.copied_share, copies.authenticity, copies.nearest_train_distance) == (1, 0, 0)
+    assert copies.train_count == 400
+    fresh = memorisation_of_images(coarse(others), train, test, coarse)
+    assert fresh.copied_share == pytest.approx(0.05, abs=0.03)
+    assert fresh.nearest_neighbour_ratio == pytest.approx(1, abs=0.1)
+    assert fresh.authenticity == pytest.approx(fresh.test_authenticity, abs=0.08)
+    near_the_image_itself = memorisation_of_images(train, train, test, coarse)
+    assert (near_the_image_itself.copied_share, near_the_image_itself.authenticity) == (1, 0)
+    monkeypatch.setattr("fedsynth.evaluation.memorisation._PART_VALUES", 64 * 90)
+    assert copied_share(coarse(train), train, test, coarse) == 1
+    assert copied_share(coarse(others), train, test, coarse) == fresh.copied_share
+
+
+def test_neither_form_of_a_training_image_is_its_own_neighbour():
+    train, test = np.array([[0.0], [10.0], [30.0]]), np.array([[5.0], [40.0]])
+    forms = np.concatenate([train, train + 1])
+    # Nearest are 0, 11 and 30, of which those of other images are 10, 10 and 19 away.
+    measured = memorisation(np.array([[-9.5], [20.4], [26.0]]), forms, test, 2)
+    assert measured.authenticity == 0
+    measured = memorisation(np.array([[-10.5], [20.4], [26.0]]), forms, test, 2)
+    assert measured.authenticity == pytest.approx(1 / 3)

@@ -31,7 +31,15 @@ SCORES = [f"{kind}-{name}" for kind in KINDS for name in DEFAULT_CLASSIFIERS]
 # Logistic regression starts from nothing random.
 SCORES += ["accuracy-mlp-interval", "accuracy-cnn-interval"]
 COLUMNS = {
-    *("n", "k", "feature-space", *FIDELITY, *(f"reference-{name}" for name in FIDELITY), "n-train"),
+    *(
+        "n",
+        "k",
+        "feature-space",
+        *FIDELITY,
+        *(f"reference-{name}" for name in FIDELITY),
+        "n-train",
+        "classifier-version",
+    ),
     *(prefix + name for prefix in ("", "real-", "joint-") for name in SCORES),
     *("synthetic-count", "train-count", "test-count", "nearest-train-distance", "test-nearest-train-distance"),
     *(

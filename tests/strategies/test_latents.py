@@ -17,8 +17,10 @@ from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.cli import main
 from fedsynth.config import RunConfig
+from fedsynth.data.federation import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of
 from fedsynth.errors import RunError, UserError
+from fedsynth.evaluation.memorisation import memorisation_of_images
 from fedsynth.messages import PrepareRequest
 from fedsynth.output import read_dataset
 from fedsynth.spec import ImageSpec
@@ -38,7 +40,8 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("strategy", ["dfd", "pooled", "fedavg"])
 def test_runs_in_latents_end_in_images(strategy: str, autoencoder: Path, tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, strategy=strategy, autoencoder=str(autoencoder))
+    measured = {"evaluate": strategy == "pooled", "feature_extractor": "pixels", "classifiers": "logistic-regression"}
+    settings = tiny_settings(tmp_path, strategy=strategy, autoencoder=str(autoencoder), **measured)
     folder = run_tiny(settings, report=False)
     images = images_of(folder)
     assert len(images) == 30
@@ -48,6 +51,12 @@ def test_runs_in_latents_end_in_images(strategy: str, autoencoder: Path, tmp_pat
     assert folder.read_partition()["codec"] == codec.digest
     said = json.loads((folder.synthetic / "provenance.json").read_text())["provenance"]
     assert said["codec"] == codec.digest
+    if strategy == "pooled":
+        results, drawn = json.loads(folder.results.read_text()), read_dataset(folder.synthetic).images
+        federation = load_federation(RunConfig.from_run_config(settings))
+        seen = federation.union(RunConfig.from_run_config(settings)).images
+        expected = memorisation_of_images(drawn, seen, federation.test.images, codec.reconstruct)
+        assert {name: results[name] for name in expected.row()} == pytest.approx(expected.row())
 
 
 def test_a_saved_model_names_its_autoencoder_and_no_folder(

@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", type=Path, metavar="FILE", help=f"policy file (default: {POLICY_FILE} of the silo)")
     parser.add_argument("--setting", type=Path, metavar="RUN", help="TOML file of a run's configuration keys")
     parser.add_argument("--data-path", type=Path, help="the silo's images, whose size and classes decide some numbers")
+    parser.add_argument(
+        "--group-column", default="", help="the silo's column of groups, of which twice the hold-out can be held out"
+    )
     parser.add_argument("--autoencoder-path", type=Path, help="the silo's autoencoder, for a run in latents")
 
 
@@ -46,8 +49,12 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     from fedsynth.cli.planned import comparison, planned
 
     config = _setting(options.setting, options.autoencoder_path)
-    spec, images = _images(options.data_path, config)
-    plan, said = planned(config, spec, images)
+    # Only here, as above: torchvision.
+    from fedsynth.data import largest_held_out_share
+
+    share = largest_held_out_share(config.data.holdout_fraction, bool(options.group_column))
+    spec, images = _images(options.data_path, config, share)
+    plan, said = planned(config, spec, images, share)
     print(f"policy {path}\nrun {options.setting} asks this silo at most")
     print("\n".join(f"  {line}" for line in said))
     lines, allowed = comparison(policy, plan)
@@ -73,23 +80,23 @@ def _setting(path: Path, autoencoder: Path | None) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
 
 
-def _images(data: Path | None, config: RunConfig) -> tuple[ImageSpec | None, int | None]:
-    """Return format and classes of a silo's images, and how many it trains on; None of both without images."""
+def _images(data: Path | None, config: RunConfig, held_out: float) -> tuple[ImageSpec | None, int | None]:
+    """Return format and classes of a silo's images, and how many it trains on at least; None of both without images."""
     if data is None:
         return None, None
     from fedsynth.data import image_folder_spec
 
     size, root = config.data.image_size, data.expanduser()
     spec = image_folder_spec(root, None if size == AUTO else size)
-    return spec, training_images(root, config.data.holdout_fraction)
+    return spec, training_images(root, held_out)
 
 
-def training_images(root: Path, holdout_fraction: float) -> int:
-    """Return how many images of a folder are trained on."""
+def training_images(root: Path, held_out: float) -> int:
+    """Return how many images of a folder are trained on where a share ``held_out`` of them is not."""
     from fedsynth.data import held_out_counts, list_images
 
     counts = np.array([len(files) for files in list_images(root).files.values()], dtype=np.int64)
-    return int((counts - held_out_counts(counts, holdout_fraction)).sum())
+    return int((counts - held_out_counts(counts, held_out)).sum())
 
 
 def _default(name: str) -> object:

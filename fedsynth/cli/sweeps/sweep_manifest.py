@@ -103,9 +103,12 @@ def estimated_seconds(entry: Entry, entries: Sequence[Entry]) -> float | None:
     return fmean(other.seconds or 0.0 for other in alike) if alike else None
 
 
-def time_left(entries: Sequence[Entry]) -> float | None:
-    """Return the seconds for all runs without an end; one of unknown kind counts as the mean of the others."""
-    open_ones = [entry for entry in entries if entry.status in ("waiting", "running")]
+def time_left(asked: Sequence[Entry], entries: Sequence[Entry]) -> float | None:
+    """Return the seconds for those runs of ``asked`` without an end, by all ``entries`` of the sweep.
+
+    A run of unknown kind counts as the mean of the others.
+    """
+    open_ones = [entry for entry in asked if entry.status in ("waiting", "running")]
     known = [seconds for entry in entries if (seconds := estimated_seconds(entry, entries)) is not None]
     if not known:
         return None

@@ -23,7 +23,12 @@ _MEASURED_WITH = {
     " only within one feature space",
     "n": "Fréchet distance, precision, recall, density and coverage compare only at equal n (images on each side)",
     "n-train": "accuracies compare only at equal n-train (images a classifier is trained on)",
+    "classifier-version": "the classifier of fedsynth was changed in between, mostly for images of 32 pixels and more:"
+    " accuracies of cnn, and everything in the feature space domain-classifier, compare only within one version;"
+    " runs without one are older",
 }
+_NOT_TOLD = {"classifier-version": "none"}
+"""What runs have that were measured before there was the column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +223,9 @@ def _of_results(key: str, groups: Sequence[RunGroup]) -> dict[str, list[str]]:
     """Return value -> labels of the groups with a run that was measured with it."""
     found: dict[str, list[str]] = {}
     for group in groups:
-        results = [run.results or {} for run in group.finished]
+        results = [
+            {**_NOT_TOLD, **(run.results or {})} if run.measured else run.results or {} for run in group.finished
+        ]
         for value in dict.fromkeys(show_setting(row[key]) for row in results if key in row):
             found.setdefault(value, []).append(group.label)
     return found

@@ -33,7 +33,7 @@ def scale_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 ARCHITECTURE = 2
-"""Raised with every change of the network or its training: what is kept of the last is not taken for this one's."""
+"""Raised with every change of the network or its training, and said in results: nothing kept of the last is taken."""
 
 
 class DomainClassifier(nn.Module):

@@ -8,6 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+from class_folders import write_images
 from diffusers import UNet2DModel
 from spoiled_answers import failed, spoil
 from tiny_runs import images_of, run_tiny, tiny_settings
@@ -20,6 +21,7 @@ from fedsynth.diffusion import draw_initial_noise
 from fedsynth.errors import RunError
 from fedsynth.evaluation import Evaluator, ImageSet, Settings
 from fedsynth.output import RunFolder, read_dataset
+from fedsynth.output.dataset import PROVENANCE
 from fedsynth.seeding import make_generator
 from strategies.conversation.census import Member
 from strategies.own_models.local import draw_labels_of
@@ -159,3 +161,16 @@ def test_results_are_the_mean_of_the_silos_rows_with_their_range(done: Run) -> N
     assert results["notes"].split("; ") == list(dict.fromkeys(said))
     assert results["n"] == results["n-train"] == 20
     assert results["frechet-distance-lowest"] < results["frechet-distance"] < results["frechet-distance-highest"]
+
+
+def test_natural_silos_are_named_where_somebody_reads_and_numbered_in_files(tmp_path: Path) -> None:
+    for silo in ("south", "north"):
+        write_images(tmp_path / "images" / silo, {"a": 12, "b": 8})
+    given = {"dataset": "imagefolder", "data_root": str(tmp_path / "images"), "partition": "natural", "num_clients": 2}
+    folder = run_tiny(tiny_settings(tmp_path, **given, strategy="local", num_samples=SIZE))
+    report = folder.report.read_text()
+    assert "north" in report
+    assert "south" in report
+    assert "silo-0" not in report
+    for name, silo in (("silo-0", "north"), ("silo-1", "south")):
+        assert json.loads((folder.synthetic / name / PROVENANCE).read_text())["provenance"]["silos"] == [silo]
