@@ -40,7 +40,7 @@ DECODED = "images"
 """Folder of decoded images in the state folder; it may be removed at any time between runs."""
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
-_silos: SiloCache[Silo] = SiloCache()
+_silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()
 
 
@@ -113,7 +113,8 @@ class SiloContext:
         Raises:
             UserError: there is neither, or the images cannot be used.
         """
-        return _silos.get(self.run_and_node, lambda: self._open(spec))
+        alone = self.privacy_account().bounded
+        return _silos[alone].get(self.run_and_node, lambda: self._open(spec, alone))
 
     def released(self, spec: ImageSpec) -> ReleasedAnswers:
         """Return what a real silo has told of the images in its folder, listed once per process.
@@ -190,7 +191,7 @@ class SiloContext:
             )
         return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
 
-    def _open(self, spec: ImageSpec) -> Silo:
+    def _open(self, spec: ImageSpec, each_alone: bool) -> Silo:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
@@ -208,7 +209,7 @@ class SiloContext:
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
                     cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
-                    each_alone=self.privacy_account().bounded,
+                    each_alone=each_alone,
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

@@ -151,7 +151,7 @@ class PrivacyAccount:
             raise UserError(f"'{self.path}': {reason}; nothing touches the images unaccounted for") from error
 
     def _read(self) -> AccountReport:
-        """Return what the account says, if its chain holds and, where there is a budget, if it is the one noted last."""
+        """Return what the account says, if its chain holds; where there is a budget, only if it is the one noted."""
         noted = self._noted()
         with self.path.open("rb") as file:
             report = read_account(file, noted)
@@ -176,7 +176,9 @@ class PrivacyAccount:
         if self._note is None:
             return
         if self._lost:
-            logger.warning("'%s' is not the account that '%s' was written of: no budget will hold", self.path, self._note)
+            logger.warning(
+                "'%s' is not the account that '%s' was written of: no budget will hold", self.path, self._note
+            )
             return
         try:
             write_json(self._note, {"entry": link.number, "hash": link.hash})

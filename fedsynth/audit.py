@@ -1,5 +1,6 @@
-"""``audit.jsonl``: what a silo was asked and what it answered, one line per message, each chained to the one before: see
-:mod:`fedsynth.chain`.
+"""``audit.jsonl``: what a silo was asked and what it answered, one line per message, each chained to the one before.
+
+See :mod:`fedsynth.chain`.
 """
 
 from __future__ import annotations

@@ -152,6 +152,18 @@ def geometric(scale: float, sensitivity: int = 1) -> Geometric | None:
     return Geometric(scale, sensitivity) if LEAST_SCALE * sensitivity <= scale < math.inf else None
 
 
+def described(mechanism: AnyMechanism | None) -> str:
+    """Return a mechanism in words."""
+    if mechanism is None:
+        return "without noise: no ε bounds it"
+    if isinstance(mechanism, Geometric):
+        return f"geometric noise of scale {mechanism.scale:g}, sensitivity {mechanism.sensitivity}"
+    if (mechanism.sampling_rate, mechanism.steps) == (1, 1):
+        return f"Gaussian noise of {mechanism.noise_multiplier:.4g} sensitivities"
+    sampled = f"{mechanism.steps:,} steps on a share of {mechanism.sampling_rate:.4g}"
+    return f"{sampled}, Gaussian noise of {mechanism.noise_multiplier:.4g} norms"
+
+
 def _expected_loss(mechanism: Mechanism) -> float:
     """Return μ of the Gaussian mechanism that many steps come near to (Bu et al. 2020, arXiv 1911.11607, cor. 5.4)."""
     noise, rate = mechanism.noise_multiplier, mechanism.sampling_rate

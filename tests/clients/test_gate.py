@@ -15,6 +15,7 @@ from fedsynth.diffusion import initial_unet
 from fedsynth.errors import UserError
 from fedsynth.messages import DescribeRequest, PrepareRequest, TrainRequest, UploadRequest, transport
 from fedsynth.policy import SiloPolicy
+from fedsynth.privacy.spending import read_account
 from fedsynth.spec import ImageSpec
 
 Clinic = Callable[..., Node]
@@ -154,6 +155,41 @@ def test_trouble_with_the_images_is_not_laid_to_the_state_folder(
     monkeypatch.setattr("clients.context.list_images", unlisted)
     refused = clinic(least_training_images=2).refusal(PrepareRequest(spec=SPEC, train_seconds=9.0))
     assert refused == "clinic: UserError: the folder of images may not be read"
+
+
+def spent(tmp_path: Path) -> list[tuple[str, str, str]]:
+    with (tmp_path / "own" / "clinic" / "privacy.jsonl").open("rb") as file:
+        report = read_account(file)
+    return [(one.run, one.what, type(one.mechanism).__name__) for one in report.spendings]
+
+
+def test_training_without_noise_is_accounted_for_once_a_run(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic(count_noise=0.5)
+    for _ in range(3):
+        node.prepare(1e-9)
+    node.ask(train_request(node))
+    again = node.again()
+    again.context.run_id = 2
+    again.prepare()
+    again.ask(epsilon_request())
+    assert spent(tmp_path) == [
+        ("1", "training", "NoneType"),
+        ("1", "counts", "Geometric"),
+        ("2", "training", "NoneType"),
+    ]
+    assert json.loads((tmp_path / "privacy-note-clinic.json").read_text())["entry"] == 3
+
+
+def test_the_budget_that_is_left_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic(count_noise=2.0, privacy_epsilon=2.5)
+    assert SiloPolicy.from_public(node.ask(DescribeRequest()).policy).privacy_epsilon == 2.5
+    node.ask(PrepareRequest(spec=SPEC))
+    left = SiloPolicy.from_public(node.ask(DescribeRequest()).policy).limit("privacy_epsilon")
+    assert left == pytest.approx(2.0, abs=1e-3)
+    assert "line 'privacy-epsilon = 2.5'" in node.refusal(train_request(node))
+    assert spent(tmp_path) == [("1", "counts", "Geometric")]
+    (tmp_path / "own" / "clinic" / "privacy.jsonl").unlink()
+    assert "it is not the one of which" in node.refusal(DescribeRequest())
 
 
 def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
