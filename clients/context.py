@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from fedsynth.data import (
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
+from fedsynth.privacy import Mechanism
 from fedsynth.privacy.spending import note_file
 from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
@@ -113,7 +114,7 @@ class SiloContext:
         Raises:
             UserError: there is neither, or the images cannot be used.
         """
-        alone = self.privacy_account().bounded
+        alone = self.config.private or self.privacy_account().bounded
         return _silos[alone].get(self.run_and_node, lambda: self._open(spec, alone))
 
     def released(self, spec: ImageSpec) -> ReleasedAnswers:
@@ -133,6 +134,16 @@ class SiloContext:
         path = self._data_path().expanduser()
         with self._unnamed_elsewhere():
             return _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+
+    def before_private_steps(self, spec: ImageSpec) -> Callable[[Mechanism], None]:
+        """Return what a private training calls with all its steps before the first; a simulated silo has no account.
+
+        Raises:
+            UserError: the images cannot be listed.
+        """
+        if self.simulated:
+            return lambda mechanism: None
+        return self.privacy_account().before_steps(self.image_files(spec).key)
 
     def privacy_account(self) -> PrivacyAccount:
         """Return what a real silo's images have spent; where it stands is noted beside the policy, if there is one."""

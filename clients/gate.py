@@ -82,7 +82,7 @@ def admitted(request: Request[Any], silo: SiloContext, asked: Counts) -> Iterato
     _refuse_by_itself(request, silo)
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
-        if (spec := _trained_spec(request, silo)) is not None:
+        if not silo.config.private and (spec := _trained_spec(request, silo)) is not None:
             silo.privacy_account().spend(TRAINING, None, silo.image_files(spec).key)
     start = time.monotonic()
     left = {
@@ -131,8 +131,8 @@ def told_policy(silo: SiloContext) -> str:
     if not silo.simulated:
         if brings_model(silo):
             # Nothing is trained for this run: what forbids training forbids none of it.
-            told |= {"least-training-images": 1, "privacy-epsilon": "unlimited"}
-        elif (left := silo.privacy_account().left()) < inf:
+            told["least-training-images"] = 1
+        if (left := silo.privacy_account().left()) < inf:
             told["privacy-epsilon"] = left
         _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
         for name, (_, field) in CEILINGS.items():
@@ -151,7 +151,7 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
         case TrainRequest():
             return {"optimiser-steps": request.steps}
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            return {"optimiser-steps": silo.config.training.own_steps, OWN_MODEL: 1}
+            return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
     return {}
@@ -184,8 +184,10 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
         case TrainRequest():
             _refuse_training(request.spec, request.steps, silo)
+        case PrepareRequest() if brings_model(silo) and policy.privacy_epsilon != "unlimited":
+            policy.refuse("privacy_epsilon", "nobody here knows what the model of --model-path has cost these images")
         case PrepareRequest() if (spec := _trained_spec(request, silo)) is not None:
-            _refuse_training(spec, config.training.own_steps, silo)
+            _refuse_training(spec, config.own_steps, silo)
 
 
 def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
@@ -207,8 +209,8 @@ def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: Si
 
 def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     policy = silo.policy
-    if policy.privacy_epsilon != "unlimited":
-        policy.refuse("privacy_epsilon", "this version trains without differential privacy")
+    if policy.privacy_epsilon != "unlimited" and not silo.config.private:
+        policy.refuse("privacy_epsilon", "the run trains without differential privacy: it has no dp-epsilon")
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:

@@ -59,6 +59,10 @@ EXAMPLES: dict[str, Exchanged] = {
             copied_share=0.125,
         ),
     ),
+    "prepare, privately": _answered(
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, private=True),
+        messages.PrepareAnswer(num_examples=9, label_counts=(5, 4), steps=20),
+    ),
     "train": _answered(
         messages.TrainRequest(
             arrays=WEIGHTS,

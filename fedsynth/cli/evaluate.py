@@ -15,7 +15,9 @@ from fedsynth.data import (
     describe_conversion,
     find_folds,
     load_dataset,
+    origins_in_folders,
     read_image_folder,
+    visible_folders,
 )
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
@@ -39,7 +41,12 @@ logger = logging.getLogger("fedsynth")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two folders, and how to measure."""
     parser.add_argument("dataset", type=path_of, help="folder with one folder per class, or a run folder of fedsynth")
-    parser.add_argument("--real", type=path_of, required=True, help="real images: class folders, or train/ and test/")
+    parser.add_argument(
+        "--real",
+        type=path_of,
+        required=True,
+        help="real images: class folders, or train/ and test/; all these in silos' folders, too",
+    )
     parser.add_argument("--output", type=path_of, help="JSON file for the numbers (default: only print)")
     parser.add_argument("--report", type=path_of, help="HTML page with tables and pictures (shows real images)")
     add_keys(parser, keys_of("evaluate"))
@@ -55,7 +62,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     config = RunConfig.from_run_config({**given_keys(options, keys_of("evaluate")), "dataset": "imagefolder"})
     settings, root = Settings.of(config), _dataset_root(options.dataset)
     _check_files(options, root)
-    train, test = _read_real(options.real, config)
+    train, test = _read_real(options.real, root, config)
     settings.check(train.images.shape[1:])
     synthetic = _read(root, train, config)
     conversions = _conversions(root, options.real, train)
@@ -124,9 +131,11 @@ def _check_writable(option: str, path: Path) -> None:
         raise UserError(f"{option}: {error}") from error
 
 
-def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
+def _read_real(path: Path, dataset: Path, config: RunConfig) -> tuple[LabelledImages, LabelledImages]:
     asked = config.data
     size = None if asked.image_size == AUTO else asked.image_size
+    # The dataset has class folders, so that their names tell whether those of the real images lie in silos' folders.
+    origins = origins_in_folders(path, visible_folders(dataset))
     folds = load_dataset(
         "imagefolder",
         path,
@@ -135,6 +144,7 @@ def _read_real(path: Path, config: RunConfig) -> tuple[LabelledImages, LabelledI
         value_range=configured_range(asked),
         first_page_only=asked.first_page_only,
         seed=config.run.seed,
+        origins=origins,
     )
     train, test = map(len, folds)
     if min(train, test) < 2:

@@ -83,7 +83,8 @@ class Exchange(Section):
     max_silo_images: Positive = key(1_000_000, "an answer that claims more images is left out")
     label_count_noise: NonNegative = key(
         0.0,
-        "scale of the noise of simulated silos' label counts; 0: none; at real silos their policy decides",
+        "scale of the noise of simulated silos' label counts; 0: none, with dp-epsilon 1; at real silos their policy"
+        " decides",
         acts_with={"dataset": SIMULATED},
     )
     fast_replies: bool = key(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fedsynth.data.celeba import CELEBA_CLASSES
 from fedsynth.data.datasets import DATASETS, load_dataset
 from fedsynth.data.federation import Federation, load_federation, natural_silos
-from fedsynth.data.folder_layout import find_folds
+from fedsynth.data.folder_layout import find_folds, visible_folders
 from fedsynth.data.folder_listing import list_images
-from fedsynth.data.folder_origins import add_groups
+from fedsynth.data.folder_origins import add_groups, origins_in_folders
 from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import (
     describe_conversion,
@@ -45,10 +45,12 @@ __all__ = [
     "load_image_folder",
     "manifest",
     "natural_silos",
+    "origins_in_folders",
     "partition",
     "partition_parameters",
     "read_image_folder",
     "simulated_silo",
     "split_holdout",
     "split_test",
+    "visible_folders",
 ]

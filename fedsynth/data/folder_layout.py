@@ -100,13 +100,13 @@ def refuse_other_layouts(root: Path, names: Sequence[str]) -> None:
             f"'{root}' holds {named(names)} instead of class folders: a dataset needs both train/ and test/ there; "
             "otherwise point at the folder that holds the class folders"
         )
-    if len(names) == 1 and (inner := _only_folders(root / names[0])):
+    if len(names) == 1 and (inner := only_folders(root / names[0])):
         raise UserError(
             f"'{root}' holds one folder, '{names[0]}', which holds folders only ({named(inner)}): if these are the"
             f" classes, point at '{root / names[0]}'; if '{names[0]}' is the only class, move its images out of them"
         )
     for name in names:
-        if _is_fold_among(name, names) and (inner := _only_folders(root / name)):
+        if _is_fold_among(name, names) and (inner := only_folders(root / name)):
             raise UserError(
                 f"'{root / name}' is named like a fold and holds folders only ({named(inner)}): if these are the"
                 " classes, point at it; a dataset of two folds has a training and a test folder"
@@ -158,8 +158,8 @@ def _words(name: str) -> list[str]:
     return [word.casefold() for word in _BETWEEN_WORDS.split(name) if word]
 
 
-def _only_folders(folder: Path) -> list[str]:
-    """The folders in ``folder``, unless images lie in it too."""
+def only_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in ``folder``, unless images lie in it too."""
     inside = [entry for entry in entries(folder) if not is_system_name(entry.name)]
     if any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not _is_folder(entry) for entry in inside):
         return []

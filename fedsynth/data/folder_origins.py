@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedsynth.data.folder_entries import class_folder_names, entries, is_system_name, utf8_name
-from fedsynth.data.folder_layout import find_folds, named, visible_folders
+from fedsynth.data.folder_layout import find_folds, named, only_folders, visible_folders
 from fedsynth.data.folder_listing import FolderListing, in_order, list_images
 from fedsynth.data.image_formats import IMAGE_SUFFIXES
 from fedsynth.data.metadata import LABEL, Metadata, read_metadata
@@ -63,6 +63,30 @@ def silos_in_folders(root: Path, origins: Origins) -> set[str]:
     folds = find_folds(root)
     listing = list_with_origins(folds.train if folds else root, origins, above=root)
     return {*listing.silos.values()} - {origins.test_silo}
+
+
+def origins_in_folders(root: str | Path, classes: Collection[str]) -> Origins:
+    """Return natural origins where the folders say a silo above the class, as far as known class names tell.
+
+    Args:
+        root: the folder of a dataset, with folds or without.
+        classes: names of class folders. In ``<silo>/<class>/<image>`` none is directly in ``root`` (or in a fold), and
+            some are in each of the folders there, which hold nothing else.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    path = Path(root).expanduser()
+    folds = find_folds(path)
+    above = folds.train if folds else path
+    known = {unicodedata.normalize("NFC", name) for name in classes}
+
+    def of_classes(names: Collection[str]) -> bool:
+        return not known.isdisjoint(unicodedata.normalize("NFC", name) for name in names)
+
+    names = visible_folders(above) if above.is_dir() else []
+    natural = bool(names) and not of_classes(names) and all(of_classes(only_folders(above / name)) for name in names)
+    return Origins(natural=natural)
 
 
 def add_groups(listing: FolderListing, group_column: str) -> None:

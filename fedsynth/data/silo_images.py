@@ -44,13 +44,16 @@ class Silo:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
+def split_holdout(data: LabelledImages, fraction: float, seed: int, each_alone: bool = False) -> Folds:
     """Split off a stratified holdout, the same one for every method: only labels, groups and seed matter.
 
     Args:
         data: all images of the silo.
         fraction: share to hold out, 0 <= fraction < 1.
         seed: the run's seed.
+        each_alone: not stratified: whether an image is held out depends on nothing but its own pixels, or its group's
+            name, and the seed; ``fraction`` is the share in the mean, and a class may be in one part alone. A guarantee
+            as to one image more or less needs that of whatever sees one part: the image changes no other's part.
 
     Returns:
         (train, holdout). A class never leaves train; one with a single image has none in the holdout. No group is on
@@ -60,53 +63,42 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
     Raises:
         UserError: ``fraction`` is out of range.
     """
-    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed)
+    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed, each_alone)
     return data.subset(train), data.subset(holdout)
 
 
 def holdout_rows(
-    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int
+    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int, each_alone: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which ``indices`` a silo that owns them trains on and holds out, as :func:`split_holdout` does."""
     check_fraction("holdout-fraction", fraction)
+    if each_alone:
+        held = np.array([_place(data, index, seed) < fraction for index in indices], dtype=bool)
+        return indices[~held], indices[held]
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
     groups = None if data.groups is None else data.groups[indices]
     train, holdout = stratified_split(data.labels[indices], fraction, rng, groups)
     return indices[train], indices[holdout]
 
 
-def split_each_alone(data: LabelledImages, fraction: float, seed: int) -> Folds:
-    """Split off a holdout by each image, or group, alone: one image more changes nothing about the others.
-
-    That is what a guarantee as to one image more or less needs of everything that sees one of the folds.
-
-    Args:
-        data: all images of the silo.
-        fraction: share that is held out in the mean, 0 <= fraction < 1.
-        seed: the run's seed.
-
-    Returns:
-        (train, holdout), which may leave a class in one of them alone. Images of the same pixels are in the same fold.
-
-    Raises:
-        UserError: ``fraction`` is out of range.
-    """
-    check_fraction("holdout-fraction", fraction)
-    salt = derive_seed(seed, "holdout-each-alone").to_bytes(8, "little")
-    names = (np.ascontiguousarray(image).tobytes() for image in data.images)
-    if data.groups is not None:
-        names = (str(group).encode() for group in data.groups)
-    places = [int.from_bytes(hashlib.sha256(salt + name).digest()[:8]) for name in names]
-    held = np.array([place < fraction * 2**64 for place in places], dtype=bool)
-    return data.subset(np.flatnonzero(~held)), data.subset(np.flatnonzero(held))
+def _place(data: LabelledImages, index: int, seed: int) -> float:
+    """Return where from 0 to 1 an image, or its group, lies by itself."""
+    named = data.images[index].tobytes() if data.groups is None else str(data.groups[index]).encode()
+    salt = derive_seed(seed, "holdout-each-alone").to_bytes(8, "big")
+    return int.from_bytes(hashlib.sha256(salt + named).digest()[:6], "big") / 2**48
 
 
 def simulated_silo(
-    train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
+    train: LabelledImages,
+    indices: NDArray[np.int64],
+    partition_id: int,
+    holdout_fraction: float,
+    seed: int,
+    each_alone: bool = False,
 ) -> Silo:
-    """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
+    """Return the silo that owns ``indices`` of a dataset's train fold; the rest as in :func:`split_holdout`."""
     name = f"silo-{partition_id}"
-    own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
+    own, held_out = holdout_rows(train, indices, holdout_fraction, seed, each_alone)
     folds = train.subset(own), train.subset(held_out)
     _warn_of_none_held_out(name, folds, holdout_fraction)
     return Silo(name, *folds)
@@ -129,10 +121,8 @@ def folder_silo(
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
-    Held out are those of :func:`split_holdout`; with ``each_alone`` those of :func:`split_each_alone`.
-
     Errors are those of :func:`~fedsynth.data.image_folder.read_image_folder`, whose arguments these are, and of
-    :func:`split_holdout`.
+    :func:`split_holdout`, whose argument ``each_alone`` is.
     """
     data = read_image_folder(
         path,
@@ -145,7 +135,7 @@ def folder_silo(
         group_column=group_column,
         cache=cache,
     )
-    train, holdout = (split_each_alone if each_alone else split_holdout)(data, holdout_fraction, seed)
+    train, holdout = split_holdout(data, holdout_fraction, seed, each_alone)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)
     if data.groups is not None:

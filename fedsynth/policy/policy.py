@@ -150,8 +150,8 @@ class SiloPolicy(Section):
     privacy_epsilon: NonNegative | Literal["unlimited"] = key(
         UNLIMITED,
         "ε that all that is told of these images may spend, in all runs together, as to one image more or less: counts,"
-        " statistics, evaluation and training add up. What would go beyond is refused, and so is what has no noise."
-        " unlimited: no budget. This version trains without noise, so that a number here forbids all training",
+        " statistics, evaluation and training add up. What would go beyond is refused, and so is what has no noise,"
+        " such as training in a run without dp-epsilon, or a model that was trained elsewhere. unlimited: no budget",
     )
     privacy_delta: Annotated[float, Field(gt=0, lt=1)] = key(
         1e-5, "δ of that ε: far below 1 divided by the number of images"

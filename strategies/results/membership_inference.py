@@ -86,7 +86,7 @@ def attack_models(exchange: Exchange, task: Task, outcome: Outcome) -> ModelAtta
     if outcome.unet is not None:
         logger.info("membership inference against the model on the server")
         attacks = {GLOBAL_MODEL: _attack_server(task, federation, outcome.unet, timesteps)}
-    elif any(member.curve for member in task.census):
+    elif any(member.steps for member in task.census):
         logger.info("membership inference against the silos' models, through noise predictions")
         attacks = _attack_silos(exchange, task, federation, timesteps)
     else:

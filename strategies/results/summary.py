@@ -74,11 +74,11 @@ def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, 
         "training images": member.num_examples,
         "classes": int(np.count_nonzero(member.label_counts)),
     }
-    if member.curve:
-        step, loss = member.curve[-1]
-        row |= {"final loss": loss, "training seconds": round(member.train_seconds, 1)}
-        if step < task.config.training.own_steps:
-            row["stopped at step"] = step
+    if member.steps:
+        row |= {"final loss": member.curve[-1][1]} if member.curve else {}
+        row["training seconds"] = round(member.train_seconds, 1)
+        if member.steps < task.config.own_steps:
+            row["stopped at step"] = member.steps
     if member.copied_share is not None:
         row["near-copies"] = member.copied_share
     return row | (at_silos.report_columns(member.name) if at_silos else {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedsynth.config import RunConfig
-from fedsynth.data import LabelledImages, configured_range, load_image_folder
+from fedsynth.data import LabelledImages, configured_range, load_image_folder, origins_in_folders
 from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
@@ -45,6 +45,7 @@ def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, 
             spec.classes,
             configured_range(config.data),
             config.data.first_page_only,
+            origins_in_folders(root, spec.classes),
         )
     except UserError as error:
         raise UserError(f"reference-root = '{root}': {error}") from error

@@ -11,6 +11,8 @@ import pytest
 from class_folders import write_images
 
 from fedsynth.cli import main
+from fedsynth.config import RunConfig
+from fedsynth.data import load_federation
 from fedsynth.evaluation import Evaluation, train_domain_classifier
 from fedsynth.evaluation.utility import Scores
 from fedsynth.output import SyntheticDataset, write_dataset
@@ -96,3 +98,21 @@ def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measur
     assert {int(label): int(image[0, 0, 0]) for image, label in zip(*measured.sets[0], strict=True)} == {
         int(label): 7 + int(label) for label in labels
     }
+
+
+def test_real_images_may_lie_in_silos_folders(tmp_path: Path, measured: Measured) -> None:
+    for silo in ("north", "fold1"):
+        write_images(tmp_path / "real" / silo, {"dark": 20, "light": 10})
+    write_images(tmp_path / "synthetic", {"dark": 9, "light": 9}, side=9)
+    config = RunConfig.from_run_config(
+        {"dataset": "imagefolder", "data-root": str(tmp_path / "real"), "partition": "natural", "num-clients": 2}
+    )
+    assert main(["evaluate", str(tmp_path / "synthetic"), "--real", str(tmp_path / "real")]) == 0
+    train, test = measured.folds[:2]
+    federation = load_federation(config)
+    assert (train.labels.tolist(), test.labels.tolist()) == (
+        federation.train.labels.tolist(),
+        federation.test.labels.tolist(),
+    )
+    assert (train.images == federation.train.images).all()
+    assert measured.folds[2] == ("dark", "light")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fedsynth.config import RunConfig
-from fedsynth.data import LabelledImages, load_federation, natural_silos
+from fedsynth.data import LabelledImages, Origins, load_federation, natural_silos, origins_in_folders
 from fedsynth.errors import UserError
 
 LABORATORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "three-laboratories"
@@ -214,3 +214,24 @@ def test_three_laboratories(left_out: str) -> None:
         # A fifth of each, rounded up.
         assert [counts[name] - len(part) for name, part in zip(names, federation.parts, strict=True)] == [70, 20, 60]
     assert federation.describe_silos().startswith("silo-0 is bccd, silo-1 is ")
+
+
+@pytest.mark.parametrize(
+    ("files", "natural"),
+    [
+        (["north/blast/0.png", "south/lymphocyte/1.png"], True),
+        (["train/north/blast/0.png", "train/south/blast/1.png", "test/north/blast/2.png"], True),
+        (["north/blast/0.png"], True),
+        (["blast/lymphocyte/0.png", "lymphocyte/blast/1.png"], False),
+        (["north/blast/0.png", "south/1.png"], False),
+        (["north/blast/0.png", "south/grade/1.png"], False),
+        (["north/blast/0.png", "south/blast/1.png", "south/2.png"], False),
+        (["train/blast/0.png", "test/blast/1.png"], False),
+        (["north/grade/0.png"], False),
+    ],
+)
+def test_known_class_names_tell_where_silos_folders_are(files: list[str], natural: bool, tmp_path: Path) -> None:
+    for number, file in enumerate(files):
+        save(tmp_path / file, number)
+    assert origins_in_folders(tmp_path, CLASSES) == Origins(natural=natural)
+    assert not origins_in_folders(tmp_path / "absent", CLASSES).natural

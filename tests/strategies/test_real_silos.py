@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from real_silos import real_settings, run_real, write_digits, write_silos
 from spoiled_answers import Tamper, failed
 from tiny_runs import images_of
 
-from fedsynth.config import Scalar
+from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
+from fedsynth.spec import ImageSpec
+from strategies.run.opening import load_reference
 
 UNION = ["0", "1", "2", "3"]
 
@@ -94,6 +97,18 @@ def test_reference_of_the_operator_measures_fidelity_and_utility_but_no_copies(
     assert results["n"] == 12, "a fifth of 60 images is the test fold"
     assert not [key for key in results if "membership" in key or key in ("copied-share", "authenticity")]
     assert "not measured: copies of training images" in results["notes"]
+
+
+def test_reference_may_lie_in_silos_folders(tmp_path: Path) -> None:
+    for silo in ("north", "south"):
+        write_digits(tmp_path / silo, range(4), part=4, per_class=15)
+    config = RunConfig.from_run_config({"dataset": "silos", "reference-root": str(tmp_path)})
+    folds = load_reference(config, ImageSpec(1, 8, tuple("0123")))
+    assert folds is not None
+    assert [Counter(fold.silos.tolist()) for fold in folds if fold.silos is not None] == [
+        {"north": 48, "south": 48},
+        {"north": 12, "south": 12},
+    ]
 
 
 def test_reference_with_a_class_that_no_silo_has_is_refused_before_training(
