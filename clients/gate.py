@@ -182,12 +182,16 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
-        case TrainRequest():
-            _refuse_training(request.spec, request.steps, silo)
-        case PrepareRequest() if brings_model(silo) and policy.privacy_epsilon != "unlimited":
-            policy.refuse("privacy_epsilon", "nobody here knows what the model of --model-path has cost these images")
-        case PrepareRequest() if (spec := _trained_spec(request, silo)) is not None:
-            _refuse_training(spec, config.own_steps, silo)
+        case TrainRequest() | PrepareRequest():
+            _refuse_model(request, silo)
+
+
+def _refuse_model(request: TrainRequest | PrepareRequest, silo: SiloContext) -> None:
+    if isinstance(request, PrepareRequest) and brings_model(silo) and silo.policy.privacy_epsilon != "unlimited":
+        why = "nobody here knows what the model of --model-path has cost these images"
+        silo.policy.refuse("privacy_epsilon", why)
+    if (spec := _trained_spec(request, silo)) is not None:
+        _refuse_training(spec, request.steps if isinstance(request, TrainRequest) else silo.config.own_steps, silo)
 
 
 def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:

@@ -84,7 +84,9 @@ def test_each_alone_one_image_more_changes_no_other() -> None:
     assert len(train) + len(holdout) == 400
     assert len(holdout) == pytest.approx(100, abs=4 * np.sqrt(400 * 0.25 * 0.75))
     held = {image.tobytes() for image in holdout.images}
-    fewer_train, fewer_holdout = split_holdout(data.subset(np.delete(np.arange(400), [17, 300])), 0.25, 5, each_alone=True)
+    fewer_train, fewer_holdout = split_holdout(
+        data.subset(np.delete(np.arange(400), [17, 300])), 0.25, 5, each_alone=True
+    )
     gone = {images[17].tobytes(), images[300].tobytes()}
     assert {image.tobytes() for image in fewer_holdout.images} == held - gone
     assert {image.tobytes() for image in fewer_train.images} == {i.tobytes() for i in train.images} - gone
