@@ -121,7 +121,8 @@ class LocalModel:
         if not self._config.training.copy_check or self._config.private:
             return None
         result = self.folder / "copy_check.json"
-        seal = Seal("copy check", 1, self.key)
+        # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
+        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):

@@ -41,7 +41,7 @@ class Model(Section):
         "folder of a pretrained autoencoder, equal at every silo; a real silo has its own --autoencoder-path",
         path=True,
         may_change=True,
-        commands=("train-local", "draw"),
+        commands=("train-local", "draw", "evaluate"),
         acts_with={"codec": ("autoencoder",)},
     )
 

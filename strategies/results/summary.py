@@ -10,6 +10,7 @@ import numpy as np
 from fedsynth.config import REAL_SILOS
 from fedsynth.evaluation import Evaluation, mean_columns
 from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings
+from fedsynth.privacy.statement import privacy_statement
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
@@ -26,7 +27,7 @@ def report_content(
     """Gather everything the report shows; ``how`` says what the silos did, in half a sentence."""
     evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.real_folds
-    strategy = config.run.strategy
+    strategy, guarantee = config.run.strategy, privacy_statement(config)
     dataset = "real silos" if config.data.dataset == REAL_SILOS else config.data.dataset
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
@@ -49,6 +50,7 @@ def report_content(
         settings=config.to_run_config(),
         resolved=config.resolved,
         limits=measured.limits(),
+        privacy=guarantee.sentences if guarantee else (),
         **headings_and_meanings(results),
         **(evaluation_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
