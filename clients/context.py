@@ -70,6 +70,8 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        sum_keys: of a real silo, the file of its own keys for secure sums and that of the others' public ones
+            (``sum-keys-path`` and ``known-keys-path`` of the node config), or None.
         group_column: column of the silo's own table, such as patient, whose groups its hold-out never splits
             (``group-column`` of the node config); empty: none. A run cannot name one: it would learn of any column.
         deadline: ``time.monotonic()`` at which the policy has work on this message end.
@@ -94,6 +96,8 @@ class SiloContext:
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        own, known = str(node.get("sum-keys-path", "")), str(node.get("known-keys-path", ""))
+        self.sum_keys = (Path(own).expanduser(), Path(known).expanduser()) if own and known else None
         self.group_column = str(node.get("group-column", ""))
         self.deadline, self.deadline_field = math.inf, "compute_seconds_per_run"
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))

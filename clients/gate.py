@@ -27,6 +27,7 @@ from fedsynth.errors import UserError
 from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
+    MaskedRequest,
     PrepareRequest,
     Request,
     SampleRequest,
@@ -35,6 +36,9 @@ from fedsynth.messages import (
 from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
+
+WITH_MASKED = ("agree", "reveal")
+"""Messages that finish a sum of answers ``masked``: a policy names them all by that word."""
 
 LEDGER_FILE = "ledger.json"
 OWN_MODEL = "own-models"
@@ -60,6 +64,7 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
+    kind = "masked" if kind in WITH_MASKED else kind
     if kind not in policy.answers:
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
@@ -146,6 +151,12 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
     match request:
         case EpsilonRequest():
             return {"noise-queries": 1, "samples": len(request.samples), **_least_holders(request)}
+        case MaskedRequest():
+            return {
+                "noise-queries": 1,
+                "samples": len(request.samples),
+                FEWEST: int((request.weights > 0).sum(0).min()),
+            }
         case SampleRequest():
             return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
@@ -169,12 +180,14 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
     spec = getattr(request, "spec", None)
     if isinstance(spec, ImageSpec) and spec.size > policy.limit("largest_image_size"):
         policy.refuse("largest_image_size", f"images of {spec.size} pixels are asked for")
-    if isinstance(request, EpsilonRequest) and max(request.samples.shape[2:]) > policy.limit("largest_image_size"):
+    if isinstance(request, EpsilonRequest | MaskedRequest) and max(request.samples.shape[2:]) > policy.limit(
+        "largest_image_size"
+    ):
         policy.refuse("largest_image_size", f"samples of {max(request.samples.shape[2:])} pixels are asked about")
     if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
         _refuse_few_holders(request.labels, request.holders or (), policy)
     match request:
-        case EpsilonRequest() if len(request.samples) > policy.limit("samples_per_query"):
+        case EpsilonRequest() | MaskedRequest() if len(request.samples) > policy.limit("samples_per_query"):
             policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
         case SampleRequest():
             # However few images are asked for, the noise of the whole set is drawn.

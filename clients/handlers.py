@@ -30,6 +30,7 @@ from clients.models.pretrained_model import (
 )
 from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
+from clients.summing import MaskedQuestion, own_keys
 from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
@@ -54,6 +55,8 @@ from fedsynth.messages import (
     DescribeRequest,
     EpsilonAnswer,
     EpsilonRequest,
+    MaskedAnswer,
+    MaskedRequest,
     PrepareAnswer,
     PrepareRequest,
     SampleAnswer,
@@ -92,7 +95,12 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
     pretrained = note_pretrained_model(silo, request.spec)
     counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
-    held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
+    keys = own_keys(silo) if config.cooperation.secure_aggregation else None
+    held_only = PrepareAnswer(
+        num_examples=int(counts.sum()),
+        label_counts=tuple(counts.tolist()),
+        sum_keys=None if keys is None else keys.public.text,
+    )
     if not request.train_seconds:
         return held_only
     exact = silo.policy.tell_train_loss
@@ -187,6 +195,24 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
             predicted[rows] = predict(request.samples[rows], timestep, request.labels[rows])
     dtype = silo.config.exchange.wire_dtype
     return EpsilonAnswer(epsilon=predicted, num_examples=len(predicted), wire_dtype=dtype)
+
+
+def masked(request: MaskedRequest, silo: SiloContext) -> MaskedAnswer:
+    """Return the own model's noise prediction for samples of classes that it is asked about, weighted and masked.
+
+    The question is checked as a whole before anything is computed.
+
+    Raises:
+        UserError: as :func:`epsilon`, or an answer would not be hidden, see :mod:`fedsynth.privacy.sums`.
+        PolicyError: a class of few images, or no more time.
+    """
+    question = MaskedQuestion(request, silo)
+    rows = torch.nonzero(question.weights).squeeze(1)
+    predicted = torch.zeros_like(request.samples)
+    if len(rows):
+        asked = EpsilonRequest(samples=request.samples[rows], labels=request.labels[rows], timestep=request.timestep)
+        predicted[rows] = epsilon(asked, silo).epsilon
+    return question.answer(predicted.numpy())
 
 
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:

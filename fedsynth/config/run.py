@@ -53,7 +53,14 @@ class Cooperation(Section):
     )
     # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
     screening: bool = key(
-        True, "leave out answers that no model of images could give; not with ula", acts_with={"strategy": ("dfd",)}
+        True,
+        "leave out answers that no model of images could give; not with ula or secure-aggregation",
+        acts_with={"strategy": ("dfd",)},
+    )
+    secure_aggregation: bool = key(
+        False,
+        "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights",
+        acts_with={"strategy": ("dfd",)},
     )
 
 

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
-from fedsynth.config.methods import SETTINGS, AveragingSettings, StrategySettings
+from fedsynth.config.methods import SETTINGS, AveragingSettings, DfDSettings, StrategySettings
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
@@ -25,6 +25,9 @@ from fedsynth.config.training import Model, Sampling, Training
 from fedsynth.config.types import AUTO, NONE, OWN_MODELS, REAL_SILOS, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
+
+LEAST_SILOS = 3
+"""Silos of a secure sum, at least."""
 
 
 def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:
@@ -232,6 +235,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
     flat["num-train-timesteps"] = config.recipe.num_train_timesteps
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
+    if config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings):
+        _refuse_single_answers(config.settings, run.num_clients)
     if config.private:
         _refuse_what_is_not_private(config)
     steps = "dp-steps" if config.private else "train-steps"
@@ -248,6 +253,25 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _refuse_single_answers(settings: DfDSettings, num_clients: int) -> None:
+    """Refuse what a server cannot do that sees sums only."""
+    if settings.weights != "constant":
+        raise UserError(
+            f"weights = '{settings.weights}' with secure-aggregation = true: they are computed from every silo's single"
+            " answer, which the server does not see; set weights = 'constant'"
+        )
+    if settings.parallel_levels > 1:
+        raise UserError(
+            f"parallel-levels = {settings.parallel_levels} with secure-aggregation = true: a silo answers about a"
+            " timestep once in a run, not about guesses of it; set parallel-levels = 1"
+        )
+    if num_clients < LEAST_SILOS:
+        raise UserError(
+            f"num-clients = {num_clients} with secure-aggregation = true: must be >= {LEAST_SILOS}, of two silos each"
+            " knows the other's answer from the sum"
+        )
 
 
 def _refuse_what_is_not_private(config: RunConfig) -> None:

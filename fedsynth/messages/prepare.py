@@ -35,6 +35,7 @@ class PrepareAnswer(Answer):
         finished: whether the model is ready; the other fields are of a finished model.
         train_seconds: time its training took, now or in an earlier run.
         curve_steps, curve_losses: its loss curve; empty of a private training.
+        sum_keys: its public keys for secure sums, 128 hexadecimal digits; None: it has none.
         copied_share: share of its samples that are near-copies of training images; None: not measured.
     """
 
@@ -48,6 +49,7 @@ class PrepareAnswer(Answer):
     curve_steps: tuple[float, ...] = metric(several(real(0, MAX_STEPS)), ())
     curve_losses: tuple[float, ...] = metric(several(LOSS), ())
     copied_share: float | None = metric(real(0, 1), None)
+    sum_keys: str | None = setting(text(r"[0-9a-f]{128}"), None)
 
     def check(self) -> None:
         """Compare the two halves of the curve, and ask for one of a finished model."""

@@ -129,7 +129,7 @@ def plan_of(
         answers.append("sample")
         drawn = config.sampling.num_samples
     if isinstance(settings, DfDSettings):
-        answers.append("epsilon")
+        answers.append("masked" if config.cooperation.secure_aggregation else "epsilon")
         queries, samples = _noise_queries(config, settings, len(spec.classes), prod(sample_shape or spec.shape), held)
     sampler = settings.sampler
     return Plan(
@@ -164,7 +164,7 @@ def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbe
     pieces = settings.parallel_levels * -(-held // piece)
     queries = settings.dfd_rounds * -(-pieces // per_message)
     samples = min(per_message * piece, settings.parallel_levels * held)
-    if config.cooperation.screening and settings.sampler != "ula":
+    if config.cooperation.screening and not config.cooperation.secure_aggregation and settings.sampler != "ula":
         queries += CALIBRATION_QUERIES
         samples = max(samples, CALIBRATION_SAMPLES * classes)
     return queries, samples

@@ -28,7 +28,7 @@ LONGEST_TOLD = 20_000
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
 
-MessageKind = Literal["describe", "prepare", "epsilon", "sample", "train", "upload", "statistics", "evaluate"]
+MessageKind = Literal["describe", "prepare", "epsilon", "masked", "sample", "train", "upload", "statistics", "evaluate"]
 
 
 def _tuple(value: Any) -> Any:
@@ -70,11 +70,13 @@ class SiloPolicy(Section):
     """Fields that the server is not told."""
 
     answers: Annotated[tuple[MessageKind, ...], *_LIST] = key(
-        ("describe", "prepare", "epsilon", "sample"),
+        ("describe", "prepare", "epsilon", "masked", "sample"),
         "messages that are answered. describe: class names, image size, this policy. prepare: images per class, then"
         " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
-        " samples that the server chose, by which training images can be told from others. sample: images that the own"
-        " model draws. train: weights after training on the images, in a network that the server chose, which can"
+        " samples that the server chose, by which training images can be told from others. masked: the same, but the"
+        " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
+        " sample: images that the own model draws. train: weights after training on the images, in a network that the"
+        " server chose, which can"
         " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
         " over real images, see below",
     )

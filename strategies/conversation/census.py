@@ -21,6 +21,7 @@ class Member:
         train_seconds: time its own model took to train, now or in an earlier run.
         copied_share: share of its own model's samples that are near-copies of its training images, 0 to 1; None if it
             does not say.
+        sum_keys: its public keys for secure sums, as text; None if it has none.
         private_steps: optimiser steps of its own model, if that was trained privately.
     """
 
@@ -31,6 +32,7 @@ class Member:
     curve: list[tuple[int, float]] = field(default_factory=list)
     train_seconds: float = 0.0
     copied_share: float | None = None
+    sum_keys: str | None = None
     private_steps: int = 0
 
     @property
