@@ -18,6 +18,7 @@ import torch
 from clients.context import DECODED, SiloContext
 from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
+from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
 from fedsynth.config.keys import kebab
 from fedsynth.diffusion import count_parameters
@@ -86,6 +87,8 @@ def admitted(request: Request[Any], silo: SiloContext, asked: Counts) -> Iterato
     _refuse_by_itself(request, silo)
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
+        if not silo.config.private and (spec := _trained_spec(request, silo)) is not None:
+            silo.privacy_account().spend(TRAINING, None, silo.image_files(spec).key)
     start = time.monotonic()
     left = {
         field: silo.policy.limit(field) - sums.get(SECONDS, 0)
@@ -133,7 +136,9 @@ def told_policy(silo: SiloContext) -> str:
     if not silo.simulated:
         if brings_model(silo):
             # Nothing is trained for this run: what forbids training forbids none of it.
-            told |= {"least-training-images": 1, "privacy-epsilon": "unlimited"}
+            told["least-training-images"] = 1
+        if (left := silo.privacy_account().left()) < inf:
+            told["privacy-epsilon"] = left
         _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
         for name, (_, field) in CEILINGS.items():
             if field and (most := silo.policy.limit(field)) < inf:
@@ -190,10 +195,26 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
+        case TrainRequest() | PrepareRequest():
+            _refuse_model(request, silo)
+
+
+def _refuse_model(request: TrainRequest | PrepareRequest, silo: SiloContext) -> None:
+    if isinstance(request, PrepareRequest) and brings_model(silo) and silo.policy.privacy_epsilon != "unlimited":
+        why = "nobody here knows what the model of --model-path has cost these images"
+        silo.policy.refuse("privacy_epsilon", why)
+    if (spec := _trained_spec(request, silo)) is not None:
+        _refuse_training(spec, request.steps if isinstance(request, TrainRequest) else silo.config.own_steps, silo)
+
+
+def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
+    """Return the format of the images that a question has a network trained on; None: it asks for no training."""
+    match request:
         case TrainRequest():
-            _refuse_training(request.spec, request.steps, silo)
+            return request.spec
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            _refuse_training(request.spec, config.own_steps, silo)
+            return request.spec
+    return None
 
 
 def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
@@ -205,8 +226,8 @@ def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: Si
 
 def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     policy = silo.policy
-    if policy.privacy_epsilon != "unlimited":
-        policy.refuse("privacy_epsilon", "this version trains without differential privacy")
+    if policy.privacy_epsilon != "unlimited" and not silo.config.private:
+        policy.refuse("privacy_epsilon", "the run trains without differential privacy: it has no dp-epsilon")
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:

@@ -146,7 +146,14 @@ def _prepare_privately(
     """Train the silo's own model for a while, and tell of it how many steps it has had and nothing else."""
     _refuse_large_delta(held_only.num_examples, silo)
     with silo.explained_state():
-        model = LocalModel(images, spec, silo.config, silo.state, told_images=held_only.num_examples)
+        model = LocalModel(
+            images,
+            spec,
+            silo.config,
+            silo.state,
+            told_images=held_only.num_examples,
+            before_steps=silo.before_private_steps(spec),
+        )
         training = None if model.finished else model.train_in_turn(seconds)
         if training is not None and not model.finished:
             return replace(held_only, steps=training.steps)
@@ -275,6 +282,10 @@ def _train_round_privately(
             f"{request.steps} steps after {request.first_step}: the noise is for dp-steps = {config.train_steps} in all"
         )
     training = private_training(config, told)
+    if request.steps:
+        # Also of a round that is asked for again: its answer may have been seen.
+        with silo.explained_state():
+            silo.before_private_steps(request.spec)(replace(training.mechanism, steps=request.steps))
     state = TrainingState(unet, config.recipe, secret_generator(), config.train_steps, request.first_step)
     train_privately(
         state,

@@ -70,6 +70,7 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_colum
         config.data.first_page_only,
         group_column,
         cache,
+        each_alone=config.private,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)

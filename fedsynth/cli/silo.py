@@ -2,7 +2,8 @@
 
 ``silo init`` makes the key pair and writes a strict policy, ``silo policy`` says what a policy makes of a planned run,
 ``silo start`` checks policy, data, model, certificate and key and runs Flower's SuperNode until it is stopped. The
-Flower command is printed. ``silo audit`` prints what runs have asked of the silo.
+Flower command is printed. ``silo audit`` prints what runs have asked of the silo, ``silo privacy`` what that has cost
+its images.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.deployment import silo_audit, silo_policy
+from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
@@ -48,7 +49,7 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | policy | start | audit``, each with its own options."""
+    """``silo init | policy | start | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser("init", help="make the silo's key pair and policy in a new folder", allow_abbrev=False)
     _folder(init)
@@ -79,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
     _folder(audit)
     silo_audit.add_arguments(audit)
+    privacy = actions.add_parser(
+        "privacy", help="what ε the silo's images have spent, and what is left", allow_abbrev=False
+    )
+    _folder(privacy)
+    silo_privacy.add_arguments(privacy)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -91,6 +97,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     folder = options.folder.expanduser().absolute()
     if options.action == "audit":
         return silo_audit.audit(folder, options)
+    if options.action == "privacy":
+        return silo_privacy.privacy(folder, options)
     if options.action == "policy":
         return silo_policy.check_policy(folder, options)
     return _init(folder) if options.action == "init" else _start(folder, options)

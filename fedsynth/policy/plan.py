@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import (
@@ -45,6 +45,7 @@ class Plan:
         least_training_images: images drawn in its shortest training; 0: it trains nothing.
         training_images: images that the silo trains on at least; None: not known.
         holdout_fraction: share of the images that is kept out of training at most.
+        dp_epsilon: ε that its training spends; infinity: it trains without differential privacy.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
@@ -63,6 +64,7 @@ class Plan:
     least_training_images: int = 0
     training_images: int | None = None
     holdout_fraction: float = 0.0
+    dp_epsilon: float = inf
     needs_loss: bool = False
     complete: bool = True
 
@@ -147,6 +149,7 @@ def plan_of(
         holdout_fraction=(config.data.holdout_fraction if largest_holdout is None else largest_holdout)
         if shortest
         else 0.0,
+        dp_epsilon=inf if config.privacy.dp_epsilon == "none" else config.privacy.dp_epsilon,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
@@ -210,5 +213,7 @@ def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
         yield Refusal(policy.line("least_training_images"), "the silo has fewer images to train on")
     if plan.needs_loss and not policy.tell_train_loss:
         yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
-    if policy.privacy_epsilon != "unlimited":
-        yield Refusal(policy.line("privacy_epsilon"), "the run trains without differential privacy")
+    if plan.dp_epsilon > policy.limit("privacy_epsilon"):
+        why = f"the run's dp-epsilon is {plan.dp_epsilon:g}"
+        without = "the run trains without differential privacy: it has no dp-epsilon"
+        yield Refusal(policy.line("privacy_epsilon"), without if plan.dp_epsilon == inf else why)

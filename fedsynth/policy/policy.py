@@ -149,10 +149,14 @@ class SiloPolicy(Section):
         "tell the loss of a round of train, a mean over real images in a network that the server chose; and the losses"
         " of an own model as they are, not as means over many images with three digits",
     )
-    privacy_epsilon: PositiveFloat | Literal["unlimited"] = key(
+    privacy_epsilon: NonNegative | Literal["unlimited"] = key(
         UNLIMITED,
-        "ε that all training on these images may spend; unlimited: training need not be private. This version trains"
-        " without such a guarantee, so that a number here forbids all training",
+        "ε that all that is told of these images may spend, in all runs together, as to one image more or less: counts,"
+        " statistics, evaluation and training add up. What would go beyond is refused, and so is what has no noise,"
+        " such as training in a run without dp-epsilon, or a model that was trained elsewhere. unlimited: no budget",
+    )
+    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = key(
+        1e-5, "δ of that ε: far below 1 divided by the number of images"
     )
     contact: Contact = key("", "who can say more, told to the server")
 

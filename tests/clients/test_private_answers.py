@@ -100,7 +100,7 @@ def test_rounds_have_noise_for_all_of_them_and_no_more_steps(tmp_path: Path, mon
 
     monkeypatch.setattr(handlers, "train_privately", note)
     node.ask(train_request(node, steps=1, first_step=2, proximal_mu=0.5))
-    assert seen == [(mechanism_of(node.config), 1, 2, 0.5, 35)]
+    assert seen == [(mechanism_of(node.config), 1, 2, 0.5, 30)]
     assert "2 steps after 2: the noise is for dp-steps = 3 in all" in node.refusal(train_request(node, first_step=2))
     assert len(seen) == 1
 
