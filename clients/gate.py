@@ -251,7 +251,8 @@ def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
         policy.refuse("largest_holdout_fraction", f"the run's holdout-fraction is {asked}{groups}")
     if (least := policy.least_training_images) == 1:
         return
-    if steps * batch < least:
+    # A private step draws from all images, with noise on whatever it draws.
+    if not silo.config.private and steps * batch < least:
         policy.refuse("least_training_images", f"{steps} steps of {batch} images are asked for")
     with silo.explained_state():
         # The noisy counts: exact ones would tell how many images there are, by where a run is refused.

@@ -206,7 +206,7 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
 
 
 def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
-    if plan.least_training_images < policy.least_training_images:
+    if plan.least_training_images < policy.least_training_images and plan.dp_epsilon == inf:
         why = f"the run trains on {plan.least_training_images} images at a time"
         yield Refusal(policy.line("least_training_images"), why)
     if plan.training_images is not None and plan.training_images < policy.least_training_images:

@@ -17,7 +17,7 @@ from fedsynth.privacy.dp_training import mechanism_of
 
 PRIVATE: dict[str, Any] = {
     "train_steps": 400,
-    "dp_epsilon": 8.0,
+    "dp_epsilon": 1.0,
     "dp_steps": 3,
     "dp_multiplicity": 1,
     "dp_sampling_rate": 1.0,

@@ -15,7 +15,7 @@ from fedsynth.output.dataset_card import LIMITS, NOT_PRIVATE, limits_of
 from fedsynth.privacy import Geometric, epsilon
 from fedsynth.privacy.statement import PrivacyStatement, privacy_statement
 
-PRIVATE: dict[str, Any] = {"dp-epsilon": 8.0, "dp-steps": 3, "dp-sampling-rate": 1.0}
+PRIVATE: dict[str, Any] = {"dp-epsilon": 1.0, "dp-steps": 3, "dp-sampling-rate": 1.0}
 
 
 def statement_of(**changes: Any) -> PrivacyStatement:
