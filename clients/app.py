@@ -11,18 +11,21 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import handlers, measuring
+from clients import handlers, measuring, summing
 from clients.context import SiloContext, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
+    AgreeRequest,
     Answer,
     DescribeRequest,
     EpsilonRequest,
     EvaluateRequest,
+    MaskedRequest,
     PrepareRequest,
     Request,
+    RevealRequest,
     SampleRequest,
     StatisticsRequest,
     TrainRequest,
@@ -78,6 +81,9 @@ app = ClientApp()
 app.query("describe")(answering(DescribeRequest, handlers.describe))
 app.query("prepare")(answering(PrepareRequest, handlers.prepare))
 app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
+app.query("masked")(answering(MaskedRequest, handlers.masked))
+app.query("agree")(answering(AgreeRequest, summing.agree))
+app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, handlers.sample))
 app.query("upload")(answering(UploadRequest, handlers.upload))
 app.query("statistics")(answering(StatisticsRequest, measuring.statistics))

@@ -6,13 +6,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
+from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig, Scalar
@@ -30,6 +31,8 @@ from fedsynth.data import (
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
+from fedsynth.privacy import Mechanism
+from fedsynth.privacy.spending import note_file
 from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
@@ -38,7 +41,7 @@ DECODED = "images"
 """Folder of decoded images in the state folder; it may be removed at any time between runs."""
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
-_silos: SiloCache[Silo] = SiloCache()
+_silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()
 
 
@@ -67,6 +70,8 @@ class SiloContext:
         simulated: whether the silo is a partition of a named dataset.
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
+        sum_keys: of a real silo, the file of its own keys for secure sums and that of the others' public ones
+            (``sum-keys-path`` and ``known-keys-path`` of the node config), or None.
         group_column: column of the silo's own table, such as patient, whose groups its hold-out never splits
             (``group-column`` of the node config); empty: none. A run cannot name one: it would learn of any column.
         deadline: ``time.monotonic()`` at which the policy has work on this message end.
@@ -91,6 +96,8 @@ class SiloContext:
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
+        own, known = str(node.get("sum-keys-path", "")), str(node.get("known-keys-path", ""))
+        self.sum_keys = (Path(own).expanduser(), Path(known).expanduser()) if own and known else None
         self.group_column = str(node.get("group-column", ""))
         self.deadline, self.deadline_field = math.inf, "compute_seconds_per_run"
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
@@ -111,7 +118,8 @@ class SiloContext:
         Raises:
             UserError: there is neither, or the images cannot be used.
         """
-        return _silos.get(self.run_and_node, lambda: self._open(spec))
+        alone = self.config.private or self.privacy_account().bounded
+        return _silos[alone].get(self.run_and_node, lambda: self._open(spec, alone))
 
     def released(self, spec: ImageSpec) -> ReleasedAnswers:
         """Return what a real silo has told of the images in its folder, listed once per process.
@@ -119,10 +127,33 @@ class SiloContext:
         Raises:
             UserError: they cannot be listed.
         """
+        return ReleasedAnswers(self.image_files(spec), self.state, self.policy, self.privacy_account())
+
+    def image_files(self, spec: ImageSpec) -> ImageFiles:
+        """Return the files in a real silo's folder, listed once per process; ``key`` names their state.
+
+        Raises:
+            UserError: they cannot be listed.
+        """
         path = self._data_path().expanduser()
         with self._unnamed_elsewhere():
-            files = _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
-        return ReleasedAnswers(files, self.state, self.policy)
+            return _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+
+    def before_private_steps(self, spec: ImageSpec) -> Callable[[Mechanism], None]:
+        """Return what a private training calls with all its steps before the first; a simulated silo has no account.
+
+        Raises:
+            UserError: the images cannot be listed.
+        """
+        if self.simulated:
+            return lambda mechanism: None
+        return self.privacy_account().before_steps(self.image_files(spec).key)
+
+    def privacy_account(self) -> PrivacyAccount:
+        """Return what a real silo's images have spent; where it stands is noted beside the policy, if there is one."""
+        policy = str(self._flower.node_config.get("policy-path", ""))
+        note = note_file(Path(policy).expanduser(), self.state.name) if policy else None
+        return PrivacyAccount(self.state, self.policy, str(self._flower.run_id), note)
 
     def told_held_out(self, spec: ImageSpec) -> int | None:
         """Return how many images a real silo says are held out; None of a simulated one, which tells it exactly.
@@ -175,7 +206,7 @@ class SiloContext:
             )
         return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
 
-    def _open(self, spec: ImageSpec) -> Silo:
+    def _open(self, spec: ImageSpec, each_alone: bool) -> Silo:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
@@ -193,6 +224,7 @@ class SiloContext:
                     first_page_only=config.data.first_page_only,
                     group_column=self.group_column,
                     cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
+                    each_alone=each_alone,
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])

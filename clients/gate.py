@@ -18,6 +18,7 @@ import torch
 from clients.context import DECODED, SiloContext
 from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
+from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
 from fedsynth.config.keys import kebab
 from fedsynth.diffusion import count_parameters
@@ -26,6 +27,7 @@ from fedsynth.errors import UserError
 from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
+    MaskedRequest,
     PrepareRequest,
     Request,
     SampleRequest,
@@ -34,6 +36,9 @@ from fedsynth.messages import (
 from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
+
+WITH_MASKED = ("agree", "reveal")
+"""Messages that finish a sum of answers ``masked``: a policy names them all by that word."""
 
 LEDGER_FILE = "ledger.json"
 OWN_MODEL = "own-models"
@@ -59,6 +64,7 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
+    kind = "masked" if kind in WITH_MASKED else kind
     if kind not in policy.answers:
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
@@ -81,6 +87,8 @@ def admitted(request: Request[Any], silo: SiloContext, asked: Counts) -> Iterato
     _refuse_by_itself(request, silo)
     with silo.explained_state():
         ledger, run = _counted(asked, request, silo), str(silo.run_and_node[0])
+        if not silo.config.private and (spec := _trained_spec(request, silo)) is not None:
+            silo.privacy_account().spend(TRAINING, None, silo.image_files(spec).key)
     start = time.monotonic()
     left = {
         field: silo.policy.limit(field) - sums.get(SECONDS, 0)
@@ -128,7 +136,9 @@ def told_policy(silo: SiloContext) -> str:
     if not silo.simulated:
         if brings_model(silo):
             # Nothing is trained for this run: what forbids training forbids none of it.
-            told |= {"least-training-images": 1, "privacy-epsilon": "unlimited"}
+            told["least-training-images"] = 1
+        if (left := silo.privacy_account().left()) < inf:
+            told["privacy-epsilon"] = left
         _, in_all = Ledger(silo.state / LEDGER_FILE).counts("")
         for name, (_, field) in CEILINGS.items():
             if field and (most := silo.policy.limit(field)) < inf:
@@ -141,12 +151,18 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
     match request:
         case EpsilonRequest():
             return {"noise-queries": 1, "samples": len(request.samples), **_least_holders(request)}
+        case MaskedRequest():
+            return {
+                "noise-queries": 1,
+                "samples": len(request.samples),
+                FEWEST: int((request.weights > 0).sum(0).min()),
+            }
         case SampleRequest():
             return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
             return {"optimiser-steps": request.steps}
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            return {"optimiser-steps": silo.config.training.own_steps, OWN_MODEL: 1}
+            return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
     return {}
@@ -164,12 +180,14 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
     spec = getattr(request, "spec", None)
     if isinstance(spec, ImageSpec) and spec.size > policy.limit("largest_image_size"):
         policy.refuse("largest_image_size", f"images of {spec.size} pixels are asked for")
-    if isinstance(request, EpsilonRequest) and max(request.samples.shape[2:]) > policy.limit("largest_image_size"):
+    if isinstance(request, EpsilonRequest | MaskedRequest) and max(request.samples.shape[2:]) > policy.limit(
+        "largest_image_size"
+    ):
         policy.refuse("largest_image_size", f"samples of {max(request.samples.shape[2:])} pixels are asked about")
     if isinstance(request, EpsilonRequest | SampleRequest) and policy.least_holders > 1:
         _refuse_few_holders(request.labels, request.holders or (), policy)
     match request:
-        case EpsilonRequest() if len(request.samples) > policy.limit("samples_per_query"):
+        case EpsilonRequest() | MaskedRequest() if len(request.samples) > policy.limit("samples_per_query"):
             policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
         case SampleRequest():
             # However few images are asked for, the noise of the whole set is drawn.
@@ -177,10 +195,26 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
+        case TrainRequest() | PrepareRequest():
+            _refuse_model(request, silo)
+
+
+def _refuse_model(request: TrainRequest | PrepareRequest, silo: SiloContext) -> None:
+    if isinstance(request, PrepareRequest) and brings_model(silo) and silo.policy.privacy_epsilon != "unlimited":
+        why = "nobody here knows what the model of --model-path has cost these images"
+        silo.policy.refuse("privacy_epsilon", why)
+    if (spec := _trained_spec(request, silo)) is not None:
+        _refuse_training(spec, request.steps if isinstance(request, TrainRequest) else silo.config.own_steps, silo)
+
+
+def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
+    """Return the format of the images that a question has a network trained on; None: it asks for no training."""
+    match request:
         case TrainRequest():
-            _refuse_training(request.spec, request.steps, silo)
+            return request.spec
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
-            _refuse_training(request.spec, config.training.own_steps, silo)
+            return request.spec
+    return None
 
 
 def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: SiloPolicy) -> None:
@@ -192,8 +226,8 @@ def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: Si
 
 def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     policy = silo.policy
-    if policy.privacy_epsilon != "unlimited":
-        policy.refuse("privacy_epsilon", "this version trains without differential privacy")
+    if policy.privacy_epsilon != "unlimited" and not silo.config.private:
+        policy.refuse("privacy_epsilon", "the run trains without differential privacy: it has no dp-epsilon")
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:
@@ -217,7 +251,8 @@ def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
         policy.refuse("largest_holdout_fraction", f"the run's holdout-fraction is {asked}{groups}")
     if (least := policy.least_training_images) == 1:
         return
-    if steps * batch < least:
+    # A private step draws from all images, with noise on whatever it draws.
+    if not silo.config.private and steps * batch < least:
         policy.refuse("least_training_images", f"{steps} steps of {batch} images are asked for")
     with silo.explained_state():
         # The noisy counts: exact ones would tell how many images there are, by where a run is refused.

@@ -20,6 +20,7 @@ from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
 from clients.models.pretrained_model import (
     PRETRAINED_MODEL,
+    brings_model,
     measure_loss,
     model_note,
     note_pretrained_model,
@@ -29,7 +30,9 @@ from clients.models.pretrained_model import (
 )
 from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
+from clients.summing import MaskedQuestion, own_keys
 from clients.told_losses import rounded_mean, told_curve, told_loss
+from fedsynth.data import Silo
 from fedsynth.diffusion import (
     PARTS,
     EncodedImages,
@@ -52,6 +55,8 @@ from fedsynth.messages import (
     DescribeRequest,
     EpsilonAnswer,
     EpsilonRequest,
+    MaskedAnswer,
+    MaskedRequest,
     PrepareAnswer,
     PrepareRequest,
     SampleAnswer,
@@ -63,6 +68,7 @@ from fedsynth.messages import (
     transport,
 )
 from fedsynth.messages.transport import Arrays
+from fedsynth.privacy.dp_training import private_training, secret_generator, train_privately
 from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
 
@@ -85,20 +91,29 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     config = silo.config
     _check_codec(request, silo)
     images = silo.images(request.spec)
+    if config.private and brings_model(silo):
+        raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
     pretrained = note_pretrained_model(silo, request.spec)
     counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
-    held_only = PrepareAnswer(num_examples=int(counts.sum()), label_counts=tuple(counts.tolist()))
+    keys = own_keys(silo) if config.cooperation.secure_aggregation else None
+    held_only = PrepareAnswer(
+        num_examples=int(counts.sum()),
+        label_counts=tuple(counts.tolist()),
+        sum_keys=None if keys is None else keys.public.text,
+    )
     if not request.train_seconds:
         return held_only
     exact = silo.policy.tell_train_loss
     if pretrained is not None:
         measured = measure_loss(pretrained, images, config)
         loss = measured if exact else rounded_mean([measured])
-        steps = config.training.own_steps
+        steps = config.own_steps
         return replace(
             held_only, steps=steps, loss=loss, finished=True, curve_steps=(float(steps),), curve_losses=(loss,)
         )
     seconds = max(0.0, min(request.train_seconds, silo.deadline - time.monotonic()))
+    if config.private:
+        return _prepare_privately(held_only, images, request.spec, seconds, silo)
     least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
     with silo.explained_state():
         model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
@@ -123,6 +138,36 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
             curve_losses=tuple(curve["losses"]),
             copied_share=model.copied_share(),
         )
+
+
+def _prepare_privately(
+    held_only: PrepareAnswer, images: Silo, spec: ImageSpec, seconds: float, silo: SiloContext
+) -> PrepareAnswer:
+    """Train the silo's own model for a while, and tell of it how many steps it has had and nothing else."""
+    _refuse_large_delta(held_only.num_examples, silo)
+    with silo.explained_state():
+        model = LocalModel(
+            images,
+            spec,
+            silo.config,
+            silo.state,
+            told_images=held_only.num_examples,
+            before_steps=silo.before_private_steps(spec),
+        )
+        training = None if model.finished else model.train_in_turn(seconds)
+        if training is not None and not model.finished:
+            return replace(held_only, steps=training.steps)
+        silo.note(LOCAL_MODEL, model_note(spec, {"path": str(model.folder), "hash": model.key}))
+        history = model.history()
+    return replace(held_only, steps=int(history["steps"][-1]), finished=True, train_seconds=history["seconds"])
+
+
+def _refuse_large_delta(told_images: int, silo: SiloContext) -> None:
+    """Refuse a δ with which a mechanism that shows one image in 1/δ whole would be private."""
+    delta = silo.config.privacy.dp_delta
+    if delta * told_images > 1:
+        most = f"{1 / delta:.0f}"
+        raise UserError(f"dp-delta = {delta:g}: must be <= 1 / images of a silo, and this one has more than {most}")
 
 
 def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
@@ -150,6 +195,24 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
             predicted[rows] = predict(request.samples[rows], timestep, request.labels[rows])
     dtype = silo.config.exchange.wire_dtype
     return EpsilonAnswer(epsilon=predicted, num_examples=len(predicted), wire_dtype=dtype)
+
+
+def masked(request: MaskedRequest, silo: SiloContext) -> MaskedAnswer:
+    """Return the own model's noise prediction for samples of classes that it is asked about, weighted and masked.
+
+    The question is checked as a whole before anything is computed.
+
+    Raises:
+        UserError: as :func:`epsilon`, or an answer would not be hidden, see :mod:`fedsynth.privacy.sums`.
+        PolicyError: a class of few images, or no more time.
+    """
+    question = MaskedQuestion(request, silo)
+    rows = torch.nonzero(question.weights).squeeze(1)
+    predicted = torch.zeros_like(request.samples)
+    if len(rows):
+        asked = EpsilonRequest(samples=request.samples[rows], labels=request.labels[rows], timestep=request.timestep)
+        predicted[rows] = epsilon(asked, silo).epsilon
+    return question.answer(predicted.numpy())
 
 
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
@@ -185,23 +248,54 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     images = silo.images(request.spec).train
     model = _federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
-    generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
-    losses = train_network(
-        TrainingState(unet, config.recipe, generator, config.training.train_steps, request.first_step),
-        EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations()),
-        torch.from_numpy(images.labels),
-        config.training,
-        request.steps,
-        proximal_mu=request.proximal_mu,
-        on_step=lambda *_: silo.check_deadline(),
-    )
+    encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
+    losses: list[float] = []
+    if config.private:
+        _train_round_privately(request, unet, encoded, torch.from_numpy(images.labels), silo)
+    else:
+        generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
+        losses = train_network(
+            TrainingState(unet, config.recipe, generator, config.train_steps, request.first_step),
+            encoded,
+            torch.from_numpy(images.labels),
+            config.training,
+            request.steps,
+            proximal_mu=request.proximal_mu,
+            on_step=lambda *_: silo.check_deadline(),
+        )
     exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
     reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
     model.keep(request.server_round)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
         num_examples=_told_number(silo, request.spec),
-        loss=sum(losses) / len(losses) if silo.policy.tell_train_loss else None,
+        loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
+    )
+
+
+def _train_round_privately(
+    request: TrainRequest, unet: UNet2DModel, images: EncodedImages, labels: torch.Tensor, silo: SiloContext
+) -> None:
+    config, told = silo.config, _told_number(silo, request.spec)
+    _refuse_large_delta(told, silo)
+    if request.first_step + request.steps > config.train_steps:
+        raise UserError(
+            f"{request.steps} steps after {request.first_step}: the noise is for dp-steps = {config.train_steps} in all"
+        )
+    training = private_training(config, told)
+    if request.steps:
+        # Also of a round that is asked for again: its answer may have been seen.
+        with silo.explained_state():
+            silo.before_private_steps(request.spec)(replace(training.mechanism, steps=request.steps))
+    state = TrainingState(unet, config.recipe, secret_generator(), config.train_steps, request.first_step)
+    train_privately(
+        state,
+        images,
+        labels,
+        training,
+        request.steps,
+        on_step=lambda _: silo.check_deadline(),
+        proximal_mu=request.proximal_mu,
     )
 
 
@@ -227,15 +321,18 @@ def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] |
     """Return training images per class as the silo tells them; ``serves`` is 0 for classes that do not count."""
     config = silo.config
     if not silo.simulated:
+        if config.private and not silo.policy.count_noise:
+            silo.policy.refuse("count_noise", "exact counts are not private, and the run has a dp-epsilon")
         with silo.explained_state():
             return silo.released(spec).training_counts(spec.classes, config.data.holdout_fraction) * serves
     rng = np.random.default_rng(derive_seed(config.run.seed, "label-count-noise", silo.name))
-    return noisy_label_counts(silo.images(spec).train.label_counts() * serves, config.exchange.label_count_noise, rng)
+    return noisy_label_counts(silo.images(spec).train.label_counts() * serves, config.simulated_count_noise, rng)
 
 
 def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
-    """Return the number of training images as the silo tells it; a simulated one tells it exactly."""
-    return len(silo.images(spec).train) if silo.simulated else int(_told_counts(silo, spec).sum())
+    """Return the number of training images as the silo tells it; a simulated one tells it exactly, unless privately."""
+    exact = silo.simulated and not silo.config.private
+    return len(silo.images(spec).train) if exact else int(_told_counts(silo, spec).sum())
 
 
 def _check_question(request: EpsilonRequest, spec: ImageSpec | None, silo: SiloContext) -> None:

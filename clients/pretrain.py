@@ -70,6 +70,7 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_colum
         config.data.first_page_only,
         group_column,
         cache,
+        each_alone=config.private,
     )
     counts = dict(zip(spec.classes, silo.train.label_counts().tolist(), strict=True))
     logger.info("%s: %d training images, per class %s", name, len(silo.train), counts)
@@ -77,14 +78,14 @@ def _open(data: Path, name: str, spec: ImageSpec, config: RunConfig, group_colum
 
 
 def _train(model: LocalModel, config: RunConfig) -> None:
-    goal = config.training.own_steps
+    goal = config.own_steps
     progress: Progress | None = None
     while not model.finished:
         training = model.train_slice(SLICE_SECONDS)
-        loss = training.losses[-1]
+        values = {} if config.private else {"loss": training.losses[-1]}
         if progress is None:
             progress = Progress("training: step", goal, logger.info, interval=0.0, done=training.steps)
-        progress.update(goal if model.finished else training.steps, loss=loss)
+        progress.update(goal if model.finished else training.steps, **values)
 
 
 def main(job: Path) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from clients.noisy_counts import Counts, add_geometric_noise, noisy_label_counts
-from clients.noisy_moments import add_gaussian_noise
+from clients.noisy_moments import SENSITIVITY, add_gaussian_noise, gaussian_scale
+from clients.privacy_account import PrivacyAccount
 from fedsynth.data import held_out_counts
 from fedsynth.errors import UserError
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
@@ -28,10 +29,13 @@ from fedsynth.evaluation.silo_measures import HeldOutMeasures
 from fedsynth.files import damage_named, write_json
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy
+from fedsynth.privacy.spending import gaussian, geometric
 from fedsynth.spec import ImageSpec
 
 FOLDER = "released"
 FORMAT = 1
+COUNTS, STATISTICS, EVALUATION = "counts", "statistics", "evaluation"
+"""What is drawn, in the words of the privacy account."""
 REPLACED = 2
 """L1 sensitivity of a histogram to another image of its class in the place of one: it leaves a cell for another."""
 _LOCK_SECONDS = 600.0
@@ -71,13 +75,15 @@ class ReleasedAnswers:
         files: the data set.
         state: the silo's state folder.
         policy: how much noise, and for how many data sets.
+        account: where what is drawn is accounted for first.
     """
 
-    def __init__(self, files: ImageFiles, state: Path, policy: SiloPolicy) -> None:
+    def __init__(self, files: ImageFiles, state: Path, policy: SiloPolicy, account: PrivacyAccount) -> None:
         self._files = files
         self._all = state / FOLDER
         self._folder = self._all / files.key
         self._policy = policy
+        self._account = account
 
     def training_counts(self, classes: Sequence[str], holdout_fraction: float) -> Counts:
         """Return the images per class that the silo says it trains on: what a split leaves of the noisy counts.
@@ -86,8 +92,8 @@ class ReleasedAnswers:
         them changes with the seed and the fraction, which a server chooses, and would tell how large they are.
 
         Raises:
-            PolicyError: counts of ``count-noise-draws`` other data sets are told.
-            UserError: a kept answer is damaged.
+            PolicyError: counts of ``count-noise-draws`` other data sets are told, or the budget of ε is spent.
+            UserError: a kept answer or the account is damaged.
         """
         counts = self._counts(classes)
         return counts - held_out_counts(counts, holdout_fraction)
@@ -110,7 +116,8 @@ class ReleasedAnswers:
             measure: computes the exact ones.
 
         Raises:
-            PolicyError: too few images, or too few that no earlier answer without noise is about.
+            PolicyError: too few images, or too few that no earlier answer without noise is about, or the budget of ε is
+                spent.
             UserError: they were told in another size or depth of the images, or a kept answer is damaged.
         """
         self._refuse_few()
@@ -120,14 +127,17 @@ class ReleasedAnswers:
             epsilon, delta = self._policy.statistics_epsilon, self._policy.statistics_delta
             if not epsilon:
                 self._refuse_near(name)
+            noise = gaussian_scale(epsilon, delta, SENSITIVITY) / SENSITIVITY if epsilon else 0.0
+            self._account.spend(STATISTICS, gaussian(noise), self._files.key)
             moments = measure()
             if epsilon:
                 moments = add_gaussian_noise(moments, epsilon, delta, secret_generator())
             told = {"mean": moments.mean.tolist(), "products": moments.products.tolist(), "noise": moments.noise}
-            return {"channels-and-size": seen, **told, "files": self._files.entries}
+            return {"channels-and-size": seen, **told, "noise-multiplier": noise, "files": self._files.entries}
 
         content = self._once(name, draw)
         with _damage_named(self._path(name)):
+            self._account.told_before(STATISTICS, gaussian(content.get("noise-multiplier", 0.0)), self._files.key)
             channels, size = content["channels-and-size"]
             mean, products = (np.array(content[key], dtype=np.float64) for key in ("mean", "products"))
             moments = FeatureStatistics(int(sum(self._kept_counts().values())), mean, products, content["noise"])
@@ -147,7 +157,7 @@ class ReleasedAnswers:
             measure: computes it.
 
         Raises:
-            PolicyError: too few images.
+            PolicyError: too few images, or the budget of ε is spent.
             UserError: the run has got another answer, or what is kept is damaged.
         """
         self._refuse_few()
@@ -160,10 +170,13 @@ class ReleasedAnswers:
                 told = {answer["question"]: HeldOutMeasures(*answer["cells"]) for answer in content["answers"]}
                 runs = {answer["run"] for answer in content["answers"]}
             if question in told:
+                self._account.told_before(EVALUATION, None, self._files.key)
                 return told[question]
             if run in runs:
                 raise UserError("this run has got its one answer about held-out images: start another run")
             scale = REPLACED / self._policy.limit("evaluation_epsilon")
+            # Without a budget, one image more may have others held out: no ε is as to one image more or less.
+            self._account.spend(EVALUATION, geometric(scale) if self._account.bounded else None, self._files.key)
             exact = np.array(astuple(measure()), dtype=np.int64)
             cells = add_geometric_noise(exact, scale, secret_generator()).clip(min=0).tolist()
             content["answers"].append({"run": run, "question": question, "cells": cells})
@@ -180,11 +193,13 @@ class ReleasedAnswers:
         scale, counts = self._policy.count_noise, self._files.counts
 
         def draw() -> Content:
+            self._account.spend(COUNTS, geometric(scale), self._files.key)
             noisy = noisy_label_counts(np.array(list(counts.values())), scale, secret_generator())
             return {"scale": scale, "counts": dict(zip(counts, noisy.tolist(), strict=True))}
 
         content = self._once("counts", draw)
         with _damage_named(self._path("counts")):
+            self._account.told_before(COUNTS, geometric(content["scale"]), self._files.key)
             return {name: int(count) for name, count in content["counts"].items()}
 
     def _once(self, name: str, draw: Callable[[], Content]) -> Content:
@@ -197,7 +212,9 @@ class ReleasedAnswers:
             return self._read(path)
 
     def _refuse_few(self) -> None:
-        if len(self._files.entries) < self._policy.least_images:
+        # With a budget, no refusal tells on which side of a number the exact one is.
+        known = sum(self._kept_counts().values()) if self._account.bounded else len(self._files.entries)
+        if known < self._policy.least_images:
             self._policy.refuse("least_images", "there are fewer images here")
 
     def _refuse_new_data_set(self) -> None:

@@ -47,7 +47,7 @@ class Centralised(SynthesisStrategy):
         codec = codec_of(task.config, task.spec)
         self._images = EncodedImages(union.images, codec, task.config.training.augmentations())
         self._labels = torch.from_numpy(union.labels)
-        self._steps = task.config.training.train_steps * len(task.census)
+        self._steps = task.config.train_steps * len(task.census)
         self._state = new_training(task, "centralised-training", self._steps)
         self._progress = self._new_progress(0)
         return transport.encode_tensors(self._state.unet.state_dict())

@@ -57,7 +57,12 @@ EXAMPLES: dict[str, Exchanged] = {
             curve_steps=(10.0, 20.0),
             curve_losses=(0.5, 0.25),
             copied_share=0.125,
+            sum_keys=HASH + HASH,
         ),
+    ),
+    "prepare, privately": _answered(
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, private=True),
+        messages.PrepareAnswer(num_examples=9, label_counts=(5, 4), steps=20),
     ),
     "train": _answered(
         messages.TrainRequest(
@@ -91,6 +96,42 @@ EXAMPLES: dict[str, Exchanged] = {
             holders=(2, 2),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(3, 1, 8, 8), num_examples=3),
+    ),
+    "masked": _answered(
+        messages.MaskedRequest(
+            samples=torch.randn(3, 1, 8, 8),
+            labels=torch.tensor([0, 1, 1]),
+            timestep=421,
+            part=1,
+            run_token="run-1",
+            attempt="first",
+            participants=("a", "b", "c"),
+            keys=(HASH + HASH,) * 3,
+            weights=torch.full((3, 2), 1 / 3),
+            server_round=2,
+        ),
+        messages.MaskedAnswer(
+            masked=torch.randint(-(2**31), 2**31, (192,), dtype=torch.int32),
+            sealed=(bytes(44),) * 3,
+            commitment=bytes(32),
+            confirmations=(bytes(32),) * 2,
+            num_examples=3,
+        ),
+    ),
+    "agree": _answered(
+        messages.AgreeRequest(run_token="run-1", attempt="first", survivors=("a", "b", "c")),
+        messages.AgreeAnswer(signature=bytes(64), num_examples=3),
+    ),
+    "reveal": _answered(
+        messages.RevealRequest(
+            run_token="run-1",
+            attempt="first",
+            survivors=("a", "b", "c"),
+            signers=("a", "b", "c"),
+            signatures=(bytes(64),) * 3,
+            sealed=(bytes(44),) * 3,
+        ),
+        messages.RevealAnswer(shares=(bytes(16),) * 3, seeds=(bytes(32),), num_examples=3),
     ),
     "sample": _answered(
         messages.SampleRequest(
@@ -200,6 +241,7 @@ BAD: dict[type, list[Any]] = {
     int: [True, "3", b"3", 1.5, float("nan"), [1], -1, 10**12 + 1, 2**53 + 1],
     float: [True, "3", b"3", float("nan"), float("inf"), -float("inf"), 10**400, [1.0], -1.0, -1e308, 1e308],
     bool: [2, "true", [True], 0.5],
+    bytes: [3, True, "run", [b"run"], b"", b"short", bytes(1000)],
     str: [3, True, b"run", ["run"], "", "../silo", "two\nlines", "x" * 1001],
 }
 MAY_BE_NEGATIVE = {"loss", "curve_losses"}

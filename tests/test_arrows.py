@@ -10,7 +10,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsynth", "clients", "strategies", "experiments")
 GROUND = ("config", "messages")
 ROOMS = ("data", "diffusion", "latent", "mixture", "privacy", "evaluation", "output")
-MEETING_PLACES = ("fedsynth.evaluation.suite", "fedsynth.output.report", "fedsynth.diffusion.codec")
+MEETING_PLACES = (
+    "fedsynth.evaluation.suite",
+    "fedsynth.output.report",
+    "fedsynth.diffusion.codec",
+    "fedsynth.privacy.dp_training",
+)
 METHODS = ("averaging", "cooperation", "own_models")
 SHARED_BY_METHODS = ("strategies.own_models.local_training", "strategies.own_models.shares")
 FLOWER = ("fedsynth.messages.",)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedsynth.audit import LONGEST_LINE, START, AuditReport, chained, cut_off, entry_of, link_of, read_audit
+from fedsynth.audit import AuditReport, read_audit
+from fedsynth.chain import LONGEST_LINE, START, chained, cut_off, entry_of, link_of
 
 
 def message(number: int, **changes: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ from fedsynth.diffusion import (
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
 from fedsynth.locks import locked
+from fedsynth.privacy import Mechanism
+from fedsynth.privacy.dp_training import (
+    mechanism_of,
+    private_steps,
+    private_training,
+    secret_generator,
+    train_privately,
+)
 from fedsynth.sealed import Seal, SealError, check_folder, seal_folder, sealed_json, unsealed_json
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -61,20 +71,33 @@ class LocalModel:
         state: the silo's own state folder.
         told_held_out: held-out images as the silo tells their number, by which early stopping and copy check act or
             not: where they did would tell the exact one. None: the exact number, which is told.
+        told_images: training images as the silo tells their number; None: as they are.
+        before_steps: called with the mechanism of a private training before its first step, and once for a training
+            that continues from a checkpoint; whatever it raises, nothing is trained.
 
     Attributes:
         folder: finished model, a diffusers pipeline folder; its name is a hash of all that training depends on.
     """
 
     def __init__(
-        self, silo: Silo, spec: ImageSpec, config: RunConfig, state: Path, told_held_out: int | None = None
+        self,
+        silo: Silo,
+        spec: ImageSpec,
+        config: RunConfig,
+        state: Path,
+        told_held_out: int | None = None,
+        told_images: int | None = None,
+        before_steps: Callable[[Mechanism], None] = lambda mechanism: None,
     ) -> None:
         self._silo = silo
+        self._told_images = len(silo.train) if told_images is None else told_images
+        self._before_steps = before_steps
         self._held_out = len(silo.holdout) if told_held_out is None or not len(silo.holdout) else told_held_out
         self._spec = spec
         self._config = config
         self._codec = codec_of(config, spec)
-        self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT
+        # Held-out images are images: what depends on their loss tells of them.
+        self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT and not config.private
         self.key = _content_key(silo, spec, config, self._codec, self._stops_early)
         self.folder = state / "models" / self.key
         self._checkpoint = state / "training" / f"{self.key}.pt"
@@ -89,15 +112,17 @@ class LocalModel:
         """Loss curve (``steps``, ``losses``) and ``seconds`` of the finished training.
 
         With early stopping also ``held-out-steps`` and ``held-out-losses`` of the checks, of which the lowest was kept.
+        A private training has measured no losses: ``steps`` is its last alone, ``losses`` empty.
         """
         return dict(json.loads((self.folder / "training.json").read_text(encoding="utf-8")))
 
     def copied_share(self) -> float | None:
         """Share of near-copies among samples of the finished model, measured once; None if unasked or unknown."""
-        if not self._config.training.copy_check:
+        if not self._config.training.copy_check or self._config.private:
             return None
         result = self.folder / "copy_check.json"
-        seal = Seal("copy check", 1, self.key)
+        # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
+        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
@@ -136,9 +161,12 @@ class LocalModel:
 
     def _advance(self, training: TrainingState, deadline: float) -> bool:
         config = self._config
-        goal = config.training.own_steps
+        goal = config.own_steps
         images = EncodedImages(self._silo.train.images, self._codec, config.training.augmentations())
         labels = torch.from_numpy(self._silo.train.labels)
+        if config.private:
+            train_privately(training, images, labels, private_training(config, self._told_images), goal, deadline)
+            return training.steps >= goal
         if not self._stops_early:
             if config.training.early_stop and not training.steps:
                 count = self._held_out
@@ -155,9 +183,14 @@ class LocalModel:
 
     def _resume(self) -> TrainingState:
         unet = initial_unet(self._config, self._spec).to(pick_device(self._config.run.device))
-        generator = make_generator(self._config.run.seed, "local-training", self._silo.name)
-        training = TrainingState(unet, self._config.recipe, generator, self._config.training.own_steps)
-        training.resume(self._checkpoint, self._silo.name, self.key)
+        seed, private = self._config.run.seed, self._config.private
+        generator = secret_generator() if private else make_generator(seed, "local-training", self._silo.name)
+        training = TrainingState(unet, self._config.recipe, generator, self._config.own_steps)
+        resumed = training.resume(self._checkpoint, self._silo.name, self.key)
+        if private and not resumed:
+            # All steps are accounted for before the first, and the checkpoint says so from then on.
+            self._before_steps(replace(mechanism_of(self._config), steps=self._config.own_steps))
+            training.save(self._checkpoint, self.key)
         return training
 
     def _finish(self, training: TrainingState) -> None:
@@ -165,7 +198,11 @@ class LocalModel:
         pipeline = ClassConditionalDDPMPipeline(
             training.averaged_unet(), scheduler, self._spec.classes, **self._codec.saved
         )
-        history = {"seconds": training.seconds, **loss_curve(training.losses)}
+        history: dict[str, Any] = {"seconds": training.seconds}
+        if self._config.private:
+            history |= {"steps": [float(training.steps)], "losses": []}
+        else:
+            history |= loss_curve(training.losses)
         if training.held_out_losses:
             history |= self._checks(training)
         with atomic_directory(self.folder) as temporary:
@@ -187,7 +224,7 @@ class LocalModel:
             self.folder.rename(aside)
 
     def _checks(self, training: TrainingState) -> dict[str, Any]:
-        goal = self._config.training.own_steps
+        goal = self._config.own_steps
         losses = training.held_out_losses
         steps = check_steps(goal)[: len(losses)]
         kept = steps[losses.index(min(losses))]
@@ -213,7 +250,7 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, stops_early: bool) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
-    training["train_steps"] = config.training.own_steps
+    training["train_steps"] = config.own_steps
     if not training["augment"]:
         del training["augment"]
     # With model = auto the recipe's name decides the network.
@@ -238,6 +275,8 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         content["recipe"] = changes
     if codec.name == AUTOENCODER:
         content["codec"] = codec.digest
+    if config.private:
+        content["privacy"] = {**config.privacy.model_dump(), "steps": private_steps(config)}
     # Where it changes nothing, the same model serves with and without.
     if stops_early:
         content["early-stop"] = True

@@ -19,10 +19,12 @@ from fedsynth.data import (
     read_image_folder,
     visible_folders,
 )
+from fedsynth.diffusion import AUTOENCODER, codec_of
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, measure_rows
-from fedsynth.files import nonfinite_as_null, write_json
+from fedsynth.evaluation.memorisation import Reconstruct
+from fedsynth.files import nonfinite_as_null, parse_json, write_json
 from fedsynth.output import (
     ReportContent,
     RunFolder,
@@ -33,6 +35,7 @@ from fedsynth.output import (
     write_report,
 )
 from fedsynth.output.dataset import PROVENANCE
+from fedsynth.spec import ImageSpec
 from fedsynth.text import printable
 
 logger = logging.getLogger("fedsynth")
@@ -68,8 +71,17 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     conversions = _conversions(root, options.real, train)
     for said in conversions:
         logger.info(said)
-    evaluation = _measure(synthetic, train, test, config.run.seed, settings, illustrated=options.report is not None)
-    evaluation = replace(evaluation, notes=(*conversions, *evaluation.notes))
+    evaluator = Evaluator(
+        ImageSet("real training images", train.images, train.labels),
+        ImageSet("real test images", test.images, test.labels),
+        train.classes,
+        config.run.seed,
+        settings,
+        progress=logger.info,
+        reconstruct=_reconstruct(config, train),
+    )
+    evaluation = evaluator.evaluate(synthetic.images, synthetic.labels, illustrated=options.report is not None)
+    evaluation = replace(evaluation, notes=(*conversions, *_passed_unseen(root, config), *evaluation.notes))
     print(terminal_table(measure_rows([evaluation])))
     for note in evaluation.notes:
         print(f"note: {printable(note)}")
@@ -185,23 +197,24 @@ def _conversions(root: Path, real: Path, train: LabelledImages) -> tuple[str, ..
     return tuple(notes)
 
 
-def _measure(
-    synthetic: LabelledImages,
-    train: LabelledImages,
-    test: LabelledImages,
-    seed: int,
-    settings: Settings,
-    illustrated: bool,
-) -> Evaluation:
-    evaluator = Evaluator(
-        ImageSet("real training images", train.images, train.labels),
-        ImageSet("real test images", test.images, test.labels),
-        train.classes,
-        seed,
-        settings,
-        progress=logger.info,
-    )
-    return evaluator.evaluate(synthetic.images, synthetic.labels, illustrated)
+def _reconstruct(config: RunConfig, train: LabelledImages) -> Reconstruct | None:
+    if not config.model.autoencoder:
+        return None
+    _, size, _, channels = train.images.shape
+    return codec_of(config, ImageSpec(channels, size, train.classes)).reconstruct
+
+
+def _passed_unseen(root: Path, config: RunConfig) -> tuple[str, ...]:
+    """Warn where a dataset says that an autoencoder made its images, and none is given."""
+    if config.model.autoencoder:
+        return ()
+    try:
+        codec = parse_json((root / PROVENANCE).read_bytes())["provenance"]["codec"]
+    except (OSError, ValueError, TypeError, LookupError):  # of somebody else, or of an earlier version
+        return ()
+    if not str(codec).startswith(AUTOENCODER):
+        return ()
+    return ("an autoencoder made these images: without it (autoencoder) fewer copies are found than there are",)
 
 
 def _report(path: Path, synthetic: LabelledImages, test: LabelledImages, evaluation: Evaluation) -> ReportContent:

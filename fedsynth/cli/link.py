@@ -1,7 +1,7 @@
 """The operator's side of a deployment: certificates, registered silos, and the SuperLink itself.
 
-``link init`` makes the folder, ``link register`` lets a silo in, ``link start`` runs Flower's SuperLink until it is
-stopped. The last two print the Flower command that they run.
+``link init`` makes the folder, ``link register`` lets a silo in, ``link keys`` collects the silos' keys for secure
+sums, ``link start`` runs Flower's SuperLink until it is stopped. Those that run a Flower command print it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fedsynth.cli.deployment.processes import environment_of, run_in_foreground,
 from fedsynth.cli.options import refuse_rest
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_known, read_public, write_known
 from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
 from fedsynth.text import silo_name_problem
 
@@ -39,7 +40,7 @@ _REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``link init | register | start``, each with its own options."""
+    """``link init | register | keys | start``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser("init", help="make certificates and keys in a new folder", allow_abbrev=False)
     _folder(init)
@@ -66,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     register.add_argument("--replace", action="store_true", help="the silo has a new key: remove its old one")
     _folder(register)
     _dry_run(register)
+    keys = actions.add_parser("keys", help="collect the silos' keys for secure sums", allow_abbrev=False)
+    keys.add_argument("silos", nargs="+", metavar="SILO=FILE", help="name of a silo, and sums.pub that it sent")
+    keys.add_argument("--replace", action="store_true", help="a silo has new keys: forget its old ones")
+    _folder(keys)
     start = actions.add_parser("start", help="run the SuperLink until it is stopped", allow_abbrev=False)
     start.add_argument(
         "--bind", default=LOOPBACK, help="address to listen on; 0.0.0.0: all (default: this machine alone)"
@@ -82,7 +87,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         RunError: Flower refused.
     """
     refuse_rest(f"link {options.action}", rest)
-    actions = {"init": _init, "register": _register, "start": _start}
+    actions = {"init": _init, "register": _register, "keys": _keys, "start": _start}
     return actions[options.action](LinkFolder(options.folder.expanduser().absolute()), options)
 
 
@@ -179,6 +184,29 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     lost = folder.silo_names.bind(options.name, Holder(key, int(found[1]) if found else 0), options.replace)
     if lost is not None:
         _remove(folder, lost)
+    return 0
+
+
+def _keys(folder: LinkFolder, options: argparse.Namespace) -> int:
+    folder.read()
+    path = folder.path / KNOWN_FILE
+    known = read_known(path) if path.exists() else {}
+    for word in options.silos:
+        name, _, file = word.partition("=")
+        if problem := silo_name_problem(name):
+            raise UserError(f"{problem}; give SILO=FILE")
+        public = read_public(Path(file).expanduser())
+        if known.get(name, public) != public and not options.replace:
+            raise UserError(f"'{name}' has other keys in '{path}'; if it has new ones, add --replace")
+        known[name] = public
+    with explained_writing(path):
+        write_known(path, known)
+    lines = "\n".join(f"  {name}: SHA-256 {known[name].fingerprint}" for name in sorted(known))
+    print(
+        f"{path}\n{lines}\n\nsend it to every silo (over a channel you trust), which puts it into its folder and"
+        " compares\nthe lines with the other silos: whoever replaces a key takes part in that silo's place. It acts"
+        " when the silo\nis started again."
+    )
     return 0
 
 

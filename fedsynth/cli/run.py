@@ -195,7 +195,7 @@ def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Sca
     """Return the configuration of an earlier run; more rounds bring optimiser steps in proportion."""
     config, path = earlier.read_config(), earlier.path
     given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
-    if options.num_rounds is not None and options.train_steps is None:
+    if options.num_rounds is not None and options.train_steps is None and not config.private:
         had, wanted = given["num-rounds"], scalar(options.num_rounds)
         if isinstance(had, int) and isinstance(wanted, int) and wanted > 0:
             given["train-steps"] = config.training.train_steps * wanted // had

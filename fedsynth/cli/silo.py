@@ -2,7 +2,8 @@
 
 ``silo init`` makes the key pair and writes a strict policy, ``silo policy`` says what a policy makes of a planned run,
 ``silo start`` checks policy, data, model, certificate and key and runs Flower's SuperNode until it is stopped. The
-Flower command is printed. ``silo audit`` prints what runs have asked of the silo.
+Flower command is printed. ``silo audit`` prints what runs have asked of the silo, ``silo privacy`` what that has cost
+its images.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from fedsynth.cli.deployment import silo_audit, silo_policy
+from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
@@ -29,6 +30,15 @@ from fedsynth.files import atomic_file
 from fedsynth.flower_version import FLOWER_VERSION
 from fedsynth.locks import locked
 from fedsynth.policy import POLICY_FILE, SiloPolicy, document, read_policy
+from fedsynth.privacy.sums import SecretKeys
+from fedsynth.privacy.sums.key_files import (
+    KNOWN_FILE,
+    PUBLIC_FILE,
+    SECRET_FILE,
+    known_others,
+    read_secret,
+    write_secret,
+)
 from fedsynth.spec import look_alikes
 from fedsynth.text import check_silo_name
 
@@ -39,7 +49,7 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | policy | start | audit``, each with its own options."""
+    """``silo init | policy | start | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser("init", help="make the silo's key pair and policy in a new folder", allow_abbrev=False)
     _folder(init)
@@ -70,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
     _folder(audit)
     silo_audit.add_arguments(audit)
+    privacy = actions.add_parser(
+        "privacy", help="what ε the silo's images have spent, and what is left", allow_abbrev=False
+    )
+    _folder(privacy)
+    silo_privacy.add_arguments(privacy)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -82,6 +97,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     folder = options.folder.expanduser().absolute()
     if options.action == "audit":
         return silo_audit.audit(folder, options)
+    if options.action == "privacy":
+        return silo_privacy.privacy(folder, options)
     if options.action == "policy":
         return silo_policy.check_policy(folder, options)
     return _init(folder) if options.action == "init" else _start(folder, options)
@@ -89,22 +106,38 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _init(folder: Path) -> int:
     key, public, policy = folder / "silo.key", folder / "silo.pub", folder / POLICY_FILE
+    sums_key, sums_public = folder / SECRET_FILE, folder / PUBLIC_FILE
+    if key.exists() and not sums_key.exists():
+        with explained_writing(folder):
+            _make_sum_keys(sums_key, sums_public)
+        print(f"send the operator {sums_public}, the silo's keys for secure sums\nkeep {sums_key} to yourself")
+        return 0
     if key.exists():
         raise UserError(f"'{key}' exists: the SuperLink knows the silo by it; remove it only to be registered anew")
     with explained_writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_silo_key(key, public)
+        if not sums_key.exists():
+            _make_sum_keys(sums_key, sums_public)
         if not policy.exists():
             with atomic_file(policy) as temporary:
                 temporary.write_text(document(SiloPolicy()), encoding="utf-8")
     print(
         f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
+        f"for secure sums send {sums_public}, too, and keep {sums_key}\n"
         f"read {policy}: what this silo answers, and what that gives away\n\n"
         "the operator registers the key under a NAME, and sends back an address and ca.crt; then\n"
         f"  fedsynth silo start --folder {folder} --superlink HOST:PORT --root-certificates ca.crt --data-path IMAGES"
         " --silo-name NAME"
     )
     return 0
+
+
+def _make_sum_keys(secret: Path, public: Path) -> None:
+    keys = SecretKeys.generate()
+    write_secret(secret, keys)
+    with atomic_file(public) as temporary:
+        temporary.write_text(f"{keys.public.text}\n", encoding="utf-8")
 
 
 def _start(folder: Path, options: argparse.Namespace) -> int:
@@ -188,6 +221,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     given = {"data-path": str(data), "silo-name": name, "state-path": str(state)}
     if policy is not None:
         given["policy-path"] = str(policy)
+    given |= _sum_keys(folder, name)
     if options.group_column:
         given["group-column"] = options.group_column
     if options.model_path:
@@ -197,6 +231,18 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     for key, value in given.items():
         check_node_value(key, value)
     return given
+
+
+def _sum_keys(folder: Path, name: str) -> dict[str, str]:
+    """Return where the keys for secure sums are, checked; nothing where the operator has sent no file of all silos'."""
+    own, known = folder / SECRET_FILE, folder / KNOWN_FILE
+    if not known.exists():
+        return {}
+    keys = read_secret(own)
+    others = known_others(known, name, keys.public)
+    for silo, public in sorted(others.items()):
+        logger.info("%s: keys for secure sums, SHA-256 %s; compare them with that silo", silo, public.fingerprint)
+    return {"sum-keys-path": str(own), "known-keys-path": str(known)}
 
 
 def _warn_of_few_images(data: Path, policy: Path | None, options: argparse.Namespace) -> None:

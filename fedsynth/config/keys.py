@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from fedsynth.config.types import AUTO, Scalar
+from fedsynth.config.types import A_NUMBER, AUTO, Scalar
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.plugins import family, is_plugin
 
@@ -165,9 +165,11 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
     """Say with what a key acts if it does not act beside ``values``; empty if it does, or if that is not known."""
     for other, wanted in acts_with.items():
         found = values.get(other, AUTO)
+        if A_NUMBER in wanted and isinstance(found, int | float):
+            continue
         if found not in (AUTO, *wanted) and family(str(found)) not in wanted and not is_plugin(str(found)):
-            first = f"{other} = {wanted[0]!r}"
-            only = f"{other} = {one_of_words(map(repr, wanted))}"
+            words = [word if word == A_NUMBER else repr(word) for word in wanted]
+            first, only = f"{other} = {words[0]}", f"{other} = {one_of_words(words)}"
             return f"{name} = {value!r}: acts with {only} only; leave it out or set {first}"
     return ""
 

@@ -53,7 +53,14 @@ class Cooperation(Section):
     )
     # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
     screening: bool = key(
-        True, "leave out answers that no model of images could give; not with ula", acts_with={"strategy": ("dfd",)}
+        True,
+        "leave out answers that no model of images could give; not with ula or secure-aggregation",
+        acts_with={"strategy": ("dfd",)},
+    )
+    secure_aggregation: bool = key(
+        False,
+        "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights",
+        acts_with={"strategy": ("dfd",)},
     )
 
 
@@ -83,7 +90,8 @@ class Exchange(Section):
     max_silo_images: Positive = key(1_000_000, "an answer that claims more images is left out")
     label_count_noise: NonNegative = key(
         0.0,
-        "scale of the noise of simulated silos' label counts; 0: none; at real silos their policy decides",
+        "scale of the noise of simulated silos' label counts; 0: none, with dp-epsilon 1; at real silos their policy"
+        " decides",
         acts_with={"dataset": SIMULATED},
     )
     fast_replies: bool = key(

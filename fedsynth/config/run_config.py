@@ -17,13 +17,17 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
-from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.methods import SETTINGS, AveragingSettings, DfDSettings, StrategySettings
+from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
 from fedsynth.config.training import Model, Sampling, Training
-from fedsynth.config.types import AUTO, REAL_SILOS, Auto, Scalar
+from fedsynth.config.types import AUTO, NONE, OWN_MODELS, REAL_SILOS, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
+
+LEAST_SILOS = 3
+"""Silos of a secure sum, at least."""
 
 
 def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:
@@ -72,6 +76,7 @@ class RunConfig(BaseModel):
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
+    privacy: Privacy = Privacy()
     recipe_keys: RecipeKeys = RecipeKeys()
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
@@ -117,6 +122,26 @@ class RunConfig(BaseModel):
         defaults = recipe_defaults(flat)
         chosen = {name: flat[name] for name in defaults if flat[name] != AUTO}
         return parse(Recipe, {**defaults, **chosen})
+
+    @property
+    def private(self) -> bool:
+        """Whether silos train with differential privacy."""
+        return self.privacy.dp_epsilon != NONE
+
+    @property
+    def own_steps(self) -> int:
+        """Optimiser steps of a silo's own model."""
+        return self.privacy.dp_steps if self.private else self.training.own_steps
+
+    @property
+    def train_steps(self) -> int:
+        """Optimiser steps of a silo over all rounds of an averaging strategy."""
+        return self.privacy.dp_steps if self.private else self.training.train_steps
+
+    @property
+    def simulated_count_noise(self) -> float:
+        """Scale of the noise of simulated silos' counts: never none in a private run."""
+        return self.exchange.label_count_noise or (1.0 if self.private else 0.0)
 
     @property
     def settings(self) -> StrategySettings:
@@ -210,7 +235,12 @@ def _refuse_contradictions(config: RunConfig) -> None:
     flat["num-train-timesteps"] = config.recipe.num_train_timesteps
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
-    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": "train-steps"}
+    if config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings):
+        _refuse_single_answers(config.settings, run.num_clients)
+    if config.private:
+        _refuse_what_is_not_private(config)
+    steps = "dp-steps" if config.private else "train-steps"
+    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": steps}
     for name, other in limits.items():
         value, limit = flat[name], flat[other]
         if isinstance(value, int) and isinstance(limit, int) and value > limit:
@@ -223,3 +253,42 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _refuse_single_answers(settings: DfDSettings, num_clients: int) -> None:
+    """Refuse what a server cannot do that sees sums only."""
+    if settings.weights != "constant":
+        raise UserError(
+            f"weights = '{settings.weights}' with secure-aggregation = true: they are computed from every silo's single"
+            " answer, which the server does not see; set weights = 'constant'"
+        )
+    if settings.parallel_levels > 1:
+        raise UserError(
+            f"parallel-levels = {settings.parallel_levels} with secure-aggregation = true: a silo answers about a"
+            " timestep once in a run, not about guesses of it; set parallel-levels = 1"
+        )
+    if num_clients < LEAST_SILOS:
+        raise UserError(
+            f"num-clients = {num_clients} with secure-aggregation = true: must be >= {LEAST_SILOS}, of two silos each"
+            " knows the other's answer from the sum"
+        )
+
+
+def _refuse_what_is_not_private(config: RunConfig) -> None:
+    """Refuse what dp-epsilon does not cover."""
+    strategy, given = config.run.strategy, f"dp-epsilon = {config.privacy.dp_epsilon}"
+    if strategy == "centralised":
+        raise UserError(
+            f"{given}: strategy = 'centralised' trains on all images at the server; choose another strategy"
+        )
+    if strategy == "fedddpm-plus":
+        raise UserError(
+            f"{given}: strategy = 'fedddpm-plus' acts on the silos' losses, which would tell of their images; set"
+            " strategy = 'fedddpm'"
+        )
+    if not (strategy in OWN_MODELS or isinstance(config.settings, AveragingSettings)) or is_plugin(strategy):
+        raise UserError(f"{given}: what strategy = '{strategy}' has silos train is not known; choose another strategy")
+    if config.evaluation.evaluate_silos:
+        raise UserError(
+            f"{given}: evaluate-silos = true has silos measure their images outside of it; set evaluate-silos = false"
+        )

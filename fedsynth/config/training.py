@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fedsynth.config.keys import Section, key
+from fedsynth.config.privacy import NOT_PRIVATE
 from fedsynth.config.types import (
     AUTO,
     OWN_MODELS,
@@ -40,7 +41,7 @@ class Model(Section):
         "folder of a pretrained autoencoder, equal at every silo; a real silo has its own --autoencoder-path",
         path=True,
         may_change=True,
-        commands=("train-local", "draw"),
+        commands=("train-local", "draw", "evaluate"),
         acts_with={"codec": ("autoencoder",)},
     )
 
@@ -73,21 +74,30 @@ class Training(Section):
         400,
         "optimiser steps per silo, over all rounds of an averaging strategy or of its own model",
         may_change=True,
+        acts_with=NOT_PRIVATE,
     )
-    local_steps: Positive | Auto = key(AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with=_OWN)
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(32, "images per step")
-    max_grad_norm: PositiveFloat = key(1.0, "gradients are clipped to this norm")
+    local_steps: Positive | Auto = key(
+        AUTO, "optimiser steps of a silo's own model; auto: train-steps", acts_with={**_OWN, **NOT_PRIVATE}
+    )
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = key(32, "images per step", acts_with=NOT_PRIVATE)
+    max_grad_norm: PositiveFloat = key(1.0, "gradients are clipped to this norm", acts_with=NOT_PRIVATE)
     augment: str = key(
         "",
         "variants of images that could be real ones: of 'flip', 'rotate90' and 'shift', such as 'flip,rotate90';"
         " empty: none",
     )
-    oversample: bool = key(False, "draw a silo's classes equally often, however rare")
-    mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only")
+    oversample: bool = key(False, "draw a silo's classes equally often, however rare", acts_with=NOT_PRIVATE)
+    mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only", acts_with=NOT_PRIVATE)
     early_stop: bool = key(
-        True, "end a silo's own model when its loss on held-out images stops falling", acts_with=_OWN
+        True,
+        "end a silo's own model when its loss on held-out images stops falling; never with dp-epsilon",
+        acts_with=_OWN,
     )
-    copy_check: bool = key(True, "have a silo say how often its own model copies training images", acts_with=_OWN)
+    copy_check: bool = key(
+        True,
+        "have a silo say how often its own model copies training images; never with dp-epsilon",
+        acts_with=_OWN,
+    )
 
     @model_validator(mode="after")
     def _augmentations_are_known(self) -> Training:

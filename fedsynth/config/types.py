@@ -9,6 +9,9 @@ from pydantic import Field
 Scalar = str | int | float | bool
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
+NONE: Literal["none"] = "none"
+A_NUMBER: Literal["a number"] = "a number"
+"""With this a key acts beside any number of another."""
 
 StrategyName = Literal[
     "fedavg",

@@ -47,12 +47,13 @@ class Federation:
     def silo(self, partition_id: int, config: RunConfig) -> Silo:
         """Return what silo ``partition_id`` sees."""
         indices = self.parts[partition_id]
-        return simulated_silo(self.train, indices, partition_id, config.data.holdout_fraction, config.run.seed)
+        fraction, seed = config.data.holdout_fraction, config.run.seed
+        return simulated_silo(self.train, indices, partition_id, fraction, seed, each_alone=config.private)
 
     def union(self, config: RunConfig) -> LabelledImages:
         """Return the images that all silos train on, one silo after the other."""
         fraction, seed = config.data.holdout_fraction, config.run.seed
-        rows = [holdout_rows(self.train, indices, fraction, seed)[0] for indices in self.parts]
+        rows = [holdout_rows(self.train, indices, fraction, seed, config.private)[0] for indices in self.parts]
         return self.train.subset(np.concatenate(rows))
 
     def describe_duplicates(self) -> str:

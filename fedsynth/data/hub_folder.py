@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedsynth.data.folder_layout import named
 from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture
 from fedsynth.data.image_folder import format_of
+from fedsynth.data.kept_facts import kept_facts
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.pixels import decode_all, to_pixels
@@ -59,7 +61,12 @@ def load_hub_folder(
             raise UserError(f"'{folder}': the folds have different columns: point at one of them")
     image, label = _image_column(parts[0]), _label_column(parts[0])
     classes, labels = _labelled(parts, label)
-    size, depth = _format(parts, image, image_size, channels)
+    size, depth = image_size or 0, channels or 0
+    if not (size and depth):
+        files = [file for table in parts for file in table.files]
+        look = partial(_own_format, parts, image)
+        own_size, own_depth = kept_facts(look, cache, sum(map(len, labels)), files, "format", image)
+        size, depth = size or int(own_size), depth or int(own_depth)
     folds = []
     for table, numbers in zip(parts, labels, strict=True):
         images, good = _decoded(table, image, (len(numbers), size, size, depth), skip_bad_images, cache)
@@ -138,11 +145,10 @@ def _names(table: Table, key: str, column: str) -> NDArray[np.str_]:
     return np.array([text.strip() for text in texts], dtype=np.str_)
 
 
-def _format(parts: Sequence[Table], column: str, image_size: int | None, channels: int | None) -> tuple[int, int]:
-    if image_size is not None and channels is not None:
-        return image_size, channels
+def _own_format(parts: Sequence[Table], column: str) -> tuple[int, int]:
+    """Size and channels of the images as they are stored."""
     headers = (read_header(content) for table in parts for _, content in _contents(table, column) if content)
-    return format_of([header for header in headers if header is not None], image_size, channels)
+    return format_of([header for header in headers if header is not None], None, None)
 
 
 def _decoded(

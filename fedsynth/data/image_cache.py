@@ -121,7 +121,7 @@ def read_images(
         images = np.empty(shape, np.uint8)
         good = fill(images)
         return (images if good.all() else images[good]), good
-    name = hashlib.sha256(json.dumps([_FORMAT, _decoders(), shape, source()]).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps([_FORMAT, decoders(), shape, source()]).encode()).hexdigest()
     path = cache.folder.absolute() / f"{name[:40]}.images"
     found = _open(path, shape)
     if found is None:
@@ -142,8 +142,8 @@ def read_images(
     return found
 
 
-def _decoders() -> list[str]:
-    """What reads files: an image that one version cannot read, another can."""
+def decoders() -> list[str]:
+    """Return the versions of what reads files: an image that one version cannot read, another can."""
     with_dicom = importlib.util.find_spec("pydicom") is not None
     return [PIL.__version__, version("pydicom") if with_dicom else ""]
 
@@ -163,13 +163,33 @@ def take_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.
     shape = (len(rows), *images.shape[1:])
     if source is None or math.prod(shape) < LARGE_BYTES:
         return images[rows]
+    return _unnamed(source, shape, (images[some] for some in np.array_split(rows, _chunks(shape))))
+
+
+def join_images(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the images of both; many of :class:`MappedImages` as others, as :func:`take_rows` does.
+
+    Raises:
+        FilesError: as there.
+    """
+    source = getattr(first, "filename", None) or getattr(second, "filename", None)
+    shape = (len(first) + len(second), *first.shape[1:])
+    if source is None or math.prod(shape) < LARGE_BYTES:
+        return np.concatenate([first, second])
+    return _unnamed(
+        source, shape, (piece for part in (first, second) for piece in np.array_split(part, _chunks(shape)))
+    )
+
+
+def _unnamed(source: Any, shape: tuple[int, ...], pieces: Iterable[NDArray[np.uint8]]) -> MappedImages:
+    """Write images, piece by piece, to a file without a name beside ``source``."""
     folder = Path(source).parent
     with _written(folder, math.prod(shape)), tempfile.TemporaryFile(dir=folder) as file:
-        for some in np.array_split(rows, _chunks(shape)):
-            file.write(np.ascontiguousarray(images[some]).data)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece).data)
         file.flush()
         taken = MappedImages(file, np.uint8, "r", shape=shape)
-    # A file without a name: what is taken from these images must know where to lie.
+    # What is taken from these images must know where to lie.
     taken.filename = source
     return taken
 

@@ -18,6 +18,7 @@ from fedsynth.data.folder_listing import FolderListing
 from fedsynth.data.folder_origins import add_groups, list_with_origins, origins_in_folders
 from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_files import Header, header_problem, read_header
+from fedsynth.data.kept_facts import kept_facts
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.pixels import decode_files, find_value_range
@@ -103,8 +104,8 @@ def _read(
             )
     paths = listing.paths
     labels = np.array([positions[name] for name, files in listing.files.items() for _ in files], dtype=np.int64)
-    size, depth = _native_format(paths, image_size, channels)
-    shown = value_range or find_value_range(paths, first_page_only=first_page_only)
+    size, depth = _native_format(paths, image_size, channels, cache)
+    shown = value_range or find_value_range(paths, first_page_only=first_page_only, cache=cache)
     try:
         images, good = decode_files(
             paths,
@@ -192,7 +193,7 @@ def load_image_folder(
         first = _listed(folds.train, classes or (), origins, root)
         second = _listed(folds.test, classes or tuple(first.files), origins, root)
         reading["value_range"] = value_range or find_value_range(
-            [*first.paths, *second.paths], first_page_only=first_page_only
+            [*first.paths, *second.paths], first_page_only=first_page_only, cache=cache
         )
         train = _read(first, **given, **reading)
         _, size, _, depth = train.images.shape
@@ -240,10 +241,17 @@ def _listed(
     return listing
 
 
-def _native_format(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int]:
+def _native_format(
+    paths: list[Path], image_size: int | None, channels: int | None, cache: ImageCache | None
+) -> tuple[int, int]:
     if image_size is not None and channels is not None:
         return image_size, channels
-    return format_of(_headers(paths).values(), image_size, channels)
+
+    def look() -> tuple[float, ...]:
+        return format_of(_headers(paths).values(), None, None)
+
+    size, depth = kept_facts(look, cache, len(paths), paths, "format")
+    return image_size or int(size), channels or int(depth)
 
 
 def format_of(headers: Collection[Header], image_size: int | None, channels: int | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedsynth.config import NATURAL
 from fedsynth.config.data import Data
 from fedsynth.data.folder_layout import named
+from fedsynth.data.image_cache import join_images
 from fedsynth.data.labelled_images import Folds, LabelledImages, Names, stratified_split
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.seeding import derive_seed
@@ -93,7 +94,7 @@ def with_test_silo(folds: Folds, test_silo: str) -> Folds:
     if first.groups is not None and second.groups is not None:
         groups = np.concatenate([first.groups, second.groups])
     left_out = LabelledImages(
-        np.concatenate([first.images, second.images]),
+        join_images(first.images, second.images),
         np.concatenate([first.labels, second.labels]),
         train.classes,
         np.full(len(first) + len(second), test_silo),

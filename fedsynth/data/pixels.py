@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from fedsynth.data.image_cache import ImageCache, file_states, read_images
 from fedsynth.data.image_files import read_header, read_picture, reason_of
+from fedsynth.data.kept_facts import kept_facts
 from fedsynth.data.value_range import FULL_RANGE, DeepPixels, ValueRange, whole_bits
 from fedsynth.errors import FilesError
 from fedsynth.progress import followed
@@ -67,7 +68,9 @@ def conform(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.u
     return result
 
 
-def find_value_range(paths: Iterable[Path], *, first_page_only: bool = False) -> ValueRange:
+def find_value_range(
+    paths: Sequence[Path], *, first_page_only: bool = False, cache: ImageCache | None = None
+) -> ValueRange:
     """Return the range that a data set's files of more than 8 bits use together, in whole bits, and log it.
 
     One range for all of them: how bright an image is beside others carries meaning. Only such files are decoded; what
@@ -76,7 +79,26 @@ def find_value_range(paths: Iterable[Path], *, first_page_only: bool = False) ->
     Args:
         paths: all files of the data set, of every fold and class.
         first_page_only: as of :func:`decode_files`.
+        cache: keeps what is found, so that the next process need not look.
     """
+
+    def look() -> tuple[float, ...]:
+        return _largest_deep(paths, first_page_only)
+
+    largest, files = kept_facts(look, cache, len(paths), paths, "largest value", first_page_only)
+    if not files:
+        return FULL_RANGE
+    found = whole_bits(largest)
+    logger.info(
+        "%d images of more than 8 bits use %d bits: 0 becomes black, %d white (value-range=0,%d says the same for every"
+        " silo)",
+        *(files, int(found.high).bit_length(), found.high, found.high),
+    )
+    return found
+
+
+def _largest_deep(paths: Iterable[Path], first_page_only: bool) -> tuple[float, int]:
+    """Return the largest value in files of more than 8 bits, and the number of these files."""
     largest, files = -1.0, 0
     for path in paths:
         header = read_header(path)
@@ -89,15 +111,7 @@ def find_value_range(paths: Iterable[Path], *, first_page_only: bool = False) ->
                 files += 1
         except Exception:  # decode_files reports it by name
             continue
-    if not files:
-        return FULL_RANGE
-    found = whole_bits(largest)
-    logger.info(
-        "%d images of more than 8 bits use %d bits: 0 becomes black, %d white (value-range=0,%d says the same for every"
-        " silo)",
-        *(files, int(found.high).bit_length(), found.high, found.high),
-    )
-    return found
+    return largest, files
 
 
 def decode_files(

@@ -44,13 +44,16 @@ class Silo:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
+def split_holdout(data: LabelledImages, fraction: float, seed: int, each_alone: bool = False) -> Folds:
     """Split off a stratified holdout, the same one for every method: only labels, groups and seed matter.
 
     Args:
         data: all images of the silo.
         fraction: share to hold out, 0 <= fraction < 1.
         seed: the run's seed.
+        each_alone: not stratified: whether an image is held out depends on nothing but its own pixels, or its group's
+            name, and the seed; ``fraction`` is the share in the mean, and a class may be in one part alone. A guarantee
+            as to one image more or less needs that of whatever sees one part: the image changes no other's part.
 
     Returns:
         (train, holdout). A class never leaves train; one with a single image has none in the holdout. No group is on
@@ -60,27 +63,42 @@ def split_holdout(data: LabelledImages, fraction: float, seed: int) -> Folds:
     Raises:
         UserError: ``fraction`` is out of range.
     """
-    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed)
+    train, holdout = holdout_rows(data, np.arange(len(data)), fraction, seed, each_alone)
     return data.subset(train), data.subset(holdout)
 
 
 def holdout_rows(
-    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int
+    data: LabelledImages, indices: NDArray[np.int64], fraction: float, seed: int, each_alone: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which ``indices`` a silo that owns them trains on and holds out, as :func:`split_holdout` does."""
     check_fraction("holdout-fraction", fraction)
+    if each_alone:
+        held = np.array([_place(data, index, seed) < fraction for index in indices], dtype=bool)
+        return indices[~held], indices[held]
     rng = np.random.default_rng(derive_seed(seed, "holdout"))
     groups = None if data.groups is None else data.groups[indices]
     train, holdout = stratified_split(data.labels[indices], fraction, rng, groups)
     return indices[train], indices[holdout]
 
 
+def _place(data: LabelledImages, index: int, seed: int) -> float:
+    """Return where from 0 to 1 an image, or its group, lies by itself."""
+    named = data.images[index].tobytes() if data.groups is None else str(data.groups[index]).encode()
+    salt = derive_seed(seed, "holdout-each-alone").to_bytes(8, "big")
+    return int.from_bytes(hashlib.sha256(salt + named).digest()[:6], "big") / 2**48
+
+
 def simulated_silo(
-    train: LabelledImages, indices: NDArray[np.int64], partition_id: int, holdout_fraction: float, seed: int
+    train: LabelledImages,
+    indices: NDArray[np.int64],
+    partition_id: int,
+    holdout_fraction: float,
+    seed: int,
+    each_alone: bool = False,
 ) -> Silo:
-    """Return the silo that owns ``indices`` of a dataset's train fold; errors as in :func:`split_holdout`."""
+    """Return the silo that owns ``indices`` of a dataset's train fold; the rest as in :func:`split_holdout`."""
     name = f"silo-{partition_id}"
-    own, held_out = holdout_rows(train, indices, holdout_fraction, seed)
+    own, held_out = holdout_rows(train, indices, holdout_fraction, seed, each_alone)
     folds = train.subset(own), train.subset(held_out)
     _warn_of_none_held_out(name, folds, holdout_fraction)
     return Silo(name, *folds)
@@ -99,11 +117,12 @@ def folder_silo(
     first_page_only: bool = False,
     group_column: str = "",
     cache: ImageCache | None = None,
+    each_alone: bool = False,
 ) -> Silo:
     """Return the silo whose images lie in its own folder, one folder per class.
 
     Errors are those of :func:`~fedsynth.data.image_folder.read_image_folder`, whose arguments these are, and of
-    :func:`split_holdout`.
+    :func:`split_holdout`, whose argument ``each_alone`` is.
     """
     data = read_image_folder(
         path,
@@ -116,7 +135,7 @@ def folder_silo(
         group_column=group_column,
         cache=cache,
     )
-    train, holdout = split_holdout(data, holdout_fraction, seed)
+    train, holdout = split_holdout(data, holdout_fraction, seed, each_alone)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)
     if data.groups is not None:

@@ -37,7 +37,7 @@ class TrainingState:
         first_step: steps done before with other optimisers, which count towards the learning rate.
 
     Attributes:
-        losses: training loss of every step so far.
+        losses: training loss of every step so far; NaN of a step that measured none.
         held_out_losses: loss of the weight average at every check so far, if there are checks.
         best_weights: the weight average at the lowest of them; empty before the first check.
         seconds: time spent so far, kept by the caller.
@@ -133,14 +133,21 @@ class TrainingState:
         # On the CPU: every part moves its own tensors to where it needs them.
         self.load_state_dict(load_torch(path, _seal(owner)))
 
-    def resume(self, path: Path, name: str, owner: str = "") -> None:
-        """Do the same if there is a file; a damaged one is logged under ``name``, and training starts at step 0."""
+    def resume(self, path: Path, name: str, owner: str = "") -> bool:
+        """Do the same if there is a file; a damaged one is logged under ``name``, and training starts at step 0.
+
+        Returns:
+            Whether training goes on from a file.
+        """
         # The same training from the start ends in the same model.
         if path.exists():
             try:
                 self.load(path, owner)
             except SealError as error:
                 logger.warning("%s: checkpoint '%s' is damaged, training starts again (%s)", name, path, error)
+            else:
+                return True
+        return False
 
 
 def _seal(owner: str) -> Seal:

@@ -6,6 +6,7 @@
 | :mod:`~fedsynth.messages.prepare` | image format, seconds to train | image and label counts, training progress |
 | :mod:`~fedsynth.messages.train` | weights, all or some parts | weights of the parts asked for |
 | :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
+| :mod:`~fedsynth.messages.masked` | the same for a secure sum; then two questions that finish it | masked predictions |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
@@ -21,6 +22,14 @@ from fedsynth.messages.envelope import PROTOCOL, Answer, Request, Sender, sender
 from fedsynth.messages.epsilon import EpsilonAnswer, EpsilonRequest
 from fedsynth.messages.evaluate import EvaluateAnswer, EvaluateRequest
 from fedsynth.messages.fields import MessageError
+from fedsynth.messages.masked import (
+    AgreeAnswer,
+    AgreeRequest,
+    MaskedAnswer,
+    MaskedRequest,
+    RevealAnswer,
+    RevealRequest,
+)
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
 from fedsynth.messages.statistics import StatisticsAnswer, StatisticsRequest
@@ -32,6 +41,9 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     PrepareRequest,
     TrainRequest,
     EpsilonRequest,
+    MaskedRequest,
+    AgreeRequest,
+    RevealRequest,
     SampleRequest,
     UploadRequest,
     StatisticsRequest,
@@ -42,6 +54,8 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
 __all__ = [
     "PROTOCOL",
     "REQUESTS",
+    "AgreeAnswer",
+    "AgreeRequest",
     "Answer",
     "DescribeAnswer",
     "DescribeRequest",
@@ -49,10 +63,14 @@ __all__ = [
     "EpsilonRequest",
     "EvaluateAnswer",
     "EvaluateRequest",
+    "MaskedAnswer",
+    "MaskedRequest",
     "MessageError",
     "PrepareAnswer",
     "PrepareRequest",
     "Request",
+    "RevealAnswer",
+    "RevealRequest",
     "SampleAnswer",
     "SampleRequest",
     "Sender",

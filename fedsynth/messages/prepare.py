@@ -31,10 +31,11 @@ class PrepareAnswer(Answer):
     Attributes:
         label_counts: training images per class.
         steps: optimiser steps so far; None: it was not asked to train.
-        loss: mean of the last steps.
+        loss: mean of the last steps; None of a private training.
         finished: whether the model is ready; the other fields are of a finished model.
         train_seconds: time its training took, now or in an earlier run.
-        curve_steps, curve_losses: its loss curve.
+        curve_steps, curve_losses: its loss curve; empty of a private training.
+        sum_keys: its public keys for secure sums, 128 hexadecimal digits; None: it has none.
         copied_share: share of its samples that are near-copies of training images; None: not measured.
     """
 
@@ -48,6 +49,7 @@ class PrepareAnswer(Answer):
     curve_steps: tuple[float, ...] = metric(several(real(0, MAX_STEPS)), ())
     curve_losses: tuple[float, ...] = metric(several(LOSS), ())
     copied_share: float | None = metric(real(0, 1), None)
+    sum_keys: str | None = setting(text(r"[0-9a-f]{128}"), None)
 
     def check(self) -> None:
         """Compare the two halves of the curve, and ask for one of a finished model."""
@@ -75,6 +77,18 @@ class TrainingSlice(PrepareAnswer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class PrivateTrainingSlice(PrepareAnswer):
+    """The answer of a silo that was asked to train privately."""
+
+    def check(self) -> None:
+        """Ask for the progress, and for nothing else that the images have an influence on."""
+        if self.steps is None:
+            raise MessageError("steps is missing")
+        if self.loss is not None or self.curve_steps or self.curve_losses or self.copied_share is not None:
+            raise MessageError("a loss or a share of copies, in a run with dp-epsilon")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PrepareRequest(Request[PrepareAnswer]):
     """Asks what the silo holds, and to train for a while.
 
@@ -82,6 +96,7 @@ class PrepareRequest(Request[PrepareAnswer]):
         spec: format and classes of the run.
         train_seconds: how long to train the silo's own model; 0: not at all.
         codec: digest of the run's codec; None: the silo's own will do.
+        private: whether it trains with differential privacy, as the run's ``dp-epsilon`` says, and so tells no losses.
     """
 
     kind: ClassVar[str] = "query.prepare"
@@ -89,7 +104,10 @@ class PrepareRequest(Request[PrepareAnswer]):
     spec: ImageSpec = image_spec()
     train_seconds: float = setting(real(0, MAX_SECONDS), 0.0)
     codec: str | None = setting(text(r"[a-z][a-z0-9-]{1,30}( [0-9a-f]{64})?"), None)
+    private: bool = setting(flag, False)
 
     def reader(self) -> Reader[PrepareAnswer]:
         """Read the answer; it must tell of the training if any was asked for."""
-        return TrainingSlice.from_message if self.train_seconds else PrepareAnswer.from_message
+        if not self.train_seconds:
+            return PrepareAnswer.from_message
+        return PrivateTrainingSlice.from_message if self.private else TrainingSlice.from_message

@@ -11,12 +11,19 @@ from huggingface_hub import DatasetCardData
 from fedsynth.files import json_text
 from fedsynth.text import printable
 
+NOT_PRIVATE = "They are not differentially private: no formal guarantee limits what they reveal about a training image."
 LIMITS = (
     "The images are synthetic: they imitate the silos' images and document no real object, person or event.",
     "Some may nearly repeat a training image (memorisation), above all where a silo held few images.",
-    "They are not differentially private: no formal guarantee limits what they reveal about a training image.",
+    NOT_PRIVATE,
     "They inherit the gaps and biases of the silos' data; results on them do not replace results on real data.",
 )
+
+
+def limits_of(privacy: Sequence[str]) -> tuple[str, ...]:
+    """Return what limits all synthetic images; with sentences on their privacy in the place of that they have none."""
+    return tuple(said for limit in LIMITS for said in (privacy if privacy and limit == NOT_PRIVATE else (limit,)))
+
 
 _MARKDOWN = frozenset("\\`*_[]|#~$")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -38,6 +45,7 @@ def dataset_card(
         folders: Folder of each class, (C,).
         provenance: See :class:`fedsynth.output.SyntheticDataset`.
     """
+    limits = limits_of(provenance.get("privacy", {}).get("statement", ()))
     sections = [
         f"---\n{_header(shape[0])}\n---",
         "# Synthetic image dataset",
@@ -48,7 +56,7 @@ def dataset_card(
         "Trying out, teaching and training image classifiers where the real images cannot be shared. "
         "Check every conclusion on real images before relying on it.",
         "## Limits",
-        "\n".join(f"- {_inline(sentence)}" for sentence in (*LIMITS, *provenance.get("caveats", ()))),
+        "\n".join(f"- {_inline(sentence)}" for sentence in (*limits, *provenance.get("caveats", ()))),
         "## Images of each class",
         _label_table(counts, classes, folders),
         "## Reading it",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedsynth.evaluation import Evaluation
-from fedsynth.output.dataset_card import LIMITS
+from fedsynth.output.dataset_card import limits_of
 from fedsynth.output.evaluation_figures import (
     MOST_BARS,
     Embedding,
@@ -84,6 +84,7 @@ class ReportContent:
         settings: Every setting of the run, resolved.
         resolved: The settings whose value the program chose.
         limits: Limits of this run, added to those of all synthetic images.
+        privacy: What is guaranteed of their privacy, in sentences; empty: nothing.
     """
 
     title: str
@@ -111,6 +112,7 @@ class ReportContent:
     settings: Mapping[str, Any] | None = None
     resolved: Collection[str] = ()
     limits: Sequence[str] = ()
+    privacy: Sequence[str] = ()
 
 
 def write_report(path: Path, content: ReportContent) -> None:
@@ -181,7 +183,7 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         cost=dict(_cost(label, value) for label, value in (content.cost or {}).items()),
         hidden_classes=max(0, len(content.classes) - _MOST_CLASSES),
         hidden_bars=max(0, len(content.classes) - MOST_BARS),
-        limits=(*LIMITS, *content.limits),
+        limits=(*limits_of(content.privacy), *content.limits),
     )
 
 

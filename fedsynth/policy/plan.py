@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import (
@@ -45,6 +45,7 @@ class Plan:
         least_training_images: images drawn in its shortest training; 0: it trains nothing.
         training_images: images that the silo trains on at least; None: not known.
         holdout_fraction: share of the images that is kept out of training at most.
+        dp_epsilon: ε that its training spends; infinity: it trains without differential privacy.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
@@ -63,6 +64,7 @@ class Plan:
     least_training_images: int = 0
     training_images: int | None = None
     holdout_fraction: float = 0.0
+    dp_epsilon: float = inf
     needs_loss: bool = False
     complete: bool = True
 
@@ -111,12 +113,12 @@ def plan_of(
     queries = samples = drawn = steps = 0
     shortest: list[int] = []
     if name in OWN_MODELS:
-        steps += config.training.own_steps
-        shortest.append(config.training.own_steps)
+        steps += config.own_steps
+        shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
         answers.append("train")
-        steps += config.training.train_steps
-        shortest.append(config.training.train_steps // settings.num_rounds)
+        steps += config.train_steps
+        shortest.append(config.train_steps // settings.num_rounds)
     if isinstance(settings, FedDDPMSettings):
         answers.append("upload")
     # With a part of the network at the silos alone, they draw the images.
@@ -127,7 +129,7 @@ def plan_of(
         answers.append("sample")
         drawn = config.sampling.num_samples
     if isinstance(settings, DfDSettings):
-        answers.append("epsilon")
+        answers.append("masked" if config.cooperation.secure_aggregation else "epsilon")
         queries, samples = _noise_queries(config, settings, len(spec.classes), prod(sample_shape or spec.shape), held)
     sampler = settings.sampler
     return Plan(
@@ -147,6 +149,7 @@ def plan_of(
         holdout_fraction=(config.data.holdout_fraction if largest_holdout is None else largest_holdout)
         if shortest
         else 0.0,
+        dp_epsilon=inf if config.privacy.dp_epsilon == "none" else config.privacy.dp_epsilon,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
@@ -161,7 +164,7 @@ def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbe
     pieces = settings.parallel_levels * -(-held // piece)
     queries = settings.dfd_rounds * -(-pieces // per_message)
     samples = min(per_message * piece, settings.parallel_levels * held)
-    if config.cooperation.screening and settings.sampler != "ula":
+    if config.cooperation.screening and not config.cooperation.secure_aggregation and settings.sampler != "ula":
         queries += CALIBRATION_QUERIES
         samples = max(samples, CALIBRATION_SAMPLES * classes)
     return queries, samples
@@ -203,12 +206,14 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
 
 
 def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
-    if plan.least_training_images < policy.least_training_images:
+    if plan.least_training_images < policy.least_training_images and plan.dp_epsilon == inf:
         why = f"the run trains on {plan.least_training_images} images at a time"
         yield Refusal(policy.line("least_training_images"), why)
     if plan.training_images is not None and plan.training_images < policy.least_training_images:
         yield Refusal(policy.line("least_training_images"), "the silo has fewer images to train on")
     if plan.needs_loss and not policy.tell_train_loss:
         yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
-    if policy.privacy_epsilon != "unlimited":
-        yield Refusal(policy.line("privacy_epsilon"), "the run trains without differential privacy")
+    if plan.dp_epsilon > policy.limit("privacy_epsilon"):
+        why = f"the run's dp-epsilon is {plan.dp_epsilon:g}"
+        without = "the run trains without differential privacy: it has no dp-epsilon"
+        yield Refusal(policy.line("privacy_epsilon"), without if plan.dp_epsilon == inf else why)

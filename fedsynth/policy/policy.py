@@ -28,7 +28,7 @@ LONGEST_TOLD = 20_000
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
 
-MessageKind = Literal["describe", "prepare", "epsilon", "sample", "train", "upload", "statistics", "evaluate"]
+MessageKind = Literal["describe", "prepare", "epsilon", "masked", "sample", "train", "upload", "statistics", "evaluate"]
 
 
 def _tuple(value: Any) -> Any:
@@ -70,11 +70,13 @@ class SiloPolicy(Section):
     """Fields that the server is not told."""
 
     answers: Annotated[tuple[MessageKind, ...], *_LIST] = key(
-        ("describe", "prepare", "epsilon", "sample"),
+        ("describe", "prepare", "epsilon", "masked", "sample"),
         "messages that are answered. describe: class names, image size, this policy. prepare: images per class, then"
         " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
-        " samples that the server chose, by which training images can be told from others. sample: images that the own"
-        " model draws. train: weights after training on the images, in a network that the server chose, which can"
+        " samples that the server chose, by which training images can be told from others. masked: the same, but the"
+        " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
+        " sample: images that the own model draws. train: weights after training on the images, in a network that the"
+        " server chose, which can"
         " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
         " over real images, see below",
     )
@@ -147,10 +149,14 @@ class SiloPolicy(Section):
         "tell the loss of a round of train, a mean over real images in a network that the server chose; and the losses"
         " of an own model as they are, not as means over many images with three digits",
     )
-    privacy_epsilon: PositiveFloat | Literal["unlimited"] = key(
+    privacy_epsilon: NonNegative | Literal["unlimited"] = key(
         UNLIMITED,
-        "ε that all training on these images may spend; unlimited: training need not be private. This version trains"
-        " without such a guarantee, so that a number here forbids all training",
+        "ε that all that is told of these images may spend, in all runs together, as to one image more or less: counts,"
+        " statistics, evaluation and training add up. What would go beyond is refused, and so is what has no noise,"
+        " such as training in a run without dp-epsilon, or a model that was trained elsewhere. unlimited: no budget",
+    )
+    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = key(
+        1e-5, "δ of that ε: far below 1 divided by the number of images"
     )
     contact: Contact = key("", "who can say more, told to the server")
 

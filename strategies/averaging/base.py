@@ -88,7 +88,7 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the request to one silo; without a run it names no image format and no steps."""
         if self._task is None:
             return TrainRequest(arrays=arrays, spec=ImageSpec(1, 1, ("unknown",)), server_round=server_round, steps=0)
-        total = self._config.training.train_steps
+        total = self._config.train_steps
         first = total * (server_round - 1) // self.num_rounds
         steps = total * server_round // self.num_rounds - first
         return TrainRequest(

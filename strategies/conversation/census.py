@@ -17,10 +17,12 @@ class Member:
         name: partition or silo name, the same in every run.
         num_examples: images it trains on.
         label_counts: those images per class.
-        curve: loss curve of its own model, as (step, loss); empty before local training.
+        curve: loss curve of its own model, as (step, loss); empty before local training and after a private one.
         train_seconds: time its own model took to train, now or in an earlier run.
         copied_share: share of its own model's samples that are near-copies of its training images, 0 to 1; None if it
             does not say.
+        sum_keys: its public keys for secure sums, as text; None if it has none.
+        private_steps: optimiser steps of its own model, if that was trained privately.
     """
 
     node_id: int
@@ -30,6 +32,13 @@ class Member:
     curve: list[tuple[int, float]] = field(default_factory=list)
     train_seconds: float = 0.0
     copied_share: float | None = None
+    sum_keys: str | None = None
+    private_steps: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of its own model; 0 before local training."""
+        return self.curve[-1][0] if self.curve else self.private_steps
 
 
 class Census:

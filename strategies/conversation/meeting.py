@@ -50,7 +50,7 @@ def take_census(
             logger.warning("%s left out of the run: %s", name, problem)
             continue
         counts = list(answer.label_counts)
-        members.append(Member(node_id, name, sum(counts), counts))
+        members.append(Member(node_id, name, sum(counts), counts, sum_keys=answer.sum_keys))
     if not members:
         raise RunError(f"no silo can take part: {reasons[0]}")
     taken = [member.name for member in members]

@@ -232,7 +232,8 @@ def remaining_loss(calibration: Calibration, task: Task) -> float | None:
 def steps_key(config: RunConfig) -> str:
     """Return the key that says how long silos train models of their own, with its value."""
     key = "train-steps" if config.training.local_steps == AUTO else "local-steps"
-    return f"{key} ({config.training.own_steps})"
+    key = "dp-steps" if config.private else key
+    return f"{key} ({config.own_steps})"
 
 
 def trusted_prior(prior: torch.Tensor, exchange: Exchange, task: Task) -> torch.Tensor:

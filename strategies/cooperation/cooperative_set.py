@@ -26,8 +26,9 @@ LARGEST_NOISE = 1e6
 """Size of a number in an answer that decides where samples go; noise is about 1, and a few more moves would overflow.
 About guesses of later levels, which may have overflowed, an honest network answers anything."""
 
-Wait = Literal["no answer", "left out by screening", "no model fit to answer"]
-"""Why a class waits: its holders do not answer, screening leaves all answers out, or calibration all holders."""
+Wait = Literal["no answer", "left out by screening", "no model fit to answer", "too few holders"]
+"""Why a class waits: its holders do not answer, screening leaves all answers out, or calibration all holders; or where
+answers are summed in secret, it has fewer holders than hide one."""
 
 
 class CooperativeSet:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
@@ -28,9 +29,11 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
-from strategies.cooperation.cohort import make_cohorts
+from strategies.cooperation.cohort import Cohort, make_cohorts
 from strategies.cooperation.cooperative_set import CooperativeSet, Wait
 from strategies.cooperation.screener import Screener
+from strategies.cooperation.secure_set import SecureSet, bounded_share
+from strategies.cooperation.secure_sum import SecureSum
 from strategies.own_models.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
@@ -45,9 +48,16 @@ LEAST_TIMEOUT = 60.0
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
+SUMS_ONLY = (
+    "secure-aggregation: the server could read sums of the silos' noise predictions and no single one; answers were not"
+    " screened; a sum by itself is no differential privacy"
+)
+"""What the reader of the dataset is told where answers were summed in secret."""
+
 _NOTES: dict[Wait, str] = {
     "no answer": "its holders stopped answering before the end",
     "left out by screening": "screening left out the answers of its holders",
+    "too few holders": "fewer than three silos hold it, among whom a sum hides no answer",
     "no model fit to answer": "calibration found no holder's model fit to answer",
 }
 """What the reader of the dataset is told about a class that is missing."""
@@ -79,6 +89,9 @@ class DfD(SynthesisStrategy):
         self._asked_at = time.monotonic()
         self._slowest = 0.0
         self._set: CooperativeSet | None = None
+        self._sums: SecureSet | None = None
+        # By it silos know what they have answered in this run; random, but nothing computed depends on it.
+        self._run_token = uuid4().hex
 
     def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, have the silos train their models, and find out which are fit to answer.
@@ -93,6 +106,8 @@ class DfD(SynthesisStrategy):
         self.timeout = self._round_timeout(0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
+        if task.config.cooperation.secure_aggregation:
+            return self._prepare_sums(task, exchange, prior, codec.shape)
         train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
@@ -107,6 +122,66 @@ class DfD(SynthesisStrategy):
         self._set = self._new_set(task.labels, codec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec.shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
+
+    def _prepare_sums(
+        self, task: Task, exchange: Exchange, prior: torch.Tensor, shape: tuple[int, int, int]
+    ) -> ArrayRecord:
+        """Draw x_T, and have the silos train their models, for rounds in which the server sees sums only."""
+        if keyless := [member.name for member in task.census if member.sum_keys is None]:
+            raise RunError(
+                f"{', '.join(keyless)}: no keys for secure sums: 'fedsynth silo init' and 'fedsynth link keys' make"
+                " them, and 'fedsynth silo start' finds them in the silo's folder"
+            )
+        logger.warning(
+            "secure-aggregation = true: single answers can be neither calibrated nor screened: a silo that answers"
+            " falsely, or with a model that is hardly trained, spoils its classes unnoticed"
+        )
+        cohorts = self._cohorts(task.labels, shape, self._bounded(prior))
+        self._sums = SecureSet(task.labels, task.census, cohorts, task.spec.classes)
+        train_local_models(exchange, task, self.quorum)
+        samples = draw_initial_noise(task.config.run.seed, len(task.labels), shape)
+        return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
+
+    def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, or have their answers summed in secret, and move the samples to the next level.
+
+        Raises:
+            RunError: too few usable answers.
+        """
+        if self._sums is None:
+            return super().run_round(server_round, arrays, exchange)
+        config, timestep = self._config, self._sums.timestep
+        start = time.monotonic()
+        sums = SecureSum(
+            exchange,
+            self._sums.census,
+            self._run_token,
+            config.recipe.num_train_timesteps,
+            config.exchange.wire_dtype,
+            self._sums.members,
+        )
+        moved, experts, seconds = self._sums.move(
+            sums,
+            transport.decode(arrays[SAMPLES]),
+            server_round,
+            self.timeout,
+            config.run.seed,
+            config.exchange.wire_dtype,
+            config.exchange.max_message_mb,
+        )
+        self._slowest = max(self._slowest, time.monotonic() - start)
+        self.timeout = self._round_timeout(self._slowest)
+        self._rounds_done = server_round
+        self.num_rounds = server_round + self._sums.levels_left
+        metrics: dict[str, MetricRecordValues] = {
+            "timestep": timestep,
+            "effective-experts": experts,
+            "levels-done": 1.0,
+            "function-evaluations": 1.0,
+            "waiting-samples": 0,
+            "client-seconds": seconds,
+        }
+        return transport.encode_tensors({SAMPLES: moved, LABELS: self._sums.labels}), MetricRecord(metrics)
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
         """Return silos that hold every class of the set; the same ones in every round."""
@@ -176,9 +251,12 @@ class DfD(SynthesisStrategy):
         Raises:
             RunError: none got there.
         """
-        finished = self._set.finished_rows if self._set else torch.ones(len(task.labels), dtype=torch.bool)
+        moved = self._sums or self._set
+        finished = moved.finished_rows if moved else torch.ones(len(task.labels), dtype=torch.bool)
         lost = torch.unique(task.labels[~finished]).tolist()
-        why = self._set.waits if self._set else {}
+        why: dict[int, Wait] = self._set.waits if self._set else {}
+        if self._sums is not None:
+            why = dict.fromkeys(self._sums.few, "too few holders")
         if not finished.any():
             raise RunError(f"no class was finished: {self._remedy(set(why.values()))}")
         notes = tuple(
@@ -186,6 +264,8 @@ class DfD(SynthesisStrategy):
             for kind, said in _NOTES.items()
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
+        if self._sums is not None:
+            notes = (*notes, SUMS_ONLY)
         curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
         return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
@@ -205,11 +285,17 @@ class DfD(SynthesisStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every class stands, its posterior and what its sampler remembers."""
+        if self._sums is not None:
+            return {"rounds": self._rounds_done, "run-token": self._run_token, **self._sums.state_dict()}
         return {"rounds": self._rounds_done, "idle": self._idle, **self._set.state_dict()} if self._set else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""
-        if self._set:
+        if self._sums is not None:
+            self._sums.load_state_dict(state)
+            self._rounds_done, self._run_token = state["rounds"], state["run-token"]
+            self.num_rounds = self._rounds_done + self._sums.levels_left
+        elif self._set:
             self._set.load_state_dict(state)
             self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
@@ -233,13 +319,23 @@ class DfD(SynthesisStrategy):
         screener: Screener | None = None,
     ) -> CooperativeSet:
         """Bound and normalise the prior (K, N), and cut the set into cohorts."""
+        bounded = self._bounded(prior)
+        cohorts = self._cohorts(labels, shape, bounded)
+        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.settings.parallel_levels)
+
+    def _bounded(self, prior: torch.Tensor) -> torch.Tensor:
+        """Bound and normalise the prior (K, N); where nobody has any, nobody gets some."""
+        most = self.settings.max_silo_weight
+        most = bounded_share(most) if self._config.cooperation.secure_aggregation else most
         orphaned = torch.isneginf(prior).all(0)
-        bounded = bound_weights(prior.masked_fill(orphaned, 0.0).exp(), self.settings.max_silo_weight).log()
-        bounded = bounded.masked_fill(orphaned, -torch.inf)
+        bounded = bound_weights(prior.masked_fill(orphaned, 0.0).exp(), most).log()
+        return bounded.masked_fill(orphaned, -torch.inf)
+
+    def _cohorts(self, labels: torch.Tensor, shape: tuple[int, ...], bounded: torch.Tensor) -> list[Cohort]:
         follows_path = self.settings.weights == "posterior"
         cohorts = make_cohorts(labels, shape, self._scheduler, bounded, follows_path, self.settings.temperature)
         self.num_rounds = cohorts[0].num_levels
-        return CooperativeSet(labels, shape, census, cohorts, bounded, screener, self.settings.parallel_levels)
+        return cohorts
 
     def _scheduler(self) -> Any:
         recipe = self._config.recipe

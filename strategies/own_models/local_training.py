@@ -36,7 +36,7 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
         RunError: too few of them; says the first reason.
     """
     census = task.census
-    goal = task.config.training.own_steps
+    goal, private = task.config.own_steps, task.config.private
     needed = replies_needed(task.config.exchange.min_replies, len(census), auto)
     progress = Progress("local training: step", goal * len(census), logger.info, interval=SLICE_SECONDS / 3)
     steps = dict.fromkeys(range(len(census)), 0)
@@ -50,7 +50,7 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
 
     waiting = list(range(len(census)))
     while waiting:
-        questions = [(k, PrepareRequest(spec=task.spec, train_seconds=SLICE_SECONDS)) for k in waiting]
+        questions = [(k, PrepareRequest(spec=task.spec, train_seconds=SLICE_SECONDS, private=private)) for k in waiting]
         waiting = []
         for k, answer in ask(exchange, questions, census, needed=needed - len(ready), check=check):
             if answer.finished:
@@ -59,17 +59,19 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
             else:
                 waiting.append(k)
             steps[k] = goal if answer.finished else answer.steps or 0
-            progress.update(sum(steps.values()), loss=answer.loss or 0.0)
+            values = {} if answer.loss is None else {"loss": answer.loss}
+            progress.update(sum(steps.values()), **values)
         waiting.sort()
     return ready
 
 
 def _note_model(member: Member, answer: PrepareAnswer) -> None:
     member.curve = answer.curve
+    member.private_steps = 0 if answer.curve else answer.steps or 0
     member.train_seconds = answer.train_seconds
     member.copied_share = answer.copied_share
-    step, loss = member.curve[-1]
-    logger.info("%s: own model ready after %d steps, loss %.4g", member.name, step, loss)
+    loss = f", loss {member.curve[-1][1]:.4g}" if member.curve else ""
+    logger.info("%s: own model ready after %d steps%s", member.name, member.steps, loss)
     if answer.copied_share is not None and answer.copied_share > COPYING_SHARE:
         logger.warning(
             "%s: %.0f %% of its model's samples are near-copies of its training images;"

@@ -77,16 +77,20 @@ def attack_models(exchange: Exchange, task: Task, outcome: Outcome) -> ModelAtta
     every class, so that nothing but the training tells them apart.
 
     Returns:
-        None where the server does not know who was trained on, or no model is left to attack.
+        None where the server does not know who was trained on, no model is left to attack, or it sees sums of their
+        answers only.
     """
     federation = task.federation
     if federation is None:
+        return None
+    if outcome.unet is None and task.config.cooperation.secure_aggregation:
+        logger.info("secure-aggregation = true: no silo's model is attacked, the server cannot ask one alone")
         return None
     timesteps = _timesteps(task)
     if outcome.unet is not None:
         logger.info("membership inference against the model on the server")
         attacks = {GLOBAL_MODEL: _attack_server(task, federation, outcome.unet, timesteps)}
-    elif any(member.curve for member in task.census):
+    elif any(member.steps for member in task.census):
         logger.info("membership inference against the silos' models, through noise predictions")
         attacks = _attack_silos(exchange, task, federation, timesteps)
     else:

@@ -14,6 +14,7 @@ from fedsynth import __version__
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
+from fedsynth.privacy.statement import privacy_statement
 from fedsynth.progress import duration
 from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
@@ -52,7 +53,10 @@ def publish(
     cost = {**costs.row(), **(generator.cost() if generator else {})}
     phases.enter("report")
     seconds = phases.seconds()
-    folder.write_results({"strategy": task.config.run.strategy, **cost, "seconds-by-phase": seconds, **measured.row()})
+    guarantee = privacy_statement(task.config)
+    promised = guarantee.row() if guarantee else {}
+    results = {**cost, **promised, "seconds-by-phase": seconds, **measured.row()}
+    folder.write_results({"strategy": task.config.run.strategy, **results})
     shown = {**cost, **{f"{phase}-seconds": spent for phase, spent in seconds.items()}}
     content = report_content(task, outcome, how, shown, measured, folder.read_metrics())
     write_report(folder.report, content)
@@ -95,6 +99,7 @@ def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm"
 
 
 def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
+    guarantee = privacy_statement(task.config)
     return {
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
@@ -102,5 +107,6 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),
+        **({"privacy": guarantee.facts()} if guarantee else {}),
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -10,6 +10,7 @@ import numpy as np
 from fedsynth.config import REAL_SILOS
 from fedsynth.evaluation import Evaluation, mean_columns
 from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings
+from fedsynth.privacy.statement import privacy_statement
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
@@ -26,7 +27,7 @@ def report_content(
     """Gather everything the report shows; ``how`` says what the silos did, in half a sentence."""
     evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.real_folds
-    strategy = config.run.strategy
+    strategy, guarantee = config.run.strategy, privacy_statement(config)
     dataset = "real silos" if config.data.dataset == REAL_SILOS else config.data.dataset
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
@@ -49,6 +50,7 @@ def report_content(
         settings=config.to_run_config(),
         resolved=config.resolved,
         limits=measured.limits(),
+        privacy=guarantee.sentences if guarantee else (),
         **headings_and_meanings(results),
         **(evaluation_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
@@ -74,11 +76,11 @@ def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, 
         "training images": member.num_examples,
         "classes": int(np.count_nonzero(member.label_counts)),
     }
-    if member.curve:
-        step, loss = member.curve[-1]
-        row |= {"final loss": loss, "training seconds": round(member.train_seconds, 1)}
-        if step < task.config.training.own_steps:
-            row["stopped at step"] = step
+    if member.steps:
+        row |= {"final loss": member.curve[-1][1]} if member.curve else {}
+        row["training seconds"] = round(member.train_seconds, 1)
+        if member.steps < task.config.own_steps:
+            row["stopped at step"] = member.steps
     if member.copied_share is not None:
         row["near-copies"] = member.copied_share
     return row | (at_silos.report_columns(member.name) if at_silos else {})

@@ -186,6 +186,17 @@ def test_a_list_that_too_few_have_signed_reveals_nothing(silos: Silos) -> None:
             silos.sides[without[0]].reveal(terms, without, given, server.sealed_for(without[0]))
 
 
+def test_who_has_left_a_run_s_sums_does_not_come_back(silos: Silos) -> None:
+    """Two sums over nearly the same question, with and without the victim, would differ by its answer."""
+    values = drawn_values(silos, SIZE)
+    first = silos.terms(SIZE, step=0)
+    server = silos.collect(first, values, absent=[VICTIM])
+    silos.reveal(first, server)
+    for name in server.survivors:
+        with pytest.raises(SumError, match=f"'{VICTIM}' has left the sums of this run"):
+            silos.sides[name].answer(silos.terms(SIZE, step=1), values[name], 0.2)
+
+
 def opens_with(colluders: int, count: int) -> bool:
     """Whether a server opens the victim's answer in some split of the honest silos.
 

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from class_folders import write_images
+from tiny_autoencoders import kl_of
 
 from fedsynth.cli import main
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
+from fedsynth.diffusion import codec_of
 from fedsynth.evaluation import Evaluation, train_domain_classifier
 from fedsynth.evaluation.utility import Scores
 from fedsynth.output import SyntheticDataset, write_dataset
+from fedsynth.spec import ImageSpec
 
 
 class Measured:
@@ -23,10 +26,11 @@ class Measured:
 
     def __init__(self) -> None:
         self.folds: tuple[Any, ...] = ()
+        self.reconstruct: Any = None
         self.sets: list[tuple[Any, Any]] = []
 
-    def evaluator(self, *folds: Any, **_: Any) -> Measured:
-        self.folds = folds
+    def evaluator(self, *folds: Any, **named: Any) -> Measured:
+        self.folds, self.reconstruct = folds, named["reconstruct"]
         return self
 
     def evaluate(self, images: Any, labels: Any, illustrated: bool = False) -> Evaluation:
@@ -83,6 +87,25 @@ def test_synthetic_images_take_the_format_of_the_real_ones(tmp_path: Path, measu
     assert labels.tolist() == [0, 0, 0, 2, 2]
     assert (len(train), len(test), classes, seed) == (24, 6, ("a", "b", "c"), 3)
     assert np.bincount(train.labels).tolist() == [8, 8, 8]
+
+
+def test_copies_behind_an_autoencoder_are_looked_for_with_it(
+    tmp_path: Path, measured: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = write_images(tmp_path / "real", {"a": 10, "b": 10})
+    kl_of().save_pretrained(tmp_path / "autoencoder")
+    config = RunConfig.from_run_config({"autoencoder": str(tmp_path / "autoencoder")})
+    codec = codec_of(config, ImageSpec(1, 8, ("a", "b")))
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    made = SyntheticDataset(images, np.arange(6) % 2, ("a", "b"), {"codec": codec.digest})
+    write_dataset(made, tmp_path / "synthetic")
+    words = ["evaluate", str(tmp_path / "synthetic"), "--real", str(real)]
+    assert main(words) == 0
+    assert measured.reconstruct is None
+    assert "note: an autoencoder made these images: without it" in capsys.readouterr().out
+    assert main([*words, "--autoencoder", str(tmp_path / "autoencoder")]) == 0
+    assert (measured.reconstruct(images) == codec.decode(codec.encode(images))).all()
+    assert "an autoencoder made these images" not in capsys.readouterr().out
 
 
 def test_run_folder_with_other_folder_names_is_understood(tmp_path: Path, measured: Measured) -> None:

@@ -15,6 +15,7 @@ from fedsynth.cli import main
 from fedsynth.cli.deployment.certificates import fingerprint
 from fedsynth.cli.deployment.link_folder import LinkFolder, check_address, connection_to
 from fedsynth.errors import UserError
+from fedsynth.privacy.sums import SecretKeys
 from fedsynth.silo_names import Holder, key_fingerprint
 
 Refused = Callable[..., str]
@@ -203,3 +204,28 @@ def test_addresses_with_leading_zeros_are_not_taken_for_octal_ones_or_for_names(
     for address in ("010.0.0.5:9092", "10.0.0.256:9092", "10.5:9092"):
         with pytest.raises(UserError, match="is no host name, and an IP address has four numbers"):
             check_address(address, "superlink")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a=b.pub"], "'a' has other keys"),
+        (["b=a.pub"], "'a' and 'b' have the same keys"),
+        (["c=absent.pub"], "'absent.pub': No such file or directory"),
+        (["c=text"], "128 hexadecimal digits"),
+        (["=a.pub"], "silo-name = ''"),
+        (["a"], "'.'"),
+    ],
+)
+def test_keys_that_cannot_be_collected_change_nothing(
+    words: list[str], said: str, link: LinkFolder, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (project / f"{name}.pub").write_text(f"{SecretKeys.generate().public.text}\n")
+    (project / "text").write_text("no key")
+    assert main(["link", "keys", "a=a.pub"]) == 0
+    known = (link.path / "silo-keys.json").read_bytes()
+    assert main(["link", "keys", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert (link.path / "silo-keys.json").read_bytes() == known
+    assert main(["link", "keys", "a=b.pub", "--replace"]) == 0

@@ -15,6 +15,7 @@ from tiny_autoencoders import write_taesd
 from fedsynth.cli import main
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy, read_policy
+from fedsynth.privacy.sums.key_files import read_known, read_public, read_secret
 
 
 @pytest.fixture
@@ -246,3 +247,42 @@ def test_a_state_folder_is_one_silo_s_at_a_time(
         assert main([*words, "--state-path", "other"]) == 0
     assert main(words) == 0
     assert len(started) == 2
+
+
+def test_keys_for_secure_sums_go_from_the_silos_to_the_operator_and_back(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = project / "silo" / "sums.key"
+    assert own.stat().st_mode & 0o077 == 0
+    assert main(["silo", "init", "--folder", "other"]) == 0
+    assert main(["link", "keys", "images=silo/sums.pub", "other=other/sums.pub"]) == 0
+    known = project / "link" / "silo-keys.json"
+    fingerprint = read_known(known)["other"].fingerprint
+    assert f"other: SHA-256 {fingerprint}" in capsys.readouterr().out
+    # Without the operator's file a silo has no part in secure sums.
+    assert "sum-keys-path" not in command_of(capsys, *words)[1]
+    shutil.copy(known, project / "silo")
+    with caplog.at_level("INFO", "fedsynth"):
+        _, config = command_of(capsys, *words)
+    assert config["sum-keys-path"] == str(own)
+    assert config["known-keys-path"] == str(project / "silo" / "silo-keys.json")
+    assert f"other: keys for secure sums, SHA-256 {fingerprint}" in caplog.text
+    # Under the name of another silo, or with another key, nothing starts.
+    assert main([*words, "--silo-name", "other"]) == 2
+    assert "has other keys of 'other' than this silo" in capsys.readouterr().err
+    own.chmod(0o644)
+    assert main(words) == 2
+    assert "can be read by others: chmod 600" in capsys.readouterr().err
+
+
+def test_an_earlier_silo_gets_its_keys_for_secure_sums_and_keeps_the_rest(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["silo", "init"]) == 0
+    folder = project / "silo"
+    key = (folder / "silo.key").read_bytes()
+    (folder / "sums.key").unlink()
+    assert main(["silo", "init"]) == 0
+    assert f"send the operator {folder / 'sums.pub'}" in capsys.readouterr().out
+    assert (folder / "silo.key").read_bytes() == key
+    assert read_secret(folder / "sums.key").public == read_public(folder / "sums.pub")

@@ -15,6 +15,7 @@ from fedsynth.diffusion import initial_unet
 from fedsynth.errors import UserError
 from fedsynth.messages import DescribeRequest, PrepareRequest, TrainRequest, UploadRequest, transport
 from fedsynth.policy import SiloPolicy
+from fedsynth.privacy.spending import read_account
 from fedsynth.spec import ImageSpec
 
 Clinic = Callable[..., Node]
@@ -106,7 +107,7 @@ def test_training_of_an_own_model_is_counted_once_however_many_slices_it_takes(c
     [
         ({"network_parameters": 1000}, {}, r"line 'network-parameters = 1000': the run's network has \d{4,}"),
         ({"disk_mb": 0}, {}, r"line 'disk-mb = 0': state folder '.*' holds 0 MB"),
-        ({"privacy_epsilon": 8.0}, {}, "line 'privacy-epsilon = 8.0': this version trains without"),
+        ({"privacy_epsilon": 8.0}, {}, "line 'privacy-epsilon = 8.0': the run trains without"),
         ({"optimiser_steps_per_run": 3}, {}, "'optimiser-steps-per-run = 3': 4 more asked for, 0 answered in this run"),
         ({"compute_seconds_per_run": 0}, {}, "line 'compute-seconds-per-run = 0': this run has had 0 s"),
         ({"compute_seconds_in_all": 0}, {}, "line 'compute-seconds-in-all = 0': all runs have had 0 s"),
@@ -154,6 +155,93 @@ def test_trouble_with_the_images_is_not_laid_to_the_state_folder(
     monkeypatch.setattr("clients.context.list_images", unlisted)
     refused = clinic(least_training_images=2).refusal(PrepareRequest(spec=SPEC, train_seconds=9.0))
     assert refused == "clinic: UserError: the folder of images may not be read"
+
+
+def spent(tmp_path: Path) -> list[tuple[str, str, str]]:
+    with (tmp_path / "own" / "clinic" / "privacy.jsonl").open("rb") as file:
+        report = read_account(file)
+    return [(one.run, one.what, type(one.mechanism).__name__) for one in report.spendings]
+
+
+def test_training_without_noise_is_accounted_for_once_a_run(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic(count_noise=0.5)
+    for _ in range(3):
+        node.prepare(1e-9)
+    node.ask(train_request(node))
+    again = node.again()
+    again.context.run_id = 2
+    again.prepare()
+    again.ask(epsilon_request())
+    assert spent(tmp_path) == [
+        ("1", "training", "NoneType"),
+        ("1", "counts", "Geometric"),
+        ("2", "training", "NoneType"),
+    ]
+    assert json.loads((tmp_path / "privacy-note-clinic.json").read_text())["entry"] == 3
+
+
+def test_the_budget_that_is_left_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic(count_noise=2.0, privacy_epsilon=2.5)
+    assert SiloPolicy.from_public(node.ask(DescribeRequest()).policy).privacy_epsilon == 2.5
+    node.ask(PrepareRequest(spec=SPEC))
+    left = SiloPolicy.from_public(node.ask(DescribeRequest()).policy).limit("privacy_epsilon")
+    assert left == pytest.approx(2.0, abs=1e-3)
+    assert "line 'privacy-epsilon = 2.5'" in node.refusal(train_request(node))
+    assert spent(tmp_path) == [("1", "counts", "Geometric")]
+    (tmp_path / "own" / "clinic" / "privacy.jsonl").unlink()
+    assert "it is not the one of which" in node.refusal(DescribeRequest())
+
+
+PRIVATE: dict[str, Any] = {
+    "train_steps": 400,
+    "dp_epsilon": 8.0,
+    "dp_steps": 3,
+    "dp_multiplicity": 1,
+    "dp_sampling_rate": 1.0,
+}
+
+
+def test_private_training_is_in_the_account_before_its_first_step(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = clinic(PRIVATE, count_noise=2.0, privacy_epsilon=12.0)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.models.local_model.train_privately", killed)
+        node.refusal(PrepareRequest(spec=SPEC, train_seconds=9.0, private=True))
+    training = ("1", "training", "Mechanism")
+    assert spent(tmp_path) == [("1", "counts", "Geometric"), training], "counted, although no step was done"
+    request = PrepareRequest(spec=SPEC, train_seconds=100.0, private=True)
+    assert node.ask(request).finished
+    again = node.again()
+    again.context.run_id = 2
+    assert again.ask(request).finished
+    assert spent(tmp_path)[1:] == [training], "the same training, and the same model"
+    refused = clinic({**PRIVATE, "seed": 1}, count_noise=2.0, privacy_epsilon=12.0).refusal(request)
+    assert re.search(
+        r"'privacy-epsilon = 12\.0': training would bring ε to 1\d.*; 8\.\d+ is spent, 3\.\d+ left", refused
+    )
+    assert len(spent(tmp_path)) == 2
+
+
+def test_every_round_of_private_training_is_accounted_for_also_one_that_is_asked_again(
+    clinic: Clinic, tmp_path: Path
+) -> None:
+    node = clinic({**PRIVATE, "strategy": "fedavg", "num_rounds": 3}, count_noise=2.0, privacy_epsilon=10.0)
+    for _ in range(2):
+        node.ask(train_request(node, steps=1))
+    assert [what for _, what, _ in spent(tmp_path)].count("training") == 2
+    assert "the run trains without" in clinic(privacy_epsilon=10.0).refusal(train_request(node))
+
+
+def test_what_a_model_from_elsewhere_has_cost_is_not_known(clinic: Clinic, tmp_path: Path) -> None:
+    node = clinic(privacy_epsilon=10.0)
+    node.context.node_config["model-path"] = str(tmp_path / "brought")
+    said = node.refusal(PrepareRequest(spec=SPEC))
+    assert "'privacy-epsilon = 10.0': nobody here knows what the model of --model-path has cost" in said
 
 
 def test_what_a_message_names_is_not_imported(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ CPU = torch.device("cpu")
 Trained = Callable[..., Node]
 
 BOOKKEEPING = {"audit.jsonl", ".audit.jsonl.lock", "ledger.json", "ledger.lock", "released"}
+BOOKKEEPING |= {"privacy.jsonl", ".privacy.jsonl.lock"}
 """What a real silo writes whatever it is asked."""
 
 

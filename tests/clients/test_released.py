@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clients.noisy_moments import SENSITIVITY, gaussian_scale
+from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers, secret_generator
 from fedsynth.data import split_holdout
 from fedsynth.data.labelled_images import LabelledImages
@@ -15,6 +17,8 @@ from fedsynth.errors import UserError
 from fedsynth.evaluation.feature_statistics import FeatureStatistics
 from fedsynth.evaluation.silo_measures import HeldOutMeasures
 from fedsynth.policy import PolicyError, SiloPolicy
+from fedsynth.privacy.accounting import Geometric, Mechanism
+from fedsynth.privacy.spending import Spending, read_account
 from fedsynth.spec import ImageSpec
 
 SPEC = ImageSpec(1, 8, ("a", "b", "c"))
@@ -36,8 +40,12 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def released(data: ImageFiles, state: Path, policy: SiloPolicy) -> ReleasedAnswers:
+    return ReleasedAnswers(data, state, policy, PrivacyAccount(state, policy, "1"))
+
+
 def answers(images: Path, tmp_path: Path, policy: SiloPolicy | None = None, **changes: Any) -> ReleasedAnswers:
-    return ReleasedAnswers(files(images, **changes), tmp_path / "state", policy or SiloPolicy(count_noise=5.0))
+    return released(files(images, **changes), tmp_path / "state", policy or SiloPolicy(count_noise=5.0))
 
 
 def moments(offset: float = 0.0) -> FeatureStatistics:
@@ -63,7 +71,7 @@ def test_nobody_draws_the_noise_again() -> None:
 
 def test_noise_cannot_be_foreseen_and_has_its_scale(images: Path, tmp_path: Path) -> None:
     data, policy = files(images), SiloPolicy(count_noise=2.0)
-    drawn = [ReleasedAnswers(data, tmp_path / str(k), policy).training_counts(SPEC.classes, 0.0)[0] for k in range(400)]
+    drawn = [released(data, tmp_path / str(k), policy).training_counts(SPEC.classes, 0.0)[0] for k in range(400)]
     assert np.mean(drawn) == pytest.approx(40, abs=1)
     assert np.std(drawn) == pytest.approx(2 * np.sqrt(2), rel=0.35)
 
@@ -148,6 +156,76 @@ def test_a_run_gets_one_answer_about_held_out_images(images: Path, tmp_path: Pat
 def test_no_noise_where_the_policy_asks_for_none(images: Path, tmp_path: Path) -> None:
     silo = answers(images, tmp_path, SiloPolicy(evaluation_epsilon="unlimited"))
     assert silo.held_out(1, "one", lambda: CELLS) == CELLS
+
+
+def spendings(tmp_path: Path) -> list[Spending]:
+    with (tmp_path / "state" / "privacy.jsonl").open("rb") as file:
+        return read_account(file).spendings
+
+
+def test_what_is_drawn_is_accounted_for_once_a_data_set(images: Path, tmp_path: Path) -> None:
+    policy = SiloPolicy(count_noise=2.0, statistics_epsilon=1.0, privacy_epsilon=4.0, least_images=20)
+    for a in (40, 40, 41):
+        silo = answers(images, tmp_path, policy, a=a)
+        silo.training_counts(SPEC.classes, 0.1)
+        silo.rare(SPEC.classes)
+    for _ in range(2):
+        silo.moments("m", SPEC, moments)
+        silo.held_out(1, "one", lambda: CELLS)
+    found = spendings(tmp_path)
+    assert [(one.what, one.mechanism) for one in found if one.what != "statistics"] == [
+        ("counts", Geometric(2.0)),
+        ("counts", Geometric(2.0)),
+        ("evaluation", Geometric(2.0)),
+    ]
+    assert {one.data for one in found} == {files(images, a=40).key, files(images, a=41).key}
+    (statistics,) = [one.mechanism for one in found if one.what == "statistics"]
+    assert isinstance(statistics, Mechanism)
+    assert statistics.noise_multiplier == pytest.approx(gaussian_scale(1.0, 1e-5, SENSITIVITY) / SENSITIVITY)
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ({"count_noise": 0.0}, "counts without noise"),
+        ({"count_noise": 0.1}, "counts would bring ε to 10"),
+        ({"statistics_epsilon": 0.0}, "statistics without noise"),
+        ({"evaluation_epsilon": "unlimited"}, "evaluation without noise"),
+    ],
+)
+def test_a_budget_refuses_before_the_images_are_looked_at(
+    lines: dict[str, Any], what: str, images: Path, tmp_path: Path
+) -> None:
+    lines = {"count_noise": 2.0, "statistics_epsilon": 1.0, "least_images": 20, **lines}
+    silo = answers(images, tmp_path, SiloPolicy(privacy_epsilon=4.0, **lines))
+
+    def look() -> Any:
+        pytest.fail("the images were looked at")
+
+    asked: dict[str, Callable[[], Any]] = {
+        "counts": lambda: silo.training_counts(SPEC.classes, 0.0),
+        "statistics": lambda: silo.moments("m", SPEC, look),
+        "evaluation": lambda: silo.held_out(1, "one", look),
+    }
+    with pytest.raises(PolicyError, match=f"line 'privacy-epsilon = 4.0': {what}"):
+        asked[what.split()[0]]()
+
+
+def test_without_a_budget_evaluation_has_no_bound_as_to_one_image_more(images: Path, tmp_path: Path) -> None:
+    answers(images, tmp_path).held_out(1, "one", lambda: CELLS)
+    assert [(one.what, one.mechanism) for one in spendings(tmp_path)] == [("evaluation", None)]
+
+
+def test_with_a_budget_no_refusal_tells_the_exact_number_of_images(images: Path, tmp_path: Path) -> None:
+    refused = 0
+    for k in range(40):
+        policy = SiloPolicy(count_noise=2.0, privacy_epsilon=9.0, least_images=70)
+        silo = released(files(images), tmp_path / str(k), policy)
+        try:
+            silo.held_out(1, "one", lambda: CELLS)
+        except PolicyError as error:
+            refused += "there are fewer images here" in str(error)
+    assert 5 < refused < 35
 
 
 def damage() -> Iterator[str]:

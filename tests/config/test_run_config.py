@@ -13,6 +13,7 @@ import pytest
 from fedsynth import __version__
 from fedsynth.config import AUTO, KEYS, RECIPES, Recipe, RunConfig, Scalar, idle_keys, without_idle_keys
 from fedsynth.config.training import Model
+from fedsynth.config.types import A_NUMBER
 from fedsynth.errors import UserError
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
@@ -21,7 +22,8 @@ DEFAULTS = RunConfig().to_run_config()
 
 def acting(name: str) -> dict[str, Scalar]:
     """A configuration in which a key has a value that is not its default, and acts."""
-    conditions = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
+    firsts = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
+    conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
     words = re.findall("'([^']+)'", KEYS[name].allowed)
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "flip", "elsewhere"]:
         with suppress(UserError):

@@ -6,6 +6,7 @@ import logging
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -17,7 +18,16 @@ from PIL import Image
 from pyarrow import parquet
 
 from fedsynth.config import RunConfig, Scalar
-from fedsynth.data import ImageCache, LabelledImages, Origins, image_cache, load_dataset, load_federation
+from fedsynth.data import (
+    ImageCache,
+    LabelledImages,
+    Origins,
+    hub_folder,
+    image_cache,
+    kept_facts,
+    load_dataset,
+    load_federation,
+)
 from fedsynth.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -169,6 +179,20 @@ def test_large_sets_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert agrees(train, [*range(12)])
         assert agrees(test, TEST)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_headers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_facts, "MANY_IMAGES", 16)
+    saved(tmp_path / "skin")
+    read = mock.Mock(wraps=hub_folder.read_header)
+    monkeypatch.setattr(hub_folder, "read_header", read)
+    for _ in range(2):
+        train, _ = load_dataset("hf:skin", tmp_path, cache=ImageCache(tmp_path / "cache"))
+        assert agrees(train, [*range(12)])
+    assert read.call_count == 12 + len(TEST)
+    train, _ = load_dataset("hf:skin", tmp_path, image_size=8, cache=ImageCache(tmp_path / "cache"))
+    assert train.images.shape[1:] == (8, 8, 3)
+    assert read.call_count == 12 + len(TEST)
 
 
 def test_grey_or_colour_is_decided_for_all_folds_and_images_are_resized(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsynth.data import LabelledImages, image_cache, labelled_images
-from fedsynth.data.image_cache import ImageCache, MappedImages, file_states, read_images, take_rows
+from fedsynth.data.image_cache import ImageCache, MappedImages, file_states, join_images, read_images, take_rows
 from fedsynth.errors import FilesError, UserError
 
 SHAPE = (6, 4, 4, 3)
@@ -212,6 +212,11 @@ def test_rows_of_mapped_images_are_mapped_too_and_leave_nothing(tmp_path: Path) 
         assert isinstance(taken, np.memmap)
         assert (taken == PIXELS[GOOD][rows]).all()
     assert type(take_rows(PIXELS, rows)) is np.ndarray
+    for pair in ((images, take_rows(images, rows)), (PIXELS[:2], images), (images, PIXELS[:1])):
+        joined = join_images(*pair)
+        assert isinstance(joined, np.memmap)
+        assert (joined == np.concatenate(pair)).all()
+    assert type(join_images(PIXELS, PIXELS)) is np.ndarray
     data = LabelledImages(images, np.arange(4), ("a", "b", "c", "d")).subset(rows)
     assert isinstance(data.images, np.memmap)
     in_memory = LabelledImages(PIXELS[GOOD][rows], rows, data.classes)

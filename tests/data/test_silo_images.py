@@ -74,3 +74,31 @@ def test_groups_too_large_to_be_held_out_are_said(caplog: pytest.LogCaptureFixtu
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(UserError, match="holdout-fraction"):
         split_holdout(TRAIN, fraction, 0)
+
+
+def test_each_alone_one_image_more_changes_no_other() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (400, 2, 2, 1), dtype=np.uint8)
+    data = LabelledImages(images, np.arange(400) % 3, ("a", "b", "c"))
+    train, holdout = split_holdout(data, 0.25, 5, each_alone=True)
+    assert len(train) + len(holdout) == 400
+    assert len(holdout) == pytest.approx(100, abs=4 * np.sqrt(400 * 0.25 * 0.75))
+    held = {image.tobytes() for image in holdout.images}
+    fewer_train, fewer_holdout = split_holdout(
+        data.subset(np.delete(np.arange(400), [17, 300])), 0.25, 5, each_alone=True
+    )
+    gone = {images[17].tobytes(), images[300].tobytes()}
+    assert {image.tobytes() for image in fewer_holdout.images} == held - gone
+    assert {image.tobytes() for image in fewer_train.images} == {i.tobytes() for i in train.images} - gone
+    assert {image.tobytes() for image in split_holdout(data, 0.25, 6, each_alone=True)[1].images} != held
+    assert len(split_holdout(data, 0.0, 5, each_alone=True)[1]) == 0
+
+
+def test_each_alone_keeps_groups_together() -> None:
+    groups = np.array([f"patient {k // 4}" for k in range(200)])
+    data = LabelledImages(np.zeros((200, 2, 2, 1), np.uint8), np.arange(200) % 2, ("a", "b"), groups=groups)
+    train, holdout = split_holdout(data, 0.3, 1, each_alone=True)
+    assert train.groups is not None
+    assert holdout.groups is not None
+    assert not set(train.groups) & set(holdout.groups)
+    assert 0 < len(holdout) < 120

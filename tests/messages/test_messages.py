@@ -91,6 +91,9 @@ def test_optional_fields_may_be_absent(name: str) -> None:
     [
         ("prepare", {"loss": None}, "loss is missing"),
         ("prepare", {"steps": None}, "steps is missing"),
+        ("prepare, privately", {"steps": None}, "steps is missing"),
+        ("prepare, privately", {"loss": 0.5}, "a loss or a share of copies, in a run with dp-epsilon"),
+        ("prepare, privately", {"copied_share": 0.0}, "a loss or a share of copies, in a run with dp-epsilon"),
         ("epsilon", {"epsilon": torch.zeros(3, 3, 8, 8)}, "shape (3, 3, 8, 8), not (4, 3, 8, 8)"),
         ("sample", {"images": torch.zeros(2, 8, 8, 1, dtype=torch.uint8)}, "shape (2, 8, 8, 1), not (2, 8, 8, 3)"),
         ("statistics", {"extractor": "pixels"}, "extractor: measured with another network"),

@@ -106,6 +106,17 @@ def test_a_run_that_acts_on_losses_is_refused_where_they_are_not_told() -> None:
         assert not refusals(SiloPolicy.unlimited(), plan)
 
 
+def test_private_rounds_are_on_all_images_however_few_steps_they_have() -> None:
+    strict, spec = SiloPolicy(answers=("describe", "prepare", "train")), ImageSpec(1, 8, ("a", "b"))
+
+    def lines(**given: Any) -> list[str]:
+        config = RunConfig.from_run_config({"strategy": "fedavg", **{kebab(key): given[key] for key in given}})
+        return [refusal.line for refusal in refusals(strict, plan_of(config, spec))]
+
+    assert lines(train_steps=20) == ["least-training-images = 50"], "32 images in a round"
+    assert lines(dp_epsilon=1.0, dp_steps=20) == []
+
+
 def test_questions_are_cut_by_what_networks_see() -> None:
     spec = ImageSpec(3, 64, ("a", "b"))
     config = RunConfig.from_run_config({"strategy": "dfd", "num-samples": 256, "screening": False, "max-message-mb": 2})

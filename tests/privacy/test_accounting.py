@@ -61,8 +61,8 @@ def test_geometric_noise_is_pure() -> None:
 
 
 def test_the_same_in_parts_costs_the_same() -> None:
-    whole = epsilon([Mechanism(5.0, 0.5, 200)], DELTA)
-    parts = [Mechanism(5.0, 0.5, 60), Mechanism(5.0, 0.5, 80), Mechanism(5.0, 0.5, 60), Mechanism(5.0, 0.5, 0)]
+    whole = epsilon([Mechanism(20.0, 0.5, 200)], DELTA)
+    parts = [Mechanism(20.0, 0.5, 60), Mechanism(20.0, 0.5, 80), Mechanism(20.0, 0.5, 60), Mechanism(20.0, 0.5, 0)]
     assert epsilon(parts, DELTA) == pytest.approx(whole, abs=1e-2)
 
 
@@ -88,10 +88,10 @@ def test_noise_multiplier_meets_its_target(target: float, rate: float, steps: in
 
 
 def test_noise_multiplier_makes_room_for_what_was_before() -> None:
-    before = [Geometric(1.0), Mechanism(9.9, 0.5, 50)]
-    sigma = noise_multiplier_for(3.0, DELTA, 0.5, 200, before)
-    assert sigma > noise_multiplier_for(3.0, DELTA, 0.5, 200)
-    assert 2.99 < epsilon([*before, Mechanism(sigma, 0.5, 200)], DELTA) <= 3.0
+    before = [Geometric(1.0), Mechanism(40.0, 1.0, 50)]
+    sigma = noise_multiplier_for(3.0, DELTA, 1.0, 100, before)
+    assert sigma > 13.9, "what it takes without"
+    assert 2.99 < epsilon([*before, Mechanism(sigma, 1.0, 100)], DELTA) <= 3.0
     with pytest.raises(ValueError, match="no noise is enough after"):
         noise_multiplier_for(0.9, DELTA, 0.5, 200, before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
+from fedsynth.privacy.sums import SecretKeys
+from fedsynth.privacy.sums.key_files import read_known, write_known, write_secret
 from fedsynth.spec import ImageSpec
 from strategies.run.opening import load_reference
 
@@ -194,3 +197,48 @@ def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], t
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"3 needed: east: UserError: state folder .*another --state-path"):
         run_real(real_settings(tmp_path, strategy="pooled"), silos, east={"state-path": str(tmp_path / "file")})
+
+
+def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
+    secrets = {name: SecretKeys.generate() for name in names}
+    given = {}
+    for name, keys in secrets.items():
+        own = folder / name
+        own.mkdir(parents=True)
+        write_secret(own / "sums.key", keys)
+        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
+        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
+    return given
+
+
+def test_real_silos_answer_in_sums_alone_and_know_one_another_s_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("east", "north", "south")
+    silos = write_silos(tmp_path / "images", dict.fromkeys(names, (0, 1)))
+    given = keys_for_sums(tmp_path / "keys", names)
+    no_single_answers = policy_file(tmp_path / "policy", answers=("describe", "prepare", "masked"))
+    for config in given.values():
+        config["policy-path"] = no_single_answers
+    settings = real_settings(tmp_path, secure_aggregation=True, weights="constant")
+    folder = run_real(settings, silos, **given)
+    assert len(images_of(folder)) == 30
+    assert "the server could read sums" in (folder.synthetic / "README.md").read_text()
+    (audit,) = (tmp_path / "state" / "silos" / "north").glob("audit.jsonl")
+    asked = {json.loads(line)["message"] for line in audit.read_text().splitlines()}
+    assert asked == {"query.describe", "query.prepare", "query.masked", "query.reveal"}
+
+    # The server has another silo's place taken by one of its own: whoever knows the first one notices.
+    stranger = SecretKeys.generate().public
+    known = read_known(Path(given["north"]["known-keys-path"]))
+    write_known(Path(given["north"]["known-keys-path"]), {**known, "south": stranger})
+    with pytest.raises(RunError, match="the key of 'south' is not the one that is known here"):
+        run_real({**settings, "run-name": "substituted"}, silos, **given)
+
+    # Without keys a silo takes no part, and says so; a policy without the word refuses before anybody trains.
+    with pytest.raises(RunError, match="no keys for secure sums"):
+        run_real({**settings, "run-name": "keyless"}, silos)
+    strict = policy_file(tmp_path / "strict", answers=("describe", "prepare", "epsilon"))
+    with pytest.raises(RunError, match="the run asks 'masked'"):
+        run_real({**settings, "run-name": "forbidden"}, silos, **{name: {"policy-path": strict} for name in names})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsynth.audit import AUDIT_FILE, AuditReport, RunTotals, read_audit
+from fedsynth.chain import ChainReport
 from fedsynth.errors import UserError
 from fedsynth.progress import duration
 from fedsynth.text import check_silo_name, folder_of_name, printable
@@ -44,33 +45,43 @@ def audit(folder: Path, options: argparse.Namespace) -> int:
     if options.head and not re.fullmatch("[0-9a-f]{64}", options.head):
         raise UserError(f"head = '{options.head}': must be the 64 digits that 'fedsynth silo audit' printed as head")
     state = (options.state_path or folder / "state").expanduser().absolute()
-    path = _find(state, options.silo_name)
+    path = find_kept(AUDIT_FILE, state, options.silo_name)
     try:
         with path.open("rb") as file:
             report = read_audit(file, options.head)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
     print(f"audit  {path}: {report.lines:,} line{'s' * (report.lines != 1)}")
-    for line in (*_runs(report), *_chain(report)):
+    for line in (*_runs(report), *chain_lines(report)):
         print(printable(line))
     return int(report.num_problems > 0)
 
 
-def _find(state: Path, name: str) -> Path:
-    if name:
-        check_silo_name(name)
-        path = state / folder_of_name(name) / AUDIT_FILE
+def find_kept(name: str, state: Path, silo: str) -> Path:
+    """Return a file that a silo keeps.
+
+    Args:
+        name: of the file.
+        state: the silo's state path, or a folder with a copy of the file.
+        silo: name of the silo; empty: the only one that has such a file.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if silo:
+        check_silo_name(silo)
+        path = state / folder_of_name(silo) / name
         if not path.is_file():
             raise UserError(f"there is no '{path}': the silo has answered nothing, or under another --silo-name")
         return path
-    found = sorted([*state.glob(AUDIT_FILE), *state.glob(f"*/{AUDIT_FILE}")])
+    found = sorted([*state.glob(name), *state.glob(f"*/{name}")])
     if not found:
         raise UserError(
-            f"there is no {AUDIT_FILE} below '{state}': the silo has answered nothing, or has another --state-path"
+            f"there is no {name} below '{state}': the silo has answered nothing, or has another --state-path"
         )
     if len(found) > 1:
         names = ", ".join(printable(path.parent.name, 64) for path in found)
-        raise UserError(f"several silos have an audit below '{state}' ({names}): choose one with --silo-name")
+        raise UserError(f"several silos have a {name} below '{state}' ({names}): choose one with --silo-name")
     return found[0]
 
 
@@ -97,7 +108,8 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{word.removeprefix('query.').replace('-', ' ')} {count:,}" for word, count in counts.items())
 
 
-def _chain(report: AuditReport) -> Iterator[str]:
+def chain_lines(report: ChainReport) -> Iterator[str]:
+    """Say whether a chain is whole, and where it ends."""
     for line in report.cut_lines:
         yield f"note   line {line} was cut short by a crash, as the next line says"
     for problem in report.problems:

@@ -56,12 +56,15 @@ class Memory:
         question: what that step is about.
         attempts: attempts at it that it answered, by their terms' digest.
         agreed: the one list of survivors that it signed or revealed by; None: none yet.
+        within: the list that was agreed to at an earlier step, which later ones keep within; None: none yet. The
+            difference of two sums, with and without a silo, is that silo's answer: so it leaves once and for all.
     """
 
     step: int = -1
     question: str = ""
     attempts: tuple[str, ...] = ()
     agreed: tuple[str, ...] | None = None
+    within: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -74,8 +77,8 @@ class Memory:
         Raises:
             KeyError, TypeError, ValueError: it is not what that wrote.
         """
-        step, question, agreed = int(known["step"]), str(known["question"]), known["agreed"]
-        return cls(step, question, tuple(map(str, known["attempts"])), None if agreed is None else tuple(agreed))
+        agreed, within = (None if known[key] is None else tuple(known[key]) for key in ("agreed", "within"))
+        return cls(int(known["step"]), str(known["question"]), tuple(map(str, known["attempts"])), agreed, within)
 
 
 class SiloSide:
@@ -120,6 +123,9 @@ class SiloSide:
                 raise SumError(f"the key of '{shown([name])}' is not the one that is known here")
         terms.check(terms.participants, self._least_holders)
         memory = self.memory
+        within = self._within(terms)
+        if back := set(terms.participants).difference(within or terms.participants):
+            raise SumError(f"'{shown(sorted(back))}' has left the sums of this run, and cannot come back")
         if terms.step < memory.step:
             raise SumError(f"step {terms.step} after step {memory.step}: steps must rise")
         if terms.step == memory.step and terms.question != memory.question:
@@ -154,7 +160,9 @@ class SiloSide:
         shares = masks.share(own, terms.participants, terms.threshold)
         sealed = {name: masks.seal(self._share_key(terms, self._name, name), part) for name, part in shares.items()}
         again = terms.step == self.memory.step
-        known = self.memory if again else Memory(terms.step, terms.question)
+        known = self.memory
+        if not again:
+            known = Memory(terms.step, terms.question, within=self._within(terms))
         self.memory = replace(known, attempts=(*known.attempts, terms.digest))
         return MaskedAnswer(masked, sealed, masks.fingerprint_of(own), confirmations)
 
@@ -202,6 +210,11 @@ class SiloSide:
         self.memory = replace(self.memory, agreed=tuple(survivors))
         dropped = [name for name in terms.participants if name not in shares]
         return Revealed(shares, {name: self._pair_seed(terms, name) for name in dropped})
+
+    def _within(self, terms: Terms) -> tuple[str, ...] | None:
+        """Return the list that the terms' participants must keep within; None: none yet."""
+        memory = self.memory
+        return memory.within if terms.step == memory.step else memory.agreed or memory.within
 
     def _check_list(self, terms: Terms, survivors: Sequence[str]) -> None:
         if terms.digest not in self.memory.attempts:

@@ -17,7 +17,8 @@ LEAST_SILOS = 3
 MOST_SILOS = 1000
 LARGEST_SHARE = 0.5
 """Of the weights of a group; with one that weighs more, the sum is mostly that silo's answer."""
-_ROUNDING = 1e-9
+_ROUNDING = 1e-6
+"""Weights travel in single precision."""
 
 
 class SumError(UserError):

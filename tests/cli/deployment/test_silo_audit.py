@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hostile_text import HOSTILE, unshown
 
-from fedsynth.audit import START, chained
+from fedsynth.chain import START, chained
 from fedsynth.cli import main
 
 

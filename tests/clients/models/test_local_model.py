@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from one_silo import noisy_samples, settings_of
+from tiny_autoencoders import kl_of
 
 import clients.models.local_model
 from clients.models.local_model import LocalModel, load_network
@@ -33,6 +34,8 @@ from fedsynth.diffusion import (
     train,
 )
 from fedsynth.errors import UserError
+from fedsynth.files import write_json
+from fedsynth.sealed import Seal, sealed_json
 from fedsynth.seeding import make_generator
 
 CPU = torch.device("cpu")
@@ -345,3 +348,15 @@ def test_copies_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(clients.models.local_model, "copied_share", None)
     assert model_of(tmp_path, **settings).copied_share() == share
     assert model_of(tmp_path, **settings, copy_check=False).copied_share() is None
+
+
+def test_what_an_earlier_version_counted_of_latents_is_counted_again(tmp_path: Path) -> None:
+    kl_of().save_pretrained(tmp_path / "autoencoder")
+    settings: dict[str, Any] = {"train_steps": 1, "holdout_fraction": 0.4, "autoencoder": str(tmp_path / "autoencoder")}
+    model = model_of(tmp_path, **settings)
+    model.train_slice(1000.0)
+    share = model.copied_share()
+    result = model.folder / "copy_check.json"
+    write_json(result, sealed_json({"copied-share": 0.875}, Seal("copy check", 1, model.key)))
+    assert model.copied_share() == share
+    assert share != 0.875

@@ -1,0 +1,63 @@
+"""What quality private training reached where we measured it, and what follows for others.
+
+Prototype figures: MNIST at 8×8 pixels, a network of 41,000 weights that predicts v, one seed, rates chosen on the test
+images; accuracy on real images of a CNN trained on 1,000 synthetic ones. One trained on real images has .90, guessing
+.10. Differences below .05 mean nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+REAL_ACCURACY = 0.90
+ONE_SILO: Mapping[tuple[int, float], float] = {
+    (300, 10.0): 0.24,
+    (300, 3.0): 0.17,
+    (300, 1.0): 0.15,
+    (1_500, 10.0): 0.62,
+    (1_500, 3.0): 0.43,
+    (1_500, 1.0): 0.16,
+    (6_000, 10.0): 0.66,
+    (6_000, 3.0): 0.60,
+    (6_000, 1.0): 0.47,
+}
+"""(images, ε) -> accuracy from the model of one silo."""
+WITHOUT_PRIVACY: Mapping[int, float] = {300: 0.74, 1_500: 0.71, 6_000: 0.76}
+"""Images -> accuracy from the model of one silo that trains without noise."""
+SUM = "noise on a secure sum of all silos' gradients alone"
+TEN_SILOS: Mapping[tuple[int, float], Mapping[str, float]] = {
+    (300, 10.0): {"largest silo alone": 0.28, "pooled": 0.25, "dfd": 0.29, "fedavg": 0.38, SUM: 0.68},
+    (1_500, 10.0): {"largest silo alone": 0.55, "pooled": 0.62, "dfd": 0.62, "fedavg": 0.67, SUM: 0.74},
+    (1_500, 1.0): {"largest silo alone": 0.21, "pooled": 0.17, "dfd": 0.21, "fedavg": 0.27, SUM: 0.64},
+}
+"""(images of each of ten silos, ε of each) -> method -> accuracy; images spread evenly."""
+PUBLIC_START: Mapping[tuple[int, float], float] = {(300, 10.0): 0.53, (1_500, 1.0): 0.50}
+"""(images, ε) -> accuracy from the model of one silo that starts from one of a close public data set."""
+CLASSES = ((0.3, "hardly better than guessing"), (0.5, "poor"), (0.6, "fair"), (1.1, "good"))
+"""Accuracy below which -> the class in words."""
+LEAST_ALONE = 500
+"""Images below which a silo that trains alone, from nothing, at ε <= 10 gets nothing of use."""
+
+T = TypeVar("T")
+
+
+def nearest(measured: Mapping[tuple[int, float], T], records: int, epsilon: float) -> tuple[tuple[int, float], T]:
+    """Return the nearest measured point (images, ε) that promises no more, and what was found there.
+
+    The noise of a mean gradient is proportional to 1 / (images · ε) where σ is large, so a point promises no more if it
+    has no larger product. Where all have, it is the one with the smallest: less is to be expected.
+    """
+
+    def distance(point: tuple[int, float]) -> float:
+        return math.hypot(math.log(point[0] / records), math.log(point[1] / epsilon))
+
+    humble = [point for point in measured if point[0] * point[1] <= records * epsilon]
+    best = min(humble, key=distance) if humble else min(measured, key=lambda point: point[0] * point[1])
+    return best, measured[best]
+
+
+def quality_class(accuracy: float) -> str:
+    """Return the class of an accuracy in words."""
+    return next(words for bound, words in CLASSES if accuracy < bound)

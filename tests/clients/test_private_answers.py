@@ -1,0 +1,118 @@
+"""Every number that leaves a silo in a private run, and why it may."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from one_silo import Node, epsilon_request, sample_request, simulated
+
+from clients import handlers
+from fedsynth.diffusion import TrainingState, initial_unet
+from fedsynth.messages import PrepareRequest, Request, TrainRequest, UploadRequest, transport
+from fedsynth.privacy.dp_training import mechanism_of
+
+PRIVATE: dict[str, Any] = {
+    "train_steps": 400,
+    "dp_epsilon": 1.0,
+    "dp_steps": 3,
+    "dp_multiplicity": 1,
+    "dp_sampling_rate": 1.0,
+}
+NAMED = "who answers: no image decides it"
+CLOCK = "time and progress: no claim is made about what a stopwatch learns"
+COUNTED = "geometric noise of its own, accounted for beside the training"
+TRAINED = "follows from weights that DP-SGD made, and from the question"
+JUSTIFIED = {
+    "protocol": NAMED,
+    "partition-id": NAMED,
+    "silo-name": NAMED,
+    "seconds": CLOCK,
+    "num-examples": f"images: {COUNTED}; of answers to samples, how many were asked about",
+    "label-counts": COUNTED,
+    "steps": "dp-steps, or how many of them are done: the configuration's, and the clock's",
+    "finished": CLOCK,
+    "train-seconds": CLOCK,
+    "packed": TRAINED,
+}
+"""Field of an answer -> why it may leave the silo."""
+
+
+def numbers_in(node: Node, request: Request[Any]) -> set[str]:
+    """Fields of the message that a silo answers with; an empty list says nothing."""
+    message = node.send(request)
+    assert not message.has_error(), message.error.reason
+    found = set()
+    for name, record in message.content.items():
+        if name in message.content.array_records:
+            found.add(name)
+        else:
+            found |= {key for key, value in record.items() if value != []}
+    return found
+
+
+def train_request(node: Node, **changes: Any) -> TrainRequest:
+    arrays = transport.encode_tensors(initial_unet(node.config, node.spec).state_dict())
+    return replace(TrainRequest(arrays=arrays, spec=node.spec, server_round=1, steps=2), **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    node = simulated(tmp_path_factory.mktemp("silo"), **PRIVATE)
+    node.ask(PrepareRequest(spec=node.spec, train_seconds=1000.0, private=True))
+    return node
+
+
+def test_every_number_that_leaves_a_silo_is_justified(trained: Node, tmp_path: Path) -> None:
+    spec = trained.spec
+    slow = simulated(tmp_path, **PRIVATE)
+    told = {
+        "counted": numbers_in(trained, PrepareRequest(spec=spec)),
+        "under way": numbers_in(slow, PrepareRequest(spec=spec, train_seconds=1e-9, private=True)),
+        "finished": numbers_in(trained, PrepareRequest(spec=spec, train_seconds=10.0, private=True)),
+        "epsilon": numbers_in(trained, epsilon_request()),
+        "sample": numbers_in(trained, sample_request(trained, [0, 1], [0, 1])),
+        "upload": numbers_in(trained, UploadRequest(spec=spec)),
+        "train": numbers_in(trained, train_request(trained)),
+    }
+    for asked, fields in told.items():
+        assert fields <= JUSTIFIED.keys(), asked
+    assert set.union(*told.values()) == JUSTIFIED.keys() - {"silo-name"}, "real silos have names"
+
+
+def test_counts_of_simulated_silos_are_noisy(trained: Node) -> None:
+    answer = trained.ask(PrepareRequest(spec=trained.spec))
+    plain = simulated(Path(trained.config.run.state_dir), train_steps=4)
+    exact = plain.ask(PrepareRequest(spec=plain.spec))
+    assert answer.label_counts != exact.label_counts
+    assert answer.num_examples == sum(answer.label_counts)
+
+
+def test_rounds_have_noise_for_all_of_them_and_no_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = simulated(tmp_path, **PRIVATE, strategy="fedprox", num_rounds=2)
+    seen = []
+
+    def note(state: TrainingState, images: Any, labels: torch.Tensor, training: Any, steps: int, **rest: Any) -> None:
+        seen.append((training.mechanism, steps, state.first_step, rest["proximal_mu"], len(images)))
+
+    monkeypatch.setattr(handlers, "train_privately", note)
+    node.ask(train_request(node, steps=1, first_step=2, proximal_mu=0.5))
+    assert seen == [(mechanism_of(node.config), 1, 2, 0.5, 30)]
+    assert "2 steps after 2: the noise is for dp-steps = 3 in all" in node.refusal(train_request(node, first_step=2))
+    assert len(seen) == 1
+
+
+def test_delta_above_one_in_all_images_is_refused(tmp_path: Path) -> None:
+    node = simulated(tmp_path, **PRIVATE, dp_delta=0.5)
+    said = node.refusal(PrepareRequest(spec=node.spec, train_seconds=10.0, private=True))
+    assert "dp-delta = 0.5: must be <= 1 / images of a silo, and this one has more than 2" in said
+    assert "dp-delta = 0.5" in node.refusal(train_request(node))
+
+
+def test_pretrained_model_has_no_place_in_it(tmp_path: Path) -> None:
+    node = simulated(tmp_path, **PRIVATE)
+    node.context.node_config["model-path"] = str(tmp_path)
+    assert "nobody here knows how private that model is" in node.refusal(PrepareRequest(spec=node.spec))
