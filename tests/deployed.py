@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from unittest import mock
 from uuid import uuid4
 
@@ -241,11 +240,6 @@ def same_run_in_process(run: RunFolder, deployment: Deployment, silos: Sequence[
     paths = {"output-dir": str(deployment.folder / "in-process"), "state-dir": str(deployment.folder / "state")}
     images = {name: deployment.folder / "images" / name for name in silos}
     return run_real({**flat, **paths, "resume": ""}, images)
-
-
-def left_out(run: RunFolder, silo: str) -> list[Any]:
-    """For every round that asked the silo why it was left out; None: it was not."""
-    return [row["attendance"][silo].get("left-out") for row in run.read_metrics() if silo in row["attendance"]]
 
 
 def classes_of(run: RunFolder) -> dict[str, int]:

@@ -1,12 +1,15 @@
-"""Silos that die, come late or never come, for real."""
+"""Silos that die, come late, are slow or never come, for real."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from deployed import Deployment, classes_of, deployed, left_out
+from deployed import Deployment, classes_of, deployed
 from real_silos import write_digits
+
+from fedsynth.output import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +18,11 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     silos = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
     with deployed(tmp_path_factory.mktemp("absent"), silos) as link:
         yield link
+
+
+def left_out(run: RunFolder, silo: str) -> list[Any]:
+    """For every round that asked the silo why it was left out; None: it was not."""
+    return [row["attendance"][silo].get("left-out") for row in run.read_metrics() if silo in row["attendance"]]
 
 
 def test_silo_killed_in_a_round_is_named_and_the_run_goes_on(link: Deployment) -> None:
@@ -49,3 +57,13 @@ def test_silo_that_never_comes_and_one_that_trusts_another_link_end_with_a_messa
     assert "305" in link.log("stranger")
     assert link.ended("short") != 0
     assert "3 of num-clients = 4 silos connected within node-timeout = 5 s" in link.log("short")
+
+
+def test_slow_silo_is_left_out_of_its_rounds_by_name(link: Deployment) -> None:
+    link.start_run("slow", dfd_rounds=6, round_timeout=15.0)
+    link.wait("slow", lambda: link.rounds_done("slow") >= 1)
+    with link.paused("north"):
+        run = link.finish_run("slow")
+    assert "no answer in time from north" in run.log.read_text()
+    assert "no answer in time" in left_out(run, "north")
+    assert list(classes_of(run)) == ["0", "1", "2", "3"]

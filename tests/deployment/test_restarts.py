@@ -1,4 +1,4 @@
-"""A run that is stopped and a link that is killed: the dataset is that of a whole run."""
+"""A run that is stopped, a link that is killed, a silo without ``--warm``: the dataset is that of a whole run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ SILOS = {"north": (0, 1), "south": (1, 2)}
 
 @pytest.fixture(scope="module")
 def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("restarts"), SILOS) as link:
+    with deployed(tmp_path_factory.mktemp("restarts"), SILOS, stock=["south"]) as link:
         yield link
+
+
+def test_silo_for_which_flower_starts_a_process_a_message_gives_the_same_images(link: Deployment) -> None:
+    run = link.run("stock", num_clients=2, dfd_rounds=2)
+    assert images_of(run) == images_of(same_run_in_process(run, link, list(SILOS)))
+    assert len(images_of(run)) == 60
 
 
 def test_run_of_a_stopped_command_is_stopped_at_the_link_which_is_killed_later(link: Deployment) -> None:
     """The run goes on after both, to the dataset of an uninterrupted run."""
+    link.stop("south")
+    link.start_silo_of("south")
     link.start_run("broken", num_clients=2, dfd_rounds=20)
     link.wait("broken", lambda: link.rounds_done("broken") >= 1)
     assert link.signalled("broken", signal.SIGTERM) == 128 + signal.SIGTERM
