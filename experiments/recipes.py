@@ -3,7 +3,8 @@
 A model is trained on one silo's images for the budget, and samples are drawn from it in ``--levels`` steps of a
 second-order solver. *agree*: share of the samples for which a classifier of real images finds the label asked for;
 *utility*: accuracy on real test images of a CNN trained on the samples; *distance*: Fréchet distance to as many real
-test images in that classifier's features; *copies*: samples nearer to a training image than 19 in 20 test images are.
+test images in that classifier's features, *public distance* in those of ``feature-extractor = auto`` (from 32 pixels
+on); *copies*: samples nearer to a training image than 19 in 20 test images are.
 ``python -m experiments.recipes --sets mnist --data-root PATH`` trains what is missing and prints a table per set.
 """
 
@@ -39,11 +40,13 @@ from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.image_set import stratified_subset
 from fedsynth.evaluation.memorisation import memorisation_of_images
 from fedsynth.evaluation.networks.domain_classifier import (
+    FEATURE_SPACE,
     DomainClassifier,
     extract_features,
     predict_labels,
     train_domain_classifier,
 )
+from fedsynth.evaluation.networks.extractors import create_extractor, resolve_extractor
 from fedsynth.evaluation.utility import utility_scores
 from fedsynth.files import write_json
 from fedsynth.output.figures import png_bytes, real_beside_synthetic
@@ -92,7 +95,7 @@ RECIPES: dict[str, Setting] = {
     "shift": {"augment": "shift"},
     "flip, rotate90": {"augment": "flip,rotate90"},
 }
-MEASURES = ("steps", "ms a step", "agree", "utility", "distance", "copies")
+MEASURES = ("steps", "ms a step", "agree", "utility", "distance", "public distance", "copies")
 
 
 class Judge:
@@ -106,6 +109,9 @@ class Judge:
         self.classifier: DomainClassifier = train_domain_classifier(
             self.train.images, self.train.labels, len(self.train.classes), 0
         )
+        shape = self.train.images.shape[1:]
+        public = resolve_extractor("auto", shape)
+        self._public = None if public == FEATURE_SPACE else create_extractor(public, shape)
 
     @property
     def spec(self) -> ImageSpec:
@@ -134,7 +140,11 @@ class Judge:
         )
         found = predict_labels(self.classifier, drawn.images)
         sets = drawn.images, silo.images, self.test.images
-        return {
+        public = {}
+        if self._public is not None:
+            of_both = [self._public.extract(part.images).features for part in (real, ours)]
+            public["public distance"] = frechet_distance(*of_both)
+        return public | {
             "agree": float((found == drawn.labels).mean()),
             "utility": scores["cnn"].accuracy,
             "distance": frechet_distance(*features),
@@ -171,7 +181,8 @@ def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
-    return {"recipe": name, **{key: mean_and_range([result[key] for result in results]) for key in MEASURES}}
+    measured = [key for key in MEASURES if all(key in result for result in results)]
+    return {"recipe": name, **{key: mean_and_range([result[key] for result in results]) for key in measured}}
 
 
 def main() -> None:
