@@ -273,6 +273,9 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
     }
     if changes := {name: value for name, value in recipe.items() if value != paper[name]}:
         content["recipe"] = changes
+    if config.recipe.prediction == "x0":
+        # Models from before errors beyond black and white were free are others.
+        content["errors"] = "clipped"
     if codec.name == AUTOENCODER:
         content["codec"] = codec.digest
     if config.private:
