@@ -37,9 +37,9 @@ from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
 LEAST_FREE_BYTES = 2**20
+"""A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 DECODED = "images"
 """Folder of decoded images in the state folder; it may be removed at any time between runs."""
-"""A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 
 _silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()

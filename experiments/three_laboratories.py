@@ -101,7 +101,7 @@ def compare_budgets(federation: Federation, budgets: Sequence[int], trainings: i
             for name in federation.silo_names
         }
         print(
-            f"{steps} steps, at each laboratory: all train {_short(everywhere)}; each alone {_short(alone)}", flush=True
+            f"{steps} steps: trained on all, {_short(everywhere)}; on the laboratory's own, {_short(alone)}", flush=True
         )
 
 

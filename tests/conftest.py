@@ -9,6 +9,8 @@ import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -97,9 +99,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def same_noise_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that a silo keeps secret has no seed; in the process of a test it is the same whenever that is run."""
+    seed = crc32(request.node.nodeid.encode())
     released = sys.modules.get("clients.released")
     if released is not None:
         import numpy as np  # Not earlier: an OpenMP library, and its threads are set above.
 
-        generator = np.random.default_rng(crc32(request.node.nodeid.encode()))
+        generator = np.random.default_rng(seed)
         monkeypatch.setattr(released, "secret_generator", lambda: generator)
+    private = sys.modules.get("fedsynth.privacy.dp_training")
+    if private is not None:
+        monkeypatch.setattr(private, "secrets", SimpleNamespace(randbits=Random(seed).getrandbits))

@@ -22,12 +22,9 @@ from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
 from fedsynth.config.training import Model, Sampling, Training
-from fedsynth.config.types import AUTO, NONE, OWN_MODELS, REAL_SILOS, Auto, Scalar
+from fedsynth.config.types import AUTO, LEAST_SILOS, NONE, OWN_MODELS, REAL_SILOS, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
-
-LEAST_SILOS = 3
-"""Silos of a secure sum, at least."""
 
 
 def _declared_settings() -> dict[str, tuple[type[StrategySettings], FieldInfo]]:

@@ -81,3 +81,8 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+LEAST_SILOS = 3
+"""Participants without whom a secure sum hides nothing: of two, each knows the other's answer."""
+MOST_SILOS = 1000
+"""Participants of a secure sum, at most."""

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
 from fedsynth.messages.fields import MAX_STEPS, MessageError, array, setting, several, shown, tensor, text, whole
 
-LEAST_SILOS, MOST_SILOS = 3, 1000
 TOKEN = text(r"[A-Za-z0-9_-]{1,64}")
 _NAMES = several(text(r".{1,64}"), MOST_SILOS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -149,6 +149,14 @@ class Cohort:
         restore_sampler(self.scheduler, state["sampler"])
         if self.posterior is not None:
             self.posterior.logits = state["logits"]
+
+
+def finished_rows(cohorts: Iterable[Cohort], count: int) -> torch.Tensor:
+    """Return which of ``count`` samples are images, bool (N,)."""
+    finished = torch.zeros(count, dtype=torch.bool)
+    for cohort in cohorts:
+        finished[cohort.rows] = cohort.finished
+    return finished
 
 
 def make_cohorts(

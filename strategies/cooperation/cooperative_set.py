@@ -15,7 +15,7 @@ from fedsynth.mixture import effective_experts
 from fedsynth.mixture.picard import converged, picard_step
 from fedsynth.mixture.screening import bound_weights
 from strategies.conversation.census import Census
-from strategies.cooperation.cohort import Cohort
+from strategies.cooperation.cohort import Cohort, finished_rows
 from strategies.cooperation.message_cutting import Level, cut
 from strategies.cooperation.screener import EqualGroups, Screener
 
@@ -84,10 +84,7 @@ class CooperativeSet:
     @property
     def finished_rows(self) -> torch.Tensor:
         """Which samples are images, bool (N,)."""
-        finished = torch.zeros(len(self.labels), dtype=torch.bool)
-        for cohort in self.cohorts:
-            finished[cohort.rows] = cohort.finished
-        return finished
+        return finished_rows(self.cohorts, len(self.labels))
 
     @property
     def num_waiting(self) -> int:

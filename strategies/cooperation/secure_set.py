@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from fedsynth.config.run_config import LEAST_SILOS
+from fedsynth.config.types import LEAST_SILOS
 from fedsynth.errors import UserError
 from fedsynth.message_size import rows_in
 from fedsynth.mixture import effective_experts
 from fedsynth.privacy.sums.terms import LARGEST_SHARE
 from strategies.conversation.census import Census
-from strategies.cooperation.cohort import Cohort
-from strategies.cooperation.secure_sum import SecureSum
+from strategies.cooperation.cohort import Cohort, finished_rows
+from strategies.cooperation.secure_sum import NoiseQuestion, SecureSum
 
 logger = logging.getLogger("fedsynth")
 
@@ -63,10 +63,7 @@ class SecureSet:
     @property
     def finished_rows(self) -> torch.Tensor:
         """Which samples are images, bool (N,)."""
-        finished = torch.zeros(len(self.labels), dtype=torch.bool)
-        for cohort in self.cohorts:
-            finished[cohort.rows] = cohort.finished
-        return finished
+        return finished_rows(self.cohorts, len(self.labels))
 
     @property
     def levels_left(self) -> int:
@@ -102,9 +99,8 @@ class SecureSet:
         for part, rows in enumerate(self._rows.split(most)):
             labels = self.labels[rows]
             weights = torch.stack([self._weights[label] for label in labels.unique().tolist()], dim=1)
-            composed[rows], left, worked = sums.compose(
-                samples[rows], labels, timestep, part, weights, server_round, timeout
-            )
+            question = NoiseQuestion(samples[rows], labels, timestep, part, weights, server_round, timeout)
+            composed[rows], left, worked = sums.compose(question)
             self.members = sums.members
             experts.append(effective_experts(left))
             seconds += worked

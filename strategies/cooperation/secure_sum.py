@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import torch
@@ -28,6 +29,29 @@ logger = logging.getLogger("fedsynth")
 
 ATTEMPTS = 3
 """Times that silos are asked before a sum is given up."""
+
+
+@dataclass(frozen=True)
+class NoiseQuestion:
+    """What silos are asked together.
+
+    Attributes:
+        samples: x_t, float32 (n, C, H, W).
+        labels: their classes, int64 (n,).
+        timestep: of all samples.
+        part: which of the messages about this timestep.
+        weights: of every silo of the census in every class of ``labels``, sorted, (K, G).
+        server_round: for the silos' logs.
+        timeout: seconds to wait for answers; None: ``reply-timeout``.
+    """
+
+    samples: torch.Tensor
+    labels: torch.Tensor
+    timestep: int
+    part: int
+    weights: torch.Tensor
+    server_round: int
+    timeout: float | None
 
 
 class SecureSum:
@@ -60,26 +84,8 @@ class SecureSum:
         self._index = {member.name: k for k, member in enumerate(census)}
         self._seconds = 0.0
 
-    def compose(
-        self,
-        samples: torch.Tensor,
-        labels: torch.Tensor,
-        timestep: int,
-        part: int,
-        weights: torch.Tensor,
-        server_round: int,
-        timeout: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def compose(self, question: NoiseQuestion) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Return the silos' weighted mean prediction.
-
-        Args:
-            samples: x_t, float32 (n, C, H, W).
-            labels: their classes, int64 (n,).
-            timestep: of all samples.
-            part: which of the messages about this timestep.
-            weights: of every silo of the census in every class of ``labels``, sorted, (K, G).
-            server_round: for the silos' logs.
-            timeout: seconds to wait for answers; None: ``reply-timeout``.
 
         Returns:
             Σ w_i ε_i / Σ w_i over those who survived, float32 (n, C, H, W); their weights, zero for the others (K, G);
@@ -88,11 +94,12 @@ class SecureSum:
         Raises:
             RunError: too few silos answer, or those that do cannot agree on who is left.
         """
-        seen = samples.to(getattr(torch, self._wire_dtype)).float()
+        seen = replace(question, samples=question.samples.to(getattr(torch, self._wire_dtype)).float())
+        timestep, weights = question.timestep, question.weights
         self._seconds, why = 0.0, ""
         for _ in range(ATTEMPTS):
             try:
-                total, survivors = self._attempt(seen, labels, timestep, part, weights, server_round, timeout)
+                total, survivors = self._attempt(seen)
             except (SumError, RunError) as error:
                 why = str(error)
                 logger.warning("timestep %d: no sum: %s", timestep, why)
@@ -101,61 +108,53 @@ class SecureSum:
             left = torch.zeros_like(weights)
             chosen = [self._index[name] for name in survivors]
             left[chosen] = weights[chosen]
-            of_samples = weights_of_samples(left.sum(0).tolist(), labels)
+            of_samples = weights_of_samples(left.sum(0).tolist(), question.labels)
             return (total / of_samples[:, None, None, None]).float(), left / left.sum(0), self._seconds
         raise RunError(
             f"no secure sum at timestep {timestep} in {ATTEMPTS} attempts: {why}; resume when silos are back"
         )
 
-    def _attempt(
-        self,
-        samples: torch.Tensor,
-        labels: torch.Tensor,
-        timestep: int,
-        part: int,
-        weights: torch.Tensor,
-        server_round: int,
-        timeout: float | None,
-    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+    def _attempt(self, question: NoiseQuestion) -> tuple[torch.Tensor, tuple[str, ...]]:
         names = self.members
         keys = {name: self._keys_of(name) for name in names}
-        rows = weights[[self._index[name] for name in names]].float()
-        attempt = uuid4().hex
-        terms = noise_terms(
-            run=self._run_token,
-            attempt=attempt,
-            samples=samples,
-            labels=labels,
-            timestep=timestep,
-            part=part,
-            num_train_timesteps=self._num_train_timesteps,
-            keys=keys,
-            weights=rows,
-        )
+        rows = question.weights[[self._index[name] for name in names]].float()
         request = MaskedRequest(
-            samples=samples,
-            labels=labels,
-            timestep=timestep,
-            part=part,
+            samples=question.samples,
+            labels=question.labels,
+            timestep=question.timestep,
+            part=question.part,
             run_token=self._run_token,
-            attempt=attempt,
-            participants=terms.participants,
+            attempt=uuid4().hex,
+            participants=names,
             keys=tuple(keys[name].text for name in names),
             weights=rows,
-            server_round=server_round,
+            server_round=question.server_round,
             wire_dtype=self._wire_dtype,
         )
+        terms = noise_terms(
+            run=request.run_token,
+            attempt=request.attempt,
+            samples=request.samples,
+            labels=request.labels,
+            timestep=request.timestep,
+            part=request.part,
+            num_train_timesteps=self._num_train_timesteps,
+            keys=keys,
+            weights=request.weights,
+        )
+        timeout = question.timeout
         server = ServerSide(terms, keys)
         self._collect(server, terms, request, timeout)
         self._settle(server)
         if server.dropped:
-            logger.warning("timestep %d: %s dropped out, for the rest of the run", timestep, ", ".join(server.dropped))
+            gone = ", ".join(server.dropped)
+            logger.warning("timestep %d: %s dropped out, for the rest of the run", question.timestep, gone)
             self._agree(server, terms, timeout)
         for _ in range(ATTEMPTS):
             self._reveal(server, terms, timeout)
             if not server.still_needed:
                 break
-        total = torch.from_numpy(server.total()).reshape(samples.shape)
+        total = torch.from_numpy(server.total()).reshape(question.samples.shape)
         return total, server.survivors
 
     def _collect(self, server: ServerSide, terms: Terms, request: MaskedRequest, timeout: float | None) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.config.types import LEAST_SILOS
 from fedsynth.privacy.sums import masks
 from fedsynth.privacy.sums.fixed_point import to_float
 from fedsynth.privacy.sums.keys import PublicKeys
 from fedsynth.privacy.sums.silo import MaskedAnswer, Revealed, add_mask, list_text
-from fedsynth.privacy.sums.terms import LEAST_SILOS, SumError, Terms, shown
+from fedsynth.privacy.sums.terms import SumError, Terms, shown
 
 _SEALED_BYTES = 44
 _FINGERPRINT_BYTES = 32

@@ -10,10 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsynth.config.types import LEAST_SILOS
 from fedsynth.privacy.sums import masks
 from fedsynth.privacy.sums.fixed_point import to_fixed
 from fedsynth.privacy.sums.keys import PublicKeys, SecretKeys
-from fedsynth.privacy.sums.terms import LEAST_SILOS, SumError, Terms, shown
+from fedsynth.privacy.sums.terms import SumError, Terms, shown
 
 
 @dataclass(frozen=True)

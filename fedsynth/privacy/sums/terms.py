@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
 from fedsynth.errors import UserError
 from fedsynth.text import printable
 
-LEAST_SILOS = 3
-"""Participants without whom a sum hides nothing: of two, each knows the other's answer."""
-MOST_SILOS = 1000
 LARGEST_SHARE = 0.5
 """Of the weights of a group; with one that weighs more, the sum is mostly that silo's answer."""
 _ROUNDING = 1e-6
