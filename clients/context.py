@@ -149,6 +149,16 @@ class SiloContext:
             return lambda mechanism: None
         return self.privacy_account().before_steps(self.image_files(spec).key)
 
+    def before_summed_step(self, spec: ImageSpec) -> Callable[[Mechanism, Mechanism], None]:
+        """Return what is called before each answer to a secure sum of gradients, as :meth:`before_private_steps`.
+
+        Raises:
+            UserError: the images cannot be listed.
+        """
+        if self.simulated:
+            return lambda server, public: None
+        return self.privacy_account().before_summed_step(self.image_files(spec).key)
+
     def privacy_account(self) -> PrivacyAccount:
         """Return what a real silo's images have spent; where it stands is noted beside the policy, if there is one."""
         policy = str(self._flower.node_config.get("policy-path", ""))

@@ -9,10 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import UNet2DModel
-from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.gate import told_policy
@@ -28,9 +26,9 @@ from clients.models.pretrained_model import (
     pretrained_model,
     uploadable_network,
 )
-from clients.noisy_counts import noisy_label_counts
 from clients.silo_cache import SiloCache
 from clients.summing import MaskedQuestion, own_keys
+from clients.told_counts import refuse_large_delta, told_counts, told_number
 from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
@@ -69,7 +67,7 @@ from fedsynth.messages import (
 )
 from fedsynth.messages.transport import Arrays
 from fedsynth.privacy.dp_training import private_training, secret_generator, train_privately
-from fedsynth.seeding import derive_seed, make_generator
+from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 LOCAL_MODEL = "local-model"
@@ -94,7 +92,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     if config.private and brings_model(silo):
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
     pretrained = note_pretrained_model(silo, request.spec)
-    counts = _told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
+    counts = told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
     keys = own_keys(silo) if config.cooperation.secure_aggregation else None
     held_only = PrepareAnswer(
         num_examples=int(counts.sum()),
@@ -144,7 +142,7 @@ def _prepare_privately(
     held_only: PrepareAnswer, images: Silo, spec: ImageSpec, seconds: float, silo: SiloContext
 ) -> PrepareAnswer:
     """Train the silo's own model for a while, and tell of it how many steps it has had and nothing else."""
-    _refuse_large_delta(held_only.num_examples, silo)
+    refuse_large_delta(held_only.num_examples, silo)
     with silo.explained_state():
         model = LocalModel(
             images,
@@ -160,14 +158,6 @@ def _prepare_privately(
         silo.note(LOCAL_MODEL, model_note(spec, {"path": str(model.folder), "hash": model.key}))
         history = model.history()
     return replace(held_only, steps=int(history["steps"][-1]), finished=True, train_seconds=history["seconds"])
-
-
-def _refuse_large_delta(told_images: int, silo: SiloContext) -> None:
-    """Refuse a δ with which a mechanism that shows one image in 1/δ whole would be private."""
-    delta = silo.config.privacy.dp_delta
-    if delta * told_images > 1:
-        most = f"{1 / delta:.0f}"
-        raise UserError(f"dp-delta = {delta:g}: must be <= 1 / images of a silo, and this one has more than {most}")
 
 
 def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
@@ -268,7 +258,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     model.keep(request.server_round)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
-        num_examples=_told_number(silo, request.spec),
+        num_examples=told_number(silo, request.spec),
         loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
     )
 
@@ -276,8 +266,8 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
 def _train_round_privately(
     request: TrainRequest, unet: UNet2DModel, images: EncodedImages, labels: torch.Tensor, silo: SiloContext
 ) -> None:
-    config, told = silo.config, _told_number(silo, request.spec)
-    _refuse_large_delta(told, silo)
+    config, told = silo.config, told_number(silo, request.spec)
+    refuse_large_delta(told, silo)
     if request.first_step + request.steps > config.train_steps:
         raise UserError(
             f"{request.steps} steps after {request.first_step}: the noise is for dp-steps = {config.train_steps} in all"
@@ -304,7 +294,7 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
     weights = _own_network(silo).state_dict()
     return UploadAnswer(
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
-        num_examples=_told_number(silo, request.spec),
+        num_examples=told_number(silo, request.spec),
     )
 
 
@@ -315,24 +305,6 @@ def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
             f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
             " run's autoencoder (--autoencoder-path), file by file the same"
         )
-
-
-def _told_counts(silo: SiloContext, spec: ImageSpec, serves: NDArray[np.bool_] | int = 1) -> NDArray[np.int64]:
-    """Return training images per class as the silo tells them; ``serves`` is 0 for classes that do not count."""
-    config = silo.config
-    if not silo.simulated:
-        if config.private and not silo.policy.count_noise:
-            silo.policy.refuse("count_noise", "exact counts are not private, and the run has a dp-epsilon")
-        with silo.explained_state():
-            return silo.released(spec).training_counts(spec.classes, config.data.holdout_fraction) * serves
-    rng = np.random.default_rng(derive_seed(config.run.seed, "label-count-noise", silo.name))
-    return noisy_label_counts(silo.images(spec).train.label_counts() * serves, config.simulated_count_noise, rng)
-
-
-def _told_number(silo: SiloContext, spec: ImageSpec) -> int:
-    """Return the number of training images as the silo tells it; a simulated one tells it exactly, unless privately."""
-    exact = silo.simulated and not silo.config.private
-    return len(silo.images(spec).train) if exact else int(_told_counts(silo, spec).sum())
 
 
 def _check_question(request: EpsilonRequest, spec: ImageSpec | None, silo: SiloContext) -> None:

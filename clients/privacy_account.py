@@ -34,6 +34,8 @@ from fedsynth.privacy.spending import (
 logger = logging.getLogger("fedsynth")
 
 TRAINING = "training"
+SUMMED_STEP = "summed step"
+"""A step of a model that all silos train, of which only the sum over silos is known."""
 
 
 class PrivacyAccount:
@@ -60,20 +62,21 @@ class PrivacyAccount:
         """Whether the policy sets a budget."""
         return self._policy.limit("privacy_epsilon") < math.inf
 
-    def spend(self, what: str, mechanism: AnyMechanism | None, data: str) -> None:
+    def spend(self, what: str, mechanism: AnyMechanism | None, data: str, public: Mechanism | None = None) -> None:
         """Account for a release that is about to be drawn.
 
         Args:
             what: is released, such as ``counts``.
             mechanism: how; None: without noise. Then, and as there is no budget, a run is written down once.
             data: the state of the images.
+            public: what it comes to towards the public, of a secure sum; the budget is for ``mechanism``.
 
         Raises:
             PolicyError: it would go beyond the budget; nothing is written then.
             UserError: the account is damaged, or cannot be written.
         """
         with self._opened() as (file, last, spendings):
-            spending = self._spending(what, mechanism, data)
+            spending = replace(self._spending(what, mechanism, data), public=public)
             self._refuse_beyond(spending, spendings)
             if mechanism is None and any(replace(spent, time=spending.time) == spending for spent in spendings):
                 return
@@ -92,6 +95,19 @@ class PrivacyAccount:
             PolicyError, UserError: see :meth:`spend`; of what is returned.
         """
         return partial(self.spend, TRAINING, data=data)
+
+    def before_summed_step(self, data: str) -> Callable[[Mechanism, Mechanism], None]:
+        """Return what a silo calls before each answer to a secure sum, with what it costs towards server and public.
+
+        Also before one to a question that comes again: its answer is another.
+
+        Args:
+            data: the state of the images.
+
+        Raises:
+            PolicyError, UserError: see :meth:`spend`; of what is returned.
+        """
+        return lambda server, public: self.spend(SUMMED_STEP, server, data, public)
 
     def told_before(self, what: str, mechanism: AnyMechanism | None, data: str) -> None:
         """Account for an answer that is kept and told again, unless the account has it: an earlier version told it.

@@ -171,6 +171,14 @@ class FedDDPMPlusSettings(FedDDPMSettings):
     correct_once: bool = key(True, "correct once per run, not whenever slow")
 
 
+class DPSumSettings(StrategySettings):
+    """One private model of all silos, trained by secure sums of their gradients."""
+
+    dp_colluders: Count = key(
+        1, "silos that may help the server to look behind a sum: dp-epsilon holds towards all of them together"
+    )
+
+
 class OwnModelsSettings(StrategySettings):
     """Sampling from the silos' own models."""
 
@@ -262,6 +270,7 @@ SETTINGS: dict[str, type[StrategySettings]] = {
     "feddiffuse": FedDiffuseSettings,
     "fedddpm": FedDDPMSettings,
     "fedddpm-plus": FedDDPMPlusSettings,
+    "dp-sum": DPSumSettings,
     "dfd": DfDSettings,
     "pooled": OwnModelsSettings,
     "local": StrategySettings,

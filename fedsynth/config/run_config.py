@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
-from fedsynth.config.methods import SETTINGS, AveragingSettings, DfDSettings, StrategySettings
+from fedsynth.config.methods import SETTINGS, AveragingSettings, DfDSettings, DPSumSettings, StrategySettings
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
@@ -234,8 +234,7 @@ def _refuse_contradictions(config: RunConfig) -> None:
         _ = config.settings  # which refuses values that do not go together
     if config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings):
         _refuse_single_answers(config.settings, run.num_clients)
-    if config.private:
-        _refuse_what_is_not_private(config)
+    _refuse_what_is_not_private(config)
     steps = "dp-steps" if config.private else "train-steps"
     limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": steps}
     for name, other in limits.items():
@@ -272,7 +271,14 @@ def _refuse_single_answers(settings: DfDSettings, num_clients: int) -> None:
 
 
 def _refuse_what_is_not_private(config: RunConfig) -> None:
-    """Refuse what dp-epsilon does not cover."""
+    """Refuse what dp-epsilon does not cover, and what needs it."""
+    if not config.private:
+        if isinstance(config.settings, DPSumSettings):
+            raise UserError(
+                "strategy = 'dp-sum' needs dp-epsilon, from which its noise follows: set dp-epsilon = 10, for instance,"
+                " or strategy = 'fedavg'"
+            )
+        return
     strategy, given = config.run.strategy, f"dp-epsilon = {config.privacy.dp_epsilon}"
     if strategy == "centralised":
         raise UserError(
@@ -283,7 +289,8 @@ def _refuse_what_is_not_private(config: RunConfig) -> None:
             f"{given}: strategy = 'fedddpm-plus' acts on the silos' losses, which would tell of their images; set"
             " strategy = 'fedddpm'"
         )
-    if not (strategy in OWN_MODELS or isinstance(config.settings, AveragingSettings)) or is_plugin(strategy):
+    known = isinstance(config.settings, AveragingSettings | DPSumSettings)
+    if not (strategy in OWN_MODELS or known) or is_plugin(strategy):
         raise UserError(f"{given}: what strategy = '{strategy}' has silos train is not known; choose another strategy")
     if config.evaluation.evaluate_silos:
         raise UserError(

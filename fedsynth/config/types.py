@@ -28,6 +28,7 @@ StrategyName = Literal[
     "feddiffuse",
     "fedddpm",
     "fedddpm-plus",
+    "dp-sum",
     "dfd",
     "pooled",
     "local",
@@ -64,7 +65,7 @@ WITH_SILOS = ("imagefolder", "hf", "camelyon17", "cifar100")
 PartitionName = Literal["iid", "dirichlet", "power-law", "pathological", "pairs", "disjoint", "natural"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name of a plug-in")]
 """``module:name`` of a plug-in: a strategy, dataset or sampler that is no part of fedsynth."""
-PresetName = Literal["grid", "digits", "small", "mnist", "cifar10", "celeba"]
+PresetName = Literal["grid", "digits", "dp-small", "small", "mnist", "cifar10", "celeba"]
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "ula"]
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")
 """Samplers whose every move carries fresh noise."""

@@ -6,7 +6,8 @@ word for convolutions behind diffusers' attention, whose inputs are channels-las
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MEMORY_BYTES = 2**30
 """Room for the gradients and activations of the records that are worked on at a time."""
+
+MOST_NORM = 2**20
+"""Norm of a record's gradient in whole numbers, at most: finer steps than that would gain nothing."""
 
 Forward = Callable[..., Any]
 """Calls the network with given weights."""
@@ -46,10 +50,85 @@ def clipped_gradient_sum(
     Returns:
         The sum by name of the parameter, of the parameters' shapes.
     """
-    parameters = {name: value.detach() for name, value in network.named_parameters()}
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    total = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    for gradients in _gradients_by_chunk(network, loss, records, memory_bytes):
+        squares = [value.flatten(1).double().square().sum(1) for value in gradients.values()]
+        factors = _clipping_factors(torch.stack(squares).sum(0).sqrt(), clip).float()
+        for name, value in gradients.items():
+            total[name] += torch.tensordot(factors, torch.nan_to_num(value, 0.0, 0.0, 0.0), dims=1)
+    return total
+
+
+def clipped_whole_sum(
+    network: nn.Module,
+    loss: RecordLoss,
+    records: tuple[torch.Tensor, ...],
+    clip: float,
+    norm: int,
+    memory_bytes: int = MEMORY_BYTES,
+) -> torch.Tensor:
+    """Return the sum of :func:`clipped_gradient_sum` in whole numbers: whole vectors of norm ``norm`` at most.
+
+    A gradient clipped to C is multiplied by :func:`whole_scale`, and rounded to the nearest whole numbers: that moves
+    it by half of √(number of weights) at most, for which the scale leaves room. Whether the vector is longer all the
+    same is asked in whole numbers, and then it counts as 0. So one record more or less changes the sum by a vector of
+    norm ``norm`` at most, as far as the others' gradients stay what they were: floating-point arithmetic may compute the
+    last digits of one otherwise in another company.
+
+    Args:
+        network, loss, records, clip, memory_bytes: as for :func:`clipped_gradient_sum`.
+        norm: Δ, above half of √(number of weights), at most :data:`MOST_NORM`.
+
+    Returns:
+        Whole numbers, int64 (number of weights,), the parameters one after the other.
+
+    Raises:
+        ValueError: Δ out of its range.
+    """
+    count = sum(value.numel() for value in network.parameters())
+    scale = whole_scale(clip, norm, count)
+    total = torch.zeros(count, dtype=torch.float64)
+    for gradients in _gradients_by_chunk(network, loss, records, memory_bytes // 3):
+        rows = torch.cat([value.flatten(1).double() for value in gradients.values()], dim=1)
+        rows = torch.nan_to_num(rows, 0.0, 0.0, 0.0) if (bad := ~rows.isfinite().all(1)).any() else rows
+        factors = scale * _clipping_factors(_dots(rows).sqrt(), clip).masked_fill(bad, 0.0)
+        rows.mul_(factors[:, None]).round_()
+        # Whole numbers, their squares and sums are exact in double precision below 2⁵³, and never fall below it again.
+        rows[_dots(rows) > norm**2] = 0.0
+        total += rows.sum(0).cpu()
+    return total.long()
+
+
+def _dots(rows: torch.Tensor) -> torch.Tensor:
+    """Return the square of every row's norm, without a copy of the rows."""
+    return (rows[:, None] @ rows[:, :, None]).flatten()
+
+
+def whole_scale(clip: float, norm: int, count: int) -> float:
+    """Return how many whole numbers a gradient of 1 becomes in :func:`clipped_whole_sum`.
+
+    Raises:
+        ValueError: Δ out of its range.
+    """
+    room = norm - math.sqrt(count) / 2
+    if not 0 < room <= MOST_NORM - math.sqrt(count) / 2:
+        raise ValueError(f"norm {norm}: must be above {math.sqrt(count) / 2:.0f} and at most {MOST_NORM}")
+    return room / clip
+
+
+def _clipping_factors(norms: torch.Tensor, clip: float) -> torch.Tensor:
+    """Return min(1, C / ‖g‖) for norms (n,), 0 for those that are not finite."""
+    # A small gradient stays as it is. 0 · inf would be NaN, so one that is not finite is replaced as well.
+    return torch.where(norms.isfinite(), (clip / norms).clamp(max=1.0), 0.0)
+
+
+def _gradients_by_chunk(
+    network: nn.Module, loss: RecordLoss, records: tuple[torch.Tensor, ...], memory_bytes: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the gradients of some records at a time, by name of the parameter, each (n, ...)."""
     if not len(records[0]):
-        return total
+        return
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
 
     def loss_of(weights: dict[str, torch.Tensor], *record: torch.Tensor) -> torch.Tensor:
         def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
@@ -63,13 +142,7 @@ def clipped_gradient_sum(
         # The other kinds of attention have no rule for vmap, and would do one record after the other.
         with sdpa_kernel(SDPBackend.MATH):
             gradients = gradients_of(parameters, *chunk)
-        squares = [value.flatten(1).double().square().sum(1) for value in gradients.values()]
-        norms = torch.stack(squares).sum(0).sqrt()
-        # A small gradient stays as it is. 0 · inf would be NaN, so one that is not finite is replaced as well.
-        factors = torch.where(norms.isfinite(), (clip / norms).clamp(max=1.0), 0.0).float()
-        for name, value in gradients.items():
-            total[name] += torch.tensordot(factors, torch.nan_to_num(value, 0.0, 0.0, 0.0), dims=1)
-    return total
+        yield gradients
 
 
 def bytes_per_record(network: nn.Module, loss: RecordLoss, record: tuple[torch.Tensor, ...]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,7 @@ LEAST_SCALE = 0.05
 _MOST_LOSS = 30.0
 """Expected privacy loss, in standard deviations, beyond which no ε is computed: the sum would take minutes."""
 
+_PUBLIC = "public-noise-multiplier"
 GAUSSIAN, GEOMETRIC, NONE = "gaussian", "geometric", "none"
 
 
@@ -50,6 +51,7 @@ class Spending:
         data: the state of the images, as their files' names and sizes.
         run: Flower's number of the run.
         time: when, ISO 8601.
+        public: what it comes to towards those who see only what became of a secure sum; None: the same.
     """
 
     what: str
@@ -57,11 +59,13 @@ class Spending:
     data: str
     run: str
     time: str
+    public: Mechanism | None = None
 
     def content(self) -> dict[str, Any]:
         """Return what the line says."""
         said = {"what": self.what, "data": self.data, "run": self.run, "time": self.time}
-        return {**said, **_mechanism_content(self.mechanism)}
+        public = {} if self.public is None else {_PUBLIC: self.public.noise_multiplier}
+        return {**said, **_mechanism_content(self.mechanism), **public}
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Spending:
@@ -73,7 +77,12 @@ class Spending:
         texts = {name: entry[name] for name in ("what", "data", "run", "time")}
         if not all(isinstance(text, str) for text in texts.values()):
             raise TypeError("a name is no text")
-        return cls(mechanism=_mechanism_of(entry), **{name: printable(text, 80) for name, text in texts.items()})
+        mechanism, public = _mechanism_of(entry), None
+        if _PUBLIC in entry:
+            if not isinstance(mechanism, Mechanism):
+                raise ValueError("noise of a sum beside a mechanism of another kind")
+            public = replace(mechanism, noise_multiplier=float(entry[_PUBLIC]))
+        return cls(mechanism=mechanism, public=public, **{name: printable(text, 80) for name, text in texts.items()})
 
 
 @dataclass

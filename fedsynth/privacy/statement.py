@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsynth.config import REAL_SILOS, RunConfig
+from fedsynth.config.methods import DPSumSettings
 from fedsynth.privacy.accounting import Geometric, Mechanism, epsilon
 from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.privacy.summed_noise import SummedNoise
+from fedsynth.privacy.sums import threshold
 
 NEIGHBOURS = "one training image of a silo more or less"
 NOT_COVERED = (
     "Not covered: class names and image size; the range of values of images of more than 8 bits, where value-range is"
     " not given; how long a silo takes to answer; settings that were chosen by looking at earlier results; several"
     " images of one person or object, which count one by one; images that lie at more than one silo; other runs on the"
-    " same images, whose ε adds up. Noise is drawn as floating-point numbers, whose rounding the proof leaves out."
+    " same images, whose ε adds up."
+)
+FLOATS = " Noise is drawn as floating-point numbers, whose rounding the proof leaves out."
+COMPANY = (
+    " The last digits of an image's gradient may depend on which others it is computed with: the proof leaves that out."
 )
 SIMULATED = "This run is a simulation: its operator has all images, and the noise of the counts follows from its seed."
 
@@ -56,20 +63,51 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     keys, mechanism = config.privacy, mechanism_of(config)
     simulated = config.data.dataset != REAL_SILOS
     reached, scale = epsilon([mechanism], keys.dp_delta), config.simulated_count_noise if simulated else 0.0
+    summed = isinstance(config.settings, DPSumSettings)
     sentences = (
+        *(_of_sums if summed else _of_trainings)(config, mechanism, reached),
+        _of_counts(mechanism, keys.dp_delta, scale),
+        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs again:"
+        " what was spent in all, a silo's own account says.",
+        *((SIMULATED,) if simulated else ()),
+        NOT_COVERED + (COMPANY if summed else FLOATS),
+    )
+    return PrivacyStatement(reached, keys.dp_delta, mechanism, scale, sentences)
+
+
+def _of_trainings(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[str, ...]:
+    keys = config.privacy
+    return (
         f"At every silo, training is differentially private with ε = {_up(reached)} and δ = {keys.dp_delta:g} as to"
         f" {NEIGHBOURS} (add/remove). So is whatever follows from it: weights, answers, and these images."
         " Silos without an image in common do not add up.",
         f"Mechanism: DP-SGD (Abadi et al. 2016), {mechanism.steps} steps at a silo, each on a Poisson sample with"
         f" probability {mechanism.sampling_rate:g}, gradients of images clipped to norm {keys.dp_clip:g}, Gaussian"
         f" noise with multiplier {mechanism.noise_multiplier:.4g}; accounted for with privacy loss distributions.",
-        _of_counts(mechanism, keys.dp_delta, scale),
-        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs again:"
-        " what was spent in all, a silo's own account says.",
-        *((SIMULATED,) if simulated else ()),
-        NOT_COVERED,
     )
-    return PrivacyStatement(reached, keys.dp_delta, mechanism, scale, sentences)
+
+
+def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[str, ...]:
+    keys, settings = config.privacy, config.settings
+    assert isinstance(settings, DPSumSettings)
+    noise = SummedNoise(mechanism.noise_multiplier, config.run.num_clients, settings.dp_colluders, norm=1)
+    public = epsilon([noise.towards_public(mechanism.sampling_rate, mechanism.steps)], keys.dp_delta)
+    helpers = f"{settings.dp_colluders} silo{'s' * (settings.dp_colluders != 1)}"
+    helped = f"that {helpers} may help" if settings.dp_colluders else "that no silo helps"
+    return (
+        f"Training is differentially private with δ = {keys.dp_delta:g} as to {NEIGHBOURS} (add/remove):"
+        f" with ε = {_up(public)} towards all who see what follows from it, the model and these images, and with"
+        f" ε = {_up(reached)} towards a server {helped}, which sees sums of the silos' answers round by round."
+        " Silos without an image in common do not add up.",
+        f"Mechanism: {mechanism.steps} steps of DP-SGD (Abadi et al. 2016) on secure sums over at least"
+        f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"
+        f" probability {mechanism.sampling_rate:g}, by itself. Gradients of images are clipped to norm"
+        f" {keys.dp_clip:g} and rounded to whole numbers; every silo adds discrete Gaussian noise (Canonne et al."
+        f" 2020), of which the shares of {noise.honest} silos have noise multiplier {mechanism.noise_multiplier:.4g} together;"
+        " accounted for with privacy loss distributions.",
+        "Towards the server it holds as long as masks hide single answers from it: if the silos know one another's"
+        f" keys, and no more than {helpers} help it.",
+    )
 
 
 def _of_counts(mechanism: Mechanism, delta: float, scale: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,18 @@ from fedsynth.config import RECIPES, RunConfig
 from fedsynth.diffusion import EncodedImages, TrainingState, build_unet, make_codec
 from fedsynth.errors import UserError
 from fedsynth.privacy import Mechanism, dp_training, epsilon
-from fedsynth.privacy.dp_training import DPSGD, mechanism_of, private_training, secret_generator, train_privately
+from fedsynth.privacy.dp_training import (
+    DPSGD,
+    SummedStep,
+    mechanism_of,
+    noised_whole_sum,
+    private_training,
+    secret_generator,
+    summed_training_step,
+    train_privately,
+)
+from fedsynth.privacy.gradients import MOST_NORM, clipped_gradient_sum
+from fedsynth.privacy.summed_noise import SummedNoise
 from fedsynth.spec import ImageSpec
 
 SPEC = ImageSpec(1, 8, ("across", "down"))
@@ -170,3 +182,51 @@ def test_steps_of_a_private_run_are_its_own() -> None:
     plain = RunConfig.from_run_config({"train-steps": 90})
     assert not plain.private
     assert plain.own_steps == plain.train_steps == 90
+
+
+def summed_step(norm: int = MOST_NORM, sigma: float = 0.05, rate: float = 1.0) -> SummedStep:
+    return SummedStep(SummedNoise(sigma, 3, 0, norm), rate, clip=1.0, multiplicity=2)
+
+
+def test_without_noise_a_summed_step_is_one_on_the_plain_clipped_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three silos' answers, each with a share of no noise, against one sum over all images and one optimiser step."""
+    monkeypatch.setattr(dp_training, "discrete_gaussian", lambda std, size, bits: np.zeros(size, np.int64))
+    sums, plain = new_state(), new_state()
+    images, labels = stripes()
+    drawn: list[tuple[torch.Tensor, ...]] = []
+    draws = dp_training._draws
+
+    def note(*args: Any) -> tuple[torch.Tensor, ...]:
+        drawn.append(draws(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(dp_training, "_draws", note)
+    parts = [(images[n : n + 2], labels[n : n + 2]) for n in (0, 2, 4)]
+    total = sum(noised_whole_sum(sums.unet, RECIPE, *part, summed_step()) for part in parts)
+    summed_training_step(sums, torch.from_numpy(total), 1.0, MOST_NORM, 3.0)
+    batch = tuple(torch.cat(part) for part in zip(*drawn, strict=True))
+    loss = dp_training._record_loss(RECIPE, torch.device("cpu"))
+    gradients = clipped_gradient_sum(plain.unet, loss, batch, 1.0)
+    for name, parameter in plain.unet.named_parameters():
+        parameter.grad = gradients[name] / 3.0
+    plain.set_learning_rate()
+    plain.optimizer.step()
+    plain.ema.step(plain.unet.parameters())
+    # Adam divides by a gradient's size: where that is nearly 0, rounding decides the direction of a step of the rate.
+    moved = (weights(sums) - weights(plain)).abs()
+    assert float((moved < 1e-5).float().mean()) > 0.97
+    assert sums.steps == 1
+
+
+def test_answers_of_several_silos_have_the_noise_of_the_sum() -> None:
+    """Of three silos one may help the server: the shares of two make the noise, three have half as much again."""
+    step = replace(summed_step(sigma=2.0), noise=SummedNoise(2.0, 3, 1, 1000))
+    state = new_state()
+    rng = np.random.default_rng(5)
+    nothing = torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.int64)
+    answers = [noised_whole_sum(state.unet, RECIPE, *nothing, step, rng.bytes) for _ in range(3)]
+    share = math.sqrt((2.0 * 1000) ** 2 / 2)
+    for answer in answers:
+        assert answer.std() == pytest.approx(share, rel=0.05)
+    assert sum(answers[:2]).std() == pytest.approx(2.0 * 1000, rel=0.05)
+    assert np.corrcoef(answers[0], answers[1])[0, 1] == pytest.approx(0, abs=0.05)

@@ -9,7 +9,15 @@ from diffusers import UNet2DModel
 from fedsynth.config import RECIPES
 from fedsynth.diffusion import PRESETS, build_unet, make_scheduler
 from fedsynth.diffusion.recipe import denoising_loss
-from fedsynth.privacy.gradients import bytes_per_record, clipped_gradient_sum, gaussian_noise
+from fedsynth.privacy import gradients
+from fedsynth.privacy.gradients import (
+    MOST_NORM,
+    bytes_per_record,
+    clipped_gradient_sum,
+    clipped_whole_sum,
+    gaussian_noise,
+    whole_scale,
+)
 from fedsynth.spec import ImageSpec
 
 RECIPE = RECIPES["default"]
@@ -111,3 +119,43 @@ def test_noise_has_its_standard_deviation() -> None:
 @pytest.fixture
 def tiny_unet() -> UNet2DModel:
     return build_unet("digits", SPEC, torch.Generator().manual_seed(0), (8, 8), 1)
+
+
+def test_in_whole_numbers_it_is_the_same_sum(tiny_unet: UNet2DModel) -> None:
+    batch = records(4)
+    plain = torch.cat([value.flatten() for value in clipped_gradient_sum(tiny_unet, loss, batch, CLIP).values()])
+    for memory in (2**30, 1):
+        whole = clipped_whole_sum(tiny_unet, loss, batch, CLIP, MOST_NORM, memory)
+        assert whole.dtype == torch.int64
+        scale = whole_scale(CLIP, MOST_NORM, len(whole))
+        torch.testing.assert_close((whole / scale).float(), plain, rtol=1e-4, atol=3e-6 + 2 / scale)
+
+
+@pytest.mark.parametrize("norm", [200, MOST_NORM])
+def test_no_record_is_longer_than_the_norm_after_rounding(tiny_unet: UNet2DModel, norm: int) -> None:
+    batch = records(3)
+    found = [clipped_whole_sum(tiny_unet, loss, tuple(part[n : n + 1] for part in batch), 0.01, norm) for n in range(3)]
+    for one in found:
+        squared = sum(number * number for number in one.tolist())  # Python's whole numbers do not overflow
+        assert 0.4 * norm**2 < squared <= norm**2
+    together = clipped_whole_sum(tiny_unet, loss, batch, 0.01, norm)
+    torch.testing.assert_close(together, found[0] + found[1] + found[2], rtol=1e-4, atol=3)
+
+
+def test_a_record_that_rounding_made_too_long_counts_as_nothing(
+    tiny_unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = records(2)
+    monkeypatch.setattr(gradients, "whole_scale", lambda clip, norm, count: 1.01 * norm / clip)
+    assert not clipped_whole_sum(tiny_unet, loss, batch, 0.01, 10_000).any()
+    spoiled = (batch[0].clone(), *batch[1:])
+    spoiled[0][0] = float("inf")
+    monkeypatch.setattr(gradients, "whole_scale", whole_scale)
+    alone = clipped_whole_sum(tiny_unet, loss, tuple(part[1:] for part in batch), CLIP, 10_000)
+    assert torch.equal(clipped_whole_sum(tiny_unet, loss, spoiled, CLIP, 10_000), alone)
+
+
+def test_whole_numbers_too_coarse_or_too_fine_are_refused(tiny_unet: UNet2DModel) -> None:
+    for norm in (3, MOST_NORM + 1):
+        with pytest.raises(ValueError, match=f"norm {norm}: must be above"):
+            clipped_whole_sum(tiny_unet, loss, records(1), CLIP, norm)

@@ -61,7 +61,10 @@ def privacy(folder: Path, options: argparse.Namespace) -> int:
     print(f"account  {path}: {report.lines:,} line{'s' * (report.lines != 1)}")
     chain = [line.replace("the hash noted earlier", f"the hash in '{note}'") for line in chain_lines(report)]
     spent = spent_epsilon([one.mechanism for one in report.spendings], policy.privacy_delta)
-    for line in (*_spendings(report.spendings), *_budget(spent, policy), *chain):
+    public = [one.public or one.mechanism for one in report.spendings]
+    of_sums = any(one.public for one in report.spendings)
+    towards = [_towards_public(spent_epsilon(public, policy.privacy_delta))] if of_sums and spent < math.inf else []
+    for line in (*_spendings(report.spendings), *_budget(spent, policy), *towards, *chain):
         print(printable(line))
     return int(report.num_problems > 0)
 
@@ -83,6 +86,13 @@ def _spendings(spendings: Sequence[Spending]) -> Iterator[str]:
     for (what, mechanism, data, run), several in alike[-_MOST_LINES:]:
         times = f"{len(several):,} times " if len(several) > 1 else ""
         yield f"spent  {several[-1].time}  {what:10}  {times}{described(mechanism)}; run {run}, images {data}"
+
+
+def _towards_public(spent: float) -> str:
+    return (
+        f"       {spent:.4g} of it towards whoever sees only what secure sums led to; the ε above is towards a server"
+        " that other silos help"
+    )
 
 
 def _budget(spent: float, policy: SiloPolicy) -> Iterator[str]:
