@@ -126,6 +126,11 @@ class RunConfig(BaseModel):
         return self.privacy.dp_epsilon != NONE
 
     @property
+    def secure_sums(self) -> bool:
+        """Whether the server sees sums of the silos' answers, and no single one."""
+        return self.cooperation.secure_aggregation or isinstance(self.settings, DPSumSettings)
+
+    @property
     def own_steps(self) -> int:
         """Optimiser steps of a silo's own model."""
         return self.privacy.dp_steps if self.private else self.training.own_steps
