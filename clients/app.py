@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import handlers, measuring, summing
+from clients import handlers, measuring, summed_gradients, summing
 from clients.context import SiloContext, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
@@ -22,6 +22,7 @@ from fedsynth.messages import (
     DescribeRequest,
     EpsilonRequest,
     EvaluateRequest,
+    GradientRequest,
     MaskedRequest,
     PrepareRequest,
     Request,
@@ -82,6 +83,7 @@ app.query("describe")(answering(DescribeRequest, handlers.describe))
 app.query("prepare")(answering(PrepareRequest, handlers.prepare))
 app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
 app.query("masked")(answering(MaskedRequest, handlers.masked))
+app.query("gradient")(answering(GradientRequest, summed_gradients.gradient))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, handlers.sample))

@@ -20,13 +20,16 @@ from clients.ledger import Counts, Ledger
 from clients.models.pretrained_model import brings_model
 from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
+from fedsynth.config import RunConfig
 from fedsynth.config.keys import kebab
+from fedsynth.config.methods import DPSumSettings
 from fedsynth.diffusion import count_parameters
 from fedsynth.disk import folder_bytes
 from fedsynth.errors import UserError
 from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
+    GradientRequest,
     MaskedRequest,
     PrepareRequest,
     Request,
@@ -37,8 +40,10 @@ from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
-WITH_MASKED = ("agree", "reveal")
-"""Messages that finish a sum of answers ``masked``: a policy names them all by that word."""
+SUMS = ("masked", "gradient")
+"""Messages whose answers are summed; a policy that allows one of them allows :data:`FINISH_SUMS` as well."""
+FINISH_SUMS = ("agree", "reveal")
+"""Messages that finish a sum."""
 
 LEDGER_FILE = "ledger.json"
 OWN_MODEL = "own-models"
@@ -64,8 +69,8 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
-    kind = "masked" if kind in WITH_MASKED else kind
-    if kind not in policy.answers:
+    needed = SUMS if kind in FINISH_SUMS else (kind,)
+    if not set(needed).intersection(policy.answers):
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")
@@ -161,6 +166,8 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
             return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
             return {"optimiser-steps": request.steps}
+        case GradientRequest():
+            return {"optimiser-steps": 1, FEWEST: int((request.weights > 0).sum(0).min())}
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
             return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
@@ -195,8 +202,17 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
+        case GradientRequest():
+            _refuse_few_colluders(config, policy)
+            _refuse_training(request.spec, config.train_steps, silo)
         case TrainRequest() | PrepareRequest():
             _refuse_model(request, silo)
+
+
+def _refuse_few_colluders(config: RunConfig, policy: SiloPolicy) -> None:
+    reckoned = config.settings.dp_colluders if isinstance(config.settings, DPSumSettings) else 0
+    if reckoned < policy.least_colluders:
+        policy.refuse("least_colluders", f"the run's dp-colluders is {reckoned}")
 
 
 def _refuse_model(request: TrainRequest | PrepareRequest, silo: SiloContext) -> None:

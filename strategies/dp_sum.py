@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.diffusion import TrainingState
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import RunError
 from fedsynth.messages import GradientRequest, transport
 from fedsynth.privacy.dp_training import mechanism_of, summed_training_step
 from fedsynth.privacy.summed_noise import SummedNoise, fitting_norm
@@ -29,7 +29,8 @@ from fedsynth.privacy.sums import from_ring
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
-from strategies.conversation.secure_sum import SecureSum, refuse_keyless
+from strategies.conversation.secure_sum import Common, SecureSum, refuse_keyless
+from strategies.conversation.waiting import round_timeout
 from strategies.global_model import draw_from_model, new_training
 
 logger = logging.getLogger("fedsynth")
@@ -59,6 +60,7 @@ class DPSum(SynthesisStrategy):
         self._run_token = uuid4().hex
         self._members: tuple[str, ...] = ()
         self._training: TrainingState | None = None
+        self._slowest = 0.0
 
     def check(self, config: RunConfig) -> None:
         """Refuse so many colluders that nobody is left to hide behind; there are as many rounds as private steps."""
@@ -76,6 +78,7 @@ class DPSum(SynthesisStrategy):
         self._members = tuple(sorted(member.name for member in task.census))
         self._training = new_training(task, "summed-training", task.config.privacy.dp_steps)
         self.num_rounds = task.config.privacy.dp_steps
+        self.timeout = round_timeout(task.config.exchange, 0.0)
         norm = self._norm(task)
         noise = _noise(task.config, len(self._members), self.settings.dp_colluders, norm)
         logger.info(
@@ -94,18 +97,20 @@ class DPSum(SynthesisStrategy):
             RunError: there is no sum, or the model is no model any more.
         """
         task, training = self._task, self._training
-        assert task is not None and training is not None  # run_round comes after begin
+        assert task is not None  # run_round comes after begin
+        assert training is not None
         config, norm = task.config, self._norm(task)
         sent = transport.encode_tensors(training.unet.state_dict(), config.exchange.wire_dtype)
 
-        def build(common: dict[str, Any]) -> GradientRequest:
+        def build(common: Common) -> GradientRequest:
             return GradientRequest(**common, arrays=sent, spec=task.spec, server_round=server_round, norm=norm)
 
         start = time.monotonic()
         sums = SecureSum(exchange, task.census, self._run_token, self._members)
         equal = torch.full((len(task.census), 1), 1 / len(task.census))
         summed = sums.sum(f"round {server_round}", server_round, equal, build, timeout=self.timeout)
-        self.timeout = round_timeout(config.exchange, max(self._slowest, time.monotonic() - start))
+        self._slowest = max(self._slowest, time.monotonic() - start)
+        self.timeout = round_timeout(config.exchange, self._slowest)
         self._members = sums.members
         told = sum(member.num_examples for member in task.census if member.name in summed.survivors)
         denominator = config.privacy.dp_sampling_rate * max(1, told)

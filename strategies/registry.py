@@ -18,6 +18,7 @@ from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM,
 from strategies.base import SynthesisStrategy
 from strategies.centralised import Centralised
 from strategies.cooperation.dfd import DfD
+from strategies.dp_sum import DPSum
 from strategies.own_models.local import Local
 from strategies.own_models.pooled import Pooled
 
@@ -36,6 +37,7 @@ STRATEGIES: dict[str, type[SynthesisStrategy]] = {
     "feddiffuse": FedDiffuse,
     "fedddpm": FedDDPM,
     "fedddpm-plus": FedDDPMPlus,
+    "dp-sum": DPSum,
     "dfd": DfD,
     "pooled": Pooled,
     "local": Local,

@@ -60,8 +60,9 @@ class Cooperation(Section):
     )
     secure_aggregation: bool = key(
         False,
-        "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights",
-        acts_with={"strategy": ("dfd",)},
+        "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights. Always"
+        " so with dp-sum",
+        acts_with={"strategy": ("dfd", "dp-sum")},
     )
     few_holders: Literal["leave-out", "pooled"] = key(
         "leave-out",
@@ -86,9 +87,9 @@ class Exchange(Section):
     reply_timeout: PositiveFloat = key(3600.0, "seconds to wait for the answers of a round", affects="execution")
     round_timeout: PositiveFloat | Auto = key(
         AUTO,
-        "seconds to wait in a round of dfd; auto: ten times the slowest answer so far, 60 at least",
+        "seconds to wait in a round of dfd or dp-sum; auto: ten times the slowest answer so far, 60 at least",
         affects="execution",
-        acts_with={"strategy": ("dfd",)},
+        acts_with={"strategy": ("dfd", "dp-sum")},
     )
     min_replies: Positive | Auto = key(
         AUTO,

@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import AUTO, RunConfig
+from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
@@ -24,6 +25,8 @@ def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
     if preset == AUTO:
         of_paper = recipe_name(config.to_run_config()) == PAPER
         preset = paper_preset(config.data.dataset) if of_paper else grid_preset(codec.grid)
+        # The noise of a private step grows with the number of weights, and what they learn in few steps does not.
+        preset = "dp-small" if isinstance(config.settings, DPSumSettings) else preset
     layers = config.model.layers_per_block
     generator = make_generator(config.run.seed, "initial-weights")
     channels = config.model.channels()

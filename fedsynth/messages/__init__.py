@@ -7,6 +7,7 @@
 | :mod:`~fedsynth.messages.train` | weights, all or some parts | weights of the parts asked for |
 | :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
 | :mod:`~fedsynth.messages.masked` | the same for a secure sum; then two questions that finish it | masked predictions |
+| :mod:`~fedsynth.messages.gradient` | weights, for a secure sum | gradients with noise, masked |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
@@ -22,6 +23,7 @@ from fedsynth.messages.envelope import PROTOCOL, Answer, Request, Sender, sender
 from fedsynth.messages.epsilon import EpsilonAnswer, EpsilonRequest
 from fedsynth.messages.evaluate import EvaluateAnswer, EvaluateRequest
 from fedsynth.messages.fields import MessageError
+from fedsynth.messages.gradient import GradientRequest
 from fedsynth.messages.masked import (
     AgreeAnswer,
     AgreeRequest,
@@ -42,6 +44,7 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     TrainRequest,
     EpsilonRequest,
     MaskedRequest,
+    GradientRequest,
     AgreeRequest,
     RevealRequest,
     SampleRequest,
@@ -63,6 +66,7 @@ __all__ = [
     "EpsilonRequest",
     "EvaluateAnswer",
     "EvaluateRequest",
+    "GradientRequest",
     "MaskedAnswer",
     "MaskedRequest",
     "MessageError",

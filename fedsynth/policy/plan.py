@@ -10,6 +10,7 @@ from fedsynth.config import RunConfig
 from fedsynth.config.methods import (
     AveragingSettings,
     DfDSettings,
+    DPSumSettings,
     FedDDPMPlusSettings,
     FedDDPMSettings,
     FedDiffuseSettings,
@@ -54,6 +55,7 @@ class Plan:
         training_images: images that the silo trains on at least; None: not known.
         holdout_fraction: share of the images that is kept out of training at most.
         dp_epsilon: ε that its training spends; infinity: it trains without differential privacy.
+        colluders: silos that its noise reckons with as helpers of the server; None: it has no noise of that kind.
         needs_loss: whether the server acts on the loss of a round of training.
         complete: False for a strategy that is a plug-in, whose messages nobody knows in advance.
     """
@@ -73,6 +75,7 @@ class Plan:
     training_images: int | None = None
     holdout_fraction: float = 0.0
     dp_epsilon: float = inf
+    colluders: int | None = None
     needs_loss: bool = False
     complete: bool = True
 
@@ -127,6 +130,10 @@ def plan_of(
         answers.append("train")
         steps += config.train_steps
         shortest.append(config.train_steps // settings.num_rounds)
+    if isinstance(settings, DPSumSettings):
+        answers.append("gradient")
+        steps += config.train_steps
+        shortest.append(config.train_steps)
     if isinstance(settings, FedDDPMSettings):
         answers.append("upload")
     # With a part of the network at the silos alone, they draw the images.
@@ -164,6 +171,7 @@ def plan_of(
         if shortest
         else 0.0,
         dp_epsilon=inf if config.privacy.dp_epsilon == "none" else config.privacy.dp_epsilon,
+        colluders=settings.dp_colluders if isinstance(settings, DPSumSettings) else None,
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
@@ -229,6 +237,8 @@ def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
         yield Refusal(policy.line("least_training_images"), why)
     if plan.training_images is not None and plan.training_images < policy.least_training_images:
         yield Refusal(policy.line("least_training_images"), "the silo has fewer images to train on")
+    if plan.colluders is not None and plan.colluders < policy.least_colluders:
+        yield Refusal(policy.line("least_colluders"), f"the run's dp-colluders is {plan.colluders}")
     if plan.needs_loss and not policy.tell_train_loss:
         yield Refusal(policy.line("tell_train_loss"), "the run corrects its model where the silos' loss falls slowly")
     if plan.dp_epsilon > policy.limit("privacy_epsilon"):

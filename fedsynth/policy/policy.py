@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, get_args
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fedsynth.config.keys import Section, allowed_values, kebab, key, literal_words, parse
-from fedsynth.config.types import NonNegative, PluginName, Positive, PositiveFloat, StrategyName
+from fedsynth.config.types import Count, NonNegative, PluginName, Positive, PositiveFloat, StrategyName
 from fedsynth.errors import UserError
 from fedsynth.files import read_text
 
@@ -28,7 +28,9 @@ LONGEST_TOLD = 20_000
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
 
-MessageKind = Literal["describe", "prepare", "epsilon", "masked", "sample", "train", "upload", "statistics", "evaluate"]
+MessageKind = Literal[
+    "describe", "prepare", "epsilon", "masked", "gradient", "sample", "train", "upload", "statistics", "evaluate"
+]
 
 
 def _tuple(value: Any) -> Any:
@@ -75,7 +77,9 @@ class SiloPolicy(Section):
         " steps, losses and near-copies of the training of an own model. epsilon: the own model's predictions for"
         " samples that the server chose, by which training images can be told from others. masked: the same, but the"
         " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
-        " sample: images that the own model draws. train: weights after training on the images, in a network that the"
+        " gradient: gradients of the images in a network that the server chose, with noise (dp-epsilon), of which the"
+        " server can read the sum over several silos only. sample: images that the own model draws. train: weights after training on the images, in a network"
+        " that the"
         " server chose, which can"
         " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
         " over real images, see below",
@@ -157,6 +161,11 @@ class SiloPolicy(Section):
     )
     privacy_delta: Annotated[float, Field(gt=0, lt=1)] = key(
         1e-5, "δ of that ε: far below 1 divided by the number of images"
+    )
+    least_colluders: Count = key(
+        1,
+        "silos that may help the server to look behind a sum of gradients: a run of dp-sum whose noise reckons with"
+        " fewer (dp-colluders) is refused",
     )
     contact: Contact = key("", "who can say more, told to the server")
 

@@ -72,8 +72,8 @@ def clipped_whole_sum(
     A gradient clipped to C is multiplied by :func:`whole_scale`, and rounded to the nearest whole numbers: that moves
     it by half of √(number of weights) at most, for which the scale leaves room. Whether the vector is longer all the
     same is asked in whole numbers, and then it counts as 0. So one record more or less changes the sum by a vector of
-    norm ``norm`` at most, as far as the others' gradients stay what they were: floating-point arithmetic may compute the
-    last digits of one otherwise in another company.
+    norm ``norm`` at most, as far as the others' gradients stay what they were: floating-point arithmetic may compute
+    the last digits of one otherwise in another company.
 
     Args:
         network, loss, records, clip, memory_bytes: as for :func:`clipped_gradient_sum`.

@@ -103,8 +103,8 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
         f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"
         f" probability {mechanism.sampling_rate:g}, by itself. Gradients of images are clipped to norm"
         f" {keys.dp_clip:g} and rounded to whole numbers; every silo adds discrete Gaussian noise (Canonne et al."
-        f" 2020), of which the shares of {noise.honest} silos have noise multiplier {mechanism.noise_multiplier:.4g} together;"
-        " accounted for with privacy loss distributions.",
+        f" 2020), of which the shares of {noise.honest} silos have noise multiplier {mechanism.noise_multiplier:.4g}"
+        " together; accounted for with privacy loss distributions.",
         "Towards the server it holds as long as masks hide single answers from it: if the silos know one another's"
         f" keys, and no more than {helpers} help it.",
     )

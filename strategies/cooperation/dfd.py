@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import RunConfig
 from fedsynth.config.methods import DfDSettings
 from fedsynth.config.types import LEAST_SILOS
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, noise_schedule
@@ -29,6 +29,7 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.waiting import round_timeout
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.cohort import Cohort, make_cohorts
@@ -46,10 +47,6 @@ logger = logging.getLogger("fedsynth")
 SAMPLES, LABELS = "samples", "labels"
 """Names of the arrays that the rounds refine."""
 
-TIMEOUT_FACTOR = 10
-"""A round waits for this multiple of the slowest answer so far."""
-LEAST_TIMEOUT = 60.0
-"""Seconds that it waits at least."""
 IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
@@ -112,7 +109,7 @@ class DfD(SynthesisStrategy):
         self._config = task.config
         codec = codec_of(task.config, task.spec)
         self._bound = codec.bound
-        self.timeout = self._round_timeout(0.0)
+        self.timeout = round_timeout(task.config.exchange, 0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
@@ -204,7 +201,7 @@ class DfD(SynthesisStrategy):
             config.exchange.max_message_mb,
         )
         self._slowest = max(self._slowest, time.monotonic() - start)
-        self.timeout = self._round_timeout(self._slowest)
+        self.timeout = round_timeout(self._config.exchange, self._slowest)
         self._rounds_done = server_round
         self.num_rounds = server_round + self._sums.levels_left
         metrics: dict[str, MetricRecordValues] = {
@@ -264,7 +261,7 @@ class DfD(SynthesisStrategy):
             seconds += answer.seconds
             self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
             del answer
-        self.timeout = self._round_timeout(self._slowest)
+        self.timeout = round_timeout(self._config.exchange, self._slowest)
         energy_scale = self.settings.energy_scale if self.settings.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.settings.weights == "posterior" else self.settings.max_silo_weight
@@ -360,16 +357,6 @@ class DfD(SynthesisStrategy):
             self._set.load_state_dict(state)
             self._rounds_done, self._idle = state["rounds"], state["idle"]
             self.num_rounds = self._rounds_done + self._set.levels_left
-
-    def _round_timeout(self, slowest: float) -> float | None:
-        """Return seconds to wait in a round; None until it is known how long silos take.
-
-        A silo that is gone must not cost an hour.
-        """
-        timeout = self._config.exchange.round_timeout
-        if timeout != AUTO:
-            return timeout
-        return max(LEAST_TIMEOUT, TIMEOUT_FACTOR * slowest) if slowest else None
 
     def _new_set(
         self,
