@@ -41,9 +41,9 @@ from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
 SUMS = ("masked", "gradient")
-"""Messages whose answers are summed; a policy that allows one of them allows :data:`FINISH_SUMS` as well."""
+"""Messages whose answers are summed in secret."""
 FINISH_SUMS = ("agree", "reveal")
-"""Messages that finish a sum."""
+"""Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
 
 LEDGER_FILE = "ledger.json"
 OWN_MODEL = "own-models"
@@ -69,8 +69,10 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
-    needed = SUMS if kind in FINISH_SUMS else (kind,)
-    if not set(needed).intersection(policy.answers):
+    # What a sum that was not answered is finished with, the silo's record of its sums refuses.
+    kinds = SUMS if kind in FINISH_SUMS else (kind,)
+    if not set(kinds).intersection(policy.answers):
+        kind = SUMS[0] if kind in FINISH_SUMS else kind
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")

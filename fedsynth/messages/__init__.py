@@ -31,6 +31,7 @@ from fedsynth.messages.masked import (
     MaskedRequest,
     RevealAnswer,
     RevealRequest,
+    SumRequest,
 )
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
@@ -80,6 +81,7 @@ __all__ = [
     "Sender",
     "StatisticsAnswer",
     "StatisticsRequest",
+    "SumRequest",
     "TrainAnswer",
     "TrainRequest",
     "UploadAnswer",
