@@ -33,7 +33,7 @@ class UNetPreset:
 PRESETS = {
     "grid": UNetPreset((64, 64), 1, None, False),
     "digits": UNetPreset((32, 64), 1, None, False),
-    "dp-small": UNetPreset((32,), 1, None, False),
+    "dp-small": UNetPreset((16,), 1, None, False),
     "small": UNetPreset((32, 64, 64), 1, 2, True),
     "mnist": UNetPreset((128, 128, 128, 128), 2, 2, True),
     "cifar10": UNetPreset((128, 256, 256, 256), 2, 2, True),

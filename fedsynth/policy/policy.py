@@ -78,8 +78,8 @@ class SiloPolicy(Section):
         " samples that the server chose, by which training images can be told from others. masked: the same, but the"
         " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
         " gradient: gradients of the images in a network that the server chose, with noise (dp-epsilon), of which the"
-        " server can read the sum over several silos only. sample: images that the own model draws. train: weights after"
-        " training on the images, in a network that the server chose, which can"
+        " server can read the sum over several silos only. sample: images that the own model draws. train: weights"
+        " after training on the images, in a network that the server chose, which can"
         " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
         " over real images, see below",
     )

@@ -93,12 +93,16 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
     noise = SummedNoise(mechanism.noise_multiplier, config.run.num_clients, settings.dp_colluders, norm=1)
     public = epsilon([noise.towards_public(mechanism.sampling_rate, mechanism.steps)], keys.dp_delta)
     helpers = f"{settings.dp_colluders} silo{'s' * (settings.dp_colluders != 1)}"
-    helped = f"that {helpers} may help" if settings.dp_colluders else "that no silo helps"
+    helped = "that no silo helps"
+    insiders = "Other silos, which know their own share of the noise and see the weights of every round, are not covered."
+    if settings.dp_colluders:
+        helped = f"that {helpers} may help"
+        insiders = f"Towards {helpers}, which see the weights of every round, it is the same as towards the server."
     return (
         f"Training is differentially private with δ = {keys.dp_delta:g} as to {NEIGHBOURS} (add/remove):"
-        f" with ε = {_up(public)} towards all who see what follows from it, the model and these images, and with"
-        f" ε = {_up(reached)} towards a server {helped}, which sees sums of the silos' answers round by round."
-        " Silos without an image in common do not add up.",
+        f" with ε = {_up(public)} towards all who see what follows from it, the model and these images, and know no"
+        f" silo's share of the noise; with ε = {_up(reached)} towards a server {helped}, which sees sums of the silos'"
+        f" answers round by round. {insiders} Silos without an image in common do not add up.",
         f"Mechanism: {mechanism.steps} steps of DP-SGD (Abadi et al. 2016) on secure sums over at least"
         f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"
         f" probability {mechanism.sampling_rate:g}, by itself. Gradients of images are clipped to norm"
@@ -106,7 +110,7 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
         f" 2020), of which the shares of {noise.honest} silos have noise multiplier {mechanism.noise_multiplier:.4g}"
         " together; accounted for with privacy loss distributions.",
         "Towards the server it holds as long as masks hide single answers from it: if the silos know one another's"
-        f" keys, and no more than {helpers} help it.",
+        " keys, and no others help it.",
     )
 
 
