@@ -118,6 +118,26 @@ EXAMPLES: dict[str, Exchanged] = {
             num_examples=3,
         ),
     ),
+    "gradient": _answered(
+        messages.GradientRequest(
+            arrays=WEIGHTS,
+            spec=SPEC,
+            server_round=2,
+            norm=50_000,
+            run_token="run-1",
+            attempt="first",
+            participants=("a", "b", "c"),
+            keys=(HASH + HASH,) * 3,
+            weights=torch.full((3, 1), 1 / 3),
+        ),
+        messages.MaskedAnswer(
+            masked=torch.randint(-(2**31), 2**31, (13,), dtype=torch.int32),
+            sealed=(bytes(44),) * 3,
+            commitment=bytes(32),
+            confirmations=(bytes(32),) * 2,
+            num_examples=3,
+        ),
+    ),
     "agree": _answered(
         messages.AgreeRequest(run_token="run-1", attempt="first", survivors=("a", "b", "c")),
         messages.AgreeAnswer(signature=bytes(64), num_examples=3),

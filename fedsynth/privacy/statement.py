@@ -94,7 +94,7 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
     public = epsilon([noise.towards_public(mechanism.sampling_rate, mechanism.steps)], keys.dp_delta)
     helpers = f"{settings.dp_colluders} silo{'s' * (settings.dp_colluders != 1)}"
     helped = "that no silo helps"
-    insiders = "Other silos, which know their own share of the noise and see the weights of every round, are not covered."
+    insiders = "Other silos, which know a share of the noise and see the weights of every round, are not covered."
     if settings.dp_colluders:
         helped = f"that {helpers} may help"
         insiders = f"Towards {helpers}, which see the weights of every round, it is the same as towards the server."

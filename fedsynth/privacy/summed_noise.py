@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedsynth.config.types import LEAST_SILOS
 from fedsynth.errors import UserError
 from fedsynth.privacy.accounting import Mechanism
 from fedsynth.privacy.discrete_gaussian import LEAST_STD, LOST_VARIANCE, MOST_STD
@@ -74,8 +75,11 @@ def honest_silos(silos: int, colluders: int) -> int:
     """Return m = t - colluders, t = :func:`~fedsynth.privacy.sums.threshold` of the silos.
 
     Raises:
-        SumError: it is below 1, or so many silos could have the server open two sums, see :mod:`fedsynth.privacy.sums`.
+        SumError: fewer than three silos; m would be below 1; or so many silos could have the server open two sums, see
+            :mod:`fedsynth.privacy.sums`.
     """
+    if silos < LEAST_SILOS:
+        raise SumError(f"num-clients = {silos} with strategy = 'dp-sum': must be >= {LEAST_SILOS}, for sums to hide")
     needed = threshold(silos)
     most = min(needed - 1, 2 * needed - silos - 1)
     if not 0 <= colluders <= most:

@@ -93,3 +93,13 @@ def test_a_line_that_says_nothing_is_named(change: dict[str, Any]) -> None:
     assert report.num_problems == 1
     assert report.problems[0].startswith("line 2 says nothing that can be accounted for (")
     assert len(report.spendings) == 2
+
+
+def test_what_a_sum_comes_to_towards_the_public_is_kept_beside_what_counts() -> None:
+    step = Mechanism(3.6, 0.5)
+    spent = Spending("summed step", step, "da7a", "17", "2026-01-01T00:00:00+00:00", public=Mechanism(4.0, 0.5))
+    assert Spending.of(spent.content()) == spent
+    assert "public-noise-multiplier" not in spending(step).content()
+    for wrong in ({"public-noise-multiplier": "much"}, {"public-noise-multiplier": 4.0, **spending(None).content()}):
+        with pytest.raises(ValueError, match=r"could not convert|another kind"):
+            Spending.of({**spent.content(), **wrong})

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedsynth.config import RunConfig
 from fedsynth.output import SyntheticDataset, write_dataset
 from fedsynth.output.dataset_card import LIMITS, NOT_PRIVATE, limits_of
-from fedsynth.privacy import Geometric, epsilon
+from fedsynth.privacy import Geometric, Mechanism, epsilon
 from fedsynth.privacy.statement import PrivacyStatement, privacy_statement
 
 PRIVATE: dict[str, Any] = {"dp-epsilon": 1.0, "dp-steps": 3, "dp-sampling-rate": 1.0}
@@ -75,3 +76,19 @@ def test_card_and_provenance_hold_the_statement_in_the_place_of_the_warning(tmp_
     kept = json.loads((tmp_path / "set" / "provenance.json").read_text())["provenance"]["privacy"]
     assert kept["privacy-epsilon"] == found.epsilon
     assert kept["neighbours"] == "one training image of a silo more or less"
+
+
+def test_a_secure_sum_is_stated_towards_the_public_and_towards_the_server() -> None:
+    found = statement_of(strategy="dp-sum", num_clients=10, dp_colluders=3)
+    public = re.search(r"with ε = ([\d.]+) towards all .* no silo's share of the noise", found.sentences[0])
+    server = re.search(r"with ε = ([\d.]+) towards a server that 3 silos may help", found.sentences[0])
+    assert public is not None
+    assert server is not None
+    assert found.epsilon <= float(server[1]) < found.epsilon + 1e-3
+    shared = Mechanism(found.mechanism.noise_multiplier * (7 / 4) ** 0.5, 1.0, 3)  # 7 survive, 4 of them are honest
+    assert float(public[1]) == pytest.approx(epsilon([shared], 1e-5), abs=1e-3)
+    assert "over at least 7 of 10 silos" in found.sentences[1]
+    assert "floating-point numbers, whose rounding" not in " ".join(found.sentences)
+    alone = statement_of(strategy="dp-sum", dp_colluders=0).sentences[0]
+    assert "that no silo helps" in alone
+    assert "Other silos, which know a share of the noise and see the weights of every round, are not covered" in alone

@@ -47,7 +47,8 @@ def fedavg(base: Path) -> Done:
 
 
 def test_all_strategies_are_interrupted() -> None:
-    assert {name.split(", ")[0] for name in RUNS} == set(STRATEGIES)
+    # A private run has other noise every time: what it does when it is resumed is in test_dp_sum.py.
+    assert {name.split(", ")[0] for name in RUNS} == set(STRATEGIES) - {"dp-sum"}
 
 
 @pytest.mark.parametrize("name", NINE)

@@ -1,0 +1,137 @@
+"""One private model of all silos: whole runs in this process, what they account for, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from interrupted_runs import killed_when_saving
+from one_silo import policy_file
+from real_silos import real_settings, run_real, write_silos
+from test_real_silos import keys_for_sums
+
+from clients import summed_gradients
+from fedsynth.cli.deployment import silo_privacy
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.errors import RunError, UserError
+from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.privacy.spending import Spending, read_account
+from strategies import build_strategy
+from strategies.conversation.secure_sum import ATTEMPTS
+
+NAMES = ("east", "north", "south")
+PRIVATE: dict[str, Scalar] = {
+    "strategy": "dp-sum",
+    "block_out_channels": "8",
+    "dp_epsilon": 10.0,
+    "dp_steps": 3,
+    "dp_multiplicity": 1,
+    "num_samples": 10,
+}
+
+
+class Silos:
+    """Three real silos that answer gradients in sums and nothing else."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        self.folder = folder
+        self.images = write_silos(folder / "images", dict.fromkeys(NAMES, (0, 1)))
+        self.given = keys_for_sums(folder / "keys", NAMES)
+        policy = {"answers": ("describe", "prepare", "gradient"), "least_colluders": 1, "count_noise": 1.0, **policy}
+        self.policy = policy_file(folder / "policy", **policy)
+        for config in self.given.values():
+            config["policy-path"] = self.policy
+
+    def run(self, **changes: Scalar) -> Any:
+        settings = real_settings(self.folder, **{**PRIVATE, **changes})
+        return run_real(settings, self.images, **self.given)
+
+    def state(self, name: str) -> Path:
+        return self.folder / "state" / "silos" / name
+
+    def steps(self, name: str) -> list[Spending]:
+        with (self.state(name) / "privacy.jsonl").open("rb") as file:
+            report = read_account(file)
+        assert report.problems == []
+        return [spent for spent in report.spendings if spent.what == "summed step"]
+
+
+def test_a_run_that_is_interrupted_accounts_for_every_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silos = Silos(tmp_path)
+    with killed_when_saving(2):
+        silos.run()
+    config = RunConfig.from_run_config(real_settings(tmp_path, **PRIVATE))
+    step = mechanism_of(config)
+    assert [(spent.mechanism.noise_multiplier, spent.mechanism.steps) for spent in silos.steps("north")] == [
+        (step.noise_multiplier, 1)
+    ] * 2
+    folder = silos.run(resume=str(tmp_path / "runs" / "run"))
+    # Round 2 is asked again, and answered with another sample and other noise.
+    for name in NAMES:
+        assert len(silos.steps(name)) == 4, name
+    found = silos.steps("north")[0]
+    assert found.public is not None
+    assert found.public.noise_multiplier == pytest.approx(step.noise_multiplier * (3 / 2) ** 0.5)
+    kinds = {json.loads(line)["message"] for line in (silos.state("north") / "audit.jsonl").read_text().splitlines()}
+    assert kinds == {"query.describe", "query.prepare", "query.gradient", "query.reveal"}
+    card = (folder.synthetic / "README.md").read_text()
+    assert len(list(folder.synthetic.glob("*/*.png"))) == 10
+    public, server = (float(value) for value in re.findall(r"with ε = ([\d.]+) towards", card)[:2])
+    assert 4 < public < 9 < server <= 10.001
+    options = argparse.Namespace(policy=Path(silos.policy), state_path=tmp_path / "state" / "silos", silo_name="north")
+    assert silo_privacy.privacy(tmp_path, options) == 0
+    said = re.search(r"ε +([\d.]+) at δ.*\n.*\n +([\d.]+) of it towards whoever sees only", capsys.readouterr().out)
+    assert said is not None
+    assert float(said[1]) > server, "four answers, and the counts"
+    assert public < float(said[2]) < float(said[1])
+
+
+def test_an_answer_that_a_crash_prevented_is_accounted_for(tmp_path: Path) -> None:
+    silos = Silos(tmp_path)
+    with (
+        mock.patch.object(summed_gradients, "noised_whole_sum", side_effect=ZeroDivisionError),
+        pytest.raises(RunError, match="no secure sum at round 1 in 3 attempts"),
+    ):
+        silos.run()
+    assert len(silos.steps("north")) == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"least_colluders": 2}, "line 'least-colluders = 2': the run's dp-colluders is 1"),
+        ({"answers": ("describe", "prepare", "masked")}, "the run asks 'gradient'"),
+        ({"privacy_epsilon": 2.0}, "line 'privacy-epsilon = .*': the run's dp-epsilon is 10"),
+    ],
+)
+def test_a_policy_forbids_it_before_anything_is_asked(policy: dict[str, Any], said: str, tmp_path: Path) -> None:
+    silos = Silos(tmp_path, **policy)
+    with pytest.raises(RunError, match=said):
+        silos.run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dp-epsilon": "none"}, "strategy = 'dp-sum' needs dp-epsilon"),
+        ({"dp-colluders": 2, "num-clients": 4}, "dp-colluders = 2: must be 0 to 1 with 4 silos"),
+        ({"num-clients": 2}, "num-clients = 2 .*must be >= 3"),
+        ({"train-steps": 100}, "train-steps = 100"),
+    ],
+)
+def test_what_cannot_be_summed_privately_is_refused(changes: dict[str, Scalar], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build_strategy(RunConfig.from_run_config({"strategy": "dp-sum", "dp-epsilon": 10.0, **changes}))
+
+
+def test_the_key_for_secure_sums_may_be_given(tmp_path: Path) -> None:
+    given: dict[str, Scalar] = {"strategy": "dp-sum", "dp-epsilon": 10.0}
+    assert RunConfig.from_run_config(given).secure_sums
+    assert RunConfig.from_run_config({**given, "secure-aggregation": True}).secure_sums
