@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedsynth.config import REAL_SILOS, RunConfig
 from fedsynth.config.methods import DPSumSettings
@@ -56,6 +57,7 @@ class PrivacyStatement:
         return {**self.row(), "neighbours": NEIGHBOURS, "statement": list(self.sentences)}
 
 
+@lru_cache(maxsize=4)
 def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     """Return the guarantee of a run; None without ``dp-epsilon``."""
     if not config.private:

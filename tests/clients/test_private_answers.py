@@ -12,8 +12,9 @@ from one_silo import Node, epsilon_request, sample_request, simulated
 
 from clients import handlers, self_check
 from fedsynth.diffusion import TrainingState, initial_unet
-from fedsynth.messages import PrepareRequest, Request, TrainRequest, UploadRequest, transport
+from fedsynth.messages import GradientRequest, PrepareRequest, Request, TrainRequest, UploadRequest, transport
 from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.privacy.sums import SecretKeys
 
 PRIVATE: dict[str, Any] = {
     "train_steps": 400,
@@ -96,6 +97,57 @@ def test_the_check_of_the_own_model_looks_at_no_image(tmp_path: Path, monkeypatc
     assert answer.finished
     told = sum(count > 0 for count in answer.label_counts)
     assert seen == [(self_check.SAMPLES_PER_CLASS * told, None)] * 4
+
+
+SUMMED: dict[str, Any] = {**PRIVATE, "strategy": "dp-sum"}
+MASKED = {
+    "masked": "uniform on all numbers but for the sum over silos, whose noise is accounted for",
+    "sealed": "encrypted for another silo",
+    "commitment": "a fingerprint of a random seed",
+    "confirmations": "fingerprints of random seeds",
+    "sum-keys": "public keys: no image decides them",
+}
+
+
+def gradient_request(node: Node, **changes: Any) -> GradientRequest:
+    """A question to this silo and two others, whose keys a simulated one believes."""
+    own = node.ask(PrepareRequest(spec=node.spec)).sum_keys
+    assert own is not None
+    keys = {"silo-0": SecretKeys.generate().public.text, "silo-1": own, "silo-2": SecretKeys.generate().public.text}
+    arrays = transport.encode_tensors(initial_unet(node.config, node.spec).state_dict())
+    request = GradientRequest(
+        arrays=arrays,
+        spec=node.spec,
+        server_round=1,
+        norm=10_000,
+        run_token="run",
+        attempt="first",
+        participants=tuple(keys),
+        keys=tuple(keys.values()),
+        weights=torch.full((3, 1), 1 / 3),
+    )
+    return replace(request, **changes)
+
+
+def test_of_a_summed_step_only_masked_numbers_leave_a_silo(tmp_path: Path) -> None:
+    node = simulated(tmp_path, **SUMMED)
+    request = gradient_request(node)
+    told = numbers_in(node, PrepareRequest(spec=node.spec)) | numbers_in(node, request)
+    assert told <= JUSTIFIED.keys() | MASKED.keys()
+    later = gradient_request(node, server_round=2)
+    answer = node.ask(later)
+    assert answer.num_examples == 0, "not how many images were drawn"
+    # Masks are uniform on 32 bits; noise and gradients are far smaller.
+    assert answer.masked.double().std() == pytest.approx(2**32 / 12**0.5, rel=0.1)
+    assert "the noise is for dp-steps = 3 in all" in node.refusal(replace(later, server_round=4))
+    few = {name: array for name, array in request.arrays.items() if "conv_in" not in name}
+    assert "weights do not fit the silo's network" in node.refusal(replace(later, server_round=3, arrays=few))
+
+
+def test_gradients_are_told_in_runs_that_add_noise_to_their_sum_only(tmp_path: Path) -> None:
+    request = gradient_request(simulated(tmp_path, **SUMMED))
+    other = simulated(tmp_path, **PRIVATE, strategy="pooled")
+    assert "gradients are told in runs of strategy = 'dp-sum'" in other.refusal(request)
 
 
 def test_counts_of_simulated_silos_are_noisy(trained: Node) -> None:

@@ -12,8 +12,7 @@ from unittest import mock
 import pytest
 from interrupted_runs import killed_when_saving
 from one_silo import policy_file
-from real_silos import real_settings, run_real, write_silos
-from test_real_silos import keys_for_sums
+from real_silos import keys_for_sums, real_settings, run_real, write_silos
 
 from clients import summed_gradients
 from fedsynth.cli.deployment import silo_privacy
@@ -128,7 +127,7 @@ def test_a_policy_forbids_it_before_anything_is_asked(policy: dict[str, Any], sa
 )
 def test_what_cannot_be_summed_privately_is_refused(changes: dict[str, Scalar], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        build_strategy(RunConfig.from_run_config({"strategy": "dp-sum", "dp-epsilon": 10.0, **changes}))
+        build_strategy(RunConfig.from_run_config({"strategy": "dp-sum", "dp-epsilon": 10.0, "dp-steps": 3, **changes}))
 
 
 def test_the_key_for_secure_sums_may_be_given(tmp_path: Path) -> None:
