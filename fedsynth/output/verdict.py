@@ -114,7 +114,7 @@ class Findings:
     delta: float | None = None
 
 
-def verdict(findings: Findings) -> str:
+def verdict_of(findings: Findings) -> str:
     """Return what to do with images and models, in one sentence."""
     parts = [_of_training(findings.usefulness), *_of_publishing(findings)]
     if findings.epsilon is not None and findings.delta is not None:

@@ -20,7 +20,7 @@ from fedsynth.output import (
     attack_of,
     evaluation_parts,
     headings_and_meanings,
-    verdict,
+    verdict_of,
 )
 from fedsynth.privacy.statement import privacy_statement
 from fedsynth.units import rounded_up
@@ -51,7 +51,7 @@ def report_content(
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
-        verdict=verdict(findings),
+        verdict=verdict_of(findings),
         headline=_headline(outcome, cost, evaluations) | _privacy_tiles(findings),
         results=results,
         real_images=real[1].images if real else None,

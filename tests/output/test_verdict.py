@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedsynth.output import Findings, Usefulness, attack_of, verdict
+from fedsynth.output import Findings, Usefulness, attack_of, verdict_of
 from fedsynth.output.verdict import AttackFound
 
 GOOD = Usefulness(0.950, 0.969, 0.1, 360)
@@ -14,11 +14,11 @@ ALL_FINE = Findings(GOOD, 0.05, 1000, GUESSED, GUESSED)
 
 
 def test_one_sentence_says_what_to_do_with_images_and_models() -> None:
-    assert verdict(replace(ALL_FINE, models=SURE)) == (
+    assert verdict_of(replace(ALL_FINE, models=SURE)) == (
         "Usable for training: 95.0 % against 96.9 % with real images; no sign that the images repeat training images;"
         " do not publish the models: who was trained on shows with AUC .96."
     )
-    assert verdict(ALL_FINE).endswith("; an attack on the models did no better than guessing (AUC .51).")
+    assert verdict_of(ALL_FINE).endswith("; an attack on the models did no better than guessing (AUC .51).")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_one_sentence_says_what_to_do_with_images_and_models() -> None:
     ],
 )
 def test_training_is_judged_above_guessing(found: Usefulness | None, said: str) -> None:
-    assert verdict(replace(ALL_FINE, usefulness=found)).startswith(said)
+    assert verdict_of(replace(ALL_FINE, usefulness=found)).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -54,23 +54,25 @@ def test_training_is_judged_above_guessing(found: Usefulness | None, said: str) 
     ],
 )
 def test_an_attack_counts_beyond_its_noise(attack: AttackFound | None, said: str) -> None:
-    assert verdict(replace(ALL_FINE, models=attack)).endswith(said)
+    assert verdict_of(replace(ALL_FINE, models=attack)).endswith(said)
 
 
 def test_copies_and_shown_members_keep_images_back() -> None:
-    assert "do not publish the images unchecked: 12.0 % of them" in verdict(replace(ALL_FINE, copied_share=0.12))
-    assert "no sign" in verdict(replace(ALL_FINE, copied_share=0.12, num_synthetic=50)), "by chance, of 50 images"
-    assert "do not publish the images: who was trained on shows with AUC .96" in verdict(replace(ALL_FINE, images=SURE))
+    assert "do not publish the images unchecked: 12.0 % of them" in verdict_of(replace(ALL_FINE, copied_share=0.12))
+    assert "no sign" in verdict_of(replace(ALL_FINE, copied_share=0.12, num_synthetic=50)), "by chance, of 50 images"
+    assert "do not publish the images: who was trained on shows with AUC .96" in verdict_of(
+        replace(ALL_FINE, images=SURE)
+    )
 
 
 def test_what_was_not_measured_is_said_and_a_guarantee_is_rounded_up() -> None:
-    assert verdict(Findings()) == (
+    assert verdict_of(Findings()) == (
         "How well classifiers learn from the images was not measured; whether images or models show who was trained on"
         " was not measured."
     )
     private = Findings(GOOD, epsilon=7.9996, delta=1e-5)
-    assert verdict(private).endswith("; training was differentially private with ε = 8, δ = 1e-05.")
-    assert "ε = 20, δ = 1e-05, a weak guarantee" in verdict(replace(private, epsilon=20.0))
+    assert verdict_of(private).endswith("; training was differentially private with ε = 8, δ = 1e-05.")
+    assert "ε = 20, δ = 1e-05, a weak guarantee" in verdict_of(replace(private, epsilon=20.0))
 
 
 def test_an_attack_is_read_from_results() -> None:
