@@ -1,7 +1,7 @@
 """What three laboratories of white blood cells gain from one synthetic set: read the sweep's runs and make the tables.
 
-After ``fedsynth sweep experiments/three-laboratories.toml --data-root PATH``, and the same of ``-latents.toml``. A small
-classifier is trained on each source, real or synthetic, with the same budget, and tested on real images of each
+After ``fedsynth sweep experiments/three-laboratories.toml --data-root PATH``, and the same of ``-latents.toml``. A
+small classifier is trained on each source, real or synthetic, with the same budget, and tested on real images of each
 laboratory that nobody trained on.
 *Balanced accuracy* is the mean of the classes' recalls, 1/4 by chance; with it stands the ratio to a classifier of the
 union of all laboratories' real images. ``python -m experiments.three_laboratories`` prints the tables and writes two
