@@ -11,6 +11,7 @@ from fedsynth.privacy.accounting import Geometric, Mechanism, epsilon
 from fedsynth.privacy.dp_training import mechanism_of
 from fedsynth.privacy.summed_noise import SummedNoise
 from fedsynth.privacy.sums import threshold
+from fedsynth.units import rounded_up
 
 NEIGHBOURS = "one training image of a silo more or less"
 NOT_COVERED = (
@@ -80,8 +81,8 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
 def _of_trainings(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[str, ...]:
     keys = config.privacy
     return (
-        f"At every silo, training is differentially private with ε = {_up(reached)} and δ = {keys.dp_delta:g} as to"
-        f" {NEIGHBOURS} (add/remove). So is whatever follows from it: weights, answers, and these images."
+        f"At every silo, training is differentially private with ε = {rounded_up(reached)} and δ = {keys.dp_delta:g}"
+        f" as to {NEIGHBOURS} (add/remove). So is whatever follows from it: weights, answers, and these images."
         " Silos without an image in common do not add up.",
         f"Mechanism: DP-SGD (Abadi et al. 2016), {mechanism.steps} steps at a silo, each on a Poisson sample with"
         f" probability {mechanism.sampling_rate:g}, gradients of images clipped to norm {keys.dp_clip:g}, Gaussian"
@@ -102,9 +103,9 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
         insiders = f"Towards {helpers}, which see the weights of every round, it is the same as towards the server."
     return (
         f"Training is differentially private with δ = {keys.dp_delta:g} as to {NEIGHBOURS} (add/remove):"
-        f" with ε = {_up(public)} towards all who see what follows from it, the model and these images, and know no"
-        f" silo's share of the noise; with ε = {_up(reached)} towards a server {helped}, which sees sums of the silos'"
-        f" answers round by round. {insiders} Silos without an image in common do not add up.",
+        f" with ε = {rounded_up(public)} towards all who see what follows from it, the model and these images, and know"
+        f" no silo's share of the noise; with ε = {rounded_up(reached)} towards a server {helped}, which sees sums of the"
+        f" silos' answers round by round. {insiders} Silos without an image in common do not add up.",
         f"Mechanism: {mechanism.steps} steps of DP-SGD (Abadi et al. 2016) on secure sums over at least"
         f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"
         f" probability {mechanism.sampling_rate:g}, by itself. Gradients of images are clipped to norm"
@@ -125,13 +126,5 @@ def _of_counts(mechanism: Mechanism, delta: float, scale: float) -> str:
     together = epsilon([mechanism, Geometric(scale)], delta)
     return (
         f"The images of each class were told with geometric noise of scale {scale:g}, which costs ε = {1 / scale:.3g}"
-        f" by itself, and {_up(together)} together with the training."
+        f" by itself, and {rounded_up(together)} together with the training."
     )
-
-
-def _up(value: float) -> str:
-    """Return an ε with three digits after the point at most, rounded up: a smaller one would be a false claim."""
-    rounded = f"{value:.3f}"
-    if float(rounded) < value:
-        rounded = f"{value + 5e-4:.3f}"
-    return rounded.rstrip("0").rstrip(".")
