@@ -24,7 +24,7 @@ from fedsynth.diffusion import TrainingState
 from fedsynth.errors import RunError
 from fedsynth.messages import GradientRequest, transport
 from fedsynth.privacy.dp_training import mechanism_of, summed_training_step
-from fedsynth.privacy.summed_noise import SummedNoise, fitting_norm
+from fedsynth.privacy.summed_noise import SummedNoise, fitting_norm, honest_silos
 from fedsynth.privacy.sums import from_ring
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
@@ -64,7 +64,7 @@ class DPSum(SynthesisStrategy):
 
     def check(self, config: RunConfig) -> None:
         """Refuse so many colluders that nobody is left to hide behind; there are as many rounds as private steps."""
-        _noise(config, config.run.num_clients, self.settings.dp_colluders, 1)
+        honest_silos(config.run.num_clients, self.settings.dp_colluders)
         self.num_rounds = config.privacy.dp_steps
 
     def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
@@ -80,7 +80,8 @@ class DPSum(SynthesisStrategy):
         self.num_rounds = task.config.privacy.dp_steps
         self.timeout = round_timeout(task.config.exchange, 0.0)
         norm = self._norm(task)
-        noise = _noise(task.config, len(self._members), self.settings.dp_colluders, norm)
+        sigma = mechanism_of(task.config).noise_multiplier
+        noise = SummedNoise(sigma, len(self._members), self.settings.dp_colluders, norm)
         logger.info(
             "each of %d silos adds noise of %.3g clips; of the shares of %d silos together it is %.4g",
             noise.silos,
@@ -160,7 +161,3 @@ class DPSum(SynthesisStrategy):
         weights = sum(value.numel() for value in self._training.unet.parameters())
         sigma = mechanism_of(task.config).noise_multiplier
         return fitting_norm(sigma, len(self._members), self.settings.dp_colluders, told, weights)
-
-
-def _noise(config: RunConfig, silos: int, colluders: int, norm: int) -> SummedNoise:
-    return SummedNoise(mechanism_of(config).noise_multiplier, silos, colluders, norm)

@@ -104,8 +104,8 @@ def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[s
     return (
         f"Training is differentially private with δ = {keys.dp_delta:g} as to {NEIGHBOURS} (add/remove):"
         f" with ε = {rounded_up(public)} towards all who see what follows from it, the model and these images, and know"
-        f" no silo's share of the noise; with ε = {rounded_up(reached)} towards a server {helped}, which sees sums of the"
-        f" silos' answers round by round. {insiders} Silos without an image in common do not add up.",
+        f" no silo's share of the noise; with ε = {rounded_up(reached)} towards a server {helped}, which sees sums of"
+        f" the silos' answers round by round. {insiders} Silos without an image in common do not add up.",
         f"Mechanism: {mechanism.steps} steps of DP-SGD (Abadi et al. 2016) on secure sums over at least"
         f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"
         f" probability {mechanism.sampling_rate:g}, by itself. Gradients of images are clipped to norm"

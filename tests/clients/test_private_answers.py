@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from one_silo import Node, epsilon_request, sample_request, simulated
 
 from clients import handlers, self_check
@@ -140,7 +141,7 @@ def test_of_a_summed_step_only_masked_numbers_leave_a_silo(tmp_path: Path) -> No
     # Masks are uniform on 32 bits; noise and gradients are far smaller.
     assert answer.masked.double().std() == pytest.approx(2**32 / 12**0.5, rel=0.1)
     assert "the noise is for dp-steps = 3 in all" in node.refusal(replace(later, server_round=4))
-    few = {name: array for name, array in request.arrays.items() if "conv_in" not in name}
+    few = ArrayRecord({name: array for name, array in request.arrays.items() if "conv_in" not in name})
     assert "weights do not fit the silo's network" in node.refusal(replace(later, server_round=3, arrays=few))
 
 
