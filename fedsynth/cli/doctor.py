@@ -18,7 +18,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.deployment.app import staged_app
+from fedsynth.cli.deployment.flower import flower_home, superlinks
 from fedsynth.cli.deployment.machine import LEAST_FILES, adjustments, problems, raise_file_limit
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
@@ -150,7 +151,7 @@ def _disk() -> Iterator[Finding]:
 
 def _flower() -> Iterator[Finding]:
     try:
-        yield Finding("ok", f"app folder {app_folder()}")
+        yield Finding("ok", f"app folder {staged_app(flower_home())}")
     except UserError as error:
         yield Finding("fail", str(error))
     running = superlinks(flower_home())
