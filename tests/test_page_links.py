@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -55,3 +56,9 @@ def test_every_settings_file_is_on_the_map_of_experiments(file: Path) -> None:
         page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
         whole, small = f"`{file.name}`", f"`{file.name.replace('-small', '')}`, `-small`"
         assert whole in page or small in page
+
+
+def test_the_site_holds_every_page_of_docs() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    named = re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md"))

@@ -41,10 +41,13 @@ HOSTILE = {
 
 FlowerRun = Callable[..., Path]
 
-BLOCKER = """
+ROOT = Path(__file__).parents[2]
+
+BLOCKER = f"""
 import sys
 
 if not any(word.startswith("fedsynth.cli") for word in sys.orig_argv):
+    sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
     sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
 """
 

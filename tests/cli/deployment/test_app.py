@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
+from full_disk import full_after
 
 import fedsynth
 from fedsynth import sides
@@ -66,6 +69,13 @@ def test_app_is_written_once_for_a_version_and_mended(tmp_path: Path) -> None:
     assert not (app / "clients" / "more.py").exists()
 
 
+@pytest.mark.parametrize("writes", [0, 1, 200])
+def test_full_disk_is_named_and_leaves_no_half_of_an_app(writes: int, tmp_path: Path) -> None:
+    with full_after(writes, tmp_path), pytest.raises(UserError, match=f"{tmp_path}.*(?i:no space left)"):
+        staged_app(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.endswith(".part")] == []
+
+
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package as a wheel holds it, the sides inside."""
@@ -106,3 +116,23 @@ def test_package_of_another_project_is_not_taken_for_ours(
         make_sides_importable()
     monkeypatch.setattr(sys, "path", [str(wheel / "_app"), *sys.path])
     make_sides_importable()
+
+
+def test_wheel_takes_no_other_name(tmp_path: Path) -> None:
+    for part in ("fedsynth", *SIDES, "tests/cli", "experiments/benchmarks"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'), build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        names = set(wheel.namelist())
+    assert {name.partition("/")[0] for name in names} == {"fedsynth", f"fedsynth-{fedsynth.__version__}.dist-info"}
+    code_of = {path.relative_to(ROOT).as_posix() for side in SIDES for path in (ROOT / side).rglob("*.py")}
+    inside = {name.removeprefix("fedsynth/_app/") for name in names if name.startswith("fedsynth/_app/")}
+    assert inside == {*code_of, "LICENSE", "pyproject.toml"}
+    (source,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        sent = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*code_of, "setup.py", "LICENSE", "pyproject.toml"} <= sent, "a wheel can be built from it"
