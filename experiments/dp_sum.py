@@ -39,7 +39,7 @@ from fedsynth.seeding import make_generator
 SETTINGS: dict[str, Setting] = {
     "default": {},
     "digits": {"model": "digits"},
-    "16": {"block-out-channels": "16"},
+    "32": {"block-out-channels": "32"},
     "folded 16": {"codec": "unshuffle-2", "block-out-channels": "16"},
     "folded 32": {"codec": "unshuffle-2", "block-out-channels": "32"},
     "dense 32": {"codec": "unshuffle-8", "block-out-channels": "32"},
