@@ -44,6 +44,7 @@ from fedsynth.diffusion import (
     make_scheduler,
     noise_predictor,
     pick_device,
+    public_start,
     select_parts,
 )
 from fedsynth.diffusion import sample as draw
@@ -90,6 +91,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     """
     config = silo.config
     _check_codec(request, silo)
+    _check_start(request, silo)
     images = silo.images(request.spec)
     if config.private and brings_model(silo):
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
@@ -314,6 +316,15 @@ def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
         raise UserError(
             f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
             " run's autoencoder (--autoencoder-path), file by file the same"
+        )
+
+
+def _check_start(request: PrepareRequest, silo: SiloContext) -> None:
+    start = public_start(silo.config)
+    if start is not None and request.start not in (None, start.digest):
+        raise UserError(
+            f"init-from: the run's networks start from the public model '{request.start}', that of this silo is"
+            f" '{start.digest}': give the silo the run's (--init-from), file by file the same"
         )
 
 
