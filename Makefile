@@ -17,7 +17,7 @@ ENGINES := tests/end_to_end tests/benchmarks
 APART := $(ENGINES) tests/deployment tests/long
 TEST_PARTS := lint test-unit test-engines
 
-.PHONY: run config quality test ci test-unit test-engines test-deployment test-long lint coverage durations
+.PHONY: run config docs quality test ci test-unit test-engines test-deployment test-long lint coverage durations
 .PHONY: install install-dev clean
 
 run: $(VENV)/.installed
@@ -30,6 +30,11 @@ quality: $(VENV)/.installed
 # The block of keys in pyproject.toml and docs/configuration.md, from the declarations in fedsynth/config.
 config: $(VENV)/.installed
 	$(BIN)/python -m fedsynth.config
+
+# The site, into build/site. Strict: a page, link or heading that is not there ends it.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 test:
 	@.ci/parts install-dev $(TEST_PARTS)
@@ -88,6 +93,10 @@ $(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(UV) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(UV) --editable '.[docs]'
 	touch $@
 
 clean:

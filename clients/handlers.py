@@ -29,9 +29,11 @@ from clients.models.pretrained_model import (
     uploadable_network,
 )
 from clients.noisy_counts import noisy_label_counts
+from clients.self_check import check_own_model
 from clients.silo_cache import SiloCache
 from clients.summing import MaskedQuestion, own_keys
 from clients.told_losses import rounded_mean, told_curve, told_loss
+from fedsynth.config.methods import DfDSettings
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
     PARTS,
@@ -88,7 +90,18 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     """Say what the silo holds and, when asked for ``train_seconds``, train its own model for a while.
 
     A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
+
+    Raises:
+        UserError: the model is finished, would answer in sums, and fails the silo's check.
     """
+    answer, config = _prepared(request, silo), silo.config
+    summed = config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings)
+    if answer.finished and summed and config.cooperation.screening:
+        check_own_model(_own_predictor(silo), answer, request.spec, silo)
+    return answer
+
+
+def _prepared(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     config = silo.config
     _check_codec(request, silo)
     _check_start(request, silo)

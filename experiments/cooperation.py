@@ -18,8 +18,8 @@ QUICK = {
     "classifiers": "logistic-regression,cnn",
     "membership-inference": "false",
 }
-"""The recipe that the table in the README was measured with. One measure of utility with a seed and one without: the
-means are over the runs' seeds."""
+"""The recipe that the table in docs/results/digits.md was measured with. One measure of utility with a seed and one
+without: the means are over the runs' seeds."""
 COLUMNS = {
     "rounds": "rounds",
     "frechet-distance": "Fréchet distance ↓",

@@ -208,8 +208,8 @@ def best_rates(with_canary: Scores, without: Scores, goal: Callable[[Rates], flo
         hits, false_alarms = (int((scores[part] > level).sum()) for scores in side)
         return Rates.of(hits, false_alarms, len(side[0][part]))
 
-    best = max(places, key=lambda place: goal(rates(*place, slice(quarter))))
-    return rates(*best, slice(quarter, None))
+    best, level = max(places, key=lambda place: goal(rates(place[0], place[1], slice(quarter))))
+    return rates(best, level, slice(quarter, None))
 
 
 @contextmanager

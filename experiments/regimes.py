@@ -34,7 +34,7 @@ from fedsynth.seeding import make_generator
 from strategies.base import Outcome
 
 BASE: dict[str, Scalar] = {
-    # What the tables in the README were measured with.
+    # What the tables of docs/results/regimes.md were measured with.
     "recipe": "paper",
     "train-steps": 900,
     "classifier-seeds": 1,

@@ -2,8 +2,9 @@
 
 A seal is one line of text: ``fedsynth run checkpoint, format 1, of run-7, sha256 0f3a…``. JSON files carry it as their
 entry ``"integrity"``, safetensors files in their metadata, folders in a file ``integrity.json`` that lists a checksum
-per file, and other files as their last line, which ``torch.load`` and ``numpy.load`` do not look at. So each stays
-readable by the tools that it is for. What earlier versions wrote has no seal: it is read, and said once.
+per file, and other files as their last line, which ``torch.load`` and ``numpy.load`` do not look at.
+So each stays readable by the tools that it is for; :mod:`fedsynth.sealed_tensors` has those of torch. What earlier
+versions wrote has no seal: it is read, and said once.
 
 A seal is against damage and mix-ups; whoever can write a file can seal it.
 """
@@ -15,16 +16,12 @@ import json
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-from fedsynth.files import atomic_file, write_json
+from fedsynth.files import write_json
 
 logger = logging.getLogger("fedsynth")
 
@@ -35,8 +32,6 @@ _TEXT = re.compile(r"fedsynth (?P<content>[a-z ]+), format (?P<format>\d+)(?:, o
 _MAX_TEXT_BYTES = 1024
 _said: set[str] = set()
 _CHUNK_BYTES = 1 << 20
-_ZIP_END_BYTES = 22
-"""Length of a zip archive's last record, without the comment that those of ``torch.save`` lack."""
 
 
 class SealError(ValueError):
@@ -84,76 +79,13 @@ class Seal:
             )
         if self.owner is not None and (found["owner"] or "") != self.owner:
             raise SealError(f"it is of {found['owner'] or 'nobody'}, not of {self.owner}")
-        if found["sha"] != _sha256(chunks):
+        if found["sha"] != sha256_of(chunks):
             raise SealError("its content does not match its checksum: it was damaged or edited")
-
-
-class _SealingFile:
-    """A file open for writing that computes the checksum of all that goes through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._digest.update(data)
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def finish(self, seal: Seal) -> None:
-        """Append the seal; all is on the disk when this returns, so that the former file can be moved away."""
-        self._file.write(_line(seal, self._digest.hexdigest()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def save_torch(path: Path, value: Any, seal: Seal, former: Path | None = None) -> None:
-    """Do ``torch.save`` with a seal, atomically; what stood at ``path`` goes to ``former``, or is lost.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with atomic_file(path) as temporary:
-        with temporary.open("wb") as file:
-            sealing = _SealingFile(file)
-            try:
-                torch.save(value, cast(IO[bytes], sealing))
-            except RuntimeError as error:
-                # What torch says when it closes the archive hides the reason why it could not be written.
-                raise (sealing.error or error) from None
-            sealing.finish(seal)
-        if former is not None and path.is_file():
-            path.replace(former)
-
-
-def load_torch(path: Path, seal: Seal) -> Any:
-    """Return what :func:`save_torch` wrote, tensors on the CPU; no code of the file is run.
-
-    Raises:
-        SealError: it is not what was written.
-        OSError: it cannot be read.
-    """
-    try:
-        if not _check_file(path, seal):
-            _check_archive(path)
-            say_unsealed(seal.content, path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SealError):
-        raise
-    except Exception as error:  # whatever torch and zipfile make of a damaged file
-        raise SealError(str(error)) from error
 
 
 def sealed_bytes(content: bytes, seal: Seal) -> bytes:
     """Return ``content`` with its seal as last line."""
-    return content + _line(seal, _sha256([content]))
+    return content + seal_line(seal, sha256_of([content]))
 
 
 def unsealed_bytes(content: bytes, seal: Seal) -> memoryview:
@@ -170,7 +102,7 @@ def unsealed_bytes(content: bytes, seal: Seal) -> memoryview:
 
 def sealed_json(value: Mapping[str, Any], seal: Seal) -> dict[str, Any]:
     """Return ``value`` with its seal, ready for :func:`~fedsynth.files.write_json`."""
-    return {**value, ENTRY: seal.text(_sha256([_canonical(value)]))}
+    return {**value, ENTRY: seal.text(sha256_of([_canonical(value)]))}
 
 
 def unsealed_json(value: Any, seal: Seal, path: Path) -> dict[str, Any]:
@@ -193,31 +125,6 @@ def unsealed_json(value: Any, seal: Seal, path: Path) -> dict[str, Any]:
     inner = {key: item for key, item in value.items() if key != ENTRY}
     seal.check(value[ENTRY], [_canonical(inner)])
     return inner
-
-
-def tensor_metadata(tensors: Mapping[str, torch.Tensor], seal: Seal) -> dict[str, str]:
-    """Return the metadata for a safetensors file of tensors."""
-    return {ENTRY: seal.text(_sha256(tensor_chunks(tensors)))}
-
-
-def read_tensors(path: Path, seal: Seal) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file written with :func:`tensor_metadata`, or without.
-
-    Raises:
-        SealError: they are not what was written.
-        OSError: the file cannot be read.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise SealError(str(error)) from error
-    if ENTRY in metadata:
-        seal.check(metadata[ENTRY], tensor_chunks(tensors))
-    else:
-        say_unsealed(seal.content, path)
-    return tensors
 
 
 def seal_folder(folder: Path, seal: Seal) -> None:
@@ -252,44 +159,7 @@ def check_folder(folder: Path, seal: Seal) -> None:
             raise SealError(f"{name} does not match its checksum")
 
 
-def say_unsealed(content: str, path: Path) -> None:
-    """Say, once a process and kind of content, that an earlier version wrote a file."""
-    if content not in _said:
-        _said.add(content)
-        logger.info(
-            "'%s' is of an earlier version, without checksum: damage to such a %s goes unnoticed", path, content
-        )
-
-
-def _sha256(chunks: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _line(seal: Seal, digest: str) -> bytes:
-    return f"\n{seal.text(digest)}\n".encode()
-
-
-def _check_archive(path: Path) -> None:
-    """Check a file without seal by what a zip archive says of itself: its end, and the checksums of its parts."""
-    with path.open("rb") as file:
-        file.seek(-min(_ZIP_END_BYTES, path.stat().st_size), os.SEEK_END)
-        if not file.read().startswith(b"PK\5\6"):
-            raise SealError("its end is missing")
-    with zipfile.ZipFile(path) as archive:
-        if changed := archive.testzip():
-            raise SealError(f"'{changed}' does not match its checksum")
-
-
-def _last_line(tail: bytes) -> str | None:
-    """Return the text of the seal at the end of a file; None if there is none."""
-    _, start, text = tail.rpartition(b"\nfedsynth ")
-    return f"fedsynth {text.decode(errors='replace').removesuffix(chr(10))}" if start else None
-
-
-def _check_file(path: Path, seal: Seal) -> bool:
+def check_file(path: Path, seal: Seal) -> bool:
     """Compare a file with the seal that is its last line; False if it has none."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -300,6 +170,34 @@ def _check_file(path: Path, seal: Seal) -> bool:
         file.seek(0)
         seal.check(text, _chunks(file, size - len(text.encode()) - 2))
     return True
+
+
+def say_unsealed(content: str, path: Path) -> None:
+    """Say, once a process and kind of content, that an earlier version wrote a file."""
+    if content not in _said:
+        _said.add(content)
+        logger.info(
+            "'%s' is of an earlier version, without checksum: damage to such a %s goes unnoticed", path, content
+        )
+
+
+def sha256_of(chunks: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 of chunks that follow each other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def seal_line(seal: Seal, digest: str) -> bytes:
+    """Return what :func:`check_file` looks for at the end of a file with this SHA-256."""
+    return f"\n{seal.text(digest)}\n".encode()
+
+
+def _last_line(tail: bytes) -> str | None:
+    """Return the text of the seal at the end of a file; None if there is none."""
+    _, start, text = tail.rpartition(b"\nfedsynth ")
+    return f"fedsynth {text.decode(errors='replace').removesuffix(chr(10))}" if start else None
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterable[bytes]:
@@ -316,11 +214,3 @@ def _file_digest(path: Path) -> str:
 def _canonical(value: Mapping[str, Any]) -> bytes:
     # Through JSON and back: tuples become lists and keys strings, as whoever reads the file has them.
     return json.dumps(json.loads(json.dumps(value)), sort_keys=True, separators=(",", ":")).encode()
-
-
-def tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
-    """Yield what a checksum of tensors is taken over: name, dtype, shape and bytes of each, sorted by name."""
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data

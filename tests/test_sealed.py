@@ -17,16 +17,13 @@ from fedsynth.sealed import (
     Seal,
     SealError,
     check_folder,
-    load_torch,
-    read_tensors,
-    save_torch,
     seal_folder,
     sealed_bytes,
     sealed_json,
-    tensor_metadata,
     unsealed_bytes,
     unsealed_json,
 )
+from fedsynth.sealed_tensors import load_torch, read_tensors, save_torch, tensor_metadata
 
 SEAL = Seal("thing", 1, "silo-0, round 3")
 VALUE = {"seed": 1, "rate": 2e-4, "names": ["a", "é"], "none": None, "tuple": (1, 2)}

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
-from fedsynth.sealed import Seal, SealError, read_tensors, tensor_metadata
+from fedsynth.sealed import Seal, SealError
+from fedsynth.sealed_tensors import read_tensors, tensor_metadata
 
 Tensors = Mapping[str, torch.Tensor]
 

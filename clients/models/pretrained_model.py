@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord
+from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.silo_cache import SiloCache
@@ -90,7 +91,7 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
     """
     generator = make_generator(config.run.seed, "brought-model-loss", silo.name)
     codec = model.codec
-    images, labels = _known_images(model, silo, codec, generator)
+    images, labels = known_images(silo, codec, generator, model.serves)
     recipe, scheduler = config.recipe, make_scheduler(config.recipe)
     losses: list[float] = []
     of_silence: list[float] = []
@@ -111,10 +112,20 @@ def measure_loss(model: PretrainedModel, silo: Silo, config: RunConfig) -> float
     return loss
 
 
-def _known_images(
-    model: PretrainedModel, silo: Silo, codec: Codec, generator: torch.Generator
+def known_images(
+    silo: Silo, codec: Codec, generator: torch.Generator, serves: NDArray[np.bool_] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = (part.subset(np.flatnonzero(model.serves[part.labels])) for part in (silo.holdout, silo.train))
+    """Return at most :data:`LOSS_IMAGES` images (n, C, H, W) that a model should know, at random, and their labels.
+
+    Args:
+        silo: held-out images are taken, training images where there are none.
+        codec: what the model sees of them.
+        generator: draws.
+        serves: classes that the model knows, bool (C,); None: all.
+    """
+    parts = [silo.holdout, silo.train]
+    if serves is not None:
+        parts = [part.subset(np.flatnonzero(serves[part.labels])) for part in parts]
     known = next(part for part in parts if len(part))
     chosen = known.subset(torch.randperm(len(known), generator=generator)[:LOSS_IMAGES].numpy())
     return codec.encode(chosen.images), torch.from_numpy(chosen.labels)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedsynth import __version__
 from fedsynth.cli.stopping import SIGNALLED, StoppedError, stopped_by_signals
 from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
 from fedsynth.errors import RunError, UserError
@@ -47,6 +48,7 @@ def command() -> NoReturn:
 def _run(words: Sequence[str]) -> int:
     log_of_command()
     parser = argparse.ArgumentParser(prog="fedsynth", description=_docstring("__init__").split(".")[0])
+    parser.add_argument("--version", action="version", version=f"fedsynth {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         text = _docstring(name)
@@ -71,7 +73,10 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _module(command: str) -> Any:
-    """Import the module of a subcommand; not of all of them, since some wait seconds for torch."""
+    """Import the module of a subcommand.
+
+    At their top none imports what takes long: what needs no network answers within a second.
+    """
     return import_module(f"{__name__}.{command.replace('-', '_')}")
 
 

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("comparison.html"),
-        help="the page; its pictures go to <name>-figures/ beside it (default: comparison.html)",
+        default=Path("runs/comparison.html"),
+        help="the page; its pictures go to <name>-figures/ beside it (default: runs/comparison.html)",
     )
 
 

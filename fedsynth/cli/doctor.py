@@ -22,7 +22,6 @@ from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
 from fedsynth.cli.deployment.machine import LEAST_FILES, adjustments, problems, raise_file_limit
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
-from fedsynth.data import load_dataset
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError
 
@@ -200,6 +199,8 @@ def _terminal() -> Iterator[Finding]:
 
 
 def _data(dataset: DatasetName, root: str) -> Iterator[Finding]:
+    from fedsynth.data import load_dataset
+
     try:
         train, test = load_dataset(dataset, root or None)
         yield Finding("ok", f"dataset {dataset}: {len(train)} + {len(test)} images, {len(train.classes)} classes")

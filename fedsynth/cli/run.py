@@ -33,12 +33,9 @@ from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import guarded, kill_marked
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
-from fedsynth.cli.planned import planned
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
-from fedsynth.data import load_federation, natural_silos
-from fedsynth.diffusion import initial_unet
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
@@ -128,12 +125,18 @@ def check_data(config: RunConfig) -> ImageSpec:
     Raises:
         UserError: either cannot be done.
     """
+    # Here and below: what needs no images, such as --help, would wait seconds for torch.
+    from fedsynth.data import load_federation
+    from fedsynth.diffusion import initial_unet
+
     spec = load_federation(config).spec
     initial_unet(config, spec)
     return spec
 
 
 def _show_plan(config: RunConfig, spec: ImageSpec | None) -> int:
+    from fedsynth.cli.planned import planned
+
     print(f"each of {config.run.num_clients} silos is asked at most")
     print("\n".join(f"  {line}" for line in planned(config, spec)[1]))
     return 0
@@ -166,13 +169,21 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     if options.superlink is not None:
         given.setdefault("dataset", REAL_SILOS)
     config = with_absolute_paths(RunConfig.from_run_config(given))
-    if "num-clients" not in given and (silos := natural_silos(config)):
-        config = RunConfig.from_run_config({**config.to_run_config(), "num-clients": len(silos)})
+    if "num-clients" not in given:
+        config = _with_all_silos(config)
     if config.run.run_name == AUTO:
         run = config.run
         name = default_name(run.strategy, config.data.dataset, run.seed, datetime.now())
         config = RunConfig.from_run_config({**config.to_run_config(), "run-name": name})
     return config
+
+
+def _with_all_silos(config: RunConfig) -> RunConfig:
+    """Return the configuration with as many silos as the dataset itself has; as it is where it has none."""
+    from fedsynth.data import natural_silos
+
+    silos = natural_silos(config)
+    return RunConfig.from_run_config({**config.to_run_config(), "num-clients": len(silos)}) if silos else config
 
 
 def _run_to_resume(options: argparse.Namespace) -> RunFolder | None:

@@ -83,7 +83,7 @@ def _meaning(key: Key) -> str:
 def _conditions(key: Key, most: int) -> list[str]:
     """Say with what values of other keys a key acts; conditions with more than ``most`` values are left out."""
     return [
-        f"{other}={' or '.join(map(str, wanted))}"
+        f"{other}={' or '.join(value if isinstance(value, str) else _toml(value) for value in wanted)}"
         for other, wanted in key.acts_with.items()
         if len(wanted) <= most and not (other == "strategy" and key.section == "strategy_keys")
     ]

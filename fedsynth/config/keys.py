@@ -168,7 +168,7 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
         if A_NUMBER in wanted and isinstance(found, int | float):
             continue
         if found not in (AUTO, *wanted) and family(str(found)) not in wanted and not is_plugin(str(found)):
-            words = [word if word == A_NUMBER else repr(word) for word in wanted]
+            words = [A_NUMBER if word == A_NUMBER else in_words(word) for word in wanted]
             first, only = f"{other} = {words[0]}", f"{other} = {one_of_words(words)}"
             return f"{name} = {value!r}: acts with {only} only; leave it out or set {first}"
     return ""
@@ -180,6 +180,11 @@ def allowed_values(info: FieldInfo) -> str:
     if get_origin(info.annotation) is tuple:
         return f"a list of {one_of_words([*words, *_ranges(get_args(info.annotation)[0], ())])}"
     return one_of_words([*words, *_ranges(info.annotation, info.metadata)])
+
+
+def in_words(value: Scalar) -> str:
+    """Return a value as an error text shows it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def one_of_words(words: Iterable[str]) -> str:

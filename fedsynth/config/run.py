@@ -54,13 +54,21 @@ class Cooperation(Section):
     # Langevin moves take samples off their timestep, where nobody knows what honest networks answer.
     screening: bool = key(
         True,
-        "leave out answers that no model of images could give; not with ula or secure-aggregation",
+        "leave out answers that no model of images could give; not with ula. With secure-aggregation each silo checks"
+        " its own model, and stays out if it fails",
         acts_with={"strategy": ("dfd",)},
     )
     secure_aggregation: bool = key(
         False,
         "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights",
         acts_with={"strategy": ("dfd",)},
+    )
+    few_holders: Literal["leave-out", "pooled"] = key(
+        "leave-out",
+        "classes that too few silos hold to hide an answer in a sum (three, or more if a policy says so): left out by"
+        " name, or pooled: holders whose policy answers sample draw the images from their own models, and the server"
+        " sees which silo drew which",
+        acts_with={"strategy": ("dfd",), "secure-aggregation": (True,)},
     )
 
 

@@ -61,25 +61,20 @@ def load_dataset(
 ) -> Folds:
     """Load the train and test folds of a dataset.
 
-    ===============  =======================================================  ==========
-    name             where                                                    default
-    ===============  =======================================================  ==========
-    digits           scikit-learn's, embedded; 1,437 / 360, always the same   8x8x1
-    mnist            ``root/MNIST/raw``, as torchvision keeps it              32x32x1
-    fashion-mnist    ``root/FashionMNIST/raw``, as torchvision keeps it       32x32x1
-    cifar10          ``root/cifar-10-batches-py``, or ``root/train`` and      32x32x3
-                     ``root/test`` with class folders
-    cifar100         ``root/cifar-100-python``; 100 classes                   32x32x3
-    camelyon17       ``root`` or ``root/camelyon17_v1.0``: metadata.csv and   32x32x3
-                     ``patches/``, split by ``seed``; 2 classes
-    hf:FOLDER        ``root/FOLDER``, or ``hf`` alone ``root``, saved by the  see below
-                     library ``datasets``, or parquet files
-    medmnist:NAME    ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on     28x28, the set's
-    celeba           ``root/celeba``, as torchvision keeps it; 8 classes      32x32x3
-    imagefolder      folds such as ``train/`` and ``test/`` in ``root``, or   see below
-                     class folders in ``root``, then split 80/20 by ``seed``;
-                     above them silos' folders, if ``origins`` is natural
-    ===============  =======================================================  ==========
+    | name | where | default |
+    |---|---|---|
+    | digits | scikit-learn's, embedded; 1,437 / 360, always the same | 8x8x1 |
+    | mnist | ``root/MNIST/raw``, as torchvision keeps it | 32x32x1 |
+    | fashion-mnist | ``root/FashionMNIST/raw``, as torchvision keeps it | 32x32x1 |
+    | cifar10 | ``root/cifar-10-batches-py``, or ``train`` and ``test`` in ``root`` | 32x32x3 |
+    | cifar100 | ``root/cifar-100-python``; 100 classes | 32x32x3 |
+    | camelyon17 | ``root`` or its camelyon17_v1.0: metadata.csv, ``patches/``; split by ``seed`` | 32x32x3 |
+    | hf:FOLDER | ``root/FOLDER``, or ``hf`` alone ``root``: saved by ``datasets``, or parquet files | see below |
+    | medmnist:NAME | ``root/NAME.npz``, or ``root/NAME_64.npz`` and so on | 28x28, the set's |
+    | celeba | ``root/celeba``, as torchvision keeps it; 8 classes | 32x32x3 |
+    | imagefolder | folds as ``train/`` and ``test/``, or class folders, split 80/20 by ``seed`` | see below |
+
+    Above the folders of imagefolder there are silos' folders, if ``origins`` is natural.
 
     MNIST's 28x28 images get a border of zeros for 32x32; every other change of size resizes. Details and
     defaults: :func:`~fedsynth.data.celeba.load_celeba`, :func:`~fedsynth.data.medmnist.load_medmnist`,

@@ -25,7 +25,7 @@ from fedsynth.diffusion.model_files import CLASSES_FILE, INDEX_FILE, ModelFiles
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import noise_schedule
 from fedsynth.errors import UserError
-from fedsynth.sealed import tensor_chunks
+from fedsynth.sealed_tensors import tensor_chunks
 from fedsynth.spec import MAX_CLASSES
 from fedsynth.weight_files import read_weights
 

@@ -19,7 +19,8 @@ from fedsynth.diffusion.codec import Images
 from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.sealed import Seal, SealError, load_torch, save_torch
+from fedsynth.sealed import Seal, SealError
+from fedsynth.sealed_tensors import load_torch, save_torch
 
 logger = logging.getLogger("fedsynth")
 

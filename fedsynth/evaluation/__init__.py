@@ -1,19 +1,24 @@
 """How good a synthetic dataset is: fidelity, coverage, utility and signs of copying, against real images."""
 
-from fedsynth.evaluation.evaluation import Evaluation
-from fedsynth.evaluation.fidelity import frechet_distance
-from fedsynth.evaluation.image_set import ImageSet
-from fedsynth.evaluation.manifold import precision_recall_density_coverage
-from fedsynth.evaluation.measure_table import all_notes, mean_columns, measure_rows
-from fedsynth.evaluation.networks.domain_classifier import (
-    FEATURE_SPACE,
-    DomainClassifier,
-    extract_features,
-    train_domain_classifier,
-)
-from fedsynth.evaluation.networks.extractors import EXTRACTORS
-from fedsynth.evaluation.suite import FEATURE_SEED, Evaluator, Settings
-from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility_scores
+from typing import TYPE_CHECKING
+
+from fedsynth.lazy import imported_when_asked_for
+
+if TYPE_CHECKING:
+    from fedsynth.evaluation.evaluation import Evaluation
+    from fedsynth.evaluation.fidelity import frechet_distance
+    from fedsynth.evaluation.image_set import ImageSet
+    from fedsynth.evaluation.manifold import precision_recall_density_coverage
+    from fedsynth.evaluation.measure_table import all_notes, mean_columns, measure_rows
+    from fedsynth.evaluation.networks.domain_classifier import (
+        FEATURE_SPACE,
+        DomainClassifier,
+        extract_features,
+        train_domain_classifier,
+    )
+    from fedsynth.evaluation.networks.extractors import EXTRACTORS
+    from fedsynth.evaluation.suite import FEATURE_SEED, Evaluator, Settings
+    from fedsynth.evaluation.utility import CLASSIFIERS, DEFAULT_CLASSIFIERS, utility_scores
 
 __all__ = [
     "CLASSIFIERS",
@@ -35,3 +40,5 @@ __all__ = [
     "train_domain_classifier",
     "utility_scores",
 ]
+
+__getattr__ = imported_when_asked_for(__name__)

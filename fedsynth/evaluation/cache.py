@@ -30,7 +30,8 @@ from fedsynth.evaluation.networks.extractor import Extracted, Extractor, digest
 from fedsynth.evaluation.networks.resnet import load_weights
 from fedsynth.evaluation.utility import RESNET, Images, Labels, Scores, budgets, utility_scores
 from fedsynth.files import atomic_file
-from fedsynth.sealed import Seal, SealError, read_tensors, sealed_bytes, tensor_metadata, unsealed_bytes
+from fedsynth.sealed import Seal, SealError, sealed_bytes, unsealed_bytes
+from fedsynth.sealed_tensors import read_tensors, tensor_metadata
 
 logger = logging.getLogger("fedsynth")
 

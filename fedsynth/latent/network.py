@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 
 class Network(nn.Module):
@@ -37,7 +40,7 @@ class DiffusersNetwork(Network):
     def to_latents(self, images: torch.Tensor) -> torch.Tensor:
         """Return (latents - shift)·scale."""
         encoded = self.model.encode(images)
-        latents: torch.Tensor = encoded.latent_dist.mean if isinstance(self.model, AutoencoderKL) else encoded.latents
+        latents: torch.Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return (latents - self._shift) * self._scale
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:

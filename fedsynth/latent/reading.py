@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from fedsynth.errors import UserError
@@ -19,17 +19,14 @@ from fedsynth.files import parse_json
 from fedsynth.latent.autoencoder import Autoencoder
 from fedsynth.latent.network import DiffusersNetwork, Network
 from fedsynth.latent.taesd import TAESDNetwork, build_decoder, build_encoder
-from fedsynth.sealed import tensor_chunks
+from fedsynth.sealed_tensors import tensor_chunks
 from fedsynth.text import printable
 from fedsynth.weight_files import read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-DIFFUSERS: dict[str, type[AutoencoderKL | AutoencoderTiny]] = {
-    "AutoencoderKL": AutoencoderKL,
-    "AutoencoderTiny": AutoencoderTiny,
-}
-"""Classes that ``_class_name`` of a diffusers folder may name."""
+DIFFUSERS = ("AutoencoderKL", "AutoencoderTiny")
+"""Classes that ``_class_name`` of a diffusers folder may name. Diffusers imports its classes when they are used."""
 
 MAX_CONFIG_BYTES = 2**16
 MAX_ENTRIES = 16
@@ -105,7 +102,8 @@ class _Folder:
         kind = settings.get("_class_name")
         if kind not in DIFFUSERS:
             raise self._error(f"'{CONFIG_FILE}' is of a {kind!r:.60}: give one of {', '.join(DIFFUSERS)}")
-        signature = inspect.signature(DIFFUSERS[kind].__init__).parameters
+        network_class = getattr(diffusers, kind)
+        signature = inspect.signature(network_class.__init__).parameters
         known = {name: value for name, value in settings.items() if name in signature and name != "sample_size"}
         for name, value in known.items():
             self._check_setting(name, value)
@@ -113,7 +111,7 @@ class _Folder:
         weights = {_FORMER.sub(lambda found: _FORMER_NAMES[found[0]], name): value for name, value in weights.items()}
         try:
             with torch.device("meta"):  # no memory is taken for what the settings describe: the weights are the file's
-                model = DIFFUSERS[kind](**known)
+                model = network_class(**known)
             model.load_state_dict(weights, strict=True, assign=True)
             network = DiffusersNetwork(model)
         except Exception as error:  # whatever a class of diffusers makes of such settings

@@ -32,6 +32,11 @@ import torch
 from fedsynth.errors import UserError
 from fedsynth.mixture.compose import row_slices
 
+LEVELS = (4.04e-5, 6.97e-3, 0.194, 0.895)
+"""Noise levels at which models are tried before the rounds, as ᾱ: those of the linear schedule at T, 0.7 T, 0.4 T and
+0.1 T. At the first two all honest answers are nearly the same, so that zero, scaled and unrelated answers stand out; at
+the last an input that is echoed does."""
+
 EQUAL = 1e-4
 """Relative distance up to which two answers are one: one network evaluated in two ways differs by 4e-7, by 2e-5 when
 its answers are float16, and two networks trained on digits by 0.19 at least."""

@@ -1,26 +1,31 @@
 """What a run leaves behind: the dataset, the run folder, the pictures and the report."""
 
-from fedsynth.output.class_folders import folder_names
-from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
-from fedsynth.output.evaluation_figures import (
-    Embedding,
-    NearestImages,
-    embedding_scatter,
-    nearest_images,
-    per_class_bars,
-)
-from fedsynth.output.figures import (
-    image_grid,
-    label_distribution,
-    loss_curves,
-    png_bytes,
-    real_beside_synthetic,
-    round_curve,
-)
-from fedsynth.output.report import ReportContent, evaluation_parts, write_report
-from fedsynth.output.report_words import headings_and_meanings
-from fedsynth.output.run_folder import RunFolder, default_name
-from fedsynth.output.terminal import terminal_table
+from typing import TYPE_CHECKING
+
+from fedsynth.lazy import imported_when_asked_for
+
+if TYPE_CHECKING:
+    from fedsynth.output.class_folders import folder_names
+    from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
+    from fedsynth.output.evaluation_figures import (
+        Embedding,
+        NearestImages,
+        embedding_scatter,
+        nearest_images,
+        per_class_bars,
+    )
+    from fedsynth.output.figures import (
+        image_grid,
+        label_distribution,
+        loss_curves,
+        png_bytes,
+        real_beside_synthetic,
+        round_curve,
+    )
+    from fedsynth.output.report import ReportContent, evaluation_parts, write_report
+    from fedsynth.output.report_words import headings_and_meanings
+    from fedsynth.output.run_folder import RunFolder, default_name
+    from fedsynth.output.terminal import terminal_table
 
 __all__ = [
     "Embedding",
@@ -46,3 +51,5 @@ __all__ = [
     "write_dataset",
     "write_report",
 ]
+
+__getattr__ = imported_when_asked_for(__name__)

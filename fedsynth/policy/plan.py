@@ -25,6 +25,14 @@ CALIBRATION_QUERIES = 4
 CALIBRATION_SAMPLES = 8
 """Samples of every class in each of them."""
 
+_UNMEASURED = "will not measure the result"
+_WITHOUT: dict[MessageKind, str] = {
+    "statistics": _UNMEASURED,
+    "evaluate": _UNMEASURED,
+    "sample": "draws no images of classes that few hold",
+}
+"""Kind of message that a run can do without -> what becomes of it where a silo refuses."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,12 +84,12 @@ class Refusal:
     Attributes:
         line: as it stands in the policy.
         why: what the run would ask.
-        optional: the run can do without.
+        optional: what the silo does not do then, where the run can do without; empty: it cannot.
     """
 
     line: str
     why: str
-    optional: bool = False
+    optional: str = ""
 
     def __str__(self) -> str:
         return f"line '{self.line}': {self.why}"
@@ -128,14 +136,20 @@ def plan_of(
     if name == "local":
         answers.append("sample")
         drawn = config.sampling.num_samples
+    optional: list[MessageKind] = []
     if isinstance(settings, DfDSettings):
         answers.append("masked" if config.cooperation.secure_aggregation else "epsilon")
+        if config.cooperation.few_holders == "pooled":
+            optional.append("sample")
+            drawn = held
         queries, samples = _noise_queries(config, settings, len(spec.classes), prod(sample_shape or spec.shape), held)
+    if config.evaluation.evaluate_silos and name != "local":
+        optional += ["statistics", "evaluate"]
     sampler = settings.sampler
     return Plan(
         answers=tuple(answers),
         strategy=name,
-        optional=("statistics", "evaluate") if config.evaluation.evaluate_silos and name != "local" else (),
+        optional=tuple(optional),
         noise_queries=queries,
         samples_per_query=samples,
         images_drawn=drawn,
@@ -190,15 +204,19 @@ def refusals(policy: SiloPolicy, plan: Plan) -> list[Refusal]:
 def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
     if "any" not in policy.strategies and plan.strategy not in policy.strategies:
         yield Refusal(policy.line("strategies"), f"the run's strategy is '{plan.strategy}'")
-    for kinds, optional in ((plan.answers, False), (plan.optional, True)):
-        if absent := [kind for kind in kinds if kind not in policy.answers]:
-            yield Refusal(policy.line("answers"), f"the run asks {', '.join(map(repr, absent))}", optional)
+    absent: dict[str, list[str]] = {}
+    for kind in (*plan.answers, *plan.optional):
+        if kind not in policy.answers:
+            absent.setdefault(_WITHOUT[kind] if kind in plan.optional else "", []).append(repr(kind))
+    for optional, kinds in absent.items():
+        yield Refusal(policy.line("answers"), f"the run asks {', '.join(kinds)}", optional)
     for name, ceilings in _CEILINGS.items():
         asked = getattr(plan, name)
+        optional = _WITHOUT["sample"] if name == "images_drawn" and "sample" in plan.optional else ""
         for ceiling in ceilings:
             if asked > policy.limit(ceiling):
                 what = name.replace("_", " ")
-                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}")
+                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}", optional)
     if foreign := [name for name in plan.plugins if name not in policy.plugins]:
         yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
     if plan.trains:

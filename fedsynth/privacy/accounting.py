@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scipy.optimize import brentq
-
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
@@ -145,6 +143,8 @@ def noise_multiplier_for(
         if high == most:
             raise ValueError(f"ε = {epsilon}: no noise multiplier up to {NOISE_MULTIPLIERS[1]:g} is enough")
         high = min(high + 0.5, most)
+    from scipy.optimize import brentq  # only here: the commands of links and silos read accounts without it
+
     # A root finder's answer may lie on either side of the root: the larger one is private.
     found = float(brentq(excess, low, high, xtol=5e-6)) + 1e-5
     while excess(found) > 0:

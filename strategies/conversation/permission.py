@@ -52,7 +52,7 @@ def check_policies(
             forbidden.append(f"{name}: {'; '.join(lines)}{_contact(policies[name])}")
         for refusal in found:
             if refusal.optional and census is None:
-                logger.warning("%s will not measure the result: %s", name, refusal)
+                logger.warning("%s %s: %s", name, refusal.optional, refusal)
     if forbidden:
         raise RunError(
             f"policies forbid this run: {'; '.join(forbidden)}. Ask for less, leave these silos out, or have their"

@@ -14,7 +14,7 @@ from fedsynth.diffusion.noise_levels import timestep_at
 from fedsynth.diffusion.recipe import loss_of_zero
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, EpsilonRequest
-from fedsynth.mixture.screening import median_answer, screen
+from fedsynth.mixture.screening import LEVELS, median_answer, screen
 from fedsynth.seeding import make_generator
 from strategies.base import Task
 from strategies.conversation.ask import Question, ask
@@ -22,11 +22,6 @@ from strategies.conversation.exchange import Exchange
 from strategies.cooperation.screener import AnswerMemory
 
 logger = logging.getLogger("fedsynth")
-
-LEVELS = (4.04e-5, 6.97e-3, 0.194, 0.895)
-"""Noise levels of the calibration, as ᾱ: those of the linear schedule at T, 0.7 T, 0.4 T and 0.1 T. At the first two
-all honest answers are nearly the same, so that zero, scaled and unrelated answers stand out; at the last an input that
-is echoed does."""
 
 SAMPLES_PER_CLASS = 8
 """Samples of every class."""

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import DfDSettings
+from fedsynth.config.types import LEAST_SILOS
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, noise_schedule
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, transport
@@ -31,6 +33,9 @@ from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.cohort import Cohort, make_cohorts
 from strategies.cooperation.cooperative_set import CooperativeSet, Wait
+from strategies.cooperation.few_holders import IMAGES as DRAWN_IMAGES
+from strategies.cooperation.few_holders import ROWS as DRAWN_ROWS
+from strategies.cooperation.few_holders import DrawnByHolders
 from strategies.cooperation.screener import Screener
 from strategies.cooperation.secure_set import SecureSet, bounded_share
 from strategies.cooperation.secure_sum import SecureSum
@@ -49,15 +54,17 @@ IDLE_ROUNDS = 3
 """Rounds in a row in which nothing moves, until the classes that wait are given up."""
 
 SUMS_ONLY = (
-    "secure-aggregation: the server could read sums of the silos' noise predictions and no single one; answers were not"
-    " screened; a sum by itself is no differential privacy"
+    "secure-aggregation: the server could read sums of the silos' noise predictions and no single one{but}; it could"
+    " not screen them, {checked}; a sum by itself is no differential privacy"
 )
 """What the reader of the dataset is told where answers were summed in secret."""
+CHECKED = {True: "each silo checked its own model before the rounds", False: "and no silo checked its own model"}
+"""By ``screening``."""
 
 _NOTES: dict[Wait, str] = {
     "no answer": "its holders stopped answering before the end",
     "left out by screening": "screening left out the answers of its holders",
-    "too few holders": "fewer than three silos hold it, among whom a sum hides no answer",
+    "too few holders": "too few silos with a model fit to answer hold it, among whom a sum hides no answer",
     "no model fit to answer": "calibration found no holder's model fit to answer",
 }
 """What the reader of the dataset is told about a class that is missing."""
@@ -90,6 +97,8 @@ class DfD(SynthesisStrategy):
         self._slowest = 0.0
         self._set: CooperativeSet | None = None
         self._sums: SecureSet | None = None
+        self._drawn: DrawnByHolders | None = None
+        self._ready: list[int] = []
         # By it silos know what they have answered in this run; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
 
@@ -107,7 +116,7 @@ class DfD(SynthesisStrategy):
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
-            return self._prepare_sums(task, exchange, prior, codec.shape)
+            return self._prepare_sums(task, exchange)
         train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
@@ -123,9 +132,7 @@ class DfD(SynthesisStrategy):
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec.shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
-    def _prepare_sums(
-        self, task: Task, exchange: Exchange, prior: torch.Tensor, shape: tuple[int, int, int]
-    ) -> ArrayRecord:
+    def _prepare_sums(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, and have the silos train their models, for rounds in which the server sees sums only."""
         if keyless := [member.name for member in task.census if member.sum_keys is None]:
             raise RunError(
@@ -133,14 +140,41 @@ class DfD(SynthesisStrategy):
                 " them, and 'fedsynth silo start' finds them in the silo's folder"
             )
         logger.warning(
-            "secure-aggregation = true: single answers can be neither calibrated nor screened: a silo that answers"
-            " falsely, or with a model that is hardly trained, spoils its classes unnoticed"
+            "secure-aggregation = true: nobody but the silo itself can look at its answers: one that answers falsely,"
+            " or whose model is hardly trained, spoils its classes unnoticed"
         )
-        cohorts = self._cohorts(task.labels, shape, self._bounded(prior))
-        self._sums = SecureSet(task.labels, task.census, cohorts, task.spec.classes)
-        train_local_models(exchange, task, self.quorum)
-        samples = draw_initial_noise(task.config.run.seed, len(task.labels), shape)
+        self._form_sums(task, range(len(task.census)))  # refuses before anyone trains
+        self._form_sums(task, train_local_models(exchange, task, self.quorum))
+        assert self._sums is not None
+        names = task.spec.classes
+        pooled = [] if self._drawn is None else self._drawn.classes
+        if pooled:
+            logger.warning(
+                "class %s: few silos hold it: each image is drawn by one of them from its own model, and seen as its",
+                ", ".join(names[label] for label in pooled),
+            )
+        if lost := [names[label] for label in self._sums.few if label not in pooled]:
+            logger.warning("no images of class %s: %s", ", ".join(lost), _NOTES["too few holders"])
+        samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec_of(task.config, task.spec).shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
+
+    def _form_sums(self, task: Task, ready: Iterable[int]) -> None:
+        """Settle what is summed, and who draws what is not.
+
+        Args:
+            task: the silos.
+            ready: indices of those that have a model.
+        """
+        self._ready = sorted(ready)
+        absent = torch.ones(len(task.census), 1, dtype=torch.bool)
+        absent[self._ready] = False
+        prior = log_prior(self.settings.prior, task.census.label_counts, task.labels).masked_fill(absent, -torch.inf)
+        cohorts = self._cohorts(task.labels, codec_of(task.config, task.spec).shape, self._bounded(prior))
+        # A silo answers no sum in which fewer hold a class than its policy wants, whether it holds the class or not.
+        least_holders = max([LEAST_SILOS, *(policy.least_holders for policy in task.policies.values())])
+        self._sums = SecureSet(task.labels, task.census, cohorts, least_holders)
+        if task.config.cooperation.few_holders == "pooled":
+            self._drawn = DrawnByHolders(task, self.settings.prior, self._sums.few, self._ready)
 
     def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
         """Ask the silos, or have their answers summed in secret, and move the samples to the next level.
@@ -181,7 +215,10 @@ class DfD(SynthesisStrategy):
             "waiting-samples": 0,
             "client-seconds": seconds,
         }
-        return transport.encode_tensors({SAMPLES: moved, LABELS: self._sums.labels}), MetricRecord(metrics)
+        left = transport.encode_tensors({SAMPLES: moved, LABELS: self._sums.labels})
+        if self._drawn is not None and not self._sums.levels_left:
+            left.update(self._drawn.draw(exchange))
+        return left, MetricRecord(metrics)
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
         """Return silos that hold every class of the set; the same ones in every round."""
@@ -257,6 +294,7 @@ class DfD(SynthesisStrategy):
         why: dict[int, Wait] = self._set.waits if self._set else {}
         if self._sums is not None:
             why = dict.fromkeys(self._sums.few, "too few holders")
+            lost = [label for label in lost if self._drawn is None or label not in self._drawn.classes]
         if not finished.any():
             raise RunError(f"no class was finished: {self._remedy(set(why.values()))}")
         notes = tuple(
@@ -264,11 +302,29 @@ class DfD(SynthesisStrategy):
             for kind, said in _NOTES.items()
             if (of_kind := [label for label in lost if why.get(label, "no answer") == kind])
         )
-        if self._sums is not None:
-            notes = (*notes, SUMS_ONLY)
         curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
         images = codec_of(task.config, task.spec).decode(transport.decode(arrays[SAMPLES])[finished])
-        return Outcome(images, task.labels[finished].numpy(), curves=curves, notes=notes)
+        labels = task.labels[finished].numpy()
+        if self._sums is not None:
+            notes = (*notes, *self._notes_on_sums(task))
+        if DRAWN_IMAGES in arrays:
+            rows = transport.decode(arrays[DRAWN_ROWS])
+            order = torch.cat([torch.nonzero(finished).squeeze(1), rows]).argsort().numpy()
+            images = np.concatenate([images, transport.decode(arrays[DRAWN_IMAGES]).numpy()])[order]
+            labels = np.concatenate([labels, task.labels[rows].numpy()])[order]
+        return Outcome(images, labels, curves=curves, notes=notes)
+
+    def _notes_on_sums(self, task: Task) -> Iterator[str]:
+        pooled = [] if self._drawn is None else self._drawn.classes
+        if self._drawn is not None and pooled:
+            names = ", ".join(task.spec.classes[label] for label in pooled)
+            yield (
+                f"class {names}: too few silos hold it to hide an answer in a sum: each image was drawn by one of them"
+                " from its own model, and the server saw by which"
+            )
+            yield from self._drawn.notes
+        checked = CHECKED[task.config.cooperation.screening]
+        yield SUMS_ONLY.format(checked=checked, but=", but of those classes drawn images" if pooled else "")
 
     def _remedy(self, why: set[Wait]) -> str:
         """Say what kept every class from being finished, and what helps."""
@@ -286,13 +342,18 @@ class DfD(SynthesisStrategy):
     def state_dict(self) -> dict[str, Any]:
         """Return where every class stands, its posterior and what its sampler remembers."""
         if self._sums is not None:
-            return {"rounds": self._rounds_done, "run-token": self._run_token, **self._sums.state_dict()}
+            state = {"rounds": self._rounds_done, "run-token": self._run_token, **self._sums.state_dict()}
+            return {**state, "ready": self._ready, "notes": [] if self._drawn is None else list(self._drawn.notes)}
         return {"rounds": self._rounds_done, "idle": self._idle, **self._set.state_dict()} if self._set else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""
         if self._sums is not None:
+            assert self._task is not None
+            self._form_sums(self._task, state.get("ready", self._ready))
             self._sums.load_state_dict(state)
+            if self._drawn is not None:
+                self._drawn.notes = tuple(state["notes"])
             self._rounds_done, self._run_token = state["rounds"], state["run-token"]
             self.num_rounds = self._rounds_done + self._sums.levels_left
         elif self._set:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -18,19 +17,17 @@ from strategies.conversation.census import Census
 from strategies.cooperation.cohort import Cohort, finished_rows
 from strategies.cooperation.secure_sum import NoiseQuestion, SecureSum
 
-logger = logging.getLogger("fedsynth")
-
 
 class SecureSet:
     """Samples on their way from noise to images, all at one noise level.
 
-    Classes that fewer silos hold than :data:`LEAST_SILOS` are not asked about: their sum would show an answer.
+    Classes that few silos hold are not asked about: their sum would show an answer, and silos refuse it.
 
     Args:
         labels: class of every sample (N,).
         census: the silos.
         cohorts: the samples by class; their priors give the constant weights.
-        class_names: of all classes.
+        least_holders: silos that must hold a class, :data:`~fedsynth.config.types.LEAST_SILOS` at least.
 
     Attributes:
         few: class indices that are not asked about.
@@ -41,20 +38,17 @@ class SecureSet:
     """
 
     def __init__(
-        self, labels: torch.Tensor, census: Census, cohorts: Sequence[Cohort], class_names: Sequence[str]
+        self, labels: torch.Tensor, census: Census, cohorts: Sequence[Cohort], least_holders: int = LEAST_SILOS
     ) -> None:
         self.labels, self.census = labels, census
         weights = {cohort.label: cohort.log_prior[:, 0].exp() for cohort in cohorts}
-        self.few = sorted(label for label, row in weights.items() if int((row > 0).sum()) < LEAST_SILOS)
+        self.few = sorted(label for label, row in weights.items() if int((row > 0).sum()) < least_holders)
         self.cohorts = [cohort for cohort in cohorts if cohort.label not in self.few]
         if not self.cohorts:
             raise UserError(
-                f"secure-aggregation = true: no class is held by {LEAST_SILOS} silos, and among fewer an answer is not"
-                " hidden; use strategy = 'pooled', where the server sees every silo's images"
+                f"secure-aggregation = true: no class is held by {least_holders} silos that take part, and among fewer"
+                " an answer is not hidden; use strategy = 'pooled', where the server sees every silo's images"
             )
-        if self.few:
-            names = ", ".join(class_names[label] for label in self.few)
-            logger.warning("no images of class %s: fewer than %d silos hold it", names, LEAST_SILOS)
         self._weights = weights
         held = torch.stack([weights[cohort.label] for cohort in self.cohorts]).sum(0)
         self.members = tuple(member.name for member, weight in zip(census, held.tolist(), strict=True) if weight > 0)

@@ -37,7 +37,8 @@ def draw_owners(task: Task, prior: str, able: torch.Tensor | None = None) -> tor
     Args:
         task: silos, and the label of every image.
         prior: see :func:`fedsynth.mixture.log_prior`.
-        able: which silos can draw, bool (K,); None: all. An image whose class none of them holds is owned by -1.
+        able: which silos can draw, bool (K,), or what of each class, bool (K, num_classes); None: all. An image whose
+            class none of them holds is owned by -1.
 
     Raises:
         UserError: a class that no silo holds.
@@ -45,7 +46,7 @@ def draw_owners(task: Task, prior: str, able: torch.Tensor | None = None) -> tor
     counts = task.census.label_counts
     log_prior(prior, counts, task.labels)  # refuses a class without any holder
     if able is not None:
-        counts = counts * able[:, None]
+        counts = counts * (able if able.ndim == 2 else able[:, None])
     lost = counts.sum(0) == 0
     weights = log_prior(prior, counts + lost, task.labels).exp()
     generator = make_generator(task.config.run.seed, "owners")

@@ -13,7 +13,8 @@ import torch
 from fedsynth.config import Scalar
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
-from fedsynth.sealed import OtherFormatError, Seal, SealError, load_torch, save_torch
+from fedsynth.sealed import OtherFormatError, Seal, SealError
+from fedsynth.sealed_tensors import load_torch, save_torch
 from strategies.conversation.census import Census
 
 logger = logging.getLogger("fedsynth")

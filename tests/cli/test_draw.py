@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from torchvision.datasets import ImageFolder
 
-from fedsynth.cli import draw, main
+from fedsynth.cli import drawing, main
 from fedsynth.config import RECIPES, Recipe
 from fedsynth.diffusion import (
     ClassConditionalDDPMPipeline,
@@ -97,7 +97,7 @@ def test_the_sampler_saved_with_a_model_is_the_default(words: list[str], used: s
 def test_many_images_are_drawn_in_blocks_of_fresh_noise(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(draw, "BLOCK", 3)
+    monkeypatch.setattr(drawing, "BLOCK", 3)
     caplog.set_level("INFO", logger="fedsynth")
     images = drawn("--classes", "bee").images
     assert len(np.unique(images.reshape(7, -1), axis=0)) == 7
@@ -206,5 +206,5 @@ def test_bad_input_is_one_line_before_any_work(
     words: str, said: str, folder: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "file").touch()
-    monkeypatch.setattr(draw, "_draw", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(drawing, "_draw", lambda *_: pytest.fail("work was begun"))
     assert refused("draw", "--output", "more", "--device", "cpu", *words.split()).startswith(f"error: {said}")

@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_in_the_end_leaves_the_printed_numbers(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedsynth.cli.evaluate.write_json", full)
+    monkeypatch.setattr("fedsynth.cli.evaluating.write_json", full)
     assert main(["evaluate", "synthetic", "--real", "real", "--output", "numbers.json", *QUICK]) == 2
     printed = capsys.readouterr()
     assert "coverage" in printed.out

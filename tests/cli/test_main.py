@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hand_made_runs import make_run, measured
 
 from fedsynth.cli import COMMANDS, main, stop
+from fedsynth.cli.sweeps.sweep_file import Sweep
+from fedsynth.cli.sweeps.sweep_manifest import Entry, write_manifest
 from fedsynth.errors import RunError, UserError
 
 
@@ -70,9 +76,60 @@ def test_stop_tells_the_number_of_superlinks(
     assert capsys.readouterr().out == f"stopped 2 SuperLink(s) of {project / '.flwr'}\n"
 
 
-def test_commands_that_need_no_network_load_no_torch(tmp_path: Path) -> None:
-    words = [["link", "init"], ["silo", "init"], ["stop"]]
-    code = (
-        f"import sys; from fedsynth.cli import main; assert not any(map(main, {words})) and 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"fedsynth {version('fedsynth')}\n")
+
+
+SLOW = ("torch", "torchvision", "diffusers", "ray", "flwr", "sklearn", "scipy", "datasets", "pyarrow")
+"""Libraries that take long to import, and that no command needs that computes nothing."""
+
+WATCHED = """
+import contextlib, io, json, sys
+from fedsynth.cli import main
+found = {}
+for words in json.loads(sys.argv[1]):
+    before, said = set(sys.modules), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = main(words)
+        except SystemExit as stopped:
+            status = stopped.code
+    slow = [name for name in json.loads(sys.argv[2]) if name in sys.modules and name not in before]
+    found[" ".join(words)] = [status, slow, said.getvalue()]
+print(json.dumps(found))
+"""
+
+
+def test_commands_that_compute_nothing_import_nothing_slow(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "first", measured(3.0))
+    make_run(tmp_path / "runs", "second", measured(4.0), strategy="fedavg")
+    entries = [Entry(name, 0, name, name, {}, "finished") for name in ("first", "second")]
+    write_manifest(Sweep(tmp_path / "s.toml", tmp_path / "runs", ()), entries)
+    status = {"state": "finished", "pid": 1, "round": 3, "rounds": 3, "updated": "2026-01-01T00:00:00+00:00"}
+    (tmp_path / "runs" / "first" / "status.json").write_text(json.dumps(status))
+    expected = {
+        "--help": 0,
+        "--version": 0,
+        "rum": 2,
+        "status": 0,
+        "status runs/third": 2,
+        "compare runs/first runs/second": 0,
+        "table runs": 0,
+        **{f"{command} --help": 0 for command in COMMANDS},
+        "run --num-clientz 3": 2,
+        "run --strategy fedavgg": 2,
+        "run missing.toml": 2,
+        "evaluate runs/first --real x --outptu y": 2,
+        "stop": 0,
+        "link init": 0,
+        "silo init": 0,
+    }
+    code = [sys.executable, "-c", WATCHED, json.dumps([words.split() for words in expected]), json.dumps(SLOW)]
+    environment = {**os.environ, "FLWR_HOME": str(tmp_path / "flwr")}
+    done = subprocess.run(code, cwd=tmp_path, env=environment, check=True, capture_output=True, encoding="utf-8")
+    found = json.loads(done.stdout)
+    assert {words: status for words, (status, _, _) in found.items()} == expected, found
+    assert {words: slow for words, (_, slow, _) in found.items() if slow} == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "runs", "silo"]

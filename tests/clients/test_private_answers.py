@@ -10,7 +10,7 @@ import pytest
 import torch
 from one_silo import Node, epsilon_request, sample_request, simulated
 
-from clients import handlers
+from clients import handlers, self_check
 from fedsynth.diffusion import TrainingState, initial_unet
 from fedsynth.messages import PrepareRequest, Request, TrainRequest, UploadRequest, transport
 from fedsynth.privacy.dp_training import mechanism_of
@@ -81,6 +81,21 @@ def test_every_number_that_leaves_a_silo_is_justified(trained: Node, tmp_path: P
     for asked, fields in told.items():
         assert fields <= JUSTIFIED.keys(), asked
     assert set.union(*told.values()) == JUSTIFIED.keys() - {"silo-name"}, "real silos have names"
+
+
+def test_the_check_of_the_own_model_looks_at_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(eps: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, bound: float, noise: torch.Tensor | None) -> None:
+        seen.append((len(x_t), noise))
+
+    monkeypatch.setattr(self_check, "fault_of_own", note)
+    monkeypatch.delattr(self_check, "known_images")
+    node = simulated(tmp_path, **PRIVATE, secure_aggregation=True)
+    answer = node.ask(PrepareRequest(spec=node.spec, train_seconds=1000.0, private=True))
+    assert answer.finished
+    told = sum(count > 0 for count in answer.label_counts)
+    assert seen == [(self_check.SAMPLES_PER_CLASS * told, None)] * 4
 
 
 def test_counts_of_simulated_silos_are_noisy(trained: Node) -> None:

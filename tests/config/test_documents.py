@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsynth.config import KEYS, SETTINGS, Recipe, RunConfig
 from fedsynth.config.documents import own_defaults, reference_page, with_block
-from fedsynth.config.keys import facts_of
+from fedsynth.config.keys import facts_of, in_words
 from fedsynth.config.types import A_NUMBER
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_conditions_name_keys_and_values_that_there_are() -> None:
         for other, wanted in key.acts_with.items():
             assert other != name
             for value in wanted:
-                said = value if value == A_NUMBER else f"'{value}'"
+                said = value if value == A_NUMBER else in_words(value)
                 assert said in KEYS[other].allowed
 
 

@@ -14,6 +14,7 @@ import strategies.app
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.diffusion import count_parameters
 from fedsynth.errors import RunError
+from fedsynth.mixture.screening import LEVELS
 from fedsynth.policy import Plan, plan_of
 from fedsynth.policy.plan import CALIBRATION_QUERIES, CALIBRATION_SAMPLES
 from fedsynth.spec import ImageSpec
@@ -71,7 +72,7 @@ def test_silos_are_asked_what_was_planned(
 
 
 def test_the_plan_counts_the_questions_of_the_calibration() -> None:
-    assert (len(calibration.LEVELS), calibration.SAMPLES_PER_CLASS) == (CALIBRATION_QUERIES, CALIBRATION_SAMPLES)
+    assert (len(LEVELS), calibration.SAMPLES_PER_CLASS) == (CALIBRATION_QUERIES, CALIBRATION_SAMPLES)
     config = RunConfig.from_run_config({"dataset": "silos", "num-samples": 8})
     assert plan_of(config, SPEC, num_samples=8).noise_queries == config.settings.model_dump()["dfd_rounds"] + 4
     assert plan_of(config, SPEC, num_samples=8).samples_per_query == 8 * 4

@@ -242,3 +242,28 @@ def test_real_silos_answer_in_sums_alone_and_know_one_another_s_keys(
     strict = policy_file(tmp_path / "strict", answers=("describe", "prepare", "epsilon"))
     with pytest.raises(RunError, match="the run asks 'masked'"):
         run_real({**settings, "run-name": "forbidden"}, silos, **{name: {"policy-path": strict} for name in names})
+
+
+def test_policies_decide_which_classes_are_summed_and_who_draws_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = {"east": (0, 1), "north": (0, 1), "south": (0, 1), "west": (0,)}
+    given = keys_for_sums(tmp_path / "keys", tuple(classes))
+    # South answers no sum about a class that fewer than four hold, whether or not it holds the class.
+    given["south"]["policy-path"] = policy_file(tmp_path / "south", least_holders=4)
+    no_images = ("describe", "prepare", "masked")
+    given["east"]["policy-path"] = policy_file(tmp_path / "east", answers=no_images)
+    settings = real_settings(
+        tmp_path, num_clients=4, secure_aggregation=True, weights="constant", few_holders="pooled", num_samples=12
+    )
+    folder = run_real(settings, write_silos(tmp_path / "images", classes), **given)
+    assert sorted(path.parent.name for path in folder.synthetic.glob("*/*.png")) == ["0"] * 6 + ["1"] * 6
+    assert "east draws no images of classes that few hold: line 'answers = [" in caplog.text
+    card = (folder.synthetic / "README.md").read_text()
+    assert "class 1: too few silos hold it to hide an answer in a sum: each image was drawn by one of them" in card
+    audits = {name: (tmp_path / "state" / "silos" / name / "audit.jsonl").read_text() for name in classes}
+    entries = {name: list(map(json.loads, text.splitlines())) for name, text in audits.items()}
+    asked = {name: {entry["message"] for entry in found} for name, found in entries.items()}
+    assert [name for name, kinds in asked.items() if "query.sample" in kinds] == ["north"]
+    assert all({"query.masked", "query.reveal"} <= kinds for kinds in asked.values())
+    assert {entry["outcome"] for found in entries.values() for entry in found} == {"answered"}

@@ -24,9 +24,7 @@ def loss(strategy: str, attack: str) -> float:
     return federated_loss(strategy, attack, SMALL)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "attack"), [("fedavg", "nan"), ("multikrum", "noise"), ("multikrum", "sign-flip x10")]
-)
+@pytest.mark.parametrize(("strategy", "attack"), [("fedavg", "nan"), ("multikrum", "sign-flip x10")])
 def test_learns_with_two_of_ten_hostile_silos(strategy: str, attack: str) -> None:
     # A network that predicts no noise at all has a loss of 1.
     assert loss(strategy, "clean") < 0.6

@@ -17,8 +17,8 @@ from tiny_runs import run_tiny, tiny_settings
 from fedsynth.config import Scalar
 from fedsynth.errors import RunError
 from fedsynth.messages import transport
+from fedsynth.mixture.screening import LEVELS
 from fedsynth.output import RunFolder, read_dataset
-from strategies.cooperation.calibration import LEVELS
 
 Attack = Callable[[torch.Tensor, int], torch.Tensor]
 """(honest ε, number of answers before) -> what the silo answers; the first is the calibration's at T."""

@@ -12,11 +12,12 @@ from fedsynth.diffusion import build_unet, make_scheduler, noise_predictor
 from fedsynth.diffusion.training import TrainingState, train
 from fedsynth.errors import RunError
 from fedsynth.mixture import log_prior
+from fedsynth.mixture.screening import LEVELS
 from fedsynth.policy.plan import CALIBRATION_QUERIES, CALIBRATION_SAMPLES
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.conversation.exchange import Exchange
-from strategies.cooperation.calibration import LEVELS, SAMPLES_PER_CLASS, Calibration, trusted_prior
+from strategies.cooperation.calibration import SAMPLES_PER_CLASS, Calibration, trusted_prior
 from strategies.cooperation.cohort import Cohort
 from strategies.cooperation.screener import AnswerMemory, Screener
 

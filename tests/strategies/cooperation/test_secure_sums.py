@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Error, Message
+from pretrained_folders import save_model, unet_of
 
 import clients.app
 from experiments.in_process_grid import InProcessGrid
 from experiments.in_process_run import InProcessRun, begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import EpsilonRequest, MaskedAnswer, MaskedRequest, RevealRequest
+from fedsynth.messages import (
+    EpsilonRequest,
+    MaskedAnswer,
+    MaskedRequest,
+    RevealRequest,
+    SampleAnswer,
+    SampleRequest,
+)
 from strategies import build_strategy
 
 SETTINGS: dict[str, Scalar] = {
@@ -35,8 +43,13 @@ PLAIN: dict[str, Scalar] = {"weights": "constant", "screening": False, "max-silo
 class WatchedGrid(InProcessGrid):
     """Keeps what crossed, and has silos fail where ``fails(kind, silo)`` says so."""
 
-    def __init__(self, flat: dict[str, Scalar], number: int, fails: Callable[[str, int], bool]) -> None:
-        super().__init__(clients.app.app, flat, number)
+    def __init__(
+        self, flat: dict[str, Scalar], number: int, fails: Callable[[str, int], bool], models: Mapping[int, Path]
+    ) -> None:
+        nodes: list[dict[str, Any]] = [{"partition-id": k, "num-partitions": number} for k in range(number)]
+        for k, path in models.items():
+            nodes[k]["model-path"] = str(path)
+        super().__init__(clients.app.app, flat, number, node_configs=nodes)
         self.crossed: list[tuple[str, int, Message]] = []
         self._fails = fails
 
@@ -50,14 +63,18 @@ class WatchedGrid(InProcessGrid):
 
 
 def begin(
-    folder: Path, fails: Callable[[str, int], bool] = lambda kind, silo: False, **changes: Scalar
+    folder: Path,
+    fails: Callable[[str, int], bool] = lambda kind, silo: False,
+    models: Mapping[int, Path] | None = None,
+    **changes: Scalar,
 ) -> tuple[InProcessRun, WatchedGrid]:
+    """``models`` are what silos bring, by number."""
     given = {"secure-aggregation": True, **{key.replace("_", "-"): value for key, value in changes.items()}}
     settings = {**SETTINGS, "state-dir": str(folder), **given}
     grids: list[WatchedGrid] = []
 
     def make(flat: dict[str, Scalar], number: int) -> WatchedGrid:
-        grids.append(WatchedGrid(flat, number, fails))
+        grids.append(WatchedGrid(flat, number, fails, models or {}))
         return grids[0]
 
     return begin_run(settings, silos=make), grids[0]
@@ -80,8 +97,8 @@ def test_images_are_those_of_a_run_that_shows_every_answer(
     run, grid = begin(state)
     outcome = run.outcome()
     images = outcome.images
-    assert "single answers can be neither calibrated nor screened" in caplog.text
-    assert any("answers were not screened" in note for note in outcome.notes)
+    assert "nobody but the silo itself can look at its answers" in caplog.text
+    assert any("each silo checked its own model before the rounds" in note for note in outcome.notes)
     difference = np.abs(images.astype(int) - plain.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02
@@ -135,8 +152,58 @@ def test_classes_of_few_holders_are_left_out_by_name(state: Path) -> None:
     few = [label for label, count in enumerate(holders) if count < 3]
     assert few, "the split was to leave some classes with two silos"
     outcome = run.outcome()
-    assert set(outcome.labels.tolist()).isdisjoint(few)
-    assert any("fewer than three silos hold it" in note for note in outcome.notes)
+    assert set(outcome.labels.tolist()) == set(range(10)).difference(few)
+    assert any("too few silos with a model fit to answer hold it" in note for note in outcome.notes)
+
+
+def test_classes_of_few_holders_are_drawn_as_pooled_draws_them(state: Path) -> None:
+    # With a sampler whose moves carry no noise an image does not depend on what else its silo draws.
+    run, grid = begin(state, alpha=0.2, seed=3, sampler="ddim", few_holders="pooled")
+    few = [label for label, count in enumerate(run.task.census.holders) if count < 3]
+    outcome = run.outcome()
+    assert outcome.labels.tolist() == run.task.labels.tolist()
+    rows = np.isin(outcome.labels, few)
+    settings = {**SETTINGS, "alpha": 0.2, "seed": 3, "sampler": "ddim", "state-dir": str(state), "strategy": "pooled"}
+    pooled = begin_run({key: value for key, value in settings.items() if key != "dfd-rounds"}).outcome()
+    assert np.abs(outcome.images[rows].astype(int) - pooled.images[rows].astype(int)).max() <= 1
+    without, _ = begin(state, alpha=0.2, seed=3, sampler="ddim")
+    assert np.array_equal(outcome.images[~rows], without.outcome().images)
+    # Each silo draws the images that it owns, and is asked once.
+    drawn = [SampleAnswer.from_message(reply) for kind, _, reply in grid.crossed if kind == SampleRequest.kind]
+    assert sum(len(answer.images) for answer in drawn) == rows.sum()
+    names = ", ".join(run.task.spec.classes[label] for label in few)
+    assert any(note.startswith(f"class {names}: too few silos hold it to hide") for note in outcome.notes)
+    assert any("no single one, but of those classes drawn images;" in note for note in outcome.notes)
+
+
+def test_a_silo_whose_model_fails_its_own_check_takes_no_part(
+    state: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digits = tuple(map(str, range(10)))
+    # Random weights, which predict the noise: their answers have next to nothing to do with it.
+    brought = {1: save_model(tmp_path / "model", unet_of(classes=10), digits)}
+    run, grid = begin(state, models=brought)
+    assert "silo-1: UserError: the own model fails its check at t = " in caplog.text
+    # By how much is told to nobody.
+    assert "does not follow the noise: gain " in caplog.text
+    assert not [reply for _, _, reply in grid.crossed if reply.has_error() and "gain" in reply.error.reason]
+    outcome = run.outcome()
+    assert len(outcome.images) == 20
+    assert [silo for kind, silo, _ in grid.crossed if kind == MaskedRequest.kind] == [0, 2, 3] * 3
+    # It has not dropped out of a sum: nobody is asked to agree on who is left.
+    assert not [silo for kind, silo, _ in grid.crossed if kind == "query.agree"]
+
+    unchecked, grid = begin(state, models=brought, screening=False)
+    outcome = unchecked.outcome()
+    assert [silo for kind, silo, _ in grid.crossed if kind == MaskedRequest.kind] == [0, 1, 2, 3] * 3
+    assert any("no silo checked its own model" in note for note in outcome.notes)
+
+
+def test_with_too_few_fit_models_the_run_ends_before_a_round(state: Path, tmp_path: Path) -> None:
+    digits = tuple(map(str, range(10)))
+    brought = dict.fromkeys((0, 3), save_model(tmp_path / "model", unet_of(classes=10), digits))
+    with pytest.raises(UserError, match="no class is held by 3 silos that take part"):
+        begin(state, models=brought)
 
 
 def test_a_run_that_stops_within_a_sum_is_resumed_to_the_same_images(plain: Images, state: Path) -> None:
@@ -176,5 +243,6 @@ def test_settings_that_need_single_answers_are_refused_with_the_reason() -> None
     assert "parallel-levels = 3 with secure-aggregation" in refused(parallel_levels=3, sampler="ddpm")
     assert "num-clients = 2 with secure-aggregation" in refused(num_clients=2)
     assert "acts with strategy = 'dfd' only" in refused(strategy="fedavg")
+    assert "acts with secure-aggregation = true only" in refused(secure_aggregation=False, few_holders="pooled")
     _, config = build_strategy(RunConfig.from_run_config({"secure-aggregation": True}))
     assert config.settings.model_dump()["weights"] == "constant"

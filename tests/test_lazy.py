@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize("package", ["fedsynth.output", "fedsynth.evaluation"])
+def test_all_that_a_package_offers_is_found_when_asked_for(package: str) -> None:
+    module = import_module(package)
+    offered = [getattr(module, name) for name in module.__all__]
+    assert [vars(module)[name] for name in module.__all__] == offered
+    assert all(item.__module__.startswith(package) for item in offered if hasattr(item, "__module__"))
+
+
+def test_what_a_package_does_not_offer_is_an_error_as_anywhere() -> None:
+    module = import_module("fedsynth.output")
+    for name in ("RunFolders", "TYPE_CHECKINGS", "__wrapped__"):
+        with pytest.raises(AttributeError, match=f"module 'fedsynth.output' has no attribute '{name}'"):
+            getattr(module, name)
