@@ -149,7 +149,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
         "authority of the link: SHA-256 %s; compare it with the operator's, by telephone", fingerprint(authority)
     )
     check_private_key(folder / "silo.key")
-    policy = _policy_path(folder, options.policy)
+    policy = acting_policy(folder, options.policy)
     _check_warm(options, policy)
     config = node_config(folder, options, policy)
     command = supernode_command(folder, options, config)
@@ -166,7 +166,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     return status
 
 
-def _policy_path(folder: Path, given: Path | None) -> Path | None:
+def acting_policy(folder: Path, given: Path | None) -> Path | None:
     """Return the policy that acts, checked; None for the strict default."""
     path = _absolute(given) if given else folder / POLICY_FILE
     if given is None and not path.exists():
