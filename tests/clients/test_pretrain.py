@@ -105,7 +105,7 @@ def test_mistakes_are_one_line_and_a_status(tmp_path: Path, caplog: pytest.LogCa
 PRIVATE: dict[str, Scalar] = {
     "train_steps": 400,
     "dp_epsilon": 1.0,
-    "dp_steps": 2,
+    "dp_steps": 3,
     "dp_multiplicity": 1,
     "dp_sampling_rate": 1.0,
 }

@@ -30,7 +30,7 @@ from strategies.results.publish import _provenance, _start_note
 from strategies.run.opening import check_partition, write_partition
 
 CLASSES = tuple("0123456789")
-PRIVATE: dict[str, Scalar] = {"dp_epsilon": 1.0, "dp_steps": 2, "dp_multiplicity": 1, "dp_sampling_rate": 1.0}
+PRIVATE: dict[str, Scalar] = {"dp_epsilon": 1.0, "dp_steps": 3, "dp_multiplicity": 1, "dp_sampling_rate": 1.0}
 
 
 @pytest.fixture(scope="module")
