@@ -37,8 +37,10 @@ from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
-WITH_MASKED = ("agree", "reveal")
-"""Messages that finish a sum of answers ``masked``: a policy names them all by that word."""
+SUMS = ("masked",)
+"""Messages whose answers are summed in secret."""
+FINISH_SUMS = ("agree", "reveal")
+"""Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
 
 LEDGER_FILE = "ledger.json"
 OWN_MODEL = "own-models"
@@ -64,8 +66,10 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         PolicyError: names the policy's line.
     """
     policy, strategy = silo.policy, silo.config.run.strategy
-    kind = "masked" if kind in WITH_MASKED else kind
-    if kind not in policy.answers:
+    # What a sum that was not answered is finished with, the silo's record of its sums refuses.
+    kinds = SUMS if kind in FINISH_SUMS else (kind,)
+    if not set(kinds).intersection(policy.answers):
+        kind = SUMS[0] if kind in FINISH_SUMS else kind
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")

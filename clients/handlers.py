@@ -32,7 +32,7 @@ from clients.models.pretrained_model import (
 from clients.noisy_counts import noisy_label_counts
 from clients.self_check import check_own_model
 from clients.silo_cache import SiloCache
-from clients.summing import MaskedQuestion, own_keys
+from clients.summing import SumQuestion, own_keys
 from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.config.methods import DfDSettings
 from fedsynth.data import Silo
@@ -73,6 +73,8 @@ from fedsynth.messages import (
 )
 from fedsynth.messages.transport import Arrays
 from fedsynth.privacy.dp_training import check_delta, private_training, secret_generator, train_privately
+from fedsynth.privacy.sums.fixed_point import to_fixed
+from fedsynth.privacy.sums.noise import noise_step, weights_of_samples
 from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
 
@@ -214,13 +216,16 @@ def masked(request: MaskedRequest, silo: SiloContext) -> MaskedAnswer:
         UserError: as :func:`epsilon`, or an answer would not be hidden, see :mod:`fedsynth.privacy.sums`.
         PolicyError: a class of few images, or no more time.
     """
-    question = MaskedQuestion(request, silo)
-    rows = torch.nonzero(question.weights).squeeze(1)
+    step = noise_step(request.timestep, request.part, silo.config.recipe.num_train_timesteps)
+    question = SumQuestion(request, step, silo)
+    weights = weights_of_samples(question.row, request.labels)
+    rows = torch.nonzero(weights).squeeze(1)
     predicted = torch.zeros_like(request.samples)
     if len(rows):
         asked = EpsilonRequest(samples=request.samples[rows], labels=request.labels[rows], timestep=request.timestep)
         predicted[rows] = epsilon(asked, silo).epsilon
-    return question.answer(predicted.numpy())
+    numbers = to_fixed(predicted.numpy(), weights.numpy().reshape(-1, 1, 1, 1))
+    return question.answer(numbers.ravel(), len(predicted))
 
 
 def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:

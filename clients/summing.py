@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from fedsynth.errors import UserError
 from fedsynth.files import damage_named, write_json
-from fedsynth.messages import AgreeAnswer, AgreeRequest, MaskedAnswer, MaskedRequest, RevealAnswer, RevealRequest
-from fedsynth.privacy.sums import Memory, PublicKeys, SecretKeys, SiloSide, SumError, Terms
+from fedsynth.messages import AgreeAnswer, AgreeRequest, MaskedAnswer, RevealAnswer, RevealRequest, SumRequest
+from fedsynth.privacy.sums import Memory, PublicKeys, SecretKeys, SiloSide, SumError, Terms, sum_terms
 from fedsynth.privacy.sums.key_files import KNOWN_FILE, SECRET_FILE, known_others, read_secret, write_secret
-from fedsynth.privacy.sums.noise import noise_terms, weights_of_samples
 
 SUMS = "sums"
 """Folder in the state folder, one file a run. Whoever removes it has a run's questions answered again."""
@@ -95,41 +95,36 @@ class _Part:
             self.record.keep(self.side.memory, terms)
 
 
-class MaskedQuestion:
+class SumQuestion:
     """A question of a secure sum that the silo has checked as a whole, before it computes anything.
 
     Args:
         request: the question.
+        step: rises within a run; the same step may be asked again, about the same.
         silo: who is asked.
 
     Attributes:
-        weights: the silo's weight for every sample, float64 (n,): 0 where it is not asked.
+        participants: whose answers are summed, sorted.
+        row: the silo's weight in every group.
+        again: whether this step was answered before, in an earlier attempt.
 
     Raises:
         UserError: an answer would not be hidden, was given before, or the keys are not those that the silo knows.
     """
 
-    def __init__(self, request: MaskedRequest, silo: SiloContext) -> None:
+    def __init__(self, request: SumRequest, step: int, silo: SiloContext) -> None:
         said = dict(zip(request.participants, request.keys, strict=True))
         self._part = _Part(silo, request.run_token, said)
-        self._terms = noise_terms(
-            run=request.run_token,
-            attempt=request.attempt,
-            samples=request.samples,
-            labels=request.labels,
-            timestep=request.timestep,
-            part=request.part,
-            num_train_timesteps=silo.config.recipe.num_train_timesteps,
-            keys={name: PublicKeys.from_text(text) for name, text in said.items()},
-            weights=request.weights,
-        )
+        keys = {name: PublicKeys.from_text(text) for name, text in said.items()}
+        self._terms = sum_terms(request, step, keys)
         self._part.side.check(self._terms)
-        self.weights = weights_of_samples(self._terms.row(silo.name), request.labels)
+        self.participants = self._terms.participants
+        self.row = self._terms.row(silo.name)
+        self.again = self._part.side.memory.step == step
 
-    def answer(self, predicted: np.ndarray[Any, np.dtype[np.float32]]) -> MaskedAnswer:
-        """Return noise predictions (n, C, H, W), weighted and masked."""
-        weights = self.weights.numpy().reshape(-1, 1, 1, 1)
-        answer = self._part.side.answer(self._terms, predicted, weights)
+    def answer(self, numbers: NDArray[np.uint32], num_examples: int = 0) -> MaskedAnswer:
+        """Return weighted numbers modulo 2³² (``request.size``,) under masks, when the disk says that they leave."""
+        answer = self._part.side.mask(self._terms, numbers)
         self._part.keep(self._terms)
         names = self._terms.participants
         return MaskedAnswer(
@@ -137,7 +132,7 @@ class MaskedQuestion:
             sealed=tuple(answer.sealed[name] for name in names),
             commitment=answer.commitment,
             confirmations=tuple(answer.confirmations[name] for name in names if name in answer.confirmations),
-            num_examples=len(predicted),
+            num_examples=num_examples,
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from flwr.app import MetricRecord
 
 from experiments.benchmarks.common import markdown_table
-from experiments.in_process_run import begin_run
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import Scalar
 from fedsynth.messages import transport
 from fedsynth.units import human_bytes

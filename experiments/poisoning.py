@@ -19,8 +19,8 @@ from flwr.app import ArrayRecord, Message
 
 import clients.app
 from experiments.benchmarks.common import machine_facts, publish
-from experiments.in_process_grid import InProcessGrid
-from experiments.in_process_run import begin_run
+from fedsynth.api.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import Scalar
 from fedsynth.diffusion import codec_of, initial_unet, make_scheduler
 from fedsynth.diffusion.recipe import denoising_loss

@@ -86,6 +86,9 @@ RECIPES: dict[str, Setting] = {
     "unshuffle-2": {"codec": "unshuffle-2"},
     "unshuffle-4": {"codec": "unshuffle-4"},
     "unshuffle-8": {"codec": "unshuffle-8"},
+    "latents": {"codec": "autoencoder"},
+    "latents, width 96": {"codec": "autoencoder", "block-out-channels": "96,96"},
+    "latents, width 128": {"codec": "autoencoder", "block-out-channels": "128,128"},
     "width 32": {"block-out-channels": "32,32"},
     "width 96": {"block-out-channels": "96,96"},
     "width 128": {"block-out-channels": "128,128"},
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=[*SETS], default=["digits"])
     parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=["default", "paper, small network"])
     parser.add_argument("--data-root", default=None, help="folder of the images, where they are not embedded")
+    parser.add_argument("--autoencoder", default=None, help="folder of the autoencoder, for latents")
     parser.add_argument("--seconds", type=float, default=45.0, help="CPU seconds of a training, on one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=500)
@@ -203,11 +207,16 @@ def main() -> None:
         for recipe in options.recipes:
             for seed in options.seeds:
                 folder = options.output_dir / f"{name}-{options.seconds:g}s" / f"{recipe.replace(' ', '-')}-{seed}"
-                results.setdefault(recipe, []).append(_once(folder, judge, RECIPES[recipe], seed, options))
+                setting = _with_autoencoder(RECIPES[recipe], options.autoencoder)
+                results.setdefault(recipe, []).append(_once(folder, judge, setting, seed, options))
             print(_row(recipe, results[recipe]), flush=True)
         rows = [_row(recipe, of_recipe) for recipe, of_recipe in results.items()]
         facts = machine_facts() | {"seeds": options.seeds, "CPU seconds": options.seconds, "samples": options.samples}
         publish(f"recipes-{name}-{options.seconds:g}s", facts, rows, results, options.output_dir)
+
+
+def _with_autoencoder(recipe: Setting, folder: str | None) -> Setting:
+    return {**recipe, "autoencoder": folder} if folder and recipe.get("codec") == "autoencoder" else recipe
 
 
 def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:

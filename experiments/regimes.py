@@ -24,7 +24,7 @@ from diffusers.utils import logging as diffusers_logging
 from clients.models.local_model import LocalModel
 from experiments import cooperation
 from experiments.benchmarks.common import machine_facts, publish
-from experiments.in_process_run import begin_run, silos_with
+from fedsynth.api.in_process_run import begin_run, silos_with
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline

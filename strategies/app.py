@@ -59,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     diffusers_logging.disable_progress_bar()
     with _errors_logged():
         config = RunConfig.from_run_config(context.run_config)
-    _run(grid, config)
+    run_synthesis(grid, config)
 
 
 @contextlib.contextmanager
@@ -71,7 +71,13 @@ def _errors_logged() -> Iterator[None]:
         raise
 
 
-def _run(grid: Grid, config: RunConfig) -> None:
+def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
+    """Run one synthesis with the silos of a grid, and return the folder that holds everything it left.
+
+    Raises:
+        UserError: the configuration, the images or the folder cannot be used; before any silo works.
+        RunError: too few usable answers.
+    """
     with _errors_logged():
         if config.exchange.fast_replies:
             take_replies_fast()
@@ -90,6 +96,7 @@ def _run(grid: Grid, config: RunConfig) -> None:
             logger.info("images: %s", said)
         strategy.summary()
         _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
+    return folder
 
 
 def _synthesise(

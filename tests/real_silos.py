@@ -14,7 +14,7 @@ from tiny_runs import log_for_caplog, tiny_settings
 
 import clients.app
 import strategies.app
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import Scalar
 from fedsynth.data import load_dataset
 from fedsynth.output import RunFolder

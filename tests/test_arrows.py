@@ -18,7 +18,9 @@ MEETING_PLACES = (
 )
 METHODS = ("averaging", "cooperation", "own_models")
 SHARED_BY_METHODS = ("strategies.own_models.local_training", "strategies.own_models.shares")
-FLOWER = ("fedsynth.messages.",)
+FLOWER = ("fedsynth.messages.", "fedsynth.api.")
+API, BOTH_SIDES = "fedsynth.api.", ("clients", "strategies")
+TOP = ("api", "cli")
 
 
 def modules() -> dict[str, Path]:
@@ -51,6 +53,8 @@ def part(name: str, depth: int) -> str:
 
 
 def between_packages(name: str, target: str) -> bool:
+    if part(target, 0) in BOTH_SIDES and name.startswith(API):
+        return True
     allowed = {
         "fedsynth": ("fedsynth",),
         "clients": ("clients", "fedsynth"),
@@ -61,12 +65,12 @@ def between_packages(name: str, target: str) -> bool:
 
 
 def inside_fedsynth(name: str, target: str) -> bool:
-    if part(name, 0) != "fedsynth" or part(target, 0) != "fedsynth" or part(name, 1) == "cli":
+    if part(name, 0) != "fedsynth" or part(target, 0) != "fedsynth" or part(name, 1) in TOP:
         return True
     here, there = part(name, 1), part(target, 1)
     if there in ROOMS:
         return here == there or (here in ROOMS and name in MEETING_PLACES)
-    return there != "cli" and (there != "messages" or here == "messages")
+    return there not in TOP and (there != "messages" or here == "messages")
 
 
 def to_flower(name: str, target: str) -> bool:
@@ -85,9 +89,9 @@ def inside_strategies(name: str, target: str) -> bool:
 
 
 RULES = {
-    between_packages: "clients -> fedsynth <- strategies, and nothing imports experiments",
-    inside_fedsynth: f"rooms meet only in {', '.join(MEETING_PLACES)} and cli; config and messages know no room",
-    to_flower: "inside fedsynth only messages know Flower",
+    between_packages: "clients -> fedsynth <- strategies, which api alone imports, and nothing imports experiments",
+    inside_fedsynth: f"rooms meet only in {', '.join(MEETING_PLACES)} and at the top; config and messages know no room",
+    to_flower: "inside fedsynth only messages and api know Flower",
     inside_strategies: "conversation and run know no method, methods do not know each other, results come last",
 }
 

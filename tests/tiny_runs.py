@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 import clients.app
 import fedsynth.evaluation.illustration
 import strategies.app
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.output import RunFolder
 

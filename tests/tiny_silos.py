@@ -16,7 +16,7 @@ from spoiled_answers import Tamper
 from tiny_runs import tiny_settings
 
 import clients.app
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import Recipe, RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import make_scheduler

@@ -24,8 +24,8 @@ from diffusers import UNet2DModel
 
 from experiments.benchmarks.common import in_fresh_process, machine_facts, publish
 from experiments.benchmarks.plain import PlainMixture, cooperative_inference
-from experiments.in_process_grid import InProcessGrid
-from experiments.in_process_run import begin_run
+from fedsynth.api.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import Scalar
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clients.models.local_model import LocalModel, load_network
-from experiments.in_process_run import begin_run
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.config.methods import DfDSettings
 from fedsynth.data import Federation, load_federation

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedsynth.privacy.sums import PublicKeys, SecretKeys, ServerSide, SiloSide
-from fedsynth.privacy.sums.noise import noise_terms
+from fedsynth.messages import MaskedRequest
+from fedsynth.privacy.sums import PublicKeys, SecretKeys, ServerSide, SiloSide, sum_terms
 
 NUM_SILOS = 10
 NUM_SAMPLES = 1000
@@ -53,17 +53,17 @@ def measure(shape: tuple[int, ...], absent: Collection[int] = (), num_samples: i
     public: dict[str, PublicKeys] = {name: own.public for name, own in keys.items()}
     answers = {name: rng.standard_normal((num_samples, *shape)).astype(np.float32) for name in keys}
     weights = torch.full((NUM_SILOS, 1), 1 / NUM_SILOS)
-    terms = noise_terms(
-        run="benchmark",
+    question = MaskedRequest(
+        run_token="benchmark",
         attempt="first",
         samples=torch.zeros(num_samples, *shape),
         labels=torch.zeros(num_samples, dtype=torch.int64),
         timestep=500,
-        part=0,
-        num_train_timesteps=1000,
-        keys=public,
+        participants=tuple(public),
+        keys=tuple(keys.text for keys in public.values()),
         weights=weights,
     )
+    terms = sum_terms(question, 0, public)
     sides = {name: SiloSide(name, own, public) for name, own in keys.items()}
     server = ServerSide(terms, public)
     left = [name for k, name in enumerate(keys) if k not in absent]

@@ -11,8 +11,10 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +34,7 @@ from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import guarded, kill_marked
-from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest, scalar
+from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
 from fedsynth.config import AUTO, KEYS, REAL_SILOS, RunConfig, Scalar
@@ -161,13 +163,27 @@ def _last_change(path: Path) -> int | None:
 
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """Merge file, or the configuration of the run to resume, and options, with absolute paths and a run name."""
-    earlier, chosen = _run_to_resume(options), given_keys(options, ALL_KEYS - {"resume"})
+    real = {} if options.superlink is None else {"dataset": REAL_SILOS}
+    return configuration(options.setting, given_keys(options), real)
+
+
+def configuration(
+    setting: Path | None, chosen: Mapping[str, Scalar], usual: Mapping[str, Scalar] = MappingProxyType({})
+) -> RunConfig:
+    """Return the configuration of a run: with absolute paths, a run name, and as many silos as are given.
+
+    Args:
+        setting: file of configuration keys; None: there is none.
+        chosen: keys that go before those of the file, or before those of the run that ``resume`` names.
+        usual: defaults, where neither says anything.
+
+    Raises:
+        UserError: a key, the file, or the run to resume cannot be used.
+    """
+    earlier, chosen = _run_to_resume(setting, chosen), {key: chosen[key] for key in chosen if key != "resume"}
     if earlier:
         earlier.refuse_changes(chosen)
-    given = _continued(earlier, options) if earlier else read_setting(options.setting)
-    given |= chosen
-    if options.superlink is not None:
-        given.setdefault("dataset", REAL_SILOS)
+    given = {**usual, **(_continued(earlier, chosen) if earlier else read_setting(setting)), **chosen}
     config = with_absolute_paths(RunConfig.from_run_config(given))
     if "num-clients" not in given:
         config = _with_all_silos(config)
@@ -186,28 +202,30 @@ def _with_all_silos(config: RunConfig) -> RunConfig:
     return RunConfig.from_run_config({**config.to_run_config(), "num-clients": len(silos)}) if silos else config
 
 
-def _run_to_resume(options: argparse.Namespace) -> RunFolder | None:
-    """Return the folder that ``--resume`` names.
+def _run_to_resume(setting: Path | None, chosen: Mapping[str, Scalar]) -> RunFolder | None:
+    """Return the folder that ``resume`` names.
 
     Raises:
-        UserError: there is no run, or an option says otherwise.
+        UserError: there is no run, or something else is given that it decides.
     """
-    if options.resume is None:
+    if "resume" not in chosen:
         return None
-    if options.setting:
-        raise UserError(f"--resume takes over the configuration of the run: leave out '{options.setting}'")
-    for key, value in (("run-name", options.run_name), ("output-dir", options.output_dir)):
-        if value is not None:
-            raise UserError(f"{key} = {value!r}: a run continues in its own folder; leave out --{key} with --resume")
-    return RunFolder.open(Path(_absolute(options.resume)))
+    if setting:
+        raise UserError(f"--resume takes over the configuration of the run: leave out '{setting}'")
+    for key in ("run-name", "output-dir"):
+        if key in chosen:
+            raise UserError(
+                f"{key} = {chosen[key]!r}: a run continues in its own folder; leave out --{key} with --resume"
+            )
+    return RunFolder.open(Path(_absolute(str(chosen["resume"]))))
 
 
-def _continued(earlier: RunFolder, options: argparse.Namespace) -> dict[str, Scalar]:
+def _continued(earlier: RunFolder, chosen: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the configuration of an earlier run; more rounds bring optimiser steps in proportion."""
     config, path = earlier.read_config(), earlier.path
     given = {**config.to_run_config(), "resume": str(path), "output-dir": str(path.parent), "run-name": path.name}
-    if options.num_rounds is not None and options.train_steps is None and not config.private:
-        had, wanted = given["num-rounds"], scalar(options.num_rounds)
+    if "num-rounds" in chosen and "train-steps" not in chosen and not config.private:
+        had, wanted = given["num-rounds"], chosen["num-rounds"]
         if isinstance(had, int) and isinstance(wanted, int) and wanted > 0:
             given["train-steps"] = config.training.train_steps * wanted // had
     return given

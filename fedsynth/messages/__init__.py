@@ -29,6 +29,7 @@ from fedsynth.messages.masked import (
     MaskedRequest,
     RevealAnswer,
     RevealRequest,
+    SumRequest,
 )
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
@@ -76,6 +77,7 @@ __all__ = [
     "Sender",
     "StatisticsAnswer",
     "StatisticsRequest",
+    "SumRequest",
     "TrainAnswer",
     "TrainRequest",
     "UploadAnswer",

@@ -6,8 +6,10 @@ answers, and perhaps ``config`` and array records. Array records travel packed (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from hashlib import sha256
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
@@ -98,6 +100,35 @@ class _Typed:
         Raises:
             MessageError: they do not go together.
         """
+
+    def digest(self, without: Collection[str] = ()) -> str:
+        """Return the SHA-256, as hexadecimal digits, of every field that travels, the same at both ends.
+
+        Args:
+            without: names of fields that do not count.
+        """
+        found = sha256(type(self).__name__.encode())
+        for info, travels in _travelling(type(self)):
+            value = getattr(self, info.name)
+            if info.name in without or value is None:
+                continue
+            match travels.place:
+                case Place.CONFIG | Place.METRICS:
+                    # As it is read: 1 and 1.0 are written differently.
+                    said: list[Any] = [travels.check(_key(info), value)]
+                case Place.SPEC:
+                    said = [value.channels, value.size, *value.classes]
+                case Place.RECORD:
+                    said = [[name, array.dtype, array.shape] for name, array in value.items()]
+                case Place.TENSOR:
+                    said = [str(value.dtype), list(value.shape)]
+            found.update(json.dumps([info.name, said], default=bytes.hex).encode())
+            if travels.place is Place.RECORD:
+                for array in value.values():
+                    found.update(sha256(array.data).digest())
+            if travels.place is Place.TENSOR:
+                found.update(sha256(value.detach().cpu().contiguous().numpy().tobytes()).digest())
+        return found.hexdigest()
 
     @classmethod
     def _parsed(cls, message: Message) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``query.masked``, ``query.agree``, ``query.reveal``: a secure sum of noise predictions.
+"""``query.masked``, ``query.agree``, ``query.reveal``: secure sums, of noise predictions and of whatever else is asked.
 
 What they mean, and what a silo refuses: :mod:`fedsynth.privacy.sums`.
 """
@@ -6,7 +6,8 @@ What they mean, and what a silo refuses: :mod:`fedsynth.privacy.sums`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +42,7 @@ def _check_survivors(survivors: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedAnswer(Answer):
-    """Weighted noise predictions under masks.
+    """Weighted numbers under masks.
 
     Attributes:
         masked: whole numbers modulo 2³², as int32 (m,).
@@ -57,50 +58,50 @@ class MaskedAnswer(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MaskedRequest(Request[MaskedAnswer]):
-    """Noisy samples at one timestep, and all that a silo must know to check and mask its answer.
+class SumRequest(Request[MaskedAnswer]):
+    """A question whose answers are summed, and all that a silo must know to check it and to mask its answer.
+
+    Whatever else a kind of question says, every silo is told the same: it is bound into the masks by :meth:`content`.
 
     Attributes:
-        samples: x_t, float32 (n, C, H, W).
-        labels: their classes, int64 (n,).
-        timestep: of all samples.
-        part: which of the messages about this timestep.
         run_token: names the run, the same when it is resumed.
         attempt: names this attempt.
         participants: names of the silos whose answers are summed, sorted.
         keys: their public keys, 128 hexadecimal digits each.
-        weights: theirs in every class asked about, float32 (K, G).
-        server_round: for the silo's log.
-        wire_dtype: precision on the wire.
+        weights: theirs in every group of numbers, such as a class, float32 (K, G).
     """
 
-    kind: ClassVar[str] = "query.masked"
-
-    samples: torch.Tensor = tensor(array(4))
-    labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
-    timestep: int = setting(whole(0, MAX_STEPS))
-    part: int = setting(whole(0, MAX_STEPS), 0)
     run_token: str = setting(TOKEN)
     attempt: str = setting(TOKEN)
     participants: tuple[str, ...] = setting(_NAMES)
     keys: tuple[str, ...] = setting(several(text(r"[0-9a-f]{128}"), MOST_SILOS))
     weights: torch.Tensor = tensor(array(2, torch.float32, low=0), "weights")
-    server_round: int | None = setting(whole(1, MAX_STEPS), None)
-    wire_dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Numbers in an answer."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> int:
+        """Groups in which silos have weights."""
+        return 1
+
+    def content(self) -> str:
+        """Return the SHA-256, as hexadecimal digits, of everything that is asked besides who takes part, and how."""
+        return self.digest({info.name for info in fields(SumRequest)})
 
     def check(self) -> None:
         """Compare the lengths."""
-        if len(self.labels) != len(self.samples) or not len(self.samples):
-            raise MessageError(f"{len(self.samples)} samples with {len(self.labels)} labels")
         if len(self.keys) != len(self.participants):
             raise MessageError(f"{len(self.participants)} participants with {len(self.keys)} keys")
-        expected = len(self.participants), len(self.labels.unique())
+        expected = len(self.participants), self.groups
         if tuple(self.weights.shape) != expected:
             raise MessageError(f"weights have shape {tuple(self.weights.shape)}, not {expected}")
 
     def reader(self) -> Reader[MaskedAnswer]:
-        """Read the answer; it must have a number for every one of the samples."""
-        expected, silos = self.samples.numel(), len(self.participants)
+        """Read the answer; it must have as many numbers as are asked for."""
+        expected, silos = self.size, len(self.participants)
 
         def read(reply: Reply) -> MaskedAnswer:
             answer = MaskedAnswer.from_message(reply)
@@ -111,6 +112,53 @@ class MaskedRequest(Request[MaskedAnswer]):
             return answer
 
         return read
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskedRequest(SumRequest):
+    """Noisy samples at one timestep, for a sum of noise predictions.
+
+    Attributes:
+        samples: x_t, float32 (n, C, H, W).
+        labels: their classes, int64 (n,); these are the groups.
+        timestep: of all samples.
+        part: which of the messages about this timestep.
+        server_round: for the silo's log.
+        wire_dtype: precision on the wire.
+    """
+
+    kind: ClassVar[str] = "query.masked"
+
+    samples: torch.Tensor = tensor(array(4))
+    labels: torch.Tensor = tensor(array(1, torch.int64, low=0))
+    timestep: int = setting(whole(0, MAX_STEPS))
+    part: int = setting(whole(0, MAX_STEPS), 0)
+    server_round: int | None = setting(whole(1, MAX_STEPS), None)
+    wire_dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """One for every number of the samples."""
+        return self.samples.numel()
+
+    @property
+    def groups(self) -> int:
+        """Classes."""
+        return len(self.labels.unique())
+
+    def content(self) -> str:
+        """Return the SHA-256 of samples, labels and timestep."""
+        classes = self.labels.unique().tolist()
+        asked = sha256(f"{self.timestep} {self.part} {tuple(self.samples.shape)} {classes} ".encode())
+        asked.update(self.samples.detach().cpu().contiguous().float().numpy().tobytes())
+        asked.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return asked.hexdigest()
+
+    def check(self) -> None:
+        """Compare the lengths."""
+        if len(self.labels) != len(self.samples) or not len(self.samples):
+            raise MessageError(f"{len(self.samples)} samples with {len(self.labels)} labels")
+        super().check()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

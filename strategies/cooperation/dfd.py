@@ -29,6 +29,7 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.cohort import Cohort, make_cohorts
@@ -38,7 +39,6 @@ from strategies.cooperation.few_holders import ROWS as DRAWN_ROWS
 from strategies.cooperation.few_holders import DrawnByHolders
 from strategies.cooperation.screener import Screener
 from strategies.cooperation.secure_set import SecureSet, bounded_share
-from strategies.cooperation.secure_sum import SecureSum
 from strategies.own_models.local_training import train_local_models
 
 logger = logging.getLogger("fedsynth")
@@ -134,11 +134,7 @@ class DfD(SynthesisStrategy):
 
     def _prepare_sums(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, and have the silos train their models, for rounds in which the server sees sums only."""
-        if keyless := [member.name for member in task.census if member.sum_keys is None]:
-            raise RunError(
-                f"{', '.join(keyless)}: no keys for secure sums: 'fedsynth silo init' and 'fedsynth link keys' make"
-                " them, and 'fedsynth silo start' finds them in the silo's folder"
-            )
+        refuse_keyless(task.census)
         logger.warning(
             "secure-aggregation = true: nobody but the silo itself can look at its answers: one that answers falsely,"
             " or whose model is hardly trained, spoils its classes unnoticed"
@@ -186,20 +182,14 @@ class DfD(SynthesisStrategy):
             return super().run_round(server_round, arrays, exchange)
         config, timestep = self._config, self._sums.timestep
         start = time.monotonic()
-        sums = SecureSum(
-            exchange,
-            self._sums.census,
-            self._run_token,
-            config.recipe.num_train_timesteps,
-            config.exchange.wire_dtype,
-            self._sums.members,
-        )
+        sums = SecureSum(exchange, self._sums.census, self._run_token, self._sums.members)
         moved, experts, seconds = self._sums.move(
             sums,
             transport.decode(arrays[SAMPLES]),
             server_round,
             self.timeout,
             config.run.seed,
+            config.recipe.num_train_timesteps,
             config.exchange.wire_dtype,
             config.exchange.max_message_mb,
         )

@@ -14,8 +14,9 @@ from fedsynth.message_size import rows_in
 from fedsynth.mixture import effective_experts
 from fedsynth.privacy.sums.terms import LARGEST_SHARE
 from strategies.conversation.census import Census
+from strategies.conversation.secure_sum import SecureSum
 from strategies.cooperation.cohort import Cohort, finished_rows
-from strategies.cooperation.secure_sum import NoiseQuestion, SecureSum
+from strategies.cooperation.noise_sum import NoiseQuestion, compose_sum
 
 
 class SecureSet:
@@ -76,6 +77,7 @@ class SecureSet:
         server_round: int,
         timeout: float | None,
         seed: int,
+        num_train_timesteps: int,
         wire_dtype: str,
         max_message_mb: float,
     ) -> tuple[torch.Tensor, float, float]:
@@ -94,7 +96,7 @@ class SecureSet:
             labels = self.labels[rows]
             weights = torch.stack([self._weights[label] for label in labels.unique().tolist()], dim=1)
             question = NoiseQuestion(samples[rows], labels, timestep, part, weights, server_round, timeout)
-            composed[rows], left, worked = sums.compose(question)
+            composed[rows], left, worked = compose_sum(sums, question, num_train_timesteps, wire_dtype)
             self.members = sums.members
             experts.append(effective_experts(left))
             seconds += worked

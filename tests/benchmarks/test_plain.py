@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.plain import cooperative_inference
-from experiments.in_process_run import begin_run
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import Scalar
 
 

@@ -44,7 +44,7 @@ class Measured:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     recorder = Measured()
-    monkeypatch.setattr("fedsynth.cli.evaluating.Evaluator", recorder.evaluator)
+    monkeypatch.setattr("fedsynth.api.measuring.Evaluator", recorder.evaluator)
     return recorder
 
 

@@ -49,6 +49,24 @@ def through_flower(message: Message) -> Message:
     return back
 
 
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_both_ends_find_the_same_digest_of_a_question_and_another_one_of_any_other(name: str) -> None:
+    request = EXAMPLES[name].request
+    assert read(request, sent(request)).digest() == request.digest()
+    others = {request.digest()}
+    for field in (info.name for info, _ in travelling(request) if getattr(request, info.name) is not None):
+        assert request.digest({field}) not in others
+        others.add(request.digest({field}))
+
+
+def test_a_weight_that_one_silo_is_sent_otherwise_shows_in_the_digest() -> None:
+    request = EXAMPLES["train"].request
+    weights = transport.decode_tensors(request.arrays)
+    weights["conv.weight"][0, 0] += 1e-6
+    assert replace(request, arrays=transport.encode_tensors(weights)).digest() != request.digest()
+    assert replace(request, steps=6).digest() != request.digest()
+
+
 def test_every_message_has_an_example_that_fills_every_field() -> None:
     assert {type(pair.request) for pair in EXAMPLES.values()} == set(REQUESTS)
     filled = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from summing_silos import Silos, drawn_values, names_of, weighted
 
-from fedsynth.privacy.sums import Memory, PublicKeys, SecretKeys, SumError, threshold
+from fedsynth.privacy.sums import Memory, PublicKeys, SecretKeys, SumError, from_ring, threshold, to_ring
 from fedsynth.privacy.sums.fixed_point import LARGEST, STEP, to_fixed, to_float
 from fedsynth.privacy.sums.masks import combine, mask, new_seed, seal, share, unseal
 
@@ -85,6 +85,28 @@ def test_what_a_silo_remembers_survives_its_process() -> None:
     }
     silos.reveal(terms, server)
     assert np.abs(server.total() - weighted(terms, values, values)).max() <= 4 * STEP / 2
+
+
+def test_whole_numbers_are_summed_modulo_two_to_the_32() -> None:
+    silos = Silos(5)
+    terms = silos.terms(1000)
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.integers(-(2**40), 2**40, 1000) for name in silos.sides}
+    server = silos.server(terms)
+    for name, side in silos.sides.items():
+        server.add_answer(name, side.mask(terms, to_ring(numbers[name])))
+    server.close()
+    silos.reveal(terms, server)
+    true = np.sum(list(numbers.values()), axis=0)
+    assert np.array_equal(from_ring(server.numbers()), (true + 2**31) % 2**32 - 2**31)
+
+
+def test_numbers_of_another_kind_or_number_are_not_masked() -> None:
+    silos = Silos(3)
+    terms = silos.terms(4)
+    for numbers in (np.zeros(4, np.int64), np.zeros(3, np.uint32), np.zeros((2, 2), np.uint32)):
+        with pytest.raises(SumError, match="for a sum of 4, uint32"):
+            silos.sides["silo-00"].mask(terms, numbers)
 
 
 def test_one_answer_looks_like_noise() -> None:

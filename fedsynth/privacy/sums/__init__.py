@@ -18,10 +18,11 @@ is hidden is the sum of the others.
 No file, no clock, no message here. Whoever calls stores :class:`Memory` before an answer leaves.
 """
 
+from fedsynth.privacy.sums.fixed_point import from_ring, to_ring
 from fedsynth.privacy.sums.keys import PublicKeys, SecretKeys
 from fedsynth.privacy.sums.server import ServerSide
 from fedsynth.privacy.sums.silo import MaskedAnswer, Memory, Revealed, SiloSide
-from fedsynth.privacy.sums.terms import SumError, Terms, check_weights, threshold
+from fedsynth.privacy.sums.terms import SumError, Terms, check_weights, sum_terms, threshold
 
 __all__ = [
     "MaskedAnswer",
@@ -34,5 +35,8 @@ __all__ = [
     "SumError",
     "Terms",
     "check_weights",
+    "from_ring",
+    "sum_terms",
     "threshold",
+    "to_ring",
 ]

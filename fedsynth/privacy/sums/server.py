@@ -129,7 +129,15 @@ class ServerSide:
         return silent if self.dropped or not enough else ()
 
     def total(self) -> NDArray[np.float64]:
-        """Return the sum of the survivors' weighted numbers (size,), each off by 2⁻¹⁷ at most.
+        """Return the sum of what survivors gave to :meth:`SiloSide.answer` (size,), off by 2⁻¹⁷ a silo at most.
+
+        Raises:
+            SumError: as :meth:`numbers`.
+        """
+        return to_float(self.numbers())
+
+    def numbers(self) -> NDArray[np.uint32]:
+        """Return the sum of the survivors' numbers (size,), modulo 2³².
 
         Raises:
             SumError: too few have revealed, or a share does not fit.
@@ -148,7 +156,7 @@ class ServerSide:
         for name, revealed in self._revealed.items():
             for other, seed in revealed.seeds.items():
                 add_mask(total, seed, positive=other < name)
-        return to_float(total)
+        return total
 
     def _contradictions(self, names: set[str]) -> list[tuple[str, str]]:
         """Return pairs of silos that do not have the same pair seed."""

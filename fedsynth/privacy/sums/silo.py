@@ -148,9 +148,22 @@ class SiloSide:
             SumError: as :meth:`check`, or the values cannot be summed.
         """
         self.check(terms)
-        masked = to_fixed(values, weights).ravel()
-        if len(masked) != terms.size:
-            raise SumError(f"{len(masked)} numbers for a sum of {terms.size}")
+        return self.mask(terms, to_fixed(values, weights).ravel())
+
+    def mask(self, terms: Terms, numbers: NDArray[np.uint32]) -> MaskedAnswer:
+        """Return numbers modulo 2³² under this sum's masks; what they stand for is the caller's.
+
+        Args:
+            terms: what is summed.
+            numbers: uint32 (``terms.size``,), already weighted.
+
+        Raises:
+            SumError: as :meth:`check`, or they are another number of numbers.
+        """
+        self.check(terms)
+        masked = numbers.copy()
+        if masked.dtype != np.uint32 or masked.shape != (terms.size,):
+            raise SumError(f"{masked.size} numbers, {masked.dtype}, for a sum of {terms.size}, uint32")
         own = masks.new_seed()
         masked += masks.mask(own, terms.size)
         confirmations: dict[str, bytes] = {}

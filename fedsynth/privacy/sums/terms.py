@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import Protocol
+
+import torch
 
 from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
 from fedsynth.errors import UserError
@@ -111,6 +114,61 @@ class Terms:
         if len(survivors) < self.threshold:
             raise SumError(f"{len(survivors)} of {len(self.participants)} silos are left, {self.threshold} are needed")
         check_weights([self.row(name) for name in survivors], least_holders)
+
+
+class Fingerprinted(Protocol):
+    """A silo's public keys."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits by which they are recognised."""
+
+
+class Question(Protocol):
+    """A message that asks for a sum."""
+
+    @property
+    def run_token(self) -> str:
+        """Names the run."""
+
+    @property
+    def attempt(self) -> str:
+        """Names the attempt."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in an answer."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Of every participant, sorted by name, in every group: (K, G)."""
+
+    def content(self) -> str:
+        """Return the SHA-256 of what is asked."""
+
+
+def sum_terms(question: Question, step: int, keys: Mapping[str, Fingerprinted]) -> Terms:
+    """Return the terms of a question, as server and silos derive them, each by itself.
+
+    Args:
+        question: as it travels.
+        step: rises within the run.
+        keys: public keys of the participants, by name.
+
+    Raises:
+        SumError: there are no such terms.
+    """
+    names = tuple(sorted(keys))
+    return Terms(
+        run=question.run_token,
+        step=step,
+        attempt=question.attempt,
+        content=question.content(),
+        size=question.size,
+        participants=names,
+        fingerprints=tuple(keys[name].fingerprint for name in names),
+        weights=tuple(tuple(row) for row in question.weights.double().tolist()),
+    )
 
 
 def check_weights(rows: Sequence[Sequence[float]], least_holders: int = LEAST_SILOS) -> None:

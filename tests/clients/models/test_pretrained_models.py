@@ -15,7 +15,7 @@ from tiny_runs import images_of, run_tiny, tiny_settings
 import clients.models.local_model
 import clients.models.pretrained_model
 from clients.models.pretrained_model import LOSS_TIMESTEPS
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import (

@@ -12,8 +12,8 @@ from flwr.app import Error, Message
 from pretrained_folders import save_model, unet_of
 
 import clients.app
-from experiments.in_process_grid import InProcessGrid
-from experiments.in_process_run import InProcessRun, begin_run
+from fedsynth.api.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_run import InProcessRun, begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import (

@@ -23,7 +23,7 @@ from tiny_silos import WatchedExchange
 
 import clients.app
 import strategies.results.federated_evaluation
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo, load_federation
 from fedsynth.evaluation import FEATURE_SEED, DomainClassifier, frechet_distance

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 import clients.app
-from experiments.in_process_grid import InProcessGrid
+from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from strategies import build_strategy

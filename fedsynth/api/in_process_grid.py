@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -19,7 +18,7 @@ class InProcessGrid(Grid):
     """Answers messages at once with a ClientApp.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or what calls it.
         run_config: what Flower would hand to both apps.
         num_nodes: simulated silos.
         tamper: changes the answers of one pull (order, content) before the server sees them.
@@ -28,7 +27,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        app: Callable[[Message, Context], Message],
         run_config: dict[str, Any],
         num_nodes: int,
         tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,

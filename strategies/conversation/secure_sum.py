@@ -1,26 +1,28 @@
-"""One secure sum of noise predictions over messages: ask, settle who is left, have the masks removed."""
+"""One secure sum over messages: ask, settle who is left, have the masks removed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 from uuid import uuid4
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedsynth.errors import RunError
 from fedsynth.messages import (
     AgreeAnswer,
     AgreeRequest,
     MaskedAnswer,
-    MaskedRequest,
     RevealAnswer,
     RevealRequest,
+    SumRequest,
 )
 from fedsynth.privacy.sums import MaskedAnswer as Masked
-from fedsynth.privacy.sums import PublicKeys, Revealed, ServerSide, SumError, Terms
-from fedsynth.privacy.sums.noise import noise_terms, weights_of_samples
+from fedsynth.privacy.sums import PublicKeys, Revealed, ServerSide, SumError, Terms, sum_terms
 from strategies.conversation.ask import ask
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
@@ -31,133 +33,126 @@ ATTEMPTS = 3
 """Times that silos are asked before a sum is given up."""
 
 
+class Common(TypedDict):
+    """The fields of a :class:`~fedsynth.messages.SumRequest` that are not the question itself."""
+
+    run_token: str
+    attempt: str
+    participants: tuple[str, ...]
+    keys: tuple[str, ...]
+    weights: torch.Tensor
+
+
 @dataclass(frozen=True)
-class NoiseQuestion:
-    """What silos are asked together.
+class Summed:
+    """A sum.
 
     Attributes:
-        samples: x_t, float32 (n, C, H, W).
-        labels: their classes, int64 (n,).
-        timestep: of all samples.
-        part: which of the messages about this timestep.
-        weights: of every silo of the census in every class of ``labels``, sorted, (K, G).
-        server_round: for the silos' logs.
-        timeout: seconds to wait for answers; None: ``reply-timeout``.
+        numbers: Σ over the survivors, modulo 2³²: uint32 (size,).
+        weights: of the survivors, zero for the others (K, G), in the order of the census.
+        survivors: their names, sorted.
+        seconds: that silos worked.
     """
 
-    samples: torch.Tensor
-    labels: torch.Tensor
-    timestep: int
-    part: int
+    numbers: NDArray[np.uint32]
     weights: torch.Tensor
-    server_round: int
-    timeout: float | None
+    survivors: tuple[str, ...]
+    seconds: float
 
 
 class SecureSum:
-    """Sums of noise predictions that a server cannot take apart.
+    """Sums of answers that a server cannot take apart, whatever is asked.
 
     Args:
         exchange: the way to the silos.
         census: the silos, with their public keys.
         run_token: names the run, the same when it is resumed.
-        num_train_timesteps: T of the run.
-        wire_dtype: precision of samples on the wire.
         members: names of the silos that take part; whoever drops out of a sum has left the run.
 
     Attributes:
         members: those who are left.
     """
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        census: Census,
-        run_token: str,
-        num_train_timesteps: int,
-        wire_dtype: str,
-        members: Sequence[str],
-    ) -> None:
+    def __init__(self, exchange: Exchange, census: Census, run_token: str, members: Sequence[str]) -> None:
         self.members = tuple(sorted(members))
         self._exchange, self._census, self._run_token = exchange, census, run_token
-        self._num_train_timesteps, self._wire_dtype = num_train_timesteps, wire_dtype
         self._index = {member.name: k for k, member in enumerate(census)}
         self._seconds = 0.0
 
-    def compose(self, question: NoiseQuestion) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Return the silos' weighted mean prediction.
+    def sum(
+        self,
+        what: str,
+        step: int,
+        weights: torch.Tensor,
+        build: Callable[[Common], SumRequest],
+        timeout: float | None = None,
+        needed: int = 0,
+    ) -> Summed:
+        """Ask the members, and add up what they answer.
 
-        Returns:
-            Σ w_i ε_i / Σ w_i over those who survived, float32 (n, C, H, W); their weights, zero for the others (K, G);
-            and the seconds that silos worked.
+        Args:
+            what: names the sum in the log and in errors, such as ``round 3``.
+            step: rises within the run.
+            weights: of every silo of the census in every group, (K, G).
+            build: makes the question, which must hold its tensors in the precision that travels.
+            timeout: seconds to wait for answers; None: ``reply-timeout``.
+            needed: silos that must answer, where that is more than the sum needs.
 
         Raises:
             RunError: too few silos answer, or those that do cannot agree on who is left.
         """
-        seen = replace(question, samples=question.samples.to(getattr(torch, self._wire_dtype)).float())
-        timestep, weights = question.timestep, question.weights
         self._seconds, why = 0.0, ""
         for _ in range(ATTEMPTS):
             try:
-                total, survivors = self._attempt(seen)
+                numbers, survivors = self._attempt(what, step, weights, build, timeout, needed)
             except (SumError, RunError) as error:
                 why = str(error)
-                logger.warning("timestep %d: no sum: %s", timestep, why)
+                logger.warning("%s: no sum: %s", what, why)
                 continue
             self.members = survivors
             left = torch.zeros_like(weights)
             chosen = [self._index[name] for name in survivors]
             left[chosen] = weights[chosen]
-            of_samples = weights_of_samples(left.sum(0).tolist(), question.labels)
-            return (total / of_samples[:, None, None, None]).float(), left / left.sum(0), self._seconds
-        raise RunError(
-            f"no secure sum at timestep {timestep} in {ATTEMPTS} attempts: {why}; resume when silos are back"
-        )
+            return Summed(numbers, left, survivors, self._seconds)
+        raise RunError(f"no secure sum at {what} in {ATTEMPTS} attempts: {why}; resume when silos are back")
 
-    def _attempt(self, question: NoiseQuestion) -> tuple[torch.Tensor, tuple[str, ...]]:
+    def _attempt(
+        self,
+        what: str,
+        step: int,
+        weights: torch.Tensor,
+        build: Callable[[Common], SumRequest],
+        timeout: float | None,
+        needed: int,
+    ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
         names = self.members
         keys = {name: self._keys_of(name) for name in names}
-        rows = question.weights[[self._index[name] for name in names]].float()
-        request = MaskedRequest(
-            samples=question.samples,
-            labels=question.labels,
-            timestep=question.timestep,
-            part=question.part,
-            run_token=self._run_token,
-            attempt=uuid4().hex,
-            participants=names,
-            keys=tuple(keys[name].text for name in names),
-            weights=rows,
-            server_round=question.server_round,
-            wire_dtype=self._wire_dtype,
+        request = build(
+            {
+                "run_token": self._run_token,
+                "attempt": uuid4().hex,
+                "participants": names,
+                "keys": tuple(keys[name].text for name in names),
+                "weights": weights[[self._index[name] for name in names]].float(),
+            }
         )
-        terms = noise_terms(
-            run=request.run_token,
-            attempt=request.attempt,
-            samples=request.samples,
-            labels=request.labels,
-            timestep=request.timestep,
-            part=request.part,
-            num_train_timesteps=self._num_train_timesteps,
-            keys=keys,
-            weights=request.weights,
-        )
-        timeout = question.timeout
+        terms = sum_terms(request, step, keys)
         server = ServerSide(terms, keys)
-        self._collect(server, terms, request, timeout)
+        self._collect(server, terms, request, timeout, max(needed, terms.threshold))
         self._settle(server)
         if server.dropped:
             gone = ", ".join(server.dropped)
-            logger.warning("timestep %d: %s dropped out, for the rest of the run", question.timestep, gone)
+            logger.warning("%s: %s dropped out, for the rest of the run", what, gone)
             self._agree(server, terms, timeout)
         for _ in range(ATTEMPTS):
             self._reveal(server, terms, timeout)
             if not server.still_needed:
                 break
-        total = torch.from_numpy(server.total()).reshape(question.samples.shape)
-        return total, server.survivors
+        return server.numbers(), server.survivors
 
-    def _collect(self, server: ServerSide, terms: Terms, request: MaskedRequest, timeout: float | None) -> None:
+    def _collect(
+        self, server: ServerSide, terms: Terms, request: SumRequest, timeout: float | None, needed: int
+    ) -> None:
         names = terms.participants
 
         def add(silo: int, answer: MaskedAnswer) -> None:
@@ -169,9 +164,7 @@ class SecureSum:
             server.add_answer(name, Masked(masked, sealed, answer.commitment, confirmations))
 
         questions = [(self._index[name], request) for name in names]
-        for _, answer in ask(
-            self._exchange, questions, self._census, needed=terms.threshold, timeout=timeout, check=add
-        ):
+        for _, answer in ask(self._exchange, questions, self._census, needed=needed, timeout=timeout, check=add):
             self._seconds += answer.seconds
 
     def _settle(self, server: ServerSide) -> None:
@@ -219,7 +212,22 @@ class SecureSum:
     def _keys_of(self, name: str) -> PublicKeys:
         keys = self._census.members[self._index[name]].sum_keys
         if keys is None:
-            raise RunError(
-                f"{name} has no keys for secure sums: 'fedsynth silo init' and 'fedsynth link keys' make them"
-            )
+            raise RunError(_keyless(name))
         return PublicKeys.from_text(keys)
+
+
+def refuse_keyless(census: Census) -> None:
+    """Refuse silos without keys.
+
+    Raises:
+        RunError: names them.
+    """
+    if keyless := [member.name for member in census if member.sum_keys is None]:
+        raise RunError(_keyless(", ".join(keyless)))
+
+
+def _keyless(names: str) -> str:
+    return (
+        f"{names}: no keys for secure sums: 'fedsynth silo init' and 'fedsynth link keys' make them, and 'fedsynth silo"
+        " start' finds them in the silo's folder"
+    )

@@ -1,0 +1,1 @@
+"""What programs call: runs in this process, measurements and saved models. Beside the apps, here both sides meet."""

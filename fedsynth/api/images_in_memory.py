@@ -1,0 +1,83 @@
+"""Labelled images that a program holds, whatever they are held in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsynth.data import LabelledImages
+from fedsynth.errors import UserError
+from fedsynth.output import SyntheticDataset
+
+InMemory: TypeAlias = LabelledImages | SyntheticDataset | tuple[Any, Any] | Iterable[Any]
+"""A set of ours; arrays of images and labels; or what yields pairs or rows of ``image`` and ``label``, such as a
+dataset of torchvision or of Hugging Face's ``datasets``."""
+
+
+def is_pair_of_arrays(given: object) -> bool:
+    """Whether this is one set, as images and labels, and not two sets."""
+    return isinstance(given, tuple) and len(given) == 2 and np.ndim(given[1]) == 1 and hasattr(given[1], "shape")
+
+
+def labelled_images(what: str, given: InMemory, classes: tuple[str, ...] | None = None) -> LabelledImages:
+    """Return images and labels, with the labels as positions in ``classes``.
+
+    Args:
+        what: the set, for errors.
+        given: the set. Images are uint8 (N, H, W, C) or (N, H, W), all of one size, labels integers (N,).
+        classes: names of the classes; None: the set's own, for one that names none the numbers.
+
+    Raises:
+        UserError: images or labels are not like that, or a class is not among ``classes``.
+    """
+    if isinstance(given, LabelledImages | SyntheticDataset):
+        images, labels, own = given.images, given.labels, given.classes
+    elif is_pair_of_arrays(given):
+        (images, labels), own = map(np.asarray, given), ()
+    else:
+        images, labels = _from_rows(what, given)
+        own = _class_names(given)
+    images = images[..., np.newaxis] if images.ndim == 3 else images
+    labels = _checked(what, labels, len(images))
+    names = own or classes or tuple(map(str, range(int(labels.max()) + 1)))
+    try:
+        found = LabelledImages(images, labels, names)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+    return found if classes is None or names == classes else _renamed(what, found, classes)
+
+
+def _checked(what: str, labels: NDArray[Any], number: int) -> NDArray[np.int64]:
+    if not number or labels.shape != (number,) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{what}: {number} images with labels {labels.dtype} {labels.shape}: give one or more images, and an"
+            " integer label for each"
+        )
+    return labels.astype(np.int64)
+
+
+def _from_rows(what: str, given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    rows = [(row["image"], row["label"]) if isinstance(row, Mapping) else (row[0], row[1]) for row in given]
+    images = [np.asarray(image) for image, _ in rows]
+    if len(shapes := {image.shape for image in images}) > 1:
+        raise UserError(f"{what}: images of {len(shapes)} shapes, {min(shapes)} to {max(shapes)}: bring all to one")
+    return np.array(images), np.array([int(label) for _, label in rows], dtype=np.int64)
+
+
+def _class_names(given: Any) -> tuple[str, ...]:
+    """Return the names that a dataset of torchvision or of ``datasets`` gives its classes; none if it does not."""
+    features = getattr(given, "features", None)
+    names = getattr(features["label"], "names", None) if isinstance(features, Mapping) else None
+    return tuple(map(str, names or getattr(given, "classes", None) or ()))
+
+
+def _renamed(what: str, found: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:
+    if unknown := [name for name in found.classes if name not in classes]:
+        raise UserError(
+            f"{what}: class '{unknown[0]}' is not one of the real images' ({', '.join(classes)}): name both alike"
+        )
+    positions = np.array([classes.index(name) for name in found.classes], dtype=np.int64)
+    return LabelledImages(found.images, positions[found.labels], classes)
