@@ -43,7 +43,7 @@ SIDE, CLASSES, IMAGES = 4, 3, 8
 CANARY = CLASSES - 1
 """Class of the canary, which no other image has."""
 RECIPE = RECIPES["default"].model_copy(update={"warmup_steps": 0, "loss_weighting": "uniform", "codec": "pixels"})
-CLAIMS = ((1.0, 1.0, 2), (3.0, 0.5, 4))
+CLAIMS = ((1.0, 1.0, 2), (3.0, 1.0, 2), (3.0, 0.5, 4))
 """ε, sampling rate and steps of the trainings."""
 NOISE_MULTIPLIERS = (0.2, 100.0)
 """Noise that an audit tells apart."""
