@@ -128,7 +128,7 @@ def test_private_training_is_in_the_silos_account_once_before_its_first_step(
     with pytest.raises(KeyboardInterrupt):
         pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE), place=place)
     pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE), place=place)
-    assert seen == [[("counts", "train-local"), ("training", "train-local")]] * 2
+    assert seen == [[("counts", "train-local"), ("training", "train-local")]] * 3
     counts, training = (one.mechanism for one in spendings(tmp_path))
     assert counts == Geometric(2.0)
     assert training == mechanism_of(config_of(**PRIVATE))
