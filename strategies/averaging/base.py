@@ -160,13 +160,14 @@ class AveragingStrategy(SynthesisStrategy):
         """
         if not self._config.cooperation.secure_aggregation:
             return super().run_round(server_round, arrays, exchange)
-        (_, first), *_ = self.questions(server_round, arrays)
+        (_, question), *_ = self.questions(server_round, arrays)
+        assert isinstance(question, TrainRequest)
         sums = SecureSum(exchange, self.census, self._run_token, self._members)
         parts, reporting = self.groups_of_weights()
         least = self._config.exchange.min_replies
         mean = mean_update(
             sums,
-            first,
+            question,
             sum_weights(self.census, reporting),
             {name: parts.index(part_of(name)) if parts else 0 for name in arrays},
             parts,

@@ -39,7 +39,7 @@ def replace_arrays(question: Message, name: str, tensors: dict) -> None:
     "change",
     [
         other_weights,
-        lambda question: config_of(question).update({"steps": 1}),
+        lambda question: config_of(question).update({"steps": 3}),
         lambda question: config_of(question).update({"proximal-mu": 5.0}),
         lambda question: config_of(question).update({"ranges": [2 * r for r in config_of(question)["ranges"]]}),
     ],
@@ -106,7 +106,7 @@ def test_a_round_is_answered_once(tmp_path: Path) -> None:
     replayed = kept[0]
     (answer,) = grid.send_and_receive([replayed])
     assert "this attempt was answered before" in answer.error.reason
-    config_of(replayed).update({"attempt": "second", "steps": 1})
+    config_of(replayed).update({"attempt": "second", "steps": 3})
     (answer,) = grid.send_and_receive([replayed])
     assert "step 1 was asked before, about something else" in answer.error.reason
 
