@@ -5,6 +5,7 @@ Those that measure real images are in :mod:`clients.measuring`.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from fedsynth.diffusion import (
     loss_curve,
     make_scheduler,
     noise_predictor,
+    part_of,
     pick_device,
     public_start,
     select_parts,
@@ -61,6 +63,7 @@ from fedsynth.messages import (
     EpsilonRequest,
     MaskedAnswer,
     MaskedRequest,
+    MaskedTrainRequest,
     PrepareAnswer,
     PrepareRequest,
     SampleAnswer,
@@ -75,8 +78,11 @@ from fedsynth.messages.transport import Arrays
 from fedsynth.privacy.dp_training import check_delta, private_training, secret_generator, train_privately
 from fedsynth.privacy.sums.fixed_point import to_fixed
 from fedsynth.privacy.sums.noise import noise_step, weights_of_samples
+from fedsynth.privacy.sums.updates import check_total_weights, encode_updates
 from fedsynth.seeding import derive_seed, make_generator
 from fedsynth.spec import ImageSpec
+
+logger = logging.getLogger("fedsynth")
 
 LOCAL_MODEL = "local-model"
 
@@ -257,6 +263,38 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
     token, from one round that it takes part in to the next, and no answer holds them, whatever parts it asks for.
     """
+    exchanged, losses = _train_round(request, silo)
+    reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
+    return TrainAnswer(
+        arrays=transport.encode_tensors(reported, silo.config.exchange.wire_dtype),
+        num_examples=_told_number(silo, request.spec),
+        loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
+    )
+
+
+def masked_train(request: MaskedTrainRequest, silo: SiloContext) -> MaskedAnswer:
+    """Continue from the received weights as :func:`train` does, and return what that changes, weighted and masked.
+
+    The question is checked as a whole before anything is computed. No loss is told.
+
+    Raises:
+        UserError: as :func:`train`, or an answer would not be hidden, see :mod:`fedsynth.privacy.sums`.
+        PolicyError: training is forbidden, or no more time.
+    """
+    question = SumQuestion(request, request.server_round, silo)
+    check_total_weights(request.weights.double().tolist())
+    names, parts = request.layers, request.parts
+    weights = [question.row[parts.index(part_of(name)) if parts else 0] for name in names]
+    received = transport.decode_tensors(request.arrays)
+    trained, _ = _train_round(request.training(), silo)
+    updates = [trained[name].double().cpu() - received[name].double() for name in names]
+    if clamped := sum(int((u.abs() > size).sum()) for u, size in zip(updates, request.ranges, strict=True)):
+        logger.warning("round %d: %d weights changed by more than can be summed", request.server_round, clamped)
+    return question.answer(encode_updates(updates, weights, request.ranges))
+
+
+def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Return the exchanged weights after a round's steps, and the steps' losses, none of private ones."""
     config = silo.config
     images = silo.images(request.spec).train
     model = _federated_model(silo, request.spec, request.arrays, request.run_token)
@@ -277,13 +315,8 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
             on_step=lambda *_: silo.check_deadline(),
         )
     exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
-    reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
     model.keep(request.server_round)
-    return TrainAnswer(
-        arrays=transport.encode_tensors(reported, config.exchange.wire_dtype),
-        num_examples=_told_number(silo, request.spec),
-        loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
-    )
+    return exchanged, losses
 
 
 def _train_round_privately(
