@@ -24,6 +24,7 @@ from fedsynth.messages import (
     EvaluateRequest,
     GradientRequest,
     MaskedRequest,
+    MaskedTrainRequest,
     PrepareRequest,
     Request,
     RevealRequest,
@@ -84,6 +85,7 @@ app.query("prepare")(answering(PrepareRequest, handlers.prepare))
 app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
 app.query("masked")(answering(MaskedRequest, handlers.masked))
 app.query("gradient")(answering(GradientRequest, summed_gradients.gradient))
+app.query("masked_train")(answering(MaskedTrainRequest, handlers.masked_train))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, handlers.sample))

@@ -8,12 +8,12 @@ from diffusers import UNet2DModel
 from clients.context import SiloContext
 from clients.silo_cache import SiloCache
 from clients.summing import SumQuestion
-from clients.told_counts import refuse_large_delta, told_number
+from clients.told_counts import told_number
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.diffusion import EncodedImages, codec_of, initial_unet, pick_device
 from fedsynth.errors import UserError
 from fedsynth.messages import GradientRequest, MaskedAnswer, transport
-from fedsynth.privacy.dp_training import SummedStep, mechanism_of, noised_whole_sum
+from fedsynth.privacy.dp_training import SummedStep, check_delta, mechanism_of, noised_whole_sum
 from fedsynth.privacy.summed_noise import SummedNoise
 from fedsynth.privacy.sums import to_ring
 
@@ -39,7 +39,7 @@ def gradient(request: GradientRequest, silo: SiloContext) -> MaskedAnswer:
         raise UserError(f"round {request.server_round}: the noise is for dp-steps = {config.privacy.dp_steps} in all")
     question = SumQuestion(request, request.server_round, silo)
     unet = _network(request, silo)
-    refuse_large_delta(told_number(silo, request.spec), silo)
+    check_delta(config, told_number(silo, request.spec))
     mechanism = mechanism_of(config)
     noise = SummedNoise(mechanism.noise_multiplier, len(question.participants), settings.dp_colluders, request.norm)
     images = silo.images(request.spec).train

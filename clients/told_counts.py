@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.noisy_counts import noisy_label_counts
-from fedsynth.errors import UserError
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
 
@@ -28,11 +27,3 @@ def told_number(silo: SiloContext, spec: ImageSpec) -> int:
     """Return the number of training images as the silo tells it; a simulated one tells it exactly, unless privately."""
     exact = silo.simulated and not silo.config.private
     return len(silo.images(spec).train) if exact else int(told_counts(silo, spec).sum())
-
-
-def refuse_large_delta(told_images: int, silo: SiloContext) -> None:
-    """Refuse a δ with which a mechanism that shows one image in 1/δ whole would be private."""
-    delta = silo.config.privacy.dp_delta
-    if delta * told_images > 1:
-        most = f"{1 / delta:.0f}"
-        raise UserError(f"dp-delta = {delta:g}: must be <= 1 / images of a silo, and this one has more than {most}")

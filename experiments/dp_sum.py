@@ -1,8 +1,8 @@
 """One private model of all silos on digits: which network, which rate, and what is left at which ε.
 
 No Flower and no masks: every silo answers as in a run, its clipped gradients and its share of the noise in whole
-numbers, and the answers are added up. *utility*: accuracy on real test images of a CNN trained on the samples; *agree*: share
-of the samples for which a classifier of real images finds the label asked for. ε = inf is the same training with
+numbers, and the answers are added up. *utility*: accuracy on real test images of a CNN trained on the samples; *agree*:
+share of the samples for which a classifier of real images finds the label asked for. ε = inf is the same training with
 hardly any noise. ``python -m experiments.dp_sum --settings default --epsilons 10 3 1``
 """
 

@@ -24,6 +24,10 @@ FLOATS = " Noise is drawn as floating-point numbers, whose rounding the proof le
 COMPANY = (
     " The last digits of an image's gradient may depend on which others it is computed with: the proof leaves that out."
 )
+PUBLIC_START = (
+    "Training started from a public model (init-from), which is not covered: of an image that it was trained on,"
+    " nothing is promised."
+)
 SIMULATED = "This run is a simulation: its operator has all images, and the noise of the counts follows from its seed."
 
 
@@ -67,11 +71,13 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     simulated = config.data.dataset != REAL_SILOS
     reached, scale = epsilon([mechanism], keys.dp_delta), config.simulated_count_noise if simulated else 0.0
     summed = isinstance(config.settings, DPSumSettings)
+    again = "again" if summed else "nothing where a silo still has its answer, and costs again otherwise"
     sentences = (
         *(_of_sums if summed else _of_trainings)(config, mechanism, reached),
         _of_counts(mechanism, keys.dp_delta, scale),
-        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs again:"
+        f"It holds if the silos run this program unchanged. A round that is repeated after an interruption costs {again}:"
         " what was spent in all, a silo's own account says.",
+        *((PUBLIC_START,) if config.model.init_from else ()),
         *((SIMULATED,) if simulated else ()),
         NOT_COVERED + (COMPANY if summed else FLOATS),
     )
