@@ -89,7 +89,8 @@ class SiloPolicy(Section):
         " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
         " gradient: gradients of the images in a network that the server chose, with noise (dp-epsilon), of which the"
         " server can read the sum over several silos only. sample: images that the own model draws. train: weights"
-        " after training on the images, in a network that the server chose, which can compute images from the answers. masked-train: the same, but the server can read the"
+        " after training on the images, in a network that the server chose, which can"
+        " compute images from the answers. masked-train: the same, but the server can read the"
         " sum over several silos only, from which a network made for it still computes images. upload: the own model"
         " as a whole. statistics, evaluate: sums over real images, see below",
     )

@@ -75,8 +75,8 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     sentences = (
         *(_of_sums if summed else _of_trainings)(config, mechanism, reached),
         _of_counts(mechanism, keys.dp_delta, scale),
-        f"It holds if the silos run this program unchanged. A round that is repeated after an interruption costs {again}:"
-        " what was spent in all, a silo's own account says.",
+        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs"
+        f" {again}: what was spent in all, a silo's own account says.",
         *((PUBLIC_START,) if config.model.init_from else ()),
         *((SIMULATED,) if simulated else ()),
         NOT_COVERED + (COMPANY if summed else FLOATS),
