@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from capture import holds
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from pretrained_folders import save_model, unet_of
 
 import clients.app
@@ -17,13 +18,16 @@ from fedsynth.api.in_process_run import InProcessRun, begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import (
+    EpsilonAnswer,
     EpsilonRequest,
     MaskedAnswer,
     MaskedRequest,
     RevealRequest,
     SampleAnswer,
     SampleRequest,
+    transport,
 )
+from fedsynth.privacy.sums.fixed_point import to_fixed
 from strategies import build_strategy
 
 SETTINGS: dict[str, Scalar] = {
@@ -85,10 +89,15 @@ def models_that_are_trained_once(tmp_path_factory: pytest.TempPathFactory) -> Pa
     return tmp_path_factory.mktemp("state")
 
 
+@pytest.fixture(scope="module", name="watched")
+def a_plain_run_and_what_crossed(state: Path) -> tuple[Images, list[Message]]:
+    run, grid = begin(state, secure_aggregation=False, **PLAIN)
+    return run.outcome().images, [reply for _, _, reply in grid.crossed]
+
+
 @pytest.fixture(scope="module", name="plain")
-def images_of_a_plain_run(state: Path) -> Images:
-    settings = {**SETTINGS, **PLAIN, "state-dir": str(state)}
-    return begin_run(settings).outcome().images
+def images_of_a_plain_run(watched: tuple[Images, list[Message]]) -> Images:
+    return watched[0]
 
 
 def test_images_are_those_of_a_run_that_shows_every_answer(
@@ -109,6 +118,23 @@ def test_images_are_those_of_a_run_that_shows_every_answer(
         numbers = MaskedAnswer.from_message(reply).masked.numpy().view(np.uint32)
         # Noise predictions in fixed point would all lie near 0 or near 2**32.
         assert 0.4 < numbers.mean() / 2**32 < 0.6
+
+
+def test_answers_that_a_plain_run_shows_are_found_in_no_message_of_a_secure_one(
+    watched: tuple[Images, list[Message]], state: Path
+) -> None:
+    run, grid = begin(state)
+    run.outcome()
+    secure, plain = [reply for _, _, reply in grid.crossed], watched[1]
+    answers = [reply for reply in plain if reply.metadata.message_type == EpsilonRequest.kind]
+    assert len(answers) == 4 * 3
+    shown = [EpsilonAnswer.from_message(reply).epsilon.numpy() for reply in answers]
+    assert all(holds(plain, epsilon[0]) for epsilon in shown)
+    # The search sees through fixed point and weights, and through a part of an answer.
+    weighted = Array(to_fixed(shown[0], 0.25).ravel().view(np.int32))
+    unmasked = Message(RecordDict(transport.pack("masked", ArrayRecord({"masked": weighted}))), reply_to=answers[0])
+    assert holds([unmasked], shown[0][3])
+    assert not any(holds(secure, epsilon[0]) for epsilon in shown)
 
 
 @pytest.mark.parametrize("kind", [MaskedRequest.kind, RevealRequest.kind])
