@@ -29,6 +29,14 @@ def show(value: Any) -> str:
     return f"{value:#.3g}"
 
 
+def rounded_up(value: float) -> str:
+    """Return three digits after the point at most, rounded up: of an ε, a smaller number would be a false claim."""
+    rounded = f"{value:.3f}"
+    if float(rounded) < value:
+        rounded = f"{value + 5e-4:.3f}"
+    return rounded.rstrip("0").rstrip(".")
+
+
 def show_setting(value: Any) -> str:
     """Return a setting exactly: text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)

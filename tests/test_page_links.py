@@ -25,6 +25,14 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w./-])((?:experiments|tests|fedsynth|clients|strategies|docs)/[\w./-]*\w)", text)
+    named += re.findall(r"`([\w-]+\.(?:toml|py|sh))`", text) if page.parent.name == "experiments" else []
+    assert [name for name in named if not ((ROOT / name).exists() or (page.parent / name).exists())] == []
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached, waiting = set[Path](), [ROOT / "README.md"]
     while waiting:
@@ -50,12 +58,19 @@ def test_a_page_of_results_says_where_they_come_from(page: Path) -> None:
     assert [word for word in ("command:", "commit:", "machine:", "duration:", "date:") if word not in text] == []
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments").rglob("*.toml")), ids=lambda file: file.name)
-def test_every_settings_file_is_on_the_map_of_experiments(file: Path) -> None:
-    if file.parent.name == "experiments":
-        page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-        whole, small = f"`{file.name}`", f"`{file.name.replace('-small', '')}`, `-small`"
-        assert whole in page or small in page
+def test_every_setting_study_and_benchmark_is_on_the_map_of_experiments() -> None:
+    folder = ROOT / "experiments"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    programs = [file for file in (*folder.glob("*.py"), *folder.glob("benchmarks/*.py")) if is_program(file)]
+    missing = [file.name for file in programs if f"`{file.stem}`" not in page]
+    for file in folder.glob("*.toml"):
+        if f"`{file.name}`" not in page and f"`{file.name.replace('-small', '')}`, `-small`" not in page:
+            missing.append(file.name)
+    assert missing == []
+
+
+def is_program(file: Path) -> bool:
+    return 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
 
 
 def test_the_site_holds_every_page_of_docs() -> None:

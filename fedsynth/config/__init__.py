@@ -2,6 +2,7 @@
 
 from fedsynth.config.keys import Key
 from fedsynth.config.methods import SETTINGS, StrategySettings
+from fedsynth.config.published import command_of, filled, published_settings, without_paths
 from fedsynth.config.recipe import RECIPES, Recipe
 from fedsynth.config.run_config import KEYS, SECTIONS, RunConfig, idle_keys, keys_of, without_idle_keys
 from fedsynth.config.training import Training
@@ -40,7 +41,11 @@ __all__ = [
     "StrategyName",
     "StrategySettings",
     "Training",
+    "command_of",
+    "filled",
     "idle_keys",
     "keys_of",
+    "published_settings",
     "without_idle_keys",
+    "without_paths",
 ]

@@ -3,7 +3,7 @@
 from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
-from fedsynth.diffusion.initial import count_parameters, initial_unet, pick_device
+from fedsynth.diffusion.initial import count_parameters, initial_unet, network_settings, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
 from fedsynth.diffusion.samplers import (
@@ -42,6 +42,7 @@ __all__ = [
     "make_codec",
     "make_scheduler",
     "model_seal",
+    "network_settings",
     "noise_predictor",
     "noise_schedule",
     "part_of",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DModel
 
-from fedsynth.config import AUTO, RunConfig
+from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.diffusion.codec import Codec, codec_of
-from fedsynth.diffusion.unet import build_unet, grid_preset, paper_preset
+from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -19,12 +19,28 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
     return _initial_unet(config, codec_of(config, spec))
 
 
+def network_settings(config: RunConfig, spec: ImageSpec) -> dict[str, Scalar]:
+    """Return codec and network of a run by configuration key, as they are when the images are known."""
+    codec = codec_of(config, spec)
+    preset, channels, layers = _preset(config, codec), config.model.channels(), config.model.layers_per_block
+    shape = PRESETS[preset]
+    return {
+        "codec": codec.name,
+        "model": preset,
+        "block-out-channels": ",".join(map(str, channels or shape.block_out_channels)),
+        "layers-per-block": shape.layers_per_block if layers == AUTO else layers,
+    }
+
+
+def _preset(config: RunConfig, codec: Codec) -> str:
+    if config.model.model != AUTO:
+        return config.model.model
+    of_paper = recipe_name(config.to_run_config()) == PAPER
+    return paper_preset(config.data.dataset) if of_paper else grid_preset(codec.grid)
+
+
 def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
-    preset: str = config.model.model
-    if preset == AUTO:
-        of_paper = recipe_name(config.to_run_config()) == PAPER
-        preset = paper_preset(config.data.dataset) if of_paper else grid_preset(codec.grid)
-    layers = config.model.layers_per_block
+    preset, layers = _preset(config, codec), config.model.layers_per_block
     generator = make_generator(config.run.seed, "initial-weights")
     channels = config.model.channels()
     return build_unet(preset, codec.grid, generator, channels, None if layers == AUTO else layers)

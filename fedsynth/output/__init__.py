@@ -23,16 +23,21 @@ if TYPE_CHECKING:
         round_curve,
     )
     from fedsynth.output.report import ReportContent, evaluation_parts, write_report
-    from fedsynth.output.report_words import headings_and_meanings
+    from fedsynth.output.report_words import ROUNDS, headings_and_meanings
     from fedsynth.output.run_folder import RunFolder, default_name
     from fedsynth.output.terminal import terminal_table
+    from fedsynth.output.verdict import Findings, Usefulness, attack_of, verdict_of
 
 __all__ = [
+    "ROUNDS",
     "Embedding",
+    "Findings",
     "NearestImages",
     "ReportContent",
     "RunFolder",
     "SyntheticDataset",
+    "Usefulness",
+    "attack_of",
     "default_name",
     "embedding_scatter",
     "evaluation_parts",
@@ -48,6 +53,7 @@ __all__ = [
     "real_beside_synthetic",
     "round_curve",
     "terminal_table",
+    "verdict_of",
     "write_dataset",
     "write_report",
 ]

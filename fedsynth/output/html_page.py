@@ -27,6 +27,11 @@ h1 { margin: 0 0 6px; font-size: 27px; line-height: 1.2; }
 h2 { margin: 38px 0 6px; padding-top: 14px; border-top: 1px solid #ddd; font-size: 19px; }
 p { margin: 6px 0 12px; max-width: 75ch; }
 .lead { font-size: 17px; }
+.verdict { margin: 14px 0; padding: 10px 14px; border-left: 4px solid #0a5a9c; background: #f6f8fa; font-size: 17px;
+  font-weight: 600; max-width: none; }
+.fact { margin-right: 18px; }
+pre { padding: 10px 14px; border-radius: 8px; background: #f6f8fa; font-size: 13px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 .note { color: #555; font-size: 14px; }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 4px; padding: 0; list-style: none; }
 .tiles li { flex: 1 1 130px; padding: 10px 14px; border-radius: 8px; background: #eef4fa; }
@@ -42,22 +47,36 @@ tbody th { color: #222; font-weight: 400; }
 .meaning { color: #666; font-size: 13px; }
 span.meaning { display: block; max-width: 46ch; }
 .alarm { color: #c62828; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 img { max-width: 100%; height: auto; display: block; margin: 8px 0 4px; }
 summary { cursor: pointer; color: #0a5a9c; }
 .chosen { padding: 1px 7px; border-radius: 9px; background: #eef4fa; color: #0a5a9c; font-size: 12px;
   white-space: nowrap; }
+h1, h2, p, li { overflow-wrap: break-word; }
+td, tbody th { overflow-wrap: anywhere; }
+@media (max-width: 860px) {
+  .cards, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
+  .cards thead { display: none; }
+  .cards tr { padding: 8px 0; border-bottom: 1px solid #ddd; }
+  .cards tbody th, .cards td { padding: 1px 0; border: 0; }
+  .cards td { display: flex; justify-content: space-between; gap: 16px; text-align: right; white-space: normal; }
+  .cards td::before { content: attr(data-label); color: #555; text-align: left; }
+  .cards td.none { display: none; }
+}
 """
 MACROS: str = """
 {% macro picture(image, alt) %}
 <img src="{{ image.uri }}" width="{{ image.width }}" alt="{{ alt }}">
 {% endmacro %}
-{% macro cell(value, numeric=false, above="") %}
+{% macro cell(value, numeric=false, above="", label="") %}
+{% set name %}{% if label %} data-label="{{ label }}"{% endif %}{% endset %}
 {% if value is string and value | length > 20 and value == above %}
-<td class="meaning">as above</td>
+<td class="meaning"{{ name }}>as above</td>
 {% else %}
 {% set right = numeric or (value is number and value is not boolean) %}
-<td{% if right %} class="number"{% endif %}>{{ value | show }}</td>
+{% set look = (["number"] if right else []) + (["none"] if label and value is none else []) %}
+<td{% if look %} class="{{ look | join(" ") }}"{% endif %}{{ name }}>{{ value | show }}</td>
 {% endif %}
 {% endmacro %}
 {% macro head(name, rows) %}

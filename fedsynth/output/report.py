@@ -62,6 +62,7 @@ class ReportContent:
         classes: Class names.
         synthetic_images: uint8 (N, H, W, C).
         synthetic_labels: int64 (N,), positions in ``classes``.
+        verdict: What to do with the images and models, in one sentence; see :mod:`fedsynth.output.verdict`.
         headline: The few numbers that matter, label to value.
         results: Measure to columns, e.g. ``{"accuracy": {"synthetic": .93, "real data": .97, "better": "higher",
             "measured in": "features of ...", "N": 360}}``. Every row should name its feature space and N.
@@ -79,8 +80,11 @@ class ReportContent:
         losses: Silo name to (step, loss).
         rounds: Lines of ``metrics.jsonl``.
         round_keys: The metrics of ``rounds`` to draw.
+        round_meanings: A metric of ``rounds`` -> what its curve says, in a sentence.
         cost: ``rounds``, ``bytes-up``, ``bytes-down``, ``client-seconds``, ``wall-seconds`` or other labels, to
             numbers; shown in human units where the label speaks of bytes or seconds.
+        origin: When, of what and with what the run was made: label to text.
+        command: That makes the run again.
         settings: Every setting of the run, resolved.
         resolved: The settings whose value the program chose.
         limits: Limits of this run, added to those of all synthetic images.
@@ -94,6 +98,7 @@ class ReportContent:
     synthetic_labels: NDArray[np.int64]
     headline: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]
+    verdict: str = ""
     result_groups: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     per_class: Mapping[str, Mapping[str, float]] | None = None
@@ -108,7 +113,10 @@ class ReportContent:
     losses: Mapping[str, Sequence[tuple[int, float]]] | None = None
     rounds: Sequence[Mapping[str, Any]] = ()
     round_keys: Sequence[str] = ()
+    round_meanings: Mapping[str, str] = field(default_factory=dict)
     cost: Mapping[str, float] | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
     settings: Mapping[str, Any] | None = None
     resolved: Collection[str] = ()
     limits: Sequence[str] = ()
@@ -175,7 +183,10 @@ def _render(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         title=content.title,
         content=content,
         pictures=pictures,
-        round_pictures=[picture for name, picture in pictures.items() if name.startswith("rounds-")],
+        round_pictures=[
+            (pictures[f"rounds-{number}"], content.round_meanings.get(key, ""))
+            for number, key in enumerate(content.round_keys, start=1)
+        ],
         groups=_grouped(content.results, content.result_groups),
         result_columns=compared + [name for name in columns if name not in compared],
         numeric_columns={name for row in rows for name, value in row.items() if isinstance(value, Real)},

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 BODY = """<h1>{{ title }}</h1>
 <p class="lead">{{ content.explanation }}</p>
+{% if content.verdict %}
+<p class="verdict">{{ content.verdict }}</p>
+{% endif %}
 <ul class="tiles">
 {% for label, value in content.headline.items() %}
 <li><b>{{ value | show }}</b><span>{{ label }}</span></li>
 {% endfor %}
 </ul>
+{% if content.origin %}
+<p class="note">
+{% for label, said in content.origin.items() %}
+<span class="fact"><b>{{ label }}</b> {{ said }}</span>
+{% endfor %}
+</p>
+{% endif %}
 
 <h2 id="images">{{ "Synthetic images" if content.real_images is none else "Real beside synthetic" }}</h2>
 {% if content.real_images is none %}
@@ -40,7 +50,7 @@ the standard deviation over random subsets.
 {% endif %}
 </p>
 {% endif %}
-<div class="scroll"><table>
+<div class="scroll"><table class="cards">
 <thead><tr><th>measure</th>
 {% for name in result_columns %}{{ head(name, content.results.values()) }}{% endfor %}</tr></thead>
 {% for heading, rows in groups %}
@@ -52,7 +62,9 @@ the standard deviation over random subsets.
 <tr><th scope="row">{{ measure }}
 {% if measure in content.meanings %}<span class="meaning">{{ content.meanings[measure] }}</span>{% endif %}</th>
 {% set above = loop.previtem[1] if loop.previtem is defined else {} %}
-{% for name in result_columns %}{{ cell(row.get(name), name in numeric_columns, above.get(name)) }}{% endfor %}</tr>
+{% for name in result_columns %}
+{{ cell(row.get(name), name in numeric_columns, above.get(name), name) }}
+{% endfor %}</tr>
 {% endfor %}
 </tbody>
 {% endfor %}
@@ -100,11 +112,11 @@ large they are, means nothing (t-SNE).</p>
 {{ picture(pictures.labels, "Table of image counts, silos by classes") }}
 {% endif %}
 {% if content.silos %}
-<div class="scroll"><table>
+<div class="scroll"><table class="cards">
 <thead><tr>{% for name in silo_columns %}{{ head(name, content.silos) }}{% endfor %}</tr></thead>
 <tbody>
 {% for row in content.silos %}
-<tr>{% for name in silo_columns %}{{ cell(row.get(name)) }}{% endfor %}</tr>
+<tr>{% for name in silo_columns %}{{ cell(row.get(name), label=name) }}{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% endif %}
@@ -116,7 +128,10 @@ large they are, means nothing (t-SNE).</p>
 <p>Each line is one silo's model learning to remove noise from its images; lower is better, and flat means learned.</p>
 {{ picture(pictures.losses, "Training loss of every silo against the step") }}
 {% endif %}
-{% for image in round_pictures %}
+{% for image, meaning in round_pictures %}
+{% if meaning %}
+<p>{{ meaning }}</p>
+{% endif %}
 {{ picture(image, "One metric against the round") }}
 {% endfor %}
 
@@ -137,8 +152,14 @@ large they are, means nothing (t-SNE).</p>
 {% endfor %}
 </ul>
 
-{% if content.settings %}
+{% if content.settings or content.command %}
 <h2 id="settings">Settings</h2>
+{% endif %}
+{% if content.command %}
+<p>This command makes the run again; of folders only the last name is shown.</p>
+<pre>{{ content.command }}</pre>
+{% endif %}
+{% if content.settings %}
 <details><summary>All {{ content.settings | length }} settings; those marked <span class="chosen">chosen</span> were
 chosen by the program</summary>
 <table class="long"><tbody>

@@ -16,7 +16,8 @@ GROUPS = {
 """Heading -> how the name of the first row below it begins."""
 
 MEANINGS = {
-    "kernel-distance": "between the clouds of real and synthetic features; KID if these are Inception's",
+    "kernel-distance": "between the clouds of real and synthetic features; KID if these are Inception's. An estimate:"
+    " it scatters around 0 where both are alike, and a little below 0 means 0 within its noise",
     "frechet-distance": "the same for Gaussians fitted to both clouds; FID if the features are Inception's",
     "inception-score": "how sure and how varied a classifier's answers are",
     "precision": "share of synthetic images within reach of real ones",
@@ -41,6 +42,13 @@ MEANINGS = {
     "silo-accuracy": "of a classifier trained on the synthetic images",
     "silo-recall": "share of the silos' held-out images in the neighbourhood of a synthetic one",
 }
+
+ROUNDS = {
+    "effective-experts": "How many silos' models had a say in an image, in the mean (“effective experts”, the"
+    " exponential of the entropy of their weights): as many as there are silos where all had the same weight, 1 where"
+    " each image was left to one silo's model.",
+}
+"""Metric of the rounds -> what its curve says."""
 
 
 def headings_and_meanings(results: Collection[str]) -> dict[str, Any]:

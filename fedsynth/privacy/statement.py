@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedsynth.config import REAL_SILOS, RunConfig
 from fedsynth.privacy.accounting import Geometric, Mechanism, epsilon
 from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.units import rounded_up
 
 NEIGHBOURS = "one training image of a silo more or less"
 NOT_COVERED = (
@@ -57,8 +58,8 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     simulated = config.data.dataset != REAL_SILOS
     reached, scale = epsilon([mechanism], keys.dp_delta), config.simulated_count_noise if simulated else 0.0
     sentences = (
-        f"At every silo, training is differentially private with ε = {_up(reached)} and δ = {keys.dp_delta:g} as to"
-        f" {NEIGHBOURS} (add/remove). So is whatever follows from it: weights, answers, and these images."
+        f"At every silo, training is differentially private with ε = {rounded_up(reached)} and δ = {keys.dp_delta:g}"
+        f" as to {NEIGHBOURS} (add/remove). So is whatever follows from it: weights, answers, and these images."
         " Silos without an image in common do not add up.",
         f"Mechanism: DP-SGD (Abadi et al. 2016), {mechanism.steps} steps at a silo, each on a Poisson sample with"
         f" probability {mechanism.sampling_rate:g}, gradients of images clipped to norm {keys.dp_clip:g}, Gaussian"
@@ -81,13 +82,5 @@ def _of_counts(mechanism: Mechanism, delta: float, scale: float) -> str:
     together = epsilon([mechanism, Geometric(scale)], delta)
     return (
         f"The images of each class were told with geometric noise of scale {scale:g}, which costs ε = {1 / scale:.3g}"
-        f" by itself, and {_up(together)} together with the training."
+        f" by itself, and {rounded_up(together)} together with the training."
     )
-
-
-def _up(value: float) -> str:
-    """Return an ε with three digits after the point at most, rounded up: a smaller one would be a false claim."""
-    rounded = f"{value:.3f}"
-    if float(rounded) < value:
-        rounded = f"{value + 5e-4:.3f}"
-    return rounded.rstrip("0").rstrip(".")

@@ -63,6 +63,7 @@ def publish(
     logger.info("results")
     for line in terminal_table(content.results or cost).split("\n"):
         logger.info("%s", line)
+    logger.info("%s", content.verdict)
     logger.info("time: %s", ", ".join(f"{phase} {duration(spent)}" for phase, spent in phases.so_far().items()))
     logger.info("dataset %s", folder.synthetic)
     if generator is not None:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from fedsynth.config import REAL_SILOS
+from fedsynth import __version__
+from fedsynth.config import REAL_SILOS, command_of, filled, published_settings
 from fedsynth.evaluation import Evaluation, mean_columns
-from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings
+from fedsynth.output import (
+    ROUNDS,
+    Findings,
+    ReportContent,
+    Usefulness,
+    attack_of,
+    evaluation_parts,
+    headings_and_meanings,
+    verdict_of,
+)
 from fedsynth.privacy.statement import privacy_statement
+from fedsynth.units import rounded_up
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
 from strategies.results.measure import Measurements
+from strategies.run.opening import found_settings
 
 
 def report_content(
@@ -28,6 +42,7 @@ def report_content(
     evaluations, results = list(measured.evaluations.values()), measured.table()
     config, census, real = task.config, task.census, task.real_folds
     strategy, guarantee = config.run.strategy, privacy_statement(config)
+    findings, found = run_findings(task, measured), found_settings(config, task.spec)
     dataset = "real silos" if config.data.dataset == REAL_SILOS else config.data.dataset
     return ReportContent(
         title=f"{strategy} on {dataset}, {len(census)} silos",
@@ -36,7 +51,8 @@ def report_content(
         classes=task.spec.classes,
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
-        headline=_headline(outcome, cost, evaluations),
+        verdict=verdict_of(findings),
+        headline=_headline(outcome, cost, evaluations) | _privacy_tiles(findings),
         results=results,
         real_images=real[1].images if real else None,
         real_labels=real[1].labels if real else None,
@@ -45,15 +61,71 @@ def report_content(
         label_counts=census.label_counts.numpy(),
         losses=outcome.curves,
         rounds=rounds,
-        round_keys=[key for key in ("effective-experts",) if rounds and key in rounds[0]],
+        round_keys=[key for key in ROUNDS if rounds and key in rounds[0]],
+        round_meanings=ROUNDS,
         cost=cost,
-        settings=config.to_run_config(),
-        resolved=config.resolved,
+        origin=_origin(task),
+        command=command_of(config),
+        settings=published_settings(config, found),
+        resolved={*config.resolved, *filled(config, found)},
         limits=measured.limits(),
         privacy=guarantee.sentences if guarantee else (),
         **headings_and_meanings(results),
         **(evaluation_parts(evaluations[0]) if len(evaluations) == 1 else {}),
     )
+
+
+def run_findings(task: Task, measured: Measurements) -> Findings:
+    """Return what a verdict on the run is made from."""
+    row, guarantee = measured.row(), privacy_statement(task.config)
+    attacks = [attack_of(found, "epsilon-") for found in row.get("epsilon-membership", {}).values()]
+    models = [attack for attack in [*attacks, attack_of(row, "generator-epsilon-")] if attack is not None]
+    return Findings(
+        usefulness=_usefulness(task, measured),
+        copied_share=row.get("copied-share"),
+        num_synthetic=row.get("synthetic-count", 0),
+        images=attack_of(row, "released-"),
+        models=max(models, key=lambda attack: (attack.shows, attack.auc), default=None),
+        epsilon=guarantee.epsilon if guarantee else None,
+        delta=guarantee.delta if guarantee else None,
+    )
+
+
+def _usefulness(task: Task, measured: Measurements) -> Usefulness | None:
+    evaluations, at_silos = list(measured.evaluations.values()), measured.at_silos
+    if evaluations and task.real_folds is not None:
+        row, name, test = mean_columns(evaluations), evaluations[0].main_classifier, task.real_folds[1]
+        guessing = float(np.bincount(test.labels).max()) / len(test.labels)
+        return Usefulness(row[f"accuracy-{name}"], row[f"real-accuracy-{name}"], guessing, len(test.labels))
+    if at_silos is not None and at_silos.held_out:
+        held_out = sum(silo.n for silo in at_silos.held_out.values())
+        guessing = 1 / len(task.spec.classes)
+        return Usefulness(at_silos.accuracy, None, guessing, held_out, "the silos' held-out images")
+    return None
+
+
+def _privacy_tiles(findings: Findings) -> dict[str, Any]:
+    epsilon, attack = findings.epsilon, findings.models or findings.images
+    promised = "none" if epsilon is None else f"ε {rounded_up(epsilon)}, δ {findings.delta:g}"
+    told_by = "images" if attack and not findings.models else "models"
+    return {
+        "differential privacy of the training": promised,
+        f"do the {told_by} show who was trained on? AUC, .5 is guessing": attack.auc if attack else "not measured",
+    }
+
+
+def _origin(task: Task) -> dict[str, str]:
+    """Return when, of what and with what the run was made."""
+    data, spec = task.config.data, task.spec
+    colour = "grey" if spec.channels == 1 else "RGB"
+    images = f"{len(spec.classes)} classes, {spec.size} x {spec.size} pixels, {colour}"
+    of = "the silos' own images" if data.dataset == REAL_SILOS else f"{data.dataset} ({data.partition} partition)"
+    names = ("flwr", "torch", "diffusers")
+    return {
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "data set": f"{of}, {images}",
+        "with": ", ".join([f"fedsynth {__version__}", *(f"{name} {version(name)}" for name in names)]),
+    }
 
 
 def _headline(outcome: Outcome, cost: Mapping[str, float], evaluations: Sequence[Evaluation]) -> dict[str, Any]:

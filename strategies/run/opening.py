@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsynth.config import RunConfig
+from fedsynth.config import OWN_MODELS, RunConfig, Scalar
+from fedsynth.config.recipe import recipe_name
 from fedsynth.data import LabelledImages, configured_range, load_image_folder, origins_in_folders
-from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet
+from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet, network_settings
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
+from fedsynth.evaluation.networks.extractors import resolve_extractor
 from fedsynth.output import RunFolder
 from fedsynth.spec import ImageSpec
 from strategies.base import Task
@@ -23,6 +25,19 @@ def check_images(config: RunConfig, spec: ImageSpec) -> None:
     initial_unet(config, spec)
     if config.evaluation.evaluate:
         Settings.of(config).check((spec.size, spec.size, spec.channels))
+
+
+def found_settings(config: RunConfig, spec: ImageSpec) -> dict[str, Scalar]:
+    """Return by key what ``"auto"`` means when format and classes of the images are known."""
+    size, asked = spec.size, config.evaluation
+    found = {"image-size": size, "recipe": recipe_name(config.to_run_config()), **network_settings(config, spec)}
+    if config.run.strategy in OWN_MODELS and not config.private:
+        found["local-steps"] = config.own_steps
+    if asked.evaluate:
+        weights = Settings.of(config).feature_extractor_weights_path
+        shape = (size, size, spec.channels)
+        found["feature-extractor"] = resolve_extractor(asked.feature_extractor, shape, weights)
+    return found
 
 
 def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, LabelledImages] | None:

@@ -29,10 +29,11 @@ class Visit:
     console: list[str]
 
 
-def opened(page: str, folder: Path) -> Visit:
-    folder.mkdir()
+def opened(page: str, folder: Path, *flags: str) -> Visit:
+    folder.mkdir(exist_ok=True)
     (folder / "page.html").write_text(page, encoding="utf-8")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += flags
     command += ["--enable-logging=stderr", "--v=0", "--dump-dom", (folder / "page.html").as_uri()]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, encoding="utf-8", start_new_session=True)
@@ -65,7 +66,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         synthetic_images=noisy,
         synthetic_labels=train.labels,
         headline={"images": len(noisy)},
-        results={"recall": {"synthetic": 0.5, "N": 360}},
+        verdict="Usable for training with losses; " + "long " * 30,
+        results={
+            f"a-measure-with-a-long-name-{n}": {f"column {k}": k / 7 for k in range(9)} | {"in": "x" * 40}
+            for n in range(2)
+        },
+        silos=[{"silo": "s" * 60, **{f"a wide column {k}": 1e-7 * k for k in range(8)}}],
+        command="fedsynth run " + "--key=value " * 40 + "-" * 200,
         real_images=test.images,
         real_labels=test.labels,
         silo_names=("north", "south"),
@@ -89,7 +96,27 @@ def test_the_page_has_its_pictures_and_the_console_is_silent(page: str, tmp_path
     assert visit.code == 0
     assert visit.console == []
     assert visit.dom.count("<img") == 7
-    assert re.findall(r'<h2 id="(\w+)"', visit.dom)[-1] == "limits"
+    assert re.findall(r'<h2 id="(\w+)"', visit.dom)[-1] == "settings"
+
+
+WRAPPER = """<body onload="out.textContent = [...frames].map(hidden).join(', ')"><p id="out"></p>
+<iframe src="report.html" width="420" height="900"></iframe>
+<iframe src="report.html" width="1400" height="900"></iframe>
+<script>
+  const out = document.getElementById("out"), frames = document.querySelectorAll("iframe");
+  function hidden(frame) {  // pixels that lie outside of the page, and of the box of its widest table
+    const page = frame.contentDocument, boxes = [page.documentElement, ...page.querySelectorAll(".scroll")];
+    return boxes.map(box => box.scrollWidth - box.clientWidth).join(" ");
+  }
+</script></body>"""
+
+
+def test_no_page_has_to_be_scrolled_sideways(page: str, tmp_path: Path) -> None:
+    folder = tmp_path / "visit"
+    folder.mkdir()
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    visit = opened(WRAPPER, folder, "--allow-file-access-from-files")
+    assert re.findall(r'<p id="out">(.*)</p>', visit.dom) == ["0 0 0, 0 0 0"]
 
 
 def test_a_script_is_blocked_and_noticed(page: str, tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ def content() -> ReportContent:
         settings={"rounds": 25, "prior": "class", "seed": 20260101},
         resolved={"prior"},
         limits=["Simulated silos."],
+        verdict="Usable for training: 92.5 % against 96.9 %.",
+        origin={"made": "2026-01-02 10:00", "data set": "three wards"},
+        command="fedsynth run --strategy=dfd",
+        round_meanings={"loss": "Lower is better."},
     )
 
 
@@ -67,6 +71,10 @@ def test_the_page_has_every_section_number_and_picture(content: ReportContent, t
         "6 min 12 s",
         "20260101",
         "Simulated silos.",
+        "Usable for training: 92.5 % against 96.9 %.",
+        "three wards",
+        "fedsynth run --strategy=dfd",
+        "Lower is better.",
     ):
         assert text in page.text
     assert any("not differentially private" in text for text in page.text)
@@ -94,10 +102,15 @@ def test_user_text_is_shown_and_never_run(content: ReportContent, tmp_path: Path
         cost={ATTACK: 1},
         settings={ATTACK: ATTACK, "template": "{{ 7 * 7 }}"},
         limits=[ATTACK],
+        verdict=ATTACK,
+        origin={ATTACK: ATTACK},
+        command=ATTACK,
+        round_meanings={"loss": ATTACK},
     )
     page = written(hostile, tmp_path)
     assert "script" not in {tag for tag, _ in page.tags}
-    assert page.text.count(ATTACK) >= 11
+    assert page.text.count(ATTACK) >= 16
+    assert {ATTACK} < {attributes.get("data-label") for _, attributes in page.tags}
     assert "{{ 7 * 7 }}" in page.text
 
 

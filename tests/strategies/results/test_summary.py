@@ -117,6 +117,15 @@ def test_report_says_what_was_done_and_found() -> None:
         *("kernel-distance", "accuracy-logistic-regression", "released-membership-auc", "epsilon-membership-auc")
     }
     assert content.meanings.keys() == content.results.keys()
+    assert content.headline["differential privacy of the training"] == "none"
+    assert content.headline["do the models show who was trained on? AUC, .5 is guessing"] == 0.8
+    assert "did no better than guessing (AUC .80)" in content.verdict, "of 5 images, that is chance"
+    assert content.command == "fedsynth run --strategy=pooled --seed=0"
+    assert content.origin["data set"] == "digits (dirichlet partition), 2 classes, 8 x 8 pixels, grey"
+    assert content.settings is not None
+    assert (content.settings["image-size"], content.settings["model"]) == (8, "digits")
+    assert {"image-size", "model"} <= set(content.resolved)
+    assert "auto" not in content.settings.values()
 
 
 def test_silos_that_stopped_early_or_copy_are_seen() -> None:
@@ -135,5 +144,7 @@ def test_report_without_measurements_or_real_images_says_nothing_about_them() ->
     )
     assert content.results == {}
     assert content.real_images is None
-    assert set(content.headline) == {"synthetic images", "rounds"}
+    assert content.headline["synthetic images"] == 4
+    assert [*content.headline.values()][2:] == ["none", "not measured"]
+    assert content.verdict.startswith("How well classifiers learn from the images was not measured")
     assert content.round_keys == ["effective-experts"]
