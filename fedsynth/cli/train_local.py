@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the trained model; must not exist")
     parser.add_argument("--silo-name", default="", help="name of the silo (default: the folder of the images)")
     parser.add_argument("--group-column", default="", help="column of a table there, such as patient, never split")
-    add_keys(parser, keys_of("train-local"))
+    add_keys(parser, "--data-path IMAGES --out FOLDER [--silo-name NAME]", keys_of("train-local"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
