@@ -11,7 +11,8 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal
+from fedsynth.config import RunConfig
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal, public_start
 from fedsynth.files import atomic_directory
 from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
 from fedsynth.privacy.statement import privacy_statement
@@ -36,7 +37,7 @@ def publish(
     ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too. ``phases``
     are those of this process: of a continued run, since it was continued.
     """
-    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config)))
+    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config), *_start_note(task.config)))
     sets = _sets(outcome, task)
     for name, (images, labels) in sets.items():
         dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
@@ -69,6 +70,16 @@ def publish(
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
     logger.info("report  %s", folder.report)
+
+
+def _start_note(config: RunConfig) -> tuple[str, ...]:
+    start = public_start(config)
+    if start is None:
+        return ()
+    return (
+        f"Training started from a public model (SHA-256 {start.digest}): what these images show may be of the images"
+        " that it was trained on, and nothing here is said of those.",
+    )
 
 
 def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
@@ -105,6 +116,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "method": task.config.run.strategy,
         "settings": task.config.to_run_config(),
         "codec": codec_of(task.config, task.spec).digest,
+        **({"start": start.digest} if (start := public_start(task.config)) else {}),
         "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),
