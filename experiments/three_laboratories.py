@@ -1,7 +1,8 @@
 """What three laboratories of white blood cells gain from one synthetic set: read the sweep's runs and make the tables.
 
-After ``fedsynth sweep experiments/three-laboratories.toml --data-root PATH``. A small classifier is trained on each
-source, real or synthetic, with the same budget, and tested on real images of each laboratory that nobody trained on.
+After ``fedsynth sweep experiments/three-laboratories.toml --data-root PATH``, and the same of ``-latents.toml``. A
+small classifier is trained on each source, real or synthetic, with the same budget, and tested on real images of each
+laboratory that nobody trained on.
 *Balanced accuracy* is the mean of the classes' recalls, 1/4 by chance; with it stands the ratio to a classifier of the
 union of all laboratories' real images. ``python -m experiments.three_laboratories`` prints the tables and writes two
 pages of pictures, of which one shows real cells and stays where it is.
@@ -132,13 +133,13 @@ def synthetic_sources(row: str, folder: RunFolder, federation: Federation) -> It
 class Seed:
     """The finished runs of one seed: what was trained on, and tested on, in each of them."""
 
-    def __init__(self, sweep: Path, seed: int) -> None:
+    def __init__(self, sweeps: Sequence[Path], seed: int) -> None:
         self.seed = seed
         self.results: dict[str, dict[str, Any]] = {}
         self.federations: dict[str, Federation] = {}
         """By the laboratory that was left out; "" where none was."""
         self.sources: dict[str, dict[str, LabelledImages]] = {}
-        for entry in read_manifest(sweep):
+        for sweep, entry in [(folder, entry) for folder in sweeps for entry in read_manifest(folder)]:
             folder = RunFolder(sweep / entry.folder)
             if entry.seed != seed or (results := folder.read_results()) is None:
                 continue
@@ -217,7 +218,9 @@ def _mean(values: Sequence[float]) -> str:
 def main() -> None:
     """Measure every source of every seed and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", type=Path, default=Path("runs/three-laboratories"), help="folder of the sweep")
+    parser.add_argument(
+        "--sweep", type=Path, nargs="+", default=[Path("runs/three-laboratories")], help="folders of sweeps"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trainings", type=int, default=2, help="classifiers of each source")
     parser.add_argument("--budgets", type=int, nargs="+", help="compare classifiers' steps on training images, no more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Block:
     runnable: bool
 
 
+@cache
 def tokens_of(page: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
 
@@ -36,6 +38,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@cache
 def anchors_of(page: Path) -> set[str]:
     """Return the anchors that a forge gives to the headings of a page."""
     seen: dict[str, int] = {}

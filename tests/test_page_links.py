@@ -25,6 +25,14 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w./-])((?:experiments|tests|fedsynth|clients|strategies|docs)/[\w./-]*\w)", text)
+    named += re.findall(r"`([\w-]+\.(?:toml|py|sh))`", text) if page.parent.name == "experiments" else []
+    assert [name for name in named if not ((ROOT / name).exists() or (page.parent / name).exists())] == []
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached, waiting = set[Path](), [ROOT / "README.md"]
     while waiting:

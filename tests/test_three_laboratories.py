@@ -57,7 +57,7 @@ def test_a_classifier_knows_the_laboratories_that_its_source_knew(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(three_laboratories, "STEPS", 30)
-    seed = Seed(sweep, 0)
+    seed = Seed([sweep], 0)
     scores = seed.measure(tmp_path, trainings=1)
     assert set(scores) == {"", "north"}
     both = scores[""]
@@ -70,7 +70,7 @@ def test_a_classifier_knows_the_laboratories_that_its_source_knew(
     assert scores["north"]["synthetic, Pooled without north"] == {"north": 1.0}
     assert seed.results["Local"]["copied-share"] == 0.25
     monkeypatch.setattr(three_laboratories, "recalls", None)
-    assert Seed(sweep, 0).measure(tmp_path, trainings=1) == scores
+    assert Seed([sweep], 0).measure(tmp_path, trainings=1) == scores
 
 
 def test_tables_say_ratios_and_spread() -> None:

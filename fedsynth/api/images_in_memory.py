@@ -19,7 +19,7 @@ dataset of torchvision or of Hugging Face's ``datasets``."""
 
 def is_pair_of_arrays(given: object) -> bool:
     """Whether this is one set, as images and labels, and not two sets."""
-    return isinstance(given, tuple) and len(given) == 2 and np.ndim(given[1]) == 1 and hasattr(given[1], "shape")
+    return isinstance(given, tuple) and len(given) == 2 and getattr(given[1], "ndim", None) == 1
 
 
 def labelled_images(what: str, given: InMemory, classes: tuple[str, ...] | None = None) -> LabelledImages:

@@ -21,6 +21,7 @@ from fedsynth.cli.run import configuration
 from fedsynth.config import REAL_SILOS, RunConfig, Scalar
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.logs import LineFormatter
+from fedsynth.sides import make_sides_importable
 
 logger = logging.getLogger("fedsynth")
 
@@ -62,9 +63,11 @@ def synthesise(
             such as ``classifiers``, may be a list. ``resume`` continues a run that was interrupted.
 
     Raises:
-        UserError: settings, images or folders cannot be used; before anything is trained.
+        UserError: settings, images or folders cannot be used, or other projects' packages hide ours; before anything is
+            trained.
         RunError: too few silos gave a usable answer.
     """
+    make_sides_importable()
     given = {} if settings is None or isinstance(settings, str | Path) else flat(settings)
     file = Path(settings).expanduser() if isinstance(settings, str | Path) else None
     usual: dict[str, Scalar] = {} if silos is None else {"dataset": REAL_SILOS, "num-clients": len(silos)}

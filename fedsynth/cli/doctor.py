@@ -18,12 +18,13 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fedsynth.cli.deployment.flower import app_folder, flower_home, superlinks
+from fedsynth.cli.deployment.flower import flower_home, superlinks
 from fedsynth.cli.deployment.machine import LEAST_FILES, adjustments, problems, raise_file_limit
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config import DatasetName
 from fedsynth.disk import check_writable
 from fedsynth.errors import UserError
+from fedsynth.sides import sides_folder
 
 GIB = 1024**3
 MEMORY_PER_WORKER = 1.5 * GIB
@@ -150,7 +151,7 @@ def _disk() -> Iterator[Finding]:
 
 def _flower() -> Iterator[Finding]:
     try:
-        yield Finding("ok", f"app folder {app_folder()}")
+        yield Finding("ok", f"app folder {sides_folder()}")
     except UserError as error:
         yield Finding("fail", str(error))
     running = superlinks(flower_home())

@@ -20,9 +20,9 @@ from uuid import uuid4
 
 import tomli_w
 
+from fedsynth.cli.deployment.app import staged_app
 from fedsynth.cli.deployment.flower import (
     SIMULATION,
-    app_folder,
     flower_environment,
     flower_home,
     prepare_home,
@@ -33,7 +33,7 @@ from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlin
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link
 from fedsynth.cli.deployment.machine import prepare_machine
-from fedsynth.cli.deployment.processes import guarded, kill_marked
+from fedsynth.cli.deployment.processes import guarded, kill_marked, show
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
@@ -83,7 +83,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         if connection is None:
             _simulate(config, home, output)
         else:
-            run_on_link(link_command(_write_setting(config, connection.home)), connection)
+            run_on_link(link_command(staged_app(connection.home), _write_setting(config, connection.home)), connection)
     except StoppedError as stopped:
         if stopped.said:
             raise
@@ -264,7 +264,7 @@ def _command(config: RunConfig, home: Path) -> list[str]:
     }
     federation = " ".join(f"{key}={json.dumps(value)}" for key, value in resources.items())
     flags = ["--stream", "--federation-config", federation, "--run-config", str(setting)]
-    return ["flwr", "run", str(app_folder()), "local", *flags]
+    return ["flwr", "run", str(staged_app(home)), "local", *flags]
 
 
 def _write_setting(config: RunConfig, home: Path) -> Path:
@@ -291,7 +291,7 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     """Run to the end; afterwards, also after a signal, nothing runs that was started for it."""
     prepare_home(home)
     command, mark = _command(config, home), uuid4().hex
-    print(f"FLWR_HOME={home} {shlex.join(command)}\n", flush=True)
+    show(command, home)
     print(f"Flower and Ray start, which takes some seconds; all they say: {output}", flush=True)
     environment = {**flower_environment(), SIMULATION: mark}
     with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy
+from fedsynth.cli.deployment.app import with_sides
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
@@ -152,14 +153,17 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     _check_warm(options, policy)
     config = node_config(folder, options, policy)
     command = supernode_command(folder, options, config)
-    show(command, folder / "flwr")
+    environment = environment_of(folder / "flwr")
+    if options.warm:
+        environment = with_sides(environment)
+    show(command, folder / "flwr", environment["PYTHONPATH"] if options.warm else "")
     if options.dry_run:
         return 0
     check_clock(options.superlink, authority)
     state = Path(config["state-path"])
     grace_period = WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
     with locked(state / "silo.lock", f"state folder '{state}'"):
-        status = run_in_foreground(command, environment_of(folder / "flwr"), folder, grace_period)
+        status = run_in_foreground(command, environment, folder, grace_period)
     if 0 < status < SIGNALLED:
         logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)
     return status

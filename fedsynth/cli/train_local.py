@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedsynth.cli.deployment.flower import app_folder
+from fedsynth.cli.deployment.app import with_sides
 from fedsynth.cli.options import add_keys, given_keys, refuse_rest
 from fedsynth.config import REAL_SILOS, RunConfig, keys_of
 from fedsynth.files import write_json
@@ -54,10 +54,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train(order: Path) -> int:
-    paths = [str(app_folder()), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "clients.pretrain", str(order)]
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=with_sides(os.environ)) as process:
         try:
             return process.wait()
         except BaseException:

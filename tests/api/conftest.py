@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_runs import tiny_settings
+from tiny_runs import tiny_settings, without_pictures
 
 import fedsynth
 
@@ -10,4 +10,5 @@ import fedsynth
 def run(tmp_path_factory: pytest.TempPathFactory) -> fedsynth.Run:
     """A tiny run in this process, with a generator."""
     settings = tiny_settings(tmp_path_factory.mktemp("run"), generator_steps=4)
-    return fedsynth.synthesise(settings, progress=False)
+    with without_pictures():
+        return fedsynth.synthesise(settings, progress=False)

@@ -19,7 +19,7 @@ def test_a_run_gives_what_is_in_its_folder(run: fedsynth.Run) -> None:
     assert (again.dataset.images.shape, again.dataset.classes) == ((30, 8, 8, 1), tuple("0123456789"))
     assert again.results["generator-steps"] == 4
     assert again.config.settings.dfd_rounds == len(again.metrics) == 4  # type: ignore[attr-defined]
-    assert "</html>" in again.report.read_text()
+    assert "a report" in again.report.read_text()
     assert repr(again) == f"Run({str(run.path)!r})"
 
 

@@ -8,14 +8,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 from diffusers.utils import logging as diffusers_logging
-from one_silo import policy_file
-from real_silos import write_silos
-from tiny_runs import run_tiny, tiny_settings
+from tiny_runs import run_tiny, tiny_settings, without_pictures
 
 import fedsynth
 from fedsynth.api.keywords import flat
@@ -35,27 +32,28 @@ def test_the_package_is_imported_without_torch_and_knows_its_names() -> None:
 
 
 def test_the_images_are_those_of_the_same_settings_through_the_apps(run: fedsynth.Run, tmp_path: Path) -> None:
-    through_apps = run_tiny(tiny_settings(tmp_path, generator_steps=4), report=False)
+    through_apps = run_tiny(tiny_settings(tmp_path), report=False)
     assert np.array_equal(run.dataset.images, read_dataset(through_apps.synthetic).images)
     assert "dataset" in through_apps.log.read_text()
 
 
 def test_without_progress_nothing_is_said_and_the_log_has_all(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = logging.getLogger("fedsynth")
     before = logger.level, logger.propagate, [*logger.handlers], diffusers_logging.get_verbosity()
     diffusers_logging.enable_progress_bar()
-    monkeypatch.setattr("strategies.results.publish.write_report", lambda path, content: None)
     short = {"num_rounds": 1, "num_samples": 10, "train_steps": 3}
-    run = fedsynth.synthesise(tiny_settings(tmp_path, strategy="fedavg"), progress=False, **short)
+    with without_pictures():
+        run = fedsynth.synthesise(tiny_settings(tmp_path, strategy="fedavg"), progress=False, **short)
     assert capfd.readouterr() == ("", "")
     assert "waiting for 3 silos" in run.folder.log.read_text()
     assert before == (logger.level, logger.propagate, [*logger.handlers], diffusers_logging.get_verbosity())
     assert diffusers_logging.is_progress_bar_enabled()
     # More rounds, in the same folder, after the one that is there.
     first = run.metrics
-    further = fedsynth.synthesise(resume=run.path, num_rounds=2, progress=False)
+    with without_pictures():
+        further = fedsynth.synthesise(resume=run.path, num_rounds=2, progress=False)
     assert further.path == run.path
     assert (further.metrics[0], len(further.metrics)) == (first[0], 2)
     assert further.config.training.train_steps == 6
@@ -80,19 +78,6 @@ def test_keywords_go_before_a_file_and_speak_python(tmp_path: Path) -> None:
     assert flat(RunConfig()) == RunConfig().to_run_config()
     with pytest.raises(UserError, match="unknown config key 'num-cleints': did you mean 'num-clients'"):
         fedsynth.synthesise(num_cleints=3)
-
-
-def test_silos_of_one_s_own_make_a_set_and_need_not_train(run: fedsynth.Run, tmp_path: Path) -> None:
-    free = policy_file(tmp_path)
-    silos = {name: {"data_path": path, "policy_path": free} for name, path in write_silos(tmp_path / "images").items()}
-    silos["east"]["model_path"] = run.path / "models" / "generator"
-    settings = tiny_settings(tmp_path, dataset="silos", copy_check=False, early_stop=False)
-    with mock.patch("strategies.results.publish.write_report"):
-        made = fedsynth.synthesise(settings, silos=silos, progress=False)
-    assert made.dataset.classes == ("0", "1", "2", "3")
-    assert made.dataset.provenance["silos"] == ["east", "north", "south"]
-    root = tmp_path / "state" / "silos"
-    assert {path.relative_to(root).parts[0] for path in root.rglob("unet")} == {"north", "south"}
 
 
 @pytest.mark.parametrize(

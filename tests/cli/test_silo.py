@@ -16,6 +16,7 @@ from fedsynth.cli import main
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.privacy.sums.key_files import read_known, read_public, read_secret
+from fedsynth.sides import sides_folder
 
 
 @pytest.fixture
@@ -100,7 +101,9 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
     assert warm == config
     cut = command.index("--")
     expected = ["-m", "clients.warm.warm_silo", "--allow-fab", "0" * 64, "--allow-fab", "f" * 64]
-    assert command[2:cut] == expected
+    python_path = os.pathsep.join(filter(None, [str(sides_folder()), os.environ.get("PYTHONPATH")]))
+    assert command[1] == f"PYTHONPATH={python_path}", "where its packages are, wherever it is started"
+    assert command[3:cut] == expected
     assert command[cut + 1 :] == plain[2:-2], "SuperNode's own options but its port"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,10 +12,8 @@ import pytest
 from deployed import LIMIT_SECONDS
 
 from fedsynth.cli.deployment import machine
+from fedsynth.cli.deployment.app import staged_app
 from fedsynth.cli.deployment.flower import flower_environment, prepare_home, stop_superlinks
-
-ROOT = Path(__file__).parents[2]
-APP_PARTS = ("fedsynth", "clients", "strategies", "pyproject.toml", "README.md", "LICENSE")
 
 TINY = {
     "train-steps": 12,
@@ -44,24 +41,15 @@ HOSTILE = {
 
 FlowerRun = Callable[..., Path]
 
-BLOCKER = """
+ROOT = Path(__file__).parents[2]
+
+BLOCKER = f"""
 import sys
 
 if not any(word.startswith("fedsynth.cli") for word in sys.orig_argv):
+    sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
     sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
 """
-
-
-def copy_app(folder: Path) -> Path:
-    """Copy what an app bundle is built from, so that nothing of the checkout can be imported by accident."""
-    folder.mkdir()
-    for part in APP_PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy(source, folder / part)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -137,5 +125,5 @@ def flower_run(flower_base: Path, bundle_environment: dict[str, str]) -> Iterato
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the app."""
-    return copy_app(tmp_path_factory.mktemp("app") / "fedsynth")
+    """The app as ``fedsynth run`` stages it."""
+    return staged_app(tmp_path_factory.mktemp("app"))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-import fedsynth
 from fedsynth.cli.deployment.machine import PORT_VARIABLES, adjusted
 from fedsynth.errors import UserError
 
@@ -23,18 +22,6 @@ SIMULATION = "FEDSYNTH_SIMULATION"
 def flower_home() -> Path:
     """Return ``FLWR_HOME``, by default ``.flwr`` in the working directory, so that projects do not share state."""
     return Path(os.environ.get("FLWR_HOME", ".flwr")).absolute()
-
-
-def app_folder() -> Path:
-    """Return the folder ``flwr run`` builds the app from.
-
-    Raises:
-        UserError: fedsynth was installed without its ``pyproject.toml``.
-    """
-    folder = Path(fedsynth.__file__).parents[1]
-    if not (folder / "pyproject.toml").is_file():
-        raise UserError(f"{folder} holds no pyproject.toml: install fedsynth from a clone with 'pip install -e .'")
-    return folder
 
 
 def flower_environment() -> dict[str, str]:

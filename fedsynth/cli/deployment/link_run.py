@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsynth.cli.deployment.flower import app_folder
 from fedsynth.cli.deployment.link_folder import CONNECTION, Connection
 from fedsynth.cli.deployment.processes import environment_of, show
 from fedsynth.cli.stopping import StoppedError
@@ -21,9 +20,9 @@ ID_LIMIT, STOP_LIMIT = 15.0, 30.0
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 
-def link_command(setting: Path) -> list[str]:
-    """Return the command that runs the app with the configuration in the file ``setting``."""
-    return ["flwr", "run", str(app_folder()), CONNECTION, "--stream", "--run-config", str(setting)]
+def link_command(app: Path, setting: Path) -> list[str]:
+    """Return the command that runs the app in a folder with the configuration in the file ``setting``."""
+    return ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(setting)]
 
 
 def run_on_link(command: Sequence[str], connection: Connection) -> None:

@@ -30,9 +30,11 @@ def environment_of(home: Path) -> dict[str, str]:
     return {**flower_environment(), "FLWR_HOME": str(home)}
 
 
-def show(command: Sequence[str], home: Path) -> None:
-    """Print a command as a shell would take it."""
-    print(f"FLWR_HOME={shlex.quote(str(home))} {shlex.join(command)}\n", flush=True)
+def show(command: Sequence[str], home: Path, python_path: str = "") -> None:
+    """Print a command as a shell would take it, with its ``FLWR_HOME`` and, where it needs one, ``PYTHONPATH``."""
+    variables = {"FLWR_HOME": str(home), **({"PYTHONPATH": python_path} if python_path else {})}
+    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    print(f"{' '.join(words)} {shlex.join(command)}\n", flush=True)
 
 
 def run_in_foreground(

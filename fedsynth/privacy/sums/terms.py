@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
 from fedsynth.errors import UserError
 from fedsynth.text import printable
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_SHARE = 0.5
 """Of the weights of a group; with one that weighs more, the sum is mostly that silo's answer."""

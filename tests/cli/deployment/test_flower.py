@@ -10,11 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import fedsynth
 from fedsynth.cli.deployment.flower import (
     PORT_VARIABLES,
     SIMULATION,
-    app_folder,
     flower_environment,
     flower_home,
     prepare_home,
@@ -22,7 +20,6 @@ from fedsynth.cli.deployment.flower import (
     superlinks,
 )
 from fedsynth.cli.deployment.processes import is_alive
-from fedsynth.errors import UserError
 
 
 def test_environment_says_what_flower_must_be_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +63,6 @@ def test_environment_respects_what_the_user_has_set(project: Path, monkeypatch: 
     assert {variable: environment[variable] for variable in given} == given
     monkeypatch.setenv("FLWR_HOME", "elsewhere")
     assert flower_home() == project / "elsewhere"
-
-
-def test_app_folder_without_a_project_says_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (app_folder() / "strategies").is_dir()
-    monkeypatch.setattr(fedsynth, "__file__", str(tmp_path / "fedsynth" / "__init__.py"))
-    with pytest.raises(UserError, match=rf"{tmp_path} holds no pyproject\.toml: .*pip install -e \."):
-        app_folder()
 
 
 def test_home_of_the_user_is_left_as_it_is(tmp_path: Path) -> None:
