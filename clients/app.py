@@ -23,6 +23,7 @@ from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
     MaskedRequest,
+    MaskedTrainRequest,
     PrepareRequest,
     Request,
     RevealRequest,
@@ -82,6 +83,7 @@ app.query("describe")(answering(DescribeRequest, handlers.describe))
 app.query("prepare")(answering(PrepareRequest, handlers.prepare))
 app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
 app.query("masked")(answering(MaskedRequest, handlers.masked))
+app.query("masked_train")(answering(MaskedTrainRequest, handlers.masked_train))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, handlers.sample))

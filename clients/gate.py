@@ -28,16 +28,18 @@ from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
     MaskedRequest,
+    MaskedTrainRequest,
     PrepareRequest,
     Request,
     SampleRequest,
+    SumRequest,
     TrainRequest,
 )
 from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
-SUMS = ("masked",)
+SUMS = ("masked", "masked-train")
 """Messages whose answers are summed in secret."""
 FINISH_SUMS = ("agree", "reveal")
 """Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
@@ -65,7 +67,7 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
     Raises:
         PolicyError: names the policy's line.
     """
-    policy, strategy = silo.policy, silo.config.run.strategy
+    policy, strategy, kind = silo.policy, silo.config.run.strategy, kind.replace("_", "-")
     # What a sum that was not answered is finished with, the silo's record of its sums refuses.
     kinds = SUMS if kind in FINISH_SUMS else (kind,)
     if not set(kinds).intersection(policy.answers):
@@ -156,20 +158,22 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
         case EpsilonRequest():
             return {"noise-queries": 1, "samples": len(request.samples), **_least_holders(request)}
         case MaskedRequest():
-            return {
-                "noise-queries": 1,
-                "samples": len(request.samples),
-                FEWEST: int((request.weights > 0).sum(0).min()),
-            }
+            return {"noise-queries": 1, "samples": len(request.samples), FEWEST: _fewest_summed(request)}
         case SampleRequest():
             return {"images-drawn": len(request.labels), **_least_holders(request)}
         case TrainRequest():
             return {"optimiser-steps": request.steps}
+        case MaskedTrainRequest():
+            return {"optimiser-steps": request.steps, FEWEST: _fewest_summed(request)}
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
             return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
     return {}
+
+
+def _fewest_summed(request: SumRequest) -> int:
+    return int((request.weights > 0).sum(0).min())
 
 
 def _least_holders(request: EpsilonRequest | SampleRequest) -> Counts:
@@ -199,22 +203,23 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
             if is_plugin(request.sampler) and request.sampler not in policy.plugins:
                 policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
-        case TrainRequest() | PrepareRequest():
+        case TrainRequest() | MaskedTrainRequest() | PrepareRequest():
             _refuse_model(request, silo)
 
 
-def _refuse_model(request: TrainRequest | PrepareRequest, silo: SiloContext) -> None:
+def _refuse_model(request: TrainRequest | MaskedTrainRequest | PrepareRequest, silo: SiloContext) -> None:
     if isinstance(request, PrepareRequest) and brings_model(silo) and silo.policy.privacy_epsilon != "unlimited":
         why = "nobody here knows what the model of --model-path has cost these images"
         silo.policy.refuse("privacy_epsilon", why)
     if (spec := _trained_spec(request, silo)) is not None:
-        _refuse_training(spec, request.steps if isinstance(request, TrainRequest) else silo.config.own_steps, silo)
+        steps = silo.config.own_steps if isinstance(request, PrepareRequest) else request.steps
+        _refuse_training(spec, steps, silo)
 
 
 def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
     """Return the format of the images that a question has a network trained on; None: it asks for no training."""
     match request:
-        case TrainRequest():
+        case TrainRequest() | MaskedTrainRequest():
             return request.spec
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
             return request.spec

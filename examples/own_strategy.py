@@ -13,8 +13,12 @@ from flwr.app import ArrayRecord
 
 import fedsynth
 from fedsynth.messages import transport
-from strategies.averaging.base import AveragingStrategy
-from strategies.averaging.updates import Update
+from fedsynth.sides import make_sides_importable
+
+make_sides_importable()  # An installed fedsynth has the package strategies inside of itself.
+
+from strategies.averaging.base import AveragingStrategy  # noqa: E402
+from strategies.averaging.updates import Update  # noqa: E402
 
 
 class EqualVotes(AveragingStrategy):

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
-from fedsynth.diffusion import codec_of
+from fedsynth.diffusion import codec_of, public_start
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
@@ -176,8 +176,12 @@ def _meet_silos(
     else:
         spec = federation.spec
     names = log.names if federation is None else None
-    codec = codec_of(config, spec).digest
-    census = take_census(exchange, nodes, spec, config.exchange.max_silo_images, names, codec)
+    codec, start = codec_of(config, spec).digest, public_start(config)
+    if start is not None:
+        known = ", ".join(start.known(spec.classes)) or "none"
+        logger.info("networks start from a public model, SHA-256 %s; classes that it knows: %s", start.digest, known)
+    most, digest = config.exchange.max_silo_images, start.digest if start else None
+    census = take_census(exchange, nodes, spec, most, names, codec, digest)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

@@ -46,7 +46,7 @@ EXAMPLES: dict[str, Exchanged] = {
         messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
     ),
     "prepare": _answered(
-        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}"),
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}", start="0f" * 32),
         messages.PrepareAnswer(
             num_examples=9,
             label_counts=(5, 4),
@@ -112,6 +112,31 @@ EXAMPLES: dict[str, Exchanged] = {
         ),
         messages.MaskedAnswer(
             masked=torch.randint(-(2**31), 2**31, (192,), dtype=torch.int32),
+            sealed=(bytes(44),) * 3,
+            commitment=bytes(32),
+            confirmations=(bytes(32),) * 2,
+            num_examples=3,
+        ),
+    ),
+    "masked train": _answered(
+        messages.MaskedTrainRequest(
+            arrays=WEIGHTS,
+            spec=SPEC,
+            server_round=3,
+            steps=5,
+            first_step=10,
+            proximal_mu=0.1,
+            has_trained=True,
+            ranges=(1.0, 4.0),
+            parts=("encoder", "decoder"),
+            run_token="run-1",
+            attempt="first",
+            participants=("a", "b", "c"),
+            keys=(HASH + HASH,) * 3,
+            weights=torch.full((3, 2), 1 / 3),
+        ),
+        messages.MaskedAnswer(
+            masked=torch.randint(-(2**31), 2**31, (12,), dtype=torch.int32),
             sealed=(bytes(44),) * 3,
             commitment=bytes(32),
             confirmations=(bytes(32),) * 2,

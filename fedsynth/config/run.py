@@ -7,6 +7,7 @@ from typing import Literal
 from fedsynth.config.keys import Section, key
 from fedsynth.config.types import (
     AUTO,
+    AVERAGING,
     SIMULATED,
     Auto,
     Count,
@@ -66,8 +67,9 @@ class Cooperation(Section):
     )
     secure_aggregation: bool = key(
         False,
-        "the server sees sums of the silos' answers, and no single one; three silos at least, constant weights",
-        acts_with={"strategy": ("dfd",)},
+        "the server sees sums of the silos' noise predictions or updates, and no single one; three silos at least, no"
+        " robust rule, and in dfd constant weights",
+        acts_with={"strategy": ("dfd", *AVERAGING)},
     )
     few_holders: Literal["leave-out", "pooled"] = key(
         "leave-out",

@@ -17,12 +17,19 @@ from pydantic.fields import FieldInfo
 from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
-from fedsynth.config.methods import SETTINGS, AveragingSettings, DfDSettings, StrategySettings
+from fedsynth.config.methods import (
+    SETTINGS,
+    AveragingSettings,
+    DfDSettings,
+    FedDDPMSettings,
+    FedDiffuseSettings,
+    StrategySettings,
+)
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
 from fedsynth.config.training import Model, Sampling, Training
-from fedsynth.config.types import AUTO, LEAST_SILOS, NONE, OWN_MODELS, REAL_SILOS, Auto, Scalar
+from fedsynth.config.types import AUTO, LEAST_SILOS, NONE, OWN_MODELS, REAL_SILOS, SUMMED_UPDATES, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
 
@@ -232,8 +239,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
     flat["num-train-timesteps"] = config.recipe.num_train_timesteps
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
-    if config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings):
-        _refuse_single_answers(config.settings, run.num_clients)
+    if config.cooperation.secure_aggregation:
+        _refuse_single_answers(config)
     if config.private:
         _refuse_what_is_not_private(config)
     steps = "dp-steps" if config.private else "train-steps"
@@ -252,14 +259,35 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
 
 
-def _refuse_single_answers(settings: DfDSettings, num_clients: int) -> None:
+def _refuse_single_answers(config: RunConfig) -> None:
     """Refuse what a server cannot do that sees sums only."""
-    if settings.weights != "constant":
+    strategy, settings, num_clients = config.run.strategy, config.settings, config.run.num_clients
+    if is_plugin(strategy):
+        raise UserError(
+            f"strategy = '{strategy}' with secure-aggregation = true: whether sums are enough for it is not known;"
+            " choose another strategy, or set secure-aggregation = false"
+        )
+    if isinstance(settings, FedDDPMSettings):
+        raise UserError(
+            f"strategy = '{strategy}' with secure-aggregation = true: every silo uploads a model of its own, which the"
+            " server sees; set strategy = 'fedavg', or secure-aggregation = false"
+        )
+    if isinstance(settings, AveragingSettings) and strategy not in SUMMED_UPDATES:
+        raise UserError(
+            f"strategy = '{strategy}' with secure-aggregation = true: its rule compares the silos' single answers,"
+            " which the server does not see; set strategy = 'fedavg', or secure-aggregation = false"
+        )
+    if isinstance(settings, AveragingSettings) and settings.fraction_train < 1:
+        raise UserError(
+            f"fraction-train = {settings.fraction_train} with secure-aggregation = true: the sums of two rounds, with"
+            " and without a silo, would differ by its answer; set fraction-train = 1"
+        )
+    if isinstance(settings, DfDSettings) and settings.weights != "constant":
         raise UserError(
             f"weights = '{settings.weights}' with secure-aggregation = true: they are computed from every silo's single"
             " answer, which the server does not see; set weights = 'constant'"
         )
-    if settings.parallel_levels > 1:
+    if isinstance(settings, DfDSettings) and settings.parallel_levels > 1:
         raise UserError(
             f"parallel-levels = {settings.parallel_levels} with secure-aggregation = true: a silo answers about a"
             " timestep once in a run, not about guesses of it; set parallel-levels = 1"
@@ -268,6 +296,12 @@ def _refuse_single_answers(settings: DfDSettings, num_clients: int) -> None:
         raise UserError(
             f"num-clients = {num_clients} with secure-aggregation = true: must be >= {LEAST_SILOS}, of two silos each"
             " knows the other's answer from the sum"
+        )
+    halves = isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method == "usplit"
+    if halves and num_clients < 2 * LEAST_SILOS:
+        raise UserError(
+            f"num-clients = {num_clients} with feddiffuse-method = 'usplit' and secure-aggregation = true: must be >="
+            f" {2 * LEAST_SILOS}, {LEAST_SILOS} for each half of the network; set feddiffuse-method = 'full'"
         )
 
 

@@ -36,6 +36,11 @@ StrategyName = Literal[
 OWN_MODELS = ("dfd", "pooled", "local", "fedddpm", "fedddpm-plus")
 """Strategies for which every silo trains a model of its own."""
 
+SUMMED_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddiffuse")
+"""Strategies that combine the weights of one network, for which their weighted mean is enough."""
+AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "fedddpm", "fedddpm-plus")
+"""Strategies that combine the weights of one network."""
+
 SimulatedName = Literal[
     "digits",
     "mnist",

@@ -7,6 +7,7 @@
 | :mod:`~fedsynth.messages.train` | weights, all or some parts | weights of the parts asked for |
 | :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
 | :mod:`~fedsynth.messages.masked` | the same for a secure sum; then two questions that finish it | masked predictions |
+| :mod:`~fedsynth.messages.masked_train` | weights, for a secure sum | masked changes of the weights |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
@@ -31,6 +32,7 @@ from fedsynth.messages.masked import (
     RevealRequest,
     SumRequest,
 )
+from fedsynth.messages.masked_train import MaskedTrainRequest
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
 from fedsynth.messages.statistics import StatisticsAnswer, StatisticsRequest
@@ -43,6 +45,7 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     TrainRequest,
     EpsilonRequest,
     MaskedRequest,
+    MaskedTrainRequest,
     AgreeRequest,
     RevealRequest,
     SampleRequest,
@@ -66,6 +69,7 @@ __all__ = [
     "EvaluateRequest",
     "MaskedAnswer",
     "MaskedRequest",
+    "MaskedTrainRequest",
     "MessageError",
     "PrepareAnswer",
     "PrepareRequest",

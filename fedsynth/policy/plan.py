@@ -124,7 +124,7 @@ def plan_of(
         steps += config.own_steps
         shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
-        answers.append("train")
+        answers.append("masked-train" if config.cooperation.secure_aggregation else "train")
         steps += config.train_steps
         shortest.append(config.train_steps // settings.num_rounds)
     if isinstance(settings, FedDDPMSettings):

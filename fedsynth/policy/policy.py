@@ -28,7 +28,18 @@ LONGEST_TOLD = 20_000
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Limit = Literal["unlimited"] | Annotated[int, Field(ge=0)]
 
-MessageKind = Literal["describe", "prepare", "epsilon", "masked", "sample", "train", "upload", "statistics", "evaluate"]
+MessageKind = Literal[
+    "describe",
+    "prepare",
+    "epsilon",
+    "masked",
+    "sample",
+    "train",
+    "masked-train",
+    "upload",
+    "statistics",
+    "evaluate",
+]
 
 
 def _tuple(value: Any) -> Any:
@@ -76,9 +87,9 @@ class SiloPolicy(Section):
         " samples that the server chose, by which training images can be told from others. masked: the same, but the"
         " server can read the sum over several silos only; leave epsilon and sample out to answer in no other way."
         " sample: images that the own model draws. train: weights after training on the images, in a network that the"
-        " server chose, which can"
-        " compute images from the answers. upload: the own model as a whole. statistics, evaluate: sums"
-        " over real images, see below",
+        " server chose, which can compute images from the answers. masked-train: the same, but the server can read the"
+        " sum over several silos only, from which a network made for it still computes images. upload: the own model"
+        " as a whole. statistics, evaluate: sums over real images, see below",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(
         ("any",), "strategies that may ask, as the server names them; the lines below bind them all"

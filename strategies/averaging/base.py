@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
+from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsynth.config import RunConfig
+from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings
-from fedsynth.diffusion import initial_unet
+from fedsynth.diffusion import initial_unet, part_of
 from fedsynth.errors import RunError
 from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, transport
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.averaging.aggregation import Shapes, check_combined, check_model, shapes
+from strategies.averaging.summed import SUMS_ONLY, mean_update, sum_weights
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.global_model import draw_from_model
+
+logger = logging.getLogger("fedsynth")
 
 
 class AveragingStrategy(SynthesisStrategy):
@@ -32,6 +39,9 @@ class AveragingStrategy(SynthesisStrategy):
     its exponential moving average over rounds. An answer that is an error, is not finite, does not fit the model or
     claims an impossible number of images is left out, with name and reason in the log; so is a silo that is late. It
     takes part again in the next round it is drawn for.
+
+    With ``secure-aggregation`` the silos answer with their updates for a secure sum, all of them in every round, and
+    :meth:`combine` gets one answer, the mean of theirs; whoever drops out has left the run.
     """
 
     quorum: ClassVar[Quorum] = "half"
@@ -46,6 +56,9 @@ class AveragingStrategy(SynthesisStrategy):
         self._shapes: Shapes = {}
         self._average: dict[str, torch.Tensor] | None = None
         self._losses: list[tuple[int, float]] = []
+        # Tells this run from others at the silos; random, but nothing computed depends on it.
+        self._run_token = uuid4().hex
+        self._members: tuple[str, ...] = ()
 
     @abstractmethod
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
@@ -70,8 +83,19 @@ class AveragingStrategy(SynthesisStrategy):
         return arrays
 
     def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
-        """Return the initial weights."""
+        """Return the initial weights.
+
+        Raises:
+            RunError: updates are to be summed in secret, and a silo has no keys for it.
+        """
         self._config = task.config
+        if task.config.cooperation.secure_aggregation:
+            refuse_keyless(task.census)
+            logger.warning(
+                "secure-aggregation = true: the server sees no single update: one that is false, or of a training that"
+                " has diverged, moves the model unnoticed, and no silo's loss is told"
+            )
+            self._members = tuple(sorted(member.name for member in task.census))
         return transport.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
@@ -120,11 +144,56 @@ class AveragingStrategy(SynthesisStrategy):
         if not answered:
             return None, None
         updates = self.select(answered)
+        self.took_part(update.name for update in updates)
         metrics = mean_metrics(updates)
         # Those that are not chosen have worked, too.
         metrics["client-seconds"] = sum(update.seconds for update in answered)
         if "loss" in metrics:
             self._losses.append((server_round, float(cast(float, metrics["loss"]))))
+        return self._advanced(server_round, updates, metrics), metrics
+
+    def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, or have their updates summed in secret, and combine what comes of it.
+
+        Raises:
+            RunError: too few usable answers, or the combined model is not finite or absurd.
+        """
+        if not self._config.cooperation.secure_aggregation:
+            return super().run_round(server_round, arrays, exchange)
+        (_, question), *_ = self.questions(server_round, arrays)
+        assert isinstance(question, TrainRequest)
+        sums = SecureSum(exchange, self.census, self._run_token, self._members)
+        parts, reporting = self.groups_of_weights()
+        least = self._config.exchange.min_replies
+        mean = mean_update(
+            sums,
+            question,
+            sum_weights(self.census, reporting),
+            {name: parts.index(part_of(name)) if parts else 0 for name in arrays},
+            parts,
+            self.timeout,
+            0 if least == AUTO else min(least, len(self._members)),
+        )
+        self._members = sums.members
+        self.took_part(mean.survivors)
+        examples = sum(member.num_examples for member in self.census if member.name in mean.survivors)
+        update = Update(0, ", ".join(mean.survivors), mean.arrays, examples)
+        metrics = MetricRecord({"num-examples": examples, "silos": len(mean.survivors), "client-seconds": mean.seconds})
+        return self._advanced(server_round, [update], metrics), metrics
+
+    def groups_of_weights(self) -> tuple[Sequence[str], list[list[bool]]]:
+        """Return the parts of the network in which silos weigh differently, none by default, and who reports which.
+
+        Returns:
+            The parts; and for every silo whether it answers for each, or for the whole network: (K, G).
+        """
+        return (), [[member.name in self._members] for member in self.census]
+
+    def took_part(self, names: Iterable[str]) -> None:
+        """Note whose updates are combined in this round."""
+
+    def _advanced(self, server_round: int, updates: list[Update], metrics: MetricRecord) -> ArrayRecord:
+        """Return the weights after a round; may add to ``metrics``."""
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
         try:
@@ -136,7 +205,7 @@ class AveragingStrategy(SynthesisStrategy):
             ) from error
         if self.settings.sample_from == "ema":
             self._follow(transport.decode_tensors(arrays))
-        return arrays, metrics
+        return arrays
 
     def _update(self, silo: int, answer: TrainAnswer) -> Update:
         # The census says who was asked: an answer may claim another name.
@@ -148,16 +217,24 @@ class AveragingStrategy(SynthesisStrategy):
         weights = self._average if self.settings.sample_from == "ema" else None
         outcome = draw_from_model(task, weights or transport.decode_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
-        return outcome
+        return replace(outcome, notes=(*outcome.notes, *self.notes_on_sums()))
+
+    def notes_on_sums(self) -> tuple[str, ...]:
+        """Return what a reader must know where updates were summed in secret."""
+        return (SUMS_ONLY,) if self._config.cooperation.secure_aggregation else ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average over rounds and the losses."""
-        return {"average": self._average, "losses": [list(point) for point in self._losses]}
+        """Return the average over rounds and the losses; of secure sums, who is left in them."""
+        state = {"average": self._average, "losses": [list(point) for point in self._losses]}
+        summed = {"run-token": self._run_token, "members": list(self._members)}
+        return {**state, **summed} if self._config.cooperation.secure_aggregation else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self._average = state["average"]
         self._losses = [(int(number), float(loss)) for number, loss in state["losses"]]
+        self._run_token = state.get("run-token", self._run_token)
+        self._members = tuple(state.get("members", self._members))
 
     @property
     def sent(self) -> ArrayRecord:
@@ -173,6 +250,8 @@ class AveragingStrategy(SynthesisStrategy):
     def _participants(self, server_round: int) -> list[int]:
         """Draw the silos of a round: by index, since node ids change from run to run."""
         silos = list(range(len(self.census)))
+        if self._config.cooperation.secure_aggregation:
+            return [silo for silo in silos if self.census.members[silo].name in self._members]
         count = self.num_participants(len(silos))
         if count == len(silos):
             return silos

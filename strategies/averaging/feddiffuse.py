@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord
@@ -58,8 +57,6 @@ class FedDiffuse(AveragingStrategy):
         super().__init__(**settings)
         self._exchanged: Sequence[str] = EXCHANGED[self.settings.feddiffuse_method]
         self._reported: dict[int, Sequence[str]] = {}
-        # Tells the silos' own tensors of this run from those of another; random, but nothing computed depends on it.
-        self._run_token = uuid4().hex
         self._exchange: Exchange | None = None
         self._trained: set[str] = set()
 
@@ -89,12 +86,22 @@ class FedDiffuse(AveragingStrategy):
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Average every half over the silos that reported it; one that nobody reported stays as it was."""
-        self._trained |= {update.name for update in updates}
         combined = dict(self._arrays or {})
         for group in self._groups(updates):
             records = [update.record for update in group]
             combined |= weighted_mean(records, [update.num_examples for update in group])
         return ArrayRecord(combined)
+
+    def took_part(self, names: Iterable[str]) -> None:
+        """Note which silos must have kept tensors of their own."""
+        self._trained |= set(names)
+
+    def groups_of_weights(self) -> tuple[Sequence[str], list[list[bool]]]:
+        """Return the parts that the silos share, and which of them each reports under ``usplit``."""
+        if self.settings.feddiffuse_method != "usplit":
+            return super().groups_of_weights()
+        rows = [[part in self._reported.get(silo, ()) for part in PARTS] for silo in range(len(self.census))]
+        return PARTS, rows
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model, or have the silos sample theirs."""
@@ -153,5 +160,11 @@ class FedDiffuse(AveragingStrategy):
             shares.images.numpy()[rows],
             task.labels.numpy()[rows],
             curves={"mean over silos, by round": self._losses},
-            notes=shares.notes,
+            notes=(*shares.notes, *self.notes_on_sums()),
         )
+
+    def notes_on_sums(self) -> tuple[str, ...]:
+        """Add that single silos have drawn the images, where they have."""
+        drawn = "each image was drawn by one silo with an encoder of its own, and the server saw by which"
+        notes = super().notes_on_sums()
+        return (*notes, drawn) if notes and len(self._exchanged) < len(PARTS) else notes

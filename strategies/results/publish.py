@@ -11,8 +11,8 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.config import published_settings
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal
+from fedsynth.config import RunConfig, published_settings
+from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal, public_start
 from fedsynth.files import atomic_directory, nonfinite_as_null
 from fedsynth.output import (
     RunFolder,
@@ -46,7 +46,7 @@ def publish(
     ``costs`` are those of the method: they must be closed, since measuring at the silos sends messages too. ``phases``
     are those of this process: of a continued run, since it was continued.
     """
-    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config)))
+    outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config), *_start_note(task.config)))
     sets = _sets(outcome, task)
     datasets = {
         name: SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
@@ -85,6 +85,16 @@ def publish(
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
     logger.info("report  %s", folder.report)
+
+
+def _start_note(config: RunConfig) -> tuple[str, ...]:
+    start = public_start(config)
+    if start is None:
+        return ()
+    return (
+        f"Training started from a public model (SHA-256 {start.digest}): what these images show may be of the images"
+        " that it was trained on, and nothing here is said of those.",
+    )
 
 
 def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
@@ -129,6 +139,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "license": task.config.run.license,
         "settings": published_settings(task.config, found_settings(task.config, task.spec)),
         "codec": codec_of(task.config, task.spec).digest,
+        **({"start": start.digest} if (start := public_start(task.config)) else {}),
         "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),

@@ -13,7 +13,15 @@ from one_silo import SPEC, Node, epsilon_request, policy_file, sample_request, s
 from clients.ledger import MOST_RUNS, Ledger
 from fedsynth.diffusion import initial_unet
 from fedsynth.errors import UserError
-from fedsynth.messages import DescribeRequest, PrepareRequest, TrainRequest, UploadRequest, transport
+from fedsynth.messages import (
+    AgreeRequest,
+    DescribeRequest,
+    MaskedTrainRequest,
+    PrepareRequest,
+    TrainRequest,
+    UploadRequest,
+    transport,
+)
 from fedsynth.policy import SiloPolicy
 from fedsynth.privacy.spending import read_account
 from fedsynth.spec import ImageSpec
@@ -39,6 +47,36 @@ def clinic(tmp_path: Path, image_folder: Path) -> Clinic:
 def train_request(node: Node, steps: int = 2, spec: ImageSpec = SPEC) -> TrainRequest:
     weights = transport.encode_tensors(initial_unet(node.config, spec).state_dict())
     return TrainRequest(arrays=weights, spec=spec, server_round=1, steps=steps)
+
+
+def masked_train_request(node: Node, steps: int) -> MaskedTrainRequest:
+    weights = train_request(node).arrays
+    return MaskedTrainRequest(
+        arrays=weights,
+        spec=SPEC,
+        server_round=1,
+        steps=steps,
+        ranges=(1.0,) * len(weights),
+        run_token="run",
+        attempt="first",
+        participants=("clinic", "east", "west"),
+        keys=("0f" * 64,) * 3,
+        weights=torch.full((3, 1), 1 / 3),
+    )
+
+
+def test_training_for_a_sum_has_its_own_word_and_the_ceilings_of_training(clinic: Clinic) -> None:
+    strict = clinic(answers=("describe", "prepare", "masked", "train"))
+    assert strict.refusal(masked_train_request(strict, 2)).endswith("'masked-train' is not answered here")
+    node = clinic(answers=("describe", "prepare", "masked-train"), optimiser_steps_per_run=5)
+    assert "no keys for secure sums" in node.refusal(masked_train_request(node, 2))
+    refused = node.refusal(masked_train_request(node, 4))
+    assert refused.endswith("line 'optimiser-steps-per-run = 5': 4 more asked for, 2 answered in this run")
+    assert node.refusal(train_request(node)).endswith("'train' is not answered here")
+    # Whoever answers one kind of sum finishes it, and a silo without any finishes none.
+    finish = AgreeRequest(run_token="run", attempt="first", survivors=("clinic", "east", "west"))
+    assert "no keys for secure sums" in node.refusal(finish)
+    assert clinic(answers=("describe", "train")).refusal(finish).endswith("'masked' is not answered here")
 
 
 def test_without_a_file_the_strict_default_acts_and_says_so_by_line(tmp_path: Path, image_folder: Path) -> None:

@@ -33,7 +33,11 @@ from fedsynth.messages.envelope import Reader, Shared
 from fedsynth.messages.fields import real, setting, whole
 
 BOTH = {f"{name} {side}": getattr(pair, side) for name, pair in EXAMPLES.items() for side in ("request", "answer")}
-NEEDED = {"epsilon request": {"timestep": 5}, "epsilon, several timesteps request": {"timestep": 5}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "epsilon request": {"timestep": 5},
+    "epsilon, several timesteps request": {"timestep": 5},
+    "masked train request": {"weights": torch.full((3, 1), 1 / 3)},
+}
 """What a message without its optional fields cannot be without."""
 
 

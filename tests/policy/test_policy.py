@@ -29,7 +29,7 @@ def test_the_file_that_is_written_holds_every_line_with_what_it_gives_away_and_r
 
 def test_the_default_answers_no_sums_over_real_images_and_has_ceilings() -> None:
     strict = SiloPolicy()
-    assert not {"train", "upload", "statistics", "evaluate"} & set(strict.answers)
+    assert not {"train", "masked-train", "upload", "statistics", "evaluate"} & set(strict.answers)
     assert strict.count_noise > 0
     assert not strict.tell_train_loss
     assert all(strict.limit(name) < 1e9 for name in ("noise_queries_per_run", "noise_queries_in_all", "disk_mb"))
@@ -115,6 +115,17 @@ def test_private_rounds_are_on_all_images_however_few_steps_they_have() -> None:
 
     assert lines(train_steps=20) == ["least-training-images = 50"], "32 images in a round"
     assert lines(dp_epsilon=1.0, dp_steps=20) == []
+
+
+def test_what_is_summed_in_secret_is_asked_by_another_word() -> None:
+    spec = ImageSpec(1, 8, ("a", "b"))
+    for strategy, single, summed in (("fedavg", "train", "masked-train"), ("dfd", "epsilon", "masked")):
+        for secure, word, other in ((False, single, summed), (True, summed, single)):
+            answers = plan_of(
+                RunConfig.from_run_config({"strategy": strategy, "secure-aggregation": secure}), spec
+            ).answers
+            assert word in answers
+            assert other not in answers
 
 
 def test_questions_are_cut_by_what_networks_see() -> None:

@@ -242,7 +242,7 @@ def test_settings_that_need_single_answers_are_refused_with_the_reason() -> None
         assert said.startswith(f"weights = '{weights}' with secure-aggregation = true: they are computed from every")
     assert "parallel-levels = 3 with secure-aggregation" in refused(parallel_levels=3, sampler="ddpm")
     assert "num-clients = 2 with secure-aggregation" in refused(num_clients=2)
-    assert "acts with strategy = 'dfd' only" in refused(strategy="fedavg")
+    assert "acts with strategy = 'dfd', 'fedavg', " in refused(strategy="pooled")
     assert "acts with secure-aggregation = true only" in refused(secure_aggregation=False, few_holders="pooled")
     _, config = build_strategy(RunConfig.from_run_config({"secure-aggregation": True}))
     assert config.settings.model_dump()["weights"] == "constant"
