@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--superlink", metavar="LINK", help="link folder of this machine, or HOST:PORT: real silos")
     parser.add_argument("--root-certificates", type=Path, metavar="CA", help="ca.crt, with HOST:PORT")
     parser.add_argument("--dry-run", action="store_true", help="only show what every silo would be asked")
-    add_keys(parser)
+    add_keys(parser, "[SETTING.toml] [--superlink LINK] [--dry-run]")
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:

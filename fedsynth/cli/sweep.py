@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
     parser.add_argument("--seeds", type=int, nargs="+", help="make only the runs of these seeds now")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="make only the runs of these rows now")
-    add_keys(parser)
+    add_keys(parser, "SWEEP.toml [--dry-run] [--rows ROW ...] [--seeds SEED ...]")
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
