@@ -292,6 +292,7 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     prepare_home(home)
     command, mark = _command(config, home), uuid4().hex
     show(command, home)
+    print(f"Flower and Ray start, which takes some seconds; all they say: {output}", flush=True)
     environment = {**flower_environment(), SIMULATION: mark}
     with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):
         with echoed(output) as stream:
