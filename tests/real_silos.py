@@ -47,6 +47,19 @@ def real_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     return tiny_settings(folder, **given)
 
 
+def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
+    secrets = {name: SecretKeys.generate() for name in names}
+    given = {}
+    for name, keys in secrets.items():
+        own = folder / name
+        own.mkdir(parents=True)
+        write_secret(own / "sums.key", keys)
+        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
+        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
+    return given
+
+
 def run_real(
     settings: dict[str, Scalar],
     silos: Mapping[str, Path],
