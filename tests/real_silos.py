@@ -81,16 +81,3 @@ def run_real(
     with log_for_caplog():
         strategies.app.app(grid, context)
     return RunFolder(Path(str(settings["output-dir"])) / str(settings["run-name"]))
-
-
-def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
-    secrets = {name: SecretKeys.generate() for name in names}
-    given = {}
-    for name, keys in secrets.items():
-        own = folder / name
-        own.mkdir(parents=True)
-        write_secret(own / "sums.key", keys)
-        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
-        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
-    return given
