@@ -64,7 +64,8 @@ class SiloContext:
         context: Flower's, of one message.
 
     Attributes:
-        config: the run's configuration; ``autoencoder`` is a real silo's own, ``autoencoder-path`` of its node config.
+        config: the run's configuration; ``autoencoder`` and ``init-from`` are a real silo's own, ``autoencoder-path``
+            and ``init-from`` of its node config.
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
@@ -81,7 +82,7 @@ class SiloContext:
 
     Raises:
         UserError: the configuration or the policy cannot be read, the name is none that others could show, or the run
-            works in latents and a real silo has no autoencoder.
+            works in latents or starts from a public model and a real silo has no autoencoder or no such model.
     """
 
     def __init__(self, context: Context) -> None:
@@ -91,7 +92,7 @@ class SiloContext:
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         run_config = tuple((key, type(value), value) for key, value in context.run_config.items())
-        self.config = self._with_own_autoencoder(_config(run_config))
+        self.config = self._with_own_folders(_config(run_config))
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
@@ -194,17 +195,23 @@ class SiloContext:
         record = self._flower.state.get(name)
         return record if isinstance(record, ConfigRecord | ArrayRecord) else None
 
-    def _with_own_autoencoder(self, config: RunConfig) -> RunConfig:
-        """Replace the server's path, which names nothing at a real silo."""
-        if self.simulated or not config.model.autoencoder:
+    def _with_own_folders(self, config: RunConfig) -> RunConfig:
+        """Replace the server's paths, which name nothing at a real silo."""
+        model, node = config.model, self._flower.node_config
+        if self.simulated or not (model.autoencoder or model.init_from):
             return config
-        own = str(self._flower.node_config.get("autoencoder-path", ""))
-        if not own:
+        own: dict[str, str] = {}
+        if model.autoencoder and not own.setdefault("autoencoder", str(node.get("autoencoder-path", ""))):
             raise UserError(
                 "codec = 'autoencoder': the run works in latents, and this silo has no autoencoder: start it with"
                 " --autoencoder-path, the folder of the run's autoencoder there"
             )
-        return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
+        if model.init_from and not own.setdefault("init_from", str(node.get("init-from", ""))):
+            raise UserError(
+                "init-from: the run's networks start from a public model, and this silo has none: start it with"
+                " --init-from, the folder of the run's public model there"
+            )
+        return config.model_copy(update={"model": model.model_copy(update=own)})
 
     def _open(self, spec: ImageSpec, each_alone: bool) -> Silo:
         node = self._flower.node_config

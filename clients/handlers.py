@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clients.context import SiloContext
 from clients.gate import told_policy
+from clients.kept_round import KeptRound, question_of
 from clients.models.federated_model import FederatedModel
 from clients.models.local_model import LocalModel, load_network
 from clients.models.pretrained_model import (
@@ -48,6 +49,7 @@ from fedsynth.diffusion import (
     noise_predictor,
     part_of,
     pick_device,
+    public_start,
     select_parts,
 )
 from fedsynth.diffusion import sample as draw
@@ -73,7 +75,7 @@ from fedsynth.messages import (
     transport,
 )
 from fedsynth.messages.transport import Arrays
-from fedsynth.privacy.dp_training import private_training, secret_generator, train_privately
+from fedsynth.privacy.dp_training import check_delta, private_training, secret_generator, train_privately
 from fedsynth.privacy.sums.fixed_point import to_fixed
 from fedsynth.privacy.sums.noise import noise_step, weights_of_samples
 from fedsynth.privacy.sums.updates import check_total_weights, encode_updates
@@ -111,6 +113,7 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
 def _prepared(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     config = silo.config
     _check_codec(request, silo)
+    _check_start(request, silo)
     images = silo.images(request.spec)
     if config.private and brings_model(silo):
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
@@ -165,7 +168,7 @@ def _prepare_privately(
     held_only: PrepareAnswer, images: Silo, spec: ImageSpec, seconds: float, silo: SiloContext
 ) -> PrepareAnswer:
     """Train the silo's own model for a while, and tell of it how many steps it has had and nothing else."""
-    _refuse_large_delta(held_only.num_examples, silo)
+    check_delta(silo.config, held_only.num_examples)
     with silo.explained_state():
         model = LocalModel(
             images,
@@ -181,14 +184,6 @@ def _prepare_privately(
         silo.note(LOCAL_MODEL, model_note(spec, {"path": str(model.folder), "hash": model.key}))
         history = model.history()
     return replace(held_only, steps=int(history["steps"][-1]), finished=True, train_seconds=history["seconds"])
-
-
-def _refuse_large_delta(told_images: int, silo: SiloContext) -> None:
-    """Refuse a δ with which a mechanism that shows one image in 1/δ whole would be private."""
-    delta = silo.config.privacy.dp_delta
-    if delta * told_images > 1:
-        most = f"{1 / delta:.0f}"
-        raise UserError(f"dp-delta = {delta:g}: must be <= 1 / images of a silo, and this one has more than {most}")
 
 
 def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
@@ -328,16 +323,20 @@ def _train_round_privately(
     request: TrainRequest, unet: UNet2DModel, images: EncodedImages, labels: torch.Tensor, silo: SiloContext
 ) -> None:
     config, told = silo.config, _told_number(silo, request.spec)
-    _refuse_large_delta(told, silo)
+    check_delta(config, told)
     if request.first_step + request.steps > config.train_steps:
         raise UserError(
             f"{request.steps} steps after {request.first_step}: the noise is for dp-steps = {config.train_steps} in all"
         )
-    training = private_training(config, told)
-    if request.steps:
-        # Also of a round that is asked for again: its answer may have been seen.
-        with silo.explained_state():
-            silo.before_private_steps(request.spec)(replace(training.mechanism, steps=request.steps))
+    if not request.steps:
+        return
+    training, kept = private_training(config, told), KeptRound(silo.state, question_of(request, unet, silo))
+    with silo.explained_state():
+        if (weights := kept.weights()) is not None:
+            # Asked again: a second answer, with other noise, would tell more.
+            unet.load_state_dict(weights)
+            return
+        silo.before_private_steps(request.spec)(replace(training.mechanism, steps=request.steps))
     state = TrainingState(unet, config.recipe, secret_generator(), config.train_steps, request.first_step)
     train_privately(
         state,
@@ -348,6 +347,8 @@ def _train_round_privately(
         on_step=lambda _: silo.check_deadline(),
         proximal_mu=request.proximal_mu,
     )
+    with silo.explained_state():
+        kept.keep(unet.state_dict())
 
 
 def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
@@ -365,6 +366,15 @@ def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
         raise UserError(
             f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
             " run's autoencoder (--autoencoder-path), file by file the same"
+        )
+
+
+def _check_start(request: PrepareRequest, silo: SiloContext) -> None:
+    start = public_start(silo.config)
+    if start is not None and request.start not in (None, start.digest):
+        raise UserError(
+            f"init-from: the run's networks start from the public model '{request.start}', that of this silo is"
+            f" '{start.digest}': give the silo the run's (--init-from), file by file the same"
         )
 
 

@@ -23,8 +23,10 @@ def statistics(request: StatisticsRequest, silo: SiloContext) -> StatisticsAnswe
     A real silo tells those of a data set once, with the noise of its policy, and repeats them to whoever asks.
 
     Raises:
-        UserError: a network or a number of images that the policy does not allow, or another image size than before.
+        UserError: a private run; a network or a number of images that the policy does not allow; or another image size
+            than before.
     """
+    _refuse_in_private_run(silo)
     extractor = _trusted(request.extractor, silo)
 
     def measure() -> FeatureStatistics:
@@ -52,9 +54,10 @@ def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
     A real silo adds the noise of its policy to every count.
 
     Raises:
-        UserError: a network that the policy does not allow, fewer than ``MIN_HELD_OUT`` held-out images, or a second
-            question of one run.
+        UserError: a private run, a network that the policy does not allow, fewer than ``MIN_HELD_OUT`` held-out images,
+            or a second question of one run.
     """
+    _refuse_in_private_run(silo)
     extractor, spec = _trusted(request.extractor, silo), request.spec
     classifier = load_classifier(transport.decode_tensors(request.weights), spec, request.weights_hash)
     manifold = Balls(request.centres.numpy(), request.radii.numpy())
@@ -83,6 +86,15 @@ def evaluate(request: EvaluateRequest, silo: SiloContext) -> EvaluateAnswer:
         wrong_inside=found.wrong_inside,
         wrong_outside=found.wrong_outside,
     )
+
+
+def _refuse_in_private_run(silo: SiloContext) -> None:
+    # The run's own configuration has no evaluate-silos then: a server that asks all the same is not of this project.
+    if silo.config.private:
+        raise UserError(
+            f"dp-epsilon = {silo.config.privacy.dp_epsilon}: measures of real images are outside of it, and not told in"
+            " such a run; ask in a run without dp-epsilon, where the silo's policy and privacy account decide"
+        )
 
 
 def _trusted(name: str, silo: SiloContext) -> Extractor:

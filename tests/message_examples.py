@@ -46,7 +46,7 @@ EXAMPLES: dict[str, Exchanged] = {
         messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
     ),
     "prepare": _answered(
-        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}"),
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}", start="0f" * 32),
         messages.PrepareAnswer(
             num_examples=9,
             label_counts=(5, 4),

@@ -35,6 +35,7 @@ from fedsynth.diffusion import (
     loss_curve,
     model_seal,
     pick_device,
+    public_start,
     train,
     train_early_stopping,
 )
@@ -267,7 +268,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,
-        "model": config.model.model_dump(exclude={"recipe", "autoencoder"}),
+        "model": config.model.model_dump(exclude={"recipe", "autoencoder", "init_from"}),
         "training": training,
         "diffusion": schedule,
     }
@@ -278,6 +279,8 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         content["errors"] = "clipped"
     if codec.name == AUTOENCODER:
         content["codec"] = codec.digest
+    if (start := public_start(config)) is not None:
+        content["start"] = start.digest
     if config.private:
         content["privacy"] = {**config.privacy.model_dump(), "steps": private_steps(config)}
     # Where it changes nothing, the same model serves with and without.

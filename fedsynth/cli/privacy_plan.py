@@ -86,7 +86,7 @@ def _advice(records: int, silos: int, epsilon: float) -> Iterator[str]:
     if records < LEAST_ALONE and epsilon <= 10:
         yield f"Advice: do not train alone, from nothing: below about {LEAST_ALONE} images the model is of no use."
         yield "Instead: gather more images or more silos, and average weights (strategy = 'fedavg') rather than ask"
-        yield "silos' own models; or start from a public model of similar images."
+        yield "silos' own models; or start from a public model of similar images (init-from)."
     elif quality_class(nearest(ONE_SILO, records, epsilon)[1]) == "good" or silos == 1:
         yield "Advice: try it, and look at the table of a run beside one with dp-epsilon = 'none'."
     else:

@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--autoencoder-path", type=Path, help="folder of the autoencoder, for runs in latents")
+    start.add_argument("--init-from", type=Path, help="folder of a public model, for runs that start from it")
     start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
     start.add_argument(
@@ -149,7 +150,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
         "authority of the link: SHA-256 %s; compare it with the operator's, by telephone", fingerprint(authority)
     )
     check_private_key(folder / "silo.key")
-    policy = _policy_path(folder, options.policy)
+    policy = acting_policy(folder, options.policy)
     _check_warm(options, policy)
     config = node_config(folder, options, policy)
     command = supernode_command(folder, options, config)
@@ -169,7 +170,7 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     return status
 
 
-def _policy_path(folder: Path, given: Path | None) -> Path | None:
+def acting_policy(folder: Path, given: Path | None) -> Path | None:
     """Return the policy that acts, checked; None for the strict default."""
     path = _absolute(given) if given else folder / POLICY_FILE
     if given is None and not path.exists():
@@ -199,7 +200,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     """Check what the silo brings, and return it as the ClientApp will read it.
 
     Raises:
-        UserError: images, model, autoencoder, state folder or the silo's name cannot be used.
+        UserError: images, model, autoencoder, public model, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
     from fedsynth.data import add_groups, image_folder_spec, list_images
@@ -232,6 +233,8 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
         given["model-path"] = str(_model_folder(_absolute(options.model_path)))
     if options.autoencoder_path:
         given["autoencoder-path"] = str(_autoencoder_folder(_absolute(options.autoencoder_path)))
+    if options.init_from:
+        given["init-from"] = str(_public_folder(_absolute(options.init_from)))
     for key, value in given.items():
         check_node_value(key, value)
     return given
@@ -290,6 +293,15 @@ def _autoencoder_folder(path: Path) -> Path:
 
     found = read_autoencoder(path, "autoencoder-path")
     logger.info("autoencoder %s: 1/%d of the side, SHA-256 %s", path, found.factor, found.digest)
+    return path
+
+
+def _public_folder(path: Path) -> Path:
+    from fedsynth.diffusion.public_start import read_public_model
+
+    found = read_public_model(path)
+    classes = ", ".join(found.classes) or "no names of classes"
+    logger.info("public model %s: %s, SHA-256 %s", path, classes, found.digest)
     return path
 
 

@@ -44,6 +44,13 @@ class Model(Section):
         commands=("train-local", "draw", "evaluate"),
         acts_with={"codec": ("autoencoder",)},
     )
+    init_from: str = key(
+        "",
+        "folder of a public model that all networks of the run start from, equal at every silo; a real silo has its own"
+        " --init-from",
+        path=True,
+        may_change=True,
+    )
 
     @model_validator(mode="after")
     def _channels_are_numbers(self) -> Model:

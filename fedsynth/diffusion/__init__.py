@@ -6,6 +6,7 @@ from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import count_parameters, initial_unet, network_settings, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
+from fedsynth.diffusion.public_start import public_start
 from fedsynth.diffusion.samplers import (
     SAMPLERS,
     forget_used_outputs,
@@ -47,6 +48,7 @@ __all__ = [
     "noise_schedule",
     "part_of",
     "pick_device",
+    "public_start",
     "restore_sampler",
     "sample",
     "sampler_state",

@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.diffusion.codec import Codec, codec_of
+from fedsynth.diffusion.public_start import start_from_public
 from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
@@ -15,8 +16,16 @@ from fedsynth.spec import ImageSpec
 
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
-    """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights."""
-    return _initial_unet(config, codec_of(config, spec))
+    """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights.
+
+    They follow from the seed, or are those of the public model of ``init-from``.
+
+    Raises:
+        UserError: images that it cannot halve, or a public model that is none of the run, see
+            :func:`fedsynth.diffusion.public_start.start_from_public`.
+    """
+    codec = codec_of(config, spec)
+    return start_from_public(_initial_unet(config, codec), config, codec)
 
 
 def network_settings(config: RunConfig, spec: ImageSpec) -> dict[str, Scalar]:

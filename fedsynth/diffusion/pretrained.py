@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,15 @@ from numpy.typing import NDArray
 
 from fedsynth.config import Recipe
 from fedsynth.diffusion.codec import AUTOENCODER, NAMES, Codec, convert
+from fedsynth.diffusion.model_files import CLASSES_FILE, ModelFiles
 from fedsynth.diffusion.noise_levels import PREDICTION_TYPES, Level, match_levels, to_noise
-from fedsynth.diffusion.pipeline import model_seal
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import UserError, did_you_mean
-from fedsynth.sealed import FOLDER_FILE, SealError, check_folder
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
 
-CLASSES_FILE = "classes.json"
 BATCH_SIZE = 256
 UNKNOWN = -1
 _SCHEDULE = (
@@ -132,35 +128,6 @@ class PretrainedModel:
         return indices
 
 
-@dataclass(frozen=True)
-class _ModelFiles:
-    """The files of a model: of a pipeline folder, or of the folder of a bare network."""
-
-    folder: Path
-    unet: Path
-    roots: tuple[Path, ...]
-
-    def error(self, problem: str) -> UserError:
-        return UserError(f"model-path = '{self.folder}': {problem}")
-
-    def read(self, path: Path) -> Any:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self.error(f"'{path.name}' cannot be read as JSON ({error}): copy or save the model again") from error
-
-    def read_config(self, path: Path) -> dict[str, Any]:
-        config = self.read(path)
-        if not isinstance(config, dict):
-            raise self.error(f"'{path.name}' holds no settings by name: copy or save the model again")
-        return config
-
-    def first(self, *names: str) -> Path | None:
-        """The first of these files that exists, nearest folder first."""
-        candidates = (root / name for root in self.roots for name in names)
-        return next((file for file in candidates if file.is_file()), None)
-
-
 def load_pretrained_model(
     folder: Path,
     codec: Codec,
@@ -185,8 +152,8 @@ def load_pretrained_model(
     Raises:
         UserError: the folder, the network, its scheduler or its classes cannot be used.
     """
-    files = _find(folder)
-    _check_seal(files)
+    files = ModelFiles.find(folder, "model-path")
+    files.check_seal()
     spec = codec.spec
     own_codec = _own_codec(files, codec)
     unet = _read_unet(files, own_codec.grid)
@@ -206,23 +173,8 @@ def load_pretrained_model(
     )
 
 
-def _find(folder: Path) -> _ModelFiles:
-    if not folder.is_dir():
-        raise UserError(f"model-path = '{folder}': there is no such folder: give a diffusers folder on this silo")
-    if (folder / "unet" / "config.json").is_file():
-        return _ModelFiles(folder, folder / "unet", (folder,))
-    if (folder / "config.json").is_file():
-        return _ModelFiles(folder, folder, (folder, folder.parent))
-    raise UserError(
-        f"model-path = '{folder}': holds no network (unet/config.json or config.json): give a folder that a diffusers"
-        " pipeline or UNet2DModel wrote with save_pretrained"
-    )
-
-
-def _own_codec(files: _ModelFiles, codec: Codec) -> Codec:
-    index = files.first("model_index.json")
-    name = str(files.read_config(index).get("codec", "pixels")) if index else "pixels"
-    spec = codec.spec
+def _own_codec(files: ModelFiles, codec: Codec) -> Codec:
+    name, spec = files.codec(), codec.spec
     if name == codec.digest:
         return codec
     if AUTOENCODER in (codec.name, name.partition(" ")[0]):
@@ -239,19 +191,7 @@ def _own_codec(files: _ModelFiles, codec: Codec) -> Codec:
     return Codec(spec, NAMES[name])
 
 
-def _check_seal(files: _ModelFiles) -> None:
-    """Compare the files with the checksums that are with a model of our own."""
-    if not (files.folder / FOLDER_FILE).is_file():
-        return
-    try:
-        check_folder(files.folder, model_seal())
-    except (OSError, SealError) as error:
-        raise files.error(
-            f"the model is damaged ({error}): copy it again; if it was changed on purpose, remove its {FOLDER_FILE}"
-        ) from error
-
-
-def _read_unet(files: _ModelFiles, spec: ImageSpec) -> UNet2DModel:
+def _read_unet(files: ModelFiles, spec: ImageSpec) -> UNet2DModel:
     _check_config(files, files.read_config(files.unet / "config.json"), spec)
     if not list(files.unet.glob("*.safetensors")):
         found = ", ".join(sorted(file.name for file in files.unet.iterdir() if file.name != "config.json")) or "nothing"
@@ -272,7 +212,7 @@ def _read_unet(files: _ModelFiles, spec: ImageSpec) -> UNet2DModel:
     return unet.float()
 
 
-def _check_config(files: _ModelFiles, config: dict[str, Any], spec: ImageSpec) -> None:
+def _check_config(files: ModelFiles, config: dict[str, Any], spec: ImageSpec) -> None:
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise files.error(f"the network is a {kind}: give a UNet2DModel")
@@ -299,7 +239,7 @@ def _check_config(files: _ModelFiles, config: dict[str, Any], spec: ImageSpec) -
         logger.warning("model-path = '%s': made for images of size %s, asked about %d", files.folder, made, spec.size)
 
 
-def _read_scheduler(files: _ModelFiles) -> tuple[NDArray[np.float64], str]:
+def _read_scheduler(files: ModelFiles) -> tuple[NDArray[np.float64], str]:
     path = files.first("scheduler/scheduler_config.json", "scheduler_config.json")
     if path is None:
         raise files.error(
@@ -327,7 +267,7 @@ def _alphas_cumprod(scheduler: Any) -> NDArray[np.float64]:
     return np.asarray(np.cumprod(1 - scheduler.betas.double().numpy()))
 
 
-def _class_indices(files: _ModelFiles, unet: UNet2DModel, spec: ImageSpec, held: Sequence[str]) -> list[int]:
+def _class_indices(files: ModelFiles, unet: UNet2DModel, spec: ImageSpec, held: Sequence[str]) -> list[int]:
     if unet.config.num_class_embeds is None:
         if len(held) != 1:
             raise files.error(
@@ -344,18 +284,11 @@ def _class_indices(files: _ModelFiles, unet: UNet2DModel, spec: ImageSpec, held:
     return [names.index(name) if name in names else UNKNOWN for name in spec.classes]
 
 
-def _class_names(files: _ModelFiles, count: int) -> list[str]:
-    path = files.first(CLASSES_FILE)
-    index = files.first("model_index.json")
-    names = files.read(path) if path else files.read_config(index).get("classes") if index else None
-    if not names and path is None:
+def _class_names(files: ModelFiles, count: int) -> list[str]:
+    names = files.class_names(count)
+    if names is None:
         raise files.error(
             f"the model has {count} classes, and nothing says which: put '{CLASSES_FILE}' there, a list of their names"
             ' in index order, such as ["cat", "dog"]'
         )
-    if not isinstance(names, list) or not 1 <= len({str(name) for name in names}) == len(names) <= count:
-        raise files.error(
-            f"{path.name if path else 'model_index.json'} must list 1 to {count} different class names in index order,"
-            f" not {names!r}"
-        )
-    return [str(name) for name in names]
+    return names

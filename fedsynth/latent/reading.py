@@ -12,7 +12,6 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fedsynth.errors import UserError
@@ -22,6 +21,7 @@ from fedsynth.latent.network import DiffusersNetwork, Network
 from fedsynth.latent.taesd import TAESDNetwork, build_decoder, build_encoder
 from fedsynth.sealed_tensors import tensor_chunks
 from fedsynth.text import printable
+from fedsynth.weight_files import read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -33,11 +33,9 @@ MAX_ENTRIES = 16
 """Entries of a list among the settings: as many resolutions as a network can have."""
 MAX_LAYERS = 32
 MAX_NUMBER = 10**6
-MAX_TENSORS = 10_000
 PROBE = 32
 """Side of the image that an autoencoder is tried on."""
 _LAYERS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
-_WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Names of attention layers in files that diffusers wrote before 0.16, such as Stable Diffusion 1.5's.
 _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -169,17 +167,9 @@ class _Folder:
                 " save the autoencoder with safe_serialization=True"
             )
         try:
-            with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                if len(names) > MAX_TENSORS:
-                    raise ValueError(f"{len(names)} tensors")
-                weights = {name: file.get_tensor(name).clone() for name in names}
-        except (OSError, ValueError, SafetensorError) as error:
-            raise self._error(f"'{name}' is damaged ({error}): {_AGAIN}") from error
-        for tensor, value in weights.items():
-            if value.dtype not in _WEIGHTS or not value.isfinite().all():
-                raise self._error(f"'{tensor}' in '{name}' is not of finite floating-point numbers: {_AGAIN}")
-        return weights
+            return read_weights(path)
+        except ValueError as error:
+            raise self._error(f"{error}: {_AGAIN}") from error
 
     def _finished(
         self,

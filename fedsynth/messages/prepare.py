@@ -96,6 +96,8 @@ class PrepareRequest(Request[PrepareAnswer]):
         spec: format and classes of the run.
         train_seconds: how long to train the silo's own model; 0: not at all.
         codec: digest of the run's codec; None: the silo's own will do.
+        start: digest of the public model that the run's networks start from; None: there is none, or the silo's own
+            will do.
         private: whether it trains with differential privacy, as the run's ``dp-epsilon`` says, and so tells no losses.
     """
 
@@ -104,6 +106,7 @@ class PrepareRequest(Request[PrepareAnswer]):
     spec: ImageSpec = image_spec()
     train_seconds: float = setting(real(0, MAX_SECONDS), 0.0)
     codec: str | None = setting(text(r"[a-z][a-z0-9-]{1,30}( [0-9a-f]{64})?"), None)
+    start: str | None = setting(text(r"[0-9a-f]{64}"), None)
     private: bool = setting(flag, False)
 
     def reader(self) -> Reader[PrepareAnswer]:

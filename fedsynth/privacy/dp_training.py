@@ -20,6 +20,7 @@ from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import EncodedImages, TrainingState, make_scheduler
 from fedsynth.diffusion.codec import Images
 from fedsynth.diffusion.recipe import denoising_loss
+from fedsynth.errors import UserError
 from fedsynth.privacy.accounting import Mechanism, noise_multiplier_for
 from fedsynth.privacy.gradients import MEMORY_BYTES, clipped_gradient_sum, gaussian_noise
 
@@ -67,6 +68,22 @@ def private_steps(config: RunConfig) -> int:
     """Return the steps that a run trains on the images of one silo, and that its ``dp-epsilon`` is for."""
     own, rounds = config.run.strategy in OWN_MODELS, isinstance(config.settings, AveragingSettings)
     return config.privacy.dp_steps * (own + rounds)
+
+
+def check_delta(config: RunConfig, told_images: int) -> None:
+    """Refuse a δ with which a mechanism that shows one image in 1/δ whole would be private.
+
+    Args:
+        config: of a private run or training.
+        told_images: training images as others are told their number.
+
+    Raises:
+        UserError: δ is above 1 / images.
+    """
+    delta = config.privacy.dp_delta
+    if delta * told_images > 1:
+        most = f"{1 / delta:.0f}"
+        raise UserError(f"dp-delta = {delta:g}: must be <= 1 / images of a silo, and this one has more than {most}")
 
 
 _noise_multiplier = lru_cache(maxsize=8)(noise_multiplier_for)

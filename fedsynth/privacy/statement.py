@@ -16,6 +16,10 @@ NOT_COVERED = (
     " images of one person or object, which count one by one; images that lie at more than one silo; other runs on the"
     " same images, whose ε adds up. Noise is drawn as floating-point numbers, whose rounding the proof leaves out."
 )
+PUBLIC_START = (
+    "Training started from a public model (init-from), which is not covered: of an image that it was trained on,"
+    " nothing is promised."
+)
 SIMULATED = "This run is a simulation: its operator has all images, and the noise of the counts follows from its seed."
 
 
@@ -65,8 +69,9 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
         f" probability {mechanism.sampling_rate:g}, gradients of images clipped to norm {keys.dp_clip:g}, Gaussian"
         f" noise with multiplier {mechanism.noise_multiplier:.4g}; accounted for with privacy loss distributions.",
         _of_counts(mechanism, keys.dp_delta, scale),
-        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs again:"
-        " what was spent in all, a silo's own account says.",
+        "It holds if the silos run this program unchanged. A round that is repeated after an interruption costs nothing"
+        " where a silo still has its answer, and costs again otherwise: what was spent in all, its own account says.",
+        *((PUBLIC_START,) if config.model.init_from else ()),
         *((SIMULATED,) if simulated else ()),
         NOT_COVERED,
     )

@@ -22,6 +22,7 @@ def take_census(
     max_silo_images: int,
     names: Mapping[int, str] | None = None,
     codec: str | None = None,
+    start: str | None = None,
 ) -> Census:
     """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
 
@@ -32,12 +33,13 @@ def take_census(
         max_silo_images: the most that a silo may claim.
         names: by node id, where the silos have said them already; none may change it.
         codec: digest of the run's codec, which every silo compares with its own; None: they do not.
+        start: digest of the public model that networks start from, which they compare, too; None: they do not.
 
     Raises:
         RunError: a silo cannot open its images, two go by one name, or nobody is left.
     """
     nodes = Census.unknown(node_ids)
-    questions = [(k, PrepareRequest(spec=spec, codec=codec)) for k in range(len(nodes))]
+    questions = [(k, PrepareRequest(spec=spec, codec=codec, start=start)) for k in range(len(nodes))]
     answers = list(ask(exchange, questions, nodes, needed=len(nodes)))
     members: list[Member] = []
     reasons: list[str] = []

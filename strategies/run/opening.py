@@ -7,7 +7,7 @@ from typing import Any
 from fedsynth.config import OWN_MODELS, RunConfig, Scalar
 from fedsynth.config.recipe import recipe_name
 from fedsynth.data import LabelledImages, configured_range, load_image_folder, origins_in_folders
-from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet, network_settings
+from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet, network_settings, public_start
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
 from fedsynth.evaluation.networks.extractors import resolve_extractor
@@ -67,16 +67,18 @@ def load_reference(config: RunConfig, spec: ImageSpec) -> tuple[LabelledImages, 
 
 
 def write_partition(folder: RunFolder, task: Task) -> None:
-    """Write who holds what: indices in a simulation, otherwise what the silos said; and which autoencoder it is for."""
+    """Write who holds what: indices in a simulation, otherwise what the silos said; and which autoencoder and which
+    public model it is for.
+    """
     held = task.federation.manifest(task.config) if task.federation else _record(task)
-    folder.write_partition(held | _autoencoder(task))
+    folder.write_partition(held | _autoencoder(task) | _start(task))
 
 
 def check_partition(folder: RunFolder, task: Task) -> None:
-    """Compare what real silos hold now, and the autoencoder, with what the run to resume was begun with.
+    """Compare what real silos hold now, autoencoder and public model, with what the run to resume was begun with.
 
     Raises:
-        UserError: other classes, another format or another autoencoder; a checkpoint would not fit.
+        UserError: other classes, another format, autoencoder or public model; a checkpoint would not fit.
     """
     if not folder.partition.is_file():
         return
@@ -86,6 +88,11 @@ def check_partition(folder: RunFolder, task: Task) -> None:
         here = f"the autoencoder in '{task.config.model.autoencoder}' is '{now}'" if now else "no autoencoder is given"
         there = f"has '{had}': give the folder of that one" if had else "works without one: leave autoencoder out"
         raise UserError(f"codec: {here}, the run to resume {there}, or start another run")
+    had, now = then.get("start"), _start(task).get("start")
+    if had != now:
+        here = f"the public model is '{now}'" if now else "no public model is given"
+        there = f"has '{had}': give the folder of that one" if had else "works without one: leave init-from out"
+        raise UserError(f"init-from: {here}, the run to resume {there}, or start another run")
     if task.federation is not None:
         return
     found = _record(task)
@@ -100,6 +107,11 @@ def check_partition(folder: RunFolder, task: Task) -> None:
 def _autoencoder(task: Task) -> dict[str, Any]:
     codec = codec_of(task.config, task.spec)
     return {"codec": codec.digest} if codec.name == AUTOENCODER else {}
+
+
+def _start(task: Task) -> dict[str, Any]:
+    start = public_start(task.config)
+    return {"start": start.digest} if start else {}
 
 
 def _record(task: Task) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
+from public_models import write_public_model
 from real_silos import write_digits
 from tiny_autoencoders import write_taesd
 
@@ -68,7 +69,8 @@ def test_start_gives_flower_what_the_client_app_reads(
     (project / "own.toml").write_text("noise-queries-per-run = 10")
     write_taesd(project / "taesd")
     given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept", "--policy", "own.toml"]
-    given += ["--autoencoder-path", "taesd"]
+    write_public_model(project / "public", ("0", "1"))
+    given += ["--autoencoder-path", "taesd", "--init-from", "public"]
     _, config = command_of(capsys, *words, *given)
     assert config == {
         "data-path": str(project / "images"),
@@ -77,6 +79,7 @@ def test_start_gives_flower_what_the_client_app_reads(
         "policy-path": str(project / "own.toml"),
         "model-path": str(project / "model"),
         "autoencoder-path": str(project / "taesd"),
+        "init-from": str(project / "public"),
     }
 
 
@@ -122,6 +125,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--data-path images/0", "no class folders in"),
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
         ("--autoencoder-path images", "holds no autoencoder (found '0', '1'): give one of diffusers"),
+        ("--init-from images", "holds no network (unet/config.json or config.json)"),
         ("--state-path link/ca.crt", "state-path: cannot write"),
         ('--silo-name a"b', "quotes, backslashes and line breaks are not possible"),
         ("--silo-name " + "x" * 65, "must be 1 to 64 printable characters, without blanks at its ends; give another"),

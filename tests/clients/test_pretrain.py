@@ -10,12 +10,16 @@ from one_silo import Node, policy_file
 from real_silos import write_digits
 
 import clients.models.local_model
-from clients.pretrain import main, pretrain
+from clients.pretrain import Place, main, pretrain
 from fedsynth.cli import main as command
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, noise_predictor
 from fedsynth.errors import UserError
 from fedsynth.messages import EpsilonRequest, PrepareRequest
+from fedsynth.policy import PolicyError
+from fedsynth.privacy import Geometric
+from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.privacy.spending import Spending, read_account
 from fedsynth.spec import ImageSpec
 
 UNION = ImageSpec(1, 8, ("0", "1", "2", "3"))
@@ -98,6 +102,64 @@ def test_mistakes_are_one_line_and_a_status(tmp_path: Path, caplog: pytest.LogCa
     assert "error: there is no folder" in caplog.text
 
 
+PRIVATE: dict[str, Scalar] = {
+    "train_steps": 400,
+    "dp_epsilon": 1.0,
+    "dp_steps": 3,
+    "dp_multiplicity": 1,
+    "dp_sampling_rate": 1.0,
+}
+
+
+def test_private_training_is_in_the_silos_account_once_before_its_first_step(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "state", Path(policy_file(tmp_path, count_noise=2.0, privacy_epsilon=1.6)))
+    plain, seen = clients.models.local_model.LocalModel.train_slice, []
+
+    def interrupted(self: clients.models.local_model.LocalModel, seconds: float) -> object:
+        training = plain(self, 1e-9)
+        seen.append([(one.what, one.run) for one in spendings(tmp_path)])
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return training
+
+    monkeypatch.setattr(clients.models.local_model.LocalModel, "train_slice", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE), place=place)
+    pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE), place=place)
+    assert seen == [[("counts", "train-local"), ("training", "train-local")]] * 3
+    counts, training = (one.mechanism for one in spendings(tmp_path))
+    assert counts == Geometric(2.0)
+    assert training == mechanism_of(config_of(**PRIVATE))
+    with pytest.raises(PolicyError, match=r"line 'privacy-epsilon = 1.6': training would bring ε to .* left"):
+        pretrain(images, "clinic", tmp_path / "other", config_of(**PRIVATE, seed=1), place=place)
+    assert not (tmp_path / "other").exists()
+    assert len(spendings(tmp_path)) == 2
+
+
+def spendings(folder: Path) -> list[Spending]:
+    with (folder / "state" / "clinic" / "privacy.jsonl").open("rb") as file:
+        return read_account(file).spendings
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"dp_delta": 0.5}, "dp-delta = 0.5: must be <= 1 / images of a silo"),
+        ({}, "line 'count-noise = 0.0': exact counts are not private"),
+    ],
+)
+def test_private_training_keeps_the_rules_of_private_runs(
+    changes: dict[str, Scalar], problem: str, images: Path, tmp_path: Path
+) -> None:
+    place = Place(tmp_path / "state", Path(policy_file(tmp_path, count_noise=2.0 if changes else 0.0)))
+    with pytest.raises(UserError, match=problem):
+        pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE, **changes), place=place)
+    with pytest.raises(UserError, match=r"dp-epsilon = 1.0: no privacy account is given"):
+        pretrain(images, "clinic", tmp_path / "model", config_of(**PRIVATE))
+
+
 def test_command_hands_over_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,5 +179,13 @@ def test_command_hands_over_the_job(
     assert isinstance(order["config"], dict)
     assert (order["config"]["train-steps"], order["config"]["dataset"]) == (7, "silos")
     assert f"fedsynth silo start --model-path {tmp_path / 'model'}" in capsys.readouterr().out
+    assert "state-path" not in order
+    assert command(["train-local", "--data-path", "clinic", "--out", "m", "--dp-epsilon", "9", "--folder", "mine"]) == 0
+    assert (orders[1]["state-path"], orders[1]["policy-path"]) == (str(tmp_path / "mine" / "state"), "")
+    policy_file(tmp_path / "mine")
+    given = ["--data-path", "clinic", "--out", "m", "--dp-epsilon", "9", "--folder", "mine", "--state-path", "kept"]
+    assert command(["train-local", *given]) == 0
+    assert orders[2]["state-path"] == str(tmp_path / "kept")
+    assert orders[2]["policy-path"] == str(tmp_path / "mine" / "silo-policy.toml")
     assert command(["train-local", "--data-path", "clinic", "--out", "m", "--num-clients", "7"]) == 2
     assert "unknown option '--num-clients'" in capsys.readouterr().err

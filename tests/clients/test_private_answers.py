@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from one_silo import Node, epsilon_request, sample_request, simulated
+from one_silo import Node, epsilon_request, evaluate_request, sample_request, simulated
 
 from clients import handlers, self_check
 from fedsynth.diffusion import TrainingState, initial_unet
-from fedsynth.messages import PrepareRequest, Request, TrainRequest, UploadRequest, transport
+from fedsynth.messages import PrepareRequest, Request, StatisticsRequest, TrainRequest, UploadRequest, transport
 from fedsynth.privacy.dp_training import mechanism_of
 
 PRIVATE: dict[str, Any] = {
@@ -131,3 +131,9 @@ def test_pretrained_model_has_no_place_in_it(tmp_path: Path) -> None:
     node = simulated(tmp_path, **PRIVATE)
     node.context.node_config["model-path"] = str(tmp_path)
     assert "nobody here knows how private that model is" in node.refusal(PrepareRequest(spec=node.spec))
+
+
+def test_measures_of_real_images_are_not_told(tmp_path: Path) -> None:
+    node = simulated(tmp_path, **PRIVATE)
+    for request in (evaluate_request(), StatisticsRequest(extractor="random-features", spec=node.spec)):
+        assert "dp-epsilon = 1.0: measures of real images are outside of it" in node.refusal(request)

@@ -39,7 +39,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_missing_folders_and_files_are_named_with_the_remedy(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "nowhere") == "there is no such folder: give a diffusers folder on this silo"
+    assert error_of(tmp_path / "nowhere") == "there is no such folder: give a diffusers folder on this machine"
     assert error_of(tmp_path).startswith("holds no network (unet/config.json or config.json): give a folder that")
     folder = save(tmp_path / "model", unet_of())
     (folder / "scheduler" / "scheduler_config.json").unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from flwr.app import Message
 from interrupted_runs import KilledError, die, in_round, resumed
 from one_silo import policy_file
 from PIL import Image
-from real_silos import real_settings, run_real, write_digits, write_silos
+from real_silos import keys_for_sums, real_settings, run_real, write_digits, write_silos
 from spoiled_answers import Tamper, failed
 from tiny_runs import images_of
 
@@ -23,7 +22,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 from fedsynth.privacy.sums import SecretKeys
-from fedsynth.privacy.sums.key_files import read_known, write_known, write_secret
+from fedsynth.privacy.sums.key_files import read_known, write_known
 from fedsynth.spec import ImageSpec
 from strategies.run.opening import load_reference
 
@@ -199,19 +198,6 @@ def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], t
         run_real(real_settings(tmp_path, strategy="pooled"), silos, east={"state-path": str(tmp_path / "file")})
 
 
-def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
-    secrets = {name: SecretKeys.generate() for name in names}
-    given = {}
-    for name, keys in secrets.items():
-        own = folder / name
-        own.mkdir(parents=True)
-        write_secret(own / "sums.key", keys)
-        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
-        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
-    return given
-
-
 def test_real_silos_answer_in_sums_alone_and_know_one_another_s_keys(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,28 +228,6 @@ def test_real_silos_answer_in_sums_alone_and_know_one_another_s_keys(
     strict = policy_file(tmp_path / "strict", answers=("describe", "prepare", "epsilon"))
     with pytest.raises(RunError, match="the run asks 'masked'"):
         run_real({**settings, "run-name": "forbidden"}, silos, **{name: {"policy-path": strict} for name in names})
-
-
-def test_real_silos_train_one_model_privately_and_show_the_mean_of_their_updates_alone(tmp_path: Path) -> None:
-    names = ("east", "north", "south")
-    given = keys_for_sums(tmp_path / "keys", names)
-    sums_alone = policy_file(tmp_path / "policy", answers=("describe", "prepare", "masked-train"), count_noise=1.0)
-    for config in given.values():
-        config["policy-path"] = sums_alone
-    private: dict[str, Scalar] = {"dp_epsilon": 8.0, "dp_steps": 2, "dp_multiplicity": 1, "dp_sampling_rate": 0.5}
-    settings = real_settings(
-        tmp_path, strategy="fedavg", num_rounds=1, num_samples=6, secure_aggregation=True, **private
-    )
-    folder = run_real(settings, write_silos(tmp_path / "images", dict.fromkeys(names, (0, 1))), **given)
-    assert len(images_of(folder)) == 6
-    card = (folder.synthetic / "README.md").read_text()
-    assert "sums of the silos' updates and no single one" in card
-    assert "training is differentially private with ε = " in card
-    (audit,) = (tmp_path / "state" / "silos" / "north").glob("audit.jsonl")
-    asked = {json.loads(line)["message"] for line in audit.read_text().splitlines()}
-    assert asked == {"query.describe", "query.prepare", "query.masked_train", "query.reveal"}
-    account = (tmp_path / "state" / "silos" / "north" / "privacy.jsonl").read_text()
-    assert "training" in account
 
 
 def test_policies_decide_which_classes_are_summed_and_who_draws_the_others(
