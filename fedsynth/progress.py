@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ Item = TypeVar("Item")
 
 SLICE_SECONDS = 15.0
 """Seconds that a silo trains before it says how far it is."""
+WINDOW_SECONDS = 60.0
+"""Time left follows the speed of the last minute: the first steps of a network are slow, and machines are shared."""
+_RESOLUTION = 1.0
 
 
 class Progress:
@@ -20,19 +24,20 @@ class Progress:
         total: units of work in all.
         write: receives each line, such as ``logger.info``.
         interval: least number of seconds between two lines; the last unit is always reported.
-        done: units already done when the work starts, left out of the speed.
+        done: units already done when the work starts, left out of the speed, which is that of the last minute.
     """
 
     def __init__(
         self, label: str, total: int, write: Callable[[str], None], interval: float = 5.0, done: int = 0
     ) -> None:
         self.label, self.total, self.write, self.interval = label, total, write, interval
-        self._offset = done
         self._start = self._last = time.monotonic()
+        self._passed = deque([(self._start, done)])
 
     def update(self, done: int, **values: float) -> None:
         """Report that ``done`` of ``total`` units are finished, with the latest ``values`` (loss, ...)."""
         now = time.monotonic()
+        self._note(now, done)
         if done < self.total and now - self._last < self.interval:
             return
         self._last = now
@@ -40,11 +45,20 @@ class Progress:
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()]
         self.write(", ".join([*parts, self._time(done, now)]))
 
+    def _note(self, now: float, done: int) -> None:
+        """Keep what was done when for the last minute, and the last of what was before."""
+        if now - self._passed[-1][0] >= _RESOLUTION:
+            self._passed.append((now, done))
+        while len(self._passed) > 1 and now - self._passed[1][0] >= WINDOW_SECONDS:
+            self._passed.popleft()
+
     def _time(self, done: int, now: float) -> str:
-        elapsed, fresh = now - self._start, done - self._offset
         if done >= self.total:
-            return f"took {duration(elapsed)}"
-        return f"{duration(elapsed / fresh * (self.total - done))} left" if fresh > 0 else "time left unknown"
+            return f"took {duration(now - self._start)}"
+        since, before = self._passed[0]
+        if done <= before or now <= since:
+            return "time left unknown"
+        return f"{duration((now - since) / (done - before) * (self.total - done))} left"
 
 
 def followed(items: Sequence[Item], label: str, write: Callable[[str], None]) -> Iterator[Item]:

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsynth.config import AUTO, REAL_SILOS, RunConfig
+from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import codec_of, public_start
 from fedsynth.errors import RunError, UserError
@@ -37,7 +37,7 @@ from strategies.conversation.permission import check_policies, leave_out_rare_cl
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
 from strategies.run.costs import Costs
-from strategies.run.opening import check_images, check_partition, load_reference, write_partition
+from strategies.run.opening import check_images, check_partition, found_settings, load_reference, write_partition
 from strategies.run.phases import Phases
 from strategies.run.resume import checkpoint_writer, continue_from, open_run
 from strategies.run.rounds import Round, run_rounds
@@ -90,6 +90,9 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
     status = StatusWriter(folder, exchange.reply_log, strategy.num_rounds, checkpoint.round if checkpoint else 0)
     with folder.log_to_file(logger), _errors_logged(), status.kept():
         logger.info("run folder %s", folder.path)
+        if federation is not None:
+            logger.info("images: %s", federation.describe_images(config))
+            logger.info("split: %s", federation.describe_split(config))
         if federation is not None and (said := federation.describe_silos()):
             logger.info("natural silos: %s", said)
         if federation is not None and (said := federation.describe_duplicates()):
@@ -114,7 +117,9 @@ def _synthesise(
         status.begin()
     task = _meet_silos(exchange, config, federation, checkpoint)
     phases.enter("training")
+    found = found_settings(config, task.spec)
     if checkpoint is None:
+        folder.record_config(config, found)
         write_partition(folder, task)
         arrays, costs, first = strategy.begin(task, exchange), Costs(), 1
     else:
@@ -122,7 +127,7 @@ def _synthesise(
         check_partition(folder, task)
         status.begin()
         write_partition(folder, task)
-        _prepare_folder(folder, config, checkpoint.round)
+        _prepare_folder(folder, config, checkpoint.round, found)
         arrays, costs = continue_from(checkpoint, strategy, task, exchange)
         first = checkpoint.round + 1
         start -= costs.wall_seconds
@@ -140,9 +145,11 @@ def _synthesise(
     publish(folder, task, outcome, costs, exchange, strategy.how, phases)
 
 
-def _prepare_folder(folder: RunFolder, config: RunConfig, rounds: int) -> None:
+def _prepare_folder(
+    folder: RunFolder, config: RunConfig, rounds: int, found: Mapping[str, Scalar] | None = None
+) -> None:
     """Write the settings and drop what an interruption left behind after the last saved round."""
-    folder.write_config({"config": config.to_run_config(), "resolved": list(config.resolved)})
+    folder.record_config(config, found)
     folder.keep_metrics(rounds)
     folder.remove_torn_files()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,14 +60,23 @@ class Capture:
         said = [f"{each.path}{each.headers}".encode() + each.request + each.answer for each in self.exchanges]
         found = {"file"} if any(image.read_bytes() in each for each in said) else set()
         found |= {"pixels"} if any(pixels.tobytes() in each for each in said) else set()
-        arrays = [array for message in self.messages() for array in arrays_of(message).values()]
-        return found | ({"array"} if any(resemblance(array, pixels) > 0.95 for array in arrays) else set())
+        return found | ({"array"} if holds(self.messages(), pixels) else set())
+
+    def answers(self) -> list[Message]:
+        """What the silo said."""
+        return [message for message in self.messages() if message.metadata.reply_to_message_id]
 
 
 def arrays_of(message: Message) -> dict[tuple[str, str], np.ndarray]:
     """The arrays of a message, by the names of their record and their own."""
     records = {name: transport.array_record(message, name) for name in transport.array_names(message)}
     return {(name, key): array.numpy() for name, record in records.items() for key, array in record.items()}
+
+
+def holds(messages: Iterable[Message], wanted: np.ndarray) -> bool:
+    """Whether an array of a message has these numbers in a row, whatever their type, scale and offset there."""
+    arrays = [array for message in messages for array in arrays_of(message).values()]
+    return any(resemblance(array, wanted) > 0.95 for array in arrays)
 
 
 def resemblance(values: np.ndarray, pixels: np.ndarray) -> float:

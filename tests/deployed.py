@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fedsynth.cli import main
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.output import RunFolder
 from fedsynth.policy import POLICY_FILE, SiloPolicy, document
+from fedsynth.privacy.sums.key_files import KNOWN_FILE
 
 ROOT = Path(__file__).parents[1]
 MARK = "FEDSYNTH_TEST_DEPLOYMENT"
@@ -86,6 +88,12 @@ class Deployment:
             (self.folder / f"silo-{name}" / POLICY_FILE).write_text(exact, encoding="utf-8")
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
+
+    def exchange_keys(self, *names: str) -> None:
+        """Collect the silos' keys for secure sums, and give every silo its copy."""
+        self.command("link", "keys", *(f"{name}=silo-{name}/sums.pub" for name in names))
+        for name in names:
+            shutil.copy(self.folder / "link" / KNOWN_FILE, self.folder / f"silo-{name}" / KNOWN_FILE)
 
     def start_silo(self, name: str, data: Path, *words: str, authority: str = "link/ca.crt") -> None:
         """Start the SuperNode of a silo that has a key; its log is ``<name>.log``."""
@@ -226,6 +234,7 @@ def deployed(folder: Path, silos: Mapping[str, Sequence[int]], stock: Sequence[s
     try:
         deployment.start_link()
         deployment.register(*silos)
+        deployment.exchange_keys(*silos)
         for name in silos:
             deployment.start_silo_of(name, *(["stock"] if name in stock else []))
         yield deployment

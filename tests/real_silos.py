@@ -18,6 +18,8 @@ from fedsynth.api.in_process_grid import InProcessGrid
 from fedsynth.config import Scalar
 from fedsynth.data import load_dataset
 from fedsynth.output import RunFolder
+from fedsynth.privacy.sums import SecretKeys
+from fedsynth.privacy.sums.key_files import write_known, write_secret
 
 CLASSES: dict[str, Sequence[int]] = {"north": (0, 1, 2), "south": (0, 1, 2), "east": (2, 3)}
 """Silo -> digits it holds."""
@@ -43,6 +45,19 @@ def real_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     """A tiny run config of real silos; changes in snake case."""
     given = acting({"copy_check": False, "early_stop": False}, {"dataset": "silos", **changes})
     return tiny_settings(folder, **given)
+
+
+def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
+    secrets = {name: SecretKeys.generate() for name in names}
+    given = {}
+    for name, keys in secrets.items():
+        own = folder / name
+        own.mkdir(parents=True)
+        write_secret(own / "sums.key", keys)
+        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
+        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
+    return given
 
 
 def run_real(

@@ -49,7 +49,26 @@ def test_work_done_before_does_not_count_for_the_speed(clock: Clock) -> None:
     ]
 
 
-def test_speed_is_the_average_since_the_start(clock: Clock) -> None:
+def test_speed_is_that_of_the_last_minute(clock: Clock) -> None:
+    lines: list[str] = []
+    progress = Progress("step", 1000, lines.append, interval=50.0)
+    for done in range(1, 400):
+        clock.now += 2.0 if done <= 60 else 0.25
+        progress.update(done)
+    assert lines[0] == "step 25/1000 (2 %), 32 min 30 s left"
+    assert lines[-1] == "step 380/1000 (38 %), 2 min 35 s left"
+
+
+def test_rounds_longer_than_a_minute_count_by_the_last_one(clock: Clock) -> None:
+    lines: list[str] = []
+    progress = Progress("round", 10, lines.append)
+    for done, seconds in ((1, 300.0), (2, 100.0), (3, 100.0)):
+        clock.now += seconds
+        progress.update(done)
+    assert [line.split(", ")[1] for line in lines] == ["45 min 00 s left", "13 min 20 s left", "11 min 40 s left"]
+
+
+def test_speed_of_a_first_minute_is_its_average(clock: Clock) -> None:
     lines: list[str] = []
     progress = Progress("round", 10, lines.append, interval=0.0)
     for done, seconds in ((1, 10.0), (2, 2.0), (4, 0.0)):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fedsynth.messages import REQUESTS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,3 +19,8 @@ def test_every_test_that_the_page_names_is_there() -> None:
         or not re.search(rf"^\s*(def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert missing == []
+
+
+def test_every_message_stands_on_the_page_of_what_leaves_a_silo() -> None:
+    page = (ROOT / "docs" / "what-leaves-a-silo.md").read_text(encoding="utf-8")
+    assert [request.kind for request in REQUESTS if f"`{request.kind}`" not in page] == []

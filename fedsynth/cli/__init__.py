@@ -56,8 +56,8 @@ def _run(words: Sequence[str]) -> int:
         if name in words:
             subparser.set_defaults(words=words)
             _module(name).add_arguments(subparser)
-    options, rest = parser.parse_known_args(words)
     try:
+        options, rest = parser.parse_known_args(_with_plain_flags(words) if set(words) & set(COMMANDS) else words)
         with stopped_by_signals():
             return int(_module(options.command).execute(options, rest))
     except (UserError, RunError) as error:
@@ -70,6 +70,12 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _with_plain_flags(words: Sequence[str]) -> Sequence[str]:
+    from fedsynth.cli.options import with_plain_flags  # only here: it knows all keys, and --version needs none
+
+    return with_plain_flags(words)
 
 
 def _module(command: str) -> Any:

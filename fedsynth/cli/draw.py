@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=path_of, help="diffusers folder of a class-conditional model, as a run leaves it")
     parser.add_argument("--output", type=path_of, required=True, help="folder for the dataset; must not exist")
     parser.add_argument("--classes", help="classes to draw, such as 'cat,dog' (default: all of the model's)")
-    add_keys(parser, keys_of("draw"))
+    add_keys(parser, "MODEL --output FOLDER [--classes NAMES]", keys_of("draw"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=path_of, help="JSON file for the numbers (default: only print)")
     parser.add_argument("--report", type=path_of, help="HTML page with tables and pictures (shows real images)")
-    add_keys(parser, keys_of("evaluate"))
+    add_keys(parser, "DATASET --real FOLDER [--output FILE] [--report FILE]", keys_of("evaluate"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:

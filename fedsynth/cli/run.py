@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--superlink", metavar="LINK", help="link folder of this machine, or HOST:PORT: real silos")
     parser.add_argument("--root-certificates", type=Path, metavar="CA", help="ca.crt, with HOST:PORT")
     parser.add_argument("--dry-run", action="store_true", help="only show what every silo would be asked")
-    add_keys(parser)
+    add_keys(parser, "[SETTING.toml] [--superlink LINK] [--dry-run]")
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -292,6 +292,7 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     prepare_home(home)
     command, mark = _command(config, home), uuid4().hex
     show(command, home)
+    print(f"Flower and Ray start, which takes some seconds; all they say: {output}", flush=True)
     environment = {**flower_environment(), SIMULATION: mark}
     with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):
         with echoed(output) as stream:

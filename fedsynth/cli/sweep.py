@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show the runs, and how long they will take")
     parser.add_argument("--seeds", type=int, nargs="+", help="make only the runs of these seeds now")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="make only the runs of these rows now")
-    add_keys(parser)
+    add_keys(parser, "SWEEP.toml [--dry-run] [--rows ROW ...] [--seeds SEED ...]")
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -192,6 +193,12 @@ def _overview(sweep: Sweep, entries: Sequence[Entry], chosen: Sequence[int]) -> 
     unknown = sum(e.status != "finished" and estimated_seconds(e, entries) is None for e in asked)
     some = 0 < unknown < sum(entry.status != "finished" for entry in asked)
     guess = f"; {unknown} runs of a kind that has not finished yet count as the mean" if some else ""
+    if unknown and time_left(asked, entries) is None:
+        first = next(entry for entry in asked if entry.status != "finished")
+        guess = (
+            "; no run of this sweep has finished yet, so what one takes on this machine is not known: make one with"
+            f" --rows {shlex.quote(first.row)} --seeds {first.seed}, and ask again"
+        )
     again = [_again(entry) for entry in entries]
     return f"{terminal_table(rows)}\n\n{len(asked)} runs in {sweep.folder}: {_standing(again, chosen)}{guess}"
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("silo"), help="the silo's folder (default: silo)")
     parser.add_argument("--state-path", type=Path, help="the silo's --state-path (default: state in its folder)")
     parser.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
-    add_keys(parser, keys_of("train-local"))
+    add_keys(parser, "--data-path IMAGES --out FOLDER [--silo-name NAME]", keys_of("train-local"))
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:

@@ -11,6 +11,7 @@ from fedsynth.config.types import (
     SIMULATED,
     Auto,
     Count,
+    Licence,
     NonEmpty,
     NonNegative,
     PluginName,
@@ -43,6 +44,11 @@ class Run(Section):
     resume: str = key("", "run folder to continue; keys that cannot change must be that run's", affects="execution")
     device: Literal["auto", "cpu", "cuda"] = key(
         AUTO, "auto: CUDA when a process sees it", affects="execution", commands=MODEL_COMMANDS
+    )
+    license: Licence = key(
+        "unknown",
+        "licence of the synthetic images for the dataset card, by the hub's word, such as cc-by-4.0",
+        affects="execution",
     )
 
 

@@ -86,6 +86,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Licence = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$", description="a word such as cc-by-4.0, mit, other or unknown")
+]
 
 LEAST_SILOS = 3
 """Participants without whom a secure sum hides nothing: of two, each knows the other's answer."""

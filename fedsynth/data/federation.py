@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from fedsynth.config import AUTO, NATURAL, RunConfig
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
+from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.folder_origins import silos_in_folders
 from fedsynth.data.image_cache import ImageCache
+from fedsynth.data.image_folder import describe_conversion
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
@@ -21,6 +23,11 @@ from fedsynth.data.silo_images import Silo, holdout_rows, simulated_silo
 from fedsynth.data.value_range import configured_range
 from fedsynth.spec import ImageSpec
 from fedsynth.text import visible
+
+_OF_28_PIXELS = ("mnist", "fashion-mnist")
+_HOW = "cropped to their centre square where they are none, then resized"
+_MOST_LOOKED_AT = 20_000
+"""Image files whose headers are read once more to say what was done to them: two seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,24 @@ class Federation:
     def describe_duplicates(self) -> str:
         """Say which pictures are test images too, are held by two silos, or stand under two classes; empty if none."""
         return describe_between_silos(self.train, self.test, self.parts)
+
+    def describe_images(self, config: RunConfig) -> str:
+        """Say how many images there are, in which format, and what was done to them to have it."""
+        _, size, _, channels = self.train.images.shape
+        said = (
+            f"{config.data.dataset}: {len(self.train):,} images for the silos and {len(self.test):,} for testing,"
+            f" {len(self.train.classes)} classes, {size} x {size} pixels, {'grey' if channels == 1 else 'RGB'}"
+        )
+        return visible("; ".join(filter(None, [said, _conversion(config, self.train)])))
+
+    def describe_split(self, config: RunConfig) -> str:
+        """Say how the silos share the images."""
+        given = ", ".join(f"{name.replace('_', '-')} = {value}" for name, value in _parameters(config).items() if value)
+        sizes, held_out = [len(part) for part in self.parts], config.data.holdout_fraction
+        some = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
+        kept = f"; {100 * held_out:g} % of each silo's are held out from its training" if held_out else ""
+        scheme = f"{config.data.partition} ({given})" if given else config.data.partition
+        return f"{scheme}, {len(sizes)} silos of {some} images{kept}"
 
     def describe_silos(self) -> str:
         """Say which natural silo each is: ``silo-0 is bccd, silo-1 is tecom``; empty where nobody gave names."""
@@ -129,6 +154,22 @@ def _folds(config: RunConfig) -> Folds:
         origins=configured_origins(data),
         cache=ImageCache(Path(config.run.state_dir) / "images"),
     )
+
+
+def _conversion(config: RunConfig, train: LabelledImages) -> str:
+    """Say what was done to images that had another format; empty if nothing, or if that is not known."""
+    data, shape = config.data, train.images.shape[1:]
+    if data.dataset in _OF_28_PIXELS:
+        border = "a border of 2 pixels around 28 x 28" if shape[0] == 32 else "resized from 28 x 28"
+        return "" if shape[0] == 28 else border
+    if data.dataset != "imagefolder" or len(train) > _MOST_LOOKED_AT:
+        return "" if data.dataset == "digits" and shape[0] == 8 else f"others were {_HOW}"
+    root = Path(data.data_root).expanduser()
+    folds = find_folds(root)
+    folders = {"training": folds.train, "test": folds.test} if folds else {"": root}
+    changes = {name: describe_conversion(folder, shape, train.classes) for name, folder in folders.items()}
+    said = [f"{name} images: {how}".removeprefix(" images: ") for name, how in changes.items() if how]
+    return f"{'; '.join(said)} ({_HOW})" if said else "as they are stored"
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:

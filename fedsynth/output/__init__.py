@@ -6,7 +6,7 @@ from fedsynth.lazy import imported_when_asked_for
 
 if TYPE_CHECKING:
     from fedsynth.output.class_folders import folder_names
-    from fedsynth.output.dataset import SyntheticDataset, read_dataset, write_dataset
+    from fedsynth.output.dataset import SyntheticDataset, describe_dataset, read_dataset, write_dataset
     from fedsynth.output.evaluation_figures import (
         Embedding,
         NearestImages,
@@ -39,6 +39,7 @@ __all__ = [
     "Usefulness",
     "attack_of",
     "default_name",
+    "describe_dataset",
     "embedding_scatter",
     "evaluation_parts",
     "folder_names",

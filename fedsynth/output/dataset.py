@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedsynth.disk import check_free_space, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_directory, json_text, parse_json
+from fedsynth.files import atomic_directory, atomic_file, json_text, parse_json
 from fedsynth.output.class_folders import folder_names
 from fedsynth.output.dataset_card import dataset_card
 
@@ -31,7 +31,8 @@ class SyntheticDataset:
         labels: int64 (N,), positions in ``classes``.
         classes: Distinct class names; a class may have no image.
         provenance: JSON-ready. The card shows the keys ``method``, ``settings`` (resolved), ``silos`` (their number, or
-            a list with one entry each), ``seed``, ``software`` (name to version) and ``caveats`` (sentences).
+            a list with one entry each), ``seed``, ``software`` (name to version), ``caveats`` (sentences), ``license``,
+            ``privacy`` (see :mod:`fedsynth.privacy.statement`), ``quality`` (measure to columns) and ``verdict``.
 
     Raises:
         ValueError: A field breaks these rules.
@@ -85,13 +86,20 @@ def write_dataset(dataset: SyntheticDataset, path: Path) -> None:
         files = _write_images(dataset, folders, folder)
         rows = [{"file_name": file, "label": file.split("/")[0]} for file in files]
         (folder / METADATA).write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
-        classes = [{"name": n, "folder": f} for n, f in zip(dataset.classes, folders, strict=True)]
-        record = {"classes": classes, "provenance": dict(dataset.provenance)}
-        (folder / PROVENANCE).write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
-        card = dataset_card(
-            dataset.images.shape, dataset.counts().tolist(), dataset.classes, folders, dataset.provenance
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        for name, text in _documents(dataset).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def describe_dataset(dataset: SyntheticDataset, path: Path) -> None:
+    """Write ``provenance.json`` and the card of the dataset at ``path`` anew: when it is measured, more is known of it.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    with explained_writing(path):
+        for name, text in _documents(dataset).items():
+            with atomic_file(path / name) as file:
+                file.write_text(text, encoding="utf-8")
 
 
 def read_dataset(path: Path) -> SyntheticDataset:
@@ -112,6 +120,15 @@ def read_dataset(path: Path) -> SyntheticDataset:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is not a dataset written by fedsynth, or it is damaged: {error}") from error
+
+
+def _documents(dataset: SyntheticDataset) -> dict[str, str]:
+    """Return what stands beside the images, by file name."""
+    folders = folder_names(dataset.classes)
+    classes = [{"name": n, "folder": f} for n, f in zip(dataset.classes, folders, strict=True)]
+    record = {"classes": classes, "provenance": dict(dataset.provenance)}
+    card = dataset_card(dataset.images.shape, dataset.counts().tolist(), dataset.classes, folders, dataset.provenance)
+    return {PROVENANCE: json_text(record, indent=2) + "\n", "README.md": card}
 
 
 def _write_images(dataset: SyntheticDataset, folders: tuple[str, ...], root: Path) -> list[str]:

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCardData
 
 from fedsynth.files import json_text
 from fedsynth.text import printable
+from fedsynth.units import rounded_up, show
 
 NOT_PRIVATE = "They are not differentially private: no formal guarantee limits what they reveal about a training image."
 LIMITS = (
@@ -25,6 +26,9 @@ def limits_of(privacy: Sequence[str]) -> tuple[str, ...]:
     return tuple(said for limit in LIMITS for said in (privacy if privacy and limit == NOT_PRIVATE else (limit,)))
 
 
+UNKNOWN = "unknown"
+"""The hub's word for a licence that nobody named."""
+_ATTACKS = {"epsilon-membership-auc": "the models", "released-membership-auc": "the images"}
 _MARKDOWN = frozenset("\\`*_[]|#~$")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -47,11 +51,15 @@ def dataset_card(
     """
     limits = limits_of(provenance.get("privacy", {}).get("statement", ()))
     sections = [
-        f"---\n{_header(shape[0])}\n---",
+        f"---\n{_header(shape[0], str(provenance.get('license', UNKNOWN)))}\n---",
         "# Synthetic image dataset",
         _summary(shape, len(classes), provenance),
         "## How it was made",
         _making(provenance),
+        "## How good they are",
+        _quality(provenance),
+        "## Privacy",
+        _privacy(provenance),
         "## Intended use",
         "Trying out, teaching and training image classifiers where the real images cannot be shared. "
         "Check every conclusion on real images before relying on it.",
@@ -61,6 +69,8 @@ def dataset_card(
         _label_table(counts, classes, folders),
         "## Reading it",
         _READING,
+        "## Citing",
+        _citing(provenance),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -75,8 +85,10 @@ In all three the label is the folder's name. `ImageFolder` numbers the folders a
 the classes in their original order with the folder of each, and everything known about how the images were made."""
 
 
-def _header(num_images: int) -> str:
+def _header(num_images: int, licence: str) -> str:
     data = DatasetCardData(
+        license=licence,
+        annotations_creators=["machine-generated"],
         pretty_name="Synthetic image dataset",
         task_categories=["image-classification"],
         size_categories=[next((name for limit, name in _SIZES if num_images < limit), "n>1M")],
@@ -102,8 +114,49 @@ def _making(provenance: Mapping[str, Any]) -> str:
     facts += [f"- {_inline(name)}: {_inline(str(version))}" for name, version in provenance.get("software", {}).items()]
     settings = provenance.get("settings")
     if settings:
-        facts.append(f"\nAll settings, defaults resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")
+        facts.append(f"\nThe settings that acted, as resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")
     return "\n".join(facts) or "Not recorded."
+
+
+def _quality(provenance: Mapping[str, Any]) -> str:
+    """Return the measures with their N and feature space, ``quality`` being measure -> column -> value."""
+    rows: Mapping[str, Mapping[str, Any]] = provenance.get("quality", {})
+    if not rows:
+        return "Not measured."
+    said = [_inline(str(provenance["verdict"])), ""] if provenance.get("verdict") else []
+    lines = [
+        *said,
+        "| measure | synthetic | real images instead | better | N | measured in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for measure, row in rows.items():
+        cells = [measure, *(show(row.get(column)) for column in ("synthetic", "real", "better", "N", "in"))]
+        lines.append(f"| {' | '.join(_inline(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _privacy(provenance: Mapping[str, Any]) -> str:
+    promised: Mapping[str, Any] = provenance.get("privacy", {})
+    epsilon, delta = promised.get("privacy-epsilon"), promised.get("privacy-delta")
+    guarantee = "none" if epsilon is None else f"ε = {rounded_up(epsilon)}, δ = {delta:g}, of the training at each silo"
+    lines = [f"- differential privacy: {guarantee}"]
+    for name, what in _ATTACKS.items():
+        row, found = provenance.get("quality", {}).get(name, {}), "not measured"
+        if row.get("synthetic") is not None:
+            most = f", {show(row['highest'])} at the model that tells most" if "highest" in row else ""
+            found = f"AUC {show(row['synthetic'])}{most} (.5 is guessing)"
+        lines.append(f"- membership inference on {what}: {found}")
+    return "\n".join([*lines, "", "An attack that fails proves nothing: a stronger one may exist."])
+
+
+def _citing(provenance: Mapping[str, Any]) -> str:
+    version = provenance.get("software", {}).get("fedsynth", "")
+    entry = ["@software{fedsynth,", "  title = {fedsynth: federated synthesis of image datasets},"]
+    entry += [f"  version = {{{_inline(str(version))}}},"] if version else []
+    source = provenance.get("settings", {}).get("dataset")
+    real = f" ({_inline(str(source))})" if source else ""
+    said = f"Cite the real images' own source{real}, as its owners ask for, and the program:"
+    return "\n".join([said, "", "```bibtex", *entry, "}", "```"])
 
 
 def _label_table(counts: Sequence[int], classes: Sequence[str], folders: Sequence[str]) -> str:

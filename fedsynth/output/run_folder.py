@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, without_idle_keys
+from fedsynth.config import AUTO, KEYS, RunConfig, Scalar, filled, without_idle_keys, without_paths
 from fedsynth.config.recipe import PAPER
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
@@ -42,6 +42,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.json"
+        self.machine = path / "machine.json"
         self.partition = path / "partition.json"
         self.log = path / "log.txt"
         self.metrics = path / "metrics.jsonl"
@@ -87,8 +88,27 @@ class RunFolder:
         """Write ``config.json``."""
         self._write(self.config, value)
 
+    def record_config(self, config: RunConfig, found: Mapping[str, Scalar] | None = None) -> None:
+        """Write ``config.json`` for readers anywhere, and where the files lie on this machine to ``machine.json``.
+
+        Args:
+            config: the run's, strategy and recipe resolved.
+            found: by key, what ``"auto"`` became when the images were known; None: they are not yet.
+        """
+        flat, from_images = config.to_run_config(), filled(config, found or {})
+        paths = {key: value for key, value in flat.items() if KEYS[key].facts.path}
+        # Before the configuration, without which a folder is no run's.
+        self._write(self.machine, {"paths": paths})
+        shown = without_paths(flat | from_images)
+        self._write(
+            self.config, {"config": shown, "resolved": list(config.resolved), "resolved-from-images": [*from_images]}
+        )
+
     def read_config(self) -> RunConfig:
-        """Return the run's configuration from ``config.json``, with the record of what had been resolved.
+        """Return the run's configuration as it was given, with the record of what had been resolved.
+
+        That is ``config.json`` with the paths from ``machine.json``, where there is one: a folder that came from
+        another machine has the last names of its paths only. What was resolved from the images is ``"auto"`` again.
 
         Raises:
             UserError: the file is damaged.
@@ -96,7 +116,8 @@ class RunFolder:
         try:
             content = self._read(self.config)
             # Runs from before there were recipes had the paper's.
-            settings = {"recipe": PAPER, **dict(content["config"].items())}
+            settings = {"recipe": PAPER, **dict(content["config"].items()), **self._paths()}
+            settings |= dict.fromkeys(content.get("resolved-from-images", ()), AUTO)
             # How often silos said how far their training was, and how few images they said nothing of, changed nothing
             # else.
             for key in ("slice-seconds", "min-statistics-samples"):
@@ -215,7 +236,8 @@ class RunFolder:
             UserError: it holds something else.
         """
         left = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
-        if any(name != self.log.name and not name.endswith(".part") for name in left):
+        known = (self.log.name, self.machine.name)
+        if any(name not in known and not name.endswith(".part") for name in left):
             raise UserError(f"'{self.path}' is in the way: it is no run folder (no config.json); move it elsewhere")
         if self.path.is_dir():
             shutil.rmtree(self.path)
@@ -232,6 +254,9 @@ class RunFolder:
         finally:
             logger.removeHandler(handler)
             handler.close()
+
+    def _paths(self) -> dict[str, Any]:
+        return dict(self._read(self.machine)["paths"]) if self.machine.is_file() else {}
 
     def _read_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:

@@ -9,6 +9,9 @@ FEW_IMAGES = 6.0
 """Cooperation was ahead of pooled sampling where 10 silos held 4 images of each class; with 7 images or more, or with 2
 to 3 holders, it was not (``python -m experiments.regimes``). These two bounds lie between and are a guess."""
 
+_MEASURED = "on digits, the Fréchet distance of dfd by that of pooled was"
+"""docs/results/regimes.md, models as trained, posterior weights: the range of three seeds, even and uneven labels."""
+
 
 def advice(label_counts: torch.Tensor) -> str:
     """Return half a sentence for the log: what silos hold, and what that means for the choice of a strategy.
@@ -22,5 +25,11 @@ def advice(label_counts: torch.Tensor) -> str:
     images = float(held[held > 0].mean())
     found = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
     if holders >= MANY_HOLDERS and images <= FEW_IMAGES:
-        return f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10"
-    return f"{found}: strategy = 'pooled' is likely to be as good, in one round"
+        return (
+            f"{found}: silos this small and alike gain by cooperating ({_MEASURED} .60 to .79 where ten silos held 4"
+            " images of every class); if models are noisy, set temperature = 10"
+        )
+    return (
+        f"{found}: strategy = 'pooled' is likely to be as good, in one round ({_MEASURED} .81 to 1.34 where ten silos"
+        " held 144 images)"
+    )

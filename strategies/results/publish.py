@@ -11,19 +11,28 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from fedsynth import __version__
-from fedsynth.config import RunConfig
+from fedsynth.config import RunConfig, published_settings
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal, public_start
-from fedsynth.files import atomic_directory
-from fedsynth.output import RunFolder, SyntheticDataset, folder_names, terminal_table, write_dataset, write_report
+from fedsynth.files import atomic_directory, nonfinite_as_null
+from fedsynth.output import (
+    RunFolder,
+    SyntheticDataset,
+    describe_dataset,
+    folder_names,
+    terminal_table,
+    write_dataset,
+    write_report,
+)
 from fedsynth.privacy.statement import privacy_statement
 from fedsynth.progress import duration
 from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
-from strategies.results.measure import LabelledSet, measure_run
+from strategies.results.measure import LabelledSet, Measurements, measure_run
 from strategies.results.summary import report_content
 from strategies.run.costs import Costs
+from strategies.run.opening import found_settings
 from strategies.run.phases import Phases
 
 logger = logging.getLogger("fedsynth")
@@ -39,8 +48,11 @@ def publish(
     """
     outcome = replace(outcome, notes=(*outcome.notes, *generator_note(task.config), *_start_note(task.config)))
     sets = _sets(outcome, task)
-    for name, (images, labels) in sets.items():
-        dataset = SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
+    datasets = {
+        name: SyntheticDataset(images, labels, task.spec.classes, _provenance(task, outcome, name))
+        for name, (images, labels) in sets.items()
+    }
+    for name, dataset in datasets.items():
         write_dataset(dataset, folder.synthetic / name)
     if outcome.unet is not None:
         _save_model(folder.models / "global", task, outcome.unet)
@@ -60,6 +72,9 @@ def publish(
     folder.write_results({"strategy": task.config.run.strategy, **results})
     shown = {**cost, **{f"{phase}-seconds": spent for phase, spent in seconds.items()}}
     content = report_content(task, outcome, how, shown, measured, folder.read_metrics())
+    for name, dataset in datasets.items():
+        found = _quality(measured, name) | ({"verdict": content.verdict} if len(datasets) == 1 else {})
+        describe_dataset(replace(dataset, provenance={**dataset.provenance, **found}), folder.synthetic / name)
     write_report(folder.report, content)
     logger.info("results")
     for line in terminal_table(content.results or cost).split("\n"):
@@ -110,11 +125,19 @@ def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm"
         seal_folder(temporary, model_seal())
 
 
+def _quality(measured: Measurements, name: str) -> dict[str, Any]:
+    """Return what was measured of one of the datasets."""
+    evaluations = {name: measured.evaluations[name]} if name in measured.evaluations else {}
+    rows = replace(measured, evaluations=evaluations).table()
+    return {"quality": nonfinite_as_null(rows)} if rows else {}
+
+
 def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
     guarantee = privacy_statement(task.config)
     return {
         "method": task.config.run.strategy,
-        "settings": task.config.to_run_config(),
+        "license": task.config.run.license,
+        "settings": published_settings(task.config, found_settings(task.config, task.spec)),
         "codec": codec_of(task.config, task.spec).digest,
         **({"start": start.digest} if (start := public_start(task.config)) else {}),
         "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),

@@ -59,6 +59,7 @@ def test_run_is_continued_from_elsewhere_and_where_it_was_moved_to(
 
 
 CHANGES = """
+--license cc-by-4.0
 --state-dir there --device cpu --num-rounds 8 --train-steps 50 --node-timeout 5 --reply-timeout 6.5 --min-replies 2
 --fast-replies true --evaluate false --evaluate-silos true --feature-extractor pixels --classifiers mlp
 --feature-extractor-weights-path weights.pth --classifier-seeds 1 --resnet-weights-path resnet.pth

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import tomllib
@@ -72,6 +73,51 @@ def test_options_become_values_of_their_type(flower: FakeFlower) -> None:
     assert isinstance(settings["learning-rate"], float)
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--oversample", True),
+        ("--oversample mine.toml", True),
+        ("mine.toml --oversample --num-clients 2", True),
+        ("--oversample true mine.toml", True),
+        ("--oversample=true", True),
+        ("--oversample --no-oversample", False),
+        ("--no-oversample mine.toml", False),
+        ("--oversample false mine.toml", False),
+        ("--oversample=false", False),
+    ],
+)
+def test_what_is_true_or_false_is_a_flag_or_has_the_word(
+    words: str, value: bool, flower: FakeFlower, project: Path
+) -> None:
+    (project / "mine.toml").write_text(f"oversample = {str(not value).lower()}\nnum-samples = 30\n")
+    assert main(["run", *words.split()]) == 0
+    assert flower.settings["oversample"] is value
+    assert flower.settings["num-samples"] == (30 if "mine.toml" in words else 1000)
+
+
+@pytest.mark.parametrize(
+    "words", ["--oversample=maybe", "--oversample yes", "--oversample 0", "--oversample=", "--oversample False"]
+)
+def test_another_word_for_true_is_refused(words: str, flower: FakeFlower, refused: Refused) -> None:
+    value = words.replace("=", " ").partition(" ")[2]
+    assert refused("run", *words.split()) == f"error: oversample = '{value}': must be true or false"
+
+
+def test_help_shows_choices_flags_and_what_auto_becomes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--strategy", "dfd", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(
+        "usage: fedsynth run [SETTING.toml] [--superlink LINK] [--dry-run] [--KEY VALUE ...] Run one"
+    )
+    assert "--device auto|cpu|cuda auto: CUDA when a process sees it (default: auto)" in text
+    assert "--oversample, --no-oversample draw a silo's classes equally often, however rare (default: false)" in text
+    assert "(default: auto, here 10)" in text
+    assert "(default: auto, here cosine; linear with recipe = paper)" in text
+    assert "--output-dir VALUE folder that receives one folder per run; text (default: runs)" in text
+
+
 @pytest.mark.parametrize("form", ["option", "joined", "setting"])
 def test_help_describes_every_key_those_of_the_chosen_strategy_first(
     form: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -87,12 +133,14 @@ def test_help_describes_every_key_those_of_the_chosen_strategy_first(
     assert text.index("--num-rounds VALUE") < general
     assert text.index("--dfd-rounds VALUE") > others
     joined = " ".join(text.split())
-    assert "rounds that train-steps are spread over; 'auto' or a whole number >= 1 (default: 20)" in joined
-    assert "'auto', 'epsilon', 'v' or 'x0' (default: x0, epsilon with recipe = paper)" in joined
-    assert "at its highest; 'auto' or a number > 0 (default: 0.0015, 0.0002 with recipe = paper)" in joined
-    assert "timesteps T; 'auto' or a whole number >= 1 and <= 100000 (default: 1000)" in joined
+    assert "rounds that train-steps are spread over; 'auto' or a whole number >= 1 (default: auto, here 20)" in joined
+    assert "--prediction auto|epsilon|v|x0 what the network predicts" in joined
+    assert "or the image (default: auto, here x0; epsilon with recipe = paper)" in joined
+    assert "at its highest; 'auto' or a number > 0 (default: auto, here 0.0015; 0.0002 with recipe = paper)" in joined
+    assert "timesteps T; 'auto' or a whole number >= 1 and <= 100000 (default: auto, here 1000)" in joined
     for name, key in KEYS.items():
-        assert f"--{name} VALUE {' '.join(key.meaning.split()[:2])}" in joined
+        first_words = re.escape(" ".join(key.meaning.split()[:2]))
+        assert re.search(rf"--{name}(, --no-{name}| VALUE| \S+\|\S+) {first_words}", joined), name
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ def test_every_run_is_made_once_and_known_by_what_it_computes(
 
 def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "s.toml", "--dry-run"]) == 0
-    assert "0 of 4 finished, time left unknown" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 of 4 finished, time left unknown; no run of this sweep has finished yet" in printed
+    assert "make one with --rows DfD --seeds 0, and ask again" in printed
     assert not (place / "runs" / "s").exists()
     order = place / "runs" / "fail-averaging-0"
     order.touch()

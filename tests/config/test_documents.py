@@ -93,7 +93,7 @@ for given in ({"strategy": "fedprox", "proximal-decay": 1.0}, {"strategy": "feda
         print(error)
 parser = argparse.ArgumentParser()
 parser.set_defaults(words=["--strategy", "fedprox"])
-add_keys(parser)
+add_keys(parser, "[SETTING.toml]")
 parser.print_help()
 """
 
@@ -113,4 +113,7 @@ def test_a_new_key_touches_one_file(tmp_path: Path) -> None:
     assert "proximal-decay = 1.0: must be 'auto' or a number >= 0 and < 1 " in said
     assert "proximal-decay = 0.1: acts with strategy = 'fedprox' only; leave it out or set strategy = " in said
     first = said[said.index("strategy fedprox:") : said.index("What is run")]
-    assert "--proximal-decay VALUE how fast the pull fades; 'auto' or a number >= 0 and < 1 (default: 0.5)" in first
+    assert (
+        "--proximal-decay VALUE how fast the pull fades; 'auto' or a number >= 0 and < 1 (default: auto, here 0.5)"
+        in first
+    )

@@ -23,8 +23,10 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield link
 
 
-def test_silos_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> None:
-    run = link.run("dfd", dfd_rounds=2)
+def test_silos_make_a_dataset_of_the_union_of_all_classes_in_secure_sums(link: Deployment) -> None:
+    # All three hold class 2 alone: holders draw the images of the others.
+    sums = {"secure_aggregation": "true", "few_holders": "pooled", "screening": "true"}
+    run = link.run("dfd", dfd_rounds=2, **sums)
     assert classes_of(run) == {"0": 15, "1": 15, "2": 15, "3": 15}
     rows = run.read_metrics()
     assert [row["round"] for row in rows] == [1, 2]
@@ -32,7 +34,13 @@ def test_silos_make_a_dataset_of_the_union_of_all_classes(link: Deployment) -> N
     assert not [was for row in rows for was in row["attendance"].values() if "left-out" in was]
     assert run.report.is_file()
     assert json.loads(run.status.read_text())["state"] == "finished"
-    assert "north: query.epsilon, round 2" in link.log("north")
+    log = link.log("north")
+    assert "north: query.masked, round 2" in log
+    assert "query.reveal" in log
+    assert "query.epsilon" not in log
+    card = (run.synthetic / "README.md").read_text()
+    assert "each silo checked its own model before the rounds" in card
+    assert "class 0, 1, 3: too few silos hold it" in card
 
 
 def test_silo_without_a_registered_key_is_refused(link: Deployment) -> None:

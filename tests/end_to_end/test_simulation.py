@@ -67,7 +67,7 @@ def test_dataset_reopens_with_torchvision_and_datasets(dfd_run: Path, monkeypatc
 def test_answers_in_another_order_and_models_trained_anew_in_one_process_give_the_same_images(
     dfd_run: Path, tmp_path: Path
 ) -> None:
-    flat = json.loads(RunFolder(dfd_run).config.read_text())["config"]
+    flat = RunFolder(dfd_run).read_config().to_run_config()
     elsewhere = {"output-dir": str(tmp_path / "runs"), "state-dir": str(tmp_path / "state"), "evaluate": False}
     again = run_tiny({**flat, **elsewhere}, lambda replies: replies[::-1], report=False)
     assert images_of(again.path) == images_of(dfd_run)

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fedsynth.errors import UserError
-from fedsynth.output import SyntheticDataset, read_dataset, write_dataset
+from fedsynth.output import SyntheticDataset, describe_dataset, read_dataset, write_dataset
 from fedsynth.output.class_folders import folder_names
 
 DIGITS = tuple(str(i) for i in range(11))
@@ -130,6 +130,8 @@ def test_the_card_has_the_hub_header(tmp_path: Path) -> None:
     assert card.header["task_categories"] == ["image-classification"]
     assert card.header["size_categories"] == ["n<1K"]
     assert "synthetic" in card.header["tags"]
+    assert (card.header["license"], card.header["annotations_creators"]) == ("unknown", ["machine-generated"])
+    assert card_of(make_dataset(license="cc-by-4.0"), tmp_path / "c").header["license"] == "cc-by-4.0"
     tiny = np.zeros((1000, 1, 1, 1), np.uint8)
     thousand = SyntheticDataset(tiny, np.zeros(1000, np.int64), ("a",), {})
     assert card_of(thousand, tmp_path / "b").header["size_categories"] == ["1K<n<10K"]
@@ -158,6 +160,43 @@ def test_the_card_tells_size_origin_counts_and_limits(tmp_path: Path) -> None:
     ):
         assert words in text
     assert f"| 3 | 03 | {int((dataset.labels == 3).sum())} |" in text
+
+
+def test_the_card_tells_quality_privacy_and_how_to_cite(tmp_path: Path) -> None:
+    text = card_of(make_dataset(), tmp_path / "bare").text
+    for words in ("Not measured.", "differential privacy: none", "inference on the models: not measured", "@software{"):
+        assert words in text
+    row = {"synthetic": 0.893, "real": None, "better": "higher", "N": 1000, "in": "a|b"}
+    attack = {"synthetic": 0.7, "highest": 0.96, "N": 300, "in": "noise predictions"}
+    dataset = make_dataset(
+        quality={"accuracy-cnn": row, "epsilon-membership-auc": attack},
+        verdict="Usable.",
+        privacy={"privacy-epsilon": 7.9999, "privacy-delta": 1e-5, "statement": ["Proven."]},
+        settings={"dataset": "mnist"},
+        software={"fedsynth": "9.8"},
+    )
+    text = card_of(dataset, tmp_path / "a").text
+    for words in (
+        "Usable.",
+        r"| accuracy-cnn | 0.893 | - | higher | 1,000 | a\|b |",
+        "differential privacy: ε = 8, δ = 1e-05",
+        "inference on the models: AUC 0.700, 0.960 at the model that tells most",
+        "inference on the images: not measured",
+        "own source (mnist)",
+        "version = {9.8}",
+        "Proven.",
+    ):
+        assert words in text
+
+
+def test_a_measured_dataset_is_described_anew(tmp_path: Path) -> None:
+    path = tmp_path / "synthetic"
+    write_dataset(make_dataset(seed=1), path)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.png")}
+    describe_dataset(make_dataset(seed=1, verdict="Usable.", quality={"recall": {"synthetic": 0.5}}), path)
+    assert read_dataset(path).provenance["quality"] == {"recall": {"synthetic": 0.5}}
+    assert "| recall | 0.500 |" in (path / "README.md").read_text()
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.png")} == before
 
 
 def test_class_names_cannot_break_the_card(tmp_path: Path) -> None:

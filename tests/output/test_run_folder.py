@@ -118,6 +118,18 @@ def test_configuration_is_read_with_what_had_been_resolved(tmp_path: Path) -> No
     assert config.resolved == ("sampler", "beta")
 
 
+def test_configuration_is_for_everybody_and_paths_are_for_this_machine(tmp_path: Path) -> None:
+    given: dict[str, Scalar] = {"dataset": "mnist", "data-root": "/home/alice/mnist", "image-size": "auto"}
+    config, run = RunConfig.from_run_config(given | {"output-dir": str(tmp_path)}), RunFolder(tmp_path)
+    run.record_config(config, {"image-size": 32, "model": "digits", "seed": 7})
+    flat = json.loads(run.config.read_text())["config"]
+    assert (flat["image-size"], flat["model"], flat["data-root"], flat["seed"]) == (32, "digits", "mnist", 0)
+    assert "alice" not in run.config.read_text()
+    assert run.read_config().to_run_config() == config.to_run_config()
+    run.machine.unlink()
+    assert run.read_config().data.data_root == "mnist"
+
+
 def test_configuration_of_an_earlier_version_is_read_where_it_says_what_is_still_done(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     former: dict[str, Scalar] = {"corrector-steps": 0, "min-gain": "auto", "slice-seconds": 2.0, "temperature": 3.0}

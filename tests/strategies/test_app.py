@@ -13,7 +13,7 @@ from flwr.app import Message
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 import clients.models.local_model
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion import to_uint8 as as_images
@@ -23,6 +23,7 @@ from strategies.app import draw_labels
 from strategies.conversation.census import Census, Member
 
 ROUNDS = {"dfd": 4, "fedavg": 2, "pooled": 1, "centralised": 2}
+PATHS = [name for name, key in KEYS.items() if key.facts.path]
 RESOLVED = {
     "dfd": {"weights": "posterior", "sampler": "ddpm", "prior": "class", "score-scale": 1.0},
     "fedavg": {"sampler": "ddpm", "sample-from": "raw"},
@@ -106,10 +107,18 @@ def test_configuration_is_written_back_resolved(done: Run) -> None:
     config, resolved = written["config"], written["resolved"]
     assert isinstance(config, dict)
     assert isinstance(resolved, list)
-    given = {key: value for key, value in settings.items() if key not in resolved}
+    from_images = written["resolved-from-images"]
+    assert isinstance(from_images, list)
+    assert {"image-size", "codec", "model"} <= set(from_images)
+    assert (config["image-size"], config["block-out-channels"]) == (8, "8,8")
+    given = {key: value for key, value in settings.items() if key not in (*resolved, *from_images, *PATHS)}
     assert {key: config[key] for key in given} == given
+    assert {key: settings[key] for key in PATHS if settings[key]}.items() <= read(folder.machine)["paths"].items()
+    assert not [key for key, value in config.items() if str(value).startswith("/")]
     assert {key: config[key] for key in RESOLVED[name]} == RESOLVED[name]
-    assert all(config[key] != "auto" and settings[key] == "auto" for key in resolved)
+    assert all(config[key] != "auto" and settings[key] == "auto" for key in (*resolved, *from_images))
+    known = {key: value for key, value in settings.items() if key not in resolved}
+    assert known.items() <= folder.read_config().to_run_config().items()
     assert RunConfig.from_run_config(config).to_run_config() == config
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from flwr.app import Message
 from interrupted_runs import KilledError, die, in_round, resumed
 from one_silo import policy_file
 from PIL import Image
-from real_silos import real_settings, run_real, write_digits, write_silos
+from real_silos import keys_for_sums, real_settings, run_real, write_digits, write_silos
 from spoiled_answers import Tamper, failed
 from tiny_runs import images_of
 
@@ -23,7 +22,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.messages import sender_of, transport
 from fedsynth.output import RunFolder
 from fedsynth.privacy.sums import SecretKeys
-from fedsynth.privacy.sums.key_files import read_known, write_known, write_secret
+from fedsynth.privacy.sums.key_files import read_known, write_known
 from fedsynth.spec import ImageSpec
 from strategies.run.opening import load_reference
 
@@ -197,19 +196,6 @@ def test_unwritable_state_folder_is_told_with_the_silo(silos: dict[str, Path], t
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"3 needed: east: UserError: state folder .*another --state-path"):
         run_real(real_settings(tmp_path, strategy="pooled"), silos, east={"state-path": str(tmp_path / "file")})
-
-
-def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
-    secrets = {name: SecretKeys.generate() for name in names}
-    given = {}
-    for name, keys in secrets.items():
-        own = folder / name
-        own.mkdir(parents=True)
-        write_secret(own / "sums.key", keys)
-        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
-        given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
-    return given
 
 
 def test_real_silos_answer_in_sums_alone_and_know_one_another_s_keys(

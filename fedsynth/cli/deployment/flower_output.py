@@ -22,6 +22,9 @@ START_LIMIT = 20.0
 LINE_START = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 """Time of day before a line of our log, as a terminal shows it and as ``log.txt`` has it."""
 
+_OURS = re.compile(rb"fedsynth \d\d:\d\d:\d\d ")
+"""Begin of our lines where they are printed: :func:`fedsynth.logs.log_to_stderr`."""
+
 _NO_SUPERLINK = "Failed to start local SuperLink: `flower-superlink` exited"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
@@ -29,9 +32,10 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 
 @contextlib.contextmanager
 def echoed(path: Path) -> Iterator[int]:
-    """Yield a file descriptor for the output of a process; what it writes there is printed, and kept in ``path``.
+    """Yield a file descriptor for the output of a process; what it writes there is kept in ``path``.
 
-    Lines that do not fit on the disk are printed only: a run does not end for its log. If nobody reads what is printed
+    Our own log lines are printed too, with what is indented below them; what Flower and Ray say is in the file. Lines
+    that do not fit on the disk are printed only: a run does not end for its log. If nobody reads what is printed
     any more, the descriptor is closed, which ends a process that writes on.
 
     Raises:
@@ -45,12 +49,14 @@ def echoed(path: Path) -> Iterator[int]:
     gone: list[BrokenPipeError] = []
 
     def echo() -> None:
+        ours = False
         with kept, open(reading, "rb") as lines:
             for line in lines:
+                ours = bool(_OURS.match(line)) or (ours and line.startswith(b"    "))
                 with contextlib.suppress(OSError):
                     kept.write(line)
                 try:
-                    print(line.decode(errors="replace"), end="", flush=True)
+                    print(line.decode(errors="replace") if ours else "", end="", flush=True)
                 except BrokenPipeError as error:
                     gone.append(error)
                     return

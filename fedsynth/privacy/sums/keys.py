@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Self
 
@@ -48,7 +49,7 @@ class PublicKeys:
         """Both keys as 128 hexadecimal digits."""
         return (self.masks + self.signatures).hex()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of both, as hexadecimal digits: what people compare."""
         return sha256(self.masks + self.signatures).hexdigest()
@@ -74,6 +75,7 @@ class SecretKeys:
             raise SumError(f"secret keys of {len(secret)} bytes: must be {2 * KEY_BYTES}")
         self._masks = X25519PrivateKey.from_private_bytes(secret[:KEY_BYTES])
         self._signatures = Ed25519PrivateKey.from_private_bytes(secret[KEY_BYTES:])
+        self._agreed: dict[bytes, bytes] = {}
 
     @classmethod
     def generate(cls) -> Self:
@@ -86,7 +88,7 @@ class SecretKeys:
         """The 64 bytes, to be kept in a file that nobody else reads."""
         return self._masks.private_bytes_raw() + self._signatures.private_bytes_raw()
 
-    @property
+    @cached_property
     def public(self) -> PublicKeys:
         """What others may know."""
         halves = self._masks.public_key(), self._signatures.public_key()
@@ -104,10 +106,12 @@ class SecretKeys:
         Raises:
             SumError: the other's key is one with which every secret is zero.
         """
-        try:
-            agreed = self._masks.exchange(X25519PublicKey.from_public_bytes(other.masks))
-        except ValueError:
-            raise SumError("a public key with which no secret can be agreed on") from None
+        if (agreed := self._agreed.get(other.masks)) is None:
+            try:
+                agreed = self._masks.exchange(X25519PublicKey.from_public_bytes(other.masks))
+            except ValueError:
+                raise SumError("a public key with which no secret can be agreed on") from None
+            self._agreed[other.masks] = agreed
         both = sorted([self.public.text, other.text])
         info = json.dumps(["fedsynth secure sum 1", purpose, *both, *context]).encode()
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(agreed)

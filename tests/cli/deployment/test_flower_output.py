@@ -12,6 +12,7 @@ from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlin
 from fedsynth.cli.deployment.processes import marked
 from fedsynth.errors import UserError
 
+AT = "fedsynth 10:20:30"
 NO_RAY = """\
 Starting local SuperLink on 127.0.0.1:36427...
 \x1b[92mINFO \x1b[0m:      Starting Flower Simulation
@@ -74,11 +75,13 @@ def say(words: str, output: int) -> int:
     return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
 
 
-def test_output_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_lines_are_shown_and_all_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run-logs" / "run.txt"
+    said = f"INFO : Starting\n    warnings.warn(\n{AT} λ\n    Traceback\nray.warn\n    more\n{AT} torn"
     with echoed(path) as output:
-        assert say("print('λ', flush=True); print('torn', end='', file=sys.stderr)", output) == 0
-    assert path.read_text() == capsys.readouterr().out == "λ\ntorn"
+        assert say(f"print({said!r}, end='')", output) == 0
+    assert path.read_text() == said
+    assert capsys.readouterr().out == f"{AT} λ\n    Traceback\n{AT} torn"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), echoed(tmp_path / "file" / "x"):
         pass
@@ -86,17 +89,18 @@ def test_output_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_output_that_does_not_fit_on_the_disk_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with echoed(Path("/dev/full")) as output:
-        assert say("print('one', flush=True); print('two')", output) == 0
-    assert capsys.readouterr().out == "one\ntwo\n"
+        assert say(f"print('{AT} one', flush=True); print('{AT} two')", output) == 0
+    assert capsys.readouterr().out == f"{AT} one\n{AT} two\n"
 
 
 def test_a_process_whose_output_nobody_reads_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = f"import time\nfor _ in range(9999): print('{AT} on', flush=True); time.sleep(0.01)"
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as unread, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", unread)
         with pytest.raises(BrokenPipeError), echoed(tmp_path / "run.txt") as output:
-            assert say("import time\nfor _ in range(9999): print('on', flush=True); time.sleep(0.01)", output) != 0
+            assert say(on, output) != 0
         patched.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), unread.fileno())
 

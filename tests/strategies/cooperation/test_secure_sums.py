@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from capture import holds
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from pretrained_folders import save_model, unet_of
 
 import clients.app
@@ -17,14 +18,18 @@ from fedsynth.api.in_process_run import InProcessRun, begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import (
+    EpsilonAnswer,
     EpsilonRequest,
     MaskedAnswer,
     MaskedRequest,
     RevealRequest,
     SampleAnswer,
     SampleRequest,
+    transport,
 )
+from fedsynth.privacy.sums.fixed_point import to_fixed
 from strategies import build_strategy
+from strategies.base import Outcome
 
 SETTINGS: dict[str, Scalar] = {
     "alpha": 1000.0,
@@ -85,19 +90,26 @@ def models_that_are_trained_once(tmp_path_factory: pytest.TempPathFactory) -> Pa
     return tmp_path_factory.mktemp("state")
 
 
+@pytest.fixture(scope="module", name="watched")
+def a_plain_run_and_what_crossed(state: Path) -> tuple[Images, list[Message]]:
+    run, grid = begin(state, secure_aggregation=False, **PLAIN)
+    return run.outcome().images, [reply for _, _, reply in grid.crossed]
+
+
 @pytest.fixture(scope="module", name="plain")
-def images_of_a_plain_run(state: Path) -> Images:
-    settings = {**SETTINGS, **PLAIN, "state-dir": str(state)}
-    return begin_run(settings).outcome().images
+def images_of_a_plain_run(watched: tuple[Images, list[Message]]) -> Images:
+    return watched[0]
 
 
-def test_images_are_those_of_a_run_that_shows_every_answer(
-    plain: Images, state: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture(scope="module", name="secure")
+def a_secure_run_and_what_crossed(state: Path) -> tuple[Outcome, WatchedGrid]:
     run, grid = begin(state)
-    outcome = run.outcome()
+    return run.outcome(), grid
+
+
+def test_images_are_those_of_a_run_that_shows_every_answer(plain: Images, secure: tuple[Outcome, WatchedGrid]) -> None:
+    outcome, grid = secure
     images = outcome.images
-    assert "nobody but the silo itself can look at its answers" in caplog.text
     assert any("each silo checked its own model before the rounds" in note for note in outcome.notes)
     difference = np.abs(images.astype(int) - plain.astype(int))
     assert difference.max() <= 1
@@ -109,6 +121,21 @@ def test_images_are_those_of_a_run_that_shows_every_answer(
         numbers = MaskedAnswer.from_message(reply).masked.numpy().view(np.uint32)
         # Noise predictions in fixed point would all lie near 0 or near 2**32.
         assert 0.4 < numbers.mean() / 2**32 < 0.6
+
+
+def test_answers_that_a_plain_run_shows_are_found_in_no_message_of_a_secure_one(
+    watched: tuple[Images, list[Message]], secure: tuple[Outcome, WatchedGrid]
+) -> None:
+    in_sums, plain = [reply for _, _, reply in secure[1].crossed], watched[1]
+    answers = [reply for reply in plain if reply.metadata.message_type == EpsilonRequest.kind]
+    assert len(answers) == 4 * 3
+    shown = [EpsilonAnswer.from_message(reply).epsilon.numpy() for reply in answers]
+    assert all(holds(plain, epsilon[0]) for epsilon in shown)
+    # The search sees through fixed point and weights, and through a part of an answer.
+    weighted = Array(to_fixed(shown[0], 0.25).ravel().view(np.int32))
+    unmasked = Message(RecordDict(transport.pack("masked", ArrayRecord({"masked": weighted}))), reply_to=answers[0])
+    assert holds([unmasked], shown[0][3])
+    assert not any(holds(in_sums, epsilon[0]) for epsilon in shown)
 
 
 @pytest.mark.parametrize("kind", [MaskedRequest.kind, RevealRequest.kind])
@@ -166,8 +193,6 @@ def test_classes_of_few_holders_are_drawn_as_pooled_draws_them(state: Path) -> N
     settings = {**SETTINGS, "alpha": 0.2, "seed": 3, "sampler": "ddim", "state-dir": str(state), "strategy": "pooled"}
     pooled = begin_run({key: value for key, value in settings.items() if key != "dfd-rounds"}).outcome()
     assert np.abs(outcome.images[rows].astype(int) - pooled.images[rows].astype(int)).max() <= 1
-    without, _ = begin(state, alpha=0.2, seed=3, sampler="ddim")
-    assert np.array_equal(outcome.images[~rows], without.outcome().images)
     # Each silo draws the images that it owns, and is asked once.
     drawn = [SampleAnswer.from_message(reply) for kind, _, reply in grid.crossed if kind == SampleRequest.kind]
     assert sum(len(answer.images) for answer in drawn) == rows.sum()
@@ -193,17 +218,18 @@ def test_a_silo_whose_model_fails_its_own_check_takes_no_part(
     # It has not dropped out of a sum: nobody is asked to agree on who is left.
     assert not [silo for kind, silo, _ in grid.crossed if kind == "query.agree"]
 
-    unchecked, grid = begin(state, models=brought, screening=False)
-    outcome = unchecked.outcome()
-    assert [silo for kind, silo, _ in grid.crossed if kind == MaskedRequest.kind] == [0, 1, 2, 3] * 3
-    assert any("no silo checked its own model" in note for note in outcome.notes)
+    unchecked, _ = begin(state, models=brought, screening=False)
+    assert unchecked.strategy.state_dict()["ready"] == [0, 1, 2, 3]
 
 
-def test_with_too_few_fit_models_the_run_ends_before_a_round(state: Path, tmp_path: Path) -> None:
+def test_with_too_few_fit_models_the_run_ends_before_a_round(
+    state: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     digits = tuple(map(str, range(10)))
     brought = dict.fromkeys((0, 3), save_model(tmp_path / "model", unet_of(classes=10), digits))
     with pytest.raises(UserError, match="no class is held by 3 silos that take part"):
         begin(state, models=brought)
+    assert "nobody but the silo itself can look at its answers" in caplog.text
 
 
 def test_a_run_that_stops_within_a_sum_is_resumed_to_the_same_images(plain: Images, state: Path) -> None:

@@ -152,7 +152,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def refused(folder: RunFolder, said: str, tamper: Tamper = ask_nobody, **changes: Scalar) -> None:
     """The run does not go on, and its folder stays as it was."""
-    before, settings = contents(folder), json.loads(folder.config.read_text())["config"]
+    before, settings = contents(folder), folder.read_config().to_run_config()
     changed = {key.replace("_", "-"): value for key, value in changes.items()}
     with pytest.raises(UserError, match=said):
         run_tiny({**settings, "resume": str(folder.path), **changed}, tamper, report=False)
