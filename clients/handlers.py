@@ -261,8 +261,10 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
     token, from one round that it takes part in to the next, and no answer holds them, whatever parts it asks for.
     """
+    parts = list(PARTS if request.report_parts is None else request.report_parts)
+    select_parts({}, parts)  # an unknown part is refused before any work
     exchanged, losses = _train_round(request, silo)
-    reported = select_parts(exchanged, list(PARTS if request.report_parts is None else request.report_parts))
+    reported = select_parts(exchanged, parts)
     return TrainAnswer(
         arrays=transport.encode_tensors(reported, silo.config.exchange.wire_dtype),
         num_examples=told_number(silo, request.spec),

@@ -169,7 +169,7 @@ class Seed:
         sources = self.sources[""]
         synthetic = [data for name, data in sources.items() if name.startswith("synthetic")]
         real = [data for name, data in sources.items() if name.startswith("real") and name != EVERYWHERE]
-        page(synthetic, 3).save(folder / f"synthetic-{self.seed}.png", optimize=True)
+        page(synthetic, 3).save(folder / f"synthetic-{self.seed}.jpg", quality=90)
         page([*real, *synthetic], 6).save(folder / f"real-and-synthetic-{self.seed}.png")
 
 

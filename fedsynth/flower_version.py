@@ -36,6 +36,7 @@ INTERNALS: dict[str, str] = {
     "flwr.supercore.runtime.RuntimeHttpClient.from_server_address": (
         "server_address insecure root_certificates interceptors retry_invoker"
     ),
+    "flwr.supercore.task_identity.TaskIdentity": "",
     "flwr.supernode.cli.flower_supernode.flower_supernode": "",
     "flwr.supernode.runtime.run_clientapp.pull_task_input": "client",
     "flwr.supernode.runtime.run_clientapp.push_message": "client message context",

@@ -55,7 +55,7 @@ def test_small_settings_are_small(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_expand_to_runs_that_their_strategies_accept(path: Path) -> None:
-    runs = read_sweep(path).runs
+    runs = read_sweep(path, {"autoencoder": "folder"} if path.stem.endswith("-latents") else {}).runs
     assert len({run.row for run in runs}) >= 3
     for run in runs:
         build_strategy(run.config)

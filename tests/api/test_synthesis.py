@@ -95,6 +95,9 @@ def test_what_says_nothing_of_a_silo_is_refused(silos: Any, keywords: Any, said:
 
 
 def test_ctrl_c_ends_a_run_and_not_one_silo() -> None:
+    # A shell starts its background commands with Ctrl-C ignored, and Python leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def answer(message: Any, context: Any) -> Any:
         """Turn whatever goes wrong into an answer, as the ClientApp does."""
         try:
@@ -104,5 +107,8 @@ def test_ctrl_c_ends_a_run_and_not_one_silo() -> None:
             return error
         return "answer"
 
-    with pytest.raises(KeyboardInterrupt), _interruptible(answer) as ask:
-        ask(None, None)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(KeyboardInterrupt), _interruptible(answer) as ask:
+            ask(None, None)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)

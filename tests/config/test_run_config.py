@@ -24,6 +24,8 @@ def acting(name: str) -> dict[str, Scalar]:
     """A configuration in which a key has a value that is not its default, and acts."""
     firsts = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
     conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
+    if conditions.get("strategy") == "dp-sum":
+        conditions["dp-epsilon"] = 1.0  # which it cannot do without
     words = re.findall("'([^']+)'", KEYS[name].allowed)
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "flip", "elsewhere"]:
         with suppress(UserError):
