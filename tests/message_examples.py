@@ -36,6 +36,19 @@ class Exchanged(NamedTuple):
     answer: Answer
 
 
+SUM: Any = {"run_token": "run-1", "attempt": "first", "participants": ("a", "b", "c"), "keys": (HASH + HASH,) * 3}
+
+
+def _masked(count: int) -> messages.MaskedAnswer:
+    return messages.MaskedAnswer(
+        masked=torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32),
+        sealed=(bytes(44),) * 3,
+        commitment=bytes(32),
+        confirmations=(bytes(32),) * 2,
+        num_examples=3,
+    )
+
+
 def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
     return Exchanged(request, replace(answer, seconds=1.5))
 
@@ -103,20 +116,11 @@ EXAMPLES: dict[str, Exchanged] = {
             labels=torch.tensor([0, 1, 1]),
             timestep=421,
             part=1,
-            run_token="run-1",
-            attempt="first",
-            participants=("a", "b", "c"),
-            keys=(HASH + HASH,) * 3,
+            **SUM,
             weights=torch.full((3, 2), 1 / 3),
             server_round=2,
         ),
-        messages.MaskedAnswer(
-            masked=torch.randint(-(2**31), 2**31, (192,), dtype=torch.int32),
-            sealed=(bytes(44),) * 3,
-            commitment=bytes(32),
-            confirmations=(bytes(32),) * 2,
-            num_examples=3,
-        ),
+        _masked(192),
     ),
     "masked train": _answered(
         messages.MaskedTrainRequest(
@@ -129,19 +133,10 @@ EXAMPLES: dict[str, Exchanged] = {
             has_trained=True,
             ranges=(1.0, 4.0),
             parts=("encoder", "decoder"),
-            run_token="run-1",
-            attempt="first",
-            participants=("a", "b", "c"),
-            keys=(HASH + HASH,) * 3,
+            **SUM,
             weights=torch.full((3, 2), 1 / 3),
         ),
-        messages.MaskedAnswer(
-            masked=torch.randint(-(2**31), 2**31, (12,), dtype=torch.int32),
-            sealed=(bytes(44),) * 3,
-            commitment=bytes(32),
-            confirmations=(bytes(32),) * 2,
-            num_examples=3,
-        ),
+        _masked(12),
     ),
     "gradient": _answered(
         messages.GradientRequest(
@@ -149,19 +144,10 @@ EXAMPLES: dict[str, Exchanged] = {
             spec=SPEC,
             server_round=2,
             norm=50_000,
-            run_token="run-1",
-            attempt="first",
-            participants=("a", "b", "c"),
-            keys=(HASH + HASH,) * 3,
+            **SUM,
             weights=torch.full((3, 1), 1 / 3),
         ),
-        messages.MaskedAnswer(
-            masked=torch.randint(-(2**31), 2**31, (13,), dtype=torch.int32),
-            sealed=(bytes(44),) * 3,
-            commitment=bytes(32),
-            confirmations=(bytes(32),) * 2,
-            num_examples=3,
-        ),
+        _masked(13),
     ),
     "agree": _answered(
         messages.AgreeRequest(run_token="run-1", attempt="first", survivors=("a", "b", "c")),

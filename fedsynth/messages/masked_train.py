@@ -6,48 +6,25 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsynth.messages.fields import (
-    MAX_LOSS,
-    MAX_STEPS,
-    MessageError,
-    array_record,
-    flag,
-    image_spec,
-    real,
-    setting,
-    several,
-    text,
-    whole,
-)
+from fedsynth.messages.fields import MessageError, real, setting, several, text
 from fedsynth.messages.masked import SumRequest
-from fedsynth.messages.train import TrainRequest
-from fedsynth.messages.transport import Arrays
-from fedsynth.spec import ImageSpec
+from fedsynth.messages.train import TrainingRound, TrainRequest
 
 LEAST_RANGE, LARGEST_RANGE = 2.0**-10, 2.0**21
 """Of an update: finer steps than single precision has nobody needs, and larger weights than a million have no model."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MaskedTrainRequest(SumRequest):
+class MaskedTrainRequest(TrainingRound, SumRequest):
     """Weights to continue from; the answer is what training has changed in them, weighted and masked.
 
     Attributes:
-        arrays, spec, server_round, steps, first_step, proximal_mu, has_trained: as of
-            :class:`~fedsynth.messages.TrainRequest`.
         ranges: size to which an update is clamped, for every floating-point array in their order.
         parts: of the network, a group of weights each, in that order; empty: one group.
     """
 
     kind: ClassVar[str] = "query.masked_train"
 
-    arrays: Arrays = array_record()
-    spec: ImageSpec = image_spec()
-    server_round: int = setting(whole(1, MAX_STEPS))
-    steps: int = setting(whole(0, MAX_STEPS))
-    first_step: int = setting(whole(0, MAX_STEPS), 0)
-    proximal_mu: float = setting(real(0, MAX_LOSS), 0.0)
-    has_trained: bool = setting(flag, False)
     ranges: tuple[float, ...] = setting(several(real(LEAST_RANGE, LARGEST_RANGE)))
     parts: tuple[str, ...] = setting(several(text(r"[a-z]{1,32}"), 10), ())
 
@@ -74,13 +51,4 @@ class MaskedTrainRequest(SumRequest):
 
     def training(self) -> TrainRequest:
         """Return the same question without the sum."""
-        return TrainRequest(
-            arrays=self.arrays,
-            spec=self.spec,
-            server_round=self.server_round,
-            steps=self.steps,
-            first_step=self.first_step,
-            proximal_mu=self.proximal_mu,
-            run_token=self.run_token,
-            has_trained=self.has_trained,
-        )
+        return TrainRequest(**self.training_round(), run_token=self.run_token)

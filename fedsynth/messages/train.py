@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
 from fedsynth.messages.fields import (
@@ -41,8 +41,8 @@ class TrainAnswer(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainRequest(Request[TrainAnswer]):
-    """Weights to continue from.
+class TrainingRound:
+    """What a silo is to do in a round of averaging, however it answers.
 
     Attributes:
         arrays: the exchanged weights; tensors of the network that are not among them are the silo's own and stay on
@@ -52,12 +52,8 @@ class TrainRequest(Request[TrainAnswer]):
         steps: optimiser steps of this round.
         first_step: steps of train-steps that belong to earlier rounds, by which the learning rate has fallen.
         proximal_mu: weight of FedProx's term.
-        run_token: names the run, for tensors that stay with the silo.
         has_trained: whether the silo took part in an earlier round, so that it must have kept such tensors.
-        report_parts: parts of the network to answer; None: all.
     """
-
-    kind: ClassVar[str] = "train"
 
     arrays: Arrays = array_record()
     spec: ImageSpec = image_spec()
@@ -65,8 +61,25 @@ class TrainRequest(Request[TrainAnswer]):
     steps: int = setting(whole(0, MAX_STEPS))
     first_step: int = setting(whole(0, MAX_STEPS), 0)
     proximal_mu: float = setting(real(0, MAX_LOSS), 0.0)
-    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     has_trained: bool = setting(flag, False)
+
+    def training_round(self) -> dict[str, Any]:
+        """Return these attributes by name, for a question of another kind about the same round."""
+        return {info.name: getattr(self, info.name) for info in fields(TrainingRound)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest(TrainingRound, Request[TrainAnswer]):
+    """Weights to continue from.
+
+    Attributes:
+        run_token: names the run, for tensors that stay with the silo.
+        report_parts: parts of the network to answer; None: all.
+    """
+
+    kind: ClassVar[str] = "train"
+
+    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)
 
     def reader(self) -> Reader[TrainAnswer]:

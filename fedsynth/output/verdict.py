@@ -172,6 +172,8 @@ def _of_publishing(findings: Findings) -> list[str]:
             f"do not publish the images unchecked: {_percent(findings.copied_share or 0.0)} of them lie nearer to a"
             " training image than 95 % of fresh real images do"
         )
+    elif images is not None and images.better_than_guessing:
+        parts.append(_little("images", images))
     elif looked_for_copies:
         parts.append("no sign that the images repeat training images")
     if models is None:
@@ -179,11 +181,12 @@ def _of_publishing(findings: Findings) -> list[str]:
     if models.shows:
         return [*parts, f"do not publish the models: who was trained on shows with {_strength(models)}"]
     if models.better_than_guessing:
-        return [
-            *parts,
-            f"think before you publish the models: they show a little of who was trained on ({_strength(models)})",
-        ]
+        return [*parts, _little("models", models)]
     return [*parts, f"an attack on the models did no better than guessing ({_strength(models)})"]
+
+
+def _little(what: str, attack: AttackFound) -> str:
+    return f"think before you publish the {what}: they show a little of who was trained on ({_strength(attack)})"
 
 
 def _many_copies(share: float, n: int) -> bool:

@@ -78,18 +78,7 @@ def mean_update(
     ranges = tuple(range_of(layer) for layer in layers.values())
 
     def build(common: Common) -> MaskedTrainRequest:
-        return MaskedTrainRequest(
-            arrays=question.arrays,
-            spec=question.spec,
-            server_round=question.server_round,
-            steps=question.steps,
-            first_step=question.first_step,
-            proximal_mu=question.proximal_mu,
-            has_trained=question.has_trained,
-            ranges=ranges,
-            parts=tuple(parts),
-            **common,
-        )
+        return MaskedTrainRequest(**question.training_round(), ranges=ranges, parts=tuple(parts), **common)
 
     what = f"round {question.server_round}"
     summed = sums.sum(what, question.server_round, weights, build, timeout, needed)

@@ -79,3 +79,10 @@ def test_an_attack_is_read_from_results() -> None:
     row = {"x-membership-auc": 0.6, "x-membership-tpr-at-1-percent-fpr": 0.02, "x-members": 9, "x-non-members": 8}
     assert attack_of(row, "x-") == AttackFound(0.6, 0.02, 9, 8)
     assert attack_of({**row, "x-membership-auc": None}, "x-") is None
+
+
+def test_images_that_show_a_little_are_not_called_free_of_signs() -> None:
+    found = verdict_of(replace(ALL_FINE, images=AttackFound(0.576, 0.028, 360, 360)))
+    assert "think before you publish the images: they show a little of who was trained on (AUC .58)" in found
+    assert "no sign" not in found
+    assert "no sign" in verdict_of(replace(ALL_FINE, images=AttackFound(0.55, 0.028, 360, 360)))
