@@ -28,6 +28,7 @@ from fedsynth.data import (
     list_images,
     load_federation,
 )
+from fedsynth.diffusion import settle_base_model
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -64,8 +65,8 @@ class SiloContext:
         context: Flower's, of one message.
 
     Attributes:
-        config: the run's configuration; ``autoencoder`` and ``init-from`` are a real silo's own, ``autoencoder-path``
-            and ``init-from`` of its node config.
+        config: the run's configuration; ``autoencoder``, ``init-from`` and ``base-model`` are a real silo's own,
+            ``autoencoder-path``, ``init-from`` and ``base-model`` of its node config.
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
         simulated: whether the silo is a partition of a named dataset.
@@ -82,7 +83,7 @@ class SiloContext:
 
     Raises:
         UserError: the configuration or the policy cannot be read, the name is none that others could show, or the run
-            works in latents or starts from a public model and a real silo has no autoencoder or no such model.
+            works in latents or starts from a public or base model and a real silo has no autoencoder or no such model.
     """
 
     def __init__(self, context: Context) -> None:
@@ -92,7 +93,7 @@ class SiloContext:
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
         run_config = tuple((key, type(value), value) for key, value in context.run_config.items())
-        self.config = self._with_own_folders(_config(run_config))
+        self.config = settle_base_model(self._with_own_folders(_config(run_config)))
         self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
@@ -208,7 +209,7 @@ class SiloContext:
     def _with_own_folders(self, config: RunConfig) -> RunConfig:
         """Replace the server's paths, which name nothing at a real silo."""
         model, node = config.model, self._flower.node_config
-        if self.simulated or not (model.autoencoder or model.init_from):
+        if self.simulated or not (model.autoencoder or model.init_from or model.base_model):
             return config
         own: dict[str, str] = {}
         if model.autoencoder and not own.setdefault("autoencoder", str(node.get("autoencoder-path", ""))):
@@ -220,6 +221,11 @@ class SiloContext:
             raise UserError(
                 "init-from: the run's networks start from a public model, and this silo has none: start it with"
                 " --init-from, the folder of the run's public model there"
+            )
+        if model.base_model and not own.setdefault("base_model", str(node.get("base-model", ""))):
+            raise UserError(
+                "base-model: the run fine-tunes a base model, and this silo has none: start it with --base-model, the"
+                " folder of the run's base model there"
             )
         return config.model_copy(update={"model": model.model_copy(update=own)})
 

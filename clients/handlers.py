@@ -47,13 +47,14 @@ from fedsynth.diffusion import (
     noise_predictor,
     part_of,
     pick_device,
-    public_start,
     select_parts,
+    start_of,
 )
 from fedsynth.diffusion import sample as draw
 from fedsynth.diffusion import train as train_network
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
+from fedsynth.latent.denoiser import Denoiser, num_classes
 from fedsynth.messages import (
     DescribeAnswer,
     DescribeRequest,
@@ -84,7 +85,7 @@ logger = logging.getLogger("fedsynth")
 
 LOCAL_MODEL = "local-model"
 
-_networks: SiloCache[UNet2DModel] = SiloCache()
+_networks: SiloCache[Denoiser] = SiloCache()
 _predictors: SiloCache[PredictNoise] = SiloCache()
 
 
@@ -363,18 +364,20 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
 def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
     own = codec_of(silo.config, request.spec).digest
     if request.codec not in (None, own):
+        based = silo.config.model.base_model
+        remedy = "base model (--base-model)" if based else "autoencoder (--autoencoder-path)"
         raise UserError(
             f"codec: the run's networks see '{request.codec}', those of this silo would see '{own}': give the silo the"
-            " run's autoencoder (--autoencoder-path), file by file the same"
+            f" run's {remedy}, file by file the same"
         )
 
 
 def _check_start(request: PrepareRequest, silo: SiloContext) -> None:
-    start = public_start(silo.config)
+    start = start_of(silo.config)
     if start is not None and request.start not in (None, start.digest):
         raise UserError(
-            f"init-from: the run's networks start from the public model '{request.start}', that of this silo is"
-            f" '{start.digest}': give the silo the run's (--init-from), file by file the same"
+            f"{start.key}: the run's networks start from the {start.noun} '{request.start}', that of this silo is"
+            f" '{start.digest}': give the silo the run's (--{start.key}), file by file the same"
         )
 
 
@@ -386,7 +389,7 @@ def _check_question(request: EpsilonRequest, spec: ImageSpec | None, silo: SiloC
     if len(asked) and (highest := int(asked.max())) >= count:
         raise UserError(f"timestep {highest}: must be 0 to {count - 1}, num-train-timesteps = {count}")
     pretrained = pretrained_model(silo)
-    classes = len(pretrained.serves) if pretrained else int(_own_network(silo).config["num_class_embeds"])
+    classes = len(pretrained.serves) if pretrained else num_classes(_own_network(silo))
     if len(request.labels) and (highest := int(request.labels.max())) >= classes:
         raise UserError(f"label {highest} with {classes} classes")
 
@@ -418,7 +421,7 @@ def _trained_predictor(silo: SiloContext) -> PredictNoise:
     return noise_predictor(unet, silo.config.recipe, codec_of(silo.config, noted_spec(noted)).bound)
 
 
-def _own_network(silo: SiloContext) -> UNet2DModel:
+def _own_network(silo: SiloContext) -> Denoiser:
     if (pretrained := uploadable_network(silo)) is not None:
         return pretrained
     noted = silo.noted(LOCAL_MODEL)

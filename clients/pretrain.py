@@ -20,7 +20,7 @@ from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.data import ImageCache, Silo, configured_range, folder_silo, image_folder_spec, list_images
-from fedsynth.diffusion import initial_unet
+from fedsynth.diffusion import initial_unet, settle_base_model
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory
@@ -150,7 +150,7 @@ def main(job: Path) -> int:
     diffusers_logging.disable_progress_bar()
     given = json.loads(job.read_text(encoding="utf-8"))
     try:
-        config = RunConfig.from_run_config(given["config"])
+        config = settle_base_model(RunConfig.from_run_config(given["config"]))
         out, group_column = Path(given["out"]), given.get("group-column", "")
         policy = given.get("policy-path", "")
         place = Place(Path(given["state-path"]), Path(policy) if policy else None) if "state-path" in given else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from fedsynth.sealed_tensors import tensor_chunks
 
 MAX_TENSORS = 10_000
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -30,3 +34,33 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if tensor.dtype not in _KINDS or not tensor.isfinite().all():
             raise ValueError(f"'{name}' in '{path.name}' is not of finite floating-point numbers")
     return weights
+
+
+def digest_of_weights(path: Path) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of a safetensors file's tensors, one in memory at a time.
+
+    Raises:
+        ValueError: the file is damaged or cannot be read; names it.
+    """
+    digest = hashlib.sha256()
+    try:
+        with safe_open(path, "pt") as file:
+            for name in sorted(file.keys()):
+                for chunk in tensor_chunks({name: file.get_tensor(name)}):
+                    digest.update(chunk)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"'{path.name}' is damaged ({error})") from error
+    return digest.hexdigest()
+
+
+def count_numbers(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, without reading them.
+
+    Raises:
+        ValueError: the file is damaged or cannot be read; names it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"'{path.name}' is damaged ({error})") from error

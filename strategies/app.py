@@ -18,7 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
 from fedsynth.data import Federation, load_federation
-from fedsynth.diffusion import codec_of, public_start
+from fedsynth.diffusion import codec_of, settle_base_model, start_of
+from fedsynth.diffusion.public_start import PublicStart
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
@@ -81,7 +82,7 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
     with _errors_logged():
         if config.exchange.fast_replies:
             take_replies_fast()
-        strategy, config = build_strategy(config)
+        strategy, config = build_strategy(settle_base_model(config))
         federation = None if config.data.dataset == REAL_SILOS else load_federation(config)
         if federation is not None:
             check_images(config, federation.spec)
@@ -176,10 +177,11 @@ def _meet_silos(
     else:
         spec = federation.spec
     names = log.names if federation is None else None
-    codec, start = codec_of(config, spec).digest, public_start(config)
+    codec, start = codec_of(config, spec).digest, start_of(config)
     if start is not None:
-        known = ", ".join(start.known(spec.classes)) or "none"
-        logger.info("networks start from a public model, SHA-256 %s; classes that it knows: %s", start.digest, known)
+        logger.info("networks start from a %s, SHA-256 %s", start.noun, start.digest)
+    if isinstance(start, PublicStart):
+        logger.info("classes that it knows: %s", ", ".join(start.known(spec.classes)) or "none")
     most, digest = config.exchange.max_silo_images, start.digest if start else None
     census = take_census(exchange, nodes, spec, most, names, codec, digest)
     log.names = {member.node_id: member.name for member in census}

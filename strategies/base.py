@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -21,6 +20,7 @@ from fedsynth.config import RunConfig, Scalar, StrategySettings
 from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.errors import RunError
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
@@ -88,7 +88,7 @@ class Outcome:
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    unet: UNet2DModel | None = None
+    unet: Denoiser | None = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     owners: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()

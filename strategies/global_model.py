@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.diffusion import (
@@ -21,6 +20,7 @@ from fedsynth.diffusion import (
     sample,
 )
 from fedsynth.errors import RunError
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
@@ -47,7 +47,7 @@ def new_training(task: Task, purpose: str, steps: int) -> TrainingState:
 
 def draw_images(
     task: Task,
-    unet: UNet2DModel,
+    unet: Denoiser,
     noise: torch.Tensor,
     labels: torch.Tensor,
     generator: torch.Generator,

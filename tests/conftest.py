@@ -38,6 +38,7 @@ ALLOWED_SKIPS = (
     "no GPU",
     "no efficientnet-lite0",
     "no nginx",
+    "no transformers",
 )
 """How the reason of a skip may begin where the environment says CI=true; any other fails the session."""
 

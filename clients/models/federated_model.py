@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.sealed import Seal, SealError
 from fedsynth.sealed_tensors import read_tensors, tensor_metadata
 
@@ -117,7 +117,7 @@ class FederatedModel:
         UserError: received tensors that do not fit the network, or a bad or missing token.
     """
 
-    def __init__(self, initial: UNet2DModel, received: Tensors, state: Path, run_token: str | None) -> None:
+    def __init__(self, initial: Denoiser, received: Tensors, state: Path, run_token: str | None) -> None:
         self._unet = initial
         self._load(received)
         self._personal_names = initial.state_dict().keys() - received.keys()
@@ -125,7 +125,7 @@ class FederatedModel:
         personal = PersonalTensors(state, run_token or "") if named else None
         self._personal = personal if self._personal_names else None
 
-    def before(self, server_round: int, has_trained: bool = False) -> UNet2DModel:
+    def before(self, server_round: int, has_trained: bool = False) -> Denoiser:
         """Return the network that ``server_round`` starts from.
 
         Args:
@@ -146,7 +146,7 @@ class FederatedModel:
         self._load_kept(kept)
         return self._unet
 
-    def after(self, server_round: int) -> UNet2DModel:
+    def after(self, server_round: int) -> Denoiser:
         """Return the network that ``server_round`` ended with.
 
         Raises:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
 from clients.copy_check import copied_share
 from fedsynth import __version__
@@ -23,7 +22,6 @@ from fedsynth.data import Silo
 from fedsynth.diffusion import (
     AUTOENCODER,
     MIN_HELD_OUT,
-    ClassConditionalDDPMPipeline,
     Codec,
     EncodedImages,
     HeldOutLoss,
@@ -32,15 +30,18 @@ from fedsynth.diffusion import (
     codec_of,
     initial_unet,
     lasting_scheduler,
+    load_saved_network,
     loss_curve,
     model_seal,
     pick_device,
-    public_start,
+    save_model,
+    start_of,
     train,
     train_early_stopping,
 )
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.locks import locked
 from fedsynth.privacy import Mechanism
 from fedsynth.privacy.dp_training import (
@@ -196,9 +197,6 @@ class LocalModel:
 
     def _finish(self, training: TrainingState) -> None:
         scheduler = lasting_scheduler(self._config.recipe, bound=self._codec.bound)
-        pipeline = ClassConditionalDDPMPipeline(
-            training.averaged_unet(), scheduler, self._spec.classes, **self._codec.saved
-        )
         history: dict[str, Any] = {"seconds": training.seconds}
         if self._config.private:
             history |= {"steps": [float(training.steps)], "losses": []}
@@ -207,7 +205,7 @@ class LocalModel:
         if training.held_out_losses:
             history |= self._checks(training)
         with atomic_directory(self.folder) as temporary:
-            pipeline.save_pretrained(temporary)
+            save_model(temporary, training.averaged_unet(), scheduler, self._codec, self._spec.classes)
             write_json(temporary / "training.json", history)
             seal_folder(temporary, model_seal(self.key))
         self._checkpoint.unlink(missing_ok=True)
@@ -234,7 +232,7 @@ class LocalModel:
         return {"held-out-steps": [float(step) for step in steps], "held-out-losses": nonfinite_as_null(losses)}
 
 
-def load_network(folder: Path, device: torch.device) -> UNet2DModel:
+def load_network(folder: Path, device: torch.device) -> Denoiser:
     """Load the network of a finished model, whose key is the name of its folder.
 
     Raises:
@@ -242,10 +240,10 @@ def load_network(folder: Path, device: torch.device) -> UNet2DModel:
     """
     try:
         check_folder(folder, model_seal(folder.name))
-        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        network = load_saved_network(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"model '{folder}' is damaged: remove the folder to train it again ({error})") from error
-    return unet.to(device)
+    return network.to(device)
 
 
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, stops_early: bool) -> str:
@@ -268,7 +266,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,
-        "model": config.model.model_dump(exclude={"recipe", "autoencoder", "init_from"}),
+        "model": config.model.model_dump(exclude={"recipe", "autoencoder", "init_from", "base_model", "prompt"}),
         "training": training,
         "diffusion": schedule,
     }
@@ -279,8 +277,10 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         content["errors"] = "clipped"
     if codec.name == AUTOENCODER:
         content["codec"] = codec.digest
-    if (start := public_start(config)) is not None:
+    if (start := start_of(config)) is not None:
         content["start"] = start.digest
+    if config.model.base_model:
+        content["prompt"] = config.model.prompt
     if config.private:
         content["privacy"] = {**config.privacy.model_dump(), "steps": private_steps(config)}
     # Where it changes nothing, the same model serves with and without.

@@ -49,6 +49,8 @@ def note_pretrained_model(silo: SiloContext, spec: ImageSpec) -> PretrainedModel
     """
     if not brings_model(silo):
         return None
+    if silo.config.model.base_model:
+        raise UserError("model-path: a silo's own model in a run with a base-model is not built; remove model-path")
     held = [spec.classes[label] for label in np.unique(silo.images(spec).train.labels)]
     silo.note(PRETRAINED_MODEL, model_note(spec, {"path": str(silo.model_path), "held-classes": held}))
     return pretrained_model(silo)

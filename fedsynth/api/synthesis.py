@@ -32,6 +32,7 @@ SILO_KEYS = {
     "model_path": "model-path",
     "policy_path": "policy-path",
     "autoencoder_path": "autoencoder-path",
+    "base_model": "base-model",
     "group_column": "group-column",
 }
 """What can be said of a silo of one's own -> key of its node config."""
@@ -54,8 +55,9 @@ def synthesise(
             key and its range: ``docs/configuration.md``.
         silos: institutions with images of their own, by name, in place of shares of one dataset: the folder of a
             silo's images, one folder a class, or a mapping with that as ``data_path`` and, if wanted, ``model_path`` (a
-            diffusers folder, in place of training), ``policy_path``, ``autoencoder_path`` and ``group_column``, as for
-            ``fedsynth silo start``. Without a policy of its own a silo keeps to the strict default.
+            diffusers folder, in place of training), ``policy_path``, ``autoencoder_path``, ``base_model`` and
+            ``group_column``, as for ``fedsynth silo start``. Without a policy of its own a silo keeps to the strict
+            default.
         progress: whether lines on how far it is go where the logging of this program says, or to standard error if it
             says nothing; otherwise warnings only. ``log.txt`` in the run folder has all of them.
         **keywords: configuration keys in snake case; they go before those of ``settings``. ``strategy``, ``dataset``

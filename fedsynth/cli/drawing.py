@@ -97,7 +97,7 @@ def _saved_settings(folder: Path) -> dict[str, Scalar]:
     schedule = {name: word for word, name in BETA_SCHEDULES.items()}.get(config.get("beta_schedule", "linear"))
     if schedule is None:
         return settings
-    saved = _SCHEDULE | (_LINEAR if schedule == "linear" else {})
+    saved = _SCHEDULE | (_LINEAR if schedule in ("linear", "scaled-linear") else {})
     return settings | {"schedule": schedule} | {key: config[name] for name, key in saved.items() if name in config}
 
 

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
     start.add_argument("--autoencoder-path", type=Path, help="folder of the autoencoder, for runs in latents")
     start.add_argument("--init-from", type=Path, help="folder of a public model, for runs that start from it")
+    start.add_argument("--base-model", type=Path, help="folder of the base model, for runs that fine-tune one")
     start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
     start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
     start.add_argument(
@@ -200,7 +201,7 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     """Check what the silo brings, and return it as the ClientApp will read it.
 
     Raises:
-        UserError: images, model, autoencoder, public model, state folder or the silo's name cannot be used.
+        UserError: images, model, autoencoder, public or base model, state folder or the silo's name cannot be used.
     """
     # Only here: the other actions would wait seconds for torchvision.
     from fedsynth.data import add_groups, image_folder_spec, list_images
@@ -229,12 +230,13 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     given |= _sum_keys(folder, name)
     if options.group_column:
         given["group-column"] = options.group_column
-    if options.model_path:
-        given["model-path"] = str(_model_folder(_absolute(options.model_path)))
-    if options.autoencoder_path:
-        given["autoencoder-path"] = str(_autoencoder_folder(_absolute(options.autoencoder_path)))
-    if options.init_from:
-        given["init-from"] = str(_public_folder(_absolute(options.init_from)))
+    brought = {
+        "model-path": (options.model_path, _model_folder),
+        "autoencoder-path": (options.autoencoder_path, _autoencoder_folder),
+        "init-from": (options.init_from, _public_folder),
+        "base-model": (options.base_model, _base_folder),
+    }
+    given |= {key: str(check(_absolute(path))) for key, (path, check) in brought.items() if path}
     for key, value in given.items():
         check_node_value(key, value)
     return given
@@ -302,6 +304,14 @@ def _public_folder(path: Path) -> Path:
     found = read_public_model(path)
     classes = ", ".join(found.classes) or "no names of classes"
     logger.info("public model %s: %s, SHA-256 %s", path, classes, found.digest)
+    return path
+
+
+def _base_folder(path: Path) -> Path:
+    from fedsynth.diffusion.base_model import read_base_model
+
+    found = read_base_model(path)
+    logger.info("base model %s: %d weights, SHA-256 %s", path, found.num_weights, found.digest)
     return path
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from fedsynth.config.keys import Section, key
 from fedsynth.config.types import AUTO, Auto, BelowOne, Count, OpenUnit, PositiveFloat, Scalar
 
-_LINEAR = {"schedule": ("linear",)}
+_LINEAR = {"schedule": ("linear", "scaled-linear")}
 
 
 class Recipe(Section):
@@ -22,8 +22,10 @@ class Recipe(Section):
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
     prediction: Literal["epsilon", "v", "x0"] = key("x0", "what the network predicts: the noise, a mix, or the image")
-    schedule: Literal["linear", "cosine"] = key(
-        "cosine", "noise schedule: linear β (Ho et al. 2020) or cosine ᾱ (Nichol & Dhariwal 2021)"
+    schedule: Literal["linear", "cosine", "scaled-linear"] = key(
+        "cosine",
+        "noise schedule: linear β (Ho et al. 2020), cosine ᾱ (Nichol & Dhariwal 2021), or linear √β (Rombach et al."
+        " 2022)",
     )
     num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = key(1000, "timesteps T")
     beta_start: OpenUnit = key(1e-4, "first beta", acts_with=_LINEAR)
@@ -46,7 +48,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _ends_in_noise(self) -> Recipe:
-        if self.schedule != "linear":
+        if self.schedule == "cosine":
             return self
         if self.beta_end <= self.beta_start:
             raise ValueError(f"beta-end = {self.beta_end}: must be > beta-start = {self.beta_start}")
@@ -60,15 +62,18 @@ class Recipe(Section):
         return self
 
     def last_alpha_cumprod(self) -> float:
-        """ᾱ_T of the linear schedule, the share of the signal's variance left at the last timestep."""
+        """ᾱ_T of a schedule with betas, the share of the signal's variance left at the last timestep."""
         steps = max(self.num_train_timesteps - 1, 1)
+        power = 0.5 if self.schedule == "scaled-linear" else 1.0
+        first, last = self.beta_start**power, self.beta_end**power
         product = 1.0
         for t in range(self.num_train_timesteps):
-            product *= 1 - (self.beta_start + (self.beta_end - self.beta_start) * t / steps)
+            product *= 1 - (first + (last - first) * t / steps) ** (1 / power)
         return product
 
 
 PAPER = "paper"
+FINE_TUNE = "fine-tune"
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
     PAPER: Recipe(
@@ -82,14 +87,28 @@ RECIPES: Mapping[str, Recipe] = {
         ema_decay=0.995,
         codec="pixels",
     ),
+    FINE_TUNE: Recipe(
+        prediction="epsilon",
+        schedule="scaled-linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        loss_weighting="uniform",
+        learning_rate=1e-5,
+        warmup_steps=0,
+        learning_rate_decay="constant",
+        codec="autoencoder",
+    ),
 }
-"""Recipes by name: our default, and that of Ho et al. 2020 (arXiv 2006.11239), which the papers' settings use."""
+"""Recipes by name: our default, that of Ho et al. 2020 (arXiv 2006.11239), which the papers' settings use, and that of
+Stable Diffusion 1.5 with the rate of diffusers' fine-tuning script; a base model's own schedule goes before it."""
 
 
 def recipe_name(flat: Mapping[str, Scalar]) -> str:
     """Return the name of the recipe that a flat configuration means."""
     if flat["recipe"] != AUTO:
         return str(flat["recipe"])
+    if flat["base-model"]:
+        return FINE_TUNE
     return PAPER if flat["dfd-preset"] == PAPER else "default"
 
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
-from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
+from fedsynth.config.keys import Key, Section, facts_of, kebab, one_of_words, parse
 from fedsynth.config.methods import (
     SETTINGS,
     AveragingSettings,
@@ -29,8 +29,18 @@ from fedsynth.config.methods import (
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
-from fedsynth.config.training import Model, Sampling, Training
-from fedsynth.config.types import AUTO, LEAST_SILOS, NONE, OWN_MODELS, REAL_SILOS, SUMMED_UPDATES, Auto, Scalar
+from fedsynth.config.training import DEFAULT_PROMPT, Model, Sampling, Training
+from fedsynth.config.types import (
+    AUTO,
+    LEAST_SILOS,
+    NONE,
+    OWN_MODELS,
+    REAL_SILOS,
+    SUMMED_UPDATES,
+    WITH_BASE_MODEL,
+    Auto,
+    Scalar,
+)
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
 
@@ -254,7 +264,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
         value, limit = flat[name], flat[other]
         if isinstance(value, int) and isinstance(limit, int) and value > limit:
             raise UserError(f"{name} = {value}: must be <= {other} = {limit}")
-    if config.recipe.codec == "autoencoder" and not config.model.autoencoder:
+    _refuse_with_base_model(config)
+    if config.recipe.codec == "autoencoder" and not (config.model.autoencoder or config.model.base_model):
         raise UserError("codec = 'autoencoder' needs an autoencoder: set autoencoder to the folder of one")
     if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
         raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
@@ -262,6 +273,25 @@ def _refuse_contradictions(config: RunConfig) -> None:
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _refuse_with_base_model(config: RunConfig) -> None:
+    """Refuse what a base model is not built for, and what needs one."""
+    model, strategy = config.model, config.run.strategy
+    if not model.base_model:
+        if model.prompt != DEFAULT_PROMPT:
+            raise UserError(f"prompt = '{model.prompt}': acts with a base-model only; leave it out, or set base-model")
+        return
+    not_built = {
+        f"strategy = '{strategy}'": (strategy not in WITH_BASE_MODEL, f"choose {one_of_words(WITH_BASE_MODEL)}"),
+        f"dp-epsilon = {config.privacy.dp_epsilon}": (config.private, "leave it out"),
+        "secure-aggregation = true": (config.cooperation.secure_aggregation, "set it to false"),
+        f"generator-steps = {config.sampling.generator_steps}": (config.sampling.generator_steps > 0, "set it to 0"),
+        f"codec = '{config.recipe.codec}'": (config.recipe.codec not in (AUTO, "autoencoder"), "leave it out"),
+    }
+    for given, (found, remedy) in not_built.items():
+        if found:
+            raise UserError(f"{given} with a base-model: that is not built; {remedy}")
 
 
 def _refuse_single_answers(config: RunConfig) -> None:

@@ -19,6 +19,9 @@ from fedsynth.config.types import (
 )
 
 _OWN = {"strategy": OWN_MODELS}
+_NO_BASE = {"base-model": ("",)}
+DEFAULT_PROMPT = "a photo of {class}"
+MAX_PROMPT = 300
 AUGMENTATIONS = ("flip", "rotate90", "shift")
 
 
@@ -26,15 +29,19 @@ class Model(Section):
     """The U-Net."""
 
     commands: ClassVar[tuple[str, ...]] = ("train-local",)
-    recipe: Literal["default", "paper"] | Auto = key(
-        AUTO, "named training recipe, see its keys below; auto: paper with dfd-preset = paper, else default"
+    recipe: Literal["default", "paper", "fine-tune"] | Auto = key(
+        AUTO,
+        "named training recipe, see its keys below; auto: fine-tune with a base-model, paper with dfd-preset = paper,"
+        " else default",
     )
     model: PresetName | Auto = key(
-        AUTO, "U-Net preset; auto: one that suits the grid, with recipe = paper the dataset's"
+        AUTO, "U-Net preset; auto: one that suits the grid, with recipe = paper the dataset's", acts_with=_NO_BASE
     )
-    block_out_channels: str = key(AUTO, "channels per level, such as '32,64,64'; auto: the preset's")
+    block_out_channels: str = key(
+        AUTO, "channels per level, such as '32,64,64'; auto: the preset's", acts_with=_NO_BASE
+    )
     layers_per_block: Annotated[int, Field(ge=1, le=32)] | Auto = key(
-        AUTO, "residual layers per level; auto: the preset's"
+        AUTO, "residual layers per level; auto: the preset's", acts_with=_NO_BASE
     )
     autoencoder: str = key(
         "",
@@ -42,7 +49,7 @@ class Model(Section):
         path=True,
         may_change=True,
         commands=("train-local", "draw", "evaluate"),
-        acts_with={"codec": ("autoencoder",)},
+        acts_with={"codec": ("autoencoder",), **_NO_BASE},
     )
     init_from: str = key(
         "",
@@ -50,11 +57,29 @@ class Model(Section):
         " --init-from",
         path=True,
         may_change=True,
+        acts_with=_NO_BASE,
     )
+    base_model: str = key(
+        "",
+        "folder of a Stable Diffusion 1.x or 2.x pipeline that is fine-tuned, equal at every silo; a real silo has its"
+        " own --base-model",
+        path=True,
+        may_change=True,
+    )
+    prompt: str = key(DEFAULT_PROMPT, "prompt of a class for the base-model; its prompts.json goes before it")
 
     @model_validator(mode="after")
     def _channels_are_numbers(self) -> Model:
         self.channels()
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_names_its_class(self) -> Model:
+        if "{class}" not in self.prompt or len(self.prompt) > MAX_PROMPT:
+            raise ValueError(
+                f"prompt = '{self.prompt:.100}': must hold {{class}}, in whose place the class is named, and have at"
+                f" most {MAX_PROMPT} characters"
+            )
         return self
 
     def channels(self) -> tuple[int, ...] | None:

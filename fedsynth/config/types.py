@@ -42,6 +42,9 @@ SUMMED_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedy
 AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "fedddpm", "fedddpm-plus")
 """Strategies that combine the weights of one network."""
 
+WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
+"""Strategies that fine-tune a base model."""
+
 SimulatedName = Literal[
     "digits",
     "mnist",

@@ -1,12 +1,13 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
+from fedsynth.diffusion.base_model import settle_base_model
 from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import count_parameters, initial_unet, network_settings, pick_device
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
-from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, model_seal
-from fedsynth.diffusion.public_start import public_start
+from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, load_saved_network, model_seal, save_model
+from fedsynth.diffusion.public_start import public_start, start_of
 from fedsynth.diffusion.samplers import (
     SAMPLERS,
     forget_used_outputs,
@@ -39,6 +40,7 @@ __all__ = [
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",
+    "load_saved_network",
     "loss_curve",
     "make_codec",
     "make_scheduler",
@@ -52,7 +54,10 @@ __all__ = [
     "restore_sampler",
     "sample",
     "sampler_state",
+    "save_model",
     "select_parts",
+    "settle_base_model",
+    "start_of",
     "to_model_range",
     "to_uint8",
     "train",

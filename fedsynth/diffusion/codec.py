@@ -27,7 +27,7 @@ from fedsynth.config.keys import one_of_words
 from fedsynth.diffusion.augmentation import SHIFT, augmented
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.errors import UserError
-from fedsynth.latent import Autoencoder, LatentStatistics, public_statistics, read_autoencoder
+from fedsynth.latent import Autoencoder, LatentStatistics, base_statistics, public_statistics, read_autoencoder
 from fedsynth.spec import ImageSpec
 
 AUTOENCODER = "autoencoder"
@@ -289,7 +289,10 @@ def codec_of(config: RunConfig, spec: ImageSpec) -> Codec:
     Raises:
         UserError: the size of the images is no multiple of what it folds.
     """
-    return make_codec(config.recipe.codec, spec, config.model.autoencoder, config.run.device)
+    codec, model, device = config.recipe.codec, config.model, config.run.device
+    if model.base_model:
+        return _latent_codec(model.base_model, spec, device, of_base_model=True)
+    return make_codec(codec, spec, model.autoencoder, device)
 
 
 def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device: str = "cpu") -> Codec:
@@ -324,29 +327,32 @@ def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device:
     return Codec(spec, factor)
 
 
-def _latent_codec(folder: str | Path, spec: ImageSpec, device: str = "cpu") -> Codec:
-    autoencoder = _autoencoder(folder, device)
+def _latent_codec(folder: str | Path, spec: ImageSpec, device: str = "cpu", of_base_model: bool = False) -> LatentCodec:
+    autoencoder = _autoencoder(folder, device, "base-model" if of_base_model else "autoencoder")
     autoencoder.check(spec.size, spec.channels)
-    statistics = _statistics(autoencoder, spec.size, spec.channels)
+    # The U-Net of a base model was trained on latents as diffusers' pipelines scale them.
+    measure = _base_statistics if of_base_model else _statistics
+    statistics = measure(autoencoder, spec.size, spec.channels)
     return LatentCodec(spec, autoencoder.factor, autoencoder=autoencoder, statistics=statistics)
 
 
-def _autoencoder(folder: str | Path, device: str = "cpu") -> Autoencoder:
+def _autoencoder(folder: str | Path, device: str = "cpu", key: str = "autoencoder") -> Autoencoder:
     path = Path(folder).expanduser().absolute()
     try:
         parts = sorted(file for place in (path, path / "vae") if place.is_dir() for file in place.iterdir())
         # A process may outlast the files that it has read.
         stamp = tuple((file.name, facts.st_size, facts.st_mtime_ns) for file in parts for facts in [file.stat()])
     except OSError as error:
-        raise UserError(f"autoencoder = '{path}': {error.strerror or error}") from error
-    return _read(path, stamp, "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        raise UserError(f"{key} = '{path}': {error.strerror or error}") from error
+    return _read(path, key, stamp, "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, stamp: tuple[Any, ...], device: str) -> Autoencoder:
-    autoencoder = read_autoencoder(path)
+def _read(path: Path, key: str, stamp: tuple[Any, ...], device: str) -> Autoencoder:
+    autoencoder = read_autoencoder(path, key)
     autoencoder.network.to(device)
     return autoencoder
 
 
 _statistics = lru_cache(maxsize=4)(public_statistics)
+_base_statistics = lru_cache(maxsize=4)(base_statistics)

@@ -8,30 +8,36 @@ from diffusers import UNet2DModel
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
+from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.public_start import start_from_public
 from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 
-def initial_unet(config: RunConfig, spec: ImageSpec) -> UNet2DModel:
+def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights.
 
-    They follow from the seed, or are those of the public model of ``init-from``.
+    They follow from the seed, or are those of the public model of ``init-from`` or of ``base-model``.
 
     Raises:
         UserError: images that it cannot halve, or a public model that is none of the run, see
-            :func:`fedsynth.diffusion.public_start.start_from_public`.
+            :func:`fedsynth.diffusion.public_start.start_from_public` and :mod:`fedsynth.diffusion.base_model`.
     """
     codec = codec_of(config, spec)
+    if (base := base_model(config)) is not None:
+        return base.network(config.model.prompt, codec)
     return start_from_public(_initial_unet(config, codec), config, codec)
 
 
 def network_settings(config: RunConfig, spec: ImageSpec) -> dict[str, Scalar]:
     """Return codec and network of a run by configuration key, as they are when the images are known."""
     codec = codec_of(config, spec)
+    if config.model.base_model:
+        return {"codec": codec.name}
     preset, channels, layers = _preset(config, codec), config.model.channels(), config.model.layers_per_block
     shape = PRESETS[preset]
     return {
@@ -61,6 +67,8 @@ def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
 
 def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     """Return the number of weights of a run's U-Net, without room for any of them."""
+    if (base := base_model(config)) is not None:
+        return base.num_weights
     codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
         return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())

@@ -5,22 +5,92 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
+from safetensors.torch import save_file
 
 from fedsynth.diffusion.codec import Codec, saved_codec
 from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
+from fedsynth.latent.denoiser import Denoiser, PromptedUNet
 from fedsynth.sealed import Seal
 from fedsynth.spec import ImageSpec
+from fedsynth.weight_files import read_weights
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+CONDITIONS_FILE = "conditions.safetensors"
 
 
 def model_seal(key: str | None = None) -> Seal:
     """Return the seal of a folder that holds a saved model; ``key`` names one among those of a silo."""
     return Seal("model", 1, key)
+
+
+def save_model(
+    folder: Path, network: Denoiser, scheduler: SchedulerMixin, codec: Codec, classes: Sequence[str]
+) -> None:
+    """Write a trained network and what it was trained for as a folder of diffusers, without a seal.
+
+    Of a base model these are its U-Net and scheduler, and the embeddings of its prompts: with the base's other parts
+    ``diffusers.StableDiffusionPipeline.from_pretrained(base, unet=...)`` draws from them.
+
+    Args:
+        folder: is there, and empty.
+        network: on any device.
+        scheduler: see :func:`fedsynth.diffusion.samplers.lasting_scheduler`.
+        codec: of the run.
+        classes: in label order.
+    """
+    if isinstance(network, PromptedUNet):
+        FineTunedPipeline(network.unet, scheduler, classes, **codec.saved).save_pretrained(folder)
+        save_file({"conditions": network.conditions.cpu().contiguous()}, folder / CONDITIONS_FILE)
+    else:
+        ClassConditionalDDPMPipeline(network, scheduler, tuple(classes), **codec.saved).save_pretrained(folder)
+
+
+def load_saved_network(folder: Path) -> Denoiser:
+    """Return the network of a folder that :func:`save_model` wrote, on the CPU.
+
+    Raises:
+        OSError, ValueError: it is damaged.
+    """
+    options = {"use_safetensors": True, "low_cpu_mem_usage": False}
+    if not (folder / CONDITIONS_FILE).is_file():
+        return UNet2DModel.from_pretrained(folder / "unet", **options)
+    from diffusers import UNet2DConditionModel  # a second that other runs do without
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
+    return PromptedUNet(unet, read_weights(folder / CONDITIONS_FILE)["conditions"])
+
+
+class FineTunedPipeline(DiffusionPipeline):
+    """What a run trained of a base model; it holds no autoencoder, and draws nothing.
+
+    Args:
+        unet: the base's U-Net with other weights.
+        scheduler: noise schedule and prediction.
+        classes: class names, in label order.
+        codec: digest of autoencoder and scale, as :attr:`fedsynth.diffusion.codec.Codec.digest`.
+        image_channels: of the images.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        classes: Sequence[str] = (),
+        codec: str = "",
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(classes=list(classes), codec=codec, image_channels=image_channels)
 
 
 @dataclass

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import Recipe, RunConfig
+from fedsynth.diffusion.base_model import BaseModel, base_model
 from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.model_files import CLASSES_FILE, INDEX_FILE, ModelFiles
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
@@ -47,6 +48,9 @@ class PublicStart:
         digest: SHA-256 of weights and classes, 64 hexadecimal digits: equal wherever networks of one run start.
         weights: by name in the state dict, float32.
     """
+
+    key: ClassVar[str] = KEY
+    noun: ClassVar[str] = "public model"
 
     files: ModelFiles
     classes: tuple[str, ...]
@@ -90,6 +94,15 @@ class PublicStart:
 def public_start(config: RunConfig) -> PublicStart | None:
     """Return the public model that a run's networks start from; None without ``init-from``."""
     return read_public_model(Path(config.model.init_from)) if config.model.init_from else None
+
+
+def start_of(config: RunConfig) -> PublicStart | BaseModel | None:
+    """Return where a run's networks start, if that is no seed: the model of ``init-from`` or ``base-model``.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    return base_model(config) or public_start(config)
 
 
 def read_public_model(folder: Path) -> PublicStart:

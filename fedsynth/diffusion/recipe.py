@@ -17,7 +17,7 @@ from fedsynth.config import Recipe
 DIFFUSERS_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 """What a network predicts -> diffusers' name of it."""
 
-BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+BETA_SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 """Noise schedule -> diffusers' name of it."""
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
 from fedsynth.config import Recipe
 from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.message_size import NETWORK_BATCH
 from fedsynth.seeding import make_generator
 
@@ -58,7 +58,7 @@ def sample(
     return x
 
 
-def network_output(unet: UNet2DModel, batch_size: int = NETWORK_BATCH) -> PredictNoise:
+def network_output(unet: Denoiser, batch_size: int = NETWORK_BATCH) -> PredictNoise:
     """Return what a network says of (x_t, t, y), evaluated in batches on its device; inputs and outputs on the CPU."""
     device = next(unet.parameters()).device
     unet.eval()
@@ -74,7 +74,7 @@ def network_output(unet: UNet2DModel, batch_size: int = NETWORK_BATCH) -> Predic
     return predict
 
 
-def noise_predictor(unet: UNet2DModel, recipe: Recipe, bound: float = 1.0) -> PredictNoise:
+def noise_predictor(unet: Denoiser, recipe: Recipe, bound: float = 1.0) -> PredictNoise:
     """Return ε(x_t, t, y) of a network that was trained by ``recipe``; inputs and outputs on the CPU.
 
     Args:

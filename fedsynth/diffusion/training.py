@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Recipe, Training
@@ -19,6 +18,7 @@ from fedsynth.diffusion.codec import Images
 from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.sealed import Seal, SealError
 from fedsynth.sealed_tensors import load_torch, save_torch
 
@@ -45,7 +45,7 @@ class TrainingState:
     """
 
     def __init__(
-        self, unet: UNet2DModel, recipe: Recipe, generator: torch.Generator, total_steps: int, first_step: int = 0
+        self, unet: Denoiser, recipe: Recipe, generator: torch.Generator, total_steps: int, first_step: int = 0
     ) -> None:
         self.unet = unet
         self.recipe = recipe
@@ -77,7 +77,7 @@ class TrainingState:
     def _rate_after(self, steps: int) -> float:
         return learning_rate(self.recipe, self.first_step + steps, self.total_steps)
 
-    def note_held_out_loss(self, loss_of: Callable[[UNet2DModel], float]) -> None:
+    def note_held_out_loss(self, loss_of: Callable[[Denoiser], float]) -> None:
         """Check the averaged weights, and keep them if none were better; training can go on as if it had not been."""
         self.ema.store(self.unet.parameters())
         self.ema.copy_to(self.unet.parameters())
@@ -87,7 +87,7 @@ class TrainingState:
             self.best_weights = [weights.detach().clone() for weights in self.ema.shadow_params]
         self.held_out_losses.append(loss)
 
-    def averaged_unet(self) -> UNet2DModel:
+    def averaged_unet(self) -> Denoiser:
         """Put the averaged weights, after checks the best of them, into the network; training cannot go on with it."""
         self.ema.copy_to(self.unet.parameters())
         with torch.no_grad():
@@ -222,10 +222,10 @@ class _ProximalTerm:
     start: list[torch.Tensor]
 
     @classmethod
-    def around(cls, unet: UNet2DModel, mu: float) -> _ProximalTerm:
+    def around(cls, unet: Denoiser, mu: float) -> _ProximalTerm:
         return cls(mu, [parameter.detach().clone() for parameter in unet.parameters()])
 
-    def add_gradient(self, unet: UNet2DModel) -> None:
+    def add_gradient(self, unet: Denoiser) -> None:
         """Add μ (w - w_t) to the gradients; parameters without one have not moved."""
         for parameter, start in zip(unet.parameters(), self.start, strict=True):
             if parameter.grad is not None:

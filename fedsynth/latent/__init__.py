@@ -2,6 +2,6 @@
 
 from fedsynth.latent.autoencoder import Autoencoder
 from fedsynth.latent.reading import read_autoencoder
-from fedsynth.latent.statistics import LatentStatistics, public_statistics
+from fedsynth.latent.statistics import LatentStatistics, base_statistics, public_statistics
 
-__all__ = ["Autoencoder", "LatentStatistics", "public_statistics", "read_autoencoder"]
+__all__ = ["Autoencoder", "LatentStatistics", "base_statistics", "public_statistics", "read_autoencoder"]

@@ -76,8 +76,7 @@ def public_statistics(autoencoder: Autoencoder, size: int, channels: int) -> Lat
     Raises:
         UserError: a channel of the latents does not vary.
     """
-    exact = replace(autoencoder, network=copy.deepcopy(autoencoder.network).to("cpu", torch.float64))
-    latents = exact.encode(public_crops(min(size, LARGEST_CROP), channels))
+    latents = _public_latents(autoencoder, size, channels)
     by_channel = latents.transpose(0, 1).flatten(1)
     means, stds = by_channel.mean(1).tolist(), by_channel.std(1, correction=0).tolist()
     if (flat := [k for k, std in enumerate(stds) if not math.isfinite(std) or std < 1e-6]) or not stds:
@@ -87,8 +86,26 @@ def public_statistics(autoencoder: Autoencoder, size: int, channels: int) -> Lat
     places = [DIGITS - 1 - math.floor(math.log10(std)) for std in stds]
     mean = tuple(round(value, place) for value, place in zip(means, places, strict=True))
     std = tuple(round(value, place) for value, place in zip(stds, places, strict=True))
-    largest = float(LatentStatistics(mean, std, 0.0).standardise(latents).abs().max())
-    return LatentStatistics(mean, std, float(f"{MARGIN * largest:.{DIGITS - 1}g}"))
+    return LatentStatistics(mean, std, _bound(LatentStatistics(mean, std, 0.0).standardise(latents)))
+
+
+def base_statistics(autoencoder: Autoencoder, size: int, channels: int) -> LatentStatistics:
+    """Return statistics that leave latents as they are, as a base model's U-Net knows them, with their bound.
+
+    Args:
+        autoencoder, size, channels: as of :func:`public_statistics`.
+    """
+    mean, std = (0.0,) * autoencoder.latent_channels, (1.0,) * autoencoder.latent_channels
+    return LatentStatistics(mean, std, _bound(_public_latents(autoencoder, size, channels)))
+
+
+def _public_latents(autoencoder: Autoencoder, size: int, channels: int) -> torch.Tensor:
+    exact = replace(autoencoder, network=copy.deepcopy(autoencoder.network).to("cpu", torch.float64))
+    return exact.encode(public_crops(min(size, LARGEST_CROP), channels))
+
+
+def _bound(latents: torch.Tensor) -> float:
+    return float(f"{MARGIN * float(latents.abs().max()):.{DIGITS - 1}g}")
 
 
 def public_crops(size: int, channels: int) -> torch.Tensor:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, train
 from fedsynth.disk import explained_writing
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task
@@ -45,7 +45,7 @@ class Generator:
         seconds: time they took, with those before an interruption.
     """
 
-    unet: UNet2DModel
+    unet: Denoiser
     steps: int
     seconds: float
 

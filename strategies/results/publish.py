@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DModel
-
 from fedsynth import __version__
 from fedsynth.config import RunConfig, published_settings
-from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of, lasting_scheduler, model_seal, public_start
+from fedsynth.diffusion import codec_of, lasting_scheduler, model_seal, save_model, start_of
 from fedsynth.files import atomic_directory, nonfinite_as_null
+from fedsynth.latent.denoiser import Denoiser
 from fedsynth.output import (
     RunFolder,
     SyntheticDataset,
@@ -88,11 +87,11 @@ def publish(
 
 
 def _start_note(config: RunConfig) -> tuple[str, ...]:
-    start = public_start(config)
+    start = start_of(config)
     if start is None:
         return ()
     return (
-        f"Training started from a public model (SHA-256 {start.digest}): what these images show may be of the images"
+        f"Training started from a {start.noun} (SHA-256 {start.digest}): what these images show may be of the images"
         " that it was trained on, and nothing here is said of those.",
     )
 
@@ -115,13 +114,11 @@ def _shown_names(task: Task) -> dict[str, str]:
     return dict(zip(folder_names([member.name for member in task.census]), task.shown_names, strict=True))
 
 
-def _save_model(path: Path, task: Task, unet: UNet2DModel, sampler: str = "ddpm") -> None:
+def _save_model(path: Path, task: Task, unet: Denoiser, sampler: str = "ddpm") -> None:
     codec = codec_of(task.config, task.spec)
     scheduler = lasting_scheduler(task.config.recipe, sampler, codec.bound)
-    codec = codec_of(task.config, task.spec)
-    pipeline = ClassConditionalDDPMPipeline(unet, scheduler, task.spec.classes, **codec.saved)
     with atomic_directory(path) as temporary:
-        pipeline.save_pretrained(temporary)
+        save_model(temporary, unet, scheduler, codec, task.spec.classes)
         seal_folder(temporary, model_seal())
 
 
@@ -139,7 +136,7 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "license": task.config.run.license,
         "settings": published_settings(task.config, found_settings(task.config, task.spec)),
         "codec": codec_of(task.config, task.spec).digest,
-        **({"start": start.digest} if (start := public_start(task.config)) else {}),
+        **({"start": start.digest} if (start := start_of(task.config)) else {}),
         "silos": [_shown_names(task)[silo]] if silo else list(task.shown_names),
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),

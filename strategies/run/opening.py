@@ -7,7 +7,7 @@ from typing import Any
 from fedsynth.config import OWN_MODELS, RunConfig, Scalar
 from fedsynth.config.recipe import recipe_name
 from fedsynth.data import LabelledImages, configured_range, load_image_folder, origins_in_folders
-from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet, network_settings, public_start
+from fedsynth.diffusion import AUTOENCODER, codec_of, initial_unet, network_settings, start_of
 from fedsynth.errors import UserError
 from fedsynth.evaluation import Settings
 from fedsynth.evaluation.networks.extractors import resolve_extractor
@@ -90,9 +90,10 @@ def check_partition(folder: RunFolder, task: Task) -> None:
         raise UserError(f"codec: {here}, the run to resume {there}, or start another run")
     had, now = then.get("start"), _start(task).get("start")
     if had != now:
-        here = f"the public model is '{now}'" if now else "no public model is given"
-        there = f"has '{had}': give the folder of that one" if had else "works without one: leave init-from out"
-        raise UserError(f"init-from: {here}, the run to resume {there}, or start another run")
+        key, noun = (start.key, start.noun) if (start := start_of(task.config)) else ("init-from", "public model")
+        here = f"the {noun} is '{now}'" if now else f"no {noun} is given"
+        there = f"has '{had}': give the folder of that one" if had else f"works without one: leave {key} out"
+        raise UserError(f"{key}: {here}, the run to resume {there}, or start another run")
     if task.federation is not None:
         return
     found = _record(task)
@@ -110,7 +111,7 @@ def _autoencoder(task: Task) -> dict[str, Any]:
 
 
 def _start(task: Task) -> dict[str, Any]:
-    start = public_start(task.config)
+    start = start_of(task.config)
     return {"start": start.digest} if start else {}
 
 

@@ -12,6 +12,7 @@ from flwr.common.config import parse_config_args
 from public_models import write_public_model
 from real_silos import write_digits
 from tiny_autoencoders import write_taesd
+from tiny_bases import write_base
 
 from fedsynth.cli import main
 from fedsynth.locks import locked
@@ -70,7 +71,8 @@ def test_start_gives_flower_what_the_client_app_reads(
     write_taesd(project / "taesd")
     given = ["--silo-name", "Ärzte am Fluß", "--model-path", "model", "--state-path", "kept", "--policy", "own.toml"]
     write_public_model(project / "public", ("0", "1"))
-    given += ["--autoencoder-path", "taesd", "--init-from", "public"]
+    write_base(project / "base")
+    given += ["--autoencoder-path", "taesd", "--init-from", "public", "--base-model", "base"]
     _, config = command_of(capsys, *words, *given)
     assert config == {
         "data-path": str(project / "images"),
@@ -80,6 +82,7 @@ def test_start_gives_flower_what_the_client_app_reads(
         "model-path": str(project / "model"),
         "autoencoder-path": str(project / "taesd"),
         "init-from": str(project / "public"),
+        "base-model": str(project / "base"),
     }
 
 

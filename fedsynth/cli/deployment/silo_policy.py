@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-column", default="", help="the silo's column of groups, of which twice the hold-out can be held out"
     )
     parser.add_argument("--autoencoder-path", type=Path, help="the silo's autoencoder, for a run in latents")
+    parser.add_argument("--base-model", type=Path, help="the silo's base model, for a run that fine-tunes one")
 
 
 def check_policy(folder: Path, options: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     # Only here: what knows networks takes seconds to import.
     from fedsynth.cli.planned import comparison, planned
 
-    config = _setting(options.setting, options.autoencoder_path)
+    config = _setting(options.setting, options.autoencoder_path, options.base_model)
     # Only here, as above: torchvision.
     from fedsynth.data import largest_held_out_share
 
@@ -64,20 +65,26 @@ def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int
     return 0 if allowed else 1
 
 
-def _setting(path: Path, autoencoder: Path | None) -> RunConfig:
+def _setting(path: Path, autoencoder: Path | None, base: Path | None) -> RunConfig:
     try:
         given = {"dataset": REAL_SILOS, **read_toml(path.expanduser(), "configuration keys")}
     except UserError as error:
         raise UserError(f"setting '{path}': {error}") from None
     config = RunConfig.from_run_config(given)
-    if not config.model.autoencoder:
-        return config
-    if autoencoder is None:
-        raise UserError(
-            f"setting '{path}' is of a run in latents: add --autoencoder-path, the silo's copy of its autoencoder"
-        )
-    own = str(autoencoder.expanduser().absolute())
-    return config.model_copy(update={"model": config.model.model_copy(update={"autoencoder": own})})
+    model, own = config.model, dict[str, str]()
+    if model.autoencoder:
+        if autoencoder is None:
+            raise UserError(
+                f"setting '{path}' is of a run in latents: add --autoencoder-path, the silo's copy of its autoencoder"
+            )
+        own["autoencoder"] = str(autoencoder.expanduser().absolute())
+    if model.base_model:
+        if base is None:
+            raise UserError(
+                f"setting '{path}' is of a run that fine-tunes a base model: add --base-model, the silo's copy of it"
+            )
+        own["base_model"] = str(base.expanduser().absolute())
+    return config.model_copy(update={"model": model.model_copy(update=own)})
 
 
 def _images(data: Path | None, config: RunConfig, held_out: float) -> tuple[ImageSpec | None, int | None]:

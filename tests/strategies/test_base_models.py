@@ -1,0 +1,164 @@
+"""Runs that fine-tune a base model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from one_silo import Node, policy_file, sample_request, settings_of
+from real_silos import write_digits
+from safetensors.torch import load_file
+from tiny_autoencoders import kl_of
+from tiny_bases import CLASSES, embeddings_of, unet_of, write_base
+from tiny_runs import images_of, run_tiny, tiny_settings
+
+from fedsynth.config import RunConfig
+from fedsynth.data import load_federation
+from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, settle_base_model
+from fedsynth.diffusion.base_model import read_base_model
+from fedsynth.errors import UserError
+from fedsynth.messages import PrepareRequest, transport
+from fedsynth.output import RunFolder, read_dataset
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+from strategies import build_strategy
+from strategies.base import Task
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
+from strategies.run.opening import check_partition, write_partition
+
+SPEC = ImageSpec(1, 8, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def drawn_by_diffusers(unet: Any, base: Path, config: RunConfig, labels: torch.Tensor, purpose: tuple[str, ...]) -> Any:
+    """The images that a run should draw, with networks and prompts as diffusers and the folder have them."""
+    noise = draw_initial_noise(0, config.sampling.num_samples, (2, 4, 4))[: len(labels)]
+    autoencoder, generator = AutoencoderKL.from_pretrained(base / "vae"), make_generator(0, *purpose)
+    steps, bound = config.sampling.sampling_steps, codec_of(config, SPEC).bound
+    scheduler = make_scheduler(config.recipe, steps, "ddpm", bound)
+    prompts = torch.stack([embeddings_of(CLASSES)[f"a photo of {label}"] for label in labels.tolist()])
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            noise = scheduler.step(unet(noise, t, prompts).sample, t, noise, generator=generator).prev_sample
+        images = autoencoder.decode(noise / autoencoder.config.scaling_factor).sample.mean(1)
+    return ((images + 1) * 127.5).round().clamp(0, 255).numpy()
+
+
+def test_averaged_weights_open_in_plain_diffusers_and_draw_the_run_s_images(base: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, strategy="fedavg", base_model=str(base), learning_rate=1e-3)
+    folder = run_tiny(settings, report=False)
+    model = folder.models / "global"
+    unet = UNet2DConditionModel.from_pretrained(model / "unet")
+    before = unet_of(0).state_dict()
+    assert all(not torch.equal(value, before[name]) for name, value in unet.state_dict().items() if "conv" in name)
+    conditions = load_file(model / "conditions.safetensors")["conditions"]
+    assert torch.equal(conditions, torch.stack(list(embeddings_of(CLASSES).values())))
+    found = read_dataset(folder.synthetic)
+    config, labels = settle_base_model(RunConfig.from_run_config(settings)), torch.arange(30) % 10
+    expected = drawn_by_diffusers(unet, base, config, labels, ("sampling",))
+    assert np.array_equal(found.labels, labels.numpy())
+    assert np.abs(found.images[..., 0].astype(float) - expected).max() <= 1
+    assert expected.std() > 5
+    said = json.loads((folder.synthetic / "provenance.json").read_text())["provenance"]
+    digest = read_base_model(base).digest
+    assert (said["start"], folder.read_partition()["start"]) == (digest, digest)
+    assert said["settings"]["base-model"] == base.name
+    assert any(f"Training started from a base model (SHA-256 {digest})" in caveat for caveat in said["caveats"])
+    assert str(base) not in json.dumps(said) + (model / "model_index.json").read_text()
+
+
+def test_silos_compose_the_noise_of_their_fine_tuned_copies(base: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, strategy="dfd", base_model=str(base), copy_check=False, early_stop=False)
+    assert len(set(images_of(run_tiny(settings, report=False)).values())) == 30
+
+
+def node_of(folder: Path, base: Path | str, node_config: dict[str, Any] | None = None, **changes: Any) -> Node:
+    given = {"strategy": "pooled", "block_out_channels": "auto", "copy_check": False, "early_stop": False}
+    settings = settings_of(folder, base_model=str(base), **given, **changes)
+    return Node(settings, SPEC, **(node_config or {"partition_id": 1}))
+
+
+def test_a_silo_s_own_model_starts_from_the_base_and_draws_by_prompts(base: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(base, tmp_path / "moved")
+    node = node_of(tmp_path, base, learning_rate=1e-7)
+    assert node.prepare().finished
+    unet, start = UNet2DConditionModel.from_pretrained(node.own_model / "unet"), unet_of(0).state_dict()
+    assert max(float((value - start[name]).abs().max()) for name, value in unet.state_dict().items()) < 1e-5
+    drawn = node.ask(sample_request(node, [3, 8, 3], [0, 1, 2])).images[..., 0].float().numpy()
+    config = settle_base_model(node.config)
+    expected = drawn_by_diffusers(unet, base, config, torch.tensor([3, 8, 3]), ("sampling", "silo-1"))
+    assert np.abs(drawn - expected).max() <= 1
+    again = node_of(tmp_path, moved, learning_rate=1e-7)
+    assert again.prepare(0.001).finished, "found again wherever the base lies"
+    other = node_of(tmp_path, base, learning_rate=1e-7, prompt="{class}, a photo of it")
+    assert "has no embeddings of prompt '0, a photo of it'" in other.refusal(
+        PrepareRequest(spec=SPEC, train_seconds=1.0)
+    )
+
+
+def test_a_real_silo_has_a_copy_of_its_own_and_one_that_differs_is_refused(base: Path, tmp_path: Path) -> None:
+    images, policy = write_digits(tmp_path / "images", range(10), 0, 2), policy_file(tmp_path / "policy")
+    other = shutil.copytree(base, tmp_path / "other")
+    unet_of(1).save_pretrained(other / "unet")
+    digests = [read_base_model(folder).digest for folder in (base, other)]
+    request = PrepareRequest(spec=SPEC, start=digests[0])
+    real = {"data_path": str(images), "policy_path": policy}
+    own, theirs, none = (
+        node_of(tmp_path, "/the/server/s", {**real, **more})
+        for more in ({"base_model": str(base)}, {"base_model": str(other)}, {})
+    )
+    assert own.ask(request).num_examples > 0
+    assert (
+        f"base-model: the run's networks start from the base model '{digests[0]}', that of this silo is '{digests[1]}':"
+        " give the silo the run's (--base-model)"
+    ) in theirs.refusal(request)
+    assert "this silo has none: start it with --base-model" in none.refusal(request)
+    shutil.rmtree(other / "vae")
+    kl_of(1).save_pretrained(other / "vae")
+    codec = codec_of(RunConfig.from_run_config({"base-model": str(base), "strategy": "pooled"}), SPEC).digest
+    refusal = theirs.refusal(PrepareRequest(spec=SPEC, codec=codec))
+    assert "codec: the run's networks see 'autoencoder " in refusal
+    assert "give the silo the run's base model (--base-model)" in refusal
+
+
+def test_a_silo_s_own_architecture_has_no_place_beside_a_base_model(base: Path, tmp_path: Path) -> None:
+    node = node_of(tmp_path, base, {"partition_id": 1, "model_path": str(tmp_path)})
+    assert "model-path: a silo's own model in a run with a base-model is not built" in node.refusal(
+        PrepareRequest(spec=SPEC)
+    )
+
+
+def task_of(folder: Path, base: Path, strategy: str) -> Task:
+    settings = settings_of(folder, base_model=str(base), strategy=strategy, block_out_channels="auto", num_rounds=2)
+    config = settle_base_model(RunConfig.from_run_config(settings))
+    federation = load_federation(config)
+    return Task(config, federation.spec, Census.unknown([1, 2, 3], 10), torch.arange(6), federation)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "centralised"])
+def test_what_the_server_begins_with_is_the_base(strategy: str, base: Path, tmp_path: Path) -> None:
+    todo = task_of(tmp_path, base, strategy)
+    arrays = build_strategy(todo.config)[0].begin(todo, cast(Exchange, None))
+    found, theirs = transport.decode_tensors(arrays), unet_of(0).state_dict()
+    assert found.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in found.items())
+
+
+def test_a_run_goes_on_from_its_own_base_only(base: Path, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "run")
+    write_partition(folder, task_of(tmp_path, base, "fedavg"))
+    check_partition(folder, task_of(tmp_path, shutil.copytree(base, tmp_path / "moved"), "fedavg"))
+    other = write_base(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"base-model: the base model is '.*', the run to resume has '.*'"):
+        check_partition(folder, task_of(tmp_path, other, "fedavg"))

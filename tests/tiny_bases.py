@@ -1,0 +1,49 @@
+"""Folders of tiny base models, random but real; with embeddings of prompts in place of a text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from tiny_autoencoders import kl_of
+
+from fedsynth.latent.conditions import TABLE, write_conditions
+
+TOKENS, WIDTH = 3, 8
+CLASSES = tuple("0123456789")
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+
+
+def unet_of(seed: int = 0, **settings: object) -> UNet2DConditionModel:
+    """Two latent channels, halved once."""
+    torch.manual_seed(seed)
+    shape: dict[str, object] = {
+        "in_channels": 2,
+        "out_channels": 2,
+        "sample_size": 4,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 2,
+    }
+    return UNet2DConditionModel(**{**shape, **settings}).eval()
+
+
+def embeddings_of(classes: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """By prompt, (3, 8) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return {f"a photo of {name}": torch.randn(TOKENS, WIDTH, generator=generator) for name in classes}
+
+
+def write_base(folder: Path, seed: int = 0, classes: Sequence[str] = CLASSES, **schedule: object) -> Path:
+    """Images of 8×8 and above, factor 2."""
+    unet_of(seed).save_pretrained(folder / "unet")
+    kl_of(0).save_pretrained(folder / "vae")
+    DDPMScheduler(**{**SCHEDULE, **schedule}).save_pretrained(folder / "scheduler")
+    write_conditions(folder / TABLE, embeddings_of(classes))
+    return folder
