@@ -83,7 +83,9 @@ def _meaning(key: Key) -> str:
 def _conditions(key: Key, most: int) -> list[str]:
     """Say with what values of other keys a key acts; conditions with more than ``most`` values are left out."""
     return [
-        f"{other}={' or '.join(value if isinstance(value, str) else _toml(value) for value in wanted)}"
+        f"no {other}"
+        if wanted == ("",)
+        else f"{other}={' or '.join(value if isinstance(value, str) else _toml(value) for value in wanted)}"
         for other, wanted in key.acts_with.items()
         if len(wanted) <= most and not (other == "strategy" and key.section == "strategy_keys")
     ]
@@ -95,7 +97,8 @@ def _defaults(key: Key) -> str:
         by_value.setdefault(_toml(default), []).append(strategy)
     if not by_value:
         return f"`{_toml(key.default)}`"
-    usual = max(by_value, key=lambda value: len(by_value[value]))
+    # Of recipes there is a default, of strategies none.
+    usual = max(by_value, key=lambda value: ("default" in by_value[value], len(by_value[value])))
     others = [f"`{value}` ({', '.join(names)})" for value, names in by_value.items() if value != usual]
     return ", ".join([f"`auto`: `{usual}`", *others])
 

@@ -168,6 +168,8 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
         if A_NUMBER in wanted and isinstance(found, int | float):
             continue
         if found not in (AUTO, *wanted) and family(str(found)) not in wanted and not is_plugin(str(found)):
+            if tuple(wanted) == ("",):
+                return f"{name} = {value!r}: does not act beside {other} = '{found}'; leave one of them out"
             words = [A_NUMBER if word == A_NUMBER else in_words(word) for word in wanted]
             first, only = f"{other} = {words[0]}", f"{other} = {one_of_words(words)}"
             return f"{name} = {value!r}: acts with {only} only; leave it out or set {first}"
