@@ -51,6 +51,7 @@ def _step(unet: UNet2DModel, bf16: bool, shape: tuple[int, ...]) -> Callable[[],
 
 def measure(spec: ImageSpec, setting: Setting) -> dict[str, float]:
     """Return ms a step by variant, after calling each once."""
+    torch.compiler.reset()  # after some eight compilations of a function torch gives up, and runs it as it is
     config = RunConfig.from_run_config(dict(setting))
     shape = (config.training.batch_size, *codec_of(config, spec).shape)
     steps: dict[str, Callable[[], None]] = {}
