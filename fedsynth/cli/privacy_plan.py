@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fedsynth.cli.options import given_keys, refuse_rest
 from fedsynth.config.methods import DPSumSettings
@@ -24,6 +25,9 @@ from fedsynth.privacy.expectations import (
     quality_class,
 )
 from fedsynth.units import rounded_up
+
+if TYPE_CHECKING:
+    from fedsynth.privacy.summed_noise import SummedNoise
 
 TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps", "dp-colluders")
 
