@@ -54,7 +54,7 @@ from fedsynth.diffusion import sample as draw
 from fedsynth.diffusion import train as train_network
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
-from fedsynth.latent.denoiser import Denoiser, num_classes
+from fedsynth.diffusion.denoiser import Denoiser, num_classes
 from fedsynth.messages import (
     DescribeAnswer,
     DescribeRequest,

@@ -20,7 +20,7 @@ from fedsynth.config import RunConfig, Scalar, StrategySettings
 from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.errors import RunError
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec

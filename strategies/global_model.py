@@ -20,7 +20,7 @@ from fedsynth.diffusion import (
     sample,
 )
 from fedsynth.errors import RunError
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task

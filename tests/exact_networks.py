@@ -25,9 +25,13 @@ KINDS = {
 
 
 def alphas_of(schedule: str, steps: int = 1000) -> NDArray[np.float64]:
-    """ᾱ (T,) as Ho et al. 2020 (linear) and Nichol & Dhariwal 2021, Eq. 17 (cosine, β at most 0.999) write it."""
+    """ᾱ (T,) as Ho et al. 2020 (linear) and Nichol & Dhariwal 2021, Eq. 17 (cosine, β at most 0.999) write it, or as Stable
+    Diffusion has it (scaled-linear).
+    """
     if schedule == "linear":
         return np.asarray(np.cumprod(1 - np.linspace(1e-4, 0.02, steps)))
+    if schedule == "scaled-linear":
+        return np.asarray(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, steps) ** 2))
     level = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.asarray(np.cumprod(1 - np.minimum(1 - level[1:] / level[:-1], 0.999)))
 

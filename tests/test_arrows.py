@@ -14,6 +14,7 @@ MEETING_PLACES = (
     "fedsynth.evaluation.suite",
     "fedsynth.output.report",
     "fedsynth.diffusion.codec",
+    "fedsynth.diffusion.base_model",
     "fedsynth.privacy.dp_training",
 )
 METHODS = ("averaging", "cooperation", "own_models")

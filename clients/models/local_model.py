@@ -41,7 +41,7 @@ from fedsynth.diffusion import (
 )
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.locks import locked
 from fedsynth.privacy import Mechanism
 from fedsynth.privacy.dp_training import (

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from fedsynth.config.types import A_NUMBER, AUTO, Scalar
+from fedsynth.config.types import A_FOLDER, A_NUMBER, AUTO, Scalar
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.plugins import family, is_plugin
 
@@ -167,10 +167,12 @@ def why_idle(name: str, value: Scalar, acts_with: Mapping[str, tuple[Scalar, ...
         found = values.get(other, AUTO)
         if A_NUMBER in wanted and isinstance(found, int | float):
             continue
+        if A_FOLDER in wanted and found:
+            continue
         if found not in (AUTO, *wanted) and family(str(found)) not in wanted and not is_plugin(str(found)):
             if tuple(wanted) == ("",):
                 return f"{name} = {value!r}: does not act beside {other} = '{found}'; leave one of them out"
-            words = [A_NUMBER if word == A_NUMBER else in_words(word) for word in wanted]
+            words = [word if word in (A_NUMBER, A_FOLDER) else in_words(word) for word in wanted]
             first, only = f"{other} = {words[0]}", f"{other} = {one_of_words(words)}"
             return f"{name} = {value!r}: acts with {only} only; leave it out or set {first}"
     return ""

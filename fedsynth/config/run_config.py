@@ -29,7 +29,7 @@ from fedsynth.config.methods import (
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Run
-from fedsynth.config.training import DEFAULT_PROMPT, Model, Sampling, Training
+from fedsynth.config.training import Model, Sampling, Training
 from fedsynth.config.types import (
     AUTO,
     LEAST_SILOS,
@@ -276,11 +276,9 @@ def _refuse_contradictions(config: RunConfig) -> None:
 
 
 def _refuse_with_base_model(config: RunConfig) -> None:
-    """Refuse what a base model is not built for, and what needs one."""
+    """Refuse what a base model is not built for."""
     model, strategy = config.model, config.run.strategy
     if not model.base_model:
-        if model.prompt != DEFAULT_PROMPT:
-            raise UserError(f"prompt = '{model.prompt}': acts with a base-model only; leave it out, or set base-model")
         return
     not_built = {
         f"strategy = '{strategy}'": (strategy not in WITH_BASE_MODEL, f"choose {one_of_words(WITH_BASE_MODEL)}"),

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fedsynth.config.keys import Section, key
 from fedsynth.config.privacy import NOT_PRIVATE
 from fedsynth.config.types import (
+    A_FOLDER,
     AUTO,
     OWN_MODELS,
     Auto,
@@ -20,7 +21,6 @@ from fedsynth.config.types import (
 
 _OWN = {"strategy": OWN_MODELS}
 _NO_BASE = {"base-model": ("",)}
-DEFAULT_PROMPT = "a photo of {class}"
 MAX_PROMPT = 300
 AUGMENTATIONS = ("flip", "rotate90", "shift")
 
@@ -66,7 +66,11 @@ class Model(Section):
         path=True,
         may_change=True,
     )
-    prompt: str = key(DEFAULT_PROMPT, "prompt of a class for the base-model; its prompts.json goes before it")
+    prompt: str = key(
+        "a photo of {class}",
+        "prompt of a class for the base-model; its prompts.json goes before it",
+        acts_with={"base-model": (A_FOLDER,)},
+    )
 
     @model_validator(mode="after")
     def _channels_are_numbers(self) -> Model:

@@ -13,6 +13,9 @@ NONE: Literal["none"] = "none"
 A_NUMBER: Literal["a number"] = "a number"
 """With this a key acts beside any number of another."""
 
+A_FOLDER: Literal["a folder"] = "a folder"
+"""With this a key acts beside any folder of another."""
+
 StrategyName = Literal[
     "fedavg",
     "fedmedian",

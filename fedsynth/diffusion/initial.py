@@ -13,7 +13,7 @@ from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.public_start import start_from_public
 from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from fedsynth.diffusion.codec import Codec, saved_codec
 from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
-from fedsynth.latent.denoiser import Denoiser, PromptedUNet
+from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
 from fedsynth.sealed import Seal
 from fedsynth.spec import ImageSpec
 from fedsynth.weight_files import read_weights

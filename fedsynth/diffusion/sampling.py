@@ -12,7 +12,7 @@ from fedsynth.config import Recipe
 from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.message_size import NETWORK_BATCH
 from fedsynth.seeding import make_generator
 

@@ -18,7 +18,7 @@ from fedsynth.diffusion.codec import Images
 from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.sealed import Seal, SealError
 from fedsynth.sealed_tensors import load_torch, save_torch
 

@@ -12,7 +12,7 @@ from fedsynth import __version__
 from fedsynth.config import RunConfig, published_settings
 from fedsynth.diffusion import codec_of, lasting_scheduler, model_seal, save_model, start_of
 from fedsynth.files import atomic_directory, nonfinite_as_null
-from fedsynth.latent.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.output import (
     RunFolder,
     SyntheticDataset,

@@ -19,7 +19,7 @@ from fedsynth.diffusion import codec_of, count_parameters, initial_unet, make_sc
 from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.errors import UserError
 from fedsynth.latent.conditions import TABLE, write_conditions
-from fedsynth.latent.denoiser import PromptedUNet
+from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.spec import ImageSpec
 
 SPEC = ImageSpec(1, 8, CLASSES)
@@ -198,7 +198,7 @@ def test_images_that_cannot_be_halved_are_refused(size: int, problem: str, base:
         ({"codec": "pixels"}, "codec = 'pixels' with a base-model: that is not built; leave it out"),
         ({"model": "grid"}, "model = 'grid': does not act beside base-model = 'base'; leave one of them out"),
         ({"init_from": "public"}, "init-from = 'public': does not act beside base-model = 'base'"),
-        ({"base_model": "", "prompt": "{class}!"}, "prompt = '{class}!': acts with a base-model only"),
+        ({"base_model": "", "prompt": "{class}!"}, "prompt = '{class}!': acts with base-model = a folder only"),
         ({"prompt": "a photo"}, "prompt = 'a photo': must hold {class}"),
     ],
 )
