@@ -44,7 +44,8 @@ def test_a_stopped_run_says_by_what_and_how_to_go_on(state: str, folder: RunFold
     assert said == f"the run stands after round 2; go on with '{resume}'"
     status = read_state(folder)
     assert status.pop("updated") > RUNNING["updated"]
-    expected = {**RUNNING, "state": "stopped", "signal": "SIGTERM", "resume": resume}
+    noted = "fedsynth run --resume 'a run' --superlink link"
+    expected = {**RUNNING, "state": "stopped", "signal": "SIGTERM", "resume": noted}
     assert status == {key: value for key, value in expected.items() if key != "updated"}
 
 

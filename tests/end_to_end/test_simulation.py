@@ -52,6 +52,16 @@ def test_dfd_runs_from_the_bundle_to_a_dataset(dfd_run: Path) -> None:
     assert "data:image/png" in folder.report.read_text()
 
 
+def test_a_run_can_be_shown_to_others_without_a_path_of_this_machine(dfd_run: Path) -> None:
+    here = [str(dfd_run.parent), str(Path.cwd()), str(Path.home()), sys.prefix]
+    texts = [path for path in dfd_run.rglob("*") if path.suffix in (".json", ".jsonl", ".txt", ".html", ".md")]
+    assert len(texts) >= 9
+    said = {path.relative_to(dfd_run): path.read_text(encoding="utf-8") for path in texts if "/c/" not in str(path)}
+    found = [(str(path), place) for path, text in said.items() for place in here if place in text]
+    # Which is there for --resume, and says so.
+    assert {path for path, _ in found} == {"machine.json"}
+
+
 def test_dataset_reopens_with_torchvision_and_datasets(dfd_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = ImageFolder(str(dfd_run / "synthetic"))
