@@ -12,7 +12,7 @@ TEXTS = (".json", ".jsonl", ".txt", ".html", ".md")
 
 def files_that_name_this_machine(run: Path) -> set[str]:
     """Return names of files in a run folder that hold a path around it, of the project, the user or Python."""
-    places = [str(place) for place in (run.parent, ROOT, Path.home(), sys.prefix)]
+    places = [f"{place}/" for place in (run.parent, ROOT, Path.home(), sys.prefix)]
     files = [path for path in run.rglob("*") if path.suffix in TEXTS]
     assert {"config.json", "log.txt", "metrics.jsonl", "results.json", "README.md"} <= {path.name for path in files}
     said = {str(path.relative_to(run)): path.read_text(encoding="utf-8") for path in files}
