@@ -290,15 +290,14 @@ def config_of(message: Message) -> Mapping[str, Any]:
 
 def _check_protocol(record: Mapping[str, Any], speaker: str, reader: str, version: str) -> None:
     stated = record.get(_PROTOCOL)
-    number = isinstance(stated, int) and not isinstance(stated, bool)
-    if number and stated == PROTOCOL:
+    if isinstance(stated, bool) or not isinstance(stated, int | None):
+        advice = "install the same fedsynth at both"
+    elif stated == PROTOCOL:
         return
+    else:
+        advice = f"update fedsynth at the {reader if (stated or 0) > PROTOCOL else speaker}"
     spoken = "a protocol before 1" if stated is None else f"protocol {shown(stated)}"
     theirs = f" (fedsynth {found})" if (found := _version_in(record)) else ""
-    if stated is None or number:
-        advice = f"update fedsynth at the {reader if number and stated > PROTOCOL else speaker}"
-    else:
-        advice = "install the same fedsynth at both"
     ours = f"this {reader} speaks protocol {PROTOCOL} (fedsynth {version})"
     raise MessageError(f"the {speaker} speaks {spoken}{theirs}, {ours}: {advice}")
 
