@@ -106,4 +106,4 @@ def test_last_line_of_the_command_and_its_status(
     folder = project / "runs" / "r"
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     assert main(["status", "runs/r"]) == 0
-    assert f"state   stopped by SIGTERM; go on with 'fedsynth run --resume {folder}'" in capsys.readouterr().out
+    assert "state   stopped by SIGTERM; go on with 'fedsynth run --resume runs/r'" in capsys.readouterr().out
