@@ -128,6 +128,8 @@ def plan_of(
         shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
         answers.append("masked-train" if config.cooperation.secure_aggregation else "train")
+        if config.replicated:
+            answers.append("aggregate")
         steps += config.train_steps
         shortest.append(config.train_steps // settings.num_rounds)
     if isinstance(settings, DPSumSettings):
