@@ -98,8 +98,8 @@ class Replica:
             raise UserError(f"no keys for signatures: 'fedsynth silo start' finds none, or no {KNOWN_FILE}")
         if silo.sum_keys is not None and keys_text(read_known(silo.sum_keys[1])) != keys:
             raise UserError(
-                f"the server's key-file is not this silo's {KNOWN_FILE} ('{silo.sum_keys[1]}'): have all parties use the"
-                " same file"
+                f"the server's key-file is not this silo's {KNOWN_FILE} ('{silo.sum_keys[1]}'): have all parties use"
+                " the same file"
             )
         public = {name: known.signatures for name, known in keys_from_text(keys).items()}
         if public.get(silo.name) != own.public.signatures:

@@ -106,7 +106,7 @@ EXAMPLES: dict[str, Exchanged] = {
             updates=joined([WEIGHTS, WEIGHTS]),
             send_arrays=True,
         ),
-        messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS),
+        messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS, num_examples=9),
     ),
     "epsilon": _answered(
         messages.EpsilonRequest(

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="public keys of all silos (silo-keys.json), from a source that you trust; of simulated silos RUN/audit/keys.json",
+        help="public keys of all silos (silo-keys.json), from a source that you trust; of simulated silos"
+        " RUN/audit/keys.json",
     )
     parser.add_argument("--head", default="", metavar="HASH", help="head of the chain noted earlier: must be reached")
     parser.add_argument(

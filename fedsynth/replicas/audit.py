@@ -1,8 +1,8 @@
 """What the log of a replicated run proves, from the log and a key file alone.
 
-The log is a chain of lines (:mod:`fedsynth.chain`); what a line is, its ``event`` says: ``update`` (a silo's statement),
-``certificate``, ``dissent`` (a statement that says something else), ``refused`` (one that was none), ``void`` (a round
-without a certificate), ``resumed`` and ``published`` (the hash of the list of the run's files).
+The log is a chain of lines (:mod:`fedsynth.chain`); what a line is, its ``event`` says: ``update`` (a silo's
+statement), ``certificate``, ``dissent`` (a statement that says something else), ``refused`` (one that was none),
+``void`` (a round without a certificate), ``resumed`` and ``published`` (the hash of the list of the run's files).
 """
 
 from __future__ import annotations

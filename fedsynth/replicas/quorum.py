@@ -10,10 +10,10 @@ Rule = Literal["byzantine", "majority"]
 def quorum(aggregators: int, rule: Rule) -> int:
     """Return q, the equal statements that certify a round.
 
-    ``byzantine``: with f = ⌊(m - 1) / 3⌋ liars, q = ⌊(m + f) / 2⌋ + 1: two groups of q share an honest aggregator, which
-    signs one statement a round, so that not even a lying coordinator gets two certificates. ``majority``: with m = 2f + 1
-    aggregators, q = f + 1: one of q is honest, so the result is right for its roster, but two rosters may be certified;
-    a silo that sees the other one in the next round refuses.
+    ``byzantine``: with f = ⌊(m - 1) / 3⌋ liars, q = ⌊(m + f) / 2⌋ + 1: two groups of q share an honest aggregator,
+    which signs one statement a round, so that not even a lying coordinator gets two certificates. ``majority``: with
+    m = 2f + 1 aggregators, q = f + 1: one of q is honest, so the result is right for its roster, but two rosters may be
+    certified; a silo that sees the other one in the next round refuses.
 
     Args:
         aggregators: m >= 1.

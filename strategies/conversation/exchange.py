@@ -106,8 +106,8 @@ class Exchange:
 
         An answer is paired with its message by the id that it repeats; it comes with the message's index. The iterator
         keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that have not answered after
-        ``timeout`` seconds (None: the exchange's own), or at the ``time.monotonic()`` that ``until`` returns by then, are
-        named in the log, and the iterator ends.
+        ``timeout`` seconds (None: the exchange's own), or at the ``time.monotonic()`` that ``until`` returns by then,
+        are named in the log, and the iterator ends.
 
         Raises:
             RunError: not every message could be sent, or a simulation worker has died: every later message would fail.

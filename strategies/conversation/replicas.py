@@ -243,8 +243,8 @@ class Replication:
                 if answer.arrays is not None and content_id(_views(answer.arrays)) == ballot.result.result:
                     return answer.arrays
         raise RunError(
-            f"round {request.server_round}: certified, but none of {', '.join(ballot.signers)} sends the weights; resume"
-            " when one is back"
+            f"round {request.server_round}: certified, but none of {', '.join(ballot.signers)} sends the weights;"
+            " resume when one is back"
         )
 
     def _name_dissent(self, ballot: Ballot, server_round: int) -> None:

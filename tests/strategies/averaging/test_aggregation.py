@@ -13,7 +13,6 @@ from fedsynth.averaging.checks import LARGEST_WEIGHT
 from fedsynth.averaging.layers import chunk_length
 from fedsynth.messages import transport
 from strategies.averaging.aggregation import (
-    LARGEST_WEIGHT,
     check_combined,
     check_model,
     shapes,
