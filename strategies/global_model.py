@@ -19,8 +19,8 @@ from fedsynth.diffusion import (
     pick_device,
     sample,
 )
-from fedsynth.errors import RunError
 from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.errors import RunError
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task

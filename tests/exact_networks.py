@@ -25,8 +25,8 @@ KINDS = {
 
 
 def alphas_of(schedule: str, steps: int = 1000) -> NDArray[np.float64]:
-    """ᾱ (T,) as Ho et al. 2020 (linear) and Nichol & Dhariwal 2021, Eq. 17 (cosine, β at most 0.999) write it, or as Stable
-    Diffusion has it (scaled-linear).
+    """ᾱ (T,) as Ho et al. 2020 (linear) and Nichol & Dhariwal 2021, Eq. 17 (cosine, β at most 0.999) write it, or as
+    Stable Diffusion has it (scaled-linear).
     """
     if schedule == "linear":
         return np.asarray(np.cumprod(1 - np.linspace(1e-4, 0.02, steps)))

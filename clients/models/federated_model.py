@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
-from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.sealed import Seal, SealError
 from fedsynth.sealed_tensors import read_tensors, tensor_metadata
 

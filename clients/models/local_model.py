@@ -39,9 +39,9 @@ from fedsynth.diffusion import (
     train,
     train_early_stopping,
 )
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
-from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.locks import locked
 from fedsynth.privacy import Mechanism
 from fedsynth.privacy.dp_training import (

@@ -47,6 +47,8 @@ AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum",
 
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
+REPLICATED = ("fedavg", "fedprox", "fedmedian", "fedtrimmedavg")
+"""Of them, those that several aggregators can each compute: the same bits everywhere, nothing carried on."""
 
 SimulatedName = Literal[
     "digits",

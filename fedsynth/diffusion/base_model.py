@@ -16,10 +16,10 @@ import torch
 
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion.codec import Codec
+from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
 from fedsynth.errors import UserError
 from fedsynth.latent.conditions import digest_of_text, prompts_of, read_conditions
-from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.latent.folder import WEIGHTS_FILE, ModelFolder
 from fedsynth.sealed import sha256_of
 from fedsynth.weight_files import count_numbers, digest_of_weights

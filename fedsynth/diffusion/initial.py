@@ -10,10 +10,10 @@ from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
 from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec, codec_of
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.diffusion.public_start import start_from_public
 from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_preset
 from fedsynth.errors import UserError
-from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 

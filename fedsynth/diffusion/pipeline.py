@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fedsynth.diffusion.codec import Codec, saved_codec
+from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
 from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
-from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
 from fedsynth.sealed import Seal
 from fedsynth.spec import ImageSpec
 from fedsynth.weight_files import read_weights

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from fedsynth.config import Recipe
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
-from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.message_size import NETWORK_BATCH
 from fedsynth.seeding import make_generator
 

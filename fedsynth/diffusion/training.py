@@ -15,10 +15,10 @@ from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Recipe, Training
 from fedsynth.diffusion.codec import Images
+from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
-from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.sealed import Seal, SealError
 from fedsynth.sealed_tensors import load_torch, save_torch
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, train
-from fedsynth.disk import explained_writing
 from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.disk import explained_writing
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
 from strategies.base import Outcome, Task

@@ -11,8 +11,8 @@ from typing import Any
 from fedsynth import __version__
 from fedsynth.config import RunConfig, published_settings
 from fedsynth.diffusion import codec_of, lasting_scheduler, model_seal, save_model, start_of
-from fedsynth.files import atomic_directory, nonfinite_as_null
 from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.files import atomic_directory, nonfinite_as_null
 from fedsynth.output import (
     RunFolder,
     SyntheticDataset,
@@ -22,10 +22,12 @@ from fedsynth.output import (
     write_dataset,
     write_report,
 )
+from fedsynth.output.audit_files import list_files
 from fedsynth.privacy.statement import privacy_statement
 from fedsynth.progress import duration
 from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
+from strategies.conversation.audit_log import AuditLog
 from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
 from strategies.results.measure import LabelledSet, Measurements, measure_run
@@ -84,6 +86,10 @@ def publish(
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
     logger.info("report  %s", folder.report)
+    if task.audit is not None:
+        head = str(outcome.certified["head"])
+        AuditLog(task.audit).add("published", files=list_files(folder.path, task.audit), head=head)
+        logger.info("audit   %s: 'fedsynth audit' checks it; the head to note elsewhere is %s", task.audit, head)
 
 
 def _start_note(config: RunConfig) -> tuple[str, ...]:
@@ -141,5 +147,6 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),
         **({"privacy": guarantee.facts()} if guarantee else {}),
+        **({"certified": dict(outcome.certified)} if outcome.certified else {}),
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -35,7 +35,7 @@ def test_conditions_name_keys_and_values_that_there_are() -> None:
             for value in wanted:
                 said = value if value == A_NUMBER else in_words(value)
                 folder = KEYS[other].facts.path and value in ("", A_FOLDER)
-                    assert folder or said in KEYS[other].allowed
+                assert folder or said in KEYS[other].allowed
 
 
 def test_a_key_of_several_strategies_differs_in_its_default_only() -> None:

@@ -27,7 +27,8 @@ def acting(name: str) -> dict[str, Scalar]:
     if conditions.get("strategy") == "dp-sum":
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
     words = re.findall("'([^']+)'", KEYS[name].allowed)
-    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, "8,16", "mlp", "flip", "elsewhere", "{class}"]:
+    texts = ["8,16", "mlp", "flip", "elsewhere", "{class}"]
+    for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:
         with suppress(UserError):
             if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):
                 return {**conditions, name: value}
@@ -181,7 +182,7 @@ class TestKeysThatDoNotAct:
             ({"dfd_preset": "paper", "snr_gamma": 2.0}, SNR_GAMMA),
             (
                 {"beta_end": 0.03},
-                "beta-end = 0.03: acts with schedule = 'linear' or 'scaled-linear' only; leave it out or set schedule = ",
+                "beta-end = 0.03: acts with schedule = 'linear' or 'scaled-linear' only; leave it out or set schedule",
             ),
             ({"recipe": "paper", "schedule": "cosine", "beta_start": 1e-3}, "beta-start = 0.001: acts with schedule"),
             ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
@@ -287,7 +288,8 @@ class TestRecipe:
 
     def test_is_refused_by_name(self) -> None:
         assert (
-            refusal(recipe="papers") == "unknown recipe 'papers': did you mean 'paper'? (known: default, paper, fine-tune, auto)"
+            refusal(recipe="papers")
+            == "unknown recipe 'papers': did you mean 'paper'? (known: default, paper, fine-tune, auto)"
         )
         assert refusal(prediction="eps").startswith("unknown prediction 'eps'")
         assert refusal(codec="unshuffle-3").startswith("unknown codec 'unshuffle-3': did you mean 'unshuffle-")

@@ -17,9 +17,9 @@ from tiny_bases import CLASSES, SCHEDULE, embeddings_of, unet_of, write_base
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, count_parameters, initial_unet, make_scheduler, settle_base_model
 from fedsynth.diffusion.base_model import read_base_model
+from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.errors import UserError
 from fedsynth.latent.conditions import TABLE, write_conditions
-from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.spec import ImageSpec
 
 SPEC = ImageSpec(1, 8, CLASSES)
