@@ -117,6 +117,7 @@ def _synthesise(
         _prepare_folder(folder, config, 0)
         status.begin()
     task = _meet_silos(exchange, config, federation, checkpoint)
+    task.audit = folder.audit if config.replicated else None
     phases.enter("training")
     found = found_settings(config, task.spec)
     if checkpoint is None:

@@ -112,6 +112,10 @@ def _summary(shape: tuple[int, ...], num_classes: int, provenance: Mapping[str, 
 def _making(provenance: Mapping[str, Any]) -> str:
     facts = [f"- {key}: {_inline(str(provenance[key]))}" for key in ("method", "seed") if key in provenance]
     facts += [f"- {_inline(name)}: {_inline(str(version))}" for name, version in provenance.get("software", {}).items()]
+    if certified := provenance.get("certified"):
+        facts.append(
+            f"- certified: {_inline(str(certified['by']))}; head of the chain `{_inline(str(certified['head']))}`"
+        )
     settings = provenance.get("settings")
     if settings:
         facts.append(f"\nThe settings that acted, as resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")
