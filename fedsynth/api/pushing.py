@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, UserError
