@@ -42,6 +42,8 @@ SETTINGS: dict[str, Setting] = {
     "32": {"block-out-channels": "32"},
     "folded 16": {"codec": "unshuffle-2", "block-out-channels": "16"},
     "folded 32": {"codec": "unshuffle-2", "block-out-channels": "32"},
+    "folded 4, 16": {"codec": "unshuffle-4"},
+    "dense 16": {"codec": "unshuffle-8"},
     "dense 32": {"codec": "unshuffle-8", "block-out-channels": "32"},
     "v": {"prediction": "v"},
     "epsilon": {"prediction": "epsilon"},

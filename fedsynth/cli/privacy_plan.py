@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterator
 
 from fedsynth.cli.options import given_keys, refuse_rest
+from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.run_config import KEYS, RunConfig
+from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
 from fedsynth.errors import UserError
-from fedsynth.privacy.accounting import noise_multiplier_for
+from fedsynth.privacy.accounting import epsilon, noise_multiplier_for
 from fedsynth.privacy.expectations import (
     LEAST_ALONE,
     ONE_SILO,
@@ -21,8 +23,10 @@ from fedsynth.privacy.expectations import (
     nearest,
     quality_class,
 )
+from fedsynth.privacy.summed_noise import SummedNoise
+from fedsynth.units import rounded_up
 
-TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps")
+TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps", "dp-colluders")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,34 +45,63 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     for name in ("records", "silos"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be a whole number >= 1")
-    keys = RunConfig.from_run_config({"dp-epsilon": options.epsilon, **given_keys(options, TAKEN)}).privacy
+    summed = _can_sum(options.silos)
+    given = {"dp-epsilon": options.epsilon, **given_keys(options, TAKEN)}
+    if not summed and "dp-colluders" in given:
+        raise UserError(f"--dp-colluders: acts in dp-sum, which needs {LEAST_SILOS} to {MOST_SILOS} --silos")
+    sums = {"strategy": "dp-sum", "num-clients": options.silos} if summed else {}
+    config = RunConfig.from_run_config({**given, **sums})
+    keys = config.privacy
     if keys.dp_delta * options.records > 1:
         raise UserError(f"--dp-delta {keys.dp_delta:g}: must be <= 1 / records = {1 / options.records:.3g}")
-    print("\n".join(_lines(keys, options.records, options.silos)))
+    sigma = noise_multiplier_for(float(keys.dp_epsilon), keys.dp_delta, keys.dp_sampling_rate, keys.dp_steps)
+    lines = [*_alone(keys, options.records, options.silos, sigma)]
+    if isinstance(config.settings, DPSumSettings):
+        noise = SummedNoise(sigma, options.silos, config.settings.dp_colluders, norm=1)
+        lines += [*_together(keys, options.records, noise)]
+    lines += ["", *_expected(options.records, options.silos, float(keys.dp_epsilon))]
+    lines += ["", *_advice(options.records, options.silos, float(keys.dp_epsilon))]
+    print("\n".join(lines))
     return 0
 
 
-def _lines(keys: Privacy, records: int, silos: int) -> Iterator[str]:
-    epsilon = float(keys.dp_epsilon)
-    rate, steps = keys.dp_sampling_rate, keys.dp_steps
-    sigma = noise_multiplier_for(epsilon, keys.dp_delta, rate, steps)
-    noise = sigma / (rate * records * math.sqrt(steps))
-    yield f"{silos} silo{'s' if silos > 1 else ''} of {records:,} images, ε = {epsilon:g}, δ = {keys.dp_delta:g}:"
+def _can_sum(silos: int) -> bool:
+    return LEAST_SILOS <= silos <= MOST_SILOS
+
+
+def _alone(keys: Privacy, records: int, silos: int, sigma: float) -> Iterator[str]:
+    rate, steps, delta = keys.dp_sampling_rate, keys.dp_steps, keys.dp_delta
+    many = f"{silos} silo{'s' if silos > 1 else ''} of {records:,} images"
+    yield f"{many}, ε = {float(keys.dp_epsilon):g}, δ = {delta:g}:"
     yield "private as to one image of a silo more or less"
     yield f"  noise multiplier σ   {sigma:.2f}"
-    yield f"  sampling rate q      {rate:g}: a step sees {rate * records:.0f} images in the mean"
+    yield f"  sampling rate q      {rate:g}: a step sees {rate * records:.0f} images of a silo in the mean"
     yield f"  steps                {steps}"
-    yield f"  noise                {noise:.2g}: σ / (q n √steps), which decides about the quality where σ > 2"
-    yield ""
-    yield "What to expect: accuracy of a classifier that learnt from 1,000 synthetic images, on real ones."
-    yield f"Prototype figures (MNIST, 8x8 pixels, one seed; real images {REAL_ACCURACY:.2f}, guessing 0.10),"
-    yield "where images times ε are nearest to these from below, or the least that was measured:"
-    yield from _expected(records, silos, epsilon)
-    yield ""
-    yield from _advice(records, silos, epsilon)
+    noise = f"{_noise(keys, records, sigma):.2g}"
+    yield f"  noise                {noise}: σ / (q n √steps), which decides about the quality where σ > 2"
+
+
+def _together(keys: Privacy, records: int, noise: SummedNoise) -> Iterator[str]:
+    """Say what the same σ is in dp-sum, if all silos answer."""
+    silos, colluders = noise.silos, noise.colluders
+    all_shares = noise.noise_multiplier * math.sqrt(silos / noise.honest)
+    summed, alone = _noise(keys, silos * records, all_shares), _noise(keys, records, noise.noise_multiplier)
+    public = epsilon([noise.towards_public(keys.dp_sampling_rate, keys.dp_steps)], keys.dp_delta)
+    helped = f"that {colluders} silo{'s' if colluders > 1 else ''} may help" if colluders else "that no silo helps"
+    yield "In dp-sum all silos train one model, and each adds a share of the noise:"
+    yield f"  noise                {summed:.2g}, {alone / summed:.1f} times less than in a silo's own model"
+    yield f"  ε                    {float(keys.dp_epsilon):g} towards a server {helped},"
+    yield f"                       {rounded_up(public)} towards all others who see the model and the images"
+
+
+def _noise(keys: Privacy, images: int, sigma: float) -> float:
+    return sigma / (keys.dp_sampling_rate * images * math.sqrt(keys.dp_steps))
 
 
 def _expected(records: int, silos: int, epsilon: float) -> Iterator[str]:
+    yield "What to expect: accuracy of a classifier that learnt from 1,000 synthetic images, on real ones."
+    yield f"Prototype figures (MNIST, 8x8 pixels, one seed; real images {REAL_ACCURACY:.2f}, guessing 0.10),"
+    yield "where images times ε are nearest to these from below, or the least that was measured:"
     (images, measured), alone = nearest(ONE_SILO, records, epsilon)
     plain = WITHOUT_PRIVACY[images]
     reached = f"{alone:.2f}, {quality_class(alone)}; not private {plain:.2f}"
@@ -83,12 +116,20 @@ def _expected(records: int, silos: int, epsilon: float) -> Iterator[str]:
 
 
 def _advice(records: int, silos: int, epsilon: float) -> Iterator[str]:
+    summed = _can_sum(silos)
     if records < LEAST_ALONE and epsilon <= 10:
         yield f"Advice: do not train alone, from nothing: below about {LEAST_ALONE} images the model is of no use."
-        yield "Instead: gather more images or more silos, and average weights (strategy = 'fedavg') rather than ask"
-        yield "silos' own models; or start from a public model of similar images (init-from)."
-    elif quality_class(nearest(ONE_SILO, records, epsilon)[1]) == "good" or silos == 1:
-        yield "Advice: try it, and look at the table of a run beside one with dp-epsilon = 'none'."
-    else:
+        if summed:
+            yield "Instead: one model of all silos by secure sums (strategy = 'dp-sum'; silos need keys), the only one"
+            yield "that reached anything with so few images each; or a public model to start from (init-from)."
+        else:
+            yield f"Instead: gather more images; or {LEAST_SILOS} silos, from which on one model of all can be"
+            yield "trained by secure sums (strategy = 'dp-sum'); or start from a public model (init-from)."
+    elif summed:
+        yield "Advice: one model of all silos by secure sums (strategy = 'dp-sum'; silos need keys) was best at"
+        yield "every point; after it averaging of weights (fedavg), then the silos' own models (dfd, pooled)."
+    elif silos > 1:
         yield "Advice: prefer strategies that average weights (fedavg) to those of silos' own models (dfd, pooled)."
+    else:
+        yield "Advice: try it, and look at the table of a run beside one with dp-epsilon = 'none'."
     yield "More steps at the same learning rate made it worse (300 images: 250/1,000/4,000 steps 0.28/0.24/0.16)."

@@ -26,7 +26,7 @@ ONE_SILO: Mapping[tuple[int, float], float] = {
 """(images, ε) -> accuracy from the model of one silo."""
 WITHOUT_PRIVACY: Mapping[int, float] = {300: 0.74, 1_500: 0.71, 6_000: 0.76}
 """Images -> accuracy from the model of one silo that trains without noise."""
-SUM = "noise on a secure sum of all silos' gradients alone"
+SUM = "dp-sum (with the noise that a trusted party would add)"
 TEN_SILOS: Mapping[tuple[int, float], Mapping[str, float]] = {
     (300, 10.0): {"largest silo alone": 0.28, "pooled": 0.25, "dfd": 0.29, "fedavg": 0.38, SUM: 0.68},
     (1_500, 10.0): {"largest silo alone": 0.55, "pooled": 0.62, "dfd": 0.62, "fedavg": 0.67, SUM: 0.74},

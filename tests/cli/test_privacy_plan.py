@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fedsynth.cli import main
+from fedsynth.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
 from fedsynth.privacy.expectations import ONE_SILO, nearest, quality_class
+from fedsynth.units import rounded_up
 
 
 def test_few_images_are_advised_against(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,7 +18,27 @@ def test_few_images_are_advised_against(capsys: pytest.CaptureFixture[str]) -> N
     assert "steps                200" in said
     assert "one silo, 300 images, ε = 10: 0.24, hardly better than guessing; not private 0.74" in said
     assert "0.38  fedavg, poor" in said
+    assert "0.68  dp-sum (with the noise that a trusted party would add), good" in said
     assert "Advice: do not train alone, from nothing" in said
+    assert "strategy = 'dp-sum'" in said
+
+
+def test_dp_sum_is_said_with_both_its_guarantees(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--records", "300", "--silos", "10", "--epsilon", "10", "--dp-sampling-rate", "1", "--dp-steps", "1"]
+    assert main(["privacy-plan", *given, "--dp-colluders", "2"]) == 0
+    said = capsys.readouterr().out
+    # 7 of 10 silos are in a sum, 5 of them tell nobody: ten shares are √2 times σ, on ten times the images.
+    sigma = noise_multiplier_for(10, 1e-5, 1.0, 1)
+    assert f"noise                {sigma / 300:.2g}: " in said
+    assert f"noise                {sigma * 2**0.5 / 3000:.2g}, 7.1 times less than in a silo's own model" in said
+    public = epsilon([Mechanism(sigma * (7 / 5) ** 0.5)], 1e-5)
+    assert f"10 towards a server that 2 silos may help, {rounded_up(public)} towards all others" in said
+    assert main(["privacy-plan", *given, "--dp-colluders", "4"]) == 2
+    assert "dp-colluders = 4: must be 0 to 3 with 10 silos" in capsys.readouterr().err
+    assert main(["privacy-plan", *given[:2], "--epsilon", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "each adds a share" not in said
+    assert "3 silos, from which on one model of all" in said
 
 
 def test_many_images_are_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +67,7 @@ def test_measured_point_promises_no_more_than_can_be_expected() -> None:
         (["--records", "300", "--epsilon", "0"], "dp-epsilon = 0.0: must be"),
         (["--records", "300", "--epsilon", "1", "--dp-delta", "0.01"], "must be <= 1 / records = 0.00333"),
         (["--records", "300", "--epsilon", "1", "--dp-sampling-rate", "2"], "dp-sampling-rate = 2"),
+        (["--records", "300", "--epsilon", "1", "--dp-colluders", "1"], "acts in dp-sum, which needs 3 to "),
         (["--records", "300", "--epsilon", "1", "--record", "2"], "unknown option '--record'"),
     ],
 )

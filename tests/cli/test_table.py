@@ -78,6 +78,29 @@ def test_rows_are_means_with_t_intervals_and_say_what_was_measured(
     assert "Inception" not in printed
 
 
+def test_what_is_promised_and_what_an_attacker_finds_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "s"
+    entries = make_sweep(root, {"averaging": VALUES["averaging"]})
+    assert "Who was trained on" not in printed_table(capsys, root)
+    for seed, (auc, highest) in enumerate([(0.6, 0.7), (0.7, 0.9), (0.8, 0.8)]):
+        attacked = {"epsilon-membership-auc": auc, "epsilon-membership-auc-highest": highest}
+        attacked |= {"released-membership-auc": 0.5, "privacy-epsilon": 10.0}
+        make_run(root, f"ours-{seed}", measured(4.0) | attacked, seed=seed)
+        entries.append(Entry("ours", seed, f"ours-{seed}", f"ours{seed}", {}, "finished"))
+    rewrite(root, entries)
+    printed = printed_table(capsys, root)
+    row = cells(printed, "Who was trained on", "ours")
+    half = 4.303 * 0.1 / 3**0.5
+    assert (row["ε"], row["AUC, models"], row["AUC, images"]) == ("10", f"0.700 ± {half:.3f}", "0.500 ± 0.000")
+    assert row["AUC, model that shows most"].startswith("0.800 ± ")
+    assert cells(printed, "Who was trained on", "averaging")["ε"] == "-"
+    assert "ε: what each run promises of one training image more or less" in printed
+    _, line = csv.DictReader(io.StringIO(printed_table(capsys, root, "--format", "csv")))
+    assert float(line["epsilon-membership-auc"]) == pytest.approx(0.7)
+
+
 def test_missing_and_failed_runs_are_said_in_their_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "s"
     entries = make_sweep(root, VALUES)

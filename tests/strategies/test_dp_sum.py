@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import Message
 from interrupted_runs import killed_when_saving
+from numpy.typing import NDArray
 from one_silo import policy_file
 from real_silos import keys_for_sums, real_settings, run_real, write_silos
+from summed_rounds import LostError, begin, largest_difference
 
 from clients import summed_gradients
 from fedsynth.cli.deployment import silo_privacy
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
-from fedsynth.privacy.dp_training import mechanism_of
+from fedsynth.messages import GradientRequest, transport
+from fedsynth.privacy.dp_training import SummedStep, mechanism_of, noised_whole_sum, summed_training_step
 from fedsynth.privacy.spending import Spending, read_account
+from fedsynth.privacy.summed_noise import SummedNoise
 from strategies import build_strategy
 from strategies.conversation.secure_sum import ATTEMPTS
+from strategies.global_model import new_training
 
 NAMES = ("east", "north", "south")
 PRIVATE: dict[str, Scalar] = {
@@ -102,6 +110,43 @@ def test_an_answer_that_a_crash_prevented_is_accounted_for(tmp_path: Path) -> No
     ):
         silos.run()
     assert len(silos.steps("north")) == ATTEMPTS
+
+
+def test_who_drops_out_is_in_no_sum_and_those_who_are_left_hide_it_with_more_noise(tmp_path: Path) -> None:
+    asked: list[tuple[int, NDArray[np.int64], SummedNoise]] = []
+    at = 0
+
+    def lose(kind: str, silo: int, question: Message) -> None:
+        nonlocal at
+        at = silo
+        if kind == GradientRequest.kind and silo == 2:
+            raise LostError
+
+    def noted(unet: Any, recipe: Any, images: Any, labels: Any, step: SummedStep) -> NDArray[np.int64]:
+        numbers = noised_whole_sum(unet, recipe, images, labels, step)
+        asked.append((at, numbers, step.noise))
+        return numbers
+
+    settings = {**PRIVATE, "dp_epsilon": 10.0, "num_clients": 5, "num_rounds": "auto", "train_steps": 400}
+    run, _ = begin(tmp_path, lose, **settings)
+    oracle = new_training(run.task, "summed-training", 3)
+    told = sum(member.num_examples for member in run.task.census if member.name != "silo-2")
+    with mock.patch.object(summed_gradients, "noised_whole_sum", noted):
+        arrays = run.arrays
+        for number in (1, 2):
+            arrays, metrics = run.strategy.run_round(number, arrays, run.exchange)
+            answered = [answer for answer in asked if answer[2].silos == 6 - number]
+            assert sorted(silo for silo, _, _ in answered) == [0, 1, 3, 4]
+            assert metrics["silos"] == 4
+            total = torch.from_numpy(np.sum([numbers for _, numbers, _ in answered], axis=0))
+            summed_training_step(oracle, total, 1.0, answered[0][2].norm, told)
+            assert largest_difference(transport.decode_tensors(arrays), dict(oracle.unet.state_dict())) == 0
+    # Of five silos four open a sum, and three of them tell nobody their noise; of the four that are left three and two.
+    before, after = asked[0][2], asked[-1][2]
+    assert (before.honest, after.honest) == (3, 2)
+    for noise in (before, after):
+        assert noise.share**2 * noise.honest >= (noise.noise_multiplier * noise.norm) ** 2
+    assert after.share / after.norm == pytest.approx(before.share / before.norm * (3 / 2) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(

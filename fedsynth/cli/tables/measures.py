@@ -52,6 +52,12 @@ MEMORISATION = [
     Measure("released-membership-auc", "near .5", ("memorisation-space",)),
     Measure("epsilon-membership-auc", "lower"),
 ]
+PRIVACY = [
+    Measure("privacy-epsilon"),
+    Measure("epsilon-membership-auc"),
+    Measure("epsilon-membership-auc-highest"),
+    Measure("released-membership-auc", bases=("memorisation-space",)),
+]
 COST = [
     Measure("rounds"),
     Measure("bytes-down", "lower", unit=human_bytes),

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedsynth.cli.tables.estimates import alike_values, estimate, estimate_text
-from fedsynth.cli.tables.measures import COST, FIDELITY, Measure
+from fedsynth.cli.tables.measures import COST, FIDELITY, PRIVACY, Measure
 from fedsynth.cli.tables.published import PUBLISHED, SOURCE, PublishedRow
 from fedsynth.cli.tables.sweep_rows import SweepRow, bold_row, paired_differences
 from fedsynth.evaluation.intervals import mean_and_interval
@@ -23,6 +23,16 @@ _CLASSIFIERS = {"logistic-regression": "LogReg", "mlp": "MLP", "cnn": "CNN", "re
 _SHORT = {"precision": "P", "recall": "R", "density": "D", "coverage": "C", "inception-score": "IS"}
 _ARROWS = {"higher": " ↑", "lower": " ↓"}
 _LIKENESS = ("frechet-distance", "precision", "recall", "density", "coverage")
+_TOLD = {
+    "privacy-epsilon": "ε",
+    "epsilon-membership-auc": "AUC, models",
+    "epsilon-membership-auc-highest": "AUC, model that shows most",
+    "released-membership-auc": "AUC, images",
+}
+PRIVACY_NOTE = (
+    "ε: what each run promises of one training image more or less, at dp-delta; '-' promises nothing; in dp-sum towards"
+    " the server. AUC: membership inference, .5 is guessing; a weak attack is no proof"
+)
 _COSTS = ("rounds", "bytes-down", "bytes-up", "client-seconds")
 
 Column = tuple[str, Measure]
@@ -35,6 +45,7 @@ def paper_tables(rows: Sequence[SweepRow], against: SweepRow | None = None) -> l
     tables = [
         _table("Fidelity and utility", likeness, rows, _published(rows)),
         _table("Classification in detail", _detail(rows), rows, ()),
+        _table("Who was trained on", _privacy(rows), rows, ()),
         _table("Cost of a run", _costs(), rows, ()),
     ]
     if against is not None:
@@ -49,12 +60,14 @@ def table_notes(rows: Sequence[SweepRow]) -> list[str]:
         "bold: the best, where its interval overlaps with no other row's; a row that lacks runs is never bold",
         f"measured on {_measured_with(rows)}",
     ]
+    if _privacy(rows):
+        notes.append(PRIVACY_NOTE)
     return [*notes, SOURCE] if _published(rows) else notes
 
 
 def as_csv(rows: Sequence[SweepRow], against: SweepRow | None = None) -> str:
     """Return one line per row with mean and half interval of every measure, unrounded; published rows come last."""
-    columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_costs()]
+    columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_privacy(rows), *_costs()]
     measures = list({measure.key: measure for _, measure in columns}.values())
     heads = [name for measure in measures for name in (measure.key, f"{measure.key} ±")]
     differing = [f"{head} minus {against.label}" for head in heads] if against is not None else []
@@ -122,6 +135,11 @@ def _costs() -> list[Column]:
     names = {"bytes-down": "down", "bytes-up": "up", "client-seconds": "client time"}
     # What a method costs is no contest: nothing of it is bold.
     return [(names.get(m.key, m.key), replace(m, better="")) for m in COST if m.key in _COSTS]
+
+
+def _privacy(rows: Sequence[SweepRow]) -> list[Column]:
+    """Return what runs promise, and how well an attacker tells training images from others."""
+    return _present([(_TOLD[measure.key], measure) for measure in PRIVACY], rows)
 
 
 def _present(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
