@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fedsynth.cli.options import given_keys, refuse_rest
 from fedsynth.config.methods import DPSumSettings
@@ -23,8 +24,10 @@ from fedsynth.privacy.expectations import (
     nearest,
     quality_class,
 )
-from fedsynth.privacy.summed_noise import SummedNoise
 from fedsynth.units import rounded_up
+
+if TYPE_CHECKING:
+    from fedsynth.privacy.summed_noise import SummedNoise
 
 TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps", "dp-colluders")
 
@@ -57,6 +60,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     sigma = noise_multiplier_for(float(keys.dp_epsilon), keys.dp_delta, keys.dp_sampling_rate, keys.dp_steps)
     lines = [*_alone(keys, options.records, options.silos, sigma)]
     if isinstance(config.settings, DPSumSettings):
+        from fedsynth.privacy.summed_noise import SummedNoise  # here, because --help would wait for torch
+
         noise = SummedNoise(sigma, options.silos, config.settings.dp_colluders, norm=1)
         lines += [*_together(keys, options.records, noise)]
     lines += ["", *_expected(options.records, options.silos, float(keys.dp_epsilon))]

@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert (stopped.value.code, capsys.readouterr().out) == (0, f"fedsynth {version('fedsynth')}\n")
 
 
+ROOT = Path(__file__).parents[2]
+
 SLOW = ("torch", "torchvision", "diffusers", "ray", "flwr", "sklearn", "scipy", "datasets", "pyarrow")
 """Libraries that take long to import, and that no command needs that computes nothing."""
 
@@ -133,3 +136,16 @@ def test_commands_that_compute_nothing_import_nothing_slow(tmp_path: Path) -> No
     assert {words: status for words, (status, _, _) in found.items()} == expected, found
     assert {words: slow for words, (_, slow, _) in found.items() if slow} == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "runs", "silo"]
+
+
+def test_flower_finds_both_apps_without_importing_what_they_compute_with() -> None:
+    apps = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["components"]
+    modules = [apps[side].split(":")[0] for side in ("serverapp", "clientapp")]
+    # What ``flwr run`` does with their names before it starts anything.
+    code = (
+        "import json, sys; from importlib.util import find_spec;"
+        "found = [find_spec(module) for module in json.loads(sys.argv[1])];"
+        "print(all(found), [name for name in json.loads(sys.argv[2]) if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, json.dumps(modules), json.dumps(SLOW)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout == "True []\n"
