@@ -30,6 +30,11 @@ def describe_write_error(error: OSError, path: Path) -> UserError:
     return UserError(f"cannot write '{path}': {advice}")
 
 
+def is_forbidden(error: BaseException | None) -> bool:
+    """Return whether an error says that this user may not write there, or nobody may."""
+    return isinstance(error, OSError) and error.errno in _FORBIDDEN
+
+
 @contextmanager
 def explained_writing(path: Path) -> Iterator[None]:
     """Raise every ``OSError`` of the block as the :class:`UserError` of :func:`describe_write_error`."""

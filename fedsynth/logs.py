@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from pathlib import Path
 
-from fedsynth.text import printable
+from fedsynth.text import printable, without_machine_paths
 
 logger = logging.getLogger("fedsynth")
 
@@ -14,7 +15,17 @@ LONGEST_LINE = 4000
 
 
 class LineFormatter(logging.Formatter):
-    """Writes every message as one line, whatever it quotes; a traceback follows indented, so that it is no message."""
+    """Writes every message as one line, whatever it quotes; a traceback follows indented, so that it is no message.
+
+    Args:
+        form: of a line, as ``logging`` takes it.
+        time_form: of its time.
+        folder: where the lines are kept for readers elsewhere, without absolute paths; None: they are of this machine.
+    """
+
+    def __init__(self, form: str, time_form: str | None = None, folder: Path | None = None) -> None:
+        super().__init__(form, time_form)
+        self._folder = folder
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback if there is one."""
@@ -25,16 +36,19 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Return the line."""
-        record.message = printable(record.message, LONGEST_LINE)
+        record.message = printable(self._kept(record.message), LONGEST_LINE)
         return super().formatMessage(record)
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802
         """Return the traceback."""
-        return _indented(super().formatException(ei))
+        return _indented(self._kept(super().formatException(ei)))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
         """Return the stack."""
-        return _indented(stack_info)
+        return _indented(self._kept(stack_info))
+
+    def _kept(self, text: str) -> str:
+        return text if self._folder is None else without_machine_paths(text, self._folder)
 
 
 def _indented(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path, PurePosixPath
 
 from fedsynth.errors import UserError
 
@@ -11,6 +12,8 @@ LONGEST_TEXT = 1000
 LONGEST_SILO_NAME = 64
 """Characters of a silo's name."""
 _LONGEST_FOLDER = 200
+_PATH = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w.:/~<…-])/[^\s'",:;()\[\]{}<>]+""")
+"""An absolute path, in quotes with blanks too."""
 
 
 def printable(text: object, limit: int = LONGEST_TEXT) -> str:
@@ -34,6 +37,17 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def without_machine_paths(text: str, folder: Path) -> str:
+    """Return text as a file in ``folder`` may hold it, which others read elsewhere: without absolute paths.
+
+    Those in the folder go on from there, of others the last name stays.
+    """
+    own = re.escape(str(folder.absolute()))
+    text = re.sub(rf"{own}/(?=[^\s'\"/])", "", text)
+    text = re.sub(rf"{own}(?![\w.-])", lambda _: folder.absolute().name, text)
+    return _PATH.sub(lambda found: f"…/{PurePosixPath(found[0]).name}", text)
 
 
 def silo_name_problem(name: object) -> str:

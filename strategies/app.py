@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar, published_settings
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import codec_of, public_start
+from fedsynth.disk import is_forbidden
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
 from fedsynth.logs import log_to_stderr
@@ -166,7 +167,16 @@ def _new_run(config: RunConfig) -> tuple[RunFolder, RunConfig, None]:
     name = config.run.run_name
     if name == AUTO:
         name = default_name(config.run.strategy, config.data.dataset, config.run.seed, datetime.now())
-    return RunFolder.create(Path(config.run.output_dir).absolute(), name), config, None
+    root, here = Path(config.run.output_dir).absolute(), Path("runs").absolute()
+    try:
+        return RunFolder.create(root, name), config, None
+    except UserError as error:
+        # A path of the machine, or the user, that started the run: this is the SuperLink's.
+        if config.data.dataset != REAL_SILOS or not is_forbidden(error.__cause__) or root == here:
+            raise
+        logger.warning("%s; the run folder lies in '%s' instead", error, here)
+    run = config.run.model_copy(update={"output_dir": str(here)})
+    return RunFolder.create(here, name), config.model_copy(update={"run": run}), None
 
 
 def _meet_silos(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from page_commands import OURS, STUDIES, commands_of, inline_commands, parsed, unknown_words
-from pages import PAGES, ROOT, Block, blocks_of, name_of
+from pages import PAGES, ROOT, Block, blocks_of, name_of, tokens_of
 
 from fedsynth.cli import main
 from fedsynth.cli.options import given_keys
@@ -85,6 +85,16 @@ def test_commands_work_in_a_fresh_shell(block: Block) -> None:
         bare = words[0].endswith("flwr") or (words[0] == "fedsynth" and name_of(block.page) in FOR_A_CLONE)
         assert not bare or brings_its_path, shlex.join(words)
         assert not STUDIES.search(shlex.join(words)) or words[0].startswith(".venv/bin/")
+
+
+def test_a_silo_needs_as_many_commands_and_things_as_its_page_says() -> None:
+    page = ROOT / "docs" / "silo.md"
+    (block,) = (block for block in BLOCKS if block.page == page)
+    things = sum(token.type == "tr_open" for token in tokens_of(page)) - 1
+    text = page.read_text(encoding="utf-8")
+    assert ("in five commands", len(list(commands_of(block)))) == (text.split("\n")[0].removeprefix("# A silo "), 5)
+    assert "Six things to know:" in text
+    assert things == 6
 
 
 RUNNABLE = [block for block in BLOCKS if block.runnable]

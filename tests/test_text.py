@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from hostile_text import CLEARED_SCREEN, FORGED_LINE, HOSTILE, LONG, SURROGATE, TURNED
 
 from fedsynth.errors import UserError
-from fedsynth.text import check_silo_name, printable, silo_name_problem, visible
+from fedsynth.text import check_silo_name, printable, silo_name_problem, visible, without_machine_paths
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,21 @@ def test_names_that_it_may_not_have(name: object) -> None:
     if isinstance(name, str):
         with pytest.raises(UserError, match="give another --silo-name"):
             check_silo_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("run folder /home/jane doe/runs/a", "run folder a"),
+        ("more in /home/jane doe/runs/a/log.txt, 3 lines", "more in log.txt, 3 lines"),
+        ("go on with 'fedsynth run --resume '/home/jane doe/runs/a''", "go on with 'fedsynth run --resume 'a''"),
+        ("/home/jane doe/runs/a-2 is another", "…/jane doe/runs/a-2 is another"),
+        ("cannot write '/srv/two words/x.png': full", "cannot write '…/x.png': full"),
+        ('File "/opt/lib/torch/nn.py", line 3', 'File "…/nn.py", line 3'),
+        ("data-root=/data and (/mnt/images/)", "data-root=…/data and (…/images)"),
+        ("loss 1/8, 1 / 2, km/h, a/b, https://a.example/b/c", "loss 1/8, 1 / 2, km/h, a/b, https://a.example/b/c"),
+    ],
+)
+def test_a_file_for_others_holds_no_path_of_this_machine(text: str, kept: str) -> None:
+    assert without_machine_paths(text, Path("/home/jane doe/runs/a")) == kept
+    assert without_machine_paths(kept, Path("/home/jane doe/runs/a")) == kept

@@ -1,7 +1,7 @@
 """Run one synthesis, in simulation or on a link: a named setting, changed by options, through ``flwr run``.
 
 With ``--superlink`` the silos are real: those that ``fedsynth silo start`` has connected to the SuperLink. Give its
-link folder, on the SuperLink's own machine, where the run folder is written.
+link folder. The run folder is written by the SuperLink's machine: elsewhere, the last lines say how to fetch it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedsynth.cli.deployment.flower import (
 )
 from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
-from fedsynth.cli.deployment.link_run import link_command, run_on_link
+from fedsynth.cli.deployment.link_run import link_command, run_on_link, where_it_lies
 from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import guarded, kill_marked, show
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest
@@ -81,11 +81,13 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
     before, status = _last_change(folder.results), read_state(folder)
     output = home / "run-logs" / f"{folder.path.name}.txt"
+    there = ""
     try:
         if connection is None:
             _simulate(config, home, output)
         else:
-            run_on_link(link_command(staged_app(connection.home), _write_setting(config, connection.home)), connection)
+            command = link_command(staged_app(connection.home), _write_setting(config, connection.home))
+            there = run_on_link(command, connection)
     except StoppedError as stopped:
         if stopped.said:
             raise
@@ -96,6 +98,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         if folder.path.is_dir() and not any(folder.path.iterdir()):
             folder.path.rmdir()
     if _last_change(folder.results) == before:
+        if connection is not None and there:
+            print(f"\n{where_it_lies(there, connection.address, folder.path)}")
+            return 0
         raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0

@@ -1,9 +1,9 @@
 """A silo's side of a deployment: its key, and the SuperNode that answers for it.
 
-``silo init`` makes the key pair and writes a strict policy, ``silo policy`` says what a policy makes of a planned run,
-``silo start`` checks policy, data, model, certificate and key and runs Flower's SuperNode until it is stopped. The
-Flower command is printed. ``silo audit`` prints what runs have asked of the silo, ``silo privacy`` what that has cost
-its images.
+``silo init`` makes the key pair, writes a strict policy and keeps what the silo starts with, ``silo policy`` says what
+a policy makes of a planned run, ``silo start`` checks policy, data, model, certificate and key and runs Flower's
+SuperNode until it is stopped. The Flower command is printed. ``silo audit`` prints what runs have asked of the silo,
+``silo privacy`` what that has cost its images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy
+from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_settings
 from fedsynth.cli.deployment.app import with_sides
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
@@ -28,7 +29,6 @@ from fedsynth.config import RunConfig
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
-from fedsynth.flower_version import FLOWER_VERSION
 from fedsynth.locks import locked
 from fedsynth.policy import POLICY_FILE, SiloPolicy, document, read_policy
 from fedsynth.privacy.sums import SecretKeys
@@ -52,30 +52,19 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``silo init | policy | start | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
-    init = actions.add_parser("init", help="make the silo's key pair and policy in a new folder", allow_abbrev=False)
+    init = actions.add_parser(
+        "init",
+        help="make the silo's key pair and policy in a new folder, and keep options of start",
+        allow_abbrev=False,
+    )
     _folder(init)
+    silo_settings.add_arguments(init)
     policy = actions.add_parser("policy", help="check a policy, alone or against a run", allow_abbrev=False)
     _folder(policy)
     silo_policy.add_arguments(policy)
     start = actions.add_parser("start", help="answer for the silo until it is stopped", allow_abbrev=False)
     _folder(start)
-    start.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address that the operator sent")
-    start.add_argument("--root-certificates", required=True, type=Path, metavar="CA", help="ca.crt from the operator")
-    start.add_argument("--data-path", required=True, type=Path, help="the silo's images, one folder per class")
-    start.add_argument(
-        "--silo-name", default="", help="name that the key is registered under (default: the folder of the images)"
-    )
-    start.add_argument(
-        "--group-column", default="", help="column of metadata.csv, .jsonl or .parquet there that no hold-out splits"
-    )
-    start.add_argument("--model-path", type=Path, help="diffusers folder of a model trained before")
-    start.add_argument("--autoencoder-path", type=Path, help="folder of the autoencoder, for runs in latents")
-    start.add_argument("--init-from", type=Path, help="folder of a public model, for runs that start from it")
-    start.add_argument("--policy", type=Path, metavar="FILE", help=f"default: {POLICY_FILE} in the silo's folder")
-    start.add_argument("--state-path", type=Path, help="where models are kept (default: state in the silo's folder)")
-    start.add_argument(
-        "--warm", action="store_true", help=f"keep the model in memory between messages (Flower {FLOWER_VERSION})"
-    )
+    silo_settings.add_arguments(start)
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
@@ -97,22 +86,32 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     refuse_rest(f"silo {options.action}", rest)
     folder = options.folder.expanduser().absolute()
+    if options.action in ("audit", "privacy"):
+        silo_settings.recall(folder, options, ["state-path"] if options.action == "audit" else ["state-path", "policy"])
     if options.action == "audit":
         return silo_audit.audit(folder, options)
     if options.action == "privacy":
         return silo_privacy.privacy(folder, options)
     if options.action == "policy":
         return silo_policy.check_policy(folder, options)
-    return _init(folder) if options.action == "init" else _start(folder, options)
+    if options.action == "init":
+        return _init(folder, silo_settings.given(options))
+    silo_settings.complete(folder, options)
+    return _start(folder, options)
 
 
-def _init(folder: Path) -> int:
+def _init(folder: Path, settings: dict[str, Any]) -> int:
     key, public, policy = folder / "silo.key", folder / "silo.pub", folder / POLICY_FILE
     sums_key, sums_public = folder / SECRET_FILE, folder / PUBLIC_FILE
     if key.exists() and not sums_key.exists():
         with explained_writing(folder):
             _make_sum_keys(sums_key, sums_public)
+        silo_settings.keep(folder, settings)
         print(f"send the operator {sums_public}, the silo's keys for secure sums\nkeep {sums_key} to yourself")
+        return 0
+    if key.exists() and settings:
+        silo_settings.keep(folder, settings)
+        print(f"{folder / silo_settings.SETTINGS_FILE} has it; the key stays")
         return 0
     if key.exists():
         raise UserError(f"'{key}' exists: the SuperLink knows the silo by it; remove it only to be registered anew")
@@ -124,13 +123,15 @@ def _init(folder: Path) -> int:
         if not policy.exists():
             with atomic_file(policy) as temporary:
                 temporary.write_text(document(SiloPolicy()), encoding="utf-8")
+    kept = silo_settings.keep(folder, settings)
+    wanted = {"superlink": "HOST:PORT", "data-path": "IMAGES", "silo-name": "NAME"}
+    missing = "".join(f" --{name} {word}" for name, word in wanted.items() if name not in kept)
     print(
         f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
         f"for secure sums send {sums_public}, too, and keep {sums_key}\n"
         f"read {policy}: what this silo answers, and what that gives away\n\n"
-        "the operator registers the key under a NAME, and sends back an address and ca.crt; then\n"
-        f"  fedsynth silo start --folder {folder} --superlink HOST:PORT --root-certificates ca.crt --data-path IMAGES"
-        " --silo-name NAME"
+        f"the operator registers the key under the silo's name, and sends back ca.crt: put it into {folder}; then\n"
+        f"  fedsynth silo start --folder {folder}{missing}"
     )
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -94,12 +95,18 @@ def _state_line(folder: RunFolder, status: Mapping[str, Any], state: str, now: d
     if state == "failed":
         return f"failed: {status.get('error')}; 'fedsynth run --resume {folder.path}' goes on after the last round"
     if state == STOPPED:
-        return f"stopped by {status.get('signal')}; go on with '{status.get('resume')}'"
+        return f"stopped by {status.get('signal')}; go on with '{_resuming(folder, str(status.get('resume')))}'"
     if state == "gone":
         return f"its process is gone; 'fedsynth run --resume {folder.path}' goes on after the last round"
     if state == "finished":
         return f"finished: {folder.report}"
     return f"running, last sign of life {_ago(status['updated'], now)}"
+
+
+def _resuming(folder: RunFolder, noted: str) -> str:
+    """Return the command that was noted, for the folder where it lies now."""
+    words = shlex.split(noted)
+    return shlex.join([*words[:3], str(folder.path), *words[4:]])
 
 
 def _silo_line(was: Mapping[str, Any], now: datetime) -> str:

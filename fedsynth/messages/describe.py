@@ -30,6 +30,7 @@ class DescribeAnswer(Answer):
 class DescribeRequest(Request[DescribeAnswer]):
     """Asks for nothing but that."""
 
+    introduces: ClassVar[bool] = True
     kind: ClassVar[str] = "query.describe"
 
     def reader(self) -> Reader[DescribeAnswer]:

@@ -7,14 +7,19 @@ answers, and perhaps ``config`` and array records. Array records travel packed (
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsynth import __version__
 from fedsynth.messages import transport
 from fedsynth.messages.fields import (
     MAX_CLASSES,
@@ -42,6 +47,8 @@ METRICS = "metrics"
 SILO = "silo"
 WIRE_DTYPE = "wire_dtype"
 _PROTOCOL = "protocol"
+_VERSION = "version"
+_A_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,40}")
 _PARTITION = "partition-id"
 _NAME = "silo-name"
 _SPEC = ("image-channels", "image-size", "classes")
@@ -77,6 +84,18 @@ class Sender(NamedTuple):
 NOBODY = Sender(0, "")
 
 
+@cache
+def installed_version() -> str:
+    """Return the version of the fedsynth that is installed here.
+
+    The program of a run comes from the server: at a silo its ``__version__`` is the server's.
+    """
+    try:
+        return version_of("fedsynth")
+    except PackageNotFoundError:
+        return __version__
+
+
 def sender_of(reply: Message) -> Sender:
     """Return who says to have sent an answer; one that does not say, or by no fit name, goes by its node id."""
     silo = reply.content.get(SILO) if reply.has_content() else None
@@ -92,7 +111,15 @@ def sender_of(reply: Message) -> Sender:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Typed:
-    """A message's fields, and how they become records."""
+    """A message's fields, and how they become records.
+
+    Attributes:
+        introduces: whether this is said before anything else, by server or silo: with the version of its fedsynth. Of a
+            silo's answer the protocol must be said, too; later ones of the same silo need not, so that answers can be
+            made by hand.
+    """
+
+    introduces: ClassVar[bool] = False
 
     def check(self) -> None:
         """Compare fields with each other.
@@ -169,13 +196,11 @@ class Answer(_Typed):
         sender: who answers, in the silo's own words: once there is a census, the server goes by whom it asked.
         num_examples: images behind the answer.
         seconds: time the silo worked on it.
+        version: of the fedsynth that is installed at the silo; empty where it does not say.
     """
 
-    introduces: ClassVar[bool] = False
-    """Whether a silo answers this before anything else: then it must say its protocol. Later answers of the same silo
-    need not, so that answers can be made by hand."""
-
     sender: Sender = NOBODY
+    version: str = ""
     num_examples: int = metric(whole(), 0)
     seconds: float = metric(real(0, MAX_SECONDS), 0.0)
 
@@ -186,13 +211,13 @@ class Answer(_Typed):
         Raises:
             MessageError: it cannot be used.
         """
-        silo = reply.content.get(SILO) if reply.has_content() else None
-        stated = silo.get(_PROTOCOL) if isinstance(silo, ConfigRecord) else None
-        if cls.introduces or stated is not None:
-            _check_protocol(stated, "silo", "server")
-        if isinstance(silo, ConfigRecord) and _NAME in silo and (problem := silo_name_problem(silo[_NAME])):
+        record = reply.content.get(SILO) if reply.has_content() else None
+        silo: Mapping[str, Any] = record if isinstance(record, ConfigRecord) else {}
+        if cls.introduces or silo.get(_PROTOCOL) is not None:
+            _check_protocol(silo, "silo", "server", __version__)
+        if _NAME in silo and (problem := silo_name_problem(silo[_NAME])):
             raise MessageError(problem)
-        answer = cls(**cls._parsed(reply), sender=sender_of(reply))
+        answer = cls(**cls._parsed(reply), sender=sender_of(reply), version=_version_in(silo))
         answer.check()
         return answer
 
@@ -200,7 +225,8 @@ class Answer(_Typed):
         """Return the answer to ``question``, packed."""
         content = self._content({})
         who = {_NAME: sender.name} if sender.partition is None else {_PARTITION: sender.partition}
-        content[SILO] = ConfigRecord({_PROTOCOL: PROTOCOL, **who})
+        version = {_VERSION: installed_version()} if self.introduces else {}
+        content[SILO] = ConfigRecord({_PROTOCOL: PROTOCOL, **version, **who})
         if not content[CONFIG]:
             del content[CONFIG]
         message = Message(content, reply_to=question)
@@ -235,7 +261,7 @@ class Request(_Typed, Generic[A_co]):
         Raises:
             MessageError: another protocol, or it cannot be used.
         """
-        _check_protocol(config_of(message).get(_PROTOCOL), "server", "silo")
+        _check_protocol(config_of(message), "server", "silo", installed_version())
         request = cls(**cls._parsed(message))
         request.check()
         return request
@@ -250,7 +276,8 @@ class Request(_Typed, Generic[A_co]):
         """
         content = self._content({} if shared is None else shared)
         # Not through content.config_records, see transport.array_record.
-        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **cast(ConfigRecord, content[CONFIG])})
+        version = {_VERSION: __version__} if self.introduces else {}
+        content[CONFIG] = ConfigRecord({_PROTOCOL: PROTOCOL, **version, **cast(ConfigRecord, content[CONFIG])})
         del content[METRICS]
         return Message(content, dst_node_id=node_id, message_type=self.kind, ttl=ttl)
 
@@ -261,13 +288,24 @@ def config_of(message: Message) -> Mapping[str, Any]:
     return record if isinstance(record, ConfigRecord) else {}
 
 
-def _check_protocol(stated: Any, speaker: str, reader: str) -> None:
-    if isinstance(stated, bool) or stated != PROTOCOL:
-        spoken = "a protocol before 1" if stated is None else f"protocol {shown(stated)}"
-        raise MessageError(
-            f"the {speaker} speaks {spoken}, this {reader} speaks protocol {PROTOCOL}:"
-            " install the same fedsynth at both"
-        )
+def _check_protocol(record: Mapping[str, Any], speaker: str, reader: str, version: str) -> None:
+    stated = record.get(_PROTOCOL)
+    if isinstance(stated, bool) or not isinstance(stated, int | None):
+        advice = "install the same fedsynth at both"
+    elif stated == PROTOCOL:
+        return
+    else:
+        advice = f"update fedsynth at the {reader if (stated or 0) > PROTOCOL else speaker}"
+    spoken = "a protocol before 1" if stated is None else f"protocol {shown(stated)}"
+    theirs = f" (fedsynth {found})" if (found := _version_in(record)) else ""
+    ours = f"this {reader} speaks protocol {PROTOCOL} (fedsynth {version})"
+    raise MessageError(f"the {speaker} speaks {spoken}{theirs}, {ours}: {advice}")
+
+
+def _version_in(record: Mapping[str, Any]) -> str:
+    """Return the version that a message says; empty: none, or nothing that could be one."""
+    stated = record.get(_VERSION)
+    return stated if isinstance(stated, str) and _A_VERSION.fullmatch(stated) else ""
 
 
 def _travelling(cls: type[_Typed]) -> Iterator[tuple[Field[Any], Travels]]:

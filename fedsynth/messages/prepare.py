@@ -101,6 +101,7 @@ class PrepareRequest(Request[PrepareAnswer]):
         private: whether it trains with differential privacy, as the run's ``dp-epsilon`` says, and so tells no losses.
     """
 
+    introduces: ClassVar[bool] = True
     kind: ClassVar[str] = "query.prepare"
 
     spec: ImageSpec = image_spec()

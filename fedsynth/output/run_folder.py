@@ -19,6 +19,7 @@ from fedsynth.errors import UserError
 from fedsynth.files import atomic_file, json_text, parse_json, write_json
 from fedsynth.logs import LineFormatter
 from fedsynth.sealed import Seal, sealed_json, unsealed_json
+from fedsynth.text import without_machine_paths
 
 FORMER_KEYS: dict[str, Scalar] = {
     **{"experts-per-sample": 0, "corrector-steps": 0, "step-power": 1.0},
@@ -168,7 +169,7 @@ class RunFolder:
 
     def write_results(self, value: Mapping[str, Any]) -> None:
         """Write ``results.json``."""
-        self._write(self.results, value)
+        self._write(self.results, self._shared(value))
 
     def read_results(self) -> dict[str, Any] | None:
         """Return the content of ``results.json``; None while there is none.
@@ -185,7 +186,7 @@ class RunFolder:
 
     def write_status(self, value: Mapping[str, Any]) -> None:
         """Write ``status.json``."""
-        self._write(self.status, value)
+        self._write(self.status, self._shared(value))
 
     def read_status(self) -> dict[str, Any]:
         """Return the content of ``status.json``.
@@ -218,7 +219,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""
-        line = json_text(sealed_json(row, _ROW)) + "\n"
+        line = json_text(sealed_json(self._shared(row), _ROW)) + "\n"
         with explained_writing(self.metrics), self.metrics.open("ab") as file:
             _drop_torn_line(self.metrics)
             file.write(line.encode())
@@ -267,13 +268,21 @@ class RunFolder:
         """Copy what ``logger`` says to ``log.txt``, with the time, while the block runs."""
         with explained_writing(self.log):
             handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", folder=self.path))
         logger.addHandler(handler)
         try:
             yield
         finally:
             logger.removeHandler(handler)
             handler.close()
+
+    def _shared(self, value: Any) -> Any:
+        """Return a copy that may be read elsewhere: what others said, or an error, can hold paths of a machine."""
+        if isinstance(value, Mapping):
+            return {key: self._shared(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._shared(item) for item in value]
+        return without_machine_paths(value, self.path) if isinstance(value, str) else value
 
     def _paths(self) -> dict[str, Any]:
         return dict(self._read(self.machine)["paths"]) if self.machine.is_file() else {}

@@ -23,6 +23,7 @@ class Member:
             does not say.
         sum_keys: its public keys for secure sums, as text; None if it has none.
         private_steps: optimiser steps of its own model, if that was trained privately.
+        version: of the fedsynth that is installed there; empty if it does not say.
     """
 
     node_id: int
@@ -34,6 +35,7 @@ class Member:
     copied_share: float | None = None
     sum_keys: str | None = None
     private_steps: int = 0
+    version: str = ""
 
     @property
     def steps(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from fedsynth import __version__
 from fedsynth.errors import RunError
-from fedsynth.messages import PrepareAnswer, PrepareRequest
+from fedsynth.messages import PROTOCOL, PrepareAnswer, PrepareRequest
 from fedsynth.spec import ImageSpec
 from strategies.conversation.ask import ask
 from strategies.conversation.census import Census, Member
@@ -52,7 +53,12 @@ def take_census(
             logger.warning("%s left out of the run: %s", name, problem)
             continue
         counts = list(answer.label_counts)
-        members.append(Member(node_id, name, sum(counts), counts, sum_keys=answer.sum_keys))
+        members.append(Member(node_id, name, sum(counts), counts, sum_keys=answer.sum_keys, version=answer.version))
+        if answer.version not in ("", __version__):
+            logger.info(
+                "%s has fedsynth %s, this server %s: they go together, both speak protocol %d",
+                *(name, answer.version, __version__, PROTOCOL),
+            )
     if not members:
         raise RunError(f"no silo can take part: {reasons[0]}")
     taken = [member.name for member in members]

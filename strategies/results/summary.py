@@ -144,6 +144,8 @@ def _silo_row(task: Task, k: int, at_silos: SiloEvaluation | None) -> dict[str, 
         "training images": member.num_examples,
         "classes": int(np.count_nonzero(member.label_counts)),
     }
+    if any(other.version not in ("", __version__) for other in task.census):
+        row["fedsynth"] = member.version or "not said"
     if member.steps:
         row |= {"final loss": member.curve[-1][1]} if member.curve else {}
         row["training seconds"] = round(member.train_seconds, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers.utils import logging as diffusers_logging
+from shown_to_others import files_that_name_this_machine
 from tiny_runs import run_tiny, tiny_settings, without_pictures
 
 import fedsynth
@@ -35,6 +36,8 @@ def test_the_images_are_those_of_the_same_settings_through_the_apps(run: fedsynt
     through_apps = run_tiny(tiny_settings(tmp_path), report=False)
     assert np.array_equal(run.dataset.images, read_dataset(through_apps.synthetic).images)
     assert "dataset" in through_apps.log.read_text()
+    # Which is there for --resume, and says so.
+    assert files_that_name_this_machine(through_apps.path) == {"machine.json"}
 
 
 def test_without_progress_nothing_is_said_and_the_log_has_all(

@@ -293,3 +293,57 @@ def test_an_earlier_silo_gets_its_keys_for_secure_sums_and_keeps_the_rest(
     assert f"send the operator {folder / 'sums.pub'}" in capsys.readouterr().out
     assert (folder / "silo.key").read_bytes() == key
     assert read_secret(folder / "sums.key").public == read_public(folder / "sums.pub")
+
+
+def test_what_init_is_given_need_not_be_said_again(
+    words: list[str], project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    place = project / "silo"
+    whole, config = command_of(capsys, *words, "--silo-name", "north", "--state-path", "kept", "--warm")
+    assert "data-path is not known: give --data-path here, or to 'fedsynth silo init', which keeps it in" in refused(
+        "silo", "start", "--superlink", "link.example.org:9092"
+    )
+    assert "superlink is not known" in refused("silo", "start")
+    shutil.copy(project / "link" / "ca.crt", place / "ca.crt")
+    key = (place / "silo.key").read_bytes()
+    told = ["--superlink", "link.example.org:9092", "--data-path", "images", "--state-path", "kept", "--warm"]
+    assert main(["silo", "init", *told]) == 0
+    assert main(["silo", "init", "--silo-name", "north"]) == 0, "what it holds already stays"
+    assert (place / "silo.key").read_bytes() == key
+    command, again = command_of(capsys, "silo", "start", "--dry-run")
+    assert again == config
+    certificates = [str(project / "link" / "ca.crt"), str(place / "ca.crt")]
+    assert [word for word in whole if word not in certificates] == [
+        word for word in command if word not in certificates
+    ]
+    # Options go before the file, which people may write: its paths begin at the silo's folder.
+    (place / "silo.toml").write_text('superlink = "a:1"\ndata-path = "../images"\nsilo-name = "west"\n')
+    command, again = command_of(capsys, "silo", "start", "--dry-run", "--silo-name", "east")
+    assert ("a:1" in command, again["silo-name"], "warm_silo" in " ".join(command)) == (True, "east", False)
+    assert main(["silo", "audit"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("data-paht = 'images'", "unknown 'data-paht': did you mean 'data-path'?"),
+        ("warm = 'yes'", "warm = 'yes': must be true or false"),
+        ("silo-name = 3", "silo-name = 3: must be text"),
+        ("silo-name north", "not TOML"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(line: str, said: str, words: list[str], refused: Callable[..., str]) -> None:
+    Path("silo/silo.toml").write_text(line)
+    assert said in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--superlink link.example.org", "superlink = 'link.example.org': must be HOST:PORT"),
+        ("--data-path absent", "there is no folder"),
+        ("--silo-name " + "x" * 65, "must be 1 to 64 printable characters"),
+    ],
+)
+def test_init_refuses_before_it_makes_a_key(given: str, said: str, project: Path, refused: Callable[..., str]) -> None:
+    assert said in refused("silo", "init", *given.split())

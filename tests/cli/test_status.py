@@ -58,6 +58,15 @@ def test_failed_run_says_why_and_how_to_go_on_and_finished_one_names_its_report(
     assert lines_of(status_of(), [], "finished")[1] == "state   finished: runs/first/report.html"
 
 
+def test_stopped_run_is_gone_on_with_where_it_lies_now() -> None:
+    noted = status_of(
+        state="stopped", signal="SIGTERM", resume="fedsynth run --resume '/else where/first' --superlink l"
+    )
+    assert lines_of(noted, [], "stopped")[1] == (
+        "state   stopped by SIGTERM; go on with 'fedsynth run --resume runs/first --superlink l'"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

@@ -44,7 +44,8 @@ def test_a_stopped_run_says_by_what_and_how_to_go_on(state: str, folder: RunFold
     assert said == f"the run stands after round 2; go on with '{resume}'"
     status = read_state(folder)
     assert status.pop("updated") > RUNNING["updated"]
-    expected = {**RUNNING, "state": "stopped", "signal": "SIGTERM", "resume": resume}
+    noted = "fedsynth run --resume 'a run' --superlink link"
+    expected = {**RUNNING, "state": "stopped", "signal": "SIGTERM", "resume": noted}
     assert status == {key: value for key, value in expected.items() if key != "updated"}
 
 
@@ -105,4 +106,4 @@ def test_last_line_of_the_command_and_its_status(
     folder = project / "runs" / "r"
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     assert main(["status", "runs/r"]) == 0
-    assert f"state   stopped by SIGTERM; go on with 'fedsynth run --resume {folder}'" in capsys.readouterr().out
+    assert "state   stopped by SIGTERM; go on with 'fedsynth run --resume runs/r'" in capsys.readouterr().out

@@ -38,6 +38,7 @@ COUNTED = "geometric noise of its own, accounted for beside the training"
 TRAINED = "follows from weights that DP-SGD made, and from the question"
 JUSTIFIED = {
     "protocol": NAMED,
+    "version": NAMED,
     "partition-id": NAMED,
     "silo-name": NAMED,
     "seconds": CLOCK,

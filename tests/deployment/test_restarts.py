@@ -39,7 +39,8 @@ def test_run_of_a_stopped_command_is_stopped_at_the_link_which_is_killed_later(l
     last_line = link.log("broken").strip().splitlines()[-1]
     assert last_line == f"stopped by SIGTERM: the run stands after round {reached}; go on with '{resume}'"
     status = broken.read_status()
-    assert (status["state"], status["signal"], status["resume"]) == ("stopped", "SIGTERM", resume)
+    noted = "fedsynth run --resume broken --superlink link"
+    assert (status["state"], status["signal"], status["resume"]) == ("stopped", "SIGTERM", noted)
     link.start("resumed", "run", "--resume", "runs/broken", "--superlink", "link")
     link.wait("resumed", lambda: link.rounds_done("broken") > reached)
     link.kill("link")

@@ -152,7 +152,8 @@ def story(home: Path, blocker: Path) -> Story:
 def test_stopped_run_says_by_what_and_how_to_go_on(story: Story) -> None:
     resume = f"fedsynth run --resume {story.resumed.path}"
     told = {key: story.stopped[key] for key in ("state", "signal", "resume")}
-    assert told == {"state": "stopped", "signal": "SIGINT", "resume": resume}
+    noted = f"fedsynth run --resume {story.resumed.path.name}"
+    assert told == {"state": "stopped", "signal": "SIGINT", "resume": noted}
     assert re.fullmatch(f"stopped by SIGINT: the run stands after round [0-9]+; go on with '{resume}'", story.last_line)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_dataset as load_hub_dataset
+from shown_to_others import files_that_name_this_machine
 from tiny_runs import run_tiny
 from torchvision.datasets import ImageFolder
 
@@ -50,6 +51,8 @@ def test_dfd_runs_from_the_bundle_to_a_dataset(dfd_run: Path) -> None:
     clients = json.loads(folder.partition.read_text())["clients"]
     assert [len(client["indices"]) for client in clients] == [60, 60, 60]
     assert "data:image/png" in folder.report.read_text()
+    # Which is there for --resume, and says so.
+    assert files_that_name_this_machine(dfd_run) == {"machine.json"}
 
 
 def test_dataset_reopens_with_torchvision_and_datasets(dfd_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,29 @@ def test_installed_tested_and_run(version: str, folder: Path) -> None:
     assert len(list((folder / "runs" / "tiny" / "synthetic").glob("*/*.png"))) == 20
 
 
-def command(folder: Path, *words: str | Path) -> str:
+def test_a_wheel_runs_in_an_empty_folder_also_of_a_user_whose_home_cannot_be_written(folder: Path) -> None:
+    others = [version for version in PYTHONS if version != f"{sys.version_info[0]}.{sys.version_info[1]}"]
+    if not (python := next(filter(None, map(python_of, others)), "")):
+        pytest.skip("no other Python on this machine: no wheel is installed there")
+    uv, scripts = Path(sys.executable).with_name("uv"), folder / "venv" / "bin"
+    command(folder, uv, "build", "--wheel", "--out-dir", folder / "dist", ROOT)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    command(folder, uv, "venv", "--python", python, folder / "venv")
+    constraints = ["--constraints", ROOT / "constraints.txt", "--compile-bytecode"]
+    command(folder, uv, "pip", "install", *constraints, "--python", scripts / "python", wheel)
+    words = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
+    # A folder in which not even root may write.
+    for place, home in (("empty", str(folder)), ("homeless", "/sys/kernel")):
+        (folder / place).mkdir()
+        command(folder / place, scripts / "fedsynth", "run", *words, home=home)
+        assert {path.name for path in (folder / place).iterdir()} == {".flwr", ".fedsynth", "runs"}
+        assert (folder / place / "runs" / "tiny" / "report.html").is_file()
+
+
+def command(folder: Path, *words: str | Path, home: str = "") -> str:
     """Run a command that must succeed, without anything that belongs to this session's environment."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
+    kept |= {"HOME": home} if home else {}
     done = subprocess.run(
         list(map(str, words)),
         cwd=folder,

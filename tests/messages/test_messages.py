@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from message_examples import EXAMPLES, SPEC, bad_values, differences, is_required, sent, travelling
 from message_fuzzing import survivors_of
 
+from fedsynth import __version__
 from fedsynth.messages import (
     PROTOCOL,
     REQUESTS,
@@ -29,7 +30,7 @@ from fedsynth.messages import (
     sender_of,
     transport,
 )
-from fedsynth.messages.envelope import Reader, Shared
+from fedsynth.messages.envelope import Reader, Shared, installed_version
 from fedsynth.messages.fields import real, setting, whole
 
 BOTH = {f"{name} {side}": getattr(pair, side) for name, pair in EXAMPLES.items() for side in ("request", "answer")}
@@ -155,21 +156,41 @@ def test_fields_that_do_not_go_together(name: str, changes: dict[str, Any], said
         read(example, sent(example))
 
 
-@pytest.mark.parametrize("stated", [None, 0, PROTOCOL + 1, "1", True, 2**63 - 1])
-def test_another_protocol_is_refused_with_both_numbers(stated: Any) -> None:
+@pytest.mark.parametrize(
+    ("stated", "behind"),
+    [(None, "theirs"), (0, "theirs"), (PROTOCOL + 1, "ours"), ("1", ""), (True, ""), (2**63 - 1, "ours")],
+)
+def test_another_protocol_is_refused_with_both_numbers_and_versions(stated: Any, behind: str) -> None:
     spoken = "a protocol before 1" if stated is None else f"protocol {stated!r}"
     for request, answer in EXAMPLES.values():
         for example, record, who in ((request, "config", "server"), (answer, "silo", "silo")):
             message = sent(example)
+            assert ("version" in message.content[record]) == type(example).introduces
             del message.content[record]["protocol"]
+            message.content[record]["version"] = "0.9.1"
             if stated is not None:
                 message.content[record]["protocol"] = stated
             elif who == "silo" and not type(answer).introduces:
                 assert differences(answer, read(answer, message)) == [], "said before, in an answer to prepare"
                 continue
-            said = f"the {who} speaks {spoken}, this .* speaks protocol {PROTOCOL}: install the same fedsynth at both"
-            with pytest.raises(MessageError, match=said):
+            other = "silo" if who == "server" else "server"
+            todo = {"theirs": f"update fedsynth at the {who}", "ours": f"update fedsynth at the {other}"}
+            theirs, ours = f"the {who} speaks {spoken} (fedsynth 0.9.1)", f"this {other} speaks protocol {PROTOCOL}"
+            own = __version__ if other == "server" else installed_version()
+            said = f"{theirs}, {ours} (fedsynth {own}): {todo.get(behind, 'install the same fedsynth at both')}"
+            with pytest.raises(MessageError, match=re.escape(said)):
                 read(example, message)
+
+
+@pytest.mark.parametrize("stated", ["", "1.0\n", "x" * 41, 3, None, ["1"]])
+def test_a_version_that_could_be_none_is_not_repeated(stated: Any) -> None:
+    example = EXAMPLES["describe"].answer
+    message = sent(example)
+    assert read(example, message).version == installed_version()
+    del message.content["silo"]["version"]
+    if stated is not None:
+        message.content["silo"]["version"] = stated
+    assert read(example, message).version == ""
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -237,3 +237,23 @@ def test_numbers_that_are_none_come_back_as_none_and_are_not_written(tmp_path: P
     with pytest.raises(ValueError, match="not JSON compliant"):
         run.append_metrics({"round": 2, "loss": float("nan")})
     assert len(run.read_metrics()) == 1
+
+
+def test_what_grows_during_a_run_holds_no_path_of_this_machine(tmp_path: Path) -> None:
+    run, logger = RunFolder.create(tmp_path, "a"), logging.getLogger("fedsynth.test_run_folder")
+    logger.setLevel(logging.INFO)
+    with run.log_to_file(logger):
+        logger.info("run folder %s", run.path)
+        try:
+            (tmp_path / "absent").read_text()
+        except OSError:
+            logger.exception("of north: cannot read '%s'", tmp_path / "absent")
+    run.write_status(
+        {"error": f"cannot write '{run.path}/results.json'", "silos": {"north": {"left-out": str(tmp_path)}}}
+    )
+    run.append_metrics({"round": 1, "attendance": {"north": {"left-out": f"state folder '{tmp_path}': full"}}})
+    run.write_results({"rounds": 1, "why": [f"see {run.log}"]})
+    for path in sorted(run.path.iterdir()):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
+    assert "run folder a\n" in run.log.read_text(encoding="utf-8")
+    assert run.read_status()["error"] == "cannot write 'results.json'"

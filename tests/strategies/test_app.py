@@ -17,9 +17,10 @@ from fedsynth.config import KEYS, RunConfig, Scalar
 from fedsynth.data import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, draw_initial_noise, make_scheduler, noise_predictor, sample
 from fedsynth.diffusion import to_uint8 as as_images
+from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, read_dataset
 from fedsynth.seeding import make_generator
-from strategies.app import draw_labels
+from strategies.app import _new_run, draw_labels
 from strategies.conversation.census import Census, Member
 
 ROUNDS = {"dfd": 4, "fedavg": 2, "pooled": 1, "centralised": 2}
@@ -221,3 +222,20 @@ def test_observed_labels_follow_the_silos_counts() -> None:
     np.testing.assert_allclose(shares, [0.8, 0.0, 0.2], atol=4 * math.sqrt(0.16 / 20000))
     assert shares[1] == 0
     assert not torch.equal(labels, labels_of([80, 0, 20], num_samples=20000, labels="observed", seed=1))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a file system that nobody may write")
+def test_a_run_that_was_started_on_another_machine_lies_beside_the_superlink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"output-dir": "/sys/kernel/runs", "run-name": "first"}
+    folder, config, _ = _new_run(RunConfig.from_run_config({**given, "dataset": "silos"}))
+    assert folder.path == tmp_path / "runs" / "first"
+    assert config.run.output_dir == str(tmp_path / "runs")
+    with pytest.raises(UserError, match="cannot write '/sys/kernel/runs/first'"):
+        _new_run(RunConfig.from_run_config(given))
+    # A folder that is in the way is no other machine's.
+    (folder.path / "results.json").touch()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        _new_run(RunConfig.from_run_config({"output-dir": "runs", "run-name": "first", "dataset": "silos"}))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsynth.cli.deployment.link_folder import CONNECTION, Connection
+from fedsynth.cli.deployment.machine import LOOPBACK
 from fedsynth.cli.deployment.processes import environment_of, show
 from fedsynth.cli.stopping import StoppedError
 
@@ -18,6 +19,8 @@ ID_LIMIT, STOP_LIMIT = 15.0, 30.0
 """Seconds in which Flower must say which run it has started, and in which it must stop one."""
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
+_REPORT = re.compile(r"fedsynth \d\d:\d\d:\d\d report  (/.+)/report\.html\s*$")
+"""The last line of our log, as the server prints it."""
 
 
 def link_command(app: Path, setting: Path) -> list[str]:
@@ -25,8 +28,11 @@ def link_command(app: Path, setting: Path) -> list[str]:
     return ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(setting)]
 
 
-def run_on_link(command: Sequence[str], connection: Connection) -> None:
+def run_on_link(command: Sequence[str], connection: Connection) -> str:
     """Run to the end. A signal that stops this command stops the run at the SuperLink too, which would go on.
+
+    Returns:
+        The run folder, as its path is on the SuperLink's machine; empty if the server has not written it to its end.
 
     Raises:
         StoppedError: a signal arrived; it says so if the run goes on nevertheless.
@@ -59,14 +65,32 @@ def run_on_link(command: Sequence[str], connection: Connection) -> None:
     finally:
         process.kill()
         process.communicate()
+    return log.folder
+
+
+def where_it_lies(folder: str, address: str, wanted: Path) -> str:
+    """Return what to say of a run whose folder lies on the SuperLink's machine, or is another user's.
+
+    Args:
+        folder: it, there.
+        address: ``HOST:PORT`` of the SuperLink.
+        wanted: where it was to be here.
+    """
+    host = address.rpartition(":")[0]
+    there = "HOST" if host.strip("[]") in LOOPBACK else host
+    fetch = shlex.join(["scp", "-r", f"{there}:{folder}", str(wanted.parent)])
+    return (
+        f"the run has ended well, and the SuperLink's machine has its folder: {folder}\n"
+        f"Flower brings back no files; fetch them: {fetch}"
+    )
 
 
 class _RunLog:
-    """What ``flwr run --stream`` says, and the id of the run once it has been said."""
+    """What ``flwr run --stream`` says, with the id of the run and its folder once they have been said."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.run_id = ""
+        self.run_id = self.folder = ""
 
     def follow(self) -> None:
         for line in self._process.stdout or ():
@@ -84,6 +108,8 @@ class _RunLog:
     def _read(self, line: str) -> None:
         if found := _STARTED.search(line):
             self.run_id = found[1]
+        if found := _REPORT.search(line):
+            self.folder = found[1]
 
 
 def _stop_at_link(run_id: str, environment: dict[str, str]) -> bool:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep
 from fedsynth.cli.tables.run_groups import config_hash, deciding_settings
-from fedsynth.config import RunConfig, Scalar
+from fedsynth.config import RunConfig, Scalar, without_paths
 from fedsynth.disk import explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import parse_json, write_json
 from fedsynth.output import RunFolder
 from fedsynth.sealed import Seal, sealed_json, unsealed_json
+from fedsynth.text import without_machine_paths
 from fedsynth.units import show_setting
 
 logger = logging.getLogger("fedsynth")
@@ -73,7 +74,8 @@ def read_manifest(folder: Path) -> list[Entry]:
 
 def write_manifest(sweep: Sweep, entries: Sequence[Entry]) -> None:
     """Write the runs of a sweep to its folder, whole or not at all."""
-    content = {"sweep": sweep.folder.name, "file": str(sweep.file), "runs": [asdict(entry) for entry in entries]}
+    runs = [asdict(entry) | {"reason": without_machine_paths(entry.reason, sweep.folder)} for entry in entries]
+    content = {"sweep": sweep.folder.name, "file": sweep.file.name, "runs": runs}
     with explained_writing(sweep.folder):
         write_json(sweep.folder / MANIFEST, sealed_json(content, SEAL))
 
@@ -130,7 +132,9 @@ def finished(entry: Entry, folder: Path, measured: float = 0.0) -> Entry:
 def _entry(run: PlannedRun, found: RunFolder | None, earlier: Entry | None) -> Entry:
     folder = found.path if found else run.folder
     defaults = RunConfig().to_run_config()
-    settings = {key: value for key, value in run.config.to_run_config().items() if value != defaults[key]}
+    settings = without_paths(
+        {key: value for key, value in run.config.to_run_config().items() if value != defaults[key]}
+    )
     entry = Entry(run.row, run.seed, folder.name, run.hash, settings)
     if found and found.results.is_file():
         return finished(entry, folder.parent, (earlier and earlier.seconds) or 0.0)

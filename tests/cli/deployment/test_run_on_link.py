@@ -84,6 +84,34 @@ def test_run_is_resumed_on_the_link(
     assert settings["dataset"] == "silos"
 
 
+ELSEWHERE = """\
+print('Successfully started run 4711')
+print('fedsynth 10:00:00 run folder /srv/link/runs/first')
+print('fedsynth 10:05:00 report  /srv/two words/first/report.html')
+"""
+
+
+def test_a_run_says_where_the_server_has_its_folder_once_it_has_ended(tmp_path: Path) -> None:
+    connection = Connection("link.example.org:9092", tmp_path / "ca.crt", tmp_path / "home")
+    assert run_on_link([sys.executable, "-c", ELSEWHERE], connection) == "/srv/two words/first"
+    failed = ELSEWHERE.replace("report  ", "error: ")
+    assert run_on_link([sys.executable, "-c", failed], connection) == ""
+
+
+@pytest.mark.parametrize(("host", "fetched"), [("link.example.org", "link.example.org"), ("127.0.0.1", "HOST")])
+def test_a_folder_that_lies_elsewhere_is_no_failure_and_can_be_fetched(
+    host: str, fetched: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["link", "init"]) == 0
+    monkeypatch.setattr("fedsynth.cli.run.run_on_link", lambda command, connection: "/srv/runs/first")
+    words = ["--superlink", f"{host}:9092", "--root-certificates", "link/ca.crt", "--run-name", "first"]
+    assert main(["run", *words]) == 0
+    said = capsys.readouterr().out
+    assert "the run has ended well, and the SuperLink's machine has its folder: /srv/runs/first" in said
+    assert said.endswith(f"fetch them: scp -r {fetched}:/srv/runs/first {project}/runs\n")
+    assert not (project / "runs" / "first").exists()
+
+
 class Stops:
     """Stands in for ``flwr stop``: notes its words, and ends with a status."""
 

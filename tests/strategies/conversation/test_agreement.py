@@ -101,7 +101,7 @@ def test_nonsense_another_protocol_and_equal_names_end_the_run_by_name() -> None
     for said, why in (
         ({"classes": ["cat", "cat"]}, "2 classes: must be 1 to 10000 distinct names"),
         ({"image-size": 0}, "images of 0 pixels"),
-        ({"protocol": 7}, "the silo speaks protocol 7, this server speaks protocol 2: install the same"),
+        ({"protocol": 7}, r"the silo speaks protocol 7, this server speaks protocol 2 \(fedsynth \S+\): update"),
     ):
         with pytest.raises(RunError, match=f"0 usable answers, 1 needed: clinic: {why}"):
             agreed(lambda message, said=said: description(message, "clinic", **said), [1])  # type: ignore[misc]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from flwr.app import Message
 from hand_made import StubGrid, bare_reply, error_reply
 
+from fedsynth import __version__
 from fedsynth.errors import RunError
-from fedsynth.messages import PrepareRequest
+from fedsynth.messages import PROTOCOL, PrepareRequest
 from fedsynth.spec import ImageSpec
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
@@ -43,6 +45,16 @@ def test_members_sort_by_partition_not_by_node_or_arrival() -> None:
         assert [member.num_examples for member in census] == [9, 10, 8]
     census = census_by(silos({1: {"silo-name": "north"}, 2: {"silo-name": "east"}}), [1, 2])
     assert [member.name for member in census] == ["east", "north"]
+
+
+def test_a_silo_of_another_version_takes_part_and_both_versions_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    identities = {1: {"silo-name": "north", "version": "0.9.1"}, 2: {"silo-name": "south", "version": __version__}}
+    with caplog.at_level(logging.INFO, "fedsynth"):
+        census = census_by(silos(identities), [1, 2])
+    assert [member.version for member in census] == ["0.9.1", __version__]
+    said = [record.getMessage() for record in caplog.records if "has fedsynth" in record.getMessage()]
+    both = f"north has fedsynth 0.9.1, this server {__version__}"
+    assert said == [f"{both}: they go together, both speak protocol {PROTOCOL}"]
 
 
 def test_census_asks_for_counts_in_the_run_s_format_and_not_for_training() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsynth import __version__
 from fedsynth.config import RunConfig
 from fedsynth.evaluation import DEFAULT_CLASSIFIERS, Evaluation, mean_columns, measure_rows
 from fedsynth.evaluation.membership import Membership
@@ -136,6 +137,14 @@ def test_silos_that_stopped_early_or_copy_are_seen() -> None:
     assert "stopped at step" not in rows[0], "400 steps are all there were"
     assert rows[1]["stopped at step"] == 300
     assert [row["near-copies"] for row in rows] == [0.0, 0.41]
+
+
+def test_a_silo_of_another_version_is_named_with_it() -> None:
+    members = Member(1, "north", 7, [7, 0], version="0.9.1"), Member(2, "south", 5, [2, 3], version=__version__)
+    for census, said in ((members, ["0.9.1", __version__]), (members[1:], [None])):
+        given = replace(task("pooled"), census=Census(census))
+        rows = report_content(given, outcome(), "", Costs().row(), Measurements(), []).silos
+        assert [row.get("fedsynth") for row in rows] == said
 
 
 def test_report_without_measurements_or_real_images_says_nothing_about_them() -> None:
