@@ -102,6 +102,9 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
         if federation is not None and (said := federation.describe_duplicates()):
             logger.info("images: %s", said)
         strategy.summary()
+        if checkpoint is None:
+            _prepare_folder(folder, config, 0)
+            status.begin()
         with tracked(folder, config.run.tracker) as tracking:
             _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
     return folder
@@ -118,9 +121,6 @@ def _synthesise(
     tracking: Tracking,
 ) -> None:
     start, phases = time.monotonic(), Phases()
-    if checkpoint is None:
-        _prepare_folder(folder, config, 0)
-        status.begin()
     task = _meet_silos(exchange, config, federation, checkpoint)
     phases.enter("training")
     found = found_settings(config, task.spec)
