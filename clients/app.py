@@ -17,6 +17,7 @@ from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import (
+    AggregateRequest,
     AgreeRequest,
     Answer,
     DescribeRequest,
@@ -86,6 +87,7 @@ app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
 app.query("masked")(answering(MaskedRequest, handlers.masked))
 app.query("gradient")(answering(GradientRequest, summed_gradients.gradient))
 app.query("masked_train")(answering(MaskedTrainRequest, handlers.masked_train))
+app.query("aggregate")(answering(AggregateRequest, handlers.aggregate))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, handlers.sample))

@@ -8,8 +8,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from clients.chained_file import ChainedFile
 from fedsynth.audit import AUDIT_FILE
+from fedsynth.chained_file import ChainedFile
 from fedsynth.errors import UserError
 
 

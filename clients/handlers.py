@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ from fedsynth.diffusion import train as train_network
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
 from fedsynth.messages import (
+    AggregateAnswer,
+    AggregateRequest,
     DescribeAnswer,
     DescribeRequest,
     EpsilonAnswer,
@@ -117,7 +120,7 @@ def _prepared(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
     pretrained = note_pretrained_model(silo, request.spec)
     counts = told_counts(silo, request.spec, 1 if pretrained is None else pretrained.serves)
-    keys = own_keys(silo) if config.secure_sums else None
+    keys = own_keys(silo) if config.secure_sums or config.replicated else None
     held_only = PrepareAnswer(
         num_examples=int(counts.sum()),
         label_counts=tuple(counts.tolist()),
@@ -263,13 +266,23 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     """
     parts = list(PARTS if request.report_parts is None else request.report_parts)
     select_parts({}, parts)  # an unknown part is refused before any work
+    sign = _signer(request, silo)
     exchanged, losses = _train_round(request, silo)
-    reported = select_parts(exchanged, parts)
+    arrays = transport.encode_tensors(select_parts(exchanged, parts), silo.config.exchange.wire_dtype)
+    told = told_number(silo, request.spec)
     return TrainAnswer(
-        arrays=transport.encode_tensors(reported, silo.config.exchange.wire_dtype),
-        num_examples=told_number(silo, request.spec),
+        arrays=arrays,
+        num_examples=told,
+        statement=None if sign is None else sign(arrays, told),
         loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
     )
+
+
+def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
+    """Combine the updates of all silos, and sign what comes of it, see :func:`clients.replicating.aggregate`."""
+    from clients import replicating  # only here: most runs need none of its signatures
+
+    return replicating.aggregate(request, silo)
 
 
 def masked_train(request: MaskedTrainRequest, silo: SiloContext) -> MaskedAnswer:
@@ -291,6 +304,16 @@ def masked_train(request: MaskedTrainRequest, silo: SiloContext) -> MaskedAnswer
     if clamped := sum(int((u.abs() > size).sum()) for u, size in zip(updates, request.ranges, strict=True)):
         logger.warning("round %d: %d weights changed by more than can be summed", request.server_round, clamped)
     return question.answer(encode_updates(updates, weights, request.ranges))
+
+
+def _signer(request: TrainRequest, silo: SiloContext) -> Callable[[Arrays, int], str] | None:
+    """Return what signs the silo's update, before it trains; None where the server aggregates."""
+    if not silo.config.replicated:
+        return None
+    from clients import replicating  # only here: most runs need none of its signatures
+
+    replica, terms = replicating.replica_of(request, silo)
+    return lambda arrays, images: replica.signed_update(terms, arrays, images)
 
 
 def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, torch.Tensor], list[float]]:

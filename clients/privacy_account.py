@@ -17,8 +17,8 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from clients.chained_file import ChainedFile
 from fedsynth.chain import Link
+from fedsynth.chained_file import ChainedFile
 from fedsynth.errors import UserError
 from fedsynth.files import damage_named, write_json
 from fedsynth.policy import PolicyError, SiloPolicy

@@ -122,6 +122,7 @@ def _synthesise(
 ) -> None:
     start, phases = time.monotonic(), Phases()
     task = _meet_silos(exchange, config, federation, checkpoint)
+    task.audit = folder.audit if config.replicated else None
     phases.enter("training")
     found = found_settings(config, task.spec)
     if checkpoint is None:

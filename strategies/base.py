@@ -7,6 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,7 @@ class Task:
         federation: the simulated silos' data; None when the silos are real.
         reference: train and test fold of real images that the operator owns, where the silos are real.
         policies: what real silos allow, by name; empty in a simulation.
+        audit: folder that receives what is signed in a replicated run.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Task:
     federation: Federation | None = None
     reference: tuple[LabelledImages, LabelledImages] | None = None
     policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
+    audit: Path | None = None
 
     @property
     def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:
@@ -83,6 +86,7 @@ class Outcome:
         unet: the model they were drawn from, if there is one on the server.
         curves: loss curves (step, loss) by name as shown.
         notes: what a reader of the dataset must know: goes to its card, the report and the results.
+        certified: of a replicated run, the head of its chain of certificates and who made it.
         owners: position of the silo whose own set an image belongs to, int64 (N,); None: all are one set.
     """
 
@@ -92,6 +96,7 @@ class Outcome:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     owners: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
+    certified: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SynthesisStrategy(Strategy):

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedsynth import messages
 from fedsynth.messages import Answer, Request, Sender, transport
+from fedsynth.messages.aggregate import joined
 from fedsynth.messages.envelope import CONFIG
 from fedsynth.messages.fields import MAX_CLASSES, Place, Travels
 from fedsynth.spec import ImageSpec
@@ -88,8 +89,24 @@ EXAMPLES: dict[str, Exchanged] = {
             run_token="run-1",
             has_trained=True,
             report_parts=("encoder", "decoder"),
+            keys='[["silo-0","0f"]]',
+            certificates=('{"payload":""}',),
         ),
-        messages.TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5),
+        messages.TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5, statement='{"payload":""}'),
+    ),
+    "aggregate": _answered(
+        messages.AggregateRequest(
+            run_token="run-1",
+            spec=SPEC,
+            server_round=3,
+            base=HASH,
+            keys='[["silo-0","0f"]]',
+            certificates=('{"payload":""}',),
+            statements=('{"payload":""}', "{}"),
+            updates=joined([WEIGHTS, WEIGHTS]),
+            send_arrays=True,
+        ),
+        messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS, num_examples=9),
     ),
     "epsilon": _answered(
         messages.EpsilonRequest(

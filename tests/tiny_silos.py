@@ -50,10 +50,10 @@ class WatchedExchange(Exchange):
         """Messages of every kind."""
         return Counter(message.metadata.message_type for message in self.sent)
 
-    def send(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+    def send(self, messages: Iterable[Message], *how_long: Any) -> Iterator[tuple[int, Message]]:
         batch = list(messages)
         self.sent += batch
-        for index, answer in super().send(batch, timeout):
+        for index, answer in super().send(batch, *how_long):
             self.answers.append(answer)
             yield index, answer
 

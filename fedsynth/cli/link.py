@@ -200,7 +200,7 @@ def _keys(folder: LinkFolder, options: argparse.Namespace) -> int:
             raise UserError(f"'{name}' has other keys in '{path}'; if it has new ones, add --replace")
         known[name] = public
     with explained_writing(path):
-        write_known(path, known)
+        write_known(path, dict(sorted(known.items())))
     lines = "\n".join(f"  {name}: SHA-256 {known[name].fingerprint}" for name in sorted(known))
     print(
         f"{path}\n{lines}\n\nsend it to every silo (over a channel you trust), which puts it into its folder and"

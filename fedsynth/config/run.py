@@ -9,6 +9,8 @@ from fedsynth.config.types import (
     AUTO,
     AVERAGING,
     NONE,
+    REAL_SILOS,
+    REPLICATED,
     SIMULATED,
     Auto,
     Count,
@@ -83,6 +85,31 @@ class Cooperation(Section):
         " name, or pooled: holders whose policy answers sample draw the images from their own models, and the server"
         " sees which silo drew which",
         acts_with={"strategy": ("dfd",), "secure-aggregation": (True,)},
+    )
+
+
+class Replicas(Section):
+    """Replicated aggregation: who computes a round, and how many of them must agree."""
+
+    aggregators: Literal["server", "silos"] = key(
+        "server",
+        "who combines the silos' updates: the server alone, or every silo, whose equal signed statements certify each"
+        " round; then every silo sees the single updates of all others",
+        acts_with={"strategy": REPLICATED},
+    )
+    replica_quorum: Literal["byzantine", "majority"] = key(
+        "byzantine",
+        "equal statements that certify a round of m aggregators: floor((m + f) / 2) + 1 with f = floor((m - 1) / 3), so"
+        " that no two results can be certified, or more than half, so that one of them is honest where most are",
+        acts_with={"aggregators": ("silos",)},
+    )
+    key_file: str = key(
+        "",
+        "file of all silos' public keys, equal at every party, as 'fedsynth link keys' writes it; simulated silos make"
+        " their own",
+        path=True,
+        may_change=True,
+        acts_with={"aggregators": ("silos",), "dataset": (REAL_SILOS,)},
     )
 
 

@@ -28,7 +28,7 @@ from fedsynth.config.methods import (
 )
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
-from fedsynth.config.run import Cooperation, Exchange, Run
+from fedsynth.config.run import Cooperation, Exchange, Replicas, Run
 from fedsynth.config.training import Model, Sampling, Training
 from fedsynth.config.types import AUTO, LEAST_SILOS, NONE, OWN_MODELS, REAL_SILOS, SUMMED_UPDATES, Auto, Scalar
 from fedsynth.errors import UserError, did_you_mean
@@ -86,6 +86,7 @@ class RunConfig(BaseModel):
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
     cooperation: Cooperation = Cooperation()
+    replicas: Replicas = Replicas()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
     resolved: tuple[str, ...] = ()
@@ -137,6 +138,11 @@ class RunConfig(BaseModel):
     def secure_sums(self) -> bool:
         """Whether the server sees sums of the silos' answers, and no single one."""
         return self.cooperation.secure_aggregation or isinstance(self.settings, DPSumSettings)
+
+    @property
+    def replicated(self) -> bool:
+        """Whether others than the server combine the silos' updates."""
+        return self.replicas.aggregators != "server"
 
     @property
     def own_steps(self) -> int:
@@ -248,6 +254,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
     if config.cooperation.secure_aggregation:
         _refuse_single_answers(config)
     _refuse_what_is_not_private(config)
+    if config.replicated:
+        _refuse_what_is_not_replicated(config)
     steps = "dp-steps" if config.private else "train-steps"
     limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": steps}
     for name, other in limits.items():
@@ -307,6 +315,29 @@ def _refuse_single_answers(config: RunConfig) -> None:
         raise UserError(
             f"num-clients = {num_clients} with feddiffuse-method = 'usplit' and secure-aggregation = true: must be >="
             f" {2 * LEAST_SILOS}, {LEAST_SILOS} for each half of the network; set feddiffuse-method = 'full'"
+        )
+
+
+def _refuse_what_is_not_replicated(config: RunConfig) -> None:
+    """Refuse what no certificate would speak of."""
+    given = f"aggregators = '{config.replicas.aggregators}'"
+    if config.cooperation.secure_aggregation:
+        raise UserError(
+            f"secure-aggregation = true with {given}: aggregators check every single update; set one of the two"
+        )
+    if config.exchange.wire_dtype != "float32":
+        raise UserError(
+            f"wire-dtype = '{config.exchange.wire_dtype}' with {given}: what travels must be what is certified, bit for"
+            " bit; set wire-dtype = 'float32'"
+        )
+    if isinstance(config.settings, AveragingSettings) and config.settings.sample_from == "ema":
+        raise UserError(
+            f"sample-from = 'ema' with {given}: only the weights of each round are certified, not their moving average;"
+            " set sample-from = 'raw'"
+        )
+    if config.data.dataset == REAL_SILOS and not config.replicas.key_file:
+        raise UserError(
+            f"{given} needs key-file, the silo-keys.json that every silo has: 'fedsynth link keys' makes it"
         )
 
 

@@ -51,6 +51,9 @@ SUMMED_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedy
 AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "fedddpm", "fedddpm-plus")
 """Strategies that combine the weights of one network."""
 
+REPLICATED = ("fedavg", "fedprox", "fedmedian", "fedtrimmedavg")
+"""Of them, those that several aggregators can each compute: the same bits everywhere, nothing carried on."""
+
 SimulatedName = Literal[
     "digits",
     "mnist",

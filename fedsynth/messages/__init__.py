@@ -9,6 +9,7 @@
 | :mod:`~fedsynth.messages.masked` | the same for a secure sum; then two questions that finish it | masked predictions |
 | :mod:`~fedsynth.messages.gradient` | weights, for a secure sum | gradients with noise, masked |
 | :mod:`~fedsynth.messages.masked_train` | weights, for a secure sum | masked changes of the weights |
+| :mod:`~fedsynth.messages.aggregate` | updates of all silos | a signed statement of what they make |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
@@ -19,6 +20,7 @@
 into bytes.
 """
 
+from fedsynth.messages.aggregate import AggregateAnswer, AggregateRequest
 from fedsynth.messages.describe import DescribeAnswer, DescribeRequest
 from fedsynth.messages.envelope import PROTOCOL, Answer, Request, Sender, sender_of
 from fedsynth.messages.epsilon import EpsilonAnswer, EpsilonRequest
@@ -49,6 +51,7 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     MaskedRequest,
     GradientRequest,
     MaskedTrainRequest,
+    AggregateRequest,
     AgreeRequest,
     RevealRequest,
     SampleRequest,
@@ -61,6 +64,8 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
 __all__ = [
     "PROTOCOL",
     "REQUESTS",
+    "AggregateAnswer",
+    "AggregateRequest",
     "AgreeAnswer",
     "AgreeRequest",
     "Answer",

@@ -153,6 +153,12 @@ def text(pattern: str = r".{0,1000}") -> Check:
     return check
 
 
+ENVELOPE = text(r"\{[ -~]{0,49150}\}")
+"""A signed statement as JSON, see :mod:`fedsynth.replicas.envelopes`."""
+KEYS = text(r"\[.{0,400000}\]")
+"""Names and public keys of all silos as JSON."""
+
+
 def several(check: Check, most: int = 100_000) -> Check:
     """A list of values that pass ``check``, read as a tuple."""
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from fedsynth.messages.envelope import Answer, Reader, Request
 from fedsynth.messages.fields import (
+    ENVELOPE,
+    KEYS,
     LOSS,
     MAX_LOSS,
     MAX_STEPS,
@@ -33,11 +35,13 @@ class TrainAnswer(Answer):
             (:func:`strategies.averaging.aggregation.check_model`).
         num_examples: training images.
         loss: mean over the round's steps.
+        statement: the silo's signed word on these weights, where silos aggregate.
     """
 
     arrays: Arrays = array_record()
     num_examples: int = metric(whole())
     loss: float | None = metric(LOSS, None)
+    statement: str | None = setting(ENVELOPE, None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,12 +79,16 @@ class TrainRequest(TrainingRound, Request[TrainAnswer]):
     Attributes:
         run_token: names the run, for tensors that stay with the silo.
         report_parts: parts of the network to answer; None: all.
+        keys: the public keys of all silos, as text, where silos aggregate (:mod:`fedsynth.replicas`).
+        certificates: of the rounds since the last that the silo has heard of, oldest first.
     """
 
     kind: ClassVar[str] = "train"
 
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)
+    keys: str | None = setting(KEYS, None)
+    certificates: tuple[str, ...] = setting(several(ENVELOPE), ())
 
     def reader(self) -> Reader[TrainAnswer]:
         """Read the answer by itself."""

@@ -32,7 +32,8 @@ class SyntheticDataset:
         classes: Distinct class names; a class may have no image.
         provenance: JSON-ready. The card shows the keys ``method``, ``settings`` (resolved), ``silos`` (their number, or
             a list with one entry each), ``seed``, ``software`` (name to version), ``caveats`` (sentences), ``license``,
-            ``privacy`` (see :mod:`fedsynth.privacy.statement`), ``quality`` (measure to columns) and ``verdict``.
+            ``privacy`` (see :mod:`fedsynth.privacy.statement`), ``certified`` (``by`` whom, ``head`` of the chain),
+            ``quality`` (measure to columns) and ``verdict``.
 
     Raises:
         ValueError: A field breaks these rules.

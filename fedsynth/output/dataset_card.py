@@ -113,6 +113,10 @@ def making_section(provenance: Mapping[str, Any]) -> str:
     """Return method, seed, software and the settings that acted."""
     facts = [f"- {key}: {inline(str(provenance[key]))}" for key in ("method", "seed") if key in provenance]
     facts += [f"- {inline(name)}: {inline(str(version))}" for name, version in provenance.get("software", {}).items()]
+    if certified := provenance.get("certified"):
+        facts.append(
+            f"- certified: {inline(str(certified['by']))}; head of the chain `{inline(str(certified['head']))}`"
+        )
     settings = provenance.get("settings")
     if settings:
         facts.append(f"\nThe settings that acted, as resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")

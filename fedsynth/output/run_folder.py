@@ -52,6 +52,7 @@ class RunFolder:
         self.synthetic = path / "synthetic"
         self.models = path / "models"
         self.checkpoints = path / "checkpoints"
+        self.audit = path / "audit"
         self.report = path / "report.html"
         self.figures = path / "figures"
         self.tracker = path / "tracker.json"

@@ -127,7 +127,7 @@ def plan_of(
         steps += config.own_steps
         shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
-        answers.append("masked-train" if config.cooperation.secure_aggregation else "train")
+        answers += _in_rounds(config)
         steps += config.train_steps
         shortest.append(config.train_steps // settings.num_rounds)
     if isinstance(settings, DPSumSettings):
@@ -175,6 +175,12 @@ def plan_of(
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
+
+
+def _in_rounds(config: RunConfig) -> list[MessageKind]:
+    if config.replicated:
+        return ["train", "aggregate"]
+    return ["masked-train" if config.cooperation.secure_aggregation else "train"]
 
 
 def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbers: int, held: int) -> tuple[int, int]:

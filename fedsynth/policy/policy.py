@@ -37,6 +37,7 @@ MessageKind = Literal[
     "sample",
     "train",
     "masked-train",
+    "aggregate",
     "upload",
     "statistics",
     "evaluate",
@@ -91,7 +92,8 @@ class SiloPolicy(Section):
         " server can read the sum over several silos only. sample: images that the own model draws. train: weights"
         " after training on the images, in a network that the server chose, which can"
         " compute images from the answers. masked-train: the same, but the server can read the"
-        " sum over several silos only, from which a network made for it still computes images. upload: the own model"
+        " sum over several silos only, from which a network made for it still computes images. aggregate: statements"
+        " on what the updates of all silos make, see docs/replicas.md. upload: the own model"
         " as a whole. statistics, evaluate: sums over real images, see below",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,19 +14,20 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
+from fedsynth.averaging.participants import num_participants, participants
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet, part_of
 from fedsynth.errors import RunError
 from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, transport
-from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies.averaging.aggregation import Shapes, check_combined, check_model, shapes
 from strategies.averaging.summed import SUMS_ONLY, mean_update, sum_weights
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
-from strategies.conversation.ask import Question, Quorum
+from strategies.conversation.ask import Question, Quorum, ask
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.replicas import CERTIFIED, Replication, SignedUpdate
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.global_model import draw_from_model, preview_of_model
 
@@ -61,6 +61,7 @@ class AveragingStrategy(SynthesisStrategy):
         # Tells this run from others at the silos; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
         self._members: tuple[str, ...] = ()
+        self._replication: Replication | None = None
 
     @abstractmethod
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
@@ -98,6 +99,9 @@ class AveragingStrategy(SynthesisStrategy):
                 " has diverged, moves the model unnoticed, and no silo's loss is told"
             )
             self._members = tuple(sorted(member.name for member in task.census))
+        if task.config.replicated:
+            logger.warning("aggregators = 'silos': every silo sees the single updates of all others")
+            self._replication = Replication(exchange, task.census, task.config, task.spec, self._run_token, task.audit)
         return transport.encode_tensors(initial_unet(task.config, task.spec).state_dict())
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
@@ -160,6 +164,8 @@ class AveragingStrategy(SynthesisStrategy):
         Raises:
             RunError: too few usable answers, or the combined model is not finite or absurd.
         """
+        if self._replication is not None:
+            return self._replicated_round(server_round, arrays, exchange, self._replication)
         if not self._config.cooperation.secure_aggregation:
             return super().run_round(server_round, arrays, exchange)
         (_, question), *_ = self.questions(server_round, arrays)
@@ -182,6 +188,43 @@ class AveragingStrategy(SynthesisStrategy):
         update = Update(0, ", ".join(mean.survivors), mean.arrays, examples)
         metrics = MetricRecord({"num-examples": examples, "silos": len(mean.survivors), "client-seconds": mean.seconds})
         return self._advanced(server_round, [update], metrics), metrics
+
+    def _replicated_round(
+        self, server_round: int, arrays: ArrayRecord, exchange: Exchange, replication: Replication
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, and have what comes of it computed and certified by all aggregators; a void round changes
+        nothing."""
+        terms = replication.terms(server_round, arrays)
+        questions: list[Question[TrainAnswer]] = []
+        for silo, request in self.questions(server_round, arrays):
+            assert isinstance(request, TrainRequest)
+            questions.append((silo, replication.question(request, silo)))
+
+        def check(silo: int, answer: TrainAnswer) -> None:
+            self.check_answer(silo, answer)
+            if any(array.dtype != arrays[name].dtype for name, array in answer.arrays.items()):
+                raise MessageError("weights in another precision than they were sent in")
+            replication.check_update(silo, answer, terms)
+
+        # As many as aggregators ask for, who do not believe the server.
+        needed = max(self.replies_needed(len(questions)), len(questions) // 2 + 1)
+        answers = dict(ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=check))
+        updates = [self._update(silo, answers[silo]) for silo in sorted(answers)]
+        self.took_part(update.name for update in updates)
+        metrics = mean_metrics(updates)
+        metrics["client-seconds"] = sum(update.seconds for update in updates)
+        signed = [
+            SignedUpdate(one.silo, one.name, one.record, str(answers[one.silo].statement), one.num_examples)
+            for one in updates
+        ]
+        moved, measured = replication.aggregate(terms, signed)
+        metrics.update(measured)
+        if moved is None:
+            return arrays, metrics
+        check_model(moved, self._shapes)
+        if "loss" in metrics:
+            self._losses.append((server_round, float(cast(float, metrics["loss"]))))
+        return moved, metrics
 
     def groups_of_weights(self) -> tuple[Sequence[str], list[list[bool]]]:
         """Return the parts of the network in which silos weigh differently, none by default, and who reports which.
@@ -223,7 +266,9 @@ class AveragingStrategy(SynthesisStrategy):
         weights = self._average if self.settings.sample_from == "ema" else None
         outcome = draw_from_model(task, weights or transport.decode_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
-        return replace(outcome, notes=(*outcome.notes, *self.notes_on_sums()))
+        certified = self._replication.certified() if self._replication is not None else {}
+        notes = (CERTIFIED,) if certified else self.notes_on_sums()
+        return replace(outcome, notes=(*outcome.notes, *notes), certified=certified)
 
     def notes_on_sums(self) -> tuple[str, ...]:
         """Return what a reader must know where updates were summed in secret."""
@@ -233,6 +278,8 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the average over rounds and the losses; of secure sums, who is left in them."""
         state = {"average": self._average, "losses": [list(point) for point in self._losses]}
         summed = {"run-token": self._run_token, "members": list(self._members)}
+        if self._replication is not None:
+            return {**state, "run-token": self._run_token, "replicas": self._replication.state_dict()}
         return {**state, **summed} if self._config.cooperation.secure_aggregation else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,6 +288,8 @@ class AveragingStrategy(SynthesisStrategy):
         self._losses = [(int(number), float(loss)) for number, loss in state["losses"]]
         self._run_token = state.get("run-token", self._run_token)
         self._members = tuple(state.get("members", self._members))
+        if self._replication is not None:
+            self._replication.load_state_dict(state["replicas"], self._run_token)
 
     @property
     def sent(self) -> ArrayRecord:
@@ -249,21 +298,14 @@ class AveragingStrategy(SynthesisStrategy):
 
     def num_participants(self, available: int) -> int:
         """Silos that train in a round, of ``available``."""
-        # 0.3 * 10 is 3.0000000000000004 or 2.9999999999999996, depending on the digits.
-        share = math.floor(self.settings.fraction_train * available + 1e-9)
-        return min(available, max(share, self.settings.min_train_nodes))
+        return num_participants(available, self.settings.fraction_train, self.settings.min_train_nodes)
 
     def _participants(self, server_round: int) -> list[int]:
-        """Draw the silos of a round: by index, since node ids change from run to run."""
+        """Draw the silos of a round."""
         silos = list(range(len(self.census)))
         if self._config.cooperation.secure_aggregation:
             return [silo for silo in silos if self.census.members[silo].name in self._members]
-        count = self.num_participants(len(silos))
-        if count == len(silos):
-            return silos
-        generator = make_generator(self._config.run.seed, "participants", server_round)
-        drawn = torch.randperm(len(silos), generator=generator)[:count]
-        return sorted(drawn.tolist())
+        return participants(self._config.run.seed, server_round, len(silos), self.num_participants(len(silos)))
 
     def _in_precision_sent(self, arrays: ArrayRecord) -> ArrayRecord:
         """Undo what answers in double precision would make of the model, and of everybody's traffic."""

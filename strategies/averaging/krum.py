@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from flwr.app import ArrayRecord
 
+from fedsynth.averaging import mean_around_median
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import KrumSettings, MultiKrumSettings
 from fedsynth.errors import RunError, UserError
-from strategies.averaging.aggregation import weighted_mean
+from strategies.averaging.aggregation import combined, weighted_mean
 from strategies.averaging.base import AveragingStrategy
-from strategies.averaging.coordinatewise import mean_around_median
 from strategies.averaging.krum_selection import bulyan_select, krum_select, squared_distances
 from strategies.averaging.updates import Update
 
@@ -158,6 +158,5 @@ class Bulyan(KrumFamily):
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Average around the median."""
-        return mean_around_median(
-            [update.record for update in updates], len(updates) - 2 * self.settings.num_malicious_nodes
-        )
+        count = len(updates) - 2 * self.settings.num_malicious_nodes
+        return combined([update.record for update in updates], lambda models: mean_around_median(models, count))

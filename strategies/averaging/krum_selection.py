@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from flwr.app import ArrayRecord
 
+from fedsynth.averaging.layers import chunk_length, fill, working_memory
 from fedsynth.messages import transport
 from fedsynth.threads import one_thread
-from strategies.averaging.aggregation import chunk_length, fill, working_memory
 
 
 @one_thread()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from flwr.app import ArrayRecord
 
+from fedsynth.averaging import median, trimmed_mean
+from fedsynth.averaging.rules import cut_of
 from fedsynth.config.methods import TrimmedSettings
+from strategies.averaging.aggregation import combined
 from strategies.averaging.base import AveragingStrategy
-from strategies.averaging.coordinatewise import median, trimmed_mean
 from strategies.averaging.updates import Update
 
 
@@ -24,7 +25,7 @@ class FedMedian(AveragingStrategy):
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Take the median of every coordinate."""
-        return median([update.record for update in updates])
+        return combined([update.record for update in updates], median)
 
 
 class FedTrimmedAvg(AveragingStrategy):
@@ -40,6 +41,5 @@ class FedTrimmedAvg(AveragingStrategy):
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Take the trimmed mean of every coordinate."""
-        # 0.29 * 100 is 28.999999999999996.
-        cut = math.floor(self.settings.beta * len(updates) + 1e-9)
-        return trimmed_mean([update.record for update in updates], cut)
+        cut = cut_of(self.settings.beta, len(updates))
+        return combined([update.record for update in updates], lambda models: trimmed_mean(models, cut))

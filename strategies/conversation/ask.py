@@ -6,6 +6,7 @@ What a usable answer is worth, its asker decides: screening may still give it no
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -56,6 +57,7 @@ def ask(
     needed: int,
     timeout: float | None = None,
     check: AnswerCheck[A] | None = None,
+    until: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[tuple[int, A]]:
     """Send questions, and yield (index of the silo, its answer) for every usable answer as it comes.
 
@@ -74,6 +76,7 @@ def ask(
         needed: how many silos must give at least one usable answer each.
         timeout: seconds to wait for all answers; None: ``reply-timeout``.
         check: what the caller knows and the message does not.
+        until: returns the ``time.monotonic()`` until which to wait at most, as things stand.
 
     Raises:
         RunError: fewer than ``needed`` silos; says the first reason. Also as :meth:`Exchange.send`.
@@ -82,7 +85,7 @@ def ask(
     batch = list(questions)
     asked: list[tuple[int, Reader[A]]] = [(k, request.reader()) for k, request in batch]
     messages = _messages(batch, census, exchange.timeout)
-    replies = exchange.send(messages, timeout)
+    replies = exchange.send(messages, timeout, until)
     # The silos' answers need the room that the questions take.
     del questions, batch, messages
     yield from _usable(replies, asked, census, needed, check, exchange.reply_log)

@@ -7,9 +7,10 @@ short and does not count bytes.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -95,12 +96,18 @@ class Exchange:
             time.sleep(LONGEST_POLL)
         return nodes[:count]
 
-    def send(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+    def send(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        until: Callable[[], float] = lambda: math.inf,
+    ) -> Iterator[tuple[int, Message]]:
         """Send at once, and return an iterator over the answers as they come, errors included.
 
         An answer is paired with its message by the id that it repeats; it comes with the message's index. The iterator
         keeps no answer, so that a consumer who lets each one go holds one at a time. Silos that have not answered after
-        ``timeout`` seconds (None: the exchange's own) are named in the log, and the iterator ends.
+        ``timeout`` seconds (None: the exchange's own), or at the ``time.monotonic()`` that ``until`` returns by then,
+        are named in the log, and the iterator ends.
 
         Raises:
             RunError: not every message could be sent, or a simulation worker has died: every later message would fail.
@@ -120,11 +127,13 @@ class Exchange:
         self.reply_log.ask(kind)
         if refused := {nodes[index] for index, number in enumerate(ids) if number is None}:
             logger.warning("no message could be sent to %s", self.reply_log.missed(refused, UNSENT))
-        return self._receive(pending, nodes, deadline)
+        return self._receive(pending, nodes, lambda: min(deadline, until()))
 
-    def _receive(self, pending: dict[str, int], nodes: list[int], deadline: float) -> Iterator[tuple[int, Message]]:
+    def _receive(
+        self, pending: dict[str, int], nodes: list[int], deadline: Callable[[], float]
+    ) -> Iterator[tuple[int, Message]]:
         since, share = time.monotonic(), SIMULATED_POLL_SHARE if self.simulated else POLL_SHARE
-        while pending and time.monotonic() < deadline:
+        while pending and time.monotonic() < deadline():
             replies = list(self._grid.pull_messages(list(pending)))
             while replies:
                 reply = replies.pop()

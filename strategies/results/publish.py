@@ -23,10 +23,12 @@ from fedsynth.output import (
     write_dataset,
     write_report,
 )
+from fedsynth.output.audit_files import list_files
 from fedsynth.privacy.statement import privacy_statement
 from fedsynth.progress import duration
 from fedsynth.sealed import seal_folder
 from strategies.base import Outcome, Task
+from strategies.conversation.audit_log import AuditLog
 from strategies.conversation.exchange import Exchange
 from strategies.results.generator import FOLDER, SAMPLER, generator_note, train_generator
 from strategies.results.measure import LabelledSet, Measurements, measure_run
@@ -85,6 +87,10 @@ def publish(
     if generator is not None:
         logger.info("generator %s", folder.models / FOLDER)
     logger.info("report  %s", folder.report)
+    if task.audit is not None:
+        head = str(outcome.certified["head"])
+        AuditLog(task.audit).add("published", files=list_files(folder.path, task.audit), head=head)
+        logger.info("audit   %s: 'fedsynth audit' checks it; the head to note elsewhere is %s", task.audit, head)
 
 
 def _start_note(config: RunConfig) -> tuple[str, ...]:
@@ -144,5 +150,6 @@ def _provenance(task: Task, outcome: Outcome, silo: str) -> dict[str, Any]:
         "seed": task.config.run.seed,
         "caveats": list(outcome.notes),
         **({"privacy": guarantee.facts()} if guarantee else {}),
+        **({"certified": dict(outcome.certified)} if outcome.certified else {}),
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("flwr", "torch", "diffusers")}},
     }

@@ -12,8 +12,8 @@ import pytest
 from flwr.common.constant import ErrorCode
 from one_silo import SPEC, Node, context_of, epsilon_request, policy_file, sample_request, settings_of
 
-import clients.chained_file
 import clients.journal
+import fedsynth.chained_file
 from clients.app import answering, app
 from clients.audit_log import AuditLog
 from clients.context import SiloContext
@@ -116,7 +116,7 @@ def test_what_cannot_be_recorded_is_neither_done_nor_answered(tmp_path: Path, mo
     assert (ask(), len(done)) == ("", 1)
     before = (tmp_path / "state" / "north" / "audit.jsonl").read_bytes()
     # The disk fills up while the answer is being worked out.
-    monkeypatch.setattr("clients.chained_file.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("fedsynth.chained_file.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert "audit.jsonl cannot be written (No space left)" in ask()
     assert len(done) == 2
     assert (tmp_path / "state" / "north" / "audit.jsonl").read_bytes() == before
@@ -166,7 +166,7 @@ def test_a_write_that_fails_halfway_leaves_the_file_as_it_was(log: AuditLog, mon
         def write(self, data: Any) -> int:
             return super().write(data[: limit - os.fstat(self.fileno()).st_size])
 
-    monkeypatch.setattr(clients.chained_file, "FileIO", FullDisk)
+    monkeypatch.setattr(fedsynth.chained_file, "FileIO", FullDisk)
     with pytest.raises(UserError, match="No space left on device"):
         log.append({"outcome": "answered"})
     assert log.path.read_bytes() == before

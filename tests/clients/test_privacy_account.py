@@ -118,7 +118,7 @@ def test_what_is_not_on_the_disk_does_not_begin(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clients.chained_file.os.fsync", full)
+        patch.setattr("fedsynth.chained_file.os.fsync", full)
         with pytest.raises(UserError, match="No space left on device; nothing touches the images unaccounted for"):
             silo.spend("training", STEPS, "d")
     assert (tmp_path / "state" / "privacy.jsonl").read_bytes() == before

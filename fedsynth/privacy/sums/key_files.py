@@ -86,17 +86,17 @@ def read_known(path: Path) -> dict[str, PublicKeys]:
 
 
 def write_known(path: Path, known: Mapping[str, PublicKeys]) -> None:
-    """Write :data:`KNOWN_FILE`, sorted by name.
+    """Write :data:`KNOWN_FILE`, in the order given: that in which a server counts its silos.
 
     Raises:
         UserError: two names have one key.
         OSError: it cannot be written.
     """
     names: dict[PublicKeys, str] = {}
-    for name, keys in sorted(known.items()):
+    for name, keys in known.items():
         if (other := names.setdefault(keys, name)) != name:
             raise UserError(f"'{other}' and '{name}' have the same keys: each silo has its own")
-    write_json(path, {"format": FORMAT, "silos": {name: known[name].text for name in sorted(known)}})
+    write_json(path, {"format": FORMAT, "silos": {name: keys.text for name, keys in known.items()}})
 
 
 def known_others(path: Path, name: str, own: PublicKeys) -> dict[str, PublicKeys]:

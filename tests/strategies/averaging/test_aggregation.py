@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedsynth.averaging import combine_layers
+from fedsynth.averaging.checks import LARGEST_WEIGHT
+from fedsynth.averaging.layers import chunk_length
 from fedsynth.messages import transport
 from strategies.averaging.aggregation import (
-    LARGEST_WEIGHT,
     check_combined,
     check_model,
-    chunk_length,
-    combine_layers,
     shapes,
     weighted_mean,
 )
@@ -106,7 +106,7 @@ def test_one_thread_works_and_their_number_is_given_back() -> None:
 
     torch.set_num_threads(3)
     try:
-        combine_layers([transport.encode_tensors(model(0))], rule)
+        combine_layers([model(0)], rule)
         with pytest.raises(ValueError, match="not finite"):
             check({"scalar": torch.tensor(torch.nan)})
         assert torch.get_num_threads() == 3

@@ -8,8 +8,8 @@ import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from fedsynth.averaging.layers import chunk_length
 from fedsynth.messages import transport
-from strategies.averaging.aggregation import chunk_length
 from strategies.averaging.krum_selection import bulyan_select, krum_scores, krum_select, squared_distances
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedsynth.messages import transport
-from strategies.averaging.aggregation import chunk_length
-from strategies.averaging.coordinatewise import mean_around_median, median, trimmed_mean
+from fedsynth.averaging import Layers, mean_around_median, median, trimmed_mean
+from fedsynth.averaging.layers import chunk_length
 
-Rule = Callable[[Sequence[ArrayRecord]], ArrayRecord]
+Rule = Callable[[Sequence[Layers]], Layers]
 
 RULES: dict[str, Rule] = {
     "median": median,
@@ -22,13 +20,13 @@ RULES: dict[str, Rule] = {
 }
 
 
-def records(values: NDArray[np.generic], wire_dtype: str | None = None) -> list[ArrayRecord]:
+def records(values: NDArray[np.generic]) -> list[Layers]:
     """One model a row."""
-    return [transport.encode_tensors({"w": torch.from_numpy(row)}, wire_dtype) for row in values]
+    return [{"w": torch.from_numpy(row)} for row in values]
 
 
-def layer(record: ArrayRecord) -> NDArray[np.generic]:
-    values: NDArray[np.generic] = transport.decode(record["w"]).numpy()
+def layer(model: Layers) -> NDArray[np.generic]:
+    values: NDArray[np.generic] = model["w"].numpy()
     return values
 
 
@@ -124,28 +122,27 @@ def test_whole_numbers_stay_whole(name: str) -> None:
 
 def test_half_precision_is_combined_in_single() -> None:
     values = normal(5, 6, 100)
-    combined = layer(median(records(values, "float16")))
-    halves = values.astype(np.float16).astype(np.float32)
+    halves = values.astype(np.float16)
+    combined = layer(median(records(halves)))
     assert combined.dtype == np.float32
-    np.testing.assert_array_equal(combined, layer(median(records(halves))))
+    np.testing.assert_array_equal(combined, layer(median(records(halves.astype(np.float32)))))
 
 
 def test_precisions_may_differ_and_the_first_is_returned() -> None:
     values = normal(6, 3, 100).astype(np.float64) + 1e-10
     rows = [row.astype(dtype) for row, dtype in zip(values, ("f4", "f8", "f2"), strict=True)]
-    combined = layer(median([transport.encode_tensors({"w": torch.from_numpy(row)}) for row in rows]))
+    combined = layer(median([{"w": torch.from_numpy(row)} for row in rows]))
     assert combined.dtype == np.float32
     np.testing.assert_array_equal(combined, np.median(np.stack(rows, dtype=np.float64), axis=0).astype("f4"))
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_layer_keeps_name_and_shape_and_the_records_are_emptied(name: str) -> None:
+def test_every_layer_keeps_name_and_shape_and_the_models_are_emptied(name: str) -> None:
     models = [{"a": torch.full((2, 3), k), "b": torch.tensor(2.0 * k), "c": torch.zeros(0)} for k in range(5)]
-    given = [transport.encode_tensors(tensors) for tensors in models]
-    combined = transport.decode_tensors(RULES[name](given))
+    combined = RULES[name](models)
     assert [(key, value.shape) for key, value in combined.items()] == [("a", (2, 3)), ("b", ()), ("c", (0,))]
     assert float(combined["b"]) == 4
-    assert [len(record) for record in given] == [0] * 5
+    assert models == [{}] * 5
 
 
 def test_numbers_that_leave_nothing_are_refused() -> None:

@@ -1,7 +1,7 @@
 """Robust averages of models, one coordinate at a time.
 
 All are exact: they sort the values of each coordinate, so that the order of the models makes no difference, and take
-means in float64. Records are emptied and dtypes kept as by :func:`~strategies.averaging.aggregation.combine_layers`.
+means in float64. Models are emptied and dtypes kept as by :func:`~fedsynth.averaging.layers.combine_layers`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from strategies.averaging.aggregation import chunk_length, combine_layers, fill
+from fedsynth.averaging.layers import Layers, chunk_length, combine_layers, fill
 
 Exchange = tuple[int, int, bool, bool]
 """Two row indices; whether the smaller value is needed in the first row, and the larger one in the second."""
@@ -24,23 +23,23 @@ _LARGEST_NETWORK = 100
 """Models; for more, sorting each coordinate on its own takes less time than exchanging whole rows (half for 200)."""
 
 
-def median(records: Sequence[ArrayRecord]) -> ArrayRecord:
+def median(models: Sequence[Layers]) -> Layers:
     """Coordinate-wise median (Yin et al. 2018, arXiv 1803.01498, Definition 1).
 
     Args:
-        records: one model each, K >= 1, finite; emptied on return.
+        models: one each, K >= 1, finite; emptied on return.
 
     Returns:
         The median model; with an even K the mean of the middle pair.
     """
-    return trimmed_mean(records, (len(records) - 1) // 2)
+    return trimmed_mean(models, (len(models) - 1) // 2)
 
 
-def trimmed_mean(records: Sequence[ArrayRecord], cut: int) -> ArrayRecord:
+def trimmed_mean(models: Sequence[Layers], cut: int) -> Layers:
     """Coordinate-wise trimmed mean (Yin et al. 2018, arXiv 1803.01498, Definition 2).
 
     Args:
-        records: one model each, finite; emptied on return.
+        models: one each, finite; emptied on return.
         cut: smallest and as many largest values of each coordinate to leave out, 0 <= 2 * cut < K.
 
     Returns:
@@ -49,20 +48,20 @@ def trimmed_mean(records: Sequence[ArrayRecord], cut: int) -> ArrayRecord:
     Raises:
         ValueError: ``cut`` out of range.
     """
-    number = len(records)
+    number = len(models)
     if not 0 <= 2 * cut < number:
         raise ValueError(f"cut = {cut}: must be >= 0 and less than half of {number} models")
     sort = _Sorter(number, range(cut, number - cut))
-    return combine_layers(records, lambda values: _mean(sort(values)[cut : number - cut]))
+    return combine_layers(models, lambda values: _mean(sort(values)[cut : number - cut]))
 
 
-def mean_around_median(records: Sequence[ArrayRecord], count: int) -> ArrayRecord:
+def mean_around_median(models: Sequence[Layers], count: int) -> Layers:
     """Mean of the values nearest to the coordinate-wise median (El Mhamdi et al. 2018, arXiv 1802.07927, Section 4).
 
     Bulyan's second step. Of two values equally near to the median the smaller one is kept.
 
     Args:
-        records: one model each, finite; emptied on return.
+        models: one each, finite; emptied on return.
         count: values to keep of each coordinate, 1 <= count <= K.
 
     Returns:
@@ -71,11 +70,11 @@ def mean_around_median(records: Sequence[ArrayRecord], count: int) -> ArrayRecor
     Raises:
         ValueError: ``count`` out of range.
     """
-    number = len(records)
+    number = len(models)
     if not 1 <= count <= number:
         raise ValueError(f"count = {count}: must be >= 1 and at most {number}, the number of models")
     sort = _Sorter(number, range(number))
-    return combine_layers(records, lambda values: _mean(_nearest_to_median(sort(values), count)))
+    return combine_layers(models, lambda values: _mean(_nearest_to_median(sort(values), count)))
 
 
 def _nearest_to_median(ascending: list[NDArray[Any]], count: int) -> list[NDArray[Any]]:

@@ -1,0 +1,271 @@
+"""A silo's part in replicated rounds: it checks certificates, signs its updates, and combines those of all silos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.context import SiloContext
+from clients.summing import own_keys
+from fedsynth.averaging import Layers
+from fedsynth.averaging.checks import shape_and_dtype, size_problem
+from fedsynth.averaging.participants import num_participants, participants
+from fedsynth.averaging.rules import RULES
+from fedsynth.config import AUTO
+from fedsynth.config.methods import AveragingSettings
+from fedsynth.diffusion import initial_unet
+from fedsynth.errors import UserError
+from fedsynth.files import damage_named, write_json
+from fedsynth.messages import AggregateAnswer, AggregateRequest, TrainRequest, transport
+from fedsynth.messages.transport import Arrays
+from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_known
+from fedsynth.privacy.sums.key_text import keys_from_text, keys_hash, keys_text
+from fedsynth.replicas.certificates import Chain, Parties, check_line
+from fedsynth.replicas.content_ids import content_id
+from fedsynth.replicas.envelopes import StatementError, sign
+from fedsynth.replicas.statements import Aggregate, Contribution, Terms, Update
+from fedsynth.spec import ImageSpec
+
+REPLICAS = "replicas"
+"""Folder in the state folder, one file a run. Whoever removes it may sign two statements on one round."""
+_ROUNDS_KEPT = 5
+
+
+@dataclass
+class _Memory:
+    """What a silo remembers of a run.
+
+    Attributes:
+        chain: certificates that it has seen.
+        updates: roster lines that it signed, by round: the last ones.
+        signed: SHA-256 of the results that it signed, by round.
+    """
+
+    chain: Chain = field(default_factory=Chain)
+    updates: dict[int, Contribution] = field(default_factory=dict)
+    signed: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> _Memory:
+        if not path.exists():
+            return cls()
+        with damage_named(path, "may have this silo sign a round's statement twice"):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            updates = {int(number): Contribution(*line) for number, line in known["updates"].items()}
+            signed = {int(number): str(found) for number, found in known["signed"].items()}
+            return cls(Chain.from_dict(known["chain"]), updates, signed)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = sorted(self.updates)[-_ROUNDS_KEPT:]
+        content: dict[str, Any] = {
+            "chain": self.chain.to_dict(),
+            "updates": {str(number): list(self.updates[number]) for number in kept},
+            "signed": {str(number): found for number, found in self.signed.items()},
+        }
+        write_json(path, content)
+
+
+class Replica:
+    """A silo in one replicated run, for one message.
+
+    A real silo goes by its own file of keys. A simulated one, which belongs to whoever runs the server, believes the
+    keys that the server says.
+
+    Args:
+        silo: who is asked.
+        run_token: names the run.
+        keys: public keys of all silos, as the server says them.
+        certificates: of the rounds since the last that the silo has heard of.
+
+    Raises:
+        UserError: other keys than the silo's own, or certificates that do not follow from those it has seen.
+    """
+
+    def __init__(self, silo: SiloContext, run_token: str, keys: str, certificates: Sequence[str]) -> None:
+        self._silo = silo
+        self._path = silo.state / REPLICAS / f"{sha256(run_token.encode()).hexdigest()[:32]}.json"
+        with silo.explained_state():
+            self._memory = _Memory.load(self._path)
+        own = own_keys(silo)
+        if own is None:
+            raise UserError(f"no keys for signatures: 'fedsynth silo start' finds none, or no {KNOWN_FILE}")
+        if silo.sum_keys is not None and keys_text(read_known(silo.sum_keys[1])) != keys:
+            raise UserError(
+                f"the server's key-file is not this silo's {KNOWN_FILE} ('{silo.sum_keys[1]}'): have all parties use"
+                " the same file"
+            )
+        public = {name: known.signatures for name, known in keys_from_text(keys).items()}
+        if public.get(silo.name) != own.public.signatures:
+            raise UserError("the key file lacks this silo's own key, or has another one: have it made anew")
+        self._own = own
+        self.parties = Parties(run_token, keys_hash(keys), public, public, silo.config.replicas.replica_quorum)
+        self._follow(certificates)
+
+    def _follow(self, certificates: Sequence[str]) -> None:
+        chain = self._memory.chain
+        before = chain.head
+        try:
+            for envelope in certificates:
+                known = set(chain.seen)
+                found = chain.follow(envelope, self.parties)
+                mine = self._memory.updates.get(found.terms.round)
+                if mine is not None and found.terms.round not in known:
+                    check_line(mine, found.roster, found.terms.round)
+        finally:
+            if chain.head != before:
+                # Also where its own update is missing: that is said once, and in the next round it takes part again.
+                self._save()
+
+    def terms(self, server_round: int, base: str, spec: ImageSpec) -> Terms:
+        """Return what every statement of a round says.
+
+        Args:
+            server_round: of the question.
+            base: content id of the weights that the round starts from.
+            spec: format and classes of the run, from which the first weights follow.
+
+        Raises:
+            StatementError: the round or the weights do not follow from the last certificate.
+        """
+        chain = self._memory.chain
+        chain.check_next(server_round, base)
+        if not chain.result and base != content_id(initial_unet(self._silo.config, spec).state_dict()):
+            raise StatementError(
+                f"round {server_round}: the weights are not those that this run begins with: install the same fedsynth"
+                " and torch at all parties"
+            )
+        return Terms(self.parties.run, server_round, self.parties.keys_hash, chain.head, base)
+
+    def signed_update(self, terms: Terms, arrays: Arrays, images: int) -> str:
+        """Sign what this silo answers, one update a round.
+
+        Raises:
+            StatementError: it has signed another one.
+        """
+        line = Contribution(self._silo.name, content_id(views(arrays)), images)
+        if self._memory.updates.setdefault(terms.round, line) != line:
+            raise StatementError(
+                f"this silo has signed another update of round {terms.round}: asked again, its training gave other bits"
+            )
+        self._save()
+        return Update(terms, line).signed(self._own, self._own.public.signatures)
+
+    def signed_result(self, statement: Aggregate) -> str:
+        """Sign what a round makes, one result a round.
+
+        Raises:
+            StatementError: it has signed another one.
+        """
+        payload = statement.payload
+        found = sha256(payload).hexdigest()
+        if self._memory.signed.setdefault(statement.terms.round, found) != found:
+            raise StatementError(f"this silo has signed another result of round {statement.terms.round}")
+        self._save()
+        return sign(payload, self._own, self._own.public.signatures)
+
+    def _save(self) -> None:
+        with self._silo.explained_state():
+            self._memory.save(self._path)
+
+
+def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms]:
+    """Return the silo as a party of the run that asks for training, with the terms of the round.
+
+    Raises:
+        UserError: the question says no keys, or something that it says does not hold.
+    """
+    if request.keys is None or request.run_token is None:
+        raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
+    replica = Replica(silo, request.run_token, request.keys, request.certificates)
+    return replica, replica.terms(request.server_round, content_id(views(request.arrays)), request.spec)
+
+
+def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
+    """Check every update of a round, combine them as the run's strategy does, and sign what comes of it.
+
+    Raises:
+        UserError: a statement does not hold, an update is not what its silo signed, or too few silos are in the roster.
+    """
+    config = silo.config
+    rule = RULES.get(config.run.strategy)
+    if not config.replicated or rule is None:
+        raise UserError(f"the run's strategy '{config.run.strategy}' is not aggregated at silos")
+    replica = Replica(silo, request.run_token, request.keys, request.certificates)
+    terms = replica.terms(request.server_round, request.base, request.spec)
+    roster, models = [], []
+    for envelope, arrays in zip(request.statements, request.each_update(), strict=True):
+        line, model = _checked(envelope, arrays, terms, replica.parties, config.exchange.max_silo_images)
+        roster.append(line)
+        models.append(model)
+    _check_roster([line.silo for line in roster], request.server_round, silo, list(replica.parties.silos))
+    _check_equal_shapes(models, roster)
+    combined = rule(models, [line.images for line in roster], config.settings)
+    if problem := next(filter(None, map(size_problem, combined.values())), ""):
+        raise UserError(f"round {request.server_round}: the combined model {problem}")
+    statement = Aggregate(
+        terms,
+        config.run.strategy,
+        {**config.settings.model_dump(by_alias=True), "replica-quorum": replica.parties.rule},
+        tuple(roster),
+        content_id(combined),
+        content_id({}),
+    )
+    signed = replica.signed_result(statement)
+    return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined) if request.send_arrays else None)
+
+
+def views(arrays: Arrays) -> Layers:
+    """Return arrays as tensors on their own bytes: not to be written to."""
+    return {name: transport.peek(array) for name, array in arrays.items()}
+
+
+def _checked(
+    envelope: str, arrays: Arrays, terms: Terms, parties: Parties, most_images: int
+) -> tuple[Contribution, Layers]:
+    update, model = Update.read(envelope, parties.silos), views(arrays)
+    silo = update.line.silo
+    if update.terms != terms:
+        raise StatementError(f"{silo}: its update is of another round, or of other weights than this round's")
+    if content_id(model) != update.line.update:
+        raise StatementError(f"{silo}: these are not the weights that it signed")
+    if update.line.images > most_images:
+        raise StatementError(f"{silo} claims {update.line.images} images: must be <= max-silo-images = {most_images}")
+    if problem := next(filter(None, map(size_problem, model.values())), ""):
+        raise StatementError(f"{silo}: a layer {problem}")
+    return update.line, model
+
+
+def _check_roster(names: list[str], server_round: int, silo: SiloContext, known: list[str]) -> None:
+    """Refuse a roster that the coordinator has chosen: silos of this round's draw, in order, and most of them."""
+    config, settings = silo.config, silo.config.settings
+    assert isinstance(settings, AveragingSettings)
+    count = num_participants(len(known), settings.fraction_train, settings.min_train_nodes)
+    drawn = [known[k] for k in participants(config.run.seed, server_round, len(known), count)]
+    if names != [name for name in drawn if name in names]:
+        raise StatementError(
+            f"round {server_round}: the roster is not in the order of the key file, or names somebody who was not drawn"
+        )
+    replies = config.exchange.min_replies
+    least = max(len(drawn) // 2 + 1, 0 if replies == AUTO else min(replies, len(drawn)))
+    if len(names) < least:
+        raise StatementError(
+            f"round {server_round}: a roster of {len(names)} silos, {least} of {len(drawn)} are needed"
+        )
+
+
+def _check_equal_shapes(models: Sequence[Layers], roster: Sequence[Contribution]) -> None:
+    first = _shapes(models[0])
+    for model, line in zip(models, roster, strict=True):
+        if _shapes(model) != first:
+            raise StatementError(f"{line.silo}: its layers are not those of {roster[0].silo}")
+
+
+def _shapes(model: Layers) -> dict[str, tuple[tuple[int, ...], str, torch.dtype]]:
+    return {name: (*shape_and_dtype(layer), layer.dtype) for name, layer in model.items()}

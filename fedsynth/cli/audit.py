@@ -1,0 +1,83 @@
+"""Check what a run with certificates claims, from its folder and the silos' public keys alone.
+
+Prints every round with its roster, its signers and who dissented, and the head of the chain. Exit status 1 if anything
+does not hold; what, and where, is said. Needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsynth.errors import UserError
+from fedsynth.output.audit_files import LOG
+from fedsynth.text import printable
+
+if TYPE_CHECKING:
+    from fedsynth.output import RunFolder
+    from fedsynth.replicas.audit import RunAudit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run, whose keys."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="public keys of all silos (silo-keys.json), from a source that you trust; of simulated silos"
+        " RUN/audit/keys.json",
+    )
+    parser.add_argument("--head", default="", metavar="HASH", help="head of the chain noted earlier: must be reached")
+    parser.add_argument(
+        "--recompute", action="store_true", help="also compute the first weights and draw the dataset anew"
+    )
+
+
+def execute(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print the audit; return 1 if something does not hold."""
+    from fedsynth.cli.auditing import audited, recomputed
+    from fedsynth.output import RunFolder
+
+    if rest:
+        raise UserError(f"unknown argument '{rest[0]}'")
+    if options.head and not re.fullmatch("[0-9a-f]{64}", options.head):
+        raise UserError(f"head = '{options.head}': must be the 64 digits that 'fedsynth audit' printed as head")
+    folder = RunFolder.open(options.run)
+    if not (folder.audit / LOG).is_file():
+        raise UserError(f"'{folder.path}' has no {folder.audit.name}/{LOG}: it was run with aggregators = 'server'")
+    report = audited(folder, options.keys)
+    if options.head and options.head not in report.certificates.seen.values():
+        report.complain("the head noted earlier is in no certificate: rounds were cut off, or all was made anew")
+    if options.recompute:
+        recomputed(folder, report)
+    for line in _lines(folder, report):
+        print(printable(line, 2000))
+    return int(report.num_problems > 0)
+
+
+def _lines(folder: RunFolder, report: RunAudit) -> Iterator[str]:
+    parties = report.parties
+    yield f"run    {parties.run or 'no certificate'}, {report.rule or 'no rule'} in '{folder.path.name}'"
+    yield f"keys   {len(parties.silos)} silos, SHA-256 {parties.keys_hash}"
+    yield f"quorum {parties.quorum} of {len(parties.aggregators)} aggregators ({parties.rule})"
+    for number in sorted(report.rounds):
+        said = report.rounds[number]
+        silos = ", ".join(f"{name} ({images})" for name, images in said.roster.items())
+        if said.signers:
+            yield f"round  {number}: {silos}; signed by {', '.join(said.signers)}"
+        else:
+            yield f"round  {number}: VOID, {said.why_void or 'no certificate'}"
+        for name, why in said.dissent.items():
+            yield f"         dissent: {name} {why}"
+    for problem in report.problems:
+        yield f"BROKEN {problem}"
+    if more := report.num_problems - len(report.problems):
+        yield f"BROKEN {more:,} more"
+    if not report.num_problems:
+        yield "holds  every line, signature, roster, the final model and every file of the run"
+    yield f"head   {report.certificates.head} (round {report.certificates.round})"

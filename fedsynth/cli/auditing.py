@@ -1,0 +1,133 @@
+"""What ``fedsynth audit`` checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fedsynth.chain import read_chain
+from fedsynth.config import RunConfig
+from fedsynth.diffusion import codec_of, draw_initial_noise, initial_unet, make_scheduler, noise_predictor, sample
+from fedsynth.errors import UserError
+from fedsynth.output import RunFolder, SyntheticDataset, read_dataset
+from fedsynth.output.audit_files import LOG, altered_files
+from fedsynth.privacy.sums.key_files import read_known
+from fedsynth.privacy.sums.key_text import keys_hash, keys_text
+from fedsynth.replicas.audit import RunAudit
+from fedsynth.replicas.certificates import Parties
+from fedsynth.replicas.content_ids import content_id
+from fedsynth.seeding import make_generator
+from fedsynth.spec import ImageSpec
+
+MODEL = "models/global/unet/diffusion_pytorch_model.safetensors"
+
+
+def audited(folder: RunFolder, keys: Path) -> RunAudit:
+    """Read the log of a run, and compare what it certifies with the run's files.
+
+    Args:
+        folder: the run's.
+        keys: public keys of its silos.
+
+    Raises:
+        UserError: the keys or the log cannot be read.
+    """
+    known = read_known(keys)
+    public = {name: one.signatures for name, one in known.items()}
+    report = RunAudit(parties=Parties("", keys_hash(keys_text(known)), public, public, "byzantine"))
+    try:
+        with (folder.audit / LOG).open("rb") as file:
+            read_chain(file, report, report.take)
+    except OSError as error:
+        raise UserError(f"'{folder.audit / LOG}' cannot be read: {error.strerror}") from error
+    _check_config(folder, report)
+    if not report.files:
+        report.complain("the run was not finished, or the last lines of its log are cut off: no list of its files")
+        return report
+    for problem in altered_files(folder.path, folder.audit, report.files):
+        report.complain(problem)
+    _check_model(folder, report)
+    _check_card(folder, report)
+    return report
+
+
+def recomputed(folder: RunFolder, report: RunAudit) -> None:
+    """Compute anew what follows from the seed and the certified weights: the first weights and the dataset.
+
+    The bits of a drawing are those of the machine that drew: another processor or version of torch can move a pixel.
+    """
+    try:
+        config, dataset = folder.read_config(), read_dataset(folder.synthetic)
+    except UserError as error:
+        report.complain(str(error))
+        return
+    size, channels = dataset.images.shape[1], dataset.images.shape[3]
+    spec = ImageSpec(channels, size, dataset.classes)
+    first = initial_unet(config, spec)
+    if report.first_base and content_id(first.state_dict()) != report.first_base:
+        report.complain("round 1 did not start from the weights that follow from the run's seed and settings")
+    if (differing := _differing_images(folder, config, spec, dataset)) is None:
+        report.complain(f"{MODEL} cannot be read, so that no image can be drawn from it")
+    elif differing:
+        report.complain(
+            f"{differing} of {len(dataset.images)} images are not those that the final model draws here; on another"
+            " processor or torch a few may differ by a grey level"
+        )
+
+
+def _check_config(folder: RunFolder, report: RunAudit) -> None:
+    try:
+        config = folder.read_config()
+    except UserError as error:
+        report.complain(str(error))
+        return
+    said = {**config.settings.model_dump(by_alias=True), "replica-quorum": config.replicas.replica_quorum}
+    if report.rule and (config.run.strategy, said) != (report.rule, report.parameters):
+        report.complain("config.json names another strategy, quorum or other settings than the certificates")
+
+
+def _check_model(folder: RunFolder, report: RunAudit) -> None:
+    weights = _weights(folder)
+    if weights is None:
+        report.complain(f"{MODEL} is gone, or cannot be read")
+    elif report.certificates.result and content_id(weights) != report.certificates.result:
+        report.complain(f"{MODEL} is not the model that round {report.certificates.round} certifies")
+
+
+def _check_card(folder: RunFolder, report: RunAudit) -> None:
+    try:
+        card = (folder.synthetic / "README.md").read_text(encoding="utf-8")
+        named = read_dataset(folder.synthetic).provenance.get("certified", {})
+    except (OSError, ValueError) as error:
+        report.complain(f"the dataset cannot be read: {error}")
+        return
+    head = report.certificates.head
+    if head not in card or named.get("head") != head:
+        report.complain("the dataset's card or provenance.json does not name the head of the chain")
+
+
+def _weights(folder: RunFolder) -> dict[str, torch.Tensor] | None:
+    try:
+        return load_file(folder.path / MODEL)
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
+def _differing_images(folder: RunFolder, config: RunConfig, spec: ImageSpec, dataset: SyntheticDataset) -> int | None:
+    """Return how many images the final model draws otherwise, by the steps of :func:`strategies.global_model`."""
+    weights = _weights(folder)
+    if weights is None:
+        return None
+    unet, codec = initial_unet(config, spec), codec_of(config, spec)
+    unet.load_state_dict(weights)
+    noise = draw_initial_noise(config.run.seed, len(dataset.labels), codec.shape)
+    steps, sampler = config.sampling.sampling_steps, config.settings.sampler
+    scheduler = make_scheduler(config.recipe, steps, sampler, codec.bound)
+    predict = noise_predictor(unet, config.recipe, codec.bound)
+    generator = make_generator(config.run.seed, "sampling")
+    drawn = codec.decode(sample(predict, scheduler, noise, torch.from_numpy(dataset.labels), generator))
+    return int(np.any(drawn != dataset.images, axis=(1, 2, 3)).sum())

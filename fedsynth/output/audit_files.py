@@ -1,0 +1,55 @@
+"""``audit/`` of a run folder: the log of what was signed, and the list of the run's files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fedsynth.files import parse_json, write_json
+
+LOG = "log.jsonl"
+KEYS = "keys.json"
+FILES = "files.json"
+_GROWING = ("log.txt", "status.json")
+"""Files that change until the process ends; they are no evidence."""
+
+
+def list_files(run: Path, audit: Path) -> str:
+    """Write the SHA-256 of every file of a finished run to ``audit/files.json``; return that of the list itself."""
+    found = {
+        path.relative_to(run).as_posix(): _digest(path)
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.name not in _GROWING and audit not in path.parents
+    }
+    write_json(audit / FILES, found)
+    return _digest(audit / FILES)
+
+
+def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
+    """Return what is wrong with the files of a run.
+
+    Args:
+        run: its folder.
+        audit: ``audit`` in it.
+        digest: what :func:`list_files` returned.
+    """
+    path = audit / FILES
+    try:
+        if _digest(path) != digest:
+            return [f"{audit.name}/{FILES} is altered: the log names another one"]
+        listed = dict(parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        return [f"{audit.name}/{FILES} cannot be read: {error}"]
+    problems = []
+    for name, known in listed.items():
+        try:
+            if _digest(run / name) != known:
+                problems.append(f"{name} is altered")
+        except OSError as error:
+            problems.append(f"{name} is gone, or cannot be read: {error.strerror}")
+    return problems
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,305 @@
+"""Replicated rounds over messages: certificates out, signed statements in, and which of them agree."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedsynth.config import RunConfig
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import AggregateAnswer, AggregateRequest, MessageError, TrainAnswer, TrainRequest, transport
+from fedsynth.messages.aggregate import joined
+from fedsynth.messages.transport import Arrays
+from fedsynth.output.audit_files import KEYS
+from fedsynth.privacy.sums import PublicKeys
+from fedsynth.privacy.sums.key_files import read_known, write_known
+from fedsynth.privacy.sums.key_text import keys_hash, keys_text
+from fedsynth.replicas.certificates import MOST_VOID_ROUNDS, Ballot, Chain, Parties
+from fedsynth.replicas.content_ids import content_id
+from fedsynth.replicas.quorum import owners
+from fedsynth.replicas.statements import Contribution, Terms, Update
+from fedsynth.spec import ImageSpec
+from strategies.conversation.ask import Question, ask
+from strategies.conversation.audit_log import AuditLog
+from strategies.conversation.census import Census
+from strategies.conversation.exchange import Exchange
+from strategies.conversation.secure_sum import refuse_keyless
+from strategies.conversation.waiting import round_timeout
+
+logger = logging.getLogger("fedsynth")
+
+CERTIFIED = (
+    "aggregators = 'silos': every round was combined by all silos, and their equal signed statements certify it; every"
+    " silo could read the single updates of all others; the images were drawn by the server, from the certified model"
+)
+"""What the reader of the dataset is told."""
+
+LEAST_GRACE = 2.0
+"""Seconds that a round waits at least for the other aggregators once a quorum agrees; at most as long again."""
+
+
+@dataclass(frozen=True)
+class SignedUpdate:
+    """A silo's usable answer.
+
+    Attributes:
+        silo: its index in the census.
+        name: its name.
+        arrays: its weights.
+        statement: its signed word on them.
+        images: behind them.
+    """
+
+    silo: int
+    name: str
+    arrays: Arrays
+    statement: str
+    images: int
+
+
+class Replication:
+    """The coordinator of a replicated run. What it says, silos and aggregators check; it decides nothing.
+
+    Args:
+        exchange: the way to the silos.
+        census: the silos, which all aggregate.
+        config: the run's.
+        spec: format and classes of its images.
+        run_token: names the run, the same when it is resumed.
+        audit: folder of the log; None: nothing is written.
+
+    Raises:
+        RunError: a silo has no keys.
+        UserError: the key file is not that of these silos.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        census: Census,
+        config: RunConfig,
+        spec: ImageSpec,
+        run_token: str,
+        audit: Path | None = None,
+    ) -> None:
+        self._exchange, self._census, self._config, self._spec = exchange, census, config, spec
+        refuse_keyless(census)
+        known = _known_keys(census, config)
+        self._keys = keys_text(known)
+        public = {name: keys.signatures for name, keys in known.items()}
+        self.parties = Parties(run_token, keys_hash(self._keys), public, public, config.replicas.replica_quorum)
+        self.chain = Chain()
+        self._certificates: list[tuple[int, str]] = []
+        self._heard: dict[str, int] = {}
+        self._voids = 0
+        self._slowest = 0.0
+        self._log = AuditLog(audit) if audit is not None else None
+        if audit is not None and not (audit / KEYS).exists():
+            write_known(audit / KEYS, known)
+
+    def question(self, request: TrainRequest, silo: int) -> TrainRequest:
+        """Return a question with what its silo must see first."""
+        name = self._census.members[silo].name
+        return replace(request, run_token=self.parties.run, keys=self._keys, certificates=self._unheard(name))
+
+    def terms(self, server_round: int, arrays: Arrays) -> Terms:
+        """Return what every statement of a round must say."""
+        base = content_id(_views(arrays))
+        return Terms(self.parties.run, server_round, self.parties.keys_hash, self.chain.head, base)
+
+    def check_update(self, silo: int, answer: TrainAnswer, terms: Terms) -> None:
+        """Refuse an update that its silo has not signed as it is.
+
+        Raises:
+            ValueError: it is one.
+        """
+        name = self._census.members[silo].name
+        if answer.statement is None:
+            raise MessageError("an update without a signed statement: install the same fedsynth at both")
+        update = Update.read(answer.statement, self.parties.silos)
+        if update.terms != terms:
+            raise MessageError("its statement is of another round, or of other weights than it was sent")
+        line = Contribution(name, content_id(_views(answer.arrays)), answer.num_examples)
+        if update.line != line:
+            raise MessageError("its statement names other weights, images or another silo than its answer")
+        self._heard[name] = self.chain.round
+
+    def aggregate(self, terms: Terms, updates: Sequence[SignedUpdate]) -> tuple[Arrays | None, dict[str, Any]]:
+        """Have all aggregators combine a round's updates.
+
+        Args:
+            terms: of the round.
+            updates: usable answers in the order of the census.
+
+        Returns:
+            The certified weights, None if the round is void; and what was measured.
+
+        Raises:
+            RunError: a second void round in a row, or nobody sends the weights that were certified.
+        """
+        roster = tuple(
+            Contribution(update.name, content_id(_views(update.arrays)), update.images) for update in updates
+        )
+        for update in updates:
+            self._note("update", round=terms.round, silo=update.name, envelope=update.statement)
+        request = AggregateRequest(
+            run_token=terms.run,
+            spec=self._spec,
+            server_round=terms.round,
+            base=terms.base,
+            keys=self._keys,
+            statements=tuple(update.statement for update in updates),
+            updates=joined([update.arrays for update in updates]),
+        )
+        ballot, order = Ballot(self.parties, terms, roster), self._owners(terms.round)
+        begun = time.monotonic()
+        sent = self._vote(ballot, request, order[0])
+        measured = {"aggregators": sum(map(len, ballot.groups.values())), "certify-seconds": time.monotonic() - begun}
+        self._name_dissent(ballot, terms.round)
+        if ballot.result is None:
+            self._void(terms.round, ballot)
+            return None, {**measured, "void": 1}
+        arrays = sent.get(ballot.result.result) or self._fetch(ballot, request, order)
+        self._voids = 0
+        self.chain.follow(ballot.certificate, self.parties)
+        self._certificates.append((terms.round, ballot.certificate))
+        self._note("certificate", round=terms.round, envelope=ballot.certificate, signers=list(ballot.signers))
+        return arrays, {**measured, "signers": len(ballot.signers)}
+
+    def certified(self) -> dict[str, Any]:
+        """Return what the dataset's card says."""
+        m, q = len(self.parties.aggregators), self.parties.quorum
+        return {
+            "by": f"{len(self._certificates)} rounds, each by {q} or more of {m} aggregators ({self.parties.rule})",
+            "head": self.chain.head,
+            "keys": self.parties.keys_hash,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        return {"certificates": [list(row) for row in self._certificates], "voids": self._voids}
+
+    def load_state_dict(self, state: Mapping[str, Any], run_token: str) -> None:
+        """Inverse of :meth:`state_dict`, of the run that goes by ``run_token``."""
+        self.parties = replace(self.parties, run=run_token)
+        self.chain, self._voids = Chain(), int(state["voids"])
+        self._certificates = [(int(number), str(envelope)) for number, envelope in state["certificates"]]
+        for _, envelope in self._certificates:
+            self.chain.follow(envelope, self.parties)
+        self._note("resumed", round=self.chain.round, head=self.chain.head)
+
+    def _vote(self, ballot: Ballot, request: AggregateRequest, owner: str) -> dict[str, Arrays]:
+        """Ask all aggregators; return the weights that the owner sent, by content id."""
+        index = {member.name: k for k, member in enumerate(self._census)}
+        questions: list[Question[AggregateAnswer]] = [
+            (
+                index[name],
+                replace(request, certificates=self._unheard(name), send_arrays=name == owner),
+            )
+            for name in self.parties.aggregators
+        ]
+        begun, agreed = time.monotonic(), math.inf
+
+        def until() -> float:
+            return agreed + max(LEAST_GRACE, agreed - begun)
+
+        def check(silo: int, answer: AggregateAnswer) -> None:
+            name = self._census.members[silo].name
+            try:
+                ballot.add(name, answer.statement)
+            except UserError as error:
+                self._note(
+                    "refused", round=request.server_round, aggregator=name, why=str(error), envelope=answer.statement
+                )
+                raise
+            self._heard[name] = self.chain.round
+
+        sent: dict[str, Arrays] = {}
+        timeout = round_timeout(self._config.exchange, self._slowest)
+        for _, answer in ask(
+            self._exchange, questions, self._census, needed=0, timeout=timeout, check=check, until=until
+        ):
+            if answer.arrays is not None:
+                sent[content_id(_views(answer.arrays))] = answer.arrays
+            if ballot.result is not None and agreed == math.inf:
+                agreed = time.monotonic()
+            self._slowest = max(self._slowest, time.monotonic() - begun)
+        return sent
+
+    def _fetch(self, ballot: Ballot, request: AggregateRequest, order: Sequence[str]) -> Arrays:
+        """Return the certified weights from the next of those who signed them."""
+        assert ballot.result is not None
+        index = {member.name: k for k, member in enumerate(self._census)}
+        for name in (name for name in order if name in ballot.signers):
+            logger.warning("round %d: the owner did not send the weights; asking %s", request.server_round, name)
+            question = replace(request, certificates=self._unheard(name), send_arrays=True)
+            timeout = round_timeout(self._config.exchange, self._slowest)
+            for _, answer in ask(self._exchange, [(index[name], question)], self._census, needed=0, timeout=timeout):
+                if answer.arrays is not None and content_id(_views(answer.arrays)) == ballot.result.result:
+                    return answer.arrays
+        raise RunError(
+            f"round {request.server_round}: certified, but none of {', '.join(ballot.signers)} sends the weights;"
+            " resume when one is back"
+        )
+
+    def _name_dissent(self, ballot: Ballot, server_round: int) -> None:
+        for name, envelope in ballot.dissent.items():
+            if ballot.result is not None:
+                logger.warning("round %d: %s signed another result than the quorum", server_round, name)
+            self._note("dissent", round=server_round, aggregator=name, envelope=envelope)
+
+    def _void(self, server_round: int, ballot: Ballot) -> None:
+        votes = ", ".join(str(len(group)) for group in ballot.groups.values()) or "none"
+        why = f"equal statements: {votes}; {self.parties.quorum} of {len(self.parties.aggregators)} are needed"
+        self._voids += 1
+        self._note("void", round=server_round, why=why)
+        logger.warning("round %d is void, the weights stay as they were: %s", server_round, why)
+        if self._voids > MOST_VOID_ROUNDS:
+            raise RunError(
+                f"rounds {server_round - 1} and {server_round} are void: {why}. The log names who was silent or signed"
+                " something else; resume without them, or when they are back"
+            )
+
+    def _owners(self, server_round: int) -> list[str]:
+        names = list(self.parties.aggregators)
+        return [names[k] for k in owners(server_round, len(names))]
+
+    def _unheard(self, name: str) -> tuple[str, ...]:
+        """Return the certificates that a silo has not said to have seen."""
+        last = self._heard.get(name, 0)
+        return tuple(envelope for number, envelope in self._certificates if number > last)
+
+    def _note(self, event: str, **content: Any) -> None:
+        if self._log is not None:
+            self._log.add(event, **content)
+
+
+def _known_keys(census: Census, config: RunConfig) -> dict[str, PublicKeys]:
+    """Return the silos' keys: from the key file, which each of them has; of simulated silos, as they say them.
+
+    Raises:
+        UserError: the file is not that of these silos.
+    """
+    said = {member.name: PublicKeys.from_text(str(member.sum_keys)) for member in census}
+    if not config.replicas.key_file:
+        return said
+    known = read_known(Path(config.replicas.key_file).expanduser())
+    if differing := sorted(name for name in known.keys() | said.keys() if known.get(name) != said.get(name)):
+        raise UserError(
+            f"key-file = '{config.replicas.key_file}': not the keys of this run's silos ({', '.join(differing)}): have"
+            " 'fedsynth link keys' make a file of these silos alone, and give it to all of them"
+        )
+    if list(known) != list(said):
+        raise UserError(
+            f"key-file = '{config.replicas.key_file}': not sorted by name, as 'fedsynth link keys' writes it"
+        )
+    return known
+
+
+def _views(arrays: Arrays) -> dict[str, Any]:
+    return {name: transport.peek(array) for name, array in arrays.items()}

@@ -1,0 +1,146 @@
+"""``fedsynth audit``: one certified run, and whatever an auditor may find changed in its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_runs import run_tiny, tiny_settings
+
+from fedsynth.chain import START as CHAIN_START
+from fedsynth.chain import chained
+from fedsynth.cli import main
+from fedsynth.output import RunFolder
+from fedsynth.privacy.sums import SecretKeys
+from fedsynth.privacy.sums.key_files import read_known, write_known
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("certified")
+    settings = tiny_settings(
+        folder,
+        strategy="fedavg",
+        aggregators="silos",
+        num_clients=3,
+        num_samples=6,
+        train_steps=2,
+        samples_per_client=20,
+        block_out_channels="4,4",
+        sampling_steps=2,
+    )
+    return run_tiny(settings, report=False)
+
+
+@pytest.fixture
+def run(certified: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy that a test may change."""
+    return RunFolder(Path(shutil.copytree(certified.path, tmp_path / "run")))
+
+
+def audit(run: RunFolder, *words: str) -> int:
+    keys = run.audit / "keys.json"
+    return main(["audit", str(run.path), *(() if "--keys" in words else ("--keys", str(keys))), *words])
+
+
+def flip(path: Path, position: int = -20) -> None:
+    """Change one byte."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_honest_run_holds_and_names_rounds_rosters_signers_and_head(
+    certified: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(certified, "--recompute") == 0
+    out = capsys.readouterr().out
+    assert "quorum 2 of 3 aggregators (byzantine)" in out
+    for number in (1, 2):
+        assert f"round  {number}: silo-0 (" in out
+    assert out.count("signed by silo-0, silo-1, silo-2") == 2
+    assert "holds  every line, signature, roster, the final model and every file of the run" in out
+    head = out.split("head   ")[1].split()[0]
+    assert head in (certified.synthetic / "README.md").read_text()
+    assert audit(certified, "--head", head) == 0
+    assert audit(certified, "--head", "0" * 64) == 1
+    assert "the head noted earlier is in no certificate" in capsys.readouterr().out
+
+
+ALTERED: dict[str, tuple[Callable[[RunFolder], Path], str]] = {
+    "an image": (lambda run: sorted(run.synthetic.glob("*/*.png"))[2], "synthetic/"),
+    "the card": (lambda run: run.synthetic / "README.md", "synthetic/README.md is altered"),
+    "the model": (
+        lambda run: run.models / "global/unet/diffusion_pytorch_model.safetensors",
+        "is not the model that round 2 certifies",
+    ),
+    "a measurement": (lambda run: run.metrics, "metrics.jsonl is altered"),
+    "a setting": (lambda run: run.config, "config.json"),
+    "the last line of the log": (lambda run: run.audit / "log.jsonl", "altered: no entry of a chain"),
+    "the list of files": (lambda run: run.audit / "files.json", "audit/files.json is altered"),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_one_byte_changed_anywhere_is_found_and_named(
+    what: str, run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, said = ALTERED[what]
+    flip(path(run))
+    assert audit(run) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN" in out
+    assert said in out
+    assert "holds" not in out
+
+
+def test_every_byte_of_the_log_counts(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    log = run.audit / "log.jsonl"
+    content = log.read_bytes()
+    for position in range(5, len(content), len(content) // 15):
+        log.write_bytes(content)
+        flip(log, position)
+        assert audit(run) == 1, position
+    number = content[:position].count(b"\n") + 1
+    assert f"line {number} is altered" in capsys.readouterr().out
+
+
+def rewritten(run: RunFolder, change: Callable[[dict[str, object]], dict[str, object] | None]) -> None:
+    """Write the log anew, with a chain of lines that holds: only signatures can tell."""
+    log, last, lines = run.audit / "log.jsonl", CHAIN_START, []
+    for text in log.read_text().splitlines():
+        entry = {key: value for key, value in json.loads(text).items() if key not in ("hash", "number", "previous")}
+        if (changed := change(entry)) is not None:
+            line, last = chained(changed, last)
+            lines.append(line)
+    log.write_bytes(b"".join(lines))
+
+
+def test_a_log_written_anew_is_found_by_its_signatures(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    original = (run.audit / "log.jsonl").read_text()
+    for drop, said in (
+        (("update", 1, "silo-1"), "round 1: silo-1 has signed no such update"),
+        (("certificate", 1, None), "the certificate of round 2 does not follow from that of round 0"),
+        (("certificate", 2, None), "another head than the chain's"),
+        (("published", None, None), "the last lines of its log are cut off"),
+    ):
+        (run.audit / "log.jsonl").write_text(original)
+        rewritten(run, lambda e, drop=drop: None if (e["event"], e.get("round"), e.get("silo")) == drop else e)
+        assert audit(run) == 1
+        assert said in capsys.readouterr().out
+
+
+def test_other_keys_and_what_is_no_certified_run_are_refused(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = read_known(run.audit / "keys.json")
+    others = tmp_path / "others.json"
+    write_known(others, {name: SecretKeys.generate().public for name in known})
+    assert audit(run, "--keys", str(others)) == 1
+    assert "signed by a key that is not in the key file" in capsys.readouterr().out
+    (run.audit / "log.jsonl").unlink()
+    assert audit(run) == 2
+    assert "it was run with aggregators = 'server'" in capsys.readouterr().err

@@ -1,0 +1,295 @@
+"""Rounds that several aggregators compute and certify, and every fault that one of the parties can bring about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from replicas_by_hand import an_id
+from replicated_rounds import AGGREGATE, TRAIN, Replicated, answered, equal, lost, rewrite
+
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.errors import RunError, UserError
+from fedsynth.messages import AggregateAnswer, AggregateRequest, TrainAnswer, TrainRequest, transport
+from fedsynth.messages.aggregate import joined
+from fedsynth.replicas.certificates import Ballot
+from fedsynth.replicas.content_ids import content_id
+from fedsynth.replicas.statements import Aggregate
+
+FALSE = {"result": an_id("false")}
+
+
+@pytest.mark.parametrize(
+    "method", [{"num-clients": 1}, {"strategy": "fedmedian", "num-clients": 3}], ids=["m=1", "fedmedian"]
+)
+def test_certified_weights_are_those_of_the_server_bit_for_bit(method: dict[str, Scalar], tmp_path: Path) -> None:
+    plain = Replicated(tmp_path / "plain", {**method, "aggregators": "server"})
+    run = Replicated(tmp_path / "silos", method)
+    for _ in range(2):
+        plain.play()
+        run.play()
+    assert equal(run.weights, plain.weights)
+    chain = run.replication.chain
+    assert (chain.round, len(chain.seen)) == (2, 2)
+
+
+Change = Callable[[str, int, Message], Message]
+
+
+def other_result(run: Replicated, **changes: Any) -> Change:
+    return lambda kind, silo, a: run.lie(silo, a, **changes) if (kind, silo) == (AGGREGATE, 1) else a
+
+
+def other_roster(run: Replicated) -> Change:
+    def change(kind: str, silo: int, answer: Message) -> Message:
+        if (kind, silo) != (AGGREGATE, 1):
+            return answer
+        statement = AggregateAnswer.from_message(answer).statement
+        roster = Aggregate.read(statement, run.replication.parties.aggregators)[0].roster
+        return run.lie(silo, answer, roster=roster[:3])
+
+    return change
+
+
+def owner_without_arrays(run: Replicated) -> Change:
+    owners = run.number % 4, (run.number + 1) % 4
+
+    def change(kind: str, silo: int, answer: Message) -> Message:
+        dead = kind == AGGREGATE and silo in owners
+        return answered(answer, replace(AggregateAnswer.from_message(answer), arrays=None)) if dead else answer
+
+    return change
+
+
+HARMLESS: dict[str, tuple[Callable[[Replicated], Change], str]] = {
+    "other weights": (lambda run: other_result(run, result=an_id("false")), "silo-1 signed another result than the"),
+    "wrong state": (lambda run: other_result(run, state=an_id("state")), "signed another result than the quorum"),
+    "stale round": (
+        lambda run: other_result(run, terms=replace(run.last_terms, round=1)),
+        "silo-1 left out: it signed a statement of another round or base",
+    ),
+    "other roster": (other_roster, "silo-1 left out: it signed a roster that nobody asked about"),
+    "owner dead after quorum": (owner_without_arrays, "the owner did not send the weights; asking silo-3"),
+}
+"""What one of four aggregators answers -> what the log says; q = 3."""
+
+
+def test_one_faulty_aggregator_of_four_changes_nothing_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strategies.conversation.replicas.LEAST_GRACE", 0.05)
+    plain, run = Replicated(tmp_path / "plain", {"aggregators": "server"}), Replicated(tmp_path / "faulty")
+    for fault, said in HARMLESS.values():
+        caplog.clear()
+        plain.play()
+        run.before_round = lambda fault=fault: setattr(run, "on_answer", fault(run))
+        assert run.play()["signers"] >= 3
+        assert said in caplog.text
+    run.before_round, run.on_answer = lambda: None, lambda kind, silo, answer: answer
+    for fault, said in ((lost(AGGREGATE, 1), "silo-1 left out: gone"), (None, "no answer in time from")):
+        caplog.clear()
+        plain.play()
+        run.on_question = fault or (lambda kind, silo, question: None)
+        run.grid.silent = set() if fault else {(AGGREGATE, 1)}
+        assert run.play()["signers"] == 3
+        assert said in caplog.text
+    assert equal(run.weights, plain.weights), "seven rounds, bit for bit"
+    assert (run.log().count('"dissent"'), run.log().count('"refused"')) == (2, 2), "kept as evidence"
+
+
+def test_f_plus_one_liars_make_a_round_void_and_two_such_rounds_end_the_run(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    before = run.weights
+    run.on_answer = lambda kind, silo, a: run.lie(silo, a, **FALSE) if kind == AGGREGATE and silo < 2 else a
+    assert run.play()["void"] == 1
+    assert equal(run.weights, before)
+    with pytest.raises(RunError, match=r"rounds 1 and 2 are void: equal statements: 2, 2; 3 of 4 are needed"):
+        run.play()
+    # Round 3 may still be certified; a silo that is asked about a later one refuses.
+    run.on_answer = lambda kind, silo, a: a
+    run.number = 3
+    with pytest.raises(RunError, match="3 rounds before round 4 have no certificate"):
+        run.play()
+
+
+def test_after_a_void_round_the_chain_goes_on(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    run.play()
+    run.on_question = lost(AGGREGATE, 0, 1)
+    run.play()
+    run.on_question = lambda kind, silo, question: None
+    assert run.play()["signers"] == 4
+    assert sorted(run.replication.chain.seen) == [1, 3]
+
+
+def test_q_liars_who_agree_win_which_is_the_documented_bound(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    lie = {name: tensor + 1 for name, tensor in run.weights.items()}
+
+    def change(kind: str, silo: int, answer: Message) -> Message:
+        if kind != AGGREGATE or silo == 3:
+            return answer
+        told = run.lie(silo, answer, result=content_id(lie))
+        return answered(told, replace(AggregateAnswer.from_message(told), arrays=transport.encode_tensors(lie)))
+
+    run.on_answer = change
+    run.play()
+    assert equal(run.weights, lie)
+
+
+def test_a_coordinator_that_drops_an_update_is_found_by_its_silo_in_the_next_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Replicated(tmp_path)
+
+    def drop(kind: str, silo: int, question: Message) -> None:
+        if kind == AGGREGATE and run.number == 1:
+            rewrite(
+                question,
+                AggregateRequest,
+                lambda r: {"statements": r.statements[:3], "updates": joined(r.each_update()[:3])},
+            )
+
+    # The coordinator's own check must not stand in the way: it lies.
+    run.on_question = drop
+    honest = Ballot.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ballot, "__init__", lambda self, p, t, roster: honest(self, p, t, roster[:3]))
+        run.play()
+    assert run.play()["silos"] == 3
+    assert "silo-3" in caplog.text
+    assert "round 1 was certified without this silo's update, or with another one" in caplog.text
+    assert run.play()["silos"] == 4, "it is said once; then the silo takes part again"
+
+
+def test_a_coordinator_cannot_swap_weights_replay_old_ones_or_leave_certificates_out(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    old: list[Any] = []
+
+    def swap(request: TrainRequest) -> dict[str, Any]:
+        tensors = transport.decode_tensors(request.arrays)
+        return {"arrays": transport.encode_tensors({name: tensor + 1 for name, tensor in tensors.items()})}
+
+    changes: dict[str, Callable[[TrainRequest], dict[str, Any]]] = {
+        "the weights are not those that this run begins with": swap,
+        "round 2: the weights are not those that this run begins with": lambda request: {"certificates": ()},
+        "round 2: the weights are not those that the certificate of round 1 names": swap,
+        "not those that the certificate of round 1": lambda request: {"arrays": old[0]},
+        "round 1 is asked for after the certificate of round 1": lambda request: {"server_round": 1},
+        "a statement under another key file": lambda request: {"keys": request.keys.replace("silo-0", "other")},
+    }
+    for k, (said, change) in enumerate(changes.items()):
+        if k == 1:
+            run.on_question = lambda kind, silo, question: None
+            run.number = 0
+            old.append(run.arrays)
+            run.play()
+        run.number = min(k, 1)
+        run.on_question = lambda kind, silo, question, change=change: (
+            rewrite(question, TrainRequest, change) if kind == TRAIN else None
+        )
+        with pytest.raises(RunError, match=said):
+            run.play()
+
+
+def test_an_aggregator_signs_one_result_a_round_and_a_silo_one_update(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    run.play()
+    kept = [message for kind, silo, message in run.grid.crossed if (kind, silo) == (AGGREGATE, 0)]
+    assert not kept[0].has_error()
+    asked: list[AggregateRequest] = []
+
+    def two_rosters(kind: str, silo: int, question: Message) -> None:
+        if (kind, silo) == (AGGREGATE, 0):
+            asked.append(AggregateRequest.from_message(question))
+
+    run.on_question = two_rosters
+    run.play()
+    other = replace(asked[0], statements=asked[0].statements[:3], updates=joined(asked[0].each_update()[:3]))
+    run.on_question = lambda kind, silo, question: None
+    for request, said in (
+        (other, "this silo has signed another result of round 2"),
+        (replace(other, statements=other.statements[:2], updates=joined(other.each_update()[:2])), "3 of 4 are needed"),
+        (replace(asked[0], updates=joined([*asked[0].each_update()[:3], asked[0].each_update()[0]])), "it signed"),
+        (replace(asked[0], statements=(*asked[0].statements[:3], asked[0].statements[0])), "not the weights that it"),
+        (replace(asked[0], base=an_id("base")), "not those that the certificate of round 1 names"),
+        (replace(asked[0], server_round=3), "its update is of another round"),
+    ):
+        message = request.to_message(100)
+        transport.pack_messages([message])
+        (answer,) = run.grid.send_and_receive([message])
+        assert said in answer.error.reason
+    # Its training is asked for again, and gives other bits.
+    memory = next((tmp_path / "silo-0" / "replicas").glob("*.json"))
+    known = json.loads(memory.read_text())
+    known["updates"]["3"] = ["silo-0", an_id("another"), 5]
+    memory.write_text(json.dumps(known))
+    assert run.play()["silos"] == 3
+
+
+@pytest.mark.parametrize("fault", ["other weights", "other base", "no statement"])
+def test_an_update_that_its_silo_did_not_sign_as_it_is_does_not_count(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Replicated(tmp_path)
+    run.play()
+    kept: list[str] = []
+
+    def change(kind: str, silo: int, answer: Message) -> Message:
+        if (kind, silo) != (TRAIN, 2):
+            return answer
+        honest = TrainAnswer.from_message(answer)
+        kept.append(str(honest.statement))
+        more = {name: tensor + 1 for name, tensor in transport.decode_tensors(honest.arrays).items()}
+        changed = {
+            "other weights": {"arrays": transport.encode_tensors(more)},
+            "other base": {"statement": kept[0]},
+            "no statement": {"statement": None},
+        }[fault]
+        return answered(answer, replace(honest, **changed))  # type: ignore[arg-type]
+
+    run.on_answer = change
+    run.play()
+    assert run.play()["silos"] == 3
+    assert {
+        "other weights": "its statement names other weights, images or another silo than its answer",
+        "other base": "its statement is of another round, or of other weights than it was sent",
+        "no statement": "an update without a signed statement",
+    }[fault] in caplog.text
+
+
+def test_a_resumed_run_goes_on_with_the_chain(tmp_path: Path) -> None:
+    run = Replicated(tmp_path)
+    run.play()
+    saved, first = run.run.strategy.state_dict(), run.arrays
+    run.play()
+    # The crash came after the second certificate and before its checkpoint: asked again, they sign the same.
+    again = Replicated(tmp_path)
+    again.run.strategy.load_state_dict(saved)
+    again.arrays, again.number = first, 1
+    again.play()
+    assert again.replication.chain == run.replication.chain
+    assert equal(again.weights, run.weights)
+
+
+def test_what_no_certificate_speaks_of_is_refused_before_anybody_is_asked() -> None:
+    for changes, said in (
+        ({"strategy": "krum"}, "aggregators = 'silos': acts with strategy = 'fedavg', 'fedprox', 'fedmedian' or"),
+        ({"strategy": "fedavg", "secure-aggregation": True}, "aggregators check every single update; set one of the"),
+        ({"strategy": "fedavg", "wire-dtype": "float16"}, "bit for bit; set wire-dtype = 'float32'"),
+        ({"strategy": "fedavg", "sample-from": "ema"}, "not their moving average; set sample-from = 'raw'"),
+        ({"strategy": "fedavg", "dataset": "silos"}, "needs key-file, the silo-keys.json that every silo has"),
+        (
+            {"strategy": "fedavg", "aggregators": "server", "replica-quorum": "majority"},
+            "acts with aggregators = 'silos'",
+        ),
+    ):
+        given: dict[str, Scalar] = {"aggregators": "silos", **changes}
+        with pytest.raises(UserError) as error:
+            RunConfig.from_run_config(given)
+        assert said in str(error.value)
