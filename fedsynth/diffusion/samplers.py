@@ -30,7 +30,7 @@ def make_scheduler(
 
     ``ddpm``: ancestral moves (Ho et al. 2020) on a respaced grid. ``ddim``: deterministic moves (Song et al. 2021,
     η = 0), which are DPM-Solver++ of order 1. ``dpmsolver++``: its second-order multistep version (Lu et al. 2022,
-    arXiv 2211.01095), under the linear schedule on the noise levels of Karras et al. 2022 (arXiv 2206.00364), under the
+    arXiv 2211.01095), under a linear schedule on the noise levels of Karras et al. 2022 (arXiv 2206.00364), under the
     cosine schedule on even timesteps, as all others. ``sde-dpmsolver++``: the same for the stochastic process, with
     fresh noise in every move. Every sampler clips its estimate of x_0 to the range of the
     samples and starts where the signal is all but gone (Lin et al. 2023, arXiv 2305.08891).
@@ -68,7 +68,7 @@ def make_scheduler(
     alphas_cumprod = _alphas_cumprod(solver)
     # Levels between two timesteps would be worked with that the networks are not asked at. On the cosine schedule half
     # of Karras's would lie where nothing is left of the images (our choice).
-    karras = recipe.schedule == "linear"
+    karras = recipe.schedule != "cosine"
     _set_timesteps(
         solver, karras_timesteps(alphas_cumprod, steps) if karras else even_timesteps(alphas_cumprod, steps, most_sigma)
     )
@@ -90,7 +90,7 @@ def lasting_scheduler(recipe: Recipe, sampler: str = "ddpm", bound: float = 1.0)
     if sampler == "ddpm":
         return DDPMScheduler(**own, timestep_spacing="trailing", clip_sample_range=bound)
     options: dict[str, Any] = {"solver_order": 1} if sampler == "ddim" else {"algorithm_type": sampler}
-    if sampler != "ddim" and recipe.schedule == "linear":
+    if sampler != "ddim" and recipe.schedule != "cosine":
         options["use_karras_sigmas"] = True
     # Dynamic thresholding with another largest value would scale x_0.
     return DPMSolverMultistepScheduler(**own, **{**_CLIPPED, "thresholding": bound == 1}, **options)
