@@ -37,7 +37,7 @@ TOLERANCE = {"ddpm": 0.015, "ddim": 0.01, "dpmsolver++": 0.01, "sde-dpmsolver++"
 """What so many levels are off by in the spread."""
 
 for_every_kind = pytest.mark.parametrize("recipe", KINDS.values(), ids=KINDS)
-for_every_schedule = pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+for_every_schedule = pytest.mark.parametrize("schedule", sorted({recipe.schedule for recipe in KINDS.values()}))
 for_every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
