@@ -38,17 +38,20 @@ from fedsynth.seeding import make_generator
 
 SETTINGS: dict[str, Setting] = {
     "default": {},
-    "digits": {"model": "digits"},
-    "32": {"block-out-channels": "32"},
-    "folded 16": {"codec": "unshuffle-2", "block-out-channels": "16"},
-    "folded 32": {"codec": "unshuffle-2", "block-out-channels": "32"},
-    "folded 4, 16": {"codec": "unshuffle-4"},
-    "dense 16": {"codec": "unshuffle-8"},
-    "dense 32": {"codec": "unshuffle-8", "block-out-channels": "32"},
+    "default, 32": {"block-out-channels": "32"},
+    "pixels": {"codec": "pixels"},
+    "pixels, 32": {"codec": "pixels", "block-out-channels": "32"},
+    "pixels, digits": {"codec": "pixels", "model": "digits"},
+    "blocks of 2": {"codec": "unshuffle-2"},
+    "blocks of 2, 32": {"codec": "unshuffle-2", "block-out-channels": "32"},
+    "blocks of 8": {"codec": "unshuffle-8"},
+    "blocks of 8, 32": {"codec": "unshuffle-8", "block-out-channels": "32"},
     "v": {"prediction": "v"},
     "epsilon": {"prediction": "epsilon"},
 }
 """Network and recipe; the rest is the default of ``strategy = "dp-sum"``."""
+SUMS: Setting = {"strategy": "dp-sum", "dp-epsilon": 10.0}
+"""Whose defaults they are of; the noise is the command line's."""
 NO_NOISE = 1e-3
 """Noise multiplier of the trainings without privacy: not one whole number too many is added."""
 
@@ -66,7 +69,7 @@ def trial(
         options: of the command line.
         seed: of silos, weights and noise: a measurement may be repeated, a release may not.
     """
-    config = RunConfig.from_run_config({"seed": seed, "model": "dp-small", "learning-rate": rate, **setting})
+    config = RunConfig.from_run_config({**SUMS, "seed": seed, "learning-rate": rate, **setting})
     spec, codec = judge.spec, codec_of(config, judge.spec)
     rng = np.random.default_rng(seed)
     order = np.array_split(rng.permutation(len(judge.train)), options.silos)

@@ -16,7 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar
+from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar, published_settings
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import codec_of, public_start
 from fedsynth.disk import is_forbidden
@@ -27,6 +27,7 @@ from fedsynth.output import RunFolder, default_name
 from fedsynth.policy import plan_of
 from fedsynth.progress import Progress
 from fedsynth.seeding import make_generator
+from fedsynth.tracking import check_tracker
 from strategies import build_strategy
 from strategies.base import SynthesisStrategy, Task
 from strategies.conversation.agreement import agree
@@ -43,6 +44,7 @@ from strategies.run.phases import Phases
 from strategies.run.resume import checkpoint_writer, continue_from, open_run
 from strategies.run.rounds import Round, run_rounds
 from strategies.run.status import StatusWriter
+from strategies.run.tracking import Tracking, tracked
 
 logger = logging.getLogger("fedsynth")
 app = ServerApp()
@@ -80,6 +82,7 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
         RunError: too few usable answers.
     """
     with _errors_logged():
+        check_tracker(config.run.tracker)
         if config.exchange.fast_replies:
             take_replies_fast()
         strategy, config = build_strategy(config)
@@ -99,7 +102,11 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
         if federation is not None and (said := federation.describe_duplicates()):
             logger.info("images: %s", said)
         strategy.summary()
-        _synthesise(strategy, exchange, config, federation, folder, checkpoint, status)
+        if checkpoint is None:
+            _prepare_folder(folder, config, 0)
+            status.begin()
+        with tracked(folder, config.run.tracker) as tracking:
+            _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
     return folder
 
 
@@ -111,11 +118,9 @@ def _synthesise(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     status: StatusWriter,
+    tracking: Tracking,
 ) -> None:
     start, phases = time.monotonic(), Phases()
-    if checkpoint is None:
-        _prepare_folder(folder, config, 0)
-        status.begin()
     task = _meet_silos(exchange, config, federation, checkpoint)
     task.audit = folder.audit if config.replicated else None
     phases.enter("training")
@@ -133,11 +138,13 @@ def _synthesise(
         arrays, costs = continue_from(checkpoint, strategy, task, exchange)
         first = checkpoint.round + 1
         start -= costs.wall_seconds
+    tracking.settings(published_settings(config, found))
     observers = [
-        _metrics_writer(folder, exchange, costs),
+        _metrics_writer(folder, exchange, costs, tracking),
         _progress(strategy, first - 1),
         status.observe(strategy),
         checkpoint_writer(folder, strategy, task, exchange, costs, start),
+        lambda done: tracking.picture(strategy, task, done.number, done.arrays),
     ]
     phases.enter("rounds")
     arrays = run_rounds(strategy, exchange, arrays, observers, first)
@@ -145,6 +152,7 @@ def _synthesise(
     outcome = strategy.finish(task, arrays)
     costs.close(exchange.traffic, task.census, time.monotonic() - start)
     publish(folder, task, outcome, costs, exchange, strategy.how, phases)
+    tracking.finish(outcome.curves)
 
 
 def _prepare_folder(
@@ -213,15 +221,15 @@ def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:
     return torch.multinomial(counts.double(), num_samples, replacement=True, generator=generator)
 
 
-def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs) -> Callable[[Round], None]:
+def _metrics_writer(folder: RunFolder, exchange: Exchange, costs: Costs, tracking: Tracking) -> Callable[[Round], None]:
     def write(done: Round) -> None:
         costs.add(done)
         traffic = {"bytes-down": exchange.traffic.down, "bytes-up": exchange.traffic.up}
         # A strategy may have measured what is not defined in this round.
         measured = nonfinite_as_null(dict(done.metrics))
-        folder.append_metrics(
-            {"round": done.number, **measured, **traffic, "seconds": done.seconds, **_silos(exchange)}
-        )
+        row = {"round": done.number, **measured, **traffic, "seconds": done.seconds, **_silos(exchange)}
+        folder.append_metrics(row)
+        tracking.round(row)
 
     return write
 

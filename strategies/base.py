@@ -186,6 +186,19 @@ class SynthesisStrategy(Strategy):
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the arrays after the last round into the synthetic set."""
 
+    def preview(self, task: Task, arrays: ArrayRecord, rows: torch.Tensor) -> NDArray[np.uint8] | None:
+        """Return what some images of the set look like after a round, without any effect on the run.
+
+        Args:
+            task: the run's.
+            arrays: as the round left them.
+            rows: places of the images in the set, int64 (n,).
+
+        Returns:
+            uint8 (n, H, W, C); None if rounds have no images to show.
+        """
+        return None
+
     def check_answer(self, silo: int, answer: Any) -> None:
         """Refuse an answer for what only the strategy knows.
 

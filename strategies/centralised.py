@@ -6,8 +6,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
+from numpy.typing import NDArray
 
 from fedsynth.config.methods import CentralisedSettings
 from fedsynth.diffusion import EncodedImages, TrainingState, codec_of, loss_curve, train
@@ -17,7 +19,7 @@ from fedsynth.progress import Progress
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
-from strategies.global_model import draw_from_model, new_training
+from strategies.global_model import draw_from_model, new_training, preview_of_model
 
 logger = logging.getLogger("fedsynth")
 
@@ -82,6 +84,10 @@ class Centralised(SynthesisStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one slice: there is nothing to ask first."""
         return self.aggregate(server_round, iter(()))
+
+    def preview(self, task: Task, arrays: ArrayRecord, rows: torch.Tensor) -> NDArray[np.uint8]:
+        """Return what the model draws after the round."""
+        return preview_of_model(task, transport.decode_tensors(arrays), rows)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the model."""

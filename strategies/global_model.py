@@ -39,6 +39,15 @@ def draw_from_model(task: Task, weights: Mapping[str, torch.Tensor]) -> Outcome:
     return Outcome(draw_images(task, unet, noise, task.labels, generator, progress.update), task.labels.numpy(), unet)
 
 
+def preview_of_model(task: Task, weights: Mapping[str, torch.Tensor], rows: torch.Tensor) -> NDArray[np.uint8]:
+    """Draw some images of the set from a model on its way, uint8 (n, H, W, C); ``rows`` are their places, (n,)."""
+    seed = task.config.run.seed
+    unet = initial_unet(task.config, task.spec)
+    unet.load_state_dict(dict(weights))
+    noise = draw_initial_noise(seed, len(task.labels), codec_of(task.config, task.spec).shape)
+    return draw_images(task, unet, noise[rows], task.labels[rows], make_generator(seed, "preview"))
+
+
 def new_training(task: Task, purpose: str, steps: int) -> TrainingState:
     """Return a training of ``steps`` on the server at its start; ``purpose`` decides batches and noise."""
     unet = initial_unet(task.config, task.spec).to(pick_device(task.config.run.device))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 from uuid import uuid4
 
@@ -76,16 +77,16 @@ class Deployment:
         self.start("link", "link", "start")
         self.wait("link", lambda: self._listens())
 
-    def register(self, *names: str) -> None:
-        """Make and register the keys of silos; their policy is strict, but for exact counts and rounds.
+    def register(self, *names: str, **policy: Any) -> None:
+        """Make and register the keys of silos; their policy is strict, but for exact counts and rounds, and ``policy``.
 
         Noise that no seed decides would give every run other images. Some silos hold two dozen images.
         """
+        answers = (*SiloPolicy().answers, "train")
+        words = document(SiloPolicy(**{"answers": answers, "count_noise": 0, "least_training_images": 9, **policy}))
         for name in names:
             (self.folder / f"silo-{name}").mkdir(mode=0o700)
-            answers = (*SiloPolicy().answers, "train")
-            exact = document(SiloPolicy(answers=answers, count_noise=0, least_training_images=9))
-            (self.folder / f"silo-{name}" / POLICY_FILE).write_text(exact, encoding="utf-8")
+            (self.folder / f"silo-{name}" / POLICY_FILE).write_text(words, encoding="utf-8")
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
 
@@ -221,19 +222,22 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(folder: Path, silos: Mapping[str, Sequence[int]], stock: Sequence[str] = ()) -> Iterator[Deployment]:
+def deployed(
+    folder: Path, silos: Mapping[str, Sequence[int]], stock: Sequence[str] = (), **policy: Any
+) -> Iterator[Deployment]:
     """A link with silos that hold images of some digits; nothing of it runs on afterwards.
 
     Args:
         folder: everything is written below it.
         silos: name -> digits.
         stock: those for whose every message Flower starts a process, which takes ten seconds; the others are warm.
+        policy: lines of the silos' policies, in snake case.
     """
     write_silos(folder / "images", silos)
     deployment = Deployment(folder)
     try:
         deployment.start_link()
-        deployment.register(*silos)
+        deployment.register(*silos, **policy)
         deployment.exchange_keys(*silos)
         for name in silos:
             deployment.start_silo_of(name, *(["stock"] if name in stock else []))

@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsynth", "clients", "strategies", "experiments")
 GROUND = ("config", "messages")
-ROOMS = ("data", "diffusion", "latent", "mixture", "averaging", "replicas", "privacy", "evaluation", "output")
+ROOMS = (
+    *("data", "diffusion", "latent", "mixture", "averaging", "replicas"),
+    *("privacy", "evaluation", "output", "tracking"),
+)
 MEETING_PLACES = (
     "fedsynth.evaluation.suite",
     "fedsynth.output.report",

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedsynth.api.pushing import push
 from fedsynth.api.quiet import quiet_diffusers
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, model_seal
@@ -119,6 +120,38 @@ class Run:
         """
         return from_pretrained(self.path)
 
+    @property
+    def model_folder(self) -> Path:
+        """Folder of :attr:`model`.
+
+        Raises:
+            UserError: the run has none, or it is damaged.
+        """
+        folder = _model_folder(self.path)
+        _check_seal(folder)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        models: bool = False,
+        license: str = "",
+        despite_verdict: bool = False,
+        token: str | None = None,
+    ) -> list[str]:
+        """Push the synthetic set, and if asked for the model, to the hub, see :func:`fedsynth.api.pushing.push`."""
+        return push(
+            self,
+            repo_id,
+            private=private,
+            models=models,
+            license=license,
+            despite_verdict=despite_verdict,
+            token=token,
+        )
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
@@ -143,9 +176,8 @@ def from_pretrained(path: str | Path) -> ClassConditionalDDPMPipeline:
         UserError: there is no such model, or it is damaged.
     """
     folder = _model_folder(Path(path).expanduser())
+    _check_seal(folder)
     try:
-        if (folder / FOLDER_FILE).is_file():
-            check_folder(folder, model_seal())
         made = parse_json((folder / INDEX).read_text(encoding="utf-8")).get("_class_name")
         if made != ClassConditionalDDPMPipeline.__name__:
             raise UserError(f"model '{folder}' is a {made}: open it with diffusers.DiffusionPipeline.from_pretrained")
@@ -159,6 +191,19 @@ def from_pretrained(path: str | Path) -> ClassConditionalDDPMPipeline:
         raise UserError(f"model '{folder}' is damaged ({error}): copy or save it again") from error
     assert isinstance(pipeline, ClassConditionalDDPMPipeline)
     return pipeline
+
+
+def _check_seal(folder: Path) -> None:
+    """Compare a model's files with their checksums, where it has some.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        if (folder / FOLDER_FILE).is_file():
+            check_folder(folder, model_seal())
+    except (OSError, ValueError) as error:  # SealError is a ValueError
+        raise UserError(f"model '{folder}' is damaged ({error}): copy or save it again") from error
 
 
 def _model_folder(path: Path) -> Path:

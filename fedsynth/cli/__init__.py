@@ -21,7 +21,7 @@ from fedsynth.text import printable
 
 COMMANDS = (
     *("run", "sweep", "status", "stop", "doctor"),
-    *("draw", "evaluate", "compare", "table", "audit"),
+    *("draw", "evaluate", "compare", "table", "audit", "push"),
     *("link", "silo", "train-local", "privacy-plan"),
 )
 

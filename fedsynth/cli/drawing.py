@@ -149,7 +149,13 @@ def _provenance(model: Path, config: RunConfig, codec: Codec) -> dict[str, Any]:
     settings = {key: flat[key] for key in sorted(keys_of("draw") - {"seed", "device", "autoencoder"})}
     return {
         "method": "drawn from a saved model",
-        "settings": {"model": str(model), "codec": codec.digest, **settings},
+        "settings": {"model": _shown(model), "codec": codec.digest, **settings},
         "seed": config.run.seed,
         "software": {"fedsynth": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
     }
+
+
+def _shown(model: Path) -> str:
+    """Return which model it is, without the folders of this machine: with its run, if it lies in one."""
+    in_a_run = model.absolute().parent.name == "models"
+    return "/".join(model.absolute().parts[-3:]) if in_a_run else model.name

@@ -44,6 +44,7 @@ from fedsynth.files import atomic_file
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, default_name
 from fedsynth.spec import ImageSpec
+from fedsynth.tracking import check_tracker
 
 SWEEP_WORDS = frozenset({"base", "seeds", "grid", "zip", "method", "run"})
 """Words of a sweep file that are no configuration keys."""
@@ -67,6 +68,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     refuse_rest("run", rest, [*ALL_KEYS, "dry-run"])
     config = _configuration(options)
+    check_tracker(config.run.tracker)
     connection = _connection(options, config)
     spec = check_data(config) if connection is None else None
     if options.dry_run:

@@ -20,6 +20,7 @@ from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, terminal_table
 from fedsynth.progress import duration
+from fedsynth.tracking import check_tracker
 
 _SIGN_OF_LIFE = 60.0
 
@@ -76,17 +77,18 @@ def _chosen(sweep: Sweep, seeds: Sequence[int] | None, rows: Sequence[str] | Non
 
 
 def _check_all_data(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
-    """Load each of the runs' federations once, however many rows share it."""
+    """Load each of the runs' federations once, however many rows share it, and look for their trackers."""
     seen = set()
     for planned in runs:
         config = planned.config
         shared = (config.data, config.run.num_clients, config.run.seed, config.model)
-        if shared not in seen:
-            seen.add(shared)
-            try:
+        try:
+            check_tracker(config.run.tracker)
+            if shared not in seen:
                 check_data(config)
-            except UserError as error:
-                raise UserError(f"sweep '{sweep.file}': {planned.name}: {error}") from None
+        except UserError as error:
+            raise UserError(f"sweep '{sweep.file}': {planned.name}: {error}") from None
+        seen.add(shared)
 
 
 def _work(sweep: Sweep, entries: list[Entry], chosen: Sequence[int]) -> int:

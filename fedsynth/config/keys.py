@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from fedsynth.config.types import A_NUMBER, AUTO, Scalar
+from fedsynth.config.types import A_NUMBER, AUTO, Described, Scalar
 from fedsynth.errors import UserError, did_you_mean, unknown_choice
 from fedsynth.plugins import family, is_plugin
 
@@ -226,7 +226,9 @@ def _ranges(annotation: Any, metadata: Iterable[Any]) -> list[str]:
         return _ranges(get_args(annotation)[0], annotation.__metadata__)
     if get_args(annotation):
         return [text for part in get_args(annotation) for text in _ranges(part, ())]
-    if described := [item.description for item in metadata if isinstance(item, FieldInfo) and item.description]:
+    if described := [
+        item.description for item in metadata if isinstance(item, FieldInfo | Described) and item.description
+    ]:
         return described
     limits = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     bounds = " and ".join(

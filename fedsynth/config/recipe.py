@@ -41,7 +41,7 @@ class Recipe(Section):
     codec: Auto | Literal["pixels", "unshuffle-2", "unshuffle-4", "unshuffle-8", "autoencoder"] = key(
         AUTO,
         "what the network sees: pixels, pixels folded into channels, or latents of the autoencoder; auto: latents if"
-        " one is given, else the fold whose grid is 8×8 or above",
+        " one is given, else the fold whose grid is 8×8 or above, with dp-sum of blocks of 4 at least",
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from fedsynth.config.keys import Section, key
 from fedsynth.config.types import (
     AUTO,
     AVERAGING,
+    NONE,
     REAL_SILOS,
     REPLICATED,
     SIMULATED,
@@ -50,6 +51,11 @@ class Run(Section):
     license: Licence = key(
         "unknown",
         "licence of the synthetic images for the dataset card, by the hub's word, such as cc-by-4.0",
+        affects="execution",
+    )
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = key(
+        NONE,
+        "experiment tracker that is told settings, curves, pictures and results; needs fedsynth's extra of its name",
         affects="execution",
     )
 

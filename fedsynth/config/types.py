@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -12,6 +13,14 @@ AUTO: Auto = "auto"
 NONE: Literal["none"] = "none"
 A_NUMBER: Literal["a number"] = "a number"
 """With this a key acts beside any number of another."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a text may be, in words; of a whole key, whose description pydantic has for its meaning."""
+
+    description: str
+
 
 StrategyName = Literal[
     "fedavg",
@@ -91,7 +100,7 @@ OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Licence = Annotated[
-    str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$", description="a word such as cc-by-4.0, mit, other or unknown")
+    str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$"), Described("a word such as cc-by-4.0, mit, other or unknown")
 ]
 
 LEAST_SILOS = 3

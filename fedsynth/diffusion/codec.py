@@ -35,6 +35,9 @@ NAMES = {"pixels": 1, "unshuffle-2": 2, "unshuffle-4": 4, "unshuffle-8": 8}
 """Name -> side of the blocks of pixels that become channels."""
 LEAST_GRID = 8
 """Side of the smallest grid that ``codec = auto`` chooses."""
+SUMMED_FOLD = 4
+"""Side of the blocks that ``codec = auto`` makes with ``dp-sum`` whatever the grid: in its few noisy steps a network
+learns more that has weights of its own for every place of a block, and its steps are cheaper (``docs/private.md``)."""
 
 
 @dataclass(frozen=True)
@@ -289,10 +292,13 @@ def codec_of(config: RunConfig, spec: ImageSpec) -> Codec:
     Raises:
         UserError: the size of the images is no multiple of what it folds.
     """
-    return make_codec(config.recipe.codec, spec, config.model.autoencoder, config.run.device)
+    least = SUMMED_FOLD if config.run.strategy == "dp-sum" else 1
+    return make_codec(config.recipe.codec, spec, config.model.autoencoder, config.run.device, least)
 
 
-def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device: str = "cpu") -> Codec:
+def make_codec(
+    name: str, spec: ImageSpec, autoencoder: str | Path = "", device: str = "cpu", least_fold: int = 1
+) -> Codec:
     """Return a codec by its name, or the one that suits the images for ``auto``.
 
     That is the autoencoder where one is given; otherwise the fold to the smallest grid of an even side of 8 or above,
@@ -303,6 +309,7 @@ def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device:
         spec: format of the images, and the classes.
         autoencoder: folder of an autoencoder.
         device: ``cpu``, or that it works on CUDA where this process sees it.
+        least_fold: side of the blocks up to which ``auto`` folds to smaller grids of an even side, too.
 
     Raises:
         UserError: the size of the images is no multiple of what it folds, or the autoencoder cannot be used.
@@ -312,7 +319,8 @@ def make_codec(name: str, spec: ImageSpec, autoencoder: str | Path = "", device:
             raise UserError("codec = 'autoencoder' needs one: set autoencoder to its folder")
         return _latent_codec(autoencoder, spec, device)
     if name == AUTO:
-        fits = [k for k in NAMES.values() if spec.size % (2 * k) == 0 and spec.size // k >= LEAST_GRID]
+        even = [k for k in NAMES.values() if spec.size % (2 * k) == 0]
+        fits = [k for k in even if k <= least_fold or spec.size // k >= LEAST_GRID]
         return Codec(spec, max(fits, default=1))
     factor = NAMES[name]
     if spec.size % factor:

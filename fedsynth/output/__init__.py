@@ -22,11 +22,19 @@ if TYPE_CHECKING:
         real_beside_synthetic,
         round_curve,
     )
+    from fedsynth.output.model_card import model_card
     from fedsynth.output.report import ReportContent, evaluation_parts, write_report
     from fedsynth.output.report_words import ROUNDS, headings_and_meanings
     from fedsynth.output.run_folder import RunFolder, default_name
     from fedsynth.output.terminal import terminal_table
-    from fedsynth.output.verdict import Findings, Usefulness, attack_of, verdict_of
+    from fedsynth.output.verdict import (
+        Findings,
+        Usefulness,
+        attack_of,
+        findings_on_publishing,
+        verdict_of,
+        why_not_publish,
+    )
 
 __all__ = [
     "ROUNDS",
@@ -42,11 +50,13 @@ __all__ = [
     "describe_dataset",
     "embedding_scatter",
     "evaluation_parts",
+    "findings_on_publishing",
     "folder_names",
     "headings_and_meanings",
     "image_grid",
     "label_distribution",
     "loss_curves",
+    "model_card",
     "nearest_images",
     "per_class_bars",
     "png_bytes",
@@ -55,6 +65,7 @@ __all__ = [
     "round_curve",
     "terminal_table",
     "verdict_of",
+    "why_not_publish",
     "write_dataset",
     "write_report",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,12 @@ def read_dataset(path: Path) -> SyntheticDataset:
         raise UserError(f"'{path}' is not a dataset written by fedsynth, or it is damaged: {error}") from error
 
 
+def image_files(dataset: SyntheticDataset, folders: Sequence[str]) -> list[str]:
+    """Return the path of every image in the dataset's folder, in order; ``folders`` are the classes', (C,)."""
+    width = max(5, len(str(len(dataset.images) - 1)))
+    return [f"{folders[label]}/{index:0{width}d}.png" for index, label in enumerate(dataset.labels)]
+
+
 def _documents(dataset: SyntheticDataset) -> dict[str, str]:
     """Return what stands beside the images, by file name."""
     folders = folder_names(dataset.classes)
@@ -133,8 +139,7 @@ def _documents(dataset: SyntheticDataset) -> dict[str, str]:
 
 
 def _write_images(dataset: SyntheticDataset, folders: tuple[str, ...], root: Path) -> list[str]:
-    width = max(5, len(str(len(dataset.images) - 1)))
-    files = [f"{folders[label]}/{index:0{width}d}.png" for index, label in enumerate(dataset.labels)]
+    files = image_files(dataset, folders)
     for label in np.unique(dataset.labels):
         (root / folders[label]).mkdir()
     for file, image in zip(files, dataset.images, strict=True):

@@ -55,22 +55,22 @@ def dataset_card(
         "# Synthetic image dataset",
         _summary(shape, len(classes), provenance),
         "## How it was made",
-        _making(provenance),
+        making_section(provenance),
         "## How good they are",
         _quality(provenance),
         "## Privacy",
-        _privacy(provenance),
+        privacy_section(provenance),
         "## Intended use",
         "Trying out, teaching and training image classifiers where the real images cannot be shared. "
         "Check every conclusion on real images before relying on it.",
         "## Limits",
-        "\n".join(f"- {_inline(sentence)}" for sentence in (*limits, *provenance.get("caveats", ()))),
+        "\n".join(f"- {inline(sentence)}" for sentence in (*limits, *provenance.get("caveats", ()))),
         "## Images of each class",
         _label_table(counts, classes, folders),
         "## Reading it",
         _READING,
         "## Citing",
-        _citing(provenance),
+        citing_section(provenance),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -109,12 +109,13 @@ def _summary(shape: tuple[int, ...], num_classes: int, provenance: Mapping[str, 
     )
 
 
-def _making(provenance: Mapping[str, Any]) -> str:
-    facts = [f"- {key}: {_inline(str(provenance[key]))}" for key in ("method", "seed") if key in provenance]
-    facts += [f"- {_inline(name)}: {_inline(str(version))}" for name, version in provenance.get("software", {}).items()]
+def making_section(provenance: Mapping[str, Any]) -> str:
+    """Return method, seed, software and the settings that acted."""
+    facts = [f"- {key}: {inline(str(provenance[key]))}" for key in ("method", "seed") if key in provenance]
+    facts += [f"- {inline(name)}: {inline(str(version))}" for name, version in provenance.get("software", {}).items()]
     if certified := provenance.get("certified"):
         facts.append(
-            f"- certified: {_inline(str(certified['by']))}; head of the chain `{_inline(str(certified['head']))}`"
+            f"- certified: {inline(str(certified['by']))}; head of the chain `{inline(str(certified['head']))}`"
         )
     settings = provenance.get("settings")
     if settings:
@@ -127,7 +128,7 @@ def _quality(provenance: Mapping[str, Any]) -> str:
     rows: Mapping[str, Mapping[str, Any]] = provenance.get("quality", {})
     if not rows:
         return "Not measured."
-    said = [_inline(str(provenance["verdict"])), ""] if provenance.get("verdict") else []
+    said = [inline(str(provenance["verdict"])), ""] if provenance.get("verdict") else []
     lines = [
         *said,
         "| measure | synthetic | real images instead | better | N | measured in |",
@@ -135,11 +136,12 @@ def _quality(provenance: Mapping[str, Any]) -> str:
     ]
     for measure, row in rows.items():
         cells = [measure, *(show(row.get(column)) for column in ("synthetic", "real", "better", "N", "in"))]
-        lines.append(f"| {' | '.join(_inline(cell) for cell in cells)} |")
+        lines.append(f"| {' | '.join(inline(cell) for cell in cells)} |")
     return "\n".join(lines)
 
 
-def _privacy(provenance: Mapping[str, Any]) -> str:
+def privacy_section(provenance: Mapping[str, Any]) -> str:
+    """Return what is promised, and what attacks found."""
     promised: Mapping[str, Any] = provenance.get("privacy", {})
     epsilon, delta = promised.get("privacy-epsilon"), promised.get("privacy-delta")
     guarantee = "none" if epsilon is None else f"ε = {rounded_up(epsilon)}, δ = {delta:g}, of the training at each silo"
@@ -153,12 +155,13 @@ def _privacy(provenance: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "An attack that fails proves nothing: a stronger one may exist."])
 
 
-def _citing(provenance: Mapping[str, Any]) -> str:
+def citing_section(provenance: Mapping[str, Any]) -> str:
+    """Return whom to cite."""
     version = provenance.get("software", {}).get("fedsynth", "")
     entry = ["@software{fedsynth,", "  title = {fedsynth: federated synthesis of image datasets},"]
-    entry += [f"  version = {{{_inline(str(version))}}},"] if version else []
+    entry += [f"  version = {{{inline(str(version))}}},"] if version else []
     source = provenance.get("settings", {}).get("dataset")
-    real = f" ({_inline(str(source))})" if source else ""
+    real = f" ({inline(str(source))})" if source else ""
     said = f"Cite the real images' own source{real}, as its owners ask for, and the program:"
     return "\n".join([said, "", "```bibtex", *entry, "}", "```"])
 
@@ -166,13 +169,13 @@ def _citing(provenance: Mapping[str, Any]) -> str:
 def _label_table(counts: Sequence[int], classes: Sequence[str], folders: Sequence[str]) -> str:
     lines = ["| class | folder | images |", "|---|---|---|"]
     for name, folder, count in zip(classes, folders, counts, strict=True):
-        lines.append(f"| {_inline(name)} | {_inline(folder) if count else 'none'} | {count:,} |")
+        lines.append(f"| {inline(name)} | {inline(folder) if count else 'none'} | {count:,} |")
     if 0 in counts:
         lines.append("\nA class without images has no folder, because torchvision refuses empty class folders.")
     return "\n".join(lines)
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Keep user text from becoming Markdown structure, mathematics or HTML, or from breaking the line."""
     marked = "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in printable(" ".join(text.split())))
     return html.escape(marked, quote=False)

@@ -55,6 +55,7 @@ class RunFolder:
         self.audit = path / "audit"
         self.report = path / "report.html"
         self.figures = path / "figures"
+        self.tracker = path / "tracker.json"
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
@@ -197,6 +198,25 @@ class RunFolder:
             TypeError: it is no JSON object.
         """
         return self._read(self.status)
+
+    def write_tracker(self, value: Mapping[str, Any]) -> None:
+        """Write ``tracker.json``."""
+        self._write(self.tracker, value)
+
+    def read_tracker(self) -> dict[str, Any]:
+        """Return the content of ``tracker.json``; empty if no tracker was told of the run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.tracker.is_file():
+            return {}
+        try:
+            return self._read(self.tracker)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"'{self.tracker}' is damaged: remove it, and the tracker begins another run ({error})"
+            ) from error
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on disk when this returns, even if the power fails next."""

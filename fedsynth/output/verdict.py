@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fedsynth.units import rounded_up
 
@@ -131,6 +131,23 @@ def attack_of(row: Mapping[str, Any], prefix: str) -> AttackFound | None:
         return None
     auc, tpr, members, others = found
     return AttackFound(float(auc), float(tpr), int(members), int(others))  # type: ignore[arg-type]
+
+
+def findings_on_publishing(row: Mapping[str, Any]) -> Findings:
+    """Return from a row of results what speaks for and against publishing."""
+    attacks = [attack_of(found, "epsilon-") for found in row.get("epsilon-membership", {}).values()]
+    models = [attack for attack in [*attacks, attack_of(row, "generator-epsilon-")] if attack is not None]
+    return Findings(
+        copied_share=row.get("copied-share"),
+        num_synthetic=row.get("synthetic-count", 0),
+        images=attack_of(row, "released-"),
+        models=max(models, key=lambda attack: (attack.shows, attack.auc), default=None),
+    )
+
+
+def why_not_publish(findings: Findings, what: Literal["images", "models"]) -> str:
+    """Return the part of the verdict that warns of publishing images or models; empty if it does not."""
+    return next((part for part in _of_publishing(findings) if part.startswith(f"do not publish the {what}")), "")
 
 
 def _of_training(found: Usefulness | None) -> str:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast
 from uuid import uuid4
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 
 from fedsynth.averaging.participants import num_participants, participants
 from fedsynth.config import AUTO, RunConfig
@@ -27,7 +29,7 @@ from strategies.conversation.ask import Question, Quorum, ask
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.replicas import CERTIFIED, Replication, SignedUpdate
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
-from strategies.global_model import draw_from_model
+from strategies.global_model import draw_from_model, preview_of_model
 
 logger = logging.getLogger("fedsynth")
 
@@ -254,6 +256,10 @@ class AveragingStrategy(SynthesisStrategy):
         # The census says who was asked: an answer may claim another name.
         name = self.census.members[silo].name if self.census.known else answer.sender.name
         return Update(silo, name, answer.arrays, answer.num_examples, answer.loss, answer.seconds)
+
+    def preview(self, task: Task, arrays: ArrayRecord, rows: torch.Tensor) -> NDArray[np.uint8]:
+        """Return what the model draws after the round."""
+        return preview_of_model(task, transport.decode_tensors(arrays), rows)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model."""

@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues
+from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import DfDSettings
@@ -268,6 +269,10 @@ class DfD(SynthesisStrategy):
             "client-seconds": seconds,
         }
         return transport.encode_tensors({SAMPLES: moved, LABELS: self._set.labels}), MetricRecord(metrics)
+
+    def preview(self, task: Task, arrays: ArrayRecord, rows: torch.Tensor) -> NDArray[np.uint8]:
+        """Return the samples as they are, noise and all."""
+        return codec_of(task.config, task.spec).decode(transport.peek(arrays[SAMPLES])[rows])
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Turn the last samples into images, without those that never got there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -17,8 +18,8 @@ from fedsynth.output import (
     Findings,
     ReportContent,
     Usefulness,
-    attack_of,
     evaluation_parts,
+    findings_on_publishing,
     headings_and_meanings,
     verdict_of,
 )
@@ -77,15 +78,10 @@ def report_content(
 
 def run_findings(task: Task, measured: Measurements) -> Findings:
     """Return what a verdict on the run is made from."""
-    row, guarantee = measured.row(), privacy_statement(task.config)
-    attacks = [attack_of(found, "epsilon-") for found in row.get("epsilon-membership", {}).values()]
-    models = [attack for attack in [*attacks, attack_of(row, "generator-epsilon-")] if attack is not None]
-    return Findings(
+    guarantee = privacy_statement(task.config)
+    return replace(
+        findings_on_publishing(measured.row()),
         usefulness=_usefulness(task, measured),
-        copied_share=row.get("copied-share"),
-        num_synthetic=row.get("synthetic-count", 0),
-        images=attack_of(row, "released-"),
-        models=max(models, key=lambda attack: (attack.shows, attack.auc), default=None),
         epsilon=guarantee.epsilon if guarantee else None,
         delta=guarantee.delta if guarantee else None,
     )

@@ -78,6 +78,15 @@ def test_a_dataset_of_all_classes_in_turn(capsys: pytest.CaptureFixture[str]) ->
     assert dataset.provenance["seed"] == 0
 
 
+def test_the_card_names_the_model_without_the_folders_of_this_machine(folder: Path) -> None:
+    assert drawn(model=str(folder / "model")).provenance["settings"]["model"] == "model"
+    (folder / "runs" / "first" / "models").mkdir(parents=True)
+    kept = (folder / "model").rename(folder / "runs" / "first" / "models" / "global")
+    again = drawn(model=str(kept), output="again")
+    assert again.provenance["settings"]["model"] == "first/models/global"
+    assert str(folder) not in Path("again/README.md").read_text()
+
+
 def test_options_are_those_of_a_run() -> None:
     dataset = drawn("--seed", "3", "--sampler", "ddim", "--classes", "cat, ant", "--num-samples", "5")
     assert dataset.labels.tolist() == [2, 0, 2, 0, 2]

@@ -44,6 +44,14 @@ def test_every_place_of_an_image_is_seen_once(name: str, channels: int) -> None:
     assert torch.equal(block, expected)
 
 
+@pytest.mark.parametrize(("size", "usual", "summed"), [(8, 1, 4), (16, 2, 4), (28, 2, 2), (32, 4, 4), (64, 8, 8)])
+def test_without_a_choice_images_are_folded_and_further_where_every_step_is_noisy(
+    size: int, usual: int, summed: int
+) -> None:
+    for settings, factor in (({}, usual), ({"strategy": "dp-sum", "dp-epsilon": 10.0}, summed)):
+        assert codec_of(RunConfig.from_run_config(settings), spec_of(size)).factor == factor
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_images_come_back_bit_for_bit(name: str) -> None:
     codec, every = make_codec(name, spec_of(16, 1)), np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
