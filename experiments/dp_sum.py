@@ -12,7 +12,6 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,14 +117,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     judge = Judge("digits", None)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
     for name in options.settings:
         for epsilon in options.epsilons:
             for rate in options.rates:
                 for seed in options.seeds:
                     result = trial(judge, SETTINGS[name], epsilon, rate, options, seed)
                     shown = {key: f"{value:.3g}" for key, value in result.items()}
-                    rows.append({"setting": name, "ε": f"{epsilon:g}", "rate": f"{rate:g}", "seed": seed, **shown})
+                    rows.append({"setting": name, "ε": f"{epsilon:g}", "rate": f"{rate:g}", "seed": str(seed), **shown})
                     print(rows[-1], flush=True)
     facts = machine_facts() | {key: value for key, value in vars(options).items() if key != "output_dir"}
     publish("dp-sum", facts, rows, rows, options.output_dir)
