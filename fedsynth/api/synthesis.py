@@ -75,6 +75,11 @@ def synthesise(
     if not chosen.get("resume"):  # of a whole configuration
         chosen.pop("resume", None)
     config = configuration(file, chosen, usual)
+    if config.run.ray_address:
+        raise UserError(
+            f"ray-address = '{config.run.ray_address}': here the silos work in this process; leave it out, or use"
+            " 'fedsynth run'"
+        )
     nodes = None if silos is None else _node_configs(silos, config)
     with _lines_shown(progress), quiet_diffusers():
         # Their import silences diffusers, as suits the processes of a deployment: here for the run only.

@@ -34,6 +34,7 @@ from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link, where_it_lies
 from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import guarded, kill_marked, show
+from fedsynth.cli.deployment.ray_cluster import Cluster, cluster_at
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, read_toml, refuse_rest
 from fedsynth.cli.stopped_run import note_stop, read_state, wait_for_server
 from fedsynth.cli.stopping import StoppedError
@@ -262,12 +263,12 @@ def read_setting(path: Path | None) -> dict[str, Any]:
     return setting
 
 
-def _command(config: RunConfig, home: Path) -> list[str]:
+def _command(config: RunConfig, home: Path, cluster: Cluster | None) -> list[str]:
     setting = _write_setting(config, home)
     resources = {
         "num-supernodes": config.run.num_clients,
         "client-resources-num-cpus": 1,
-        "client-resources-num-gpus": gpu_share(config),
+        "client-resources-num-gpus": gpu_share(config, cluster),
     }
     federation = " ".join(f"{key}={json.dumps(value)}" for key, value in resources.items())
     flags = ["--stream", "--federation-config", federation, "--run-config", str(setting)]
@@ -281,26 +282,34 @@ def _write_setting(config: RunConfig, home: Path) -> Path:
     return setting
 
 
-def gpu_share(config: RunConfig) -> float:
+def gpu_share(config: RunConfig, cluster: Cluster | None = None) -> float:
     """Share of a GPU each simulated silo gets: enough for all at once, 0 without CUDA.
 
     Ray keeps shares as float32, so that ten times 0.1 does not fit one GPU: the share is rounded down.
     """
-    import torch
-
-    if config.run.device == "cpu" or not torch.cuda.is_available():
+    if config.run.device == "cpu":
         return 0.0
-    at_once = min(config.run.num_clients, os.cpu_count() or 1)
-    return min(1.0, int(9999 * torch.cuda.device_count() / at_once) / 10000)
+    if cluster is None:
+        import torch
+
+        gpus, cpus = torch.cuda.device_count() if torch.cuda.is_available() else 0, os.cpu_count() or 1
+    else:
+        gpus, cpus = cluster.gpus, cluster.cpus
+    return min(1.0, int(9999 * gpus / min(config.run.num_clients, cpus)) / 10000)
 
 
 def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     """Run to the end; afterwards, also after a signal, nothing runs that was started for it."""
     prepare_home(home)
-    command, mark = _command(config, home), uuid4().hex
+    address = config.run.ray_address
+    environment = flower_environment(address)
+    cluster = cluster_at(config, home, environment) if address else None
+    if cluster is not None:
+        print(f"Ray cluster {address}: {cluster.nodes} machines, {cluster.cpus} CPUs, {cluster.gpus} GPUs")
+    command, mark = _command(config, home, cluster), uuid4().hex
     show(command, home)
     print(f"Flower and Ray start, which takes some seconds; all they say: {output}", flush=True)
-    environment = {**flower_environment(), SIMULATION: mark}
+    environment[SIMULATION] = mark
     with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):
         with echoed(output) as stream:
             try:

@@ -20,6 +20,7 @@ from fedsynth.config.types import (
     PluginName,
     Positive,
     PositiveFloat,
+    RayAddress,
     StrategyName,
 )
 
@@ -47,6 +48,12 @@ class Run(Section):
     resume: str = key("", "run folder to continue; keys that cannot change must be that run's", affects="execution")
     device: Literal["auto", "cpu", "cuda"] = key(
         AUTO, "auto: CUDA when a process sees it", affects="execution", commands=MODEL_COMMANDS
+    )
+    ray_address: RayAddress = key(
+        "",
+        "Ray cluster whose machines the silos of fedsynth run and sweep work on; empty: Ray is started on this machine",
+        affects="execution",
+        acts_with={"dataset": SIMULATED},
     )
     license: Licence = key(
         "unknown",

@@ -102,6 +102,9 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 Licence = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$"), Described("a word such as cc-by-4.0, mit, other or unknown")
 ]
+RayAddress = Annotated[
+    str, Field(pattern=r"^([\w.-]+:\d{1,5})?$"), Described("HOST:PORT, such as '10.0.0.5:6379', or empty")
+]
 
 LEAST_SILOS = 3
 """Participants without whom a secure sum hides nothing: of two, each knows the other's answer."""

@@ -100,7 +100,7 @@ def test_one_byte_changed_anywhere_is_found_and_named(
 def test_every_byte_of_the_log_counts(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     log = run.audit / "log.jsonl"
     content = log.read_bytes()
-    for position in range(5, len(content), len(content) // 15):
+    for position in range(5, len(content), len(content) // 6):
         log.write_bytes(content)
         flip(log, position)
         assert audit(run) == 1, position

@@ -24,12 +24,16 @@ def flower_home() -> Path:
     return Path(os.environ.get("FLWR_HOME", ".flwr")).absolute()
 
 
-def flower_environment() -> dict[str, str]:
+def flower_environment(ray_address: str = "") -> dict[str, str]:
     """Return the environment for ``flwr`` and everything it starts.
 
     Without per-run dependency installation, since the SuperLink's environment has all; on free ports, because a
     SuperLink of another project on Flower's default ports would run this app in that project's environment; and with
     what :func:`~fedsynth.cli.deployment.machine.adjustments` sets right.
+
+    Args:
+        ray_address: of the cluster that simulated silos work on; its token is the user's to give. Empty: Ray is started
+            here.
     """
     scripts = str(Path(sys.executable).parent)
     environment = {
@@ -39,8 +43,13 @@ def flower_environment() -> dict[str, str]:
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
     }
     environment.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    for variable, value in ray_environment().items():
-        environment.setdefault(variable, value)
+    if ray_address:
+        environment["RAY_ADDRESS"] = ray_address
+    else:
+        for variable, value in ray_environment().items():
+            environment.setdefault(variable, value)
+        # Otherwise Ray would join a cluster that somebody has started on this machine.
+        environment["RAY_ADDRESS"] = "local"
     for variable, port in zip(PORT_VARIABLES, free_ports(len(PORT_VARIABLES)), strict=True):
         environment.setdefault(variable, str(port))
     return environment

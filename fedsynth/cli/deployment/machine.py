@@ -44,7 +44,8 @@ def adjustments(environment: Mapping[str, str]) -> Iterator[Adjustment]:
     """Yield what our processes are started with differently, so that a simulation and a link work at all."""
     if address := environment.get("RAY_ADDRESS"):
         yield Adjustment(
-            f"RAY_ADDRESS = '{address}' would send simulated silos to another Ray: runs leave it out",
+            f"RAY_ADDRESS = '{address}' would send simulated silos to another Ray: runs leave it out, and take"
+            " --ray-address",
             {"RAY_ADDRESS": None},
         )
     yield from _proxies(environment)
