@@ -45,7 +45,8 @@ def test_ddpm_samples_follow_the_closed_recursion(
     found = sample(gaussian_eps(MEAN, STD, recipe.schedule), scheduler, noise, NO_LABELS, generator(1))
     assert float(found.mean()) == pytest.approx(mean, abs=6e-3)
     assert float(found.std()) == pytest.approx(std, abs=4e-3)
-    if steps == 1000:
+    # Stable Diffusion's schedule leaves 0.5 % of the signal's variance at its end, which pure noise lacks.
+    if steps == 1000 and recipe.schedule != "scaled-linear":
         assert (mean, std) == pytest.approx((MEAN, STD), abs=4e-3)
 
 
