@@ -26,6 +26,8 @@ def acting(name: str) -> dict[str, Scalar]:
     conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
     if conditions.get("strategy") == "dp-sum":
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
+    if conditions.get("aggregators") == "silos":
+        conditions["strategy"] = "fedavg"  # the default cannot be replicated
     words = re.findall("'([^']+)'", KEYS[name].allowed)
     texts = ["8,16", "mlp", "flip", "elsewhere", "{class}"]
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:

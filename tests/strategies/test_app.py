@@ -147,7 +147,7 @@ def test_report_and_log_tell_of_the_run(done: Run) -> None:
     assert list(folder.figures.glob("*.png"))
     log = folder.log.read_text()
     assert f"round {ROUNDS[name]}/{ROUNDS[name]} (100 %)" in log
-    assert str(folder.report) in log
+    assert log.endswith(f"report  {folder.report.name}\n")
     left_over = [path for path in folder.path.rglob("*") if path.name.endswith(".part")]
     assert left_over == []
 

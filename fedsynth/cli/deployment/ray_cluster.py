@@ -90,7 +90,7 @@ def _ask(address: str, paths: Sequence[str], environment: Mapping[str, str]) -> 
     command = [sys.executable, "-m", "fedsynth.cli.deployment.ray_probe", *paths]
     try:
         asked = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=True
+            command, env=environment, capture_output=True, encoding="utf-8", timeout=_LIMIT_SECONDS, check=True
         )
         machines: list[dict[str, Any]] = json.loads(asked.stdout.strip().splitlines()[-1])
         return machines
