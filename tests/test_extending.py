@@ -89,10 +89,10 @@ def test_half_of_the_noise_gives_the_right_spread(recipe: Recipe) -> None:
         return (x - alpha.sqrt() * 0.3) * (1 - alpha).sqrt() / (alpha * 0.04 + 1 - alpha)
 
     noise = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    made = make_scheduler(recipe, 100, SAMPLER)
+    made = make_scheduler(recipe, 1000, SAMPLER)  # with fewer levels the spread is that of their distance
     drawn = sample(exact, made, noise, torch.zeros(0, dtype=torch.long), torch.Generator().manual_seed(1))
     assert drawn.mean() == pytest.approx(0.3, abs=0.01)
-    assert drawn.std() == pytest.approx(0.2, abs=0.02)
+    assert drawn.std() == pytest.approx(0.2, abs=0.01)
 
 
 def test_changes_are_cut_to_their_median_length() -> None:
