@@ -54,7 +54,7 @@ def build(seed: int = 0, width: int = 16, latent_channels: int = 4, text_width: 
         text_encoder=text,
         tokenizer=tokeniser,
         unet=UNet2DConditionModel(
-            sample_size=4,  # latents of 8x8 images, which diffusers' own pipeline draws unless it is told otherwise
+            sample_size=4,  # latents of 16x16 images, which diffusers' own pipeline draws unless it is told otherwise
             in_channels=latent_channels,
             out_channels=latent_channels,
             block_out_channels=(width, 2 * width),
