@@ -26,10 +26,10 @@ RUN apt-get update \
 COPY --from=build /opt/fedsynth /opt/fedsynth
 # Any user may be chosen at the start. Programs that ask for its name or its home get these.
 ENV PATH=/opt/fedsynth/bin:$PATH USER=fedsynth HOME=/tmp
-RUN install --directory --owner 1000 --group 1000 /work
+RUN install --directory --owner 1000 --group 1000 /data
 USER 1000:1000
 # All that is written lies in these two, and in /dev/shm: the root file system may be read-only.
-VOLUME ["/work", "/tmp"]
-WORKDIR /work
+VOLUME ["/data", "/tmp"]
+WORKDIR /data
 ENTRYPOINT ["fedsynth"]
 CMD ["--help"]

@@ -10,7 +10,7 @@ noted elsewhere must still be in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import IO, Any
@@ -108,6 +108,13 @@ class ChainReport:
         self.num_problems += 1
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(problem)
+
+    def broken_lines(self) -> Iterator[str]:
+        """Say what does not hold, a line each; nothing if all does."""
+        for problem in self.problems:
+            yield f"BROKEN {problem}"
+        if more := self.num_problems - len(self.problems):
+            yield f"BROKEN {more:,} more"
 
 
 class _Unread:

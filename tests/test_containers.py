@@ -80,8 +80,8 @@ def test_the_image_starts_the_command_as_somebody_who_may_not_write_the_root() -
     assert of("ENTRYPOINT") == ['["fedsynth"]']
     assert "fedsynth" in PROJECT["scripts"]
     assert of("USER")[-1].split(":")[0] not in ("root", "0")
-    assert of("VOLUME") == ['["/work", "/tmp"]']
-    assert of("WORKDIR")[-1] == "/work"
+    assert of("VOLUME") == ['["/data", "/tmp"]']
+    assert of("WORKDIR")[-1] == "/data"
     assert INSTRUCTIONS[-1] == ("CMD", '["--help"]')
 
 
@@ -91,7 +91,7 @@ def test_a_service_may_write_its_mounts_only(service: str) -> None:
     assert (said["image"], said["read_only"], said["tmpfs"], said["cap_drop"]) == ("fedsynth", True, ["/tmp"], ["ALL"])
     assert said["user"] == "1000:1000"
     assert said["security_opt"] == ["no-new-privileges:true"]
-    assert all(target.startswith("/work/") for target, writable in mounts(service).items() if writable)
+    assert all(target.startswith("/data/") for target, writable in mounts(service).items() if writable)
 
 
 def test_a_silo_publishes_no_port_and_reads_images_and_certificate_only() -> None:
@@ -104,7 +104,7 @@ def test_a_silo_publishes_no_port_and_reads_images_and_certificate_only() -> Non
 def test_only_the_front_of_a_link_is_published() -> None:
     link, front = SERVICES["link"], SERVICES["front"]
     words = parsed(["fedsynth", *link["command"]])
-    assert mounts("link") == {str(words.folder): True, "/work/runs": True}
+    assert mounts("link") == {str(words.folder): True, "/data/runs": True}
     assert [*front["entrypoint"], *front["command"]] == front_command(LinkFolder(words.folder))
     assert front["network_mode"] == "service:link"
     assert mounts("front") == {str(words.folder): True}

@@ -74,10 +74,7 @@ def _lines(folder: RunFolder, report: RunAudit) -> Iterator[str]:
             yield f"round  {number}: VOID, {said.why_void or 'no certificate'}"
         for name, why in said.dissent.items():
             yield f"         dissent: {name} {why}"
-    for problem in report.problems:
-        yield f"BROKEN {problem}"
-    if more := report.num_problems - len(report.problems):
-        yield f"BROKEN {more:,} more"
+    yield from report.broken_lines()
     if not report.num_problems:
         yield "holds  every line, signature, roster, the final model and every file of the run"
     yield f"head   {report.certificates.head} (round {report.certificates.round})"

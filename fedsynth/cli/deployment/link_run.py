@@ -14,6 +14,7 @@ from fedsynth.cli.deployment.link_folder import CONNECTION, Connection
 from fedsynth.cli.deployment.machine import LOOPBACK
 from fedsynth.cli.deployment.processes import environment_of, show
 from fedsynth.cli.stopping import StoppedError
+from fedsynth.text import printable
 
 ID_LIMIT, STOP_LIMIT = 15.0, 30.0
 """Seconds in which Flower must say which run it has started, and in which it must stop one."""
@@ -21,6 +22,7 @@ ID_LIMIT, STOP_LIMIT = 15.0, 30.0
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _REPORT = re.compile(r"fedsynth \d\d:\d\d:\d\d report  (/.+)/report\.html\s*$")
 """The last line of our log, as the server prints it."""
+_LONGEST_PATH = 4096
 
 
 def link_command(app: Path, setting: Path) -> list[str]:
@@ -109,7 +111,7 @@ class _RunLog:
         if found := _STARTED.search(line):
             self.run_id = found[1]
         if found := _REPORT.search(line):
-            self.folder = found[1]
+            self.folder = printable(found[1], _LONGEST_PATH)
 
 
 def _stop_at_link(run_id: str, environment: dict[str, str]) -> bool:

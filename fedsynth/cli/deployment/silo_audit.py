@@ -112,10 +112,7 @@ def chain_lines(report: ChainReport) -> Iterator[str]:
     """Say whether a chain is whole, and where it ends."""
     for line in report.cut_lines:
         yield f"note   line {line} was cut short by a crash, as the next line says"
-    for problem in report.problems:
-        yield f"BROKEN {problem}"
-    if more := report.num_problems - len(report.problems):
-        yield f"BROKEN {more:,} more"
+    yield from report.broken_lines()
     if not report.num_problems:
         yield "chain  whole: every line follows from the one before"
     if report.noted_line:
