@@ -156,6 +156,7 @@ def test_classes_that_look_alike_are_told_at_the_start(
 def test_silo_says_at_its_end_whether_it_was_stopped(
     words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "fedsynth")
     for status, said in (
         (1, "the silo has ended (status 1)"),
         (0, ""),
