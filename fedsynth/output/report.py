@@ -53,6 +53,26 @@ _COST_LABELS = {
 
 
 @dataclass(frozen=True, eq=False)
+class ReportTable:
+    """A table of what only some runs have.
+
+    Attributes:
+        heading: Of its part of the page.
+        explanation: What the reader sees, in sentences.
+        rows: Name -> column -> value.
+    """
+
+    heading: str
+    explanation: str
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return column_names(list(self.rows.values()))
+
+
+@dataclass(frozen=True, eq=False)
 class ReportContent:
     """Everything the page shows. All text is plain text; what is empty or None is left out of the page.
 
@@ -87,6 +107,7 @@ class ReportContent:
         command: That makes the run again.
         settings: Every setting of the run, resolved.
         resolved: The settings whose value the program chose.
+        tables: What only some runs have.
         limits: Limits of this run, added to those of all synthetic images.
         privacy: What is guaranteed of their privacy, in sentences; empty: nothing.
     """
@@ -119,6 +140,7 @@ class ReportContent:
     command: str = ""
     settings: Mapping[str, Any] | None = None
     resolved: Collection[str] = ()
+    tables: Sequence[ReportTable] = ()
     limits: Sequence[str] = ()
     privacy: Sequence[str] = ()
 
