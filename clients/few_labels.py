@@ -71,7 +71,7 @@ def count_confusions(request: ConfusionRequest, silo: SiloContext) -> ConfusionA
         matrix = confusion(probabilities, torch.from_numpy(unseen.labels), request.bins)
     rng = np.random.default_rng(derive_seed(silo.config.run.seed, "confusion-noise", silo.name))
     noisy = add_geometric_noise(matrix.numpy().ravel(), settings.confusion_noise, rng)
-    return ConfusionAnswer(matrix=torch.from_numpy(noisy).view(matrix.shape), num_examples=len(unseen))
+    return ConfusionAnswer(matrix=torch.from_numpy(noisy).view(matrix.shape))
 
 
 def select_pseudo_labels(request: SelectRequest, silo: SiloContext) -> SelectAnswer:

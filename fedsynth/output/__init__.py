@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         round_curve,
     )
     from fedsynth.output.model_card import model_card
-    from fedsynth.output.report import ReportContent, ReportTable, evaluation_parts, write_report
+    from fedsynth.output.report import ReportContent, evaluation_parts, write_report
+    from fedsynth.output.report_table import ReportTable
     from fedsynth.output.report_words import ROUNDS, headings_and_meanings
     from fedsynth.output.run_folder import RunFolder, default_name
     from fedsynth.output.terminal import terminal_table

@@ -30,6 +30,7 @@ from fedsynth.output.figures import (
     round_curve,
 )
 from fedsynth.output.html_page import Picture, document, render, rendered, write_page
+from fedsynth.output.report_table import ReportTable
 from fedsynth.output.report_template import BODY
 from fedsynth.progress import duration
 from fedsynth.units import column_names, human_bytes, show
@@ -50,26 +51,6 @@ _COST_LABELS = {
     "generator-seconds": "training of the generator",
     "evaluation-seconds": "measuring",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class ReportTable:
-    """A table of what only some runs have.
-
-    Attributes:
-        heading: Of its part of the page.
-        explanation: What the reader sees, in sentences.
-        rows: Name -> column -> value.
-    """
-
-    heading: str
-    explanation: str
-    rows: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-        return column_names(list(self.rows.values()))
 
 
 @dataclass(frozen=True, eq=False)
