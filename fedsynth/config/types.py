@@ -60,8 +60,11 @@ FEW_LABELS = ("ddsa",)
 
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
-REPLICATED = ("fedavg", "fedprox", "fedmedian", "fedtrimmedavg")
-"""Of them, those that several aggregators can each compute: the same bits everywhere, nothing carried on."""
+REPLICATED = (
+    *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+    *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
+)
+"""Strategies of which several aggregators can each compute a round, with the same bits everywhere."""
 
 SimulatedName = Literal[
     "digits",
