@@ -138,7 +138,6 @@ class Data(Section):
         acts_with={
             "strategy": FEW_LABELS,
             "partition": tuple(name for name in get_args(PartitionName) if name != NATURAL),
-            "group-column": ("",),
         },
         incomparable=SILOS_DIFFER,
     )
@@ -157,6 +156,15 @@ class Data(Section):
             raise ValueError(
                 f"partition = '{NATURAL}': dataset = '{self.dataset}' does not say which silo an image comes from; set"
                 f" dataset = {one_of_words(map(repr, WITH_SILOS))}, or another partition"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_stay_together(self) -> Data:
+        if self.labelled_alpha != NONE and self.group_column:
+            raise ValueError(
+                f"labelled-alpha = {self.labelled_alpha} with group-column = '{self.group_column}': labelled images would"
+                " be drawn away from their groups; leave one of them out"
             )
         return self
 
