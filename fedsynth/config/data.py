@@ -163,8 +163,8 @@ class Data(Section):
     def _groups_stay_together(self) -> Data:
         if self.labelled_alpha != NONE and self.group_column:
             raise ValueError(
-                f"labelled-alpha = {self.labelled_alpha} with group-column = '{self.group_column}': labelled images would"
-                " be drawn away from their groups; leave one of them out"
+                f"labelled-alpha = {self.labelled_alpha} with group-column = '{self.group_column}': labelled images"
+                " would be drawn away from their groups; leave one of them out"
             )
         return self
 
