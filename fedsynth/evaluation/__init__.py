@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from fedsynth.evaluation.fidelity import frechet_distance
     from fedsynth.evaluation.image_set import ImageSet
     from fedsynth.evaluation.manifold import precision_recall_density_coverage
-    from fedsynth.evaluation.measure_table import all_notes, mean_columns, measure_rows
+    from fedsynth.evaluation.measure_table import SPREAD, SPREAD_LEGEND, all_notes, mean_columns, measure_rows
     from fedsynth.evaluation.networks.domain_classifier import (
         FEATURE_SPACE,
         DomainClassifier,
         extract_features,
+        predict_labels,
         train_domain_classifier,
     )
     from fedsynth.evaluation.networks.extractors import EXTRACTORS
@@ -26,6 +27,8 @@ __all__ = [
     "EXTRACTORS",
     "FEATURE_SEED",
     "FEATURE_SPACE",
+    "SPREAD",
+    "SPREAD_LEGEND",
     "DomainClassifier",
     "Evaluation",
     "Evaluator",
@@ -37,6 +40,7 @@ __all__ = [
     "mean_columns",
     "measure_rows",
     "precision_recall_density_coverage",
+    "predict_labels",
     "train_domain_classifier",
     "utility_scores",
 ]

@@ -12,6 +12,7 @@ from fedsynth import __version__
 from fedsynth.config import RunConfig, published_settings
 from fedsynth.diffusion import codec_of, lasting_scheduler, model_seal, save_model, start_of
 from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.evaluation import SPREAD, SPREAD_LEGEND
 from fedsynth.files import atomic_directory, nonfinite_as_null
 from fedsynth.output import (
     RunFolder,
@@ -19,6 +20,7 @@ from fedsynth.output import (
     describe_dataset,
     folder_names,
     terminal_table,
+    write_classifier,
     write_dataset,
     write_report,
 )
@@ -38,6 +40,9 @@ from strategies.run.phases import Phases
 
 logger = logging.getLogger("fedsynth")
 
+CLASSIFIER = "classifier"
+"""Folder of the silos' classifier below ``models/``."""
+
 
 def publish(
     folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, exchange: Exchange, how: str, phases: Phases
@@ -55,8 +60,7 @@ def publish(
     }
     for name, dataset in datasets.items():
         write_dataset(dataset, folder.synthetic / name)
-    if outcome.unet is not None:
-        _save_model(folder.models / "global", task, outcome.unet)
+    _save_models(folder, task, outcome)
     if task.config.sampling.generator_steps:
         phases.enter("generator")
     generator = train_generator(task, outcome, folder.checkpoints)
@@ -69,7 +73,7 @@ def publish(
     seconds = phases.seconds()
     guarantee = privacy_statement(task.config)
     promised = guarantee.row() if guarantee else {}
-    results = {**cost, **promised, "seconds-by-phase": seconds, **measured.row()}
+    results = {**cost, **promised, "seconds-by-phase": seconds, **outcome.measures, **measured.row()}
     folder.write_results({"strategy": task.config.run.strategy, **results})
     shown = {**cost, **{f"{phase}-seconds": spent for phase, spent in seconds.items()}}
     content = report_content(task, outcome, how, shown, measured, folder.read_metrics())
@@ -80,6 +84,8 @@ def publish(
     logger.info("results")
     for line in terminal_table(content.results or cost).split("\n"):
         logger.info("%s", line)
+    if any(SPREAD in row for row in content.results.values()):
+        logger.info("%s", SPREAD_LEGEND)
     logger.info("%s", content.verdict)
     logger.info("time: %s", ", ".join(f"{phase} {duration(spent)}" for phase, spent in phases.so_far().items()))
     logger.info("dataset %s", folder.synthetic)
@@ -118,6 +124,16 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 def _shown_names(task: Task) -> dict[str, str]:
     """Return the name of every silo as a reader knows it, by the folder of its set."""
     return dict(zip(folder_names([member.name for member in task.census]), task.shown_names, strict=True))
+
+
+def _save_models(folder: RunFolder, task: Task, outcome: Outcome) -> None:
+    """Write the models that the silos trained together."""
+    if outcome.unet is not None:
+        _save_model(folder.models / "global", task, outcome.unet)
+    if outcome.classifier:
+        path, provenance = folder.models / CLASSIFIER, _provenance(task, outcome, "")
+        write_classifier(path, outcome.classifier, task.spec, provenance, outcome.measures)
+        logger.info("classifier %s", path)
 
 
 def _save_model(path: Path, task: Task, unet: Denoiser, sampler: str = "ddpm") -> None:
