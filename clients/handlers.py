@@ -18,7 +18,7 @@ from clients.context import SiloContext
 from clients.gate import told_policy
 from clients.kept_round import KeptRound, question_of
 from clients.models.federated_model import FederatedModel
-from clients.models.local_model import LocalModel, load_network
+from clients.models.local_model import LocalModel, load_own_network
 from clients.models.pretrained_model import (
     PRETRAINED_MODEL,
     brings_model,
@@ -53,6 +53,7 @@ from fedsynth.diffusion import (
 )
 from fedsynth.diffusion import sample as draw
 from fedsynth.diffusion import train as train_network
+from fedsynth.diffusion.adapters import AdaptedUNet, adapters_of
 from fedsynth.diffusion.denoiser import Denoiser, num_classes
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
@@ -323,6 +324,8 @@ def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, to
     images = silo.images(request.spec).train
     model = _federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
+    if isinstance(unet, AdaptedUNet) and unet.adapters.stacked:
+        unet.fold(request.server_round)
     encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
     losses: list[float] = []
     if config.private:
@@ -397,6 +400,7 @@ def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
 
 def _check_start(request: PrepareRequest, silo: SiloContext) -> None:
     start = start_of(silo.config)
+    adapters_of(silo.config)  # which says what is missing for them
     if start is not None and request.start not in (None, start.digest):
         raise UserError(
             f"{start.key}: the run's networks start from the {start.noun} '{request.start}', that of this silo is"
@@ -450,5 +454,5 @@ def _own_network(silo: SiloContext) -> Denoiser:
     noted = silo.noted(LOCAL_MODEL)
     if noted is None:
         raise UserError("this silo has no trained model: 'query.prepare' failed or never came")
-    folder = Path(str(noted["path"]))
-    return _networks.get(silo.run_and_node, lambda: load_network(folder, pick_device(silo.config.run.device)))
+    folder, spec = Path(str(noted["path"])), noted_spec(noted)
+    return _networks.get(silo.run_and_node, lambda: load_own_network(folder, silo.config, spec))

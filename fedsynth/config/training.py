@@ -17,10 +17,14 @@ from fedsynth.config.types import (
     Positive,
     PositiveFloat,
     PresetName,
+    Scalar,
 )
 
 _OWN = {"strategy": OWN_MODELS}
 _NO_BASE = {"base-model": ("",)}
+_BASE: dict[str, tuple[Scalar, ...]] = {"base-model": (A_FOLDER,)}
+LORA = "lora"
+_WITH_ADAPTERS: dict[str, tuple[Scalar, ...]] = {"train": (LORA,)}
 MAX_PROMPT = 300
 AUGMENTATIONS = ("flip", "rotate90", "shift")
 
@@ -69,7 +73,18 @@ class Model(Section):
     prompt: str = key(
         "a photo of {class}",
         "prompt of a class for the base-model; its prompts.json goes before it",
-        acts_with={"base-model": (A_FOLDER,)},
+        acts_with=_BASE,
+    )
+    train: Literal["unet", "lora"] = key(
+        "unet",
+        "what is trained of the base-model, kept and sent: all of its U-Net, or low-rank adapters beside its weights",
+        acts_with=_BASE,
+    )
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = key(8, "r, rank of an adapter", acts_with=_WITH_ADAPTERS)
+    lora_targets: Literal["attention", "all"] = key(
+        "attention",
+        "layers with an adapter: the projections of attention, or every linear layer and convolution",
+        acts_with=_WITH_ADAPTERS,
     )
 
     @model_validator(mode="after")

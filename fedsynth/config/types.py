@@ -56,6 +56,13 @@ AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum",
 
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
+WITH_ADAPTERS = (
+    *(*WITH_BASE_MODEL, "fedprox", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
+    *("fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+)
+"""Strategies that fine-tune it by adapters."""
+MEANS = ("fedavg", "fedprox")
+"""Of them, those that average weights by a mean, which adapters have whatever their factors."""
 REPLICATED = ("fedavg", "fedprox", "fedmedian", "fedtrimmedavg")
 """Of them, those that several aggregators can each compute: the same bits everywhere, nothing carried on."""
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.diffusion.adapters import AdaptedUNet, Adapters
 from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
@@ -59,12 +60,13 @@ class BaseModel:
         """Return the prompt of every class, as :func:`fedsynth.latent.conditions.prompts_of`."""
         return prompts_of(self.folder, template, classes)
 
-    def network(self, template: str, codec: Codec) -> PromptedUNet:
+    def network(self, template: str, codec: Codec, adapters: Adapters | None = None) -> PromptedUNet:
         """Return the U-Net with the prompts of a run's classes, on the CPU, in single precision.
 
         Args:
             template: ``prompt`` of the run.
             codec: the run's.
+            adapters: that it is given; None: its weights themselves are trained.
 
         Raises:
             UserError: it is no network of such latents, or its prompts cannot be had.
@@ -81,6 +83,8 @@ class BaseModel:
                 f" {unet_folder.again}"
             )
         unet, _ = unet_folder.build(UNet2DConditionModel, self._settings, unet_folder.weights(), ())
+        if adapters is not None:
+            return AdaptedUNet(unet.float(), conditions.clone(), adapters, self.digest)
         return PromptedUNet(unet.float(), conditions.clone())
 
     def _check_grid(self, codec: Codec) -> None:

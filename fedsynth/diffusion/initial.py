@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
+from fedsynth.diffusion.adapters import adapters_of
 from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.denoiser import Denoiser
@@ -29,7 +30,7 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """
     codec = codec_of(config, spec)
     if (base := base_model(config)) is not None:
-        return base.network(config.model.prompt, codec)
+        return base.network(config.model.prompt, codec, adapters_of(config))
     return start_from_public(_initial_unet(config, codec), config, codec)
 
 
