@@ -182,9 +182,14 @@ class AdaptedUNet(PromptedUNet):
 
 
 def write_adapters(folder: Path, network: AdaptedUNet) -> None:
-    """Write the adapters as ``load_lora_weights`` of diffusers' pipelines reads them, with the base's digest."""
-    factors = {_OF_UNET + name: factor.cpu().contiguous() for name, factor in network.factors().items()}
-    save_file(factors, folder / ADAPTERS_FILE, {"format": "pt", _BASE: network.base})
+    """Write the adapters as ``load_lora_weights`` of diffusers' pipelines reads them, with the base's digest.
+
+    All get the largest of their ranks: diffusers would scale those of others.
+    """
+    factors = network.factors()
+    rank = max(len(factor) for name, factor in factors.items() if name.endswith(A))
+    filled = {_OF_UNET + name: _filled(name, factor.cpu(), rank) for name, factor in factors.items()}
+    save_file(filled, folder / ADAPTERS_FILE, {"format": "pt", _BASE: network.base})
 
 
 def load_adapters(folder: Path, network: AdaptedUNet) -> AdaptedUNet:
@@ -223,6 +228,14 @@ def _factor_a(module: Any) -> Any:
 
 def _factor_b(module: Any) -> Any:
     return module.lora_B[_NAME]
+
+
+def _filled(name: str, factor: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return a factor with zeros up to a rank, which leave the product as it is."""
+    axis = 0 if name.endswith(A) else 1
+    missing = list(factor.shape)
+    missing[axis] = rank - missing[axis]
+    return torch.cat([factor, factor.new_zeros(missing)], axis).contiguous()
 
 
 def _take(layer: Any, values: torch.Tensor) -> None:

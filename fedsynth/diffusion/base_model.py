@@ -7,6 +7,8 @@ its own, and compares digests before anything is trained.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedsynth.adapter_shapes import Shape
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.diffusion.adapters import AdaptedUNet, Adapters
 from fedsynth.diffusion.codec import Codec
@@ -23,7 +26,7 @@ from fedsynth.errors import UserError
 from fedsynth.latent.conditions import digest_of_text, prompts_of, read_conditions
 from fedsynth.latent.folder import WEIGHTS_FILE, ModelFolder
 from fedsynth.sealed import sha256_of
-from fedsynth.weight_files import count_numbers, digest_of_weights
+from fedsynth.weight_files import digest_of_weights, shapes_of
 
 KEY = "base-model"
 SCHEDULER_FILE = "scheduler_config.json"
@@ -45,7 +48,7 @@ class BaseModel:
         folder: where it is.
         digest: SHA-256 of all that is frozen or started from, but for the autoencoder, which the codec's names; 64
             hexadecimal digits.
-        num_weights: numbers in its U-Net.
+        shapes: of the tensors of its U-Net, by state dict name.
     """
 
     key: ClassVar[str] = KEY
@@ -53,8 +56,13 @@ class BaseModel:
 
     folder: ModelFolder
     digest: str
-    num_weights: int
+    shapes: Mapping[str, Shape] = field(repr=False)
     _settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in its U-Net."""
+        return sum(map(math.prod, self.shapes.values()))
 
     def prompts(self, template: str, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the prompt of every class, as :func:`fedsynth.latent.conditions.prompts_of`."""
@@ -210,11 +218,11 @@ def _read(path: Path, stamp: tuple[Any, ...]) -> BaseModel:
     weights = unet.weights_file(WEIGHTS_FILE)
     try:
         parts = [digest_of_weights(weights), repr(sorted(settings.items())), digest_of_text(folder)]
-        num_weights = count_numbers(weights)
+        shapes = shapes_of(weights)
     except ValueError as error:
         raise error if isinstance(error, UserError) else folder.error(f"{error}: {folder.again}") from error
     parts.append(repr(sorted(_schedule(folder).items())))
-    return BaseModel(folder, sha256_of([part.encode() for part in parts]), num_weights, settings)
+    return BaseModel(folder, sha256_of([part.encode() for part in parts]), shapes, settings)
 
 
 @lru_cache(maxsize=4)
