@@ -109,7 +109,7 @@ class AdaptedUNet(PromptedUNet):
             for suffix, factor in ((A, _factor_a(module).weight), (B, _factor_b(module).weight))
         }
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the factors that are trained."""
         return {name: factor for name, factor in self.factors().items() if name.endswith(B) or not self._frozen_a}
 
