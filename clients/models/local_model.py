@@ -129,7 +129,9 @@ class LocalModel:
             return None
         result = self.folder / "copy_check.json"
         # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
-        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key)
+        guidance = self._config.sampling.guidance
+        guided = f", guidance {guidance:g} from {self._config.sampling.guidance_source}" if guidance > 1 else ""
+        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key + guided)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
@@ -238,20 +240,26 @@ class LocalModel:
         return {"held-out-steps": [float(step) for step in steps], "held-out-losses": nonfinite_as_null(losses)}
 
 
-def load_network(folder: Path, device: torch.device, begun: AdaptedUNet | None = None) -> Denoiser:
+def load_network(folder: Path, device: torch.device, begun: Denoiser | None = None) -> Denoiser:
     """Load the network of a finished model, whose key is the name of its folder.
 
     Args:
         folder: of the model.
         device: where to.
-        begun: the network as its training began, which takes the adapters where these alone were saved.
+        begun: the network as its training began, which takes what was trained; None: the folder says all of it.
 
     Raises:
         UserError: the folder is damaged, or holds another model.
     """
     try:
         check_folder(folder, model_seal(folder.name))
-        network = load_saved_network(folder) if begun is None else load_adapters(folder, begun)
+        if isinstance(begun, AdaptedUNet):
+            network: Denoiser = load_adapters(folder, begun)
+        else:
+            network = load_saved_network(folder)
+            if begun is not None:
+                begun.load_state_dict(network.state_dict())
+                network = begun
     except (OSError, ValueError) as error:
         raise UserError(f"model '{folder}' is damaged: remove the folder to train it again ({error})") from error
     return network.to(device)
@@ -263,16 +271,15 @@ def load_own_network(folder: Path, config: RunConfig, spec: ImageSpec) -> Denois
     Raises:
         UserError: as :func:`load_network`, or the base model cannot be used.
     """
-    begun = initial_unet(config, spec) if config.model.train == LORA else None
-    return load_network(folder, pick_device(config.run.device), begun if isinstance(begun, AdaptedUNet) else None)
+    begun = initial_unet(config, spec) if config.model.base_model else None
+    return load_network(folder, pick_device(config.run.device), begun)
 
 
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, stops_early: bool) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.own_steps
-    if not training["augment"]:
-        del training["augment"]
+    training = {name: value for name, value in training.items() if value or name not in ("augment", "label_dropout")}
     # With model = auto the recipe's name decides the network.
     called = recipe_name(config.to_run_config())
     recipe = {**config.recipe.model_dump(), "codec": codec.name, "name": called}

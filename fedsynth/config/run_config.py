@@ -305,6 +305,13 @@ def _refuse_with_base_model(config: RunConfig) -> None:
     for given, (found, remedy) in not_built.items():
         if found:
             raise UserError(f"{given} with a base-model: that is not built; {remedy}")
+    guidance, settings = config.sampling.guidance, config.settings
+    if guidance > 1 and isinstance(settings, DfDSettings) and settings.weights == "energy":
+        raise UserError(
+            f"weights = 'energy' with guidance = {guidance}: a guided prediction lies further from the noise than the"
+            " network's own, so that its distance says nothing of the silo; set weights = 'posterior' or 'constant', or"
+            " guidance = 1"
+        )
     if adapted and isinstance(config.settings, AveragingSettings):
         _refuse_unsound_factors(config.settings, strategy)
 

@@ -13,6 +13,7 @@ from fedsynth.config.types import (
     AUTO,
     OWN_MODELS,
     Auto,
+    BelowOne,
     Count,
     Positive,
     PositiveFloat,
@@ -138,6 +139,11 @@ class Training(Section):
         " empty: none",
     )
     oversample: bool = key(False, "draw a silo's classes equally often, however rare", acts_with=NOT_PRIVATE)
+    label_dropout: BelowOne = key(
+        0.0,
+        "share of the images that the base-model is trained on with an empty prompt, which guidance starts from",
+        acts_with=_BASE,
+    )
     mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only", acts_with=NOT_PRIVATE)
     early_stop: bool = key(
         True,
@@ -175,6 +181,14 @@ class Sampling(Section):
         "balanced", "label frequencies of the synthetic set", commands=("draw",)
     )
     sampling_steps: Positive = key(10, "timesteps visited when one model is sampled", commands=("draw",))
+    guidance: Annotated[float, Field(ge=1, le=100)] = key(
+        1.0, "how far predictions go beyond the class's prompt, away from the empty one; 1: not at all", acts_with=_BASE
+    )
+    guidance_source: Literal["silo", "base"] = key(
+        "silo",
+        "who predicts for the empty prompt: the network that is sampled, or the base-model without its adapters",
+        acts_with=_WITH_ADAPTERS,
+    )
     generator_steps: Count = key(
         0,
         "optimiser steps of a model that the server trains on the finished set; 0: none",

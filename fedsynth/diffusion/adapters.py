@@ -84,10 +84,18 @@ class AdaptedUNet(PromptedUNet):
         conditions: as of :class:`PromptedUNet`.
         adapters: which.
         base: digest of the base model.
+        nothing: as of :class:`PromptedUNet`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, conditions: torch.Tensor, adapters: Adapters, base: str) -> None:
-        super().__init__(unet, conditions)
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        conditions: torch.Tensor,
+        adapters: Adapters,
+        base: str,
+        nothing: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(unet, conditions, nothing)
         self.adapters = adapters
         self.base = base
         shapes = {name: tuple(weights.shape) for name, weights in unet.state_dict().items()}
@@ -142,6 +150,20 @@ class AdaptedUNet(PromptedUNet):
             if not self._frozen_a:
                 _take(_factor_a(module), state_dict[layer + A])
             _take(_factor_b(module), state_dict[layer + B])
+
+    def of_nothing(self, sample: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """Return the prediction for the empty prompt (n, c, h, w), without the adapters if it is the base's to give."""
+        if not self.guided_from_base:
+            return super().of_nothing(sample, timestep)
+        self._scale_products(0.0)
+        try:
+            return super().of_nothing(sample, timestep)
+        finally:
+            self._scale_products(1.0)
+
+    def _scale_products(self, scale: float) -> None:
+        for module in self._layers.values():
+            module.scaling[_NAME] = scale
 
     def fold(self, server_round: int) -> None:
         """Add what the adapters have learnt to the weights, and begin with new ones: the network answers as before."""

@@ -23,7 +23,7 @@ from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
 from fedsynth.errors import UserError
-from fedsynth.latent.conditions import digest_of_text, prompts_of, read_conditions
+from fedsynth.latent.conditions import NOTHING, digest_of_text, prompts_of, read_conditions
 from fedsynth.latent.folder import WEIGHTS_FILE, ModelFolder
 from fedsynth.sealed import sha256_of
 from fedsynth.weight_files import digest_of_weights, shapes_of
@@ -68,13 +68,16 @@ class BaseModel:
         """Return the prompt of every class, as :func:`fedsynth.latent.conditions.prompts_of`."""
         return prompts_of(self.folder, template, classes)
 
-    def network(self, template: str, codec: Codec, adapters: Adapters | None = None) -> PromptedUNet:
+    def network(
+        self, template: str, codec: Codec, adapters: Adapters | None = None, with_nothing: bool = False
+    ) -> PromptedUNet:
         """Return the U-Net with the prompts of a run's classes, on the CPU, in single precision.
 
         Args:
             template: ``prompt`` of the run.
             codec: the run's.
             adapters: that it is given; None: its weights themselves are trained.
+            with_nothing: whether it can be asked by an empty prompt.
 
         Raises:
             UserError: it is no network of such latents, or its prompts cannot be had.
@@ -83,7 +86,9 @@ class BaseModel:
 
         unet_folder = _unet_folder(self.folder)
         self._check_grid(codec)
-        conditions = _conditions(self, self.prompts(template, codec.spec.classes))
+        prompts = self.prompts(template, codec.spec.classes)
+        conditions = _conditions(self, (*prompts, NOTHING) if with_nothing else prompts).clone()
+        conditions, nothing = (conditions[:-1], conditions[-1]) if with_nothing else (conditions, None)
         width = self._settings.get("cross_attention_dim", 1280)
         if width != conditions.shape[-1]:
             raise unet_folder.error(
@@ -92,8 +97,8 @@ class BaseModel:
             )
         unet, _ = unet_folder.build(UNet2DConditionModel, self._settings, unet_folder.weights(), ())
         if adapters is not None:
-            return AdaptedUNet(unet.float(), conditions.clone(), adapters, self.digest)
-        return PromptedUNet(unet.float(), conditions.clone())
+            return AdaptedUNet(unet.float(), conditions, adapters, self.digest, nothing)
+        return PromptedUNet(unet.float(), conditions, nothing)
 
     def _check_grid(self, codec: Codec) -> None:
         channels = self._settings.get("in_channels", 4), self._settings.get("out_channels", 4)

@@ -31,7 +31,11 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """
     codec = codec_of(config, spec)
     if (base := base_model(config)) is not None:
-        return base.network(config.model.prompt, codec, adapters_of(config))
+        asks_nothing = config.sampling.guidance > 1 or config.training.label_dropout > 0
+        network = base.network(config.model.prompt, codec, adapters_of(config), asks_nothing)
+        network.guidance = config.sampling.guidance
+        network.guided_from_base = config.sampling.guidance_source == "base"
+        return network
     return start_from_public(_initial_unet(config, codec), config, codec)
 
 
