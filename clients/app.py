@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import handlers, measuring, summed_gradients, summing
+from clients import measuring, predicting, preparing, summed_gradients, summing, training
 from clients.context import SiloContext, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
@@ -81,17 +81,17 @@ def _told(error: BaseException, real: bool) -> str:
 
 
 app = ClientApp()
-app.query("describe")(answering(DescribeRequest, handlers.describe))
-app.query("prepare")(answering(PrepareRequest, handlers.prepare))
-app.query("epsilon")(answering(EpsilonRequest, handlers.epsilon))
-app.query("masked")(answering(MaskedRequest, handlers.masked))
+app.query("describe")(answering(DescribeRequest, preparing.describe))
+app.query("prepare")(answering(PrepareRequest, preparing.prepare))
+app.query("epsilon")(answering(EpsilonRequest, predicting.epsilon))
+app.query("masked")(answering(MaskedRequest, predicting.masked))
 app.query("gradient")(answering(GradientRequest, summed_gradients.gradient))
-app.query("masked_train")(answering(MaskedTrainRequest, handlers.masked_train))
-app.query("aggregate")(answering(AggregateRequest, handlers.aggregate))
+app.query("masked_train")(answering(MaskedTrainRequest, training.masked_train))
+app.query("aggregate")(answering(AggregateRequest, training.aggregate))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
-app.query("sample")(answering(SampleRequest, handlers.sample))
-app.query("upload")(answering(UploadRequest, handlers.upload))
+app.query("sample")(answering(SampleRequest, predicting.sample))
+app.query("upload")(answering(UploadRequest, predicting.upload))
 app.query("statistics")(answering(StatisticsRequest, measuring.statistics))
-app.train()(answering(TrainRequest, handlers.train))
+app.train()(answering(TrainRequest, training.train))
 app.evaluate()(answering(EvaluateRequest, measuring.evaluate))

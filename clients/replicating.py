@@ -16,7 +16,7 @@ from clients.summing import own_keys
 from fedsynth.averaging import Layers
 from fedsynth.averaging.checks import shape_and_dtype, size_problem
 from fedsynth.averaging.participants import num_participants, participants
-from fedsynth.averaging.rules import RULES
+from fedsynth.averaging.rules import CARRYING, RULES, Updates, updates_needed
 from fedsynth.config import AUTO
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet
@@ -143,6 +143,21 @@ class Replica:
             )
         return Terms(self.parties.run, server_round, self.parties.keys_hash, chain.head, base)
 
+    def checked_state(self, state: Layers) -> Layers:
+        """Return what the rule carried on, as it came with the question.
+
+        Raises:
+            StatementError: it is not what the last certificate names.
+        """
+        chain = self._memory.chain
+        if content_id(state) != (chain.state or content_id({})):
+            raise StatementError(
+                f"what the rule carries on is not what the certificate of round {chain.round} names"
+                if chain.round
+                else "the rule has nothing yet to carry on"
+            )
+        return state
+
     def signed_update(self, terms: Terms, arrays: Arrays, images: int) -> str:
         """Sign what this silo answers, one update a round.
 
@@ -206,7 +221,9 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
         models.append(model)
     _check_roster([line.silo for line in roster], request.server_round, silo, list(replica.parties.silos))
     _check_equal_shapes(models, roster)
-    combined = rule(models, [line.images for line in roster], config.settings)
+    state = replica.checked_state(views(request.state or Arrays()))
+    base = _base(request, models[0]) if config.run.strategy in CARRYING else {}
+    combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)
     if problem := next(filter(None, map(size_problem, combined.values())), ""):
         raise UserError(f"round {request.server_round}: the combined model {problem}")
     statement = Aggregate(
@@ -215,10 +232,13 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
         {**config.settings.model_dump(by_alias=True), "replica-quorum": replica.parties.rule},
         tuple(roster),
         content_id(combined),
-        content_id({}),
+        content_id(carried),
     )
     signed = replica.signed_result(statement)
-    return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined) if request.send_arrays else None)
+    if not request.send_arrays:
+        return AggregateAnswer(statement=signed)
+    sent_state = transport.encode_tensors(carried) if carried else None
+    return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined), state=sent_state)
 
 
 def views(arrays: Arrays) -> Layers:
@@ -242,6 +262,20 @@ def _checked(
     return update.line, model
 
 
+def _base(request: AggregateRequest, first: Layers) -> Layers:
+    """Return the weights that a round starts from, where the rule needs them.
+
+    Raises:
+        UserError: they are not those that the round's statements name, or of another network than its updates.
+    """
+    base = views(request.base_arrays or Arrays())
+    if content_id(base) != request.base:
+        raise StatementError(f"round {request.server_round}: the weights that came are not those it starts from")
+    if _shapes(base) != _shapes(first):
+        raise StatementError(f"round {request.server_round}: the updates' layers are not those it starts from")
+    return base
+
+
 def _check_roster(names: list[str], server_round: int, silo: SiloContext, known: list[str]) -> None:
     """Refuse a roster that the coordinator has chosen: silos of this round's draw, in order, and most of them."""
     config, settings = silo.config, silo.config.settings
@@ -253,7 +287,8 @@ def _check_roster(names: list[str], server_round: int, silo: SiloContext, known:
             f"round {server_round}: the roster is not in the order of the key file, or names somebody who was not drawn"
         )
     replies = config.exchange.min_replies
-    least = max(len(drawn) // 2 + 1, 0 if replies == AUTO else min(replies, len(drawn)))
+    own = updates_needed(config.run.strategy, settings)
+    least = max(len(drawn) // 2 + 1, own, 0 if replies == AUTO else min(replies, len(drawn)))
     if len(names) < least:
         raise StatementError(
             f"round {server_round}: a roster of {len(names)} silos, {least} of {len(drawn)} are needed"

@@ -104,9 +104,11 @@ EXAMPLES: dict[str, Exchanged] = {
             certificates=('{"payload":""}',),
             statements=('{"payload":""}', "{}"),
             updates=joined([WEIGHTS, WEIGHTS]),
+            base_arrays=WEIGHTS,
+            state=WEIGHTS,
             send_arrays=True,
         ),
-        messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS, num_examples=9),
+        messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS, state=WEIGHTS, num_examples=9),
     ),
     "epsilon": _answered(
         messages.EpsilonRequest(

@@ -61,12 +61,12 @@ def test_sweeps_expand_to_runs_that_their_strategies_accept(path: Path) -> None:
         build_strategy(run.config)
 
 
-def test_the_digits_sweep_is_thirteen_methods_with_one_sampler() -> None:
+def test_the_digits_sweep_is_thirteen_methods_and_two_ways_to_weigh_with_one_sampler() -> None:
     runs = read_sweep(FILES[0].with_name("digits-methods.toml")).runs
     by_row: dict[str, list[int]] = {}
     for run in runs:
         by_row.setdefault(run.row, []).append(run.seed)
-    assert len(by_row) == 13
+    assert len(by_row) == 15
     assert by_row.pop("DfD (paper)") == [0]
     assert set(map(tuple, by_row.values())) == {(0, 1, 2)}
     samplers = {run.row: build_strategy(run.config)[1].settings.sampler for run in runs}

@@ -1,16 +1,61 @@
-"""The rules of the averaging strategies by name, for whoever must compute a round without the strategy itself."""
+"""The rules of strategies by their names, for whoever must compute a round without the strategy itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from fedsynth.averaging.coordinatewise import median, trimmed_mean
+import torch
+
+from fedsynth.averaging.coordinatewise import mean_around_median, median, trimmed_mean
+from fedsynth.averaging.krum import (
+    BULYAN_PER_MALICIOUS,
+    KRUM_PER_MALICIOUS,
+    bulyan_select,
+    krum_select,
+    squared_distances,
+)
 from fedsynth.averaging.layers import Layers, weighted_mean
-from fedsynth.config.methods import StrategySettings, TrimmedSettings
+from fedsynth.averaging.server_steps import Moments, adagrad_step, adam_step, momentum_step, stepped, yogi_step
+from fedsynth.config.methods import KrumSettings, MultiKrumSettings, StrategySettings, TrimmedSettings
 
-Rule = Callable[[Sequence[Layers], Sequence[int], StrategySettings], Layers]
-"""From models, emptied, the images behind each, and the strategy's settings to the combined model."""
+MOMENT = "/"
+"""Stands between a moment and its layer in the name of an array of a state."""
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What a rule combines.
+
+    Attributes:
+        models: what the silos sent, K >= 1, emptied.
+        images: behind each.
+        base: the weights that they started from; read by rules of :data:`CARRYING` alone.
+        state: what the rule carried on from the round before; empty before the first, and where it carries nothing.
+    """
+
+    models: Sequence[Layers]
+    images: Sequence[int]
+    base: Layers
+    state: Layers
+
+
+class Combined(NamedTuple):
+    """What a rule makes of a round.
+
+    Attributes:
+        model: the weights after it.
+        state: what the rule carries on, float64 under ``<moment>/<layer>``; empty: nothing.
+    """
+
+    model: Layers
+    state: Layers
+
+
+Rule = Callable[[Updates, Any], Combined]
+"""From updates and the strategy's own settings to what they make."""
 
 
 def cut_of(beta: float, models: int) -> int:
@@ -19,19 +64,85 @@ def cut_of(beta: float, models: int) -> int:
     return math.floor(beta * models + 1e-9)
 
 
-def _mean(models: Sequence[Layers], images: Sequence[int], settings: StrategySettings) -> Layers:
-    return weighted_mean(models, images)
+def updates_needed(strategy: str, settings: StrategySettings) -> int:
+    """Return how many updates a strategy's rule can combine at least."""
+    if not isinstance(settings, KrumSettings):
+        return 1
+    malicious = settings.num_malicious_nodes
+    selected = settings.num_nodes_to_select if isinstance(settings, MultiKrumSettings) else 0
+    per_malicious = BULYAN_PER_MALICIOUS if strategy == "bulyan" else KRUM_PER_MALICIOUS
+    return max(per_malicious * malicious + 3, selected + malicious)
 
 
-def _median(models: Sequence[Layers], images: Sequence[int], settings: StrategySettings) -> Layers:
-    return median(models)
+def _mean(updates: Updates, settings: StrategySettings) -> Combined:
+    return Combined(weighted_mean(updates.models, updates.images), {})
 
 
-def _trimmed(models: Sequence[Layers], images: Sequence[int], settings: StrategySettings) -> Layers:
-    assert isinstance(settings, TrimmedSettings)
-    return trimmed_mean(models, cut_of(settings.beta, len(models)))
+def _median(updates: Updates, settings: StrategySettings) -> Combined:
+    return Combined(median(updates.models), {})
 
 
-RULES: Mapping[str, Rule] = {"fedavg": _mean, "fedprox": _mean, "fedmedian": _median, "fedtrimmedavg": _trimmed}
-"""Strategy -> its rule. Those whose rule carries something from round to round, or chooses by distances whose last bits
-depend on the processor, are not among them."""
+def _trimmed(updates: Updates, settings: TrimmedSettings) -> Combined:
+    return Combined(trimmed_mean(updates.models, cut_of(settings.beta, len(updates.models))), {})
+
+
+def _krum(updates: Updates, settings: KrumSettings) -> Combined:
+    return _plain_mean(updates, krum_select(squared_distances(updates.models), settings.num_malicious_nodes, 1))
+
+
+def _multikrum(updates: Updates, settings: MultiKrumSettings) -> Combined:
+    malicious = settings.num_malicious_nodes
+    count = settings.num_nodes_to_select or len(updates.models) - malicious
+    return _plain_mean(updates, krum_select(squared_distances(updates.models), malicious, count))
+
+
+def _bulyan(updates: Updates, settings: KrumSettings) -> Combined:
+    malicious = settings.num_malicious_nodes
+    chosen = sorted(bulyan_select(squared_distances(updates.models), malicious))
+    models = [updates.models[k] for k in chosen]
+    return Combined(mean_around_median(models, len(models) - 2 * malicious), {})
+
+
+def _plain_mean(updates: Updates, chosen: list[int]) -> Combined:
+    return Combined(weighted_mean([updates.models[k] for k in sorted(chosen)], [1.0] * len(chosen)), {})
+
+
+def _stepping(step: Callable[[str, torch.Tensor, Moments, Any], torch.Tensor]) -> Rule:
+    def rule(updates: Updates, settings: StrategySettings) -> Combined:
+        moments: Moments = {}
+        for key, values in updates.state.items():
+            which, _, name = key.partition(MOMENT)
+            # A copy: the state may be asked for again, and lies where nobody may write.
+            moments.setdefault(which, {})[name] = values.clone()
+        model = stepped(
+            updates.base,
+            updates.models,
+            updates.images,
+            lambda name, delta: step(name, delta, moments, settings),
+        )
+        state = {f"{which}{MOMENT}{name}": values for which, of in moments.items() for name, values in of.items()}
+        return Combined(model, state)
+
+    return rule
+
+
+CARRYING: Mapping[str, Rule] = {
+    "fedavgm": _stepping(momentum_step),
+    "fedadagrad": _stepping(adagrad_step),
+    "fedadam": _stepping(adam_step),
+    "fedyogi": _stepping(yogi_step),
+}
+"""Strategy -> its rule, where that starts from the weights sent out, and carries something from round to round."""
+
+RULES: Mapping[str, Rule] = {
+    "fedavg": _mean,
+    "fedprox": _mean,
+    "fedmedian": _median,
+    "fedtrimmedavg": _trimmed,
+    "krum": _krum,
+    "multikrum": _multikrum,
+    "bulyan": _bulyan,
+    **CARRYING,
+}
+"""Strategy -> its rule. Those that train a network on the server are not among them: a training's bits depend on the
+machine."""

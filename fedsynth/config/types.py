@@ -63,8 +63,11 @@ WITH_ADAPTERS = (
 """Strategies that fine-tune it by adapters."""
 MEANS = ("fedavg", "fedprox")
 """Of them, those that average weights by a mean, which adapters have whatever their factors."""
-REPLICATED = ("fedavg", "fedprox", "fedmedian", "fedtrimmedavg")
-"""Of them, those that several aggregators can each compute: the same bits everywhere, nothing carried on."""
+REPLICATED = (
+    *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+    *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
+)
+"""Strategies of which several aggregators can each compute a round, with the same bits everywhere."""
 
 SimulatedName = Literal[
     "digits",

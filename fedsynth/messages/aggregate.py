@@ -31,10 +31,12 @@ class AggregateAnswer(Answer):
     Attributes:
         statement: the signed statement.
         arrays: the weights that it names, where they were asked for.
+        state: what it names that the rule carries on, where the weights were asked for and there is any.
     """
 
     statement: str = setting(ENVELOPE)
     arrays: Arrays | None = array_record(default=None)
+    state: Arrays | None = array_record("state", default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +52,8 @@ class AggregateRequest(Request[AggregateAnswer]):
         certificates: of the rounds since the last that the silo has heard of, oldest first.
         statements: of the silos whose updates these are, in the order in which they are combined.
         updates: their weights, see :func:`joined`.
+        base_arrays: the weights that the updates started from, for rules that need them.
+        state: what the rule carried on from the last certified round, if there is any.
         send_arrays: whether the answer is to hold the weights, too.
     """
 
@@ -63,6 +67,8 @@ class AggregateRequest(Request[AggregateAnswer]):
     certificates: tuple[str, ...] = setting(several(ENVELOPE), ())
     statements: tuple[str, ...] = setting(several(ENVELOPE))
     updates: Arrays = array_record("updates")
+    base_arrays: Arrays | None = array_record("base-arrays", default=None)
+    state: Arrays | None = array_record("state", default=None)
     send_arrays: bool = setting(flag, False)
 
     def check(self) -> None:

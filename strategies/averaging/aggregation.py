@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from flwr.app import ArrayRecord
 
 from fedsynth import averaging
@@ -71,8 +70,12 @@ def combined(records: Sequence[ArrayRecord], rule: Callable[[Sequence[Layers]], 
         records: one model each, emptied on return.
         rule: gets the models on the records' own bytes.
     """
-    result = rule([_layers(record) for record in records])
-    return ArrayRecord({name: transport.encode(result.pop(name)) for name in list(result)})
+    return encoded(rule([emptied(record) for record in records]))
+
+
+def encoded(model: Layers) -> ArrayRecord:
+    """Return the record of a model, which is emptied."""
+    return ArrayRecord({name: transport.encode(model.pop(name)) for name in list(model)})
 
 
 def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
@@ -80,10 +83,11 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
     return combined(records, lambda models: averaging.weighted_mean(models, weights))
 
 
-def pop_layer(records: Sequence[ArrayRecord], name: str) -> list[torch.Tensor]:
-    """Remove one layer from every record and return it, as tensors on the arrays' own bytes: not to be written to."""
-    return [transport.peek(record.pop(name)) for record in records]
+def peeked(record: ArrayRecord) -> Layers:
+    """Return a model as tensors on the record's own bytes: not to be written to."""
+    return {name: transport.peek(array) for name, array in record.items()}
 
 
-def _layers(record: ArrayRecord) -> Layers:
+def emptied(record: ArrayRecord) -> Layers:
+    """Return a model as :func:`peeked`, and leave an empty record."""
     return {name: transport.peek(record.pop(name)) for name in list(record)}

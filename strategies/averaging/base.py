@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
 from fedsynth.averaging.participants import num_participants, participants
+from fedsynth.averaging.rules import updates_needed
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet, part_of
@@ -207,7 +208,8 @@ class AveragingStrategy(SynthesisStrategy):
             replication.check_update(silo, answer, terms)
 
         # As many as aggregators ask for, who do not believe the server.
-        needed = max(self.replies_needed(len(questions)), len(questions) // 2 + 1)
+        own = updates_needed(self._config.run.strategy, self.settings)
+        needed = max(self.replies_needed(len(questions)), len(questions) // 2 + 1, own)
         answers = dict(ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=check))
         updates = [self._update(silo, answers[silo]) for silo in sorted(answers)]
         self.took_part(update.name for update in updates)
@@ -217,7 +219,7 @@ class AveragingStrategy(SynthesisStrategy):
             SignedUpdate(one.silo, one.name, one.record, str(answers[one.silo].statement), one.num_examples)
             for one in updates
         ]
-        moved, measured = replication.aggregate(terms, signed)
+        moved, measured = replication.aggregate(terms, arrays, signed)
         metrics.update(measured)
         if moved is None:
             return arrays, metrics

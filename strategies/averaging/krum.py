@@ -1,8 +1,4 @@
-"""The Krum family: models are chosen by their distances from each other.
-
-Krum and MultiKrum: Blanchard et al. 2017, arXiv 1703.02757, Sections 3 and 4. Bulyan: El Mhamdi et al. 2018,
-arXiv 1802.07927, Section 4.
-"""
+"""The Krum family: models are chosen by their distances from each other, see :mod:`fedsynth.averaging.krum`."""
 
 from __future__ import annotations
 
@@ -15,12 +11,18 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedsynth.averaging import mean_around_median
+from fedsynth.averaging.krum import (
+    BULYAN_PER_MALICIOUS,
+    KRUM_PER_MALICIOUS,
+    bulyan_select,
+    krum_select,
+    squared_distances,
+)
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import KrumSettings, MultiKrumSettings
 from fedsynth.errors import RunError, UserError
-from strategies.averaging.aggregation import combined, weighted_mean
+from strategies.averaging.aggregation import combined, peeked, weighted_mean
 from strategies.averaging.base import AveragingStrategy
-from strategies.averaging.krum_selection import bulyan_select, krum_select, squared_distances
 from strategies.averaging.updates import Update
 
 logger = logging.getLogger("fedsynth")
@@ -31,7 +33,7 @@ class KrumFamily(AveragingStrategy):
 
     Settings = KrumSettings
     settings: KrumSettings
-    silos_per_malicious: ClassVar[int] = 2
+    silos_per_malicious: ClassVar[int] = KRUM_PER_MALICIOUS
     """Needed are this times f, and 3, silos."""
 
     @abstractmethod
@@ -70,7 +72,8 @@ class KrumFamily(AveragingStrategy):
                 f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos; the log"
                 " says why others were left out"
             )
-        chosen = [updates[k] for k in sorted(self.choose(squared_distances([update.record for update in updates])))]
+        distances = squared_distances([peeked(update.record) for update in updates])
+        chosen = [updates[k] for k in sorted(self.choose(distances))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
         return chosen
 
@@ -150,7 +153,7 @@ class Bulyan(KrumFamily):
     """
 
     how = "the silos trained one diffusion model together; outlying models and values were left out"
-    silos_per_malicious: ClassVar[int] = 4
+    silos_per_malicious: ClassVar[int] = BULYAN_PER_MALICIOUS
 
     def choose(self, distances: torch.Tensor) -> list[int]:
         """Return the positions of the θ chosen."""

@@ -1,4 +1,4 @@
-"""The strategies with an optimiser on the server.
+"""The strategies with an optimiser on the server, see :mod:`fedsynth.averaging.server_steps`.
 
 FedAvgM: Hsu et al. 2019, arXiv 1909.06335, Section 4.3. FedAdagrad, FedAdam and FedYogi: Reddi et al. 2021,
 arXiv 2003.00295, Algorithm 2.
@@ -11,25 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 
+from fedsynth.averaging.server_steps import Moments, adagrad_step, adam_step, momentum_step, stepped, yogi_step
 from fedsynth.config.methods import AdamSettings, AdaptiveSettings, MomentumSettings
 from fedsynth.errors import RunError
-from fedsynth.messages import transport
-from strategies.averaging.aggregation import pop_layer, weighted_mean
+from strategies.averaging.aggregation import emptied, encoded, peeked
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 
-Moments = dict[str, dict[str, torch.Tensor]]
-"""Moment -> layer -> values, float64."""
-
 
 class ServerOptimizer(AveragingStrategy):
-    """Treats Δ = Σ n_k (w_k - w) / Σ n_k as a gradient: w ← w + step(Δ).
-
-    Differences are taken before they are averaged, and all is computed in float64, because Δ is small against w.
-    Whole-number buffers are averaged.
-    """
+    """Treats the silos' mean update Δ as a gradient: w ← w + step(Δ)."""
 
     how = "the silos trained one diffusion model together; the server stepped along their mean update"
 
@@ -51,13 +44,6 @@ class ServerOptimizer(AveragingStrategy):
             delta: Δ, float64.
         """
 
-    def moment(self, which: str, name: str, delta: torch.Tensor, start: float = 0.0) -> torch.Tensor:
-        """Return a moment of a layer, to be changed in place; filled with ``start`` at first."""
-        layers = self._moments.setdefault(which, {})
-        if name not in layers:
-            layers[name] = torch.full_like(delta, start)
-        return layers[name]
-
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Step from the weights that were sent out.
 
@@ -66,21 +52,9 @@ class ServerOptimizer(AveragingStrategy):
         """
         if self._arrays is None:
             raise RunError("aggregate_train before configure_train")
-        records = [update.record for update in updates]
+        models = [emptied(update.record) for update in updates]
         counts = [update.num_examples for update in updates]
-        shares = [count / sum(counts) for count in counts]
-        current = {name: transport.peek(array) for name, array in self._arrays.items()}
-        moved: dict[str, Array] = {}
-        for name, layer in current.items():
-            if layer.is_floating_point():
-                start = layer.double()
-                delta = torch.zeros_like(start)
-                for answer, share in zip(pop_layer(records, name), shares, strict=True):
-                    # Not add_(…, alpha=share): whether that rounds the product depends on the CPU.
-                    delta.add_(answer.double().sub_(start).mul_(share))
-                moved[name] = transport.encode((start + self.step(name, delta)).to(layer.dtype))
-        rest = weighted_mean(records, counts)
-        return ArrayRecord({name: moved[name] if name in moved else rest[name] for name in current})
+        return encoded(stepped(peeked(self._arrays), models, counts, self.step))
 
     def state_dict(self) -> dict[str, Any]:
         """Add the moments."""
@@ -104,8 +78,7 @@ class FedAvgM(ServerOptimizer):
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηv."""
-        momentum = self.moment("momentum", name, delta).mul_(self.settings.server_momentum).add_(delta)
-        return self.settings.server_learning_rate * momentum
+        return momentum_step(name, delta, self._moments, self.settings)
 
 
 class AdaptiveOptimizer(ServerOptimizer):
@@ -128,8 +101,7 @@ class FedAdagrad(AdaptiveOptimizer):
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηΔ / (√v + τ)."""
-        second = self.moment("second", name, delta, self.settings.tau**2).add_(delta.square())
-        return self.settings.eta * delta / (second.sqrt() + self.settings.tau)
+        return adagrad_step(name, delta, self._moments, self.settings)
 
 
 class FedAdam(AdaptiveOptimizer):
@@ -143,15 +115,7 @@ class FedAdam(AdaptiveOptimizer):
 
     def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
         """Return ηm / (√v + τ)."""
-        beta = self.settings.beta_1
-        first = self.moment("first", name, delta).mul_(beta).add_((1 - beta) * delta)
-        second = self.moment("second", name, delta, self.settings.tau**2)
-        self.advance_second(second, delta.square())
-        return self.settings.eta * first / (second.sqrt() + self.settings.tau)
-
-    def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
-        """Advance v in place by Δ²."""
-        second.mul_(self.settings.beta_2).add_((1 - self.settings.beta_2) * square)
+        return adam_step(name, delta, self._moments, self.settings)
 
 
 class FedYogi(FedAdam):
@@ -160,6 +124,6 @@ class FedYogi(FedAdam):
     Flower's starts v at 0.
     """
 
-    def advance_second(self, second: torch.Tensor, square: torch.Tensor) -> None:
-        """Advance v in place by Δ²."""
-        second.sub_((1 - self.settings.beta_2) * square * torch.sign(second - square))
+    def step(self, name: str, delta: torch.Tensor) -> torch.Tensor:
+        """Return ηm / (√v + τ)."""
+        return yogi_step(name, delta, self._moments, self.settings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedsynth.averaging.rules import CARRYING
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import AggregateAnswer, AggregateRequest, MessageError, TrainAnswer, TrainRequest, transport
@@ -41,6 +42,10 @@ CERTIFIED = (
 
 LEAST_GRACE = 2.0
 """Seconds that a round waits at least for the other aggregators once a quorum agrees; at most as long again."""
+
+
+_Sent = tuple[Arrays, Arrays]
+"""Weights after a round, and what the rule carries on."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Replication:
         self._certificates: list[tuple[int, str]] = []
         self._heard: dict[str, int] = {}
         self._voids = 0
+        self._state = Arrays()
         self._slowest = 0.0
         self._log = AuditLog(audit) if audit is not None else None
         if audit is not None and not (audit / KEYS).exists():
@@ -129,11 +135,14 @@ class Replication:
             raise MessageError("its statement names other weights, images or another silo than its answer")
         self._heard[name] = self.chain.round
 
-    def aggregate(self, terms: Terms, updates: Sequence[SignedUpdate]) -> tuple[Arrays | None, dict[str, Any]]:
+    def aggregate(
+        self, terms: Terms, base: Arrays, updates: Sequence[SignedUpdate]
+    ) -> tuple[Arrays | None, dict[str, Any]]:
         """Have all aggregators combine a round's updates.
 
         Args:
             terms: of the round.
+            base: the weights that it starts from.
             updates: usable answers in the order of the census.
 
         Returns:
@@ -155,6 +164,8 @@ class Replication:
             keys=self._keys,
             statements=tuple(update.statement for update in updates),
             updates=joined([update.arrays for update in updates]),
+            base_arrays=base if self._config.run.strategy in CARRYING else None,
+            state=self._state or None,
         )
         ballot, order = Ballot(self.parties, terms, roster), self._owners(terms.round)
         begun = time.monotonic()
@@ -164,7 +175,8 @@ class Replication:
         if ballot.result is None:
             self._void(terms.round, ballot)
             return None, {**measured, "void": 1}
-        arrays = sent.get(ballot.result.result) or self._fetch(ballot, request, order)
+        certified = ballot.result.result, ballot.result.state
+        arrays, self._state = sent.get(certified) or self._fetch(ballot, request, order)
         self._voids = 0
         self.chain.follow(ballot.certificate, self.parties)
         self._certificates.append((terms.round, ballot.certificate))
@@ -182,19 +194,25 @@ class Replication:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on from."""
-        return {"certificates": [list(row) for row in self._certificates], "voids": self._voids}
+        return {
+            "certificates": [list(row) for row in self._certificates],
+            "voids": self._voids,
+            "state": transport.decode_tensors(self._state),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], run_token: str) -> None:
         """Inverse of :meth:`state_dict`, of the run that goes by ``run_token``."""
         self.parties = replace(self.parties, run=run_token)
         self.chain, self._voids = Chain(), int(state["voids"])
+        # Runs of earlier versions carry nothing on.
+        self._state = transport.encode_tensors(state.get("state", {}))
         self._certificates = [(int(number), str(envelope)) for number, envelope in state["certificates"]]
         for _, envelope in self._certificates:
             self.chain.follow(envelope, self.parties)
         self._note("resumed", round=self.chain.round, head=self.chain.head)
 
-    def _vote(self, ballot: Ballot, request: AggregateRequest, owner: str) -> dict[str, Arrays]:
-        """Ask all aggregators; return the weights that the owner sent, by content id."""
+    def _vote(self, ballot: Ballot, request: AggregateRequest, owner: str) -> dict[tuple[str, str], _Sent]:
+        """Ask all aggregators; return the weights that the owner sent and its state, by their content ids."""
         index = {member.name: k for k, member in enumerate(self._census)}
         questions: list[Question[AggregateAnswer]] = [
             (
@@ -219,20 +237,20 @@ class Replication:
                 raise
             self._heard[name] = self.chain.round
 
-        sent: dict[str, Arrays] = {}
+        sent: dict[tuple[str, str], _Sent] = {}
         timeout = round_timeout(self._config.exchange, self._slowest)
         for _, answer in ask(
             self._exchange, questions, self._census, needed=0, timeout=timeout, check=check, until=until
         ):
-            if answer.arrays is not None:
-                sent[content_id(_views(answer.arrays))] = answer.arrays
+            if (found := _sent(answer)) is not None:
+                sent[_ids(*found)] = found
             if ballot.result is not None and agreed == math.inf:
                 agreed = time.monotonic()
             self._slowest = max(self._slowest, time.monotonic() - begun)
         return sent
 
-    def _fetch(self, ballot: Ballot, request: AggregateRequest, order: Sequence[str]) -> Arrays:
-        """Return the certified weights from the next of those who signed them."""
+    def _fetch(self, ballot: Ballot, request: AggregateRequest, order: Sequence[str]) -> _Sent:
+        """Return the certified weights and state from the next of those who signed them."""
         assert ballot.result is not None
         index = {member.name: k for k, member in enumerate(self._census)}
         for name in (name for name in order if name in ballot.signers):
@@ -240,8 +258,9 @@ class Replication:
             question = replace(request, certificates=self._unheard(name), send_arrays=True)
             timeout = round_timeout(self._config.exchange, self._slowest)
             for _, answer in ask(self._exchange, [(index[name], question)], self._census, needed=0, timeout=timeout):
-                if answer.arrays is not None and content_id(_views(answer.arrays)) == ballot.result.result:
-                    return answer.arrays
+                found = _sent(answer)
+                if found is not None and _ids(*found) == (ballot.result.result, ballot.result.state):
+                    return found
         raise RunError(
             f"round {request.server_round}: certified, but none of {', '.join(ballot.signers)} sends the weights;"
             " resume when one is back"
@@ -270,8 +289,8 @@ class Replication:
         return [names[k] for k in owners(server_round, len(names))]
 
     def _unheard(self, name: str) -> tuple[str, ...]:
-        """Return the certificates that a silo has not said to have seen."""
-        last = self._heard.get(name, 0)
+        """Return the certificates that a silo has not said to have seen: all, if its last question is unanswered."""
+        last = self._heard.pop(name, 0)
         return tuple(envelope for number, envelope in self._certificates if number > last)
 
     def _note(self, event: str, **content: Any) -> None:
@@ -299,6 +318,14 @@ def _known_keys(census: Census, config: RunConfig) -> dict[str, PublicKeys]:
             f"key-file = '{config.replicas.key_file}': not sorted by name, as 'fedsynth link keys' writes it"
         )
     return known
+
+
+def _sent(answer: AggregateAnswer) -> _Sent | None:
+    return None if answer.arrays is None else (answer.arrays, answer.state or Arrays())
+
+
+def _ids(arrays: Arrays, state: Arrays) -> tuple[str, str]:
+    return content_id(_views(arrays)), content_id(_views(state))
 
 
 def _views(arrays: Arrays) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 from one_silo import Node, epsilon_request, evaluate_request, sample_request, simulated
 
-from clients import handlers, self_check
+from clients import self_check, training
 from fedsynth.diffusion import TrainingState, initial_unet
 from fedsynth.messages import (
     GradientRequest,
@@ -175,7 +175,7 @@ def test_rounds_have_noise_for_all_of_them_and_no_more_steps(tmp_path: Path, mon
     def note(state: TrainingState, images: Any, labels: torch.Tensor, training: Any, steps: int, **rest: Any) -> None:
         seen.append((training.mechanism, steps, state.first_step, rest["proximal_mu"], len(images)))
 
-    monkeypatch.setattr(handlers, "train_privately", note)
+    monkeypatch.setattr(training, "train_privately", note)
     node.ask(train_request(node, steps=1, first_step=2, proximal_mu=0.5))
     assert seen == [(mechanism_of(node.config), 1, 2, 0.5, 30)]
     assert "2 steps after 2: the noise is for dp-steps = 3 in all" in node.refusal(train_request(node, first_step=2))

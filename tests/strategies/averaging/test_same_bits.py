@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from hand_made_models import play
 
+from fedsynth.averaging.krum import krum_scores, squared_distances
 from fedsynth.mixture import compose
 from strategies import STRATEGIES
-from strategies.averaging.krum_selection import krum_scores
 
 STRATEGY_OPTIONS: dict[str, dict[str, Any]] = {
     "fedavg": {"sample_from": "ema", "server_ema_decay": 0.7},
@@ -60,6 +60,8 @@ def hashes() -> dict[str, str]:
             weights = play(strategy, number, weights, models, range(100, 191, 13))
         average = strategy.state_dict()["average"] or {}
         found[name] = digest(*weights.values(), *average.values())
+    distances = squared_distances([{"weight": row} for row in torch.rand(9, 4099, generator=generator)])
+    found["distances"] = digest(distances)
     distances = torch.rand(37, 37, generator=generator, dtype=torch.float64)
     found["scores"] = digest(krum_scores(distances, 2))
     eps, shares = torch.rand(7, 5, 1, 9, 9, generator=generator), torch.rand(7, 5, generator=generator)

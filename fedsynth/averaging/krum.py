@@ -1,42 +1,63 @@
-"""Which models Krum and Bulyan choose, by the distances between them."""
+"""Which models Krum and Bulyan choose, by the distances between them.
+
+Krum and MultiKrum: Blanchard et al. 2017, arXiv 1703.02757, Sections 3 and 4. Bulyan: El Mhamdi et al. 2018,
+arXiv 1802.07927, Section 4.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from flwr.app import ArrayRecord
 
-from fedsynth.averaging.layers import chunk_length, fill, working_memory
-from fedsynth.messages import transport
+from fedsynth.averaging.layers import Layers, chunk_length, fill, working_memory
 from fedsynth.threads import one_thread
+
+KRUM_PER_MALICIOUS, BULYAN_PER_MALICIOUS = 2, 4
+"""Needed are these times f, and 3, models: the papers' guarantees."""
 
 
 @one_thread()
-def squared_distances(records: Sequence[ArrayRecord]) -> torch.Tensor:
-    """Squared Euclidean distances between models with equal names and shapes.
+def squared_distances(models: Sequence[Layers]) -> torch.Tensor:
+    """Squared Euclidean distances between models with equal names and shapes, the same bits on every machine.
 
     Values are subtracted before they are squared, in float64: models that are almost equal keep their distances, and
-    one that is far away from all others spoils only its own. Whole-number buffers are left out. The last bits depend on
-    the CPU's vectors; they choose another model only where two scores agree to about 12 digits.
+    one that is far away from all others spoils only its own. Whole-number buffers are left out.
 
     Args:
-        records: one model each, K >= 1, finite; left as they are.
+        models: K >= 1, finite; left as they are.
 
     Returns:
         float64 of shape (K, K), symmetric, with a zero diagonal.
     """
-    number = len(records)
-    upper = torch.zeros(number * (number - 1) // 2, dtype=torch.float64)
-    memory = working_memory(number)
-    for name in records[0]:
-        layers = [transport.peek(record[name]).reshape(-1) for record in records]
-        if layers[0].is_floating_point():
-            for chunks in zip(*(layer.split(chunk_length(number)) for layer in layers), strict=True):
-                upper += torch.pdist(fill(memory, chunks)).square_()
+    number = len(models)
     distances = torch.zeros(number, number, dtype=torch.float64)
-    distances[*torch.triu_indices(number, number, 1)] = upper
+    memory, differences = working_memory(number), working_memory(number)
+    for name in models[0]:
+        layers = [model[name].reshape(-1) for model in models]
+        if not layers[0].is_floating_point() or not layers[0].numel():
+            continue
+        for chunks in zip(*(layer.split(chunk_length(number)) for layer in layers), strict=True):
+            rows = fill(memory, chunks)
+            for k in range(number - 1):
+                others = rows[k + 1 :]
+                squares = differences[: others.numel()].view(others.shape)
+                torch.sub(others, rows[k], out=squares)
+                distances[k, k + 1 :] += _sums(squares.square_())
     return distances + distances.T
+
+
+def _sums(rows: torch.Tensor) -> torch.Tensor:
+    """Return the sums (K,) of rows (K, n), which are overwritten: their halves are added until one number is left.
+
+    Not sum(), nor pdist(): the order in which those add depends on the CPU's vectors.
+    """
+    length = rows.shape[1]
+    while length > 1:
+        half = length // 2
+        rows[:, :half] += rows[:, length - half : length]
+        length -= half
+    return rows[:, 0]
 
 
 def krum_scores(distances: torch.Tensor, num_malicious: int) -> torch.Tensor:

@@ -5,18 +5,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedsynth.averaging.layers import chunk_length
-from fedsynth.messages import transport
-from strategies.averaging.krum_selection import bulyan_select, krum_scores, krum_select, squared_distances
+from fedsynth.averaging.krum import bulyan_select, krum_scores, krum_select, squared_distances
+from fedsynth.averaging.layers import Layers, chunk_length
 
 
-def records(values: NDArray[np.float32]) -> list[ArrayRecord]:
-    """One model a row, of two layers and a buffer."""
+def models_of(values: NDArray[np.float32]) -> list[Layers]:
+    """One model a row, of three layers, one of them empty, and a buffer."""
     return [
-        transport.encode_tensors({"first": row[:1], "steps": torch.tensor([1000 * k]), "rest": row[1:]})
+        {"first": row[:1], "none": row[:0], "steps": torch.tensor([1000 * k]), "rest": row[1:]}
         for k, row in enumerate(torch.from_numpy(values))
     ]
 
@@ -37,11 +35,11 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("number", "length"), [(1, 50), (30, 50), (5, 2 * chunk_length(5) + 7)])
 def test_distances_agree_with_differences_in_float64(number: int, length: int) -> None:
     values = normal(number, number, length)
-    given = records(values)
+    given = models_of(values)
     distances = squared_distances(given)
     assert distances.dtype == torch.float64
     np.testing.assert_allclose(distances.numpy(), exact_distances(values), rtol=1e-12)
-    assert [list(record) for record in given] == [["first", "steps", "rest"]] * number
+    assert [list(model) for model in given] == [["first", "none", "steps", "rest"]] * number
 
 
 def test_small_drifts_of_large_models_keep_their_distances() -> None:
@@ -53,7 +51,7 @@ def test_small_drifts_of_large_models_keep_their_distances() -> None:
     for k, row in enumerate(values):
         noise = generator.standard_normal(size, dtype=np.float32).astype(np.float64)
         row[:] = shared + drift * (0.5 if k == central else 1.0) * noise
-    distances = squared_distances(records(values))
+    distances = squared_distances(models_of(values))
     np.testing.assert_allclose(distances.numpy(), exact_distances(values), rtol=1e-6)
     assert krum_select(distances, 2, 1) == [central]
 
@@ -61,7 +59,7 @@ def test_small_drifts_of_large_models_keep_their_distances() -> None:
 def test_an_extreme_model_spoils_only_its_own_distances() -> None:
     values = normal(2, 6, 1000)
     values[2] = 3e38
-    distances, others = squared_distances(records(values)), [0, 1, 3, 4, 5]
+    distances, others = squared_distances(models_of(values)), [0, 1, 3, 4, 5]
     honest = distances[others][:, others].numpy()
     np.testing.assert_allclose(honest, exact_distances(values[others]), rtol=1e-12)
     assert (distances[2, others] > 1e60).all()
@@ -71,7 +69,7 @@ def test_an_extreme_model_spoils_only_its_own_distances() -> None:
 
 def test_distance_to_an_equal_model_counts_though_not_to_itself() -> None:
     values = np.array([[0, 0], [3, 0], [0, 0], [0, 4], [9, 9]], np.float32)
-    scores = krum_scores(squared_distances(records(values)), 1)
+    scores = krum_scores(squared_distances(models_of(values)), 1)
     np.testing.assert_array_equal(scores.numpy(), [9, 18, 9, 32, 117 + 106])
 
 
