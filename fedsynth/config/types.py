@@ -64,7 +64,7 @@ WITH_ADAPTERS = (
 MEANS = ("fedavg", "fedprox")
 """Of them, those that average weights by a mean, which adapters have whatever their factors."""
 REPLICATED = (
-    *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+    *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
 )
 """Strategies of which several aggregators can each compute a round, with the same bits everywhere."""
