@@ -32,6 +32,7 @@ from fedsynth.config.run import Cooperation, Exchange, Replicas, Run
 from fedsynth.config.training import LORA, Model, Sampling, Training
 from fedsynth.config.types import (
     AUTO,
+    FEW_LABELS,
     LEAST_SILOS,
     MEANS,
     NONE,
@@ -277,12 +278,21 @@ def _refuse_contradictions(config: RunConfig) -> None:
     _refuse_with_base_model(config)
     if config.recipe.codec == "autoencoder" and not (config.model.autoencoder or config.model.base_model):
         raise UserError("codec = 'autoencoder' needs an autoencoder: set autoencoder to the folder of one")
-    if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
-        raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
+    if config.data.dataset == REAL_SILOS:
+        _refuse_at_real_silos(run.strategy)
     if config.training.mixed_precision == "bf16" and run.device == "cpu":
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _refuse_at_real_silos(strategy: str) -> None:
+    """Refuse strategies that are for simulated silos alone."""
+    reasons = {"centralised": "real silos do not show their images"} | dict.fromkeys(
+        FEW_LABELS, "no policy says yet what a real silo would tell of its confusions and pseudo-labels"
+    )
+    if strategy in reasons:
+        raise UserError(f"strategy = '{strategy}' works in simulation only: {reasons[strategy]}")
 
 
 def _refuse_with_base_model(config: RunConfig) -> None:
@@ -427,6 +437,11 @@ def _refuse_what_is_not_private(config: RunConfig) -> None:
         raise UserError(
             f"{given}: strategy = 'fedddpm-plus' acts on the silos' losses, which would tell of their images; set"
             " strategy = 'fedddpm'"
+        )
+    if strategy in FEW_LABELS:
+        raise UserError(
+            f"{given}: strategy = '{strategy}' has silos train classifiers and count confusions outside of it; choose"
+            " another strategy"
         )
     known = isinstance(config.settings, AveragingSettings | DPSumSettings)
     if not (strategy in OWN_MODELS or known) or is_plugin(strategy):

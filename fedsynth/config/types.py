@@ -41,6 +41,7 @@ StrategyName = Literal[
     "fedddpm",
     "fedddpm-plus",
     "dp-sum",
+    "ddsa",
     "dfd",
     "pooled",
     "local",
@@ -53,6 +54,9 @@ SUMMED_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedy
 """Strategies that combine the weights of one network, for which their weighted mean is enough."""
 AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "fedddpm", "fedddpm-plus")
 """Strategies that combine the weights of one network."""
+
+FEW_LABELS = ("ddsa",)
+"""Strategies whose silos know the labels of some of their images only."""
 
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""

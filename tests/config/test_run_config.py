@@ -31,7 +31,7 @@ def acting(name: str) -> dict[str, Scalar]:
     if conditions.get("train") == "lora":
         conditions["base-model"] = "base"  # beside which adapters are
     words = re.findall("'([^']+)'", KEYS[name].allowed)
-    texts = ["8,16", "mlp", "flip", "elsewhere", "{class}"]
+    texts = ["8,16", "mlp", "flip", "elsewhere", "{class}", "fixmatch"]
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:
         with suppress(UserError):
             if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):
