@@ -26,6 +26,7 @@ from fedsynth.diffusion import (
     select_parts,
 )
 from fedsynth.diffusion import train as train_network
+from fedsynth.diffusion.adapters import AdaptedUNet
 from fedsynth.errors import UserError
 from fedsynth.messages import (
     AggregateAnswer,
@@ -112,6 +113,8 @@ def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, to
     images = silo.images(request.spec).train if request.images is None else training_images(request, silo).labelled
     model = federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
+    if isinstance(unet, AdaptedUNet) and unet.adapters.stacked:
+        unet.fold(request.server_round)
     encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
     losses: list[float] = []
     if config.private:

@@ -94,17 +94,31 @@ class AveragingSettings(RoundsSettings):
     )
     fraction_train: Share = key(1.0, "share of the silos that train in a round, rounded down")
     min_train_nodes: Positive = key(2, "least number of silos that train in a round")
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = key(
+        "svd",
+        "how adapters are averaged; svd: the nearest to their mean of rank lora-rank; freeze-a: exactly, only B is"
+        " trained; stack: exactly, ranks add up",
+        acts_with={"train": ("lora",)},
+    )
+
+
+class MedianSettings(AveragingSettings):
+    """Coordinate-wise median."""
+
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
 
 
 class TrimmedSettings(AveragingSettings):
     """Trimmed mean."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "β, share of the values cut at each end")
 
 
 class KrumSettings(AveragingSettings):
     """Krum and its family."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     num_malicious_nodes: Count = key(0, "f, hostile silos to survive")
 
 
@@ -117,6 +131,7 @@ class MultiKrumSettings(KrumSettings):
 class MomentumSettings(AveragingSettings):
     """Server momentum."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     server_learning_rate: PositiveFloat = key(1.0, "η, step along the mean update")
     server_momentum: BelowOne = key(0.9, "β, weight of past updates")
 
@@ -132,6 +147,7 @@ class MomentumSettings(AveragingSettings):
 class AdaptiveSettings(AveragingSettings):
     """Adaptive optimisers on the server."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     # Ten times below Flower's, which overshoots on small updates; FedYogi's in the source.
     eta: PositiveFloat = key(1e-2, "η, step of the server")
     tau: PositiveFloat = key(1e-3, "τ, adaptivity: larger is nearer to plain averaging")
@@ -329,7 +345,7 @@ class DfDSettings(OwnModelsSettings):
 
 SETTINGS: dict[str, type[StrategySettings]] = {
     "fedavg": AveragingSettings,
-    "fedmedian": AveragingSettings,
+    "fedmedian": MedianSettings,
     "fedtrimmedavg": TrimmedSettings,
     "krum": KrumSettings,
     "multikrum": MultiKrumSettings,

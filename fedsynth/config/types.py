@@ -60,6 +60,13 @@ FEW_LABELS = ("ddsa",)
 
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
+WITH_ADAPTERS = (
+    *(*WITH_BASE_MODEL, "fedprox", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
+    *("fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+)
+"""Strategies that fine-tune it by adapters."""
+MEANS = ("fedavg", "fedprox")
+"""Of them, those that average weights by a mean, which adapters have whatever their factors."""
 REPLICATED = (
     *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
