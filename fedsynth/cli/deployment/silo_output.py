@@ -8,7 +8,7 @@ import re
 logger = logging.getLogger("fedsynth")
 
 _CONNECTED = re.compile(r"SuperNode ID: \d+")
-_ENDING = re.compile(r"Exit Code: \d{3}")
+_REFUSED = re.compile(r"Exit Code: 305\b")
 _REASONS = {
     "[code: 2004]": "the silo's key is not registered at this link: send silo.pub to its operator, and start again when"
     " it is",
@@ -28,16 +28,19 @@ class SuperNodeOutput:
     def __init__(self, name: str) -> None:
         self._name = name
         self._said: set[str] = set()
+        self._is_connected = False
         self.is_ending = False
-        """Whether the SuperNode has said that it ends by itself."""
+        """Whether the SuperNode has said that it ends by itself, since it was not let in."""
 
     def __call__(self, line: str) -> None:
         """Take one line, without its end."""
         if _CONNECTED.search(line):
+            self._is_connected = True
             self._say(logging.INFO, f"connected as {self._name}; waiting for runs; Ctrl-C stops it")
-        self.is_ending = self.is_ending or bool(_ENDING.search(line))
+        # Later such a line can come of a program that a run has brought, on whose word no silo ends.
+        if not self._is_connected and _REFUSED.search(line):
+            self.is_ending = True
         for mark, reason in _REASONS.items():
-            # Only of a SuperNode that ends: what comes later can be in a message of a run.
             if self.is_ending and mark in line:
                 self._say(logging.ERROR, reason)
 

@@ -21,6 +21,7 @@ FAILED = "ERROR :     Exit Code: 305\nFailed to initialize the connection to the
         (f"{FAILED}[code: 2004] No SuperNode found", "the silo's key is not registered at this link"),
         (f"{FAILED}[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer", "ca.crt is not this link's"),
         ("a run's error with [code: 2004] in it", ""),
+        ("ERROR : Exit Code: 250", ""),
     ],
 )
 def test_the_words_are_said_once_and_plainly(lines: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -30,6 +31,13 @@ def test_the_words_are_said_once_and_plainly(lines: str, said: str, caplog: pyte
         reader(line)
     assert [message.startswith(said) for message in caplog.messages] == [True] * bool(said)
     assert reader.is_ending == (FAILED in lines)
+
+
+def test_what_a_run_s_program_prints_ends_no_silo() -> None:
+    reader = SuperNodeOutput("north")
+    for line in ("SuperNode ID: 17", "Exit Code: 250", *FAILED.split("\n")):
+        reader(line)
+    assert not reader.is_ending
 
 
 def test_a_command_that_says_it_ends_and_does_not_is_ended(
