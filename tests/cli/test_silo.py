@@ -15,6 +15,7 @@ from tiny_autoencoders import write_taesd
 from tiny_bases import write_base
 
 from fedsynth.cli import main
+from fedsynth.cli.deployment.app import program_digest
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.privacy.sums.key_files import read_known, read_public, read_secret
@@ -118,7 +119,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
     [
         ("--allow-fab " + "0" * 64, "--allow-fab is for --warm: add it"),
         ("--or-stock", "--or-stock is for --warm: add it"),
-        ("--warm --allow-fab 1234", "allow-fab = '1234': must be the 64 digits that 'sha256sum' prints"),
+        ("--warm --allow-fab 1234", "allow-fab = '1234': must be the 64 digits that 'fedsynth silo program' prints"),
         ("--warm --or-stock --allow-fab " + "0" * 64, "--or-stock: Flower's own way does not know --allow-fab"),
         ("--superlink link.example.org", "superlink = 'link.example.org': must be HOST:PORT"),
         ("--root-certificates silo/silo.pub", "is no PEM certificate"),
@@ -163,7 +164,7 @@ def test_silo_that_ends_by_itself_says_where_reasons_stand(
         assert ("the silo has ended (status 1): docs/deploy.md" in caplog.text) == told
 
 
-def test_init_writes_the_strict_policy_and_keeps_one_that_is_there(project: Path) -> None:
+def test_init_writes_the_default_policy_and_keeps_one_that_is_there(project: Path) -> None:
     assert main(["silo", "init"]) == 0
     path = project / "silo" / "silo-policy.toml"
     assert read_policy(path) == SiloPolicy()
@@ -171,6 +172,23 @@ def test_init_writes_the_strict_policy_and_keeps_one_that_is_there(project: Path
     (project / "silo" / "silo.key").unlink()
     assert main(["silo", "init"]) == 0
     assert path.read_text() == "noise-queries-per-run = 10"
+
+
+def test_program_prints_the_line_that_pins_this_version(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "init"]) == main(["silo", "init"]) == 0
+    assert "any program of the server runs here: pin it with programs" in capsys.readouterr().out
+    assert main(["silo", "program"]) == 0
+    said, policy = capsys.readouterr().out, project / "silo" / "silo-policy.toml"
+    line = f'programs = ["{program_digest()}"]'
+    assert said.endswith(f"  {line}\n")
+    assert main(["run", "--dry-run", "--superlink", "link"]) == 0
+    assert capsys.readouterr().out.startswith(said[: said.index("\ncompare")]), "both say the same two lines"
+    policy.write_text(line)
+    assert main(["silo", "program"]) == 0
+    assert f"policy {policy} pins it" in capsys.readouterr().out
+    policy.write_text(f'programs = ["{"a" * 64}"]')
+    assert main(["silo", "program"]) == 1
+    assert "pins 1 other: this program is refused" in capsys.readouterr().out
 
 
 def test_programs_of_the_policy_are_all_that_a_warm_silo_runs(
@@ -183,7 +201,7 @@ def test_programs_of_the_policy_are_all_that_a_warm_silo_runs(
     assert command[command.index("--allow-fab") + 1] == "a" * 64
 
 
-def test_a_silo_without_a_policy_says_that_the_strict_one_acts(
+def test_a_silo_without_a_policy_says_that_the_default_one_acts(
     words: list[str], project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     (project / "silo" / "silo-policy.toml").unlink()
@@ -200,7 +218,7 @@ def test_policy_is_compared_with_a_planned_run(
     own = project / "own.toml"
     own.write_text('answers = ["describe", "prepare", "epsilon"]\nnoise-queries-per-run = 14\n')
     assert main(["silo", "policy", "--check", "own.toml"]) == 0
-    assert "valid; lines that differ from the strict default: 2\n  answers = [" in capsys.readouterr().out
+    assert "valid; lines that differ from the default: 2\n  answers = [" in capsys.readouterr().out
     dfd, fedavg = project / "dfd.toml", project / "fedavg.toml"
     dfd.write_text("dfd-rounds = 10\nnum-samples = 100\n")
     fedavg.write_text('strategy = "fedavg"\n')
