@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,11 @@ from clients.summing import own_keys
 from fedsynth.averaging import Layers
 from fedsynth.averaging.checks import shape_and_dtype, size_problem
 from fedsynth.averaging.participants import num_participants, participants
-from fedsynth.averaging.rules import CARRYING, RULES, Updates, updates_needed
+from fedsynth.averaging.rules import FROM_BASE, RULES, Updates, updates_needed
 from fedsynth.config import AUTO
-from fedsynth.config.methods import AveragingSettings
-from fedsynth.diffusion import initial_unet
+from fedsynth.config.methods import AveragingSettings, FedDiffuseSettings
+from fedsynth.diffusion import PARTS, initial_unet, part_of
+from fedsynth.diffusion.parts import reported_parts
 from fedsynth.errors import UserError
 from fedsynth.files import damage_named, write_json
 from fedsynth.messages import AggregateAnswer, AggregateRequest, TrainRequest, transport
@@ -219,10 +220,11 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
         line, model = _checked(envelope, arrays, terms, replica.parties, config.exchange.max_silo_images)
         roster.append(line)
         models.append(model)
-    _check_roster([line.silo for line in roster], request.server_round, silo, list(replica.parties.silos))
-    _check_equal_shapes(models, roster)
+    drawn = _drawn(request.server_round, silo, list(replica.parties.silos))
+    _check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
+    base = _base(request) if config.run.strategy in FROM_BASE else models[0]
+    _check_layers(models, roster, base, drawn)
     state = replica.checked_state(views(request.state or Arrays()))
-    base = _base(request, models[0]) if config.run.strategy in CARRYING else {}
     combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)
     if problem := next(filter(None, map(size_problem, combined.values())), ""):
         raise UserError(f"round {request.server_round}: the combined model {problem}")
@@ -262,26 +264,32 @@ def _checked(
     return update.line, model
 
 
-def _base(request: AggregateRequest, first: Layers) -> Layers:
+def _base(request: AggregateRequest) -> Layers:
     """Return the weights that a round starts from, where the rule needs them.
 
     Raises:
-        UserError: they are not those that the round's statements name, or of another network than its updates.
+        UserError: they are not those that the round's statements name.
     """
     base = views(request.base_arrays or Arrays())
     if content_id(base) != request.base:
         raise StatementError(f"round {request.server_round}: the weights that came are not those it starts from")
-    if _shapes(base) != _shapes(first):
-        raise StatementError(f"round {request.server_round}: the updates' layers are not those it starts from")
     return base
 
 
-def _check_roster(names: list[str], server_round: int, silo: SiloContext, known: list[str]) -> None:
-    """Refuse a roster that the coordinator has chosen: silos of this round's draw, in order, and most of them."""
-    config, settings = silo.config, silo.config.settings
+def _drawn(server_round: int, silo: SiloContext, known: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return who trains in a round, in the order of the key file, with the parts of the network that each reports."""
+    settings, seed = silo.config.settings, silo.config.run.seed
     assert isinstance(settings, AveragingSettings)
     count = num_participants(len(known), settings.fraction_train, settings.min_train_nodes)
-    drawn = [known[k] for k in participants(config.run.seed, server_round, len(known), count)]
+    drawn = participants(seed, server_round, len(known), count)
+    method = settings.feddiffuse_method if isinstance(settings, FedDiffuseSettings) else "full"
+    parts = reported_parts(method, seed, server_round, drawn)
+    return {known[k]: parts[k] for k in drawn}
+
+
+def _check_roster(names: list[str], server_round: int, silo: SiloContext, drawn: list[str]) -> None:
+    """Refuse a roster that the coordinator has chosen: silos of this round's draw, in order, and most of them."""
+    config, settings = silo.config, silo.config.settings
     if names != [name for name in drawn if name in names]:
         raise StatementError(
             f"round {server_round}: the roster is not in the order of the key file, or names somebody who was not drawn"
@@ -295,11 +303,20 @@ def _check_roster(names: list[str], server_round: int, silo: SiloContext, known:
         )
 
 
-def _check_equal_shapes(models: Sequence[Layers], roster: Sequence[Contribution]) -> None:
-    first = _shapes(models[0])
+def _check_layers(
+    models: Sequence[Layers],
+    roster: Sequence[Contribution],
+    base: Layers,
+    drawn: Mapping[str, tuple[str, ...]],
+) -> None:
+    """Refuse an update of other layers than the base's, or than those of the parts that its silo is to report."""
+    expected = _shapes(base)
     for model, line in zip(models, roster, strict=True):
-        if _shapes(model) != first:
-            raise StatementError(f"{line.silo}: its layers are not those of {roster[0].silo}")
+        parts = drawn[line.silo]
+        if _shapes(model) != {
+            name: shape for name, shape in expected.items() if parts == PARTS or part_of(name) in parts
+        }:
+            raise StatementError(f"{line.silo}: its layers are not those that it was to train and report")
 
 
 def _shapes(model: Layers) -> dict[str, tuple[tuple[int, ...], str, torch.dtype]]:

@@ -1,4 +1,4 @@
-"""One private model of all silos on digits: which network, which rate, and what is left at which ε.
+"""One private model of all silos, on digits or MNIST: which network, which rate, and what is left at which ε.
 
 No Flower and no masks: every silo answers as in a run, its clipped gradients and its share of the noise in whole
 numbers, and the answers are added up. *utility*: accuracy on real test images of a CNN trained on the samples; *agree*:
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.common import machine_facts, publish
-from experiments.recipes import Judge, Setting
+from experiments.recipes import SETS, Judge, Setting
 from fedsynth.config import RunConfig
 from fedsynth.data import LabelledImages
 from fedsynth.diffusion import (
@@ -71,18 +71,19 @@ def trial(
     config = RunConfig.from_run_config({**SUMS, "seed": seed, "learning-rate": rate, **setting})
     spec, codec = judge.spec, codec_of(config, judge.spec)
     rng = np.random.default_rng(seed)
-    order = np.array_split(rng.permutation(len(judge.train)), options.silos)
+    order = np.array_split(rng.permutation(len(judge.train))[: options.images], options.silos)
     silos = [judge.train.subset(rows) for rows in order]
+    images = sum(map(len, silos))
     private = math.isfinite(epsilon)
     sigma = noise_multiplier_for(epsilon, 1e-5, options.sampling_rate, options.steps) if private else NO_NOISE
     weights = count_parameters(config, spec)
-    norm = fitting_norm(sigma, len(silos), 1, len(judge.train), weights)
+    norm = fitting_norm(sigma, len(silos), 1, images, weights)
     noise = SummedNoise(sigma, len(silos), 1, norm)
     step = SummedStep(noise, options.sampling_rate, options.clip, options.multiplicity, memory_bytes=2**28)
     unet = initial_unet(config, spec)
     state = TrainingState(unet, config.recipe, torch.Generator(), options.steps)
     parts = [(EncodedImages(silo.images, codec, ()), torch.from_numpy(silo.labels)) for silo in silos]
-    denominator = options.sampling_rate * len(judge.train)
+    denominator = options.sampling_rate * images
     start = time.process_time()
     for _ in range(options.steps):
         answers = [noised_whole_sum(unet, config.recipe, *part, step, rng.bytes) for part in parts]
@@ -105,6 +106,9 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS], default=["default"])
     parser.add_argument("--epsilons", nargs="+", type=float, default=[10.0], help="inf: without noise")
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-3])
+    parser.add_argument("--set", choices=[*SETS], default="digits")
+    parser.add_argument("--data-root", default=None, help="folder of the images, where they are not embedded")
+    parser.add_argument("--images", type=int, default=None, help="of all silos; default: all there are")
     parser.add_argument("--silos", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sampling-rate", type=float, default=0.5)
@@ -116,7 +120,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/dp-sum"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    judge = Judge("digits", None)
+    judge = Judge(options.set, options.data_root)
     rows: list[dict[str, str]] = []
     for name in options.settings:
         for epsilon in options.epsilons:

@@ -58,6 +58,7 @@ Setting = Mapping[str, Scalar]
 SETS: dict[str, Setting] = {
     "digits": {"dataset": "digits"},
     "mnist": {"dataset": "mnist"},
+    "mnist-16": {"dataset": "mnist", "image-size": 16},
     "cifar10": {"dataset": "cifar10"},
     "cells-32": {"dataset": "imagefolder", "image-size": 32},
     "cells-64": {"dataset": "imagefolder", "image-size": 64},

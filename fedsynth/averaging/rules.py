@@ -32,7 +32,7 @@ class Updates:
     Attributes:
         models: what the silos sent, K >= 1, emptied.
         images: behind each.
-        base: the weights that they started from; read by rules of :data:`CARRYING` alone.
+        base: the weights that they started from; read by rules of :data:`FROM_BASE` alone.
         state: what the rule carried on from the round before; empty before the first, and where it carries nothing.
     """
 
@@ -86,6 +86,17 @@ def _trimmed(updates: Updates, settings: TrimmedSettings) -> Combined:
     return Combined(trimmed_mean(updates.models, cut_of(settings.beta, len(updates.models))), {})
 
 
+def _by_parts(updates: Updates, settings: StrategySettings) -> Combined:
+    """Average every part of the network over the updates that hold it; what none holds stays as it was."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for k, model in enumerate(updates.models):
+        groups.setdefault(frozenset(model), []).append(k)
+    combined = dict(updates.base)
+    for group in groups.values():
+        combined |= weighted_mean([updates.models[k] for k in group], [updates.images[k] for k in group])
+    return Combined(combined, {})
+
+
 def _krum(updates: Updates, settings: KrumSettings) -> Combined:
     return _plain_mean(updates, krum_select(squared_distances(updates.models), settings.num_malicious_nodes, 1))
 
@@ -132,11 +143,15 @@ CARRYING: Mapping[str, Rule] = {
     "fedadam": _stepping(adam_step),
     "fedyogi": _stepping(yogi_step),
 }
-"""Strategy -> its rule, where that starts from the weights sent out, and carries something from round to round."""
+"""Strategy -> its rule, where that carries something from round to round."""
+
+FROM_BASE = (*CARRYING, "feddiffuse")
+"""Strategies whose rule starts from the weights that were sent out."""
 
 RULES: Mapping[str, Rule] = {
     "fedavg": _mean,
     "fedprox": _mean,
+    "feddiffuse": _by_parts,
     "fedmedian": _median,
     "fedtrimmedavg": _trimmed,
     "krum": _krum,

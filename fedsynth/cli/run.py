@@ -29,9 +29,10 @@ from fedsynth.cli.deployment.flower import (
     stop_superlinks,
     superlinks,
 )
-from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error
+from fedsynth.cli.deployment.flower_output import echoed, failure
 from fedsynth.cli.deployment.link_folder import Connection, connection_to
 from fedsynth.cli.deployment.link_run import link_command, run_on_link, where_it_lies
+from fedsynth.cli.deployment.local_superlink import start_superlink
 from fedsynth.cli.deployment.machine import prepare_machine
 from fedsynth.cli.deployment.processes import guarded, kill_marked, show
 from fedsynth.cli.deployment.ray_cluster import Cluster, cluster_at
@@ -314,17 +315,16 @@ def _simulate(config: RunConfig, home: Path, output: Path) -> None:
     show(command, home)
     print(f"Flower and Ray start, which takes some seconds; all they say: {output}", flush=True)
     environment[SIMULATION] = mark
-    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark):
-        with echoed(output) as stream:
-            try:
-                # In a session of its own: Ctrl-C in a terminal reaches this process alone, which ends the others.
+    with locked(home / "run.lock", f"FLWR_HOME '{home}'"), guarded(SIMULATION, mark), echoed(output) as stream:
+        try:
+            # In sessions of their own: Ctrl-C in a terminal reaches this process alone, which ends the others.
+            if start_superlink(home, environment, output):
                 subprocess.run(
                     command, env=environment, check=False, stdout=stream, stderr=stream, start_new_session=True
                 )
-            except BaseException:
-                # At once: silos that end one after the other would be left out of a round that is counted as finished.
-                kill_marked(mark, SIMULATION)
-                raise
-            finally:
-                stop_superlinks(home)
-        keep_superlink_error(output, home, environment)
+        except BaseException:
+            # At once: silos that end one after the other would be left out of a round that is counted as finished.
+            kill_marked(mark, SIMULATION)
+            raise
+        finally:
+            stop_superlinks(home)

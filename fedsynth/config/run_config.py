@@ -364,6 +364,12 @@ def _refuse_what_is_not_replicated(config: RunConfig) -> None:
             f"sample-from = 'ema' with {given}: only the weights of each round are certified, not their moving average;"
             " set sample-from = 'raw'"
         )
+    settings = config.settings
+    if isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method in ("ulatdec", "udec"):
+        raise UserError(
+            f"feddiffuse-method = '{settings.feddiffuse_method}' with {given}: the silos' own encoders, with which they"
+            " draw, are in no certificate; set feddiffuse-method = 'usplit' or 'full'"
+        )
     if config.data.dataset == REAL_SILOS and not config.replicas.key_file:
         raise UserError(
             f"{given} needs key-file, the silo-keys.json that every silo has: 'fedsynth link keys' makes it"

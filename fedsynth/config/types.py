@@ -57,7 +57,7 @@ AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum",
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
 REPLICATED = (
-    *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+    *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
 )
 """Strategies of which several aggregators can each compute a round, with the same bits everywhere."""

@@ -93,7 +93,7 @@ class SiloPolicy(Section):
         " after training on the images, in a network that the server chose, which can"
         " compute images from the answers. masked-train: the same, but the server can read the"
         " sum over several silos only, from which a network made for it still computes images. aggregate: statements"
-        " on what the updates of all silos make, see docs/replicas.md. upload: the own model"
+        " on what the updates of all silos make, so that nobody need believe the server. upload: the own model"
         " as a whole. statistics, evaluate: sums over real images, see below",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(

@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord
 
 from fedsynth.config.methods import FedDiffuseSettings
 from fedsynth.diffusion import PARTS, part_of
+from fedsynth.diffusion.parts import EXCHANGED, reported_parts
 from fedsynth.errors import RunError
 from fedsynth.messages import TrainAnswer, TrainRequest, transport
-from fedsynth.seeding import make_generator
 from strategies.averaging.aggregation import Shapes, weighted_mean
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
@@ -24,19 +24,6 @@ from strategies.conversation.exchange import Exchange
 from strategies.own_models.shares import collect_images, draw_owners, sample_questions
 
 logger = logging.getLogger("fedsynth")
-
-ENCODER, BOTTLENECK, DECODER = PARTS
-
-EXCHANGED = {
-    "full": PARTS,
-    "usplit": PARTS,
-    "ulatdec": (BOTTLENECK, DECODER),
-    "udec": (DECODER,),
-}
-"""Method -> parts that the silos share; the others stay at home."""
-
-HALVES = ((ENCODER, BOTTLENECK), (DECODER,))
-"""What a silo reports under ``usplit``. Our reading: the cut that leaves the two halves nearest in size."""
 
 
 class FedDiffuse(AveragingStrategy):
@@ -56,7 +43,7 @@ class FedDiffuse(AveragingStrategy):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._exchanged: Sequence[str] = EXCHANGED[self.settings.feddiffuse_method]
-        self._reported: dict[int, Sequence[str]] = {}
+        self._reported: dict[int, tuple[str, ...]] = {}
         self._exchange: Exchange | None = None
         self._trained: set[str] = set()
 
@@ -68,7 +55,9 @@ class FedDiffuse(AveragingStrategy):
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
         """Draw which parts every silo reports, and send the exchanged parts."""
-        self._reported = self._assign(server_round, self._participants(server_round))
+        silos = self._participants(server_round)
+        method = self.settings.feddiffuse_method
+        self._reported = reported_parts(method, self._config.run.seed, server_round, silos)
         return super().questions(server_round, arrays)
 
     def train_request(self, server_round: int, arrays: ArrayRecord, silo: int) -> TrainRequest:
@@ -76,7 +65,7 @@ class FedDiffuse(AveragingStrategy):
         return replace(
             super().train_request(server_round, arrays, silo),
             run_token=self._run_token,
-            report_parts=tuple(self._reported[silo]),
+            report_parts=self._reported[silo],
             has_trained=self.census.members[silo].name in self._trained,
         )
 
@@ -120,14 +109,6 @@ class FedDiffuse(AveragingStrategy):
         super().load_state_dict(state)
         self._run_token = state["run-token"]
         self._trained = set(state["trained"])
-
-    def _assign(self, server_round: int, silos: Sequence[int]) -> dict[int, Sequence[str]]:
-        """Decide what every silo reports; ``usplit`` draws two groups of equal size, or one silo more for the first."""
-        if self.settings.feddiffuse_method != "usplit" or len(silos) < len(HALVES):
-            return dict.fromkeys(silos, self._exchanged)
-        generator = make_generator(self._config.run.seed, "halves", server_round)
-        order = torch.randperm(len(silos), generator=generator).tolist()
-        return {silos[k]: HALVES[place % len(HALVES)] for place, k in enumerate(order)}
 
     def _groups(self, updates: Sequence[Update]) -> list[list[Update]]:
         """Answers that hold the same parts, in the order of silos."""

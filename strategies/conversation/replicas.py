@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsynth.averaging.rules import CARRYING
+from fedsynth.averaging.rules import FROM_BASE
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import AggregateAnswer, AggregateRequest, MessageError, TrainAnswer, TrainRequest, transport
@@ -164,7 +164,7 @@ class Replication:
             keys=self._keys,
             statements=tuple(update.statement for update in updates),
             updates=joined([update.arrays for update in updates]),
-            base_arrays=base if self._config.run.strategy in CARRYING else None,
+            base_arrays=base if self._config.run.strategy in FROM_BASE else None,
             state=self._state or None,
         )
         ballot, order = Ballot(self.parties, terms, roster), self._owners(terms.round)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hand_made_models import assert_equal, counts_of, model, play, round_of
+from hand_made_models import answers, assert_equal, counts_of, gather, model, round_of, send
 
 from fedsynth.averaging import Layers
-from fedsynth.averaging.rules import CARRYING, RULES, Updates, updates_needed
+from fedsynth.averaging.rules import FROM_BASE, RULES, Updates, updates_needed
 from fedsynth.config.types import REPLICATED
+from fedsynth.diffusion import PARTS, select_parts
+from fedsynth.messages import TrainRequest
 from strategies import STRATEGIES
 from strategies.averaging.krum import KrumFamily
 
@@ -33,10 +35,12 @@ def test_three_rounds_are_those_of_the_strategy_bit_for_bit(name: str) -> None:
     strategy = STRATEGIES[name](**OPTIONS.get(name, {}))
     expected, weights, state = model(0), model(0), dict[str, torch.Tensor]()
     for number in range(1, 4):
-        expected = play(strategy, number, expected, round_of(number, 8, 1), counts_of(8))
-        models: list[Layers] = [dict(one) for one in round_of(number, 8, 1)]
+        sent, requests = round_of(number, 8, 1), send(strategy, number, expected, range(8))
+        parts = [TrainRequest.from_message(request).report_parts or PARTS for request in requests]
+        expected = gather(strategy, number, answers(requests, sent, counts_of(8)))[0]
+        models: list[Layers] = [select_parts(*one) for one in zip(sent, parts, strict=True)]
         before = {key: values.clone() for key, values in state.items()}
-        base = weights if name in CARRYING else {}
+        base = weights if name in FROM_BASE else {}
         weights, carried = RULES[name](Updates(models, counts_of(8), base, state), strategy.settings)
         assert_equal(weights, expected)
         assert_equal(state, before)

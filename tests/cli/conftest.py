@@ -52,6 +52,7 @@ def flower(project: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
     """``flwr run`` as a stand-in, on a machine without CUDA."""
     fake = FakeFlower()
     monkeypatch.setattr("fedsynth.cli.run.subprocess.run", fake)
+    monkeypatch.setattr("fedsynth.cli.run.start_superlink", lambda *given: True)
     monkeypatch.setattr("fedsynth.cli.run.stop_superlinks", lambda home: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return fake

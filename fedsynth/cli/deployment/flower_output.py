@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedsynth.cli.deployment.flower import free_ports, stop_superlinks
 from fedsynth.disk import explained_writing
 
 READER_LIMIT = 10.0
 """Seconds in which the last lines are read after the process has ended: what it started may keep its output open."""
-
-START_LIMIT = 20.0
-"""Seconds after which a SuperLink counts as started."""
 
 LINE_START = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ )")
 """Time of day before a line of our log, as a terminal shows it and as ``log.txt`` has it."""
@@ -25,7 +20,6 @@ LINE_START = re.compile(r"^(?:fedsynth \d\d:\d\d:\d\d |\d{4}-\d\d-\d\d [\d:,]+ [
 _OURS = re.compile(rb"fedsynth \d\d:\d\d:\d\d ")
 """Begin of our lines where they are printed: :func:`fedsynth.logs.log_to_stderr`."""
 
-_NO_SUPERLINK = "Failed to start local SuperLink: `flower-superlink` exited"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 
@@ -70,29 +64,6 @@ def echoed(path: Path) -> Iterator[int]:
         reader.join(READER_LIMIT)
     if gone:
         raise gone[0]
-
-
-def keep_superlink_error(output: Path, home: Path, environment: Mapping[str, str]) -> None:
-    """If the local SuperLink ended at its start, append to ``output`` what it says: Flower throws that away.
-
-    It is started once more for that, as Flower does, and stopped if it starts this time.
-
-    Args:
-        output: what ``flwr run`` printed.
-        home: ``FLWR_HOME``.
-        environment: in which it is started.
-    """
-    if _NO_SUPERLINK not in output.read_text(encoding="utf-8", errors="replace"):
-        return
-    database = str(home / "local-superlink" / "state.db")
-    (port,) = free_ports(1)
-    options = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port), "--database", database]
-    try:
-        with contextlib.suppress(subprocess.TimeoutExpired, OSError), output.open("ab") as kept:
-            command = ["flower-superlink", *options]
-            subprocess.run(command, env=dict(environment), stdout=kept, stderr=kept, timeout=START_LIMIT, check=False)
-    finally:
-        stop_superlinks(home)  # killing it would leave what it has started
 
 
 def reason(lines: Sequence[str]) -> str:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsynth.cli.deployment.flower import SIMULATION
-from fedsynth.cli.deployment.flower_output import echoed, failure, keep_superlink_error, reason
-from fedsynth.cli.deployment.processes import marked
+from fedsynth.cli.deployment.flower_output import echoed, failure, reason
 from fedsynth.errors import UserError
 
 AT = "fedsynth 10:20:30"
@@ -103,26 +101,3 @@ def test_a_process_whose_output_nobody_reads_ends(tmp_path: Path, monkeypatch: p
             assert say(on, output) != 0
         patched.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), unread.fileno())
-
-
-def test_why_the_superlink_ended_is_asked_once_more(tmp_path: Path) -> None:
-    program, output = tmp_path / "bin" / "flower-superlink", tmp_path / "run.txt"
-    program.parent.mkdir()
-    program.write_text(
-        '#!/bin/sh\nsleep 100 &\necho "$@"\necho "sqlite3.DatabaseError: file is not a database" >&2\nexit 1\n'
-    )
-    program.chmod(0o755)
-    environment = {**os.environ, "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]])}
-    environment |= {SIMULATION: "asked once more", "FLWR_HOME": str(tmp_path)}
-    for printed, expected in (
-        (NO_RAY, "ImportError: libray.so: cannot open shared object file"),
-        (
-            "│ Failed to start local SuperLink: `flower-superlink` exited with code 1. See │\n",
-            "sqlite3.DatabaseError: file is not a database",
-        ),
-    ):
-        output.write_text(printed)
-        keep_superlink_error(output, tmp_path, environment)
-        assert reason(output.read_text().splitlines()) == expected
-    assert marked("asked once more", SIMULATION) == []
-    assert f"--database {tmp_path}/local-superlink/state.db" in output.read_text()

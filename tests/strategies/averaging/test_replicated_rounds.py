@@ -20,13 +20,13 @@ from fedsynth.messages import AggregateAnswer, AggregateRequest, TrainAnswer, Tr
 from fedsynth.messages.aggregate import joined
 from fedsynth.replicas.certificates import Ballot
 from fedsynth.replicas.content_ids import content_id
-from fedsynth.replicas.statements import Aggregate
+from fedsynth.replicas.statements import Aggregate, Update
 
 FALSE = {"result": an_id("false")}
 
 
 @pytest.mark.parametrize(
-    "method", [{"num-clients": 1}, {"strategy": "bulyan", "num-clients": 3}], ids=["m=1", "bulyan"]
+    "method", [{"num-clients": 1}, {"strategy": "feddiffuse", "num-clients": 3}], ids=["m=1", "feddiffuse"]
 )
 def test_certified_weights_are_those_of_the_server_bit_for_bit(method: dict[str, Scalar], tmp_path: Path) -> None:
     plain = Replicated(tmp_path / "plain", {**method, "aggregators": "server"})
@@ -233,6 +233,16 @@ def test_a_coordinator_cannot_swap_weights_replay_old_ones_or_leave_certificates
             run.play()
 
 
+def with_a_layer_more(run: Replicated, request: AggregateRequest, silo: int) -> AggregateRequest:
+    """The same question with an update of another network, which its silo has signed."""
+    key, updates, statements = run.key(silo), request.each_update(), list(request.statements)
+    model = {**transport.decode_tensors(updates[silo]), "more": torch.zeros(2)}
+    update = Update.read(statements[silo], run.replication.parties.silos)
+    changed = replace(update, line=update.line._replace(update=content_id(model)))
+    statements[silo], updates[silo] = changed.signed(key, key.public.signatures), transport.encode_tensors(model)
+    return replace(request, statements=tuple(statements), updates=joined(updates))
+
+
 def test_an_aggregator_signs_one_result_a_round_and_a_silo_one_update(tmp_path: Path) -> None:
     run = Replicated(tmp_path)
     run.play()
@@ -255,6 +265,7 @@ def test_an_aggregator_signs_one_result_a_round_and_a_silo_one_update(tmp_path: 
         (replace(asked[0], statements=(*asked[0].statements[:3], asked[0].statements[0])), "not the weights that it"),
         (replace(asked[0], base=an_id("base")), "not those that the certificate of round 1 names"),
         (replace(asked[0], server_round=3), "its update is of another round"),
+        (with_a_layer_more(run, asked[0], 1), "silo-1: its layers are not those that it was to train and report"),
     ):
         message = request.to_message(100)
         transport.pack_messages([message])
@@ -317,6 +328,10 @@ def test_a_resumed_run_goes_on_with_the_chain(tmp_path: Path) -> None:
 def test_what_no_certificate_speaks_of_is_refused_before_anybody_is_asked() -> None:
     for changes, said in (
         ({"strategy": "fedddpm"}, "aggregators = 'silos': acts with strategy = 'fedavg', 'fedprox', 'fedavgm',"),
+        (
+            {"strategy": "feddiffuse", "feddiffuse-method": "udec"},
+            "feddiffuse-method = 'udec' with aggregators = 'silos': the silos' own encoders",
+        ),
         ({"strategy": "fedavg", "secure-aggregation": True}, "aggregators check every single update; set one of the"),
         ({"strategy": "fedavg", "wire-dtype": "float16"}, "bit for bit; set wire-dtype = 'float32'"),
         ({"strategy": "fedavg", "sample-from": "ema"}, "not their moving average; set sample-from = 'raw'"),
