@@ -102,6 +102,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         return silo_program.show_program(folder)
     if options.action == "init":
         return _init(folder, silo_settings.given(options))
+    silo_settings.check_folder(folder)
     silo_settings.complete(folder, options)
     return _start(folder, options)
 

@@ -125,7 +125,7 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
         ("--root-certificates silo/silo.pub", "is no PEM certificate"),
         ("--root-certificates link/server.crt", "'link/server.crt' is a server's (server.crt?)"),
         ("--folder elsewhere", "'fedsynth silo init' makes one"),
-        ("--data-path absent", "there is no folder"),
+        ("--data-path imgaes", "data-path = 'imgaes': there is no folder: did you mean 'images'?"),
         ("--data-path images/0", "no class folders in"),
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
         ("--autoencoder-path images", "holds no autoencoder (found '0', '1'): give one of diffusers"),
@@ -325,6 +325,9 @@ def test_what_init_is_given_need_not_be_said_again(
         "silo", "start", "--superlink", "link.example.org:9092"
     )
     assert "superlink is not known" in refused("silo", "start")
+    for action in ("start", "policy"):
+        said = refused("silo", action, "--folder", "sloi")
+        assert f"there is no folder '{project / 'sloi'}': did you mean 'silo'?; 'fedsynth silo init' makes one" in said
     shutil.copy(project / "link" / "ca.crt", place / "ca.crt")
     key = (place / "silo.key").read_bytes()
     told = ["--superlink", "link.example.org:9092", "--data-path", "images", "--state-path", "kept", "--warm"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsynth.cli.deployment.silo_settings import check_folder, check_images
 from fedsynth.cli.options import read_toml
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.errors import UserError
@@ -36,6 +37,10 @@ def check_policy(folder: Path, options: argparse.Namespace) -> int:
         UserError: policy, setting or images cannot be read.
     """
     path = (options.check or folder / POLICY_FILE).expanduser()
+    if options.check is None:
+        check_folder(folder)
+    if options.data_path is not None:
+        check_images(options.data_path)
     policy = read_policy(path)
     if options.setting is None:
         changed = [policy.line(name) for name in SiloPolicy.model_fields if getattr(policy, name) != _default(name)]
