@@ -28,7 +28,7 @@ HELD = {"north": (0, 1, 2, 3, 4), "south": (5, 6, 7, 8, 9), "laboratory": (3, 4,
 def write_images(data: LabelledImages, digits: tuple[int, ...], folder: Path) -> None:
     """Write images of some digits, one folder a class."""
     for digit in digits:
-        (folder / str(digit)).mkdir(parents=True)
+        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
         for number in np.flatnonzero(data.labels == digit)[:60]:
             Image.fromarray(data.images[number, :, :, 0]).save(folder / str(digit) / f"{number}.png")
 
@@ -79,4 +79,6 @@ def main(folder: Path, foreign_steps: int = 2000, **changes: Any) -> fedsynth.Ru
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/foreign_models.py FOLDER")
     main(Path(sys.argv[1]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsynth
+from fedsynth.errors import UserError
 
 
 def main(folder: Path, **changes: Any) -> fedsynth.Run:
@@ -38,4 +39,9 @@ def main(folder: Path, **changes: Any) -> fedsynth.Run:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/own_images.py FOLDER")
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

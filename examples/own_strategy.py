@@ -40,7 +40,9 @@ def main(**changes: Any) -> fedsynth.Run:
 
     for row in run.metrics:
         print(f"round {row['round']:2}  loss {row['loss']:.4f}")
-    print(f"coverage {run.results.get('coverage', 'not measured')}\nreport {run.report}")
+    for name in ("accuracy-cnn", "real-accuracy-cnn", "coverage"):
+        print(f"{name:17} {run.results.get(name, 'not measured')}")
+    print(f"report {run.report}")
     return run
 
 

@@ -18,7 +18,8 @@ __all__ = ["Run", "__version__", "evaluate", "from_pretrained", "synthesise"]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = ": did you mean 'synthesise'?" if name == "synthesize" else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(import_module(_HOMES[name]), name)
 
 

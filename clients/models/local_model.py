@@ -172,7 +172,7 @@ class LocalModel:
         if not self._stops_early:
             if config.training.early_stop and not training.steps:
                 count = self._held_out
-                message = "%s: %d held-out images are too few to stop early by: needs %d, which holdout-fraction gives"
+                message = "%s: %d held-out images are too few to stop early by, which needs %d: raise holdout-fraction"
                 logger.info(message, self._silo.name, count, MIN_HELD_OUT)
             train(training, images, labels, config.training, goal, deadline)
             return training.steps >= goal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -41,8 +42,12 @@ def labelled_images(what: str, given: InMemory, classes: tuple[str, ...] | None 
         images, labels = _from_rows(what, given)
         own = _class_names(given)
     images = images[..., np.newaxis] if images.ndim == 3 else images
+    _refuse_channels_first(what, images)
     labels = _checked(what, labels, len(images))
     names = own or classes or tuple(map(str, range(int(labels.max()) + 1)))
+    if labels.min() < 0 or labels.max() >= len(names):
+        outside = int(labels.min() if labels.min() < 0 else labels.max())
+        raise UserError(f"{what}: label {outside} is out of range: 0 to {len(names) - 1} stand for {', '.join(names)}")
     try:
         found = LabelledImages(images, labels, names)
     except ValueError as error:
@@ -59,12 +64,40 @@ def _checked(what: str, labels: NDArray[Any], number: int) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
+def _refuse_channels_first(what: str, images: NDArray[Any]) -> None:
+    """Raise for (N, C, H, W), as torch has them."""
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise UserError(
+            f"{what}: images of {images.shape}: channels come last, (N, H, W, C); turn them with"
+            " images.transpose(0, 2, 3, 1)"
+        )
+
+
 def _from_rows(what: str, given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    rows = [(row["image"], row["label"]) if isinstance(row, Mapping) else (row[0], row[1]) for row in given]
+    if isinstance(given, np.ndarray) or not isinstance(given, Iterable):
+        raise UserError(f"{what}: {_kind(given)} has no labels: give (images, labels), with an integer for each image")
+    rows = [_pair(what, row) for row in given]
     images = [np.asarray(image) for image, _ in rows]
     if len(shapes := {image.shape for image in images}) > 1:
         raise UserError(f"{what}: images of {len(shapes)} shapes, {min(shapes)} to {max(shapes)}: bring all to one")
-    return np.array(images), np.array([int(label) for _, label in rows], dtype=np.int64)
+    return np.array(images), np.array([label for _, label in rows], dtype=np.int64)
+
+
+def _pair(what: str, row: Any) -> tuple[Any, int]:
+    """Return image and label of one row of a set."""
+    try:
+        image, label = (row["image"], row["label"]) if isinstance(row, Mapping) else (row[0], row[1])
+        return image, operator.index(label.item() if isinstance(label, np.ndarray) else label)
+    except (TypeError, LookupError, ValueError):
+        raise UserError(
+            f"{what}: it must yield pairs of an image and its integer label, and yields {_kind(row)}; or give"
+            " (images, labels)"
+        ) from None
+
+
+def _kind(given: object) -> str:
+    shape = getattr(given, "shape", None)
+    return f"an object of {type(given).__name__}" + (f" {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
 def _class_names(given: Any) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def _node_configs(
     """Return what Flower would tell each silo of itself.
 
     Raises:
-        UserError: a word that says nothing of a silo, or no folder of images.
+        UserError: a word that says nothing of a silo, or a folder or file of one that is not there; all are named.
     """
     if config.data.dataset != REAL_SILOS:
         raise UserError(f"dataset = '{config.data.dataset}': with silos the images are theirs; leave out dataset")
@@ -115,7 +115,22 @@ def _node_configs(
             raise UserError(f"silo '{name}' has no data_path: give the folder of its images")
         node = {SILO_KEYS[word]: str(value) for word, value in facts.items()}
         made.append({"silo-name": name, "state-path": str(Path(config.run.state_dir) / "silos"), **node})
+    if missing := [said for node in made for said in _missing(node)]:
+        raise UserError(f"there is no {'; no '.join(missing)}: correct the path, or put there what is meant")
     return made
+
+
+def _missing(node: Mapping[str, str]) -> Iterator[str]:
+    """Say which paths of a silo lead nowhere."""
+    for word, key in SILO_KEYS.items():
+        if word == "group_column" or key not in node:
+            continue
+        place = Path(node[key]).expanduser()
+        if word == "policy_path":
+            if not place.exists():
+                yield f"file '{node[key]}' (silo '{node['silo-name']}', {word})"
+        elif not place.is_dir():
+            yield f"folder '{node[key]}' (silo '{node['silo-name']}', {word})"
 
 
 @contextlib.contextmanager

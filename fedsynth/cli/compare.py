@@ -20,6 +20,7 @@ from fedsynth.cli.tables.run_groups import (
     read_runs,
 )
 from fedsynth.errors import UserError
+from fedsynth.evaluation.array_checks import ENOUGH_FOR_FRECHET
 from fedsynth.output import SyntheticDataset, terminal_table
 from fedsynth.output.comparison import (
     ComparisonCell,
@@ -32,6 +33,8 @@ from fedsynth.text import printable
 from fedsynth.units import show
 
 _REAL = "real images instead"
+_BASES = {"n": "N =", "n-train": "N =", "feature-space": "in", "memorisation-space": "in"}
+"""What a measure depends on -> the word before it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     refuse_rest("compare", rest)
     groups = group_runs(read_runs(options.runs))
     content = _content(groups)
+    replaced = options.output.is_file()
     write_comparison(options.output, content)
     for table in content.tables:
         rows = {}
@@ -61,11 +65,13 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
             texts = [f"{cell.text} *" if cell.best else cell.text for cell in cells]
             rows[label] = dict(zip(table.columns, texts, strict=True))
         print(f"{table.title}\n{terminal_table(rows)}\n")
+    if any(len(group.finished) > 1 for group in groups):
+        print("±: half of the 95 % interval over runs that differ in their seed alone (Student's t)")
     if any(cell.best for table in content.tables for cells in table.rows.values() for cell in cells):
         print("* the best of its column: its 95 % interval touches no other row's")
     for warning in content.warnings:
         print(f"note: {printable(warning)}")
-    print(f"comparison {options.output}")
+    print(f"comparison {options.output}{' (in place of the one that was there; --output gives another)' * replaced}")
     return 0
 
 
@@ -100,8 +106,11 @@ def _tables(groups: Sequence[RunGroup]) -> dict[str, list[Measure]]:
     ends = ("-interval", "-std", "-lowest", "-highest")
     accuracies = [key for key in keys if key.startswith("accuracy-") and not key.endswith(ends)]
     utility = [Measure(key, "higher", ("n-train",), f"real-{key}") for key in accuracies]
+    counts = [n for group in groups for n in group.values("n")]
+    few = bool(counts) and min(counts) < ENOUGH_FOR_FRECHET
     tables = {
-        "Likeness to real images": FIDELITY,
+        # As in a run's own report: with few images the kernel distance is the one to trust.
+        "Likeness to real images": sorted(FIDELITY, key=lambda m: m.key != "kernel-distance") if few else FIDELITY,
         "Classifiers trained on the synthetic images, tested on real ones": utility,
         "Copies of training images": MEMORISATION,
         "Cost": COST,
@@ -120,7 +129,20 @@ def _table(title: str, measures: Sequence[Measure], groups: Sequence[RunGroup]) 
     real = [_real(measure, groups) for measure in measures]
     if any(value is not None for value in real):
         rows[_REAL] = [ComparisonCell(""), *(ComparisonCell("" if v is None else show(v)) for v in real)]
-    return ComparisonTable(title, ["runs", *(measure.head for measure in measures)], rows)
+    head = f"{title}{_measured_with(measures, groups)}"
+    return ComparisonTable(head, ["runs", *(measure.head for measure in measures)], rows)
+
+
+def _measured_with(measures: Sequence[Measure], groups: Sequence[RunGroup]) -> str:
+    """Say how many images the numbers of a table are of, and in which space, as far as that is known."""
+    bases = dict.fromkeys(basis for measure in measures for basis in measure.bases)
+    results = [run.results for group in groups for run in group.finished if run.results]
+    said = []
+    for basis, word in _BASES.items():
+        found = dict.fromkeys(show(row[basis]) for row in results if row.get(basis) is not None)
+        if basis in bases and found:
+            said.append(f"{word} {' or '.join(found)}")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _cells(measure: Measure, groups: Sequence[RunGroup]) -> list[ComparisonCell]:

@@ -11,7 +11,7 @@ from fedsynth.cli.options import given_keys
 from fedsynth.config import RunConfig, keys_of
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
-from fedsynth.evaluation import measure_rows
+from fedsynth.evaluation import SPREAD, SPREAD_LEGEND, measure_rows
 from fedsynth.files import nonfinite_as_null, write_json
 from fedsynth.output import ReportContent, evaluation_parts, headings_and_meanings, terminal_table, write_report
 from fedsynth.text import printable
@@ -27,7 +27,10 @@ def evaluate(options: argparse.Namespace) -> int:
     _check_files(options, dataset_root(options.dataset))
     measured = measure(options.dataset, options.real, config, illustrated=options.report is not None)
     evaluation = measured.evaluation
-    print(terminal_table(measure_rows([evaluation])))
+    rows = measure_rows([evaluation])
+    print(terminal_table(rows))
+    if any(SPREAD in row for row in rows.values()):
+        print(SPREAD_LEGEND)
     for note in evaluation.notes:
         print(f"note: {printable(note)}")
     if options.output:

@@ -35,6 +35,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     Raises:
         UserError: there is no such sweep, row or format, or the output cannot be written.
     """
+    one_run = (options.sweep / "config.json").exists() and not (options.sweep / MANIFEST).exists()
+    if one_run or any(Path(word).is_dir() for word in rest):
+        raise UserError("table takes the folder of one sweep; for single runs: 'fedsynth compare RUN RUN ...'")
     refuse_rest("table", rest)
     if options.format not in FORMATS:
         raise unknown_choice("format", options.format, FORMATS)

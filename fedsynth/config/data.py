@@ -44,7 +44,8 @@ class Data(Section):
         "folder that holds the dataset",
         path=True,
         may_change=True,
-        acts_with={"dataset": tuple(name for name in SIMULATED if name != "digits")},
+        # The first is what a refusal suggests: a folder is most often somebody's own.
+        acts_with={"dataset": ("imagefolder", *(name for name in SIMULATED if name not in ("digits", "imagefolder")))},
         incomparable=_OTHER_IMAGES,
     )
     download: bool = key(

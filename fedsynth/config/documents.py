@@ -50,7 +50,7 @@ def reference_page() -> str:
         lines += [f"## {heading}", "", head, "|---|---|---|---|---|"]
         for key in keys:
             conditions = "".join(f"; acts with {text}" for text in _conditions(key, most=99))
-            change = "may change" if key.may_change else "stays"
+            change = f"may change {key.may_change_where}".strip() if key.may_change else "stays"
             cells = (f"`{key.name}`", key.allowed, _defaults(key), f"{key.meaning}{conditions}", change)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")

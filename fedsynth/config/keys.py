@@ -33,7 +33,7 @@ class Facts:
         path: it is a path of the file system.
         affects: ``results``; ``execution``, only where a run works and how long it waits; or ``measures``, only which
             further measures are taken.
-        may_change: it may change when a run continues, although it affects results.
+        may_change: it may change when a run continues, although it affects results; a text: where alone it may.
         commands: commands that take it besides ``run`` and ``sweep``, which take all keys.
         acts_with: other key -> the values of it with which this key acts; a plug-in's name always is one.
         incomparable: why results with different values of it cannot be compared.
@@ -41,7 +41,7 @@ class Facts:
 
     path: bool = False
     affects: Affects = "results"
-    may_change: bool = False
+    may_change: bool | str = False
     commands: tuple[str, ...] = ()
     acts_with: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
     incomparable: str = ""
@@ -53,7 +53,7 @@ def key(
     *,
     path: bool = False,
     affects: Affects = "results",
-    may_change: bool = False,
+    may_change: bool | str = False,
     commands: tuple[str, ...] = (),
     acts_with: Mapping[str, tuple[Scalar, ...]] | None = None,
     incomparable: str = "",
@@ -131,8 +131,13 @@ class Key:
 
     @property
     def may_change(self) -> bool:
-        """Whether it may change when a run continues."""
-        return self.facts.may_change or self.facts.affects != "results"
+        """Whether it may change when a run continues, at least where :attr:`may_change_where` says."""
+        return bool(self.facts.may_change) or self.facts.affects != "results"
+
+    @property
+    def may_change_where(self) -> str:
+        """Where alone it may; empty: everywhere, or nowhere."""
+        return self.facts.may_change if isinstance(self.facts.may_change, str) else ""
 
     def why_idle(self, value: Scalar, values: Mapping[str, Any]) -> str:
         """As the function of that name."""

@@ -73,7 +73,7 @@ def inherited(settings: type[Section], name: str, default: Any) -> Any:
 class RoundsSettings(StrategySettings):
     """One global model, trained in rounds."""
 
-    num_rounds: Positive = key(20, "rounds that train-steps are spread over", may_change=True)
+    num_rounds: Positive = key(20, "rounds that train-steps are spread over", may_change="without dp-epsilon")
     sample_from: Literal["raw", "ema"] = key("raw", "weights to sample from: the last, or their moving average")
 
 

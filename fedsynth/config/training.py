@@ -109,7 +109,7 @@ class Training(Section):
     train_steps: Positive = key(
         400,
         "optimiser steps per silo, over all rounds of an averaging strategy or of its own model",
-        may_change=True,
+        may_change="with a strategy that has num-rounds: others train before the first round",
         acts_with=NOT_PRIVATE,
     )
     local_steps: Positive | Auto = key(

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fedsynth.evaluation.fidelity import frechet_distance
     from fedsynth.evaluation.image_set import ImageSet
     from fedsynth.evaluation.manifold import precision_recall_density_coverage
-    from fedsynth.evaluation.measure_table import all_notes, mean_columns, measure_rows
+    from fedsynth.evaluation.measure_table import SPREAD, SPREAD_LEGEND, all_notes, mean_columns, measure_rows
     from fedsynth.evaluation.networks.domain_classifier import (
         FEATURE_SPACE,
         DomainClassifier,
@@ -26,6 +26,8 @@ __all__ = [
     "EXTRACTORS",
     "FEATURE_SEED",
     "FEATURE_SPACE",
+    "SPREAD",
+    "SPREAD_LEGEND",
     "DomainClassifier",
     "Evaluation",
     "Evaluator",

@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from fedsynth.errors import UserError
 
+ENOUGH_FOR_FRECHET = 2048
+"""Below this many images an estimated covariance biases Fréchet distances upwards noticeably."""
+
 
 def check_images(name: str, images: np.ndarray) -> None:
     """Raise unless ``images`` is a non-empty uint8 array (N, H, W, C), sides of 8 pixels or more, 1 or 3 channels."""

@@ -11,12 +11,13 @@ from fedsynth.evaluation.membership import Membership
 from fedsynth.evaluation.memorisation import Memorisation
 from fedsynth.evaluation.networks.domain_classifier import ARCHITECTURE
 from fedsynth.evaluation.utility import Scores
+from fedsynth.units import show
 
 Utility = Mapping[str, Scores]
 PIXEL_SPACE = "pixels"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """The measures of one synthetic dataset.
 
@@ -49,6 +50,18 @@ class Evaluation:
     memorisation: Memorisation | None = None
     membership: Membership | None = None
     illustration: Illustration | None = None
+
+    def __repr__(self) -> str:
+        """Say what was measured in one line; all numbers are in :meth:`row`."""
+        overall, main = self.fidelity["overall"], self.main_classifier
+        numbers = {
+            "n": self.n,
+            "kernel-distance": overall.get("kernel-distance"),
+            "coverage": overall.get("coverage"),
+            f"accuracy-{main}": self.utility[main].row(main)[f"accuracy-{main}"],
+        }
+        said = ", ".join(f"{name} {show(value)}" for name, value in numbers.items() if value is not None)
+        return f"<Evaluation in {self.feature_space}: {said}; all numbers: .row()>"
 
     @property
     def n(self) -> int:

@@ -114,7 +114,7 @@ def kernel_distance(real_features: np.ndarray, synthetic_features: np.ndarray, s
     return answer[KEY_METRIC_KID_MEAN], answer[KEY_METRIC_KID_STD]
 
 
-def inception_score(logits: np.ndarray, seed: int) -> tuple[float, float]:
+def inception_score(logits: np.ndarray, seed: int) -> tuple[float, float | None]:
     """``exp E KL(p(y|x) ‖ p(y))`` of a classifier's answers (Salimans et al. 2016, arXiv 1606.03498).
 
     With the logits of Inception-v3 this is the published score; with another classifier's it compares under that
@@ -125,7 +125,7 @@ def inception_score(logits: np.ndarray, seed: int) -> tuple[float, float]:
         seed: fixes the parts.
 
     Returns:
-        Mean, from 1 to the number of classes, and standard deviation over the parts.
+        Mean, from 1 to the number of classes, and standard deviation over the parts; None of a single part.
 
     Raises:
         UserError: no images, NaN or infinite logits.
@@ -139,12 +139,13 @@ def inception_score(logits: np.ndarray, seed: int) -> tuple[float, float]:
         )
     differences = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     # A probability of exactly 0 would give 0 · log 0 = NaN; exp(-700) is the last that float64 holds.
+    parts = max(1, min(SCORE_SPLITS, len(logits) // IMAGES_PER_SPLIT))
     answer = isc_features_to_metric(
         torch.from_numpy(differences.clip(min=-700.0)),
-        splits=max(1, min(SCORE_SPLITS, len(logits) // IMAGES_PER_SPLIT)),
+        splits=parts,
         rng_seed=_short_seed(seed, "inception-score"),
     )
-    return answer[KEY_METRIC_ISC_MEAN], answer[KEY_METRIC_ISC_STD]
+    return answer[KEY_METRIC_ISC_MEAN], answer[KEY_METRIC_ISC_STD] if parts > 1 else None
 
 
 def fidelity_measures(
@@ -203,8 +204,8 @@ def measure(real: Extracted, synthetic: Extracted, seed: int, k: int = 5) -> Mea
 
     Returns:
         ``n`` and ``k``; ``frechet-distance``; ``kernel-distance`` and, where there are logits, ``inception-score``,
-        each with its standard deviation over subsets as ``…-std``; ``precision``, ``recall``, ``density`` and
-        ``coverage``.
+        each with its standard deviation over subsets as ``…-std``, which a score of one part lacks; ``precision``,
+        ``recall``, ``density`` and ``coverage``.
 
     Raises:
         UserError: real features are all alike, NaN or infinite features, unequal D, or k not in 1..n - 1.
@@ -219,8 +220,8 @@ def measure(real: Extracted, synthetic: Extracted, seed: int, k: int = 5) -> Mea
     mean, std = kernel_distance(real.features, synthetic.features, seed)
     measures |= {"kernel-distance": mean, "kernel-distance-std": std}
     if synthetic.logits is not None:
-        mean, std = inception_score(synthetic.logits, seed)
-        measures |= {"inception-score": mean, "inception-score-std": std}
+        score, spread = inception_score(synthetic.logits, seed)
+        measures |= {"inception-score": score} | ({} if spread is None else {"inception-score-std": spread})
     return {
         **measures,
         **precision_recall_density_coverage(real.features, synthetic.features, k),

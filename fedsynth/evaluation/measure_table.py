@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from fedsynth.evaluation.array_checks import ENOUGH_FOR_FRECHET
 from fedsynth.evaluation.evaluation import PIXEL_SPACE, Evaluation
-from fedsynth.evaluation.suite import ENOUGH_FOR_FRECHET
 
 _FIDELITY = {
     "frechet-distance": "lower",
@@ -26,6 +26,11 @@ _MEMORISATION = {
 }
 """Measure -> where it should be, and what fresh real images reach."""
 SYNTHETIC, REAL, BOTH, SPREAD = "synthetic", "real", "real + synthetic", "±"
+SPREAD_LEGEND = (
+    "±: of an accuracy half of the 95 % interval over trainings of the classifier; of kernel distance and inception"
+    " score the standard deviation over random subsets"
+)
+"""For below the table of :func:`measure_rows`, where it has a column ``±``."""
 
 
 def mean_columns(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -42,9 +47,8 @@ def mean_columns(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 def measure_rows(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """Lay out evaluations as measure -> columns, each number with its N and feature space; means of several.
 
-    With too few images for a Fréchet distance to be trusted, the kernel distance comes first. ``±`` is half of the
-    95 % interval over the classifiers' seeds, and for kernel distance and inception score the standard deviation over
-    random subsets.
+    With too few images for a Fréchet distance to be trusted, the kernel distance comes first. What ``±`` is says
+    :data:`SPREAD_LEGEND`.
     """
     row = mean_columns(evaluations)
     first = evaluations[0]

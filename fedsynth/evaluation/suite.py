@@ -15,6 +15,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import pick_device
 from fedsynth.duplicates import count_shared
 from fedsynth.errors import UserError
+from fedsynth.evaluation.array_checks import ENOUGH_FOR_FRECHET
 from fedsynth.evaluation.cache import classifier_cached, extract_cached, scores_cached
 from fedsynth.evaluation.evaluation import Evaluation, Utility
 from fedsynth.evaluation.fidelity import fidelity_measures
@@ -32,8 +33,8 @@ from fedsynth.seeding import derive_seed
 Progress = Callable[[str], None]
 
 NEIGHBOURS = 5
-# Below this many images an estimated covariance biases Fréchet distances upwards noticeably.
-ENOUGH_FOR_FRECHET = 2048
+# A guess: below this many images a neighbour, each of the k is so far away that nearly all images are within reach.
+IMAGES_PER_NEIGHBOUR = 20
 # Not the run's seed: runs with different seeds are compared in one and the same feature space.
 FEATURE_SEED = 0
 # The distances of all pairs take too long beyond this.
@@ -275,6 +276,11 @@ class Evaluator:
             notes.append(
                 f"n = {n} is below {ENOUGH_FOR_FRECHET}: Fréchet distances are biased upwards, compare them at equal n"
                 " only; the kernel distance depends on n far less"
+            )
+        if n < IMAGES_PER_NEIGHBOUR * k:
+            notes.append(
+                f"n = {n} is few for neighbourhoods of k = {k}, which then reach far: precision, recall, density and"
+                " coverage come near 1 for poor images too; look at the accuracies"
             )
         if self._shared:
             notes.append(f"{self._shared} of {len(self._test)} real test images are real training images too")

@@ -148,9 +148,12 @@ class RunFolder:
         known = self.read_config().to_run_config()
         for key, value in flat.items():
             if value != known[key] and (key in fixed or not KEYS[key].may_change):
+                where = KEYS[key].may_change_where
                 raise UserError(
-                    f"{key} = {value!r}: the run to resume has {known[key]!r}; give the same, or start another run"
-                    " ('fedsynth run --resume' takes over the run's configuration)"
+                    f"{key} = {value!r}: the run to resume has {known[key]!r}"
+                    + (f", and it may change only {where}" if where else "")
+                    + "; give the same, or start another run ('fedsynth run --resume' takes over the run's"
+                    " configuration)"
                 )
 
     def write_partition(self, value: Mapping[str, Any]) -> None:

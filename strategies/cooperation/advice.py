@@ -9,8 +9,8 @@ FEW_IMAGES = 6.0
 """Cooperation was ahead of pooled sampling where 10 silos held 4 images of each class; with 7 images or more, or with 2
 to 3 holders, it was not (``python -m experiments.regimes``). These two bounds lie between and are a guess."""
 
-_MEASURED = "on digits, the Fréchet distance of dfd by that of pooled was"
-"""docs/results/regimes.md, models as trained, posterior weights: the range of three seeds, even and uneven labels."""
+_SEE = " (docs/results/regimes.md has the measurements)"
+"""Not the numbers: they are of other images and other silos, and read like this run's."""
 
 
 def advice(label_counts: torch.Tensor) -> str:
@@ -26,10 +26,6 @@ def advice(label_counts: torch.Tensor) -> str:
     found = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
     if holders >= MANY_HOLDERS and images <= FEW_IMAGES:
         return (
-            f"{found}: silos this small and alike gain by cooperating ({_MEASURED} .60 to .79 where ten silos held 4"
-            " images of every class); if models are noisy, set temperature = 10"
+            f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10{_SEE}"
         )
-    return (
-        f"{found}: strategy = 'pooled' is likely to be as good, in one round ({_MEASURED} .81 to 1.34 where ten silos"
-        " held 144 images)"
-    )
+    return f"{found}: strategy = 'pooled' is likely to be as good, in one round{_SEE}"

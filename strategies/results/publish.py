@@ -12,6 +12,7 @@ from fedsynth import __version__
 from fedsynth.config import RunConfig, published_settings
 from fedsynth.diffusion import codec_of, lasting_scheduler, model_seal, save_model, start_of
 from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.evaluation import SPREAD, SPREAD_LEGEND
 from fedsynth.files import atomic_directory, nonfinite_as_null
 from fedsynth.output import (
     RunFolder,
@@ -80,6 +81,8 @@ def publish(
     logger.info("results")
     for line in terminal_table(content.results or cost).split("\n"):
         logger.info("%s", line)
+    if any(SPREAD in row for row in content.results.values()):
+        logger.info("%s", SPREAD_LEGEND)
     logger.info("%s", content.verdict)
     logger.info("time: %s", ", ".join(f"{phase} {duration(spent)}" for phase, spent in phases.so_far().items()))
     logger.info("dataset %s", folder.synthetic)

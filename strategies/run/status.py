@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from fedsynth.output import RunFolder
 from fedsynth.text import printable
 from strategies.conversation.reply_log import ReplyLog
 from strategies.run.rounds import Round, RoundStrategy
+
+logger = logging.getLogger("fedsynth")
 
 LEAST_INTERVAL = 1.0
 """Seconds between two writes while a run works: a simulated round can take a tenth of that."""
@@ -50,6 +54,9 @@ class StatusWriter:
         """Write how the block ended, if the run has begun by then: what is refused before changes nothing."""
         try:
             yield
+        except KeyboardInterrupt:
+            self._note_stop()
+            raise
         except BaseException as error:
             self._said |= {"state": "failed", "error": printable(error) or type(error).__name__}
             raise
@@ -58,6 +65,12 @@ class StatusWriter:
         finally:
             if self._begun:
                 self._write()
+
+    def _note_stop(self) -> None:
+        """Say what ``fedsynth run`` says of a run that Ctrl-C has stopped."""
+        resume = f"fedsynth run --resume {shlex.quote(str(self._folder.path))}"
+        self._said |= {"state": "stopped", "signal": "SIGINT", "resume": resume}
+        logger.warning("stopped by SIGINT; go on with '%s', or with resume in a program", resume)
 
     def begin(self) -> None:
         """Say that the run is on, and keep saying how it stands."""

@@ -42,7 +42,10 @@ def test_folders_memory_and_command_give_the_same_numbers(tmp_path: Path, monkey
 
 def test_a_run_is_measured_and_keys_of_other_commands_are_refused(run: fedsynth.Run, tmp_path: Path) -> None:
     real = fedsynth.Run(run.path).dataset
-    row = fedsynth.evaluate(run, real, state_dir=tmp_path, **QUICK).row()
+    measured = fedsynth.evaluate(run, real, state_dir=tmp_path, **QUICK)
+    row = measured.row()
+    assert len(repr(measured)) < 200
+    assert f"n {row['n']}, " in repr(measured)
     # One in five of each class is for testing, the others are the very images.
     assert (row["n"], row["n-train"], row["copied-share"]) == (6, 24, pytest.approx(0.8, abs=0.21))
     with pytest.raises(UserError, match="unknown key 'train-steps'"):
@@ -77,7 +80,12 @@ def test_whatever_holds_them_the_images_are_the_same(kind: str) -> None:
         ((IMAGES, LABELS[:3]), r"set: 12 images with labels int64 \(3,\)"),
         ((IMAGES, LABELS / 2), "labels float64"),
         ((IMAGES / 255, LABELS), "set: images must be uint8"),
-        ((IMAGES, LABELS + 1), r"set: labels must lie in 0 to 1"),
+        ((IMAGES, LABELS + 1), "set: label 2 is out of range: 0 to 1 stand for cat, dog"),
+        ((np.zeros((12, 3, 8, 8), np.uint8), LABELS), r"images of \(12, 3, 8, 8\): channels come last, \(N, H, W, C\)"),
+        (IMAGES, r"set: an object of ndarray \(12, 8, 8\) has no labels: give \(images, labels\)"),
+        ([*IMAGES], r"set: it must yield pairs of an image and its integer label, and yields .* ndarray \(8, 8\)"),
+        ([Image.fromarray(IMAGES[0])], "and yields an object of Image; or give"),
+        (3, "set: an object of int has no labels"),
         ([(IMAGES[0], 0), (IMAGES[1, :4], 1)], r"images of 2 shapes, \(4, 8\) to \(8, 8\)"),
         ([], "set: 0 images"),
     ],

@@ -28,7 +28,7 @@ def test_the_package_is_imported_without_torch_and_knows_its_names() -> None:
     code = "import fedsynth, sys; print('torch' in sys.modules, set(fedsynth.__all__) <= {*dir(fedsynth)})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "False True\n"
-    with pytest.raises(AttributeError, match="no attribute 'synthesize'"):
+    with pytest.raises(AttributeError, match="no attribute 'synthesize': did you mean 'synthesise'"):
         _ = fedsynth.synthesize  # type: ignore[attr-defined]
 
 
@@ -83,6 +83,13 @@ def test_keywords_go_before_a_file_and_speak_python(tmp_path: Path) -> None:
         fedsynth.synthesise(num_cleints=3)
 
 
+def _nested() -> type:
+    class Mine(FedAvg):
+        """Nobody else can import it."""
+
+    return Mine
+
+
 @pytest.mark.parametrize(
     ("silos", "keywords", "said"),
     [
@@ -90,6 +97,13 @@ def test_keywords_go_before_a_file_and_speak_python(tmp_path: Path) -> None:
         ({"a": {"model_path": "x"}}, {}, "silo 'a' has no data_path"),
         ({"a": "x"}, {"dataset": "digits"}, "dataset = 'digits': with silos the images are theirs"),
         ({"a": "x"}, {"num_clients": 2}, "num-clients = 2: there are 1 silos"),
+        (
+            {"a": "x", "b": {"data_path": ".", "policy_path": "y"}, "c": "z"},
+            {"output_dir": "z"},
+            r"no folder 'x' \(silo 'a', data_path\); no file 'y' \(silo 'b', policy_path\); no folder 'z' \(silo 'c'",
+        ),
+        (None, {"dataset": lambda root, image_size: None}, "dataset: a lambda cannot be imported by name"),
+        (None, {"strategy": _nested()}, r"strategy: '_nested.<locals>.Mine' cannot be imported .* the top of a module"),
     ],
 )
 def test_what_says_nothing_of_a_silo_is_refused(silos: Any, keywords: Any, said: str) -> None:

@@ -217,10 +217,26 @@ def test_a_real_run(tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[st
     assert "seed 0, 90 images of 3 silos in turn<" in page.read_text()
 
 
+def test_tables_name_n_and_feature_space_and_begin_with_what_n_allows(
+    tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, first in ((360, "kernel-distance"), (2048, "frechet-distance")):
+        run = make_run(tmp_path / "r", f"of-{n}", measured(7.0, kernel_distance=0.1, n=n))
+        run_compare(run, "--output", page)
+        printed = capsys.readouterr().out
+        title = f"Likeness to real images (N = {n:,}, in domain-classifier)"
+        assert re.search(rf"^{re.escape(title)}\n +runs  {first}", printed, re.MULTILINE)
+        assert title in page.read_text()
+        assert "tested on real ones (N = 1,000)" in printed
+        # Only the second page takes the place of another.
+        assert ("in place of the one that was there" in printed) == (n == 2048)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["RUN", "nowhere"], "there is no folder 'nowhere'"),
+        (["RUN", "runs/*-dfd-*"], "no folder matches the pattern 'runs/*-dfd-*'"),
         (["RUN", "."], "'.' is no run folder"),
         (["RUN", "RUN/."], "is given twice"),
         (["RUN", "--outptu", "x.html"], "unknown option '--outptu'"),

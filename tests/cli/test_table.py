@@ -283,7 +283,9 @@ def test_pictures_show_quality_against_cost(
         (["{}", "--against", "averagin"], "unknown row 'averagin': did you mean 'averaging'?"),
         (["{}", "--format", "latec"], "unknown format 'latec': did you mean 'latex'?"),
         (["{}", "--formt", "csv"], "unknown option '--formt'"),
-        (["{}/ours-0"], "holds no sweep.json: start the sweep with 'fedsynth sweep'"),
+        (["{}/ours-0"], "table takes the folder of one sweep; for single runs: 'fedsynth compare RUN RUN ...'"),
+        (["{}", "{}/ours-0"], "table takes the folder of one sweep; for single runs"),
+        (["{}/empty"], "holds no sweep.json: start the sweep with 'fedsynth sweep'"),
         (["{}/nothing.toml"], "No such file or directory"),
         (["{}", "--output", "{}"], "it is a folder; give the name of a file"),
     ],
@@ -292,5 +294,6 @@ def test_what_cannot_be_shown_is_said(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_sweep(tmp_path, VALUES)
+    (tmp_path / "empty").mkdir()
     assert main(["table", *(word.format(tmp_path) for word in words)]) == 2
     assert said in capsys.readouterr().err

@@ -187,7 +187,7 @@ class TestKeysThatDoNotAct:
                 "beta-end = 0.03: acts with schedule = 'linear' or 'scaled-linear' only; leave it out or set schedule",
             ),
             ({"recipe": "paper", "schedule": "cosine", "beta_start": 1e-3}, "beta-start = 0.001: acts with schedule"),
-            ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'mnist', "),
+            ({"data_root": "x"}, "data-root = 'x': acts with dataset = 'imagefolder', "),
             ({"dataset": "medmnist:bloodmnist", "download": True}, "download = True: acts with dataset = 'mnist', "),
             ({"dataset": "hf:skin", "value_range": "full"}, "value-range = 'full': acts with dataset = 'imagefolder' "),
             ({"partition": "iid", "alpha": 1.0}, "alpha = 1.0: acts with partition = 'dirichlet' only; leave"),

@@ -104,15 +104,15 @@ def test_score_agrees_with_the_formula_and_does_not_depend_on_a_constant():
     logits = np.random.default_rng(12).normal(size=(120, 5)) * 3
     answers = softmax(logits, axis=1)
     expected = np.exp(rel_entr(answers, answers.mean(axis=0)).sum(axis=1).mean())
-    assert inception_score(logits, 0) == pytest.approx((expected, 0.0), rel=1e-12)
-    assert inception_score(logits + 1000, 0) == pytest.approx((expected, 0.0), rel=1e-9)
+    assert inception_score(logits, 0) == (pytest.approx(expected, rel=1e-12), None)
+    assert inception_score(logits + 1000, 0) == (pytest.approx(expected, rel=1e-9), None)
 
 
 def test_score_runs_from_one_to_the_number_of_classes():
-    assert inception_score(np.zeros((50, 10)), 0) == pytest.approx((1.0, 0.0))
+    assert inception_score(np.zeros((50, 10)), 0) == (pytest.approx(1.0), None)
     certain = 1e5 * np.eye(10)[np.arange(150) % 10]
-    assert inception_score(certain, 0) == pytest.approx((10.0, 0.0))
-    assert inception_score(certain[:1], 0) == pytest.approx((1.0, 0.0))
+    assert inception_score(certain, 0) == (pytest.approx(10.0), None)
+    assert inception_score(certain[:1], 0) == (pytest.approx(1.0), None)
 
 
 def test_score_of_many_images_has_a_spread_over_ten_parts_fixed_by_the_seed():

@@ -199,6 +199,8 @@ def test_a_tiny_set_is_measured_reproducibly_and_says_so(digits, cache):
     row = evaluator(digits, cache).evaluate(*sets).row()
     assert (row["n"], row["n-train"], row["k"]) == (20, 20, 5)
     assert "n = 20 is below 2048" in row["notes"]
+    assert "n = 20 is few for neighbourhoods of k = 5" in row["notes"]
+    assert "inception-score-std" not in row  # of a single part
     assert "no synthetic images of class digit 5, digit 6, digit 7, digit 8, digit 9" in row["notes"]
     assert "no fidelity of class digit 0" in row["notes"]
     assert evaluator(digits, cache).evaluate(*sets).row() == row

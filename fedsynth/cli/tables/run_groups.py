@@ -174,6 +174,8 @@ def _label(run: Run, rivals: Mapping[str, Sequence[Sequence[Run]]]) -> str:
 
 def _read(path: Path) -> Run:
     if not path.is_dir():
+        if any(letter in str(path) for letter in "*?["):
+            raise UserError(f"no folder matches the pattern '{path}': give the folder of a run, or a pattern of some")
         raise UserError(f"there is no folder '{path}': give the folder of a run")
     folder = RunFolder.open(path)
     return Run(str(path), folder, folder.read_config(), folder.read_results())

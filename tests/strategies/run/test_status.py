@@ -43,9 +43,7 @@ def test_status_tells_state_rounds_and_silos(folder: RunFolder) -> None:
     assert status["silos"]["north"]["loss"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("error", "said"), [(RunError("no silo"), "no silo"), (KeyboardInterrupt(), "KeyboardInterrupt")]
-)
+@pytest.mark.parametrize(("error", "said"), [(RunError("no silo"), "no silo"), (SystemExit(), "SystemExit")])
 def test_status_of_a_run_that_fails_says_why(error: BaseException, said: str, folder: RunFolder) -> None:
     writer = StatusWriter(folder, asked(), 7)
     writer.begin()
@@ -53,6 +51,20 @@ def test_status_of_a_run_that_fails_says_why(error: BaseException, said: str, fo
         raise error
     status = json.loads(folder.status.read_text())
     assert (status["state"], status["error"]) == ("failed", said)
+
+
+def test_status_of_a_run_that_ctrl_c_stops_says_how_to_go_on(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = StatusWriter(folder, asked(), 7)
+    writer.begin()
+    with pytest.raises(KeyboardInterrupt), writer.kept():
+        raise KeyboardInterrupt
+    status = json.loads(folder.status.read_text())
+    resume = "fedsynth run --resume run"
+    assert (status["state"], status["signal"], status["resume"]) == ("stopped", "SIGINT", resume)
+    assert "error" not in status
+    assert f"stopped by SIGINT; go on with 'fedsynth run --resume {folder.path}'" in caplog.text
 
 
 def test_status_that_cannot_be_written_does_not_end_a_run(folder: RunFolder) -> None:
