@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import measuring, predicting, preparing, summed_gradients, summing, training
+from clients import few_labels, measuring, predicting, preparing, summed_gradients, summing, training
 from clients.context import SiloContext, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
@@ -20,6 +20,7 @@ from fedsynth.messages import (
     AggregateRequest,
     AgreeRequest,
     Answer,
+    ConfusionRequest,
     DescribeRequest,
     EpsilonRequest,
     EvaluateRequest,
@@ -30,7 +31,9 @@ from fedsynth.messages import (
     Request,
     RevealRequest,
     SampleRequest,
+    SelectRequest,
     StatisticsRequest,
+    SynthesiseRequest,
     TrainRequest,
     UploadRequest,
 )
@@ -97,6 +100,9 @@ app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))
 app.query("sample")(answering(SampleRequest, predicting.sample))
 app.query("upload")(answering(UploadRequest, predicting.upload))
+app.query("confusion")(answering(ConfusionRequest, few_labels.count_confusions))
+app.query("select")(answering(SelectRequest, few_labels.select_pseudo_labels))
+app.query("synthesise")(answering(SynthesiseRequest, few_labels.synthesise))
 app.query("statistics")(answering(StatisticsRequest, measuring.statistics))
 app.train()(answering(TrainRequest, training.train))
 app.evaluate()(answering(EvaluateRequest, measuring.evaluate))

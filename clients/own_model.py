@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from clients.context import SiloContext
-from clients.models.local_model import load_network
+from clients.models.local_model import load_own_network
 from clients.models.pretrained_model import noted_spec, pretrained_model, uploadable_network
 from clients.silo_cache import SiloCache
-from fedsynth.diffusion import codec_of, noise_predictor, pick_device
+from fedsynth.diffusion import codec_of, noise_predictor
 from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.diffusion.sampling import PredictNoise
 from fedsynth.errors import UserError
@@ -38,5 +38,5 @@ def own_network(silo: SiloContext) -> Denoiser:
     noted = silo.noted(LOCAL_MODEL)
     if noted is None:
         raise UserError("this silo has no trained model: 'query.prepare' failed or never came")
-    folder = Path(str(noted["path"]))
-    return _networks.get(silo.run_and_node, lambda: load_network(folder, pick_device(silo.config.run.device)))
+    folder, spec = Path(str(noted["path"])), noted_spec(noted)
+    return _networks.get(silo.run_and_node, lambda: load_own_network(folder, silo.config, spec))

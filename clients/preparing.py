@@ -17,6 +17,7 @@ from clients.told_losses import rounded_mean, told_curve, told_loss
 from fedsynth.config.methods import DfDSettings
 from fedsynth.data import Silo
 from fedsynth.diffusion import codec_of, loss_curve, start_of
+from fedsynth.diffusion.adapters import adapters_of
 from fedsynth.errors import UserError
 from fedsynth.messages import DescribeAnswer, DescribeRequest, PrepareAnswer, PrepareRequest
 from fedsynth.privacy.dp_training import check_delta
@@ -132,6 +133,7 @@ def _check_codec(request: PrepareRequest, silo: SiloContext) -> None:
 
 def _check_start(request: PrepareRequest, silo: SiloContext) -> None:
     start = start_of(silo.config)
+    adapters_of(silo.config)  # which says what is missing for them
     if start is not None and request.start not in (None, start.digest):
         raise UserError(
             f"{start.key}: the run's networks start from the {start.noun} '{request.start}', that of this silo is"

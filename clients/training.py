@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DModel
 
 from clients.context import SiloContext
+from clients.few_labels import number_told, train_federated_classifier, training_images
 from clients.kept_round import KeptRound, question_of
 from clients.models.federated_model import FederatedModel
 from clients.summing import SumQuestion
@@ -25,6 +26,7 @@ from fedsynth.diffusion import (
     select_parts,
 )
 from fedsynth.diffusion import train as train_network
+from fedsynth.diffusion.adapters import AdaptedUNet
 from fedsynth.errors import UserError
 from fedsynth.messages import (
     AggregateAnswer,
@@ -35,6 +37,7 @@ from fedsynth.messages import (
     TrainRequest,
     transport,
 )
+from fedsynth.messages.train import CLASSIFIER
 from fedsynth.messages.transport import Arrays
 from fedsynth.privacy.dp_training import check_delta, private_training, secret_generator, train_privately
 from fedsynth.privacy.sums.updates import check_total_weights, encode_updates
@@ -50,12 +53,14 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     Tensors of the network that the request leaves out are personal: the silo keeps them on its disk, under the run's
     token, from one round that it takes part in to the next, and no answer holds them, whatever parts it asks for.
     """
+    if request.model == CLASSIFIER:
+        return train_federated_classifier(request, silo)
     parts = list(PARTS if request.report_parts is None else request.report_parts)
     select_parts({}, parts)  # an unknown part is refused before any work
     sign = _signer(request, silo)
     exchanged, losses = _train_round(request, silo)
     arrays = transport.encode_tensors(select_parts(exchanged, parts), silo.config.exchange.wire_dtype)
-    told = told_number(silo, request.spec)
+    told = told_number(silo, request.spec) if request.images is None else number_told(request, silo)
     return TrainAnswer(
         arrays=arrays,
         num_examples=told,
@@ -105,9 +110,11 @@ def _signer(request: TrainRequest, silo: SiloContext) -> Callable[[Arrays, int],
 def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Return the exchanged weights after a round's steps, and the steps' losses, none of private ones."""
     config = silo.config
-    images = silo.images(request.spec).train
+    images = silo.images(request.spec).train if request.images is None else training_images(request, silo).labelled
     model = federated_model(silo, request.spec, request.arrays, request.run_token)
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
+    if isinstance(unet, AdaptedUNet) and unet.adapters.stacked:
+        unet.fold(request.server_round)
     encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
     losses: list[float] = []
     if config.private:

@@ -115,7 +115,8 @@ def tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memor
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+        if tensor.numel():  # one without numbers may have no stride to be viewed with
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_archive(path: Path) -> None:

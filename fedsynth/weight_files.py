@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 
 import torch
@@ -53,14 +52,14 @@ def digest_of_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
-def count_numbers(path: Path) -> int:
-    """Return how many numbers a safetensors file holds, without reading them.
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors by name, without reading them.
 
     Raises:
         ValueError: the file is damaged or cannot be read; names it.
     """
     try:
         with safe_open(path, "pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"'{path.name}' is damaged ({error})") from error

@@ -202,7 +202,8 @@ def _meet_silos(
     if isinstance(start, PublicStart):
         logger.info("classes that it knows: %s", ", ".join(start.known(spec.classes)) or "none")
     most, digest = config.exchange.max_silo_images, start.digest if start else None
-    census = take_census(exchange, nodes, spec, most, names, codec, digest)
+    least = int(config.settings.labels_everywhere)
+    census = take_census(exchange, nodes, spec, most, names, codec, digest, least)
     log.names = {member.node_id: member.name for member in census}
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)

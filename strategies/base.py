@@ -22,6 +22,7 @@ from fedsynth.config.keys import parse
 from fedsynth.data import Federation, LabelledImages
 from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.errors import RunError
+from fedsynth.output import ReportTable
 from fedsynth.plugins import is_plugin, load_plugin
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
@@ -86,6 +87,9 @@ class Outcome:
         unet: the model they were drawn from, if there is one on the server.
         curves: loss curves (step, loss) by name as shown.
         notes: what a reader of the dataset must know: goes to its card, the report and the results.
+        classifier: weights of a classifier that the silos trained; empty: they trained none.
+        measures: what the strategy measured itself: columns of the results.
+        tables: what its report shows besides.
         certified: of a replicated run, the head of its chain of certificates and who made it.
         owners: position of the silo whose own set an image belongs to, int64 (N,); None: all are one set.
     """
@@ -96,6 +100,9 @@ class Outcome:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     owners: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
+    classifier: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    tables: tuple[ReportTable, ...] = ()
     certified: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -112,6 +119,7 @@ class SynthesisStrategy(Strategy):
         Settings: class of its settings.
         settings: their values.
         quorum: silos whose answers a round needs unless ``min-replies`` says otherwise.
+        rounds_can_be_added: whether a run that continues may have more rounds than it began with.
         num_rounds: rounds it runs.
         timeout: seconds to wait for the answers of a round; None: ``reply-timeout``.
     """
@@ -120,6 +128,7 @@ class SynthesisStrategy(Strategy):
     Settings: ClassVar[type[StrategySettings]] = StrategySettings
     settings: StrategySettings
     quorum: ClassVar[Quorum] = "all"
+    rounds_can_be_added: ClassVar[bool] = True
     num_rounds: int
     timeout: float | None = None
     _task: Task | None = None

@@ -19,6 +19,7 @@ from strategies.base import SynthesisStrategy
 from strategies.centralised import Centralised
 from strategies.cooperation.dfd import DfD
 from strategies.dp_sum import DPSum
+from strategies.few_labels.ddsa import DDSA
 from strategies.own_models.local import Local
 from strategies.own_models.pooled import Pooled
 
@@ -38,6 +39,7 @@ STRATEGIES: dict[str, type[SynthesisStrategy]] = {
     "fedddpm": FedDDPM,
     "fedddpm-plus": FedDDPMPlus,
     "dp-sum": DPSum,
+    "ddsa": DDSA,
     "dfd": DfD,
     "pooled": Pooled,
     "local": Local,

@@ -26,6 +26,8 @@ Done = tuple[RunFolder, ReportContent]
 
 SMALL: Settings = {
     "batch_size": 4,
+    "classifier_rounds": 2,
+    "classifier_steps": 4,
     "dfd_rounds": 4,
     "layers_per_block": 1,
     "local_steps": 2,
@@ -69,6 +71,7 @@ RUNS: dict[str, Settings] = {
     "centralised, raw": {"sample_from": "raw"},
     "pooled": {},
     "local": {},
+    "ddsa": {},
 }
 NINE = [
     "fedavg, ema",

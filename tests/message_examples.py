@@ -91,6 +91,8 @@ EXAMPLES: dict[str, Exchanged] = {
             report_parts=("encoder", "decoder"),
             keys='[["silo-0","0f"]]',
             certificates=('{"payload":""}',),
+            model="classifier",
+            images="pseudo",
         ),
         messages.TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5, statement='{"payload":""}'),
     ),
@@ -197,6 +199,22 @@ EXAMPLES: dict[str, Exchanged] = {
         messages.SampleAnswer(images=torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8), num_examples=2),
     ),
     "upload": _answered(messages.UploadRequest(spec=SPEC), messages.UploadAnswer(arrays=WEIGHTS, num_examples=9)),
+    "confusion": _answered(
+        messages.ConfusionRequest(weights=WEIGHTS, bins=5, spec=SPEC),
+        messages.ConfusionAnswer(matrix=torch.randint(-3, 9, (2, 2, 5)), num_examples=9),
+    ),
+    "select": _answered(
+        messages.SelectRequest(
+            weights=WEIGHTS, thresholds=torch.tensor([0.5, 2.0], dtype=torch.float64), spec=SPEC, run_token="run-1"
+        ),
+        messages.SelectAnswer(predicted=(5, 4), kept=(3, 0), correct=(2, 0), num_examples=9),
+    ),
+    "synthesise": _answered(
+        messages.SynthesiseRequest(
+            weights=WEIGHTS, quota=(0, 7), sampler="sde-dpmsolver++", spec=SPEC, run_token="run-1"
+        ),
+        messages.SynthesiseAnswer(made=(0, 7), num_examples=7),
+    ),
     "statistics": _answered(
         messages.StatisticsRequest(
             extractor="random-features",
@@ -294,7 +312,7 @@ BAD: dict[type, list[Any]] = {
     bytes: [3, True, "run", [b"run"], b"", b"short", bytes(1000)],
     str: [3, True, b"run", ["run"], "", "../silo", "two\nlines", "x" * 1001],
 }
-MAY_BE_NEGATIVE = {"loss", "curve_losses"}
+MAY_BE_NEGATIVE = {"loss", "curve_losses", "matrix"}
 TOO_LONG = 100_001
 
 
@@ -368,7 +386,7 @@ def _bad_tensors(info: Field[Any], key: str, record: str, value: torch.Tensor) -
         if value.dtype == torch.float32:
             broken["overflows single precision"] = value.double() + 1e39
     elif value.dtype == torch.int64:
-        broken["negative"] = value - 100
+        broken["negative"] = value - (2 * 10**12 if info.name in MAY_BE_NEGATIVE else 100)
     for name, tensor in broken.items():
         yield BadValue(info.name, name, put(transport.encode(tensor)), key)
     for name, array in bad_arrays(transport.encode(value)).items():

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsynth", "clients", "strategies", "experiments")
 GROUND = ("config", "messages")
 ROOMS = (
-    *("data", "diffusion", "latent", "mixture", "averaging", "replicas"),
+    *("data", "diffusion", "latent", "mixture", "averaging", "replicas", "few_labels"),
     *("privacy", "evaluation", "output", "tracking"),
 )
 MEETING_PLACES = (
@@ -19,6 +19,7 @@ MEETING_PLACES = (
     "fedsynth.diffusion.codec",
     "fedsynth.diffusion.base_model",
     "fedsynth.privacy.dp_training",
+    "fedsynth.few_labels.classifier",
 )
 METHODS = ("averaging", "cooperation", "own_models")
 SHARED_BY_METHODS = ("strategies.own_models.local_training", "strategies.own_models.shares")

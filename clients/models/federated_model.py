@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from fedsynth.diffusion.adapters import AdaptedUNet
 from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
@@ -166,6 +167,12 @@ class FederatedModel:
         self._load({name: tensor for name, tensor in kept.items() if name in self._personal_names})
 
     def _load(self, tensors: Tensors) -> None:
+        if isinstance(self._unet, AdaptedUNet):
+            try:
+                self._unet.load_state_dict(tensors)
+            except ValueError as error:
+                raise _misfit(str(error)) from error
+            return
         expected = self._unet.state_dict()
         for name, tensor in tensors.items():
             if name not in expected:

@@ -18,6 +18,7 @@ from clients.copy_check import copied_share
 from fedsynth import __version__
 from fedsynth.config import RECIPES, RunConfig
 from fedsynth.config.recipe import PAPER, recipe_name
+from fedsynth.config.training import LORA
 from fedsynth.data import Silo
 from fedsynth.diffusion import (
     AUTOENCODER,
@@ -39,6 +40,7 @@ from fedsynth.diffusion import (
     train,
     train_early_stopping,
 )
+from fedsynth.diffusion.adapters import AdaptedUNet, load_adapters
 from fedsynth.diffusion.denoiser import Denoiser
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_directory, nonfinite_as_null, write_json
@@ -56,6 +58,9 @@ from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
+
+_OF_BASE = ("base_model", "prompt", "train", "lora_rank", "lora_targets")
+"""Keys of the network that act beside a base model alone."""
 
 LOCK_SECONDS = 60.0
 """How much longer than its two slices to wait for another process that trains the same model."""
@@ -124,11 +129,13 @@ class LocalModel:
             return None
         result = self.folder / "copy_check.json"
         # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
-        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key)
+        guidance = self._config.sampling.guidance
+        guided = f", guidance {guidance:g} from {self._config.sampling.guidance_source}" if guidance > 1 else ""
+        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key + guided)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
-            network = load_network(self.folder, pick_device(self._config.run.device))
+            network = load_own_network(self.folder, self._config, self._spec)
             share = copied_share(self._silo, network, self._spec, self._config, self._held_out)
             write_json(result, sealed_json({"copied-share": share}, seal))
         return None if share is None else float(share)
@@ -205,7 +212,8 @@ class LocalModel:
         if training.held_out_losses:
             history |= self._checks(training)
         with atomic_directory(self.folder) as temporary:
-            save_model(temporary, training.averaged_unet(), scheduler, self._codec, self._spec.classes)
+            averaged = training.averaged_unet()
+            save_model(temporary, averaged, scheduler, self._codec, self._spec.classes, with_base=False)
             write_json(temporary / "training.json", history)
             seal_folder(temporary, model_seal(self.key))
         self._checkpoint.unlink(missing_ok=True)
@@ -232,26 +240,46 @@ class LocalModel:
         return {"held-out-steps": [float(step) for step in steps], "held-out-losses": nonfinite_as_null(losses)}
 
 
-def load_network(folder: Path, device: torch.device) -> Denoiser:
+def load_network(folder: Path, device: torch.device, begun: Denoiser | None = None) -> Denoiser:
     """Load the network of a finished model, whose key is the name of its folder.
+
+    Args:
+        folder: of the model.
+        device: where to.
+        begun: the network as its training began, which takes what was trained; None: the folder says all of it.
 
     Raises:
         UserError: the folder is damaged, or holds another model.
     """
     try:
         check_folder(folder, model_seal(folder.name))
-        network = load_saved_network(folder)
+        if isinstance(begun, AdaptedUNet):
+            network: Denoiser = load_adapters(folder, begun)
+        else:
+            network = load_saved_network(folder)
+            if begun is not None:
+                begun.load_state_dict(network.state_dict())
+                network = begun
     except (OSError, ValueError) as error:
         raise UserError(f"model '{folder}' is damaged: remove the folder to train it again ({error})") from error
     return network.to(device)
+
+
+def load_own_network(folder: Path, config: RunConfig, spec: ImageSpec) -> Denoiser:
+    """Do the same for a run, of adapters with its base model.
+
+    Raises:
+        UserError: as :func:`load_network`, or the base model cannot be used.
+    """
+    begun = initial_unet(config, spec) if config.model.base_model else None
+    return load_network(folder, pick_device(config.run.device), begun)
 
 
 def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, stops_early: bool) -> str:
     # The same training is found again, whichever of the two keys says how long it is.
     training = config.training.model_dump(exclude={"local_steps", "early_stop", "copy_check"})
     training["train_steps"] = config.own_steps
-    if not training["augment"]:
-        del training["augment"]
+    training = {name: value for name, value in training.items() if value or name not in ("augment", "label_dropout")}
     # With model = auto the recipe's name decides the network.
     called = recipe_name(config.to_run_config())
     recipe = {**config.recipe.model_dump(), "codec": codec.name, "name": called}
@@ -266,7 +294,7 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         "spec": [spec.channels, spec.size, *spec.classes],
         "dataset": config.data.dataset,
         "seed": config.run.seed,
-        "model": config.model.model_dump(exclude={"recipe", "autoencoder", "init_from", "base_model", "prompt"}),
+        "model": config.model.model_dump(exclude={"recipe", "autoencoder", "init_from", *_OF_BASE}),
         "training": training,
         "diffusion": schedule,
     }
@@ -281,6 +309,8 @@ def _content_key(silo: Silo, spec: ImageSpec, config: RunConfig, codec: Codec, s
         content["start"] = start.digest
     if config.model.base_model:
         content["prompt"] = config.model.prompt
+    if config.model.train == LORA:
+        content["adapters"] = [config.model.lora_rank, config.model.lora_targets]
     if config.private:
         content["privacy"] = {**config.privacy.model_dump(), "steps": private_steps(config)}
     # Where it changes nothing, the same model serves with and without.

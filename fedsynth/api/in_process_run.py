@@ -62,7 +62,8 @@ def begin_run(
     make = silos or (lambda flat, number: InProcessGrid(clients.app.app, flat, number))
     exchange = Exchange(make(config.to_run_config(), config.run.num_clients), config.exchange.reply_timeout)
     nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
-    census = take_census(exchange, nodes, known.spec, config.exchange.max_silo_images)
+    most, least = config.exchange.max_silo_images, int(config.settings.labels_everywhere)
+    census = take_census(exchange, nodes, known.spec, most, least=least)
     task = Task(config, known.spec, census, draw_labels(config, census), known)
     return InProcessRun(strategy, task, exchange, strategy.begin(task, exchange))
 

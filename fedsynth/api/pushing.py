@@ -28,7 +28,9 @@ from fedsynth.sealed import FOLDER_FILE
 from fedsynth.text import printable
 
 CARD = "README.md"
-_MODEL_FILES = re.compile(r"model_index\.json|[\w-]+/[\w.-]+\.(json|safetensors)")
+_MODEL_FILES = re.compile(
+    r"model_index\.json|conditions\.safetensors|pytorch_lora_weights\.safetensors|[\w-]+/[\w.-]+\.(json|safetensors)"
+)
 
 
 class FinishedRun(Protocol):

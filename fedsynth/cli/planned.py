@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fedsynth.config import AUTO, RunConfig
-from fedsynth.diffusion import codec_of, count_parameters
+from fedsynth.config.methods import AveragingSettings, FedDiffuseSettings
+from fedsynth.diffusion import codec_of, count_parameters, exchanged_shapes
+from fedsynth.messages.transport import tensors_bytes
 from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
 
@@ -28,7 +30,7 @@ def planned(
     if spec is not None:
         parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
         plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout)
-        return plan, _lines(plan)
+        return plan, [*_lines(plan), *_weights(config, spec)]
     plan = plan_of(config, ImageSpec(3, 0, ()), largest_holdout=largest_holdout)
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
 
@@ -52,6 +54,15 @@ def _lines(plan: Plan) -> list[str]:
     if not plan.complete:
         lines.append("the strategy is a plug-in: what it asks besides is not known in advance")
     return lines
+
+
+def _weights(config: RunConfig, spec: ImageSpec) -> list[str]:
+    """Say what an answer takes that holds all that is trained."""
+    settings, sums = config.settings, config.cooperation.secure_aggregation
+    if not isinstance(settings, AveragingSettings) or isinstance(settings, FedDiffuseSettings) or sums:
+        return []
+    size = tensors_bytes(exchanged_shapes(config, spec), config.exchange.wire_dtype)
+    return [f"weights of an answer {size / 1e6:.3g} MB"]
 
 
 def comparison(policy: SiloPolicy, plan: Plan) -> tuple[list[str], bool]:

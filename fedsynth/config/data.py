@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
@@ -12,7 +12,9 @@ from fedsynth.config.keys import Section, key, one_of_words
 from fedsynth.config.run import SILOS_DIFFER
 from fedsynth.config.types import (
     AUTO,
+    FEW_LABELS,
     NATURAL,
+    NONE,
     REAL_SILOS,
     SIMULATED,
     WITH_SILOS,
@@ -25,6 +27,7 @@ from fedsynth.config.types import (
     PluginName,
     Positive,
     PositiveFloat,
+    Share,
 )
 from fedsynth.plugins import family, is_plugin
 
@@ -123,6 +126,22 @@ class Data(Section):
     samples_per_client: Count = key(
         0, "mean images per silo; 0: all", acts_with={"dataset": SIMULATED}, incomparable=SILOS_DIFFER
     )
+    labelled_fraction: Share = key(
+        0.1,
+        "share of a silo's images whose labels it knows, of every class one at least; the others are unlabelled",
+        acts_with={"strategy": FEW_LABELS},
+        incomparable=SILOS_DIFFER,
+    )
+    labelled_alpha: Literal["none"] | PositiveFloat = key(
+        NONE,
+        "Dirichlet concentration of the labelled images, which are then spread over the silos by a draw of their own;"
+        " none: they lie where the partition has them",
+        acts_with={
+            "strategy": FEW_LABELS,
+            "partition": tuple(name for name in get_args(PartitionName) if name != NATURAL),
+        },
+        incomparable=SILOS_DIFFER,
+    )
     holdout_fraction: BelowOne = key(0.1, "share of a silo's images never trained on", commands=("train-local",))
 
     @model_validator(mode="after")
@@ -138,6 +157,15 @@ class Data(Section):
             raise ValueError(
                 f"partition = '{NATURAL}': dataset = '{self.dataset}' does not say which silo an image comes from; set"
                 f" dataset = {one_of_words(map(repr, WITH_SILOS))}, or another partition"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_stay_together(self) -> Data:
+        if self.labelled_alpha != NONE and self.group_column:
+            raise ValueError(
+                f"labelled-alpha = {self.labelled_alpha} with group-column = '{self.group_column}': labelled images"
+                " would be drawn away from their groups; leave one of them out"
             )
         return self
 

@@ -19,6 +19,7 @@ from fedsynth.config.types import (
     BelowOne,
     Count,
     NonNegative,
+    OpenUnit,
     PluginName,
     Positive,
     PositiveFloat,
@@ -36,6 +37,8 @@ class StrategySettings(Section):
 
     composes: ClassVar[bool] = False
     """Whether samples move on composed noise predictions, which Langevin moves (``ula``) are for."""
+    labels_everywhere: ClassVar[bool] = True
+    """Whether every silo needs labelled images."""
 
     sampler: SamplerName | PluginName = key(
         "sde-dpmsolver++", "how samples move between timesteps; ula: with dfd only", commands=("draw",)
@@ -91,17 +94,31 @@ class AveragingSettings(RoundsSettings):
     )
     fraction_train: Share = key(1.0, "share of the silos that train in a round, rounded down")
     min_train_nodes: Positive = key(2, "least number of silos that train in a round")
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = key(
+        "svd",
+        "how adapters are averaged; svd: the nearest to their mean of rank lora-rank; freeze-a: exactly, only B is"
+        " trained; stack: exactly, ranks add up",
+        acts_with={"train": ("lora",)},
+    )
+
+
+class MedianSettings(AveragingSettings):
+    """Coordinate-wise median."""
+
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
 
 
 class TrimmedSettings(AveragingSettings):
     """Trimmed mean."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "β, share of the values cut at each end")
 
 
 class KrumSettings(AveragingSettings):
     """Krum and its family."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     num_malicious_nodes: Count = key(0, "f, hostile silos to survive")
 
 
@@ -114,6 +131,7 @@ class MultiKrumSettings(KrumSettings):
 class MomentumSettings(AveragingSettings):
     """Server momentum."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     server_learning_rate: PositiveFloat = key(1.0, "η, step along the mean update")
     server_momentum: BelowOne = key(0.9, "β, weight of past updates")
 
@@ -129,6 +147,7 @@ class MomentumSettings(AveragingSettings):
 class AdaptiveSettings(AveragingSettings):
     """Adaptive optimisers on the server."""
 
+    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     # Ten times below Flower's, which overshoots on small updates; FedYogi's in the source.
     eta: PositiveFloat = key(1e-2, "η, step of the server")
     tau: PositiveFloat = key(1e-3, "τ, adaptivity: larger is nearer to plain averaging")
@@ -169,6 +188,75 @@ class FedDDPMPlusSettings(FedDDPMSettings):
     slow_window: Positive = key(5, "rounds over which progress is judged")
     slow_tolerance: BelowOne = key(0.01, "a relative drop of the loss below it is slow")
     correct_once: bool = key(True, "correct once per run, not whenever slow")
+
+
+COMPARED = ("labelled", "pseudo", "fixmatch", "all")
+_BY_PRECISION = {"pseudo-selection": ("precision",)}
+
+
+class DDSASettings(AveragingSettings):
+    """Few labels: pseudo-labels, federated diffusion, and synthesis of what a silo lacks."""
+
+    labels_everywhere: ClassVar[bool] = False
+
+    # The paper's network, steps and rates could not be found: the defaults are our choice.
+    classifier_rounds: Positive = key(10, "rounds in which a classifier is trained, whatever it learns from")
+    classifier_steps: Positive = key(400, "optimiser steps of a silo on a classifier, over those rounds")
+    classifier_learning_rate: PositiveFloat = key(0.05, "of SGD with momentum on a classifier; falls to 0 as a cosine")
+    pseudo_selection: Literal["precision", "confidence", "all", "none"] = key(
+        "precision",
+        "predictions on unlabelled images that become pseudo-labels: those that all silos' confusion matrices together"
+        " say are precise, those of a confidence of .95, all, or none",
+    )
+    pseudo_precision: OpenUnit = key(0.8, "precision that a class's pseudo-labels must reach", acts_with=_BY_PRECISION)
+    pseudo_bins: Annotated[int, Field(ge=1, le=1000)] = key(
+        20, "bins of confidence of a confusion matrix", acts_with=_BY_PRECISION
+    )
+    pseudo_holdout: OpenUnit = key(
+        0.2,
+        "share of a silo's labelled images on which its confusion matrix is counted; the first classifier never sees"
+        " them",
+        acts_with=_BY_PRECISION,
+    )
+    confusion_noise: NonNegative = key(
+        0.0,
+        "scale of the two-sided geometric noise in every cell of a silo's confusion matrix; 0: none",
+        acts_with=_BY_PRECISION,
+    )
+    synthetic_quota: Literal["missing", "gap"] = key(
+        "missing",
+        "images that a silo synthesises: of the classes that it has no labels of, or what brings each class up to its"
+        " share of all silos' labels",
+    )
+    synthetic_multiplier: PositiveFloat = key(1.0, "μ, by which the numbers of synthesised images are multiplied")
+    compare_classifiers: str = key(
+        "",
+        "further classifiers to train and measure with as many rounds and steps: of 'labelled' (no more than the"
+        " labels), 'pseudo' (labels and pseudo-labels), 'fixmatch' and 'all' (every true label), such as"
+        " 'labelled,fixmatch'; empty: none",
+    )
+
+    @model_validator(mode="after")
+    def _compared_are_known(self) -> Self:
+        names = self.compared()
+        if not set(names) <= set(COMPARED) or len(set(names)) < len(names):
+            raise ValueError(
+                f"compare-classifiers = '{self.compare_classifiers}': must name each of {', '.join(COMPARED)} at most"
+                " once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_round_has_a_step(self) -> Self:
+        if self.classifier_rounds > self.classifier_steps:
+            raise ValueError(
+                f"classifier-rounds = {self.classifier_rounds}: must be <= classifier-steps = {self.classifier_steps}"
+            )
+        return self
+
+    def compared(self) -> tuple[str, ...]:
+        """``compare-classifiers`` one by one."""
+        return tuple(name.strip() for name in self.compare_classifiers.split(",")) if self.compare_classifiers else ()
 
 
 class DPSumSettings(StrategySettings):
@@ -257,7 +345,7 @@ class DfDSettings(OwnModelsSettings):
 
 SETTINGS: dict[str, type[StrategySettings]] = {
     "fedavg": AveragingSettings,
-    "fedmedian": AveragingSettings,
+    "fedmedian": MedianSettings,
     "fedtrimmedavg": TrimmedSettings,
     "krum": KrumSettings,
     "multikrum": MultiKrumSettings,
@@ -271,6 +359,7 @@ SETTINGS: dict[str, type[StrategySettings]] = {
     "fedddpm": FedDDPMSettings,
     "fedddpm-plus": FedDDPMPlusSettings,
     "dp-sum": DPSumSettings,
+    "ddsa": DDSASettings,
     "dfd": DfDSettings,
     "pooled": OwnModelsSettings,
     "local": StrategySettings,

@@ -102,6 +102,9 @@ RECIPES: Mapping[str, Recipe] = {
 """Recipes by name: our default, that of Ho et al. 2020 (arXiv 2006.11239), which the papers' settings use, and that of
 Stable Diffusion 1.5 with the rate of diffusers' fine-tuning script; a base model's own schedule goes before it."""
 
+LORA_RATE = 1e-4
+"""Rate of adapters in ``fine-tune``: that of diffusers' script for them."""
+
 
 def recipe_name(flat: Mapping[str, Scalar]) -> str:
     """Return the name of the recipe that a flat configuration means."""
@@ -114,4 +117,6 @@ def recipe_name(flat: Mapping[str, Scalar]) -> str:
 
 def recipe_defaults(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return what ``"auto"`` means for the keys of the recipe, by key, beside the other values."""
-    return dict(RECIPES[recipe_name(flat)].model_dump(by_alias=True))
+    name = recipe_name(flat)
+    defaults: dict[str, Scalar] = dict(RECIPES[name].model_dump(by_alias=True))
+    return {**defaults, "learning-rate": LORA_RATE} if name == FINE_TUNE and flat["train"] == "lora" else defaults

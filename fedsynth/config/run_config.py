@@ -29,14 +29,17 @@ from fedsynth.config.methods import (
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Replicas, Run
-from fedsynth.config.training import Model, Sampling, Training
+from fedsynth.config.training import LORA, Model, Sampling, Training
 from fedsynth.config.types import (
     AUTO,
+    FEW_LABELS,
     LEAST_SILOS,
+    MEANS,
     NONE,
     OWN_MODELS,
     REAL_SILOS,
     SUMMED_UPDATES,
+    WITH_ADAPTERS,
     WITH_BASE_MODEL,
     Auto,
     Scalar,
@@ -275,12 +278,21 @@ def _refuse_contradictions(config: RunConfig) -> None:
     _refuse_with_base_model(config)
     if config.recipe.codec == "autoencoder" and not (config.model.autoencoder or config.model.base_model):
         raise UserError("codec = 'autoencoder' needs an autoencoder: set autoencoder to the folder of one")
-    if config.data.dataset == REAL_SILOS and run.strategy == "centralised":
-        raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
+    if config.data.dataset == REAL_SILOS:
+        _refuse_at_real_silos(run.strategy)
     if config.training.mixed_precision == "bf16" and run.device == "cpu":
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _refuse_at_real_silos(strategy: str) -> None:
+    """Refuse strategies that are for simulated silos alone."""
+    reasons = {"centralised": "real silos do not show their images"} | dict.fromkeys(
+        FEW_LABELS, "no policy says yet what a real silo would tell of its confusions and pseudo-labels"
+    )
+    if strategy in reasons:
+        raise UserError(f"strategy = '{strategy}' works in simulation only: {reasons[strategy]}")
 
 
 def _refuse_with_base_model(config: RunConfig) -> None:
@@ -288,8 +300,12 @@ def _refuse_with_base_model(config: RunConfig) -> None:
     model, strategy = config.model, config.run.strategy
     if not model.base_model:
         return
+    adapted = model.train == LORA
+    remedy = f"choose {one_of_words(WITH_ADAPTERS if adapted else WITH_BASE_MODEL)}"
+    if not adapted and strategy in WITH_ADAPTERS:
+        remedy = f"set train = '{LORA}', or {remedy}"
     not_built = {
-        f"strategy = '{strategy}'": (strategy not in WITH_BASE_MODEL, f"choose {one_of_words(WITH_BASE_MODEL)}"),
+        f"strategy = '{strategy}'": (strategy not in (WITH_ADAPTERS if adapted else WITH_BASE_MODEL), remedy),
         f"dp-epsilon = {config.privacy.dp_epsilon}": (config.private, "leave it out"),
         "secure-aggregation = true": (config.cooperation.secure_aggregation, "set it to false"),
         f"aggregators = '{config.replicas.aggregators}'": (config.replicated, "set it to 'server'"),
@@ -299,6 +315,33 @@ def _refuse_with_base_model(config: RunConfig) -> None:
     for given, (found, remedy) in not_built.items():
         if found:
             raise UserError(f"{given} with a base-model: that is not built; {remedy}")
+    guidance, settings = config.sampling.guidance, config.settings
+    if guidance > 1 and isinstance(settings, DfDSettings) and settings.weights == "energy":
+        raise UserError(
+            f"weights = 'energy' with guidance = {guidance}: a guided prediction lies further from the noise than the"
+            " network's own, so that its distance says nothing of the silo; set weights = 'posterior' or 'constant', or"
+            " guidance = 1"
+        )
+    if adapted and isinstance(config.settings, AveragingSettings):
+        _refuse_unsound_factors(config.settings, strategy)
+
+
+def _refuse_unsound_factors(settings: AveragingSettings, strategy: str) -> None:
+    """Refuse to treat the factors of adapters as weights: many pairs of them have one product, which alone counts."""
+    aggregation = settings.lora_aggregation
+    if aggregation == "freeze-a":
+        return
+    if strategy not in MEANS:
+        raise UserError(
+            f"lora-aggregation = '{aggregation}' with strategy = '{strategy}': many factors B and A have one product,"
+            " so that their medians, distances and steps one by one say nothing of it; set lora-aggregation ="
+            " 'freeze-a', where all silos have one A, or strategy = 'fedavg'"
+        )
+    if settings.sample_from == "ema":
+        raise UserError(
+            f"sample-from = 'ema' with lora-aggregation = '{aggregation}': the moving average of factors is not that of"
+            " their products; set sample-from = 'raw', or lora-aggregation = 'freeze-a'"
+        )
 
 
 def _refuse_single_answers(config: RunConfig) -> None:
@@ -394,6 +437,11 @@ def _refuse_what_is_not_private(config: RunConfig) -> None:
         raise UserError(
             f"{given}: strategy = 'fedddpm-plus' acts on the silos' losses, which would tell of their images; set"
             " strategy = 'fedddpm'"
+        )
+    if strategy in FEW_LABELS:
+        raise UserError(
+            f"{given}: strategy = '{strategy}' has silos train classifiers and count confusions outside of it; choose"
+            " another strategy"
         )
     known = isinstance(config.settings, AveragingSettings | DPSumSettings)
     if not (strategy in OWN_MODELS or known) or is_plugin(strategy):

@@ -13,14 +13,19 @@ from fedsynth.config.types import (
     AUTO,
     OWN_MODELS,
     Auto,
+    BelowOne,
     Count,
     Positive,
     PositiveFloat,
     PresetName,
+    Scalar,
 )
 
 _OWN = {"strategy": OWN_MODELS}
 _NO_BASE = {"base-model": ("",)}
+_BASE: dict[str, tuple[Scalar, ...]] = {"base-model": (A_FOLDER,)}
+LORA = "lora"
+_WITH_ADAPTERS: dict[str, tuple[Scalar, ...]] = {"train": (LORA,)}
 MAX_PROMPT = 300
 AUGMENTATIONS = ("flip", "rotate90", "shift")
 
@@ -69,7 +74,18 @@ class Model(Section):
     prompt: str = key(
         "a photo of {class}",
         "prompt of a class for the base-model; its prompts.json goes before it",
-        acts_with={"base-model": (A_FOLDER,)},
+        acts_with=_BASE,
+    )
+    train: Literal["unet", "lora"] = key(
+        "unet",
+        "what is trained of the base-model, kept and sent: all of its U-Net, or low-rank adapters beside its weights",
+        acts_with=_BASE,
+    )
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = key(8, "r, rank of an adapter", acts_with=_WITH_ADAPTERS)
+    lora_targets: Literal["attention", "all"] = key(
+        "attention",
+        "layers with an adapter: the projections of attention, or every linear layer and convolution",
+        acts_with=_WITH_ADAPTERS,
     )
 
     @model_validator(mode="after")
@@ -123,6 +139,11 @@ class Training(Section):
         " empty: none",
     )
     oversample: bool = key(False, "draw a silo's classes equally often, however rare", acts_with=NOT_PRIVATE)
+    label_dropout: BelowOne = key(
+        0.0,
+        "share of the images that the base-model is trained on with an empty prompt, which guidance starts from",
+        acts_with=_BASE,
+    )
     mixed_precision: Literal["no", "bf16"] = key("no", "bf16: autocast, on CUDA only", acts_with=NOT_PRIVATE)
     early_stop: bool = key(
         True,
@@ -160,6 +181,14 @@ class Sampling(Section):
         "balanced", "label frequencies of the synthetic set", commands=("draw",)
     )
     sampling_steps: Positive = key(10, "timesteps visited when one model is sampled", commands=("draw",))
+    guidance: Annotated[float, Field(ge=1, le=100)] = key(
+        1.0, "how far predictions go beyond the class's prompt, away from the empty one; 1: not at all", acts_with=_BASE
+    )
+    guidance_source: Literal["silo", "base"] = key(
+        "silo",
+        "who predicts for the empty prompt: the network that is sampled, or the base-model without its adapters",
+        acts_with=_WITH_ADAPTERS,
+    )
     generator_steps: Count = key(
         0,
         "optimiser steps of a model that the server trains on the finished set; 0: none",

@@ -41,6 +41,7 @@ StrategyName = Literal[
     "fedddpm",
     "fedddpm-plus",
     "dp-sum",
+    "ddsa",
     "dfd",
     "pooled",
     "local",
@@ -54,8 +55,18 @@ SUMMED_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedy
 AVERAGING = (*SUMMED_UPDATES, "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "fedddpm", "fedddpm-plus")
 """Strategies that combine the weights of one network."""
 
+FEW_LABELS = ("ddsa",)
+"""Strategies whose silos know the labels of some of their images only."""
+
 WITH_BASE_MODEL = ("fedavg", "dfd", "pooled", "local", "centralised")
 """Strategies that fine-tune a base model."""
+WITH_ADAPTERS = (
+    *(*WITH_BASE_MODEL, "fedprox", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
+    *("fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+)
+"""Strategies that fine-tune it by adapters."""
+MEANS = ("fedavg", "fedprox")
+"""Of them, those that average weights by a mean, which adapters have whatever their factors."""
 REPLICATED = (
     *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),

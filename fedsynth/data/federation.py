@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.config import AUTO, NATURAL, RunConfig
+from fedsynth.config.types import FEW_LABELS, NONE
 from fedsynth.data.datasets import load_dataset
 from fedsynth.data.duplicate_images import describe_between_silos
 from fedsynth.data.folder_layout import find_folds
 from fedsynth.data.folder_origins import silos_in_folders
 from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_folder import describe_conversion
+from fedsynth.data.label_split import labelled_rows, spread_labelled
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import configured_origins
 from fedsynth.data.partition import manifest, partition, partition_parameters
@@ -39,12 +41,14 @@ class Federation:
         test: test fold, which stays with the server.
         parts: indices into ``train``, one array per silo.
         silo_names: names of natural silos, in the order of ``parts``; empty where nobody gave any.
+        labelled: indices of the images whose labels a silo knows, in the order of ``parts``; None: all.
     """
 
     train: LabelledImages
     test: LabelledImages
     parts: list[NDArray[np.int64]]
     silo_names: tuple[str, ...] = ()
+    labelled: list[NDArray[np.int64]] | None = None
 
     @property
     def spec(self) -> ImageSpec:
@@ -55,12 +59,25 @@ class Federation:
         """Return what silo ``partition_id`` sees."""
         indices = self.parts[partition_id]
         fraction, seed = config.data.holdout_fraction, config.run.seed
-        return simulated_silo(self.train, indices, partition_id, fraction, seed, each_alone=config.private)
+        if self.labelled is None:
+            return simulated_silo(self.train, indices, partition_id, fraction, seed, each_alone=config.private)
+        labelled, held = self.labelled[partition_id], self._held_out(partition_id, config)
+        unlabelled = np.setdiff1d(indices, np.union1d(labelled, held))
+        parts = (self.train.subset(rows) for rows in (labelled, held, unlabelled))
+        return Silo(f"silo-{partition_id}", *parts)
+
+    def _held_out(self, silo: int, config: RunConfig) -> NDArray[np.int64]:
+        """Return what a silo with few labels holds out: none of them."""
+        held = holdout_rows(self.train, self.parts[silo], config.data.holdout_fraction, config.run.seed)[1]
+        return np.setdiff1d(held, self.labelled[silo]) if self.labelled is not None else held
 
     def union(self, config: RunConfig) -> LabelledImages:
-        """Return the images that all silos train on, one silo after the other."""
+        """Return the images that all silos train on, one silo after the other; where labels are few, may train on."""
         fraction, seed = config.data.holdout_fraction, config.run.seed
-        rows = [holdout_rows(self.train, indices, fraction, seed, config.private)[0] for indices in self.parts]
+        if self.labelled is None:
+            rows = [holdout_rows(self.train, indices, fraction, seed, config.private)[0] for indices in self.parts]
+        else:
+            rows = [np.setdiff1d(part, self._held_out(k, config)) for k, part in enumerate(self.parts)]
         return self.train.subset(np.concatenate(rows))
 
     def describe_duplicates(self) -> str:
@@ -83,7 +100,14 @@ class Federation:
         some = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
         kept = f"; {100 * held_out:g} % of each silo's are held out from its training" if held_out else ""
         scheme = f"{config.data.partition} ({given})" if given else config.data.partition
-        return f"{scheme}, {len(sizes)} silos of {some} images{kept}"
+        return f"{scheme}, {len(sizes)} silos of {some} images{kept}{self._describe_labels(config)}"
+
+    def _describe_labels(self, config: RunConfig) -> str:
+        if self.labelled is None:
+            return ""
+        alpha = config.data.labelled_alpha
+        drawn = "" if alpha == NONE else f", spread by a draw of their own (labelled-alpha = {alpha})"
+        return f"; the labels of {sum(map(len, self.labelled)):,} images are known{drawn}"
 
     def describe_silos(self) -> str:
         """Say which natural silo each is: ``silo-0 is bccd, silo-1 is tecom``; empty where nobody gave names."""
@@ -97,9 +121,15 @@ class Federation:
             self.train.classes,
             config.data.partition,
             config.run.seed,
-            _parameters(config),
+            {**_parameters(config), **self._label_parameters(config)},
             self.silo_names,
+            self.labelled,
         )
+
+    def _label_parameters(self, config: RunConfig) -> dict[str, Any]:
+        if self.labelled is None:
+            return {}
+        return config.data.model_dump(include={"labelled_fraction", "labelled_alpha"})
 
 
 def load_federation(config: RunConfig) -> Federation:
@@ -119,7 +149,8 @@ def load_federation(config: RunConfig) -> Federation:
         groups=train.groups,
         **_parameters(config),
     )
-    return Federation(train, test, parts, _natural_names(config, train))
+    parts, labelled = _labelled(config, train, parts) if config.run.strategy in FEW_LABELS else (parts, None)
+    return Federation(train, test, parts, _natural_names(config, train), labelled)
 
 
 def natural_silos(config: RunConfig) -> tuple[str, ...]:
@@ -132,6 +163,17 @@ def natural_silos(config: RunConfig) -> tuple[str, ...]:
     if data.partition == NATURAL and data.dataset == "imagefolder" and data.data_root:
         return tuple(sorted(silos_in_folders(Path(data.data_root).expanduser(), configured_origins(data))))
     return _natural_names(config, _folds(config)[0]) if data.partition == NATURAL else ()
+
+
+def _labelled(
+    config: RunConfig, train: LabelledImages, parts: list[NDArray[np.int64]]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return the images of every silo, and those of them whose labels it knows."""
+    data, seed = config.data, config.run.seed
+    if data.labelled_alpha != NONE:
+        return spread_labelled(train.labels, parts, data.labelled_fraction, data.labelled_alpha, seed)
+    kept = [holdout_rows(train, part, data.holdout_fraction, seed)[0] for part in parts]
+    return parts, [labelled_rows(train.labels, rows, data.labelled_fraction, seed, k) for k, rows in enumerate(kept)]
 
 
 def _natural_names(config: RunConfig, train: LabelledImages) -> tuple[str, ...]:

@@ -107,13 +107,15 @@ def manifest(
     seed: int,
     params: Mapping[str, Any],
     silos: Sequence[str] = (),
+    labelled: Sequence[Indices] | None = None,
 ) -> dict[str, Any]:
     """Describe a partition, ready for JSON.
 
     Returns:
         ``scheme``, ``seed``, ``params``, ``classes``, ``clients`` (a list of ``partition-id``, ``indices``,
-        ``label-counts`` in the order of ``classes`` and, if ``silos`` names them, ``silo``) and ``sha256``, the hash
-        of the rest as compact JSON with sorted keys.
+        ``label-counts`` in the order of ``classes``, if ``silos`` names them ``silo`` and, where ``labelled`` says
+        which images' labels are known, ``labelled-indices``) and ``sha256``, the hash of the rest as compact JSON with
+        sorted keys.
     """
     counts = label_counts(labels, parts, len(classes))
     clients: list[dict[str, Any]] = [
@@ -122,6 +124,8 @@ def manifest(
     ]
     for client, name in zip(clients, silos, strict=False):
         client["silo"] = name
+    for client, known in zip(clients, labelled or (), strict=False):
+        client["labelled-indices"] = known.tolist()
     content = {"scheme": scheme, "seed": seed, "params": dict(params), "classes": list(classes), "clients": clients}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}

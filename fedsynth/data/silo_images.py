@@ -31,16 +31,21 @@ class Silo:
         name: ``silo-<partition id>`` in a simulation, otherwise the silo's own name.
         train: images the local model is trained on.
         holdout: images never trained on, for early stopping, the copy check and per-silo evaluation.
+        unlabelled: images whose labels the silo does not know, where labels are few: those that stand here are a
+            simulation's, to measure with. None: every image is labelled.
     """
 
     name: str
     train: LabelledImages
     holdout: LabelledImages
+    unlabelled: LabelledImages | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the name and of both parts, computed once: nobody writes to the images of an open silo."""
+        """SHA-256 (hex) of the name and of all parts, computed once: nobody writes to the images of an open silo."""
         parts = [self.name, self.train.fingerprint(), self.holdout.fingerprint()]
+        if self.unlabelled is not None:
+            parts.append(self.unlabelled.fingerprint())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

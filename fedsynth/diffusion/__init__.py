@@ -4,7 +4,13 @@ from fedsynth.diffusion.base_model import settle_base_model
 from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
-from fedsynth.diffusion.initial import count_parameters, initial_unet, network_settings, pick_device
+from fedsynth.diffusion.initial import (
+    count_parameters,
+    exchanged_shapes,
+    initial_unet,
+    network_settings,
+    pick_device,
+)
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, load_saved_network, model_seal, save_model
 from fedsynth.diffusion.public_start import public_start, start_of
@@ -37,6 +43,7 @@ __all__ = [
     "codec_of",
     "count_parameters",
     "draw_initial_noise",
+    "exchanged_shapes",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",

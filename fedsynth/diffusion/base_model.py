@@ -7,6 +7,8 @@ its own, and compares digests before anything is trained.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +16,17 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedsynth.adapter_shapes import Shape
 from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.diffusion.adapters import AdaptedUNet, Adapters
 from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
 from fedsynth.errors import UserError
-from fedsynth.latent.conditions import digest_of_text, prompts_of, read_conditions
+from fedsynth.latent.conditions import NOTHING, digest_of_text, prompts_of, read_conditions
 from fedsynth.latent.folder import WEIGHTS_FILE, ModelFolder
 from fedsynth.sealed import sha256_of
-from fedsynth.weight_files import count_numbers, digest_of_weights
+from fedsynth.weight_files import digest_of_weights, shapes_of
 
 KEY = "base-model"
 SCHEDULER_FILE = "scheduler_config.json"
@@ -44,7 +48,7 @@ class BaseModel:
         folder: where it is.
         digest: SHA-256 of all that is frozen or started from, but for the autoencoder, which the codec's names; 64
             hexadecimal digits.
-        num_weights: numbers in its U-Net.
+        shapes: of the tensors of its U-Net, by state dict name.
     """
 
     key: ClassVar[str] = KEY
@@ -52,19 +56,28 @@ class BaseModel:
 
     folder: ModelFolder
     digest: str
-    num_weights: int
+    shapes: Mapping[str, Shape] = field(repr=False)
     _settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in its U-Net."""
+        return sum(map(math.prod, self.shapes.values()))
 
     def prompts(self, template: str, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the prompt of every class, as :func:`fedsynth.latent.conditions.prompts_of`."""
         return prompts_of(self.folder, template, classes)
 
-    def network(self, template: str, codec: Codec) -> PromptedUNet:
+    def network(
+        self, template: str, codec: Codec, adapters: Adapters | None = None, with_nothing: bool = False
+    ) -> PromptedUNet:
         """Return the U-Net with the prompts of a run's classes, on the CPU, in single precision.
 
         Args:
             template: ``prompt`` of the run.
             codec: the run's.
+            adapters: that it is given; None: its weights themselves are trained.
+            with_nothing: whether it can be asked by an empty prompt.
 
         Raises:
             UserError: it is no network of such latents, or its prompts cannot be had.
@@ -73,7 +86,9 @@ class BaseModel:
 
         unet_folder = _unet_folder(self.folder)
         self._check_grid(codec)
-        conditions = _conditions(self, self.prompts(template, codec.spec.classes))
+        prompts = self.prompts(template, codec.spec.classes)
+        conditions = _conditions(self, (*prompts, NOTHING) if with_nothing else prompts).clone()
+        conditions, nothing = (conditions[:-1], conditions[-1]) if with_nothing else (conditions, None)
         width = self._settings.get("cross_attention_dim", 1280)
         if width != conditions.shape[-1]:
             raise unet_folder.error(
@@ -81,7 +96,9 @@ class BaseModel:
                 f" {unet_folder.again}"
             )
         unet, _ = unet_folder.build(UNet2DConditionModel, self._settings, unet_folder.weights(), ())
-        return PromptedUNet(unet.float(), conditions.clone())
+        if adapters is not None:
+            return AdaptedUNet(unet.float(), conditions, adapters, self.digest, nothing)
+        return PromptedUNet(unet.float(), conditions, nothing)
 
     def _check_grid(self, codec: Codec) -> None:
         channels = self._settings.get("in_channels", 4), self._settings.get("out_channels", 4)
@@ -206,11 +223,11 @@ def _read(path: Path, stamp: tuple[Any, ...]) -> BaseModel:
     weights = unet.weights_file(WEIGHTS_FILE)
     try:
         parts = [digest_of_weights(weights), repr(sorted(settings.items())), digest_of_text(folder)]
-        num_weights = count_numbers(weights)
+        shapes = shapes_of(weights)
     except ValueError as error:
         raise error if isinstance(error, UserError) else folder.error(f"{error}: {folder.again}") from error
     parts.append(repr(sorted(_schedule(folder).items())))
-    return BaseModel(folder, sha256_of([part.encode() for part in parts]), num_weights, settings)
+    return BaseModel(folder, sha256_of([part.encode() for part in parts]), shapes, settings)
 
 
 @lru_cache(maxsize=4)

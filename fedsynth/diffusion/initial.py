@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DModel
 
+from fedsynth.adapter_shapes import Shape, adapted_layers, factor_shapes
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
+from fedsynth.diffusion.adapters import adapters_of
 from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.denoiser import Denoiser
@@ -29,7 +31,11 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """
     codec = codec_of(config, spec)
     if (base := base_model(config)) is not None:
-        return base.network(config.model.prompt, codec)
+        asks_nothing = config.sampling.guidance > 1 or config.training.label_dropout > 0
+        network = base.network(config.model.prompt, codec, adapters_of(config), asks_nothing)
+        network.guidance = config.sampling.guidance
+        network.guided_from_base = config.sampling.guidance_source == "base"
+        return network
     return start_from_public(_initial_unet(config, codec), config, codec)
 
 
@@ -72,6 +78,17 @@ def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
         return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())
+
+
+def exchanged_shapes(config: RunConfig, spec: ImageSpec) -> dict[str, Shape]:
+    """Return by name the shapes of what a run trains, and averages where it does: its network's state dict."""
+    if (base := base_model(config)) is None:
+        codec = codec_of(config, spec)
+        with torch.device("meta"):
+            return {name: tuple(values.shape) for name, values in _initial_unet(config, codec).state_dict().items()}
+    if (adapters := adapters_of(config)) is None:
+        return dict(base.shapes)
+    return factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank, adapters.frozen_a)
 
 
 def pick_device(wanted: str) -> torch.device:

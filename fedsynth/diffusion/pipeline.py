@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from safetensors.torch import save_file
 
+from fedsynth.diffusion.adapters import AdaptedUNet, write_adapters
 from fedsynth.diffusion.codec import Codec, saved_codec
 from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
 from fedsynth.diffusion.sampling import network_output, sample
@@ -33,12 +34,18 @@ def model_seal(key: str | None = None) -> Seal:
 
 
 def save_model(
-    folder: Path, network: Denoiser, scheduler: SchedulerMixin, codec: Codec, classes: Sequence[str]
+    folder: Path,
+    network: Denoiser,
+    scheduler: SchedulerMixin,
+    codec: Codec,
+    classes: Sequence[str],
+    with_base: bool = True,
 ) -> None:
     """Write a trained network and what it was trained for as a folder of diffusers, without a seal.
 
     Of a base model these are its U-Net and scheduler, and the embeddings of its prompts: with the base's other parts
-    ``diffusers.StableDiffusionPipeline.from_pretrained(base, unet=...)`` draws from them.
+    ``diffusers.StableDiffusionPipeline.from_pretrained(base, unet=...)`` draws from them. Of adapters also a file that
+    its ``load_lora_weights`` takes.
 
     Args:
         folder: is there, and empty.
@@ -46,8 +53,14 @@ def save_model(
         scheduler: see :func:`fedsynth.diffusion.samplers.lasting_scheduler`.
         codec: of the run.
         classes: in label order.
+        with_base: whether the U-Net is written also where adapters alone were trained: merged with them.
     """
-    if isinstance(network, PromptedUNet):
+    if isinstance(network, AdaptedUNet):
+        unet = network.merged() if with_base else None
+        FineTunedPipeline(unet, scheduler, classes, **codec.saved).save_pretrained(folder)
+        write_adapters(folder, network)
+        save_file({"conditions": network.conditions.cpu().contiguous()}, folder / CONDITIONS_FILE)
+    elif isinstance(network, PromptedUNet):
         FineTunedPipeline(network.unet, scheduler, classes, **codec.saved).save_pretrained(folder)
         save_file({"conditions": network.conditions.cpu().contiguous()}, folder / CONDITIONS_FILE)
     else:
@@ -73,16 +86,18 @@ class FineTunedPipeline(DiffusionPipeline):
     """What a run trained of a base model; it holds no autoencoder, and draws nothing.
 
     Args:
-        unet: the base's U-Net with other weights.
+        unet: the base's U-Net with other weights; None: what was trained are adapters beside it.
         scheduler: noise schedule and prediction.
         classes: class names, in label order.
         codec: digest of autoencoder and scale, as :attr:`fedsynth.diffusion.codec.Codec.digest`.
         image_channels: of the images.
     """
 
+    _optional_components: ClassVar[list[str]] = ["unet"]
+
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | None,
         scheduler: SchedulerMixin,
         classes: Sequence[str] = (),
         codec: str = "",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 
 from fedsynth.config import Recipe
-from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
 from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
@@ -62,16 +64,22 @@ def network_output(unet: Denoiser, batch_size: int = NETWORK_BATCH) -> PredictNo
     """Return what a network says of (x_t, t, y), evaluated in batches on its device; inputs and outputs on the CPU."""
     device = next(unet.parameters()).device
     unet.eval()
+    said = unet.guided if isinstance(unet, PromptedUNet) else partial(_said, unet)
 
     @torch.inference_mode()
     def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
         output = torch.empty_like(x)
         for first in range(0, len(x), batch_size):
             rows = slice(first, first + batch_size)
-            output[rows] = unet(x[rows].to(device), t, class_labels=labels[rows].to(device)).sample.cpu()
+            output[rows] = said(x[rows].to(device), t, labels[rows].to(device)).cpu()
         return output
 
     return predict
+
+
+def _said(unet: UNet2DModel, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
+    predicted: torch.Tensor = unet(x, t, class_labels=labels).sample
+    return predicted
 
 
 def noise_predictor(unet: Denoiser, recipe: Recipe, bound: float = 1.0) -> PredictNoise:

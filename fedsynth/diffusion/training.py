@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from fedsynth.config import Recipe, Training
 from fedsynth.diffusion.codec import Images
-from fedsynth.diffusion.denoiser import Denoiser
+from fedsynth.diffusion.denoiser import Denoiser, num_classes
 from fedsynth.diffusion.recipe import denoising_loss, learning_rate, make_optimizer
 from fedsynth.diffusion.samplers import make_scheduler
 from fedsynth.errors import RunError
@@ -174,7 +174,7 @@ def train(
         images: training images, drawn with replacement: uniformly, or under ``config.oversample`` so that every class
             among ``labels`` is equally likely.
         labels: their classes (n,).
-        config: batch size, oversampling, clipping, precision.
+        config: batch size, oversampling, clipping, precision; and how often a base model is asked by an empty prompt.
         until_step: total number of steps after this call.
         deadline: ``time.monotonic()`` after which no further step starts; at least one step is made.
         on_step: called with (steps done, loss) after each step.
@@ -198,7 +198,11 @@ def train(
         clean = images[rows] if isinstance(images, torch.Tensor) else images.draw(rows, state.generator)
         t = torch.randint(state.recipe.num_train_timesteps, (len(clean),), generator=state.generator)
         noise = torch.randn(clean.shape, generator=state.generator)
-        state.losses.append(_step(state, scheduler, (clean, labels[rows], t, noise), config, proximal))
+        classes = labels[rows]
+        if config.label_dropout:
+            dropped = torch.rand(len(clean), generator=state.generator) < config.label_dropout
+            classes = classes.masked_fill(dropped, num_classes(state.unet))
+        state.losses.append(_step(state, scheduler, (clean, classes, t, noise), config, proximal))
         if on_step is not None:
             on_step(state.steps, state.losses[-1])
         if deadline is not None and time.monotonic() >= deadline:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         FEATURE_SPACE,
         DomainClassifier,
         extract_features,
+        predict_labels,
         train_domain_classifier,
     )
     from fedsynth.evaluation.networks.extractors import EXTRACTORS
@@ -39,6 +40,7 @@ __all__ = [
     "mean_columns",
     "measure_rows",
     "precision_recall_density_coverage",
+    "predict_labels",
     "train_domain_classifier",
     "utility_scores",
 ]

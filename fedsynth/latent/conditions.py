@@ -19,6 +19,8 @@ PROMPTS = "prompts.json"
 """Prompts by class, in place of the one with ``{class}``."""
 PACKAGES = ("transformers", "tokenizers")
 PLACEHOLDER = "{class}"
+NOTHING = ""
+"""The prompt that guidance goes away from."""
 _TOKENISER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 

@@ -12,6 +12,9 @@
 | :mod:`~fedsynth.messages.aggregate` | updates of all silos | a signed statement of what they make |
 | :mod:`~fedsynth.messages.sample` | labels, sample numbers, perhaps weights | images |
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
+| :mod:`~fedsynth.messages.confusion` | a classifier | counts of its confusions |
+| :mod:`~fedsynth.messages.select` | a classifier, thresholds | counts of pseudo-labels |
+| :mod:`~fedsynth.messages.synthesise` | weights, images per class to draw and keep | counts of them |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
 | :mod:`~fedsynth.messages.evaluate` | classifier and manifold of the synthetic set | held-out images, in four cells |
 
@@ -21,6 +24,7 @@ into bytes.
 """
 
 from fedsynth.messages.aggregate import AggregateAnswer, AggregateRequest
+from fedsynth.messages.confusion import ConfusionAnswer, ConfusionRequest
 from fedsynth.messages.describe import DescribeAnswer, DescribeRequest
 from fedsynth.messages.envelope import PROTOCOL, Answer, Request, Sender, sender_of
 from fedsynth.messages.epsilon import EpsilonAnswer, EpsilonRequest
@@ -39,7 +43,9 @@ from fedsynth.messages.masked import (
 from fedsynth.messages.masked_train import MaskedTrainRequest
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
+from fedsynth.messages.select import SelectAnswer, SelectRequest
 from fedsynth.messages.statistics import StatisticsAnswer, StatisticsRequest
+from fedsynth.messages.synthesise import SynthesiseAnswer, SynthesiseRequest
 from fedsynth.messages.train import TrainAnswer, TrainRequest
 from fedsynth.messages.upload import UploadAnswer, UploadRequest
 
@@ -56,6 +62,9 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     RevealRequest,
     SampleRequest,
     UploadRequest,
+    ConfusionRequest,
+    SelectRequest,
+    SynthesiseRequest,
     StatisticsRequest,
     EvaluateRequest,
 )
@@ -69,6 +78,8 @@ __all__ = [
     "AgreeAnswer",
     "AgreeRequest",
     "Answer",
+    "ConfusionAnswer",
+    "ConfusionRequest",
     "DescribeAnswer",
     "DescribeRequest",
     "EpsilonAnswer",
@@ -87,10 +98,14 @@ __all__ = [
     "RevealRequest",
     "SampleAnswer",
     "SampleRequest",
+    "SelectAnswer",
+    "SelectRequest",
     "Sender",
     "StatisticsAnswer",
     "StatisticsRequest",
     "SumRequest",
+    "SynthesiseAnswer",
+    "SynthesiseRequest",
     "TrainAnswer",
     "TrainRequest",
     "UploadAnswer",

@@ -22,9 +22,13 @@ _HEADER = re.compile(
 
 def dumps(values: np.ndarray) -> bytes:
     """Return what ``np.save`` would write of an array in C order."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
-    return b"".join([header.getvalue(), values.reshape(-1).view(np.uint8).data])
+    return b"".join([_header(values), values.reshape(-1).view(np.uint8).data])
+
+
+def size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return how many bytes :func:`dumps` writes of such an array."""
+    values = np.broadcast_to(np.zeros((), dtype), shape)
+    return len(_header(values)) + values.size * values.itemsize
 
 
 def view(data: bytes) -> np.ndarray:
@@ -56,3 +60,9 @@ def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     dtype, fortran, shape = match.groups()
     sizes = tuple(int(size) for size in shape.split(b",") if size.strip())
     return sizes, fortran == b"True", np.dtype(dtype.decode())
+
+
+def _header(values: np.ndarray) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    return header.getvalue()

@@ -29,8 +29,7 @@ def pack(arrays: Mapping[str, Packed], most: int = PIECE_BYTES) -> list[bytes]:
 
     The index is JSON: name, dtype, shape, stype and number of bytes of every array, in order.
     """
-    index = [[name, array.dtype, array.shape, array.stype, len(array.data)] for name, array in arrays.items()]
-    head = json.dumps(index, separators=(",", ":")).encode()
+    head = _head({name: (*array[:3], len(array.data)) for name, array in arrays.items()})
     length = len(head).to_bytes(_LENGTH_BYTES, "little")
     stream = _Stream([length, head, *(array.data for array in arrays.values())])
     return [stream.take(min(most, stream.left)) for _ in range(0, stream.left, most)]
@@ -53,6 +52,15 @@ def unpack(pieces: Iterable[bytes]) -> dict[str, Packed]:
     if stream.left:
         raise ValueError(f"packed arrays: {stream.left} bytes too many")
     return arrays
+
+
+def packed_bytes(arrays: Mapping[str, tuple[str, tuple[int, ...], str, int]]) -> int:
+    """Return the bytes of all pieces of arrays that need not be there: dtype, shape, stype and number of bytes."""
+    return _LENGTH_BYTES + len(_head(arrays)) + sum(size for *_, size in arrays.values())
+
+
+def _head(arrays: Mapping[str, tuple[str, tuple[int, ...], str, int]]) -> bytes:
+    return json.dumps([[name, *facts] for name, facts in arrays.items()], separators=(",", ":")).encode()
 
 
 class _Stream:

@@ -25,6 +25,12 @@ from fedsynth.messages.fields import (
 from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
+DIFFUSION, CLASSIFIER = "diffusion", "classifier"
+IMAGES = ("first", "labelled", "pseudo", "synthetic", "fixmatch", "all")
+"""What a silo of few labels trains on: its labelled images, but for ``first`` those that count its confusions; with
+``pseudo`` its pseudo-labelled ones besides, with ``synthetic`` those it synthesised, with ``fixmatch`` its unlabelled
+ones without labels, with ``all``, in a simulation, with their true ones."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainAnswer(Answer):
@@ -77,10 +83,12 @@ class TrainRequest(TrainingRound, Request[TrainAnswer]):
     """Weights to continue from.
 
     Attributes:
-        run_token: names the run, for tensors that stay with the silo.
+        run_token: names the run, for what stays with the silo.
         report_parts: parts of the network to answer; None: all.
         keys: the public keys of all silos, as text, where silos aggregate (:mod:`fedsynth.replicas`).
         certificates: of the rounds since the last that the silo has heard of, oldest first.
+        model: what the weights are of, :data:`DIFFUSION` or :data:`CLASSIFIER`.
+        images: what to train on, one of :data:`IMAGES`, where labels are few; None: everything.
     """
 
     kind: ClassVar[str] = "train"
@@ -89,6 +97,8 @@ class TrainRequest(TrainingRound, Request[TrainAnswer]):
     report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)
     keys: str | None = setting(KEYS, None)
     certificates: tuple[str, ...] = setting(several(ENVELOPE), ())
+    model: str = setting(text(f"{DIFFUSION}|{CLASSIFIER}"), DIFFUSION)
+    images: str | None = setting(text("|".join(IMAGES)), None)
 
     def reader(self) -> Reader[TrainAnswer]:
         """Read the answer by itself."""

@@ -134,6 +134,12 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor], wire_dtype: str | None =
     return ArrayRecord({name: encode(tensor, wire_dtype) for name, tensor in tensors.items()})
 
 
+def tensors_bytes(shapes: Mapping[str, tuple[int, ...]], wire_dtype: str) -> int:
+    """Return how many bytes floating-point tensors of such shapes take in a message, before there are any."""
+    facts = {name: (wire_dtype, shape, SType.NUMPY, npy.size(wire_dtype, shape)) for name, shape in shapes.items()}
+    return packing.packed_bytes(facts)
+
+
 def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
     """Inverse of :func:`encode_tensors`."""
     return {name: decode(array) for name, array in record.items()}

@@ -6,6 +6,7 @@ from fedsynth.lazy import imported_when_asked_for
 
 if TYPE_CHECKING:
     from fedsynth.output.class_folders import folder_names
+    from fedsynth.output.classifier import write_classifier
     from fedsynth.output.dataset import SyntheticDataset, describe_dataset, read_dataset, write_dataset
     from fedsynth.output.evaluation_figures import (
         Embedding,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from fedsynth.output.model_card import model_card
     from fedsynth.output.report import ReportContent, evaluation_parts, write_report
+    from fedsynth.output.report_table import ReportTable
     from fedsynth.output.report_words import ROUNDS, headings_and_meanings
     from fedsynth.output.run_folder import RunFolder, default_name
     from fedsynth.output.terminal import terminal_table
@@ -42,6 +44,7 @@ __all__ = [
     "Findings",
     "NearestImages",
     "ReportContent",
+    "ReportTable",
     "RunFolder",
     "SyntheticDataset",
     "Usefulness",
@@ -66,6 +69,7 @@ __all__ = [
     "terminal_table",
     "verdict_of",
     "why_not_publish",
+    "write_classifier",
     "write_dataset",
     "write_report",
 ]

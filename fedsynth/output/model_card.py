@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from fedsynth.output.dataset_card import UNKNOWN, citing_section, inline, limits_of, making_section, privacy_section
+from fedsynth.text import printable
 
 _READING = """```python
 import fedsynth
@@ -18,6 +19,21 @@ pipeline(["{name}"]).images
 ```
 
 diffusers alone opens the parts, such as `UNet2DModel.from_pretrained("{repo_id}", subfolder="unet")`."""
+
+_OF_A_BASE = """Put it into the base model's own pipeline, `{base}` being its folder or its name on a hub:
+
+```python
+from diffusers import StableDiffusionPipeline{imported}
+
+{opened}
+pipeline("{prompt}").images
+```
+
+Prompts as in training, of which `conditions.safetensors` holds the embeddings, are "{prompt}" and so on by class."""
+_MERGED = """unet = UNet2DConditionModel.from_pretrained("{repo_id}", subfolder="unet")
+pipeline = StableDiffusionPipeline.from_pretrained("{base}", unet=unet, safety_checker=None)"""
+_ADAPTERS = """pipeline = StableDiffusionPipeline.from_pretrained("{base}", safety_checker=None)
+pipeline.load_lora_weights("{repo_id}")"""
 
 
 def model_card(classes: Sequence[str], provenance: Mapping[str, Any], repo_id: str) -> str:
@@ -48,8 +64,25 @@ def model_card(classes: Sequence[str], provenance: Mapping[str, Any], repo_id: s
         "## Limits",
         "\n".join(f"- {inline(sentence)}" for sentence in (*limits, *provenance.get("caveats", ()))),
         "## Using it",
-        _READING.format(repo_id=repo_id, name=classes[0].replace("\\", "").replace('"', "")),
+        _reading(classes[0], provenance.get("settings", {}), repo_id),
         "## Citing",
         citing_section(provenance),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _reading(name: str, settings: Mapping[str, Any], repo_id: str) -> str:
+    """Return how a model is opened, by fedsynth or by the pipeline of its base model."""
+    if "base-model" not in settings:
+        return _READING.format(repo_id=repo_id, name=_plain(name))
+    base, prompt = _plain(str(settings["base-model"])), _plain(str(settings.get("prompt", "")).replace("{class}", name))
+    adapted = settings.get("train") == "lora"
+    opened = (_ADAPTERS if adapted else _MERGED).format(repo_id=repo_id, base=base)
+    return _OF_A_BASE.format(
+        base=base, opened=opened, prompt=prompt, imported="" if adapted else ", UNet2DConditionModel"
+    )
+
+
+def _plain(text: str) -> str:
+    """Return a text that can stand between quotation marks of a program, on one line."""
+    return printable(" ".join(text.split())).translate(dict.fromkeys(map(ord, '\\"`')))

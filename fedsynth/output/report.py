@@ -30,6 +30,7 @@ from fedsynth.output.figures import (
     round_curve,
 )
 from fedsynth.output.html_page import Picture, document, render, rendered, write_page
+from fedsynth.output.report_table import ReportTable
 from fedsynth.output.report_template import BODY
 from fedsynth.progress import duration
 from fedsynth.units import column_names, human_bytes, show
@@ -87,6 +88,7 @@ class ReportContent:
         command: That makes the run again.
         settings: Every setting of the run, resolved.
         resolved: The settings whose value the program chose.
+        tables: What only some runs have.
         limits: Limits of this run, added to those of all synthetic images.
         privacy: What is guaranteed of their privacy, in sentences; empty: nothing.
     """
@@ -119,6 +121,7 @@ class ReportContent:
     command: str = ""
     settings: Mapping[str, Any] | None = None
     resolved: Collection[str] = ()
+    tables: Sequence[ReportTable] = ()
     limits: Sequence[str] = ()
     privacy: Sequence[str] = ()
 

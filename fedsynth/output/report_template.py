@@ -71,6 +71,20 @@ the standard deviation over random subsets.
 </table></div>
 {% endif %}
 
+{% for table in content.tables %}
+<h2 id="table-{{ loop.index }}">{{ table.heading }}</h2>
+<p>{{ table.explanation }}</p>
+<div class="scroll"><table class="cards">
+<thead><tr><th></th>
+{% for name in table.columns %}{{ head(name, table.rows.values()) }}{% endfor %}</tr></thead>
+<tbody>
+{% for name, row in table.rows.items() %}
+<tr><th scope="row">{{ name }}</th>
+{% for column in table.columns %}{{ cell(row.get(column), label=column) }}{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endfor %}
+
 {% if "per-class" in pictures %}
 <h2 id="classes">Class by class</h2>
 <p>A good average can hide a class that failed: look for a bar much shorter or longer than the others.

@@ -294,6 +294,16 @@ class AveragingStrategy(SynthesisStrategy):
             self._replication.load_state_dict(state["replicas"], self._run_token)
 
     @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Mean loss of the silos by round, where they tell it."""
+        return self._losses
+
+    @property
+    def averaged(self) -> dict[str, torch.Tensor] | None:
+        """The moving average of the weights over rounds; None where the last ones are sampled from."""
+        return self._average
+
+    @property
     def sent(self) -> ArrayRecord:
         """The weights that this round's silos started from; empty before the first round."""
         return self._arrays or ArrayRecord()

@@ -24,6 +24,7 @@ def take_census(
     names: Mapping[int, str] | None = None,
     codec: str | None = None,
     start: str | None = None,
+    least: int = 1,
 ) -> Census:
     """Ask every silo what it holds; one whose claim makes no sense is left out, with name and reason in the log.
 
@@ -35,6 +36,7 @@ def take_census(
         names: by node id, where the silos have said them already; none may change it.
         codec: digest of the run's codec, which every silo compares with its own; None: they do not.
         start: digest of the public model that networks start from, which they compare, too; None: they do not.
+        least: the fewest images that a silo may claim.
 
     Raises:
         RunError: a silo cannot open its images, two go by one name, or nobody is left.
@@ -47,7 +49,7 @@ def take_census(
     for k, answer in sorted(answers, key=lambda item: item[1].sender[:2]):
         node_id, said = nodes.members[k].node_id, answer.sender.name
         name = said if names is None else names[node_id]
-        problem = _problem(answer, len(spec.classes), max_silo_images)
+        problem = _problem(answer, len(spec.classes), least, max_silo_images)
         if problem := f"calls itself '{said}' now" if said != name else problem:
             reasons.append(f"{name}: {problem}")
             logger.warning("%s left out of the run: %s", name, problem)
@@ -67,12 +69,12 @@ def take_census(
     return Census(members)
 
 
-def _problem(answer: PrepareAnswer, num_classes: int, most: int) -> str:
+def _problem(answer: PrepareAnswer, num_classes: int, least: int, most: int) -> str:
     """Return what makes no sense about a silo's claim; empty if nothing."""
     counts = list(answer.label_counts)
     if len(counts) != num_classes:
         return f"label counts {counts} do not fit {num_classes} classes"
-    if not 1 <= sum(counts) <= most:
+    if not least <= sum(counts) <= most:
         why = "; the noise of its policy (count-noise) hides classes of few" if not sum(counts) else ""
-        return f"claims {sum(counts)} images, must be 1 to max-silo-images = {most}{why}"
+        return f"claims {sum(counts)} images, must be {least} to max-silo-images = {most}{why}"
     return ""

@@ -28,4 +28,7 @@ def advice(label_counts: torch.Tensor) -> str:
         return (
             f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10{_SEE}"
         )
-    return f"{found}: strategy = 'pooled' is likely to be as good, in one round{_SEE}"
+    return (
+        f"{found}: strategy = 'pooled' is likely to be as good, in one round, and shows the server every silo's images;"
+        f" secure-aggregation = true shows it no silo's, and costs some variety{_SEE}"
+    )

@@ -135,7 +135,9 @@ def _attack_server(
 ) -> Membership | None:
     config = task.config
     silos = [federation.silo(k, config) for k in range(len(task.census))]
-    members = federation.union(config)
+    # Which unlabelled images a model was trained on, no silo tells.
+    few = federation.labelled is not None
+    members = _joined([silo.train for silo in silos]) if few else federation.union(config)
     others = _joined([federation.test, *(silo.holdout for silo in silos)])
     codec = codec_of(config, task.spec)
     candidates = _Candidates.drawn(members, others, codec, config.run.seed, GLOBAL_MODEL)

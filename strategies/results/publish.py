@@ -20,6 +20,7 @@ from fedsynth.output import (
     describe_dataset,
     folder_names,
     terminal_table,
+    write_classifier,
     write_dataset,
     write_report,
 )
@@ -39,6 +40,9 @@ from strategies.run.phases import Phases
 
 logger = logging.getLogger("fedsynth")
 
+CLASSIFIER = "classifier"
+"""Folder of the silos' classifier below ``models/``."""
+
 
 def publish(
     folder: RunFolder, task: Task, outcome: Outcome, costs: Costs, exchange: Exchange, how: str, phases: Phases
@@ -56,8 +60,7 @@ def publish(
     }
     for name, dataset in datasets.items():
         write_dataset(dataset, folder.synthetic / name)
-    if outcome.unet is not None:
-        _save_model(folder.models / "global", task, outcome.unet)
+    _save_models(folder, task, outcome)
     if task.config.sampling.generator_steps:
         phases.enter("generator")
     generator = train_generator(task, outcome, folder.checkpoints)
@@ -70,7 +73,7 @@ def publish(
     seconds = phases.seconds()
     guarantee = privacy_statement(task.config)
     promised = guarantee.row() if guarantee else {}
-    results = {**cost, **promised, "seconds-by-phase": seconds, **measured.row()}
+    results = {**cost, **promised, "seconds-by-phase": seconds, **outcome.measures, **measured.row()}
     folder.write_results({"strategy": task.config.run.strategy, **results})
     shown = {**cost, **{f"{phase}-seconds": spent for phase, spent in seconds.items()}}
     content = report_content(task, outcome, how, shown, measured, folder.read_metrics())
@@ -121,6 +124,16 @@ def _sets(outcome: Outcome, task: Task) -> dict[str, LabelledSet]:
 def _shown_names(task: Task) -> dict[str, str]:
     """Return the name of every silo as a reader knows it, by the folder of its set."""
     return dict(zip(folder_names([member.name for member in task.census]), task.shown_names, strict=True))
+
+
+def _save_models(folder: RunFolder, task: Task, outcome: Outcome) -> None:
+    """Write the models that the silos trained together."""
+    if outcome.unet is not None:
+        _save_model(folder.models / "global", task, outcome.unet)
+    if outcome.classifier:
+        path, provenance = folder.models / CLASSIFIER, _provenance(task, outcome, "")
+        write_classifier(path, outcome.classifier, task.spec, provenance, outcome.measures)
+        logger.info("classifier %s", path)
 
 
 def _save_model(path: Path, task: Task, unet: Denoiser, sampler: str = "ddpm") -> None:

@@ -69,6 +69,7 @@ def report_content(
         command=command_of(config),
         settings=published_settings(config, found),
         resolved={*config.resolved, *filled(config, found)},
+        tables=outcome.tables,
         limits=measured.limits(),
         privacy=guarantee.sentences if guarantee else (),
         **headings_and_meanings(results),

@@ -51,7 +51,7 @@ def _fixed_besides(config: RunConfig, strategy: SynthesisStrategy) -> tuple[str,
     """Return the keys that may not change although others of their kind may."""
     # Without rounds to add, the length of the training is that of the silos' own models. And private steps that were
     # spread over other rounds would be others than those that the noise is for.
-    added = "num-rounds" in strategy.defaults(config) and not config.private
+    added = "num-rounds" in strategy.defaults(config) and strategy.rounds_can_be_added and not config.private
     return () if added else ("num-rounds", "train-steps")
 
 

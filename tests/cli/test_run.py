@@ -45,6 +45,9 @@ def test_dry_run_says_what_every_silo_is_asked_and_starts_nothing(
     assert said.startswith("each of 3 silos is asked at most\n  strategy            dfd\n")
     assert "  messages            describe, prepare, epsilon\n  noise queries       10\n" in said
     assert "  optimiser steps     400\n  network parameters  635 553\n  image size          8\n" in said
+    assert "weights of an answer" not in said
+    assert main(["run", "--dry-run", "--num-clients", "3", "--strategy", "fedavg"]) == 0
+    assert re.search(r"  weights of an answer 2\.5\d MB\n", capsys.readouterr().out)
     assert (flower.commands, list(project.iterdir())) == ([], [])
 
 

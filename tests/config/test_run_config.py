@@ -28,8 +28,10 @@ def acting(name: str) -> dict[str, Scalar]:
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
     if conditions.get("aggregators") == "silos":
         conditions["strategy"] = "fedavg"  # the default cannot be replicated
+    if conditions.get("train") == "lora":
+        conditions["base-model"] = "base"  # beside which adapters are
     words = re.findall("'([^']+)'", KEYS[name].allowed)
-    texts = ["8,16", "mlp", "flip", "elsewhere", "{class}"]
+    texts = ["8,16", "mlp", "flip", "elsewhere", "{class}", "fixmatch"]
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:
         with suppress(UserError):
             if value != DEFAULTS[name] and RunConfig.from_run_config({**conditions, name: value}):

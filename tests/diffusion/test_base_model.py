@@ -192,7 +192,10 @@ def test_images_that_cannot_be_halved_are_refused(size: int, problem: str, base:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"strategy": "krum"}, "strategy = 'krum' with a base-model: that is not built; choose fedavg,"),
+        (
+            {"strategy": "krum"},
+            "strategy = 'krum' with a base-model: that is not built; set train = 'lora', or choose fedavg,",
+        ),
         ({"dp_epsilon": 1.0}, "dp-epsilon = 1.0 with a base-model: that is not built"),
         ({"generator_steps": 5}, "generator-steps = 5 with a base-model: that is not built"),
         ({"codec": "pixels"}, "codec = 'pixels' with a base-model: that is not built; leave it out"),

@@ -58,6 +58,15 @@ PRIVACY = [
     Measure("epsilon-membership-auc-highest"),
     Measure("released-membership-auc", bases=("memorisation-space",)),
 ]
+FEW_LABELS = [
+    Measure("classifier-accuracy-synthetic", "higher"),
+    Measure("classifier-accuracy-labelled", "higher"),
+    Measure("classifier-accuracy-pseudo", "higher"),
+    Measure("classifier-accuracy-fixmatch", "higher"),
+    Measure("classifier-accuracy-all", "higher"),
+    Measure("pseudo-label-share"),
+    Measure("pseudo-label-precision", "higher"),
+]
 COST = [
     Measure("rounds"),
     Measure("bytes-down", "lower", unit=human_bytes),

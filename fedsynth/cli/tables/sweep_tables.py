@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedsynth.cli.tables.estimates import alike_values, estimate, estimate_text
-from fedsynth.cli.tables.measures import COST, FIDELITY, PRIVACY, Measure
+from fedsynth.cli.tables.measures import COST, FEW_LABELS, FIDELITY, PRIVACY, Measure
 from fedsynth.cli.tables.published import PUBLISHED, SOURCE, PublishedRow
 from fedsynth.cli.tables.sweep_rows import SweepRow, bold_row, paired_differences
 from fedsynth.evaluation.intervals import mean_and_interval
@@ -29,6 +29,15 @@ _TOLD = {
     "epsilon-membership-auc-highest": "AUC, model that shows most",
     "released-membership-auc": "AUC, images",
 }
+_LEARNT_FROM = {
+    "classifier-accuracy-synthetic": "labels + synthesis ↑",
+    "classifier-accuracy-labelled": "labels ↑",
+    "classifier-accuracy-pseudo": "labels + pseudo-labels ↑",
+    "classifier-accuracy-fixmatch": "FixMatch ↑",
+    "classifier-accuracy-all": "all labels ↑",
+    "pseudo-label-share": "pseudo-labelled",
+    "pseudo-label-precision": "of them true ↑",
+}
 PRIVACY_NOTE = (
     "ε: what each run promises of one training image more or less, at dp-delta; '-' promises nothing; in dp-sum towards"
     " the server. AUC: membership inference, .5 is guessing; a weak attack is no proof"
@@ -45,6 +54,7 @@ def paper_tables(rows: Sequence[SweepRow], against: SweepRow | None = None) -> l
     tables = [
         _table("Fidelity and utility", likeness, rows, _published(rows)),
         _table("Classification in detail", _detail(rows), rows, ()),
+        _table("The silos' own classifier, right answers by what it learnt from", _few_labels(rows), rows, ()),
         _table("Who was trained on", _privacy(rows), rows, ()),
         _table("Cost of a run", _costs(), rows, ()),
     ]
@@ -67,7 +77,7 @@ def table_notes(rows: Sequence[SweepRow]) -> list[str]:
 
 def as_csv(rows: Sequence[SweepRow], against: SweepRow | None = None) -> str:
     """Return one line per row with mean and half interval of every measure, unrounded; published rows come last."""
-    columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_privacy(rows), *_costs()]
+    columns = [*_likeness(rows), *_accuracies(rows), *_detail(rows), *_few_labels(rows), *_privacy(rows), *_costs()]
     measures = list({measure.key: measure for _, measure in columns}.values())
     heads = [name for measure in measures for name in (measure.key, f"{measure.key} ±")]
     differing = [f"{head} minus {against.label}" for head in heads] if against is not None else []
@@ -140,6 +150,11 @@ def _costs() -> list[Column]:
 def _privacy(rows: Sequence[SweepRow]) -> list[Column]:
     """Return what runs promise, and how well an attacker tells training images from others."""
     return _present([(_TOLD[measure.key], measure) for measure in PRIVACY], rows)
+
+
+def _few_labels(rows: Sequence[SweepRow]) -> list[Column]:
+    """Return what classifiers learnt that silos of few labels trained together."""
+    return _present([(_LEARNT_FROM[measure.key], measure) for measure in FEW_LABELS], rows)
 
 
 def _present(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:

@@ -110,12 +110,12 @@ def train_domain_classifier(
         UserError: images or labels are not as above.
     """
     check_labelled_images("training images", images, labels, num_classes)
-    model = _initial_classifier(images, num_classes, seed)
+    model = initial_classifier(images.shape[3], min(images.shape[1:3]), num_classes, seed).train()
     targets = torch.from_numpy(labels.astype(np.int64))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
-    for batch in _batches(len(images), steps, batch_size, seed):
-        logits, _ = model(_network_input(images[batch.numpy()]))
+    for batch in batches(len(images), steps, batch_size, seed):
+        logits, _ = model(network_input(images[batch.numpy()]))
         loss = nn.functional.cross_entropy(logits, targets[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -124,20 +124,22 @@ def train_domain_classifier(
     return model.eval()
 
 
-def _initial_classifier(images: npt.NDArray[np.uint8], num_classes: int, seed: int) -> DomainClassifier:
+def initial_classifier(channels: int, image_size: int, num_classes: int, seed: int) -> DomainClassifier:
+    """Return a :class:`DomainClassifier`, whose arguments these are, with the initial weights of a seed."""
     with initial_weights(seed):
-        return DomainClassifier(images.shape[3], min(images.shape[1:3]), num_classes).train()
+        return DomainClassifier(channels, image_size, num_classes)
 
 
-def _batches(count: int, steps: int, batch_size: int, seed: int) -> torch.Tensor:
-    """Indices (steps, batch_size): passes over the set, each in a new order."""
+def batches(count: int, steps: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Return indices (steps, batch_size) below ``count``: passes over a set, each in a new order."""
     generator = torch.Generator().manual_seed(seed)
     passes = math.ceil(steps * batch_size / count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
     return order[: steps * batch_size].view(steps, batch_size)
 
 
-def _network_input(images: npt.NDArray[np.uint8]) -> torch.Tensor:
+def network_input(images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Return uint8 images (N, H, W, C) as a :class:`DomainClassifier` takes them: float32 (N, C, H, W), -1 to 1."""
     return torch.from_numpy(scale_pixels(images)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -172,6 +174,6 @@ def classify(
         )
     device = model.head.weight.device
     starts = range(0, len(images), batch_size)
-    answers = [model(_network_input(images[start : start + batch_size]).to(device)) for start in starts]
+    answers = [model(network_input(images[start : start + batch_size]).to(device)) for start in starts]
     logits, features = zip(*answers, strict=True)
     return torch.cat(logits).cpu(), torch.cat(features).cpu()

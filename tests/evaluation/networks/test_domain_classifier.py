@@ -6,7 +6,7 @@ import torch
 
 from fedsynth.errors import UserError
 from fedsynth.evaluation import DomainClassifier, extract_features, train_domain_classifier
-from fedsynth.evaluation.networks.domain_classifier import _batches, predict_labels, scale_pixels
+from fedsynth.evaluation.networks.domain_classifier import batches, predict_labels, scale_pixels
 
 
 def test_pixels_run_from_minus_one_to_one():
@@ -62,7 +62,7 @@ def test_training_is_fixed_by_its_seed_and_leaves_the_global_state_alone(digits)
 
 
 def test_every_pass_visits_every_image_once():
-    visited = _batches(count=10, steps=6, batch_size=5, seed=0)
+    visited = batches(count=10, steps=6, batch_size=5, seed=0)
     assert visited.shape == (6, 5)
     for visits in visited.view(3, 10).tolist():
         assert sorted(visits) == list(range(10))

@@ -1,0 +1,262 @@
+"""What a silo does where labels are few: confusions, pseudo-labels, images for itself, and a classifier of them.
+
+Which images are pseudo-labelled, and the images that the silo draws for itself, stay in its state folder under the
+run's token, from one round to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from clients.context import SiloContext
+from clients.models.federated_model import FederatedModel
+from clients.noisy_counts import Counts, add_geometric_noise, noisy_label_counts
+from fedsynth.config.methods import DDSASettings
+from fedsynth.data import LabelledImages
+from fedsynth.data.labelled_images import stratified_split
+from fedsynth.diffusion import codec_of, initial_unet, make_scheduler, noise_predictor, pick_device
+from fedsynth.diffusion import sample as draw
+from fedsynth.errors import UserError
+from fedsynth.evaluation.networks.domain_classifier import DomainClassifier, classify, initial_classifier
+from fedsynth.few_labels.classifier import Slice, train_classifier
+from fedsynth.few_labels.selection import confusion, select
+from fedsynth.files import atomic_file
+from fedsynth.messages import (
+    ConfusionAnswer,
+    ConfusionRequest,
+    SelectAnswer,
+    SelectRequest,
+    SynthesiseAnswer,
+    SynthesiseRequest,
+    TrainAnswer,
+    TrainRequest,
+    transport,
+)
+from fedsynth.messages.transport import Arrays
+from fedsynth.sealed import Seal, SealError
+from fedsynth.sealed_tensors import read_tensors, tensor_metadata
+from fedsynth.seeding import derive_seed, make_generator
+from fedsynth.spec import ImageSpec
+
+DRAWN_AT_ONCE = 256
+KEPT, DRAWN = "pseudo labels", "synthesised images"
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """What a silo trains on.
+
+    Attributes:
+        labelled: images with labels, whoever gave them.
+        unlabelled: images without, for a loss that needs none; None: there is no such loss.
+    """
+
+    labelled: LabelledImages
+    unlabelled: LabelledImages | None = None
+
+
+def count_confusions(request: ConfusionRequest, silo: SiloContext) -> ConfusionAnswer:
+    """Count how the classifier does on labelled images that it never saw, with the run's noise in every cell."""
+    settings = _settings(silo)
+    _, unseen = _split_labelled(silo, request.spec)
+    classes = len(request.spec.classes)
+    matrix = torch.zeros((classes, classes, request.bins), dtype=torch.int64)
+    if len(unseen):
+        probabilities = _probabilities(request.weights, request.spec, unseen, silo)
+        matrix = confusion(probabilities, torch.from_numpy(unseen.labels), request.bins)
+    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "confusion-noise", silo.name))
+    noisy = add_geometric_noise(matrix.numpy().ravel(), settings.confusion_noise, rng)
+    return ConfusionAnswer(matrix=torch.from_numpy(noisy).view(matrix.shape))
+
+
+def select_pseudo_labels(request: SelectRequest, silo: SiloContext) -> SelectAnswer:
+    """Keep what the classifier says of unlabelled images where it is confident enough, and tell how many there are."""
+    _settings(silo)
+    classes, unlabelled = len(request.spec.classes), _unlabelled(silo, request.spec)
+    rows = predicted = np.empty(0, np.int64)
+    if len(unlabelled):
+        probabilities = _probabilities(request.weights, request.spec, unlabelled, silo)
+        rows, predicted = (found.numpy() for found in select(probabilities, request.thresholds))
+    labels = predicted[rows]
+    kept = {"rows": torch.from_numpy(rows), "labels": torch.from_numpy(labels)}
+    _keep(KEPT, kept, request.run_token, silo)
+    correct = labels[labels == unlabelled.labels[rows]]
+    counts = [np.bincount(found, minlength=classes) for found in (predicted, labels, correct)]
+    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "pseudo-label-count-noise", silo.name))
+    told = [tuple(_told(numbers, silo, rng).tolist()) for numbers in counts]
+    return SelectAnswer(predicted=told[0], kept=told[1], correct=told[2], num_examples=sum(told[0]))
+
+
+def synthesise(request: SynthesiseRequest, silo: SiloContext) -> SynthesiseAnswer:
+    """Draw images from the federated model, and keep them for the silo's own training."""
+    _settings(silo)
+    config, spec = silo.config, request.spec
+    codec = codec_of(config, spec)
+    received = transport.decode_tensors(request.weights)
+    unet = FederatedModel(initial_unet(config, spec), received, silo.state, None).before(1)
+    predict = noise_predictor(unet.to(pick_device(config.run.device)), config.recipe, codec.bound)
+    labels = torch.repeat_interleave(torch.arange(len(request.quota)), torch.tensor(request.quota))
+    generator = make_generator(config.run.seed, "synthesis", silo.name)
+    images = []
+    for some in labels.split(DRAWN_AT_ONCE):
+        noise = torch.randn((len(some), *codec.shape), generator=generator)
+        scheduler = make_scheduler(config.recipe, config.sampling.sampling_steps, request.sampler, codec.bound)
+        drawn = draw(predict, scheduler, noise, some, generator, on_step=lambda _: silo.check_deadline())
+        if not bool(drawn.isfinite().all()):
+            raise UserError("the federated model draws numbers that are not finite: its training has diverged")
+        images.append(torch.from_numpy(codec.decode(drawn)))
+    _keep(DRAWN, {"images": torch.cat(images), "labels": labels}, request.run_token, silo)
+    return SynthesiseAnswer(made=request.quota, num_examples=len(labels))
+
+
+def train_federated_classifier(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
+    """Continue from the received classifier on the images that are asked for, with a fresh optimiser."""
+    settings, config = _settings(silo), silo.config
+    own = training_images(request, silo)
+    if not len(own.labelled):
+        raise UserError("this silo has no images to train a classifier on")
+    model = _classifier(request.arrays, request.spec, silo)
+    piece = Slice(
+        steps=request.steps,
+        first_step=request.first_step,
+        all_steps=settings.classifier_steps,
+        learning_rate=settings.classifier_learning_rate,
+        batch_size=config.training.batch_size,
+        augment=config.training.augmentations(),
+        seed=derive_seed(config.run.seed, "classifier-training", str(request.images), silo.name, request.server_round),
+    )
+    losses = train_classifier(
+        model,
+        own.labelled.images,
+        own.labelled.labels,
+        piece,
+        own.unlabelled.images if own.unlabelled else None,
+        on_step=silo.check_deadline,
+    )
+    return TrainAnswer(
+        arrays=transport.encode_tensors(model.state_dict(), config.exchange.wire_dtype),
+        num_examples=_told_number(own.labelled, silo),
+        loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
+    )
+
+
+def training_images(request: TrainRequest, silo: SiloContext) -> OwnImages:
+    """Return what a round asks a silo to train on.
+
+    Raises:
+        UserError: what the silo kept of an earlier round is gone.
+    """
+    _settings(silo)
+    images = silo.images(request.spec)
+    match request.images:
+        case "first":
+            return OwnImages(_split_labelled(silo, request.spec)[0])
+        case "pseudo":
+            kept = _kept(KEPT, request.run_token, silo)
+            rows = kept["rows"].numpy()
+            unlabelled = _unlabelled(silo, request.spec).images[rows]
+            return OwnImages(_joined(images.train, unlabelled, kept["labels"]))
+        case "synthetic":
+            drawn = _kept(DRAWN, request.run_token, silo)
+            return OwnImages(_joined(images.train, drawn["images"].numpy(), drawn["labels"]))
+        case "fixmatch":
+            unlabelled = _unlabelled(silo, request.spec)
+            return OwnImages(images.train, unlabelled if len(unlabelled) else None)
+        case "all":
+            true = _unlabelled(silo, request.spec)
+            return OwnImages(_joined(images.train, true.images, torch.from_numpy(true.labels)))
+    return OwnImages(images.train)
+
+
+def number_told(request: TrainRequest, silo: SiloContext) -> int:
+    """Return how many images a silo says that it trains on in a round; errors as of :func:`training_images`."""
+    return _told_number(training_images(request, silo).labelled, silo)
+
+
+def _settings(silo: SiloContext) -> DDSASettings:
+    """Return the run's settings.
+
+    Raises:
+        UserError: another strategy, or a real silo.
+    """
+    settings = silo.config.settings
+    if not silo.simulated:
+        raise UserError("few labels are for simulated silos: no policy says yet what a real one would tell of them")
+    if not isinstance(settings, DDSASettings):
+        raise UserError(f"strategy = '{silo.config.run.strategy}' has no silo classify its images")
+    return settings
+
+
+def _split_labelled(silo: SiloContext, spec: ImageSpec) -> tuple[LabelledImages, LabelledImages]:
+    """Return the labelled images that the first classifier learns from, and those its confusions are counted on."""
+    settings, images = _settings(silo), silo.images(spec).train
+    if settings.pseudo_selection != "precision":
+        return images, images.subset([])
+    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "pseudo-holdout", silo.name))
+    learnt, unseen = stratified_split(images.labels, settings.pseudo_holdout, rng, images.groups)
+    return images.subset(learnt), images.subset(unseen)
+
+
+def _unlabelled(silo: SiloContext, spec: ImageSpec) -> LabelledImages:
+    images = silo.images(spec)
+    return images.train.subset([]) if images.unlabelled is None else images.unlabelled
+
+
+def _joined(labelled: LabelledImages, images: np.ndarray, labels: torch.Tensor) -> LabelledImages:
+    both = np.concatenate([labelled.images, images]), np.concatenate([labelled.labels, labels.numpy()])
+    return LabelledImages(*both, labelled.classes)
+
+
+def _classifier(weights: Arrays, spec: ImageSpec, silo: SiloContext) -> DomainClassifier:
+    """Return the run's classifier with the weights received.
+
+    Raises:
+        UserError: they are not of it.
+    """
+    model = initial_classifier(spec.channels, spec.size, len(spec.classes), 0)
+    received = transport.decode_tensors(weights)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in received.items()} != expected:
+        raise UserError("weights do not fit the classifier: give server and silos the same fedsynth")
+    model.load_state_dict(received)
+    return model.eval().to(pick_device(silo.config.run.device))
+
+
+def _probabilities(weights: Arrays, spec: ImageSpec, images: LabelledImages, silo: SiloContext) -> torch.Tensor:
+    return classify(_classifier(weights, spec, silo), images.images)[0].double().softmax(1)
+
+
+def _told(counts: Counts, silo: SiloContext, rng: np.random.Generator) -> Counts:
+    return noisy_label_counts(counts, silo.config.simulated_count_noise, rng)
+
+
+def _told_number(images: LabelledImages, silo: SiloContext) -> int:
+    """Return how many images a silo says that it trains on: one at least, since it answers."""
+    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "training-count-noise", silo.name, len(images)))
+    return max(1, int(_told(images.label_counts(), silo, rng).sum()))
+
+
+def _keep(what: str, tensors: Mapping[str, torch.Tensor], run_token: str, silo: SiloContext) -> None:
+    path = silo.state / "few-labels" / run_token / f"{what.replace(' ', '-')}.safetensors"
+    with silo.explained_state(), atomic_file(path) as temporary:
+        save_file(dict(tensors), temporary, tensor_metadata(tensors, _seal(what, run_token, silo)))
+
+
+def _kept(what: str, run_token: str | None, silo: SiloContext) -> dict[str, torch.Tensor]:
+    path = silo.state / "few-labels" / str(run_token) / f"{what.replace(' ', '-')}.safetensors"
+    try:
+        return read_tensors(path, _seal(what, str(run_token), silo))
+    except (OSError, SealError) as error:
+        raise UserError(
+            f"the {what} that this silo kept in this run cannot be read ({error}): give it the state folder of the"
+            " earlier rounds (state-dir), or start a new run"
+        ) from error
+
+
+def _seal(what: str, run_token: str, silo: SiloContext) -> Seal:
+    return Seal(what, 1, f"{silo.name}, run {run_token}")

@@ -1,0 +1,377 @@
+"""``ddsa``: a classifier and a dataset from few labels (DDSA-FSSL, arXiv 2501.02219).
+
+Phases are rounds, one after the other: the silos train a classifier on their labels; what it confuses on labelled
+images that it never saw says which of its predictions become pseudo-labels; on both kinds of images they train a
+class-conditional diffusion model; each silo draws the images from it that its labels lack; and they train the
+classifier anew on labels and drawn images. Images and lists of them never leave a silo.
+
+What the paper leaves open, and is our choice, stands where it is decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedsynth.averaging.participants import num_participants, participants
+from fedsynth.config import RunConfig
+from fedsynth.config.methods import AveragingSettings, DDSASettings
+from fedsynth.errors import RunError
+from fedsynth.evaluation.networks.domain_classifier import initial_classifier, predict_labels
+from fedsynth.few_labels.quota import QUOTAS
+from fedsynth.few_labels.selection import CONFIDENCE, NEVER, precision_thresholds
+from fedsynth.messages import (
+    ConfusionAnswer,
+    ConfusionRequest,
+    MessageError,
+    SelectAnswer,
+    SelectRequest,
+    SynthesiseAnswer,
+    SynthesiseRequest,
+    TrainAnswer,
+    TrainRequest,
+    transport,
+)
+from fedsynth.messages.train import CLASSIFIER
+from fedsynth.seeding import derive_seed
+from fedsynth.spec import ImageSpec
+from strategies.averaging.aggregation import check_combined, check_model, shapes, weighted_mean
+from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.updates import Update, mean_metrics
+from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.ask import Question, Quorum
+from strategies.conversation.exchange import Exchange
+from strategies.few_labels.findings import Findings
+from strategies.few_labels.schedule import FINAL, Phase, phases_of, place
+from strategies.global_model import draw_from_model
+
+logger = logging.getLogger("fedsynth")
+
+Tensors = dict[str, torch.Tensor]
+
+
+class DDSA(SynthesisStrategy):
+    """Classifier, pseudo-labels, diffusion model, synthesis of what a silo lacks, classifier anew.
+
+    Both models are averaged as FedAvg does, silos weighing by the images that they train on. A silo without labels
+    trains no classifier and counts no confusions; it is asked for pseudo-labels and, if it has some, trains the
+    diffusion model. A class that nobody labels is named, gets no pseudo-labels, and is left out of the dataset.
+    """
+
+    how = (
+        "the silos trained a classifier on few labels, pseudo-labelled what it is sure of, trained one diffusion model"
+        " together, drew what their labels lack, and trained the classifier anew"
+    )
+    quorum: ClassVar[Quorum] = "half"
+    # Phases follow each other: one more round would be of the last.
+    rounds_can_be_added: ClassVar[bool] = False
+    Settings = DDSASettings
+    settings: DDSASettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._phases = phases_of(self.settings)
+        self.num_rounds = sum(phase.rounds for phase in self._phases)
+        averaging = {name: getattr(self.settings, name) for name in AveragingSettings.model_fields}
+        self._diffusion = FedAvg(**averaging)
+        self._first_unet = ArrayRecord()
+        self._config = RunConfig()
+        self._spec = ImageSpec(1, 8, ("unknown",))
+        self._sent = ArrayRecord()
+        self._found = Findings()
+        self._unet: Tensors = {}
+        self._classifier: Tensors = {}
+        # By it silos know what they have kept in this run; random, but nothing computed depends on it.
+        self._run_token = uuid4().hex
+
+    def prepare(self, task: Task, exchange: Exchange) -> ArrayRecord:
+        """Return what the first phase starts from.
+
+        Raises:
+            RunError: no silo has a label.
+        """
+        self._config, self._spec = task.config, task.spec
+        self._first_unet = self._diffusion.begin(task, exchange)
+        counts = task.census.label_counts
+        if not int(counts.sum()):
+            raise RunError("no silo has a label: raise labelled-fraction")
+        for name, number in zip(task.shown_names, counts.sum(1).tolist(), strict=True):
+            if not number:
+                logger.warning("%s has no labels: it trains no classifier, and synthesises nothing", name)
+        for name, number in zip(task.spec.classes, counts.sum(0).tolist(), strict=True):
+            if not number:
+                logger.warning("class '%s' is labelled by nobody: it is left out", name)
+        return self._start_of(self._phases[0], ArrayRecord())
+
+    def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[Any]]:
+        """Return what a round asks, as its phase says."""
+        phase, number = self._at(server_round)
+        if number == 1:
+            logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
+        self._sent = arrays
+        weights = self._on_the_wire(arrays)
+        match phase.kind:
+            case "confusion":
+                request = ConfusionRequest(weights=weights, bins=self.settings.pseudo_bins, spec=self._spec)
+                return [(k, request) for k in self._labelling]
+            case "selection":
+                thresholds = torch.tensor(self._found.thresholds, dtype=torch.float64)
+                select = SelectRequest(
+                    weights=weights, thresholds=thresholds, spec=self._spec, run_token=self._run_token
+                )
+                return [(k, select) for k in range(len(self.census))]
+            case "synthesis":
+                return self._synthesis(weights)
+            case "diffusion":
+                asked = self._diffusion.questions(number, arrays)
+                return [
+                    (k, replace(request, images=images, run_token=self._run_token))
+                    for k, request in asked
+                    if isinstance(request, TrainRequest) and (images := self._diffusion_images(k))
+                ]
+            case "classifier":
+                return self._training(phase, number, weights)
+
+    def check_answer(self, silo: int, answer: Any) -> None:
+        """Refuse a weight that cannot be had for the asking, a model that does not fit, and more images than can be."""
+        most = self._config.exchange.max_silo_images
+        if isinstance(answer, TrainAnswer):
+            if not 1 <= answer.num_examples <= most:
+                raise MessageError(
+                    f"num-examples = {answer.num_examples}: must be a whole number from 1 to max-silo-images = {most}"
+                )
+            check_model(answer.arrays, shapes(self._sent))
+        if isinstance(answer, SelectAnswer) and sum(answer.predicted) > most:
+            raise MessageError(f"{sum(answer.predicted)} unlabelled images: must be <= max-silo-images = {most}")
+
+    def aggregate(
+        self, server_round: int, answers: Iterator[tuple[int, Any]]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the answers as the round's phase says; after its last round, begin the next one.
+
+        Raises:
+            RunError: a combined model is not finite or absurd.
+        """
+        phase, number = self._at(server_round)
+        if phase.kind == "diffusion":
+            arrays, metrics = self._diffusion.aggregate(number, answers)
+        elif phase.kind == "classifier":
+            arrays, metrics = self._average(server_round, answers)
+        else:
+            arrays, metrics = self._sent, self._count(phase, answers)
+        if arrays is None or metrics is None:
+            return None, None
+        return (self._after(phase, arrays, metrics) if number == phase.rounds else arrays), metrics
+
+    def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
+        """Sample the diffusion model; the classifier comes with it."""
+        held = task.census.label_counts.sum(0) > 0
+        lost = [name for name, known in zip(task.spec.classes, held.tolist(), strict=True) if not known]
+        if lost:
+            task = replace(task, labels=task.labels[held[task.labels]])
+        outcome = draw_from_model(task, self._unet)
+        outcome.curves["mean over silos, by round of the diffusion model"] = self._diffusion.losses
+        notes = (f"no images of class {', '.join(lost)}: nobody labels it",) if lost else ()
+        return replace(
+            outcome,
+            notes=(*outcome.notes, *notes),
+            classifier=self._classifier,
+            tables=self._found.tables(task),
+            measures=self._found.measures(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the models so far, what was found, and by which name silos know the run."""
+        return {
+            "run-token": self._run_token,
+            "diffusion": self._diffusion.state_dict(),
+            "unet": self._unet,
+            "classifier": self._classifier,
+            "found": asdict(self._found),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._run_token = state["run-token"]
+        self._diffusion.load_state_dict(state["diffusion"])
+        self._unet, self._classifier = state["unet"], state["classifier"]
+        self._found = Findings(**state["found"])
+
+    @property
+    def _labelling(self) -> list[int]:
+        return [k for k, member in enumerate(self.census) if member.num_examples]
+
+    def _at(self, server_round: int) -> tuple[Phase, int]:
+        index, number = place(self._phases, server_round)
+        return self._phases[index], number
+
+    def _on_the_wire(self, arrays: ArrayRecord) -> ArrayRecord:
+        dtype = self._config.exchange.wire_dtype
+        return arrays if dtype == "float32" else transport.encode_tensors(transport.decode_tensors(arrays), dtype)
+
+    def _training(self, phase: Phase, number: int, weights: ArrayRecord) -> list[Question[Any]]:
+        total = self.settings.classifier_steps
+        first = total * (number - 1) // phase.rounds
+        steps = total * number // phase.rounds - first
+        able = self._labelling
+        settings = self.settings
+        count = num_participants(len(able), settings.fraction_train, settings.min_train_nodes)
+        chosen = [able[drawn] for drawn in participants(self._config.run.seed, number, len(able), count)]
+        return [
+            (
+                silo,
+                TrainRequest(
+                    arrays=weights,
+                    spec=self._spec,
+                    server_round=number,
+                    steps=steps,
+                    first_step=first,
+                    run_token=self._run_token,
+                    model=CLASSIFIER,
+                    images=self._classifier_images(phase, silo),
+                ),
+            )
+            for silo in chosen
+        ]
+
+    def _classifier_images(self, phase: Phase, silo: int) -> str:
+        """Return what a silo is to train on: what it did not make, it does not train on."""
+        made = {"pseudo": self._found.kept, FINAL: self._found.made}.get(phase.name)
+        return "labelled" if made is not None and not (made and sum(made[silo])) else phase.name
+
+    def _diffusion_images(self, silo: int) -> str:
+        """Return what a silo is to train the diffusion model on; empty: it has nothing."""
+        if self._found.kept and sum(self._found.kept[silo]):
+            return "pseudo"
+        return "labelled" if self.census.members[silo].num_examples else ""
+
+    def _synthesis(self, weights: ArrayRecord) -> list[Question[Any]]:
+        rule = QUOTAS[self.settings.synthetic_quota]
+        quotas = rule(self.census.label_counts, self.settings.synthetic_multiplier).tolist()
+        sampler = self._task.sampler if self._task else str(self.settings.sampler)
+        return [
+            (
+                k,
+                SynthesiseRequest(
+                    weights=weights, quota=tuple(quota), sampler=sampler, spec=self._spec, run_token=self._run_token
+                ),
+            )
+            for k, quota in enumerate(quotas)
+            if any(quota)
+        ]
+
+    def _average(
+        self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        updates = sorted(
+            (
+                Update(k, self.census.members[k].name, one.arrays, one.num_examples, one.loss, one.seconds)
+                for k, one in answers
+            ),
+            key=lambda update: update.silo,
+        )
+        if not updates:
+            return None, None
+        metrics = mean_metrics(updates)
+        metrics["client-seconds"] = sum(update.seconds for update in updates)
+        sent = {name: array.dtype for name, array in self._sent.items()}
+        arrays = weighted_mean([update.record for update in updates], [update.num_examples for update in updates])
+        for name, dtype in sent.items():
+            if arrays[name].dtype != dtype:
+                arrays[name] = transport.encode(transport.peek(arrays[name]), dtype)
+        try:
+            check_combined(arrays)
+        except ValueError as error:
+            raise RunError(
+                f"round {server_round}: the combined classifier is none any more: {error}; nothing of this round was"
+                " saved. Lower classifier-learning-rate"
+            ) from error
+        return arrays, metrics
+
+    def _count(self, phase: Phase, answers: Iterator[tuple[int, Any]]) -> MetricRecord:
+        """Note what the silos counted in a phase that changes no weights; sums do not depend on who answers first."""
+        classes, found, silos, seconds = len(self._spec.classes), self._found, 0, 0.0
+        nothing = [[0] * classes for _ in self.census.members]
+        matrix = torch.zeros((classes, classes, self.settings.pseudo_bins), dtype=torch.int64)
+        if phase.kind == "selection":
+            found.predicted, found.kept, found.correct = ([list(row) for row in nothing] for _ in range(3))
+        elif phase.kind == "synthesis":
+            found.made = nothing
+        for k, answer in answers:
+            silos, seconds = silos + 1, seconds + answer.seconds
+            match answer:
+                case ConfusionAnswer():
+                    matrix += answer.matrix
+                case SelectAnswer():
+                    found.predicted[k], found.kept[k] = list(answer.predicted), list(answer.kept)
+                    found.correct[k] = list(answer.correct or nothing[k])
+                    if not any(answer.predicted):
+                        logger.warning("%s has no unlabelled images", self.census.members[k].name)
+                case SynthesiseAnswer():
+                    found.made[k] = list(answer.made)
+        if phase.kind == "confusion":
+            self._set_thresholds(matrix)
+        return MetricRecord({"silos": silos, "client-seconds": seconds})
+
+    def _set_thresholds(self, matrix: torch.Tensor | None) -> None:
+        """Decide what becomes a pseudo-label: by the silos' confusions, or by the rule that needs none."""
+        classes = self._spec.classes
+        if matrix is None:
+            least = CONFIDENCE if self.settings.pseudo_selection == "confidence" else 0.0
+            confidence, reached = torch.full((len(classes),), least), torch.ones(len(classes), dtype=torch.bool)
+        else:
+            confidence, reached = precision_thresholds(matrix, self.settings.pseudo_precision)
+        # What nobody labels, no classifier has learnt.
+        confidence[self.census.label_counts.sum(0) == 0] = NEVER
+        self._found.thresholds, self._found.reached = confidence.tolist(), reached.tolist()
+        short = [name for name, good, at in zip(classes, reached, confidence, strict=True) if not good and at < NEVER]
+        if short:
+            logger.warning(
+                "pseudo-labels of class %s are not known to be as precise as pseudo-precision = %g: those of the"
+                " highest precision are taken",
+                ", ".join(short),
+                self.settings.pseudo_precision,
+            )
+
+    def _after(self, phase: Phase, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
+        """Close a phase, and return what the next one starts from."""
+        if phase.kind == "classifier":
+            self._measure(phase, transport.decode_tensors(arrays), metrics)
+        if phase.kind == "diffusion":
+            self._unet = self._diffusion.averaged or transport.decode_tensors(arrays)
+        if phase.name == FINAL:
+            self._classifier = transport.decode_tensors(arrays)
+        following = self._phases[self._phases.index(phase) + 1 :]
+        return self._start_of(following[0], arrays) if following else arrays
+
+    def _start_of(self, phase: Phase, arrays: ArrayRecord) -> ArrayRecord:
+        match phase.kind:
+            case "classifier":
+                seed = derive_seed(self._config.run.seed, "classifier")
+                model = initial_classifier(self._spec.channels, self._spec.size, len(self._spec.classes), seed)
+                return transport.encode_tensors(model.state_dict())
+            case "selection" if not self._found.thresholds:
+                self._set_thresholds(None)
+            case "diffusion":
+                return self._first_unet
+            case "synthesis":
+                return transport.encode_tensors(self._unet)
+        return arrays
+
+    def _measure(self, phase: Phase, weights: Tensors, metrics: MetricRecord) -> None:
+        """Note how many test images a classifier knows, where the server has some."""
+        folds = self._task.real_folds if self._task else None
+        if folds is None:
+            return
+        model = initial_classifier(self._spec.channels, self._spec.size, len(self._spec.classes), 0).eval()
+        model.load_state_dict(weights)
+        test = folds[1]
+        accuracy = float((predict_labels(model, test.images) == test.labels).mean())
+        self._found.accuracy[phase.name] = metrics["accuracy"] = accuracy
+        logger.info("classifier '%s': %.1f %% of the test images", phase.name, 100 * accuracy)

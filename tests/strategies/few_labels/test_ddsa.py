@@ -1,0 +1,127 @@
+"""Few labels: whole runs in this process, interrupted ones, and silos and classes that have no labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from interrupted_runs import assert_equal_runs, killed_when_saving, resumed, run, settings, whole_run
+from safetensors.torch import load_file
+
+import clients.context
+from fedsynth.api.in_process_run import begin_run
+from fedsynth.config import RunConfig, Scalar
+from fedsynth.config.methods import DDSASettings
+from fedsynth.data import load_federation
+from fedsynth.errors import UserError
+from strategies.few_labels.schedule import phases_of, place
+
+FEW: dict[str, Scalar] = {"labelled_fraction": 0.4, "num_clients": 3, "num_rounds": 1, "classifier_rounds": 1}
+
+
+def backwards(replies: list[Message]) -> list[Message]:
+    return replies[::-1]
+
+
+def test_every_round_belongs_to_one_phase() -> None:
+    given = DDSASettings(classifier_rounds=2, num_rounds=3, compare_classifiers="labelled,all")
+    phases = phases_of(given)
+    assert [(phase.name, phase.rounds) for phase in phases] == [
+        *(("first", 2), ("confusion", 1), ("selection", 1), ("diffusion", 3), ("synthesis", 1)),
+        *(("synthetic", 2), ("labelled", 2), ("all", 2)),
+    ]
+    places = [place(phases, number) for number in range(1, 15)]
+    assert places == [(index, number) for index, phase in enumerate(phases) for number in range(1, phase.rounds + 1)]
+    with pytest.raises(ValueError, match="round 15 of 14"):
+        place(phases, 15)
+    names = [phase.name for phase in phases_of(DDSASettings(pseudo_selection="none"))]
+    assert names == ["diffusion", "synthesis", "synthetic"]
+
+
+def test_a_run_killed_in_every_phase_and_resumed_equals_the_run_in_one_go_whoever_answers_first(tmp_path: Path) -> None:
+    given = settings(
+        tmp_path, "ddsa", **FEW, labelled_alpha=0.3, compare_classifiers="fixmatch,all", confusion_noise=0.5
+    )
+    whole = whole_run(given)
+    folder, content = whole
+    with killed_when_saving(2):
+        run(given)
+    for number in (3, 4, 5):
+        with killed_when_saving(number):
+            run(resumed(given), backwards)
+    assert_equal_runs(run(resumed(given), backwards), whole)
+    rows = folder.read_metrics()
+    assert len(rows) == 8
+    assert [row["round"] for row in rows if "accuracy" in row] == [1, 6, 7, 8]
+    results = json.loads((folder.path / "results.json").read_text())
+    assert results["classifier-accuracy-synthetic"] == rows[5]["accuracy"]
+    assert results["synthesised-images"] > 0
+    assert [table.heading for table in content.tables] == [
+        *("What the classifiers learnt", "Pseudo-labels", "What was synthesised where")
+    ]
+    by_silo = content.tables[2].rows
+    assert sum(row["synthesised"] for row in by_silo.values()) == results["synthesised-images"]
+    assert set(load_file(folder.models / "classifier" / "model.safetensors")) > {"head.weight", "head.bias"}
+    with pytest.raises(UserError, match="num-rounds = 2: the run to resume has 1"):
+        run({**resumed(given), "num-rounds": 2})
+
+
+def begin(state: Path, given: dict[str, Any], labelled: Any = None) -> Any:
+    """Begin a run, with the silos' labels changed by ``labelled``."""
+    flat = {key.replace("_", "-"): value for key, value in given.items()} | {"state-dir": str(state)}
+    federation = load_federation(RunConfig.from_run_config(flat))
+    if labelled is not None:
+        federation = dataclasses.replace(federation, **labelled(federation))
+    with mock.patch.object(clients.context, "_federation", return_value=federation):
+        started = begin_run(flat, federation)
+        return started, started.outcome()
+
+
+TINY: dict[str, Scalar] = {
+    **FEW,
+    **{"strategy": "ddsa", "partition": "iid", "block_out_channels": "8,8", "layers_per_block": 1, "batch_size": 4},
+    **{"samples_per_client": 40, "num_samples": 20, "sampling_steps": 2, "train_steps": 1, "classifier_steps": 1},
+}
+
+
+def test_silos_without_labels_or_without_other_images_and_classes_without_labels_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def labelled(federation: Any) -> dict[str, Any]:
+        known = [part[federation.train.labels[part] != 3] for part in federation.labelled]
+        return {"labelled": [known[0][:0], known[1], known[2]], "parts": [*federation.parts[:2], known[2]]}
+
+    caplog.set_level(logging.INFO, "fedsynth")
+    started, outcome = begin(tmp_path, {**TINY, "pseudo_selection": "all", "holdout_fraction": 0.0}, labelled)
+    assert "silo-0 has no labels: it trains no classifier, and synthesises nothing" in caplog.text
+    assert "class '3' is labelled by nobody: it is left out" in caplog.text
+    assert "silo-2 has no unlabelled images" in caplog.text
+    assert outcome.notes == ("no images of class 3: nobody labels it",)
+    assert len(outcome.labels) == 18
+    assert 3 not in outcome.labels
+    pseudo, silos = outcome.tables[1].rows, outcome.tables[2].rows
+    assert (pseudo["3"]["kept"], pseudo["3"]["as precise as asked"]) == (0, "nobody labels it")
+    assert (silos["silo-0"]["labelled"], silos["silo-0"]["synthesised"]) == (0, 0)
+    assert silos["silo-2"]["unlabelled"] == 0
+    # The silo without labels does train the diffusion model, on its pseudo-labels.
+    assert silos["silo-0"]["pseudo-labelled"] > 0
+    assert started.strategy.state_dict()["found"]["made"][0] == [0] * 10
+
+
+def test_without_pseudo_labels_a_run_is_labels_and_synthesis_alone(tmp_path: Path) -> None:
+    started, outcome = begin(
+        tmp_path, {**TINY, "pseudo_selection": "none", "synthetic_quota": "gap", "sample_from": "ema"}
+    )
+    assert list(outcome.measures) == ["classifier-accuracy-synthetic", "synthesised-images"]
+    assert [table.heading for table in outcome.tables] == ["What the classifiers learnt", "What was synthesised where"]
+    counts = started.task.census.label_counts
+    assert np.array_equal(outcome.tables[1].rows["silo-1"]["labelled"], int(counts[1].sum()))
+    assert all(bool(torch.isfinite(weight).all()) for weight in outcome.classifier.values())
