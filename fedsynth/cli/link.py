@@ -133,6 +133,7 @@ def _settings(before: LinkSettings, options: argparse.Namespace) -> LinkSettings
 
 
 def _how_to_start(folder: LinkFolder, settings: LinkSettings) -> str:
+    alone = {*settings.hosts} <= {"localhost", LOOPBACK}
     start = f"start:           fedsynth link start --folder {folder.path}"
     register = f"then, per silo:  fedsynth link register SILO.pub --name SILO --folder {folder.path}"
     if settings.front:
@@ -143,7 +144,7 @@ def _how_to_start(folder: LinkFolder, settings: LinkSettings) -> str:
             f" reaches port {settings.superlink_port}, on this machine alone, can register silos and start runs."
         )
     return (
-        f"{start} --bind 0.0.0.0\n{register}\n"
+        f"{start}{'' if alone else ' --bind 0.0.0.0'}\n{register}\n"
         f"Never send ca.key or server.key. Let only silos and yourself reach port {settings.port}: whoever reaches it"
         " can register silos and start runs ('--front nginx' keeps those two to this machine)."
     )

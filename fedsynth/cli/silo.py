@@ -14,6 +14,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_program, silo_settings
@@ -23,8 +24,9 @@ from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
+from fedsynth.cli.deployment.silo_output import SuperNodeOutput
 from fedsynth.cli.options import refuse_rest
-from fedsynth.cli.stopping import SIGNALLED
+from fedsynth.cli.stopping import SIGNALLED, SIGNALS
 from fedsynth.config import RunConfig
 from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
@@ -173,9 +175,11 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     state = Path(config["state-path"])
     grace_period = WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
     with locked(state / "silo.lock", f"state folder '{state}'"):
-        status = run_in_foreground(command, environment, folder, grace_period)
-    if 0 < status < SIGNALLED:
-        logger.error("the silo has ended (status %d): docs/deploy.md, 'When something is wrong', has reasons", status)
+        status = run_in_foreground(command, environment, folder, grace_period, SuperNodeOutput(config["silo-name"]))
+    if status - SIGNALLED in SIGNALS:
+        logger.info("stopped by %s", Signals(status - SIGNALLED).name)
+    elif status:
+        logger.error("the silo has ended (status %d): the lines above say why", status)
     return status
 
 

@@ -27,6 +27,12 @@ def link(project: Path) -> LinkFolder:
     return LinkFolder(project / "link")
 
 
+def test_init_of_this_machine_alone_binds_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, bound in ((["link", "init"], False), (["link", "init", "--host", "link.example.org"], True)):
+        assert main(words) == 0
+        assert ("--bind 0.0.0.0" in capsys.readouterr().out) == bound
+
+
 def test_init_says_what_to_send_and_what_to_keep(capsys: pytest.CaptureFixture[str], link: LinkFolder) -> None:
     said = capsys.readouterr().out
     assert f"send every silo {link.authority} (over a channel you trust) and the address link.example.org:19000" in said

@@ -7,10 +7,12 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO, Protocol
 from uuid import uuid4
 
 import psutil
@@ -21,8 +23,21 @@ from fedsynth.cli.stopping import SIGNALLED, handled_by
 MARK = "FEDSYNTH_FOREGROUND"
 """Environment variable that tells the descendants of a command, however far they have got from their parents."""
 
+_STANDARD_ERROR = 2
+_LONGEST_LINE = 1 << 16
+"""Bytes of a line without an end that are kept for its reader."""
 _ATTEMPTS = 10
 """How often to look for processes that were started while others were killed."""
+
+
+class Reader(Protocol):
+    """Is told what a command says."""
+
+    is_ending: bool
+    """Whether the command has said that it ends by itself: it then has the grace period to do so."""
+
+    def __call__(self, line: str) -> None:
+        """Take one line, without its end."""
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -38,7 +53,11 @@ def show(command: Sequence[str], home: Path, python_path: str = "") -> None:
 
 
 def run_in_foreground(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float = 10.0
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    grace_period: float = 10.0,
+    reader: Reader | None = None,
 ) -> int:
     """Run until it ends or this process is told to stop; then stop it and everything that it started.
 
@@ -49,16 +68,19 @@ def run_in_foreground(
         environment: of the process.
         folder: its working directory.
         grace_period: seconds in which it may end by itself before it is killed.
+        reader: is told every line of its standard error, which is shown all the same.
 
     Returns:
-        Its exit status; 128 + number of the signal that stopped it.
+        Its exit status, 1 if it had to be killed at its end; 128 + number of the signal that stopped it.
     """
     mark = uuid4().hex
     with guarded(MARK, mark):
-        return _run_marked(command, {**environment, MARK: mark}, folder, grace_period)
+        return _run_marked(command, {**environment, MARK: mark}, folder, grace_period, reader)
 
 
-def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float) -> int:
+def _run_marked(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, grace_period: float, reader: Reader | None
+) -> int:
     told: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -68,11 +90,15 @@ def _run_marked(command: Sequence[str], environment: Mapping[str, str], folder: 
 
     with handled_by(stop):
         # In a session of its own: Ctrl-C in a terminal would otherwise reach its children before it can end them.
-        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
+        errors = subprocess.PIPE if reader else None
+        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, stderr=errors)
+        shown = _show_and_tell(process.stderr, reader) if process.stderr and reader else None
         try:
-            status = _wait(process, told, grace_period)
+            status = _wait(process, told, grace_period, reader)
         finally:
             stop_marked(environment[MARK], grace_period)
+            if shown:
+                shown.join(grace_period)
     return SIGNALLED + told[0] if told else status
 
 
@@ -152,10 +178,33 @@ def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
     return found
 
 
-def _wait(process: subprocess.Popen[bytes], told: list[int], grace_period: float) -> int:
+def _show_and_tell(stream: IO[bytes], reader: Reader) -> threading.Thread:
+    def copy() -> None:
+        rest = b""
+        while chunk := os.read(stream.fileno(), 1 << 16):
+            with contextlib.suppress(OSError):  # nobody looks: the command must not stand still for that
+                os.write(_STANDARD_ERROR, chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-_LONGEST_LINE:]
+            for line in lines:
+                reader(line.decode("utf-8", "replace"))
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    return thread
+
+
+def _wait(process: subprocess.Popen[bytes], told: list[int], grace_period: float, reader: Reader | None) -> int:
+    since = None
     while not told:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(0.1)
+        if reader and reader.is_ending:
+            since = since or time.monotonic()
+            if time.monotonic() - since > grace_period:
+                process.kill()
+                process.wait()
+                return 1
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(grace_period)
