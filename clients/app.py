@@ -37,7 +37,7 @@ from fedsynth.messages import (
     TrainRequest,
     UploadRequest,
 )
-from fedsynth.text import printable
+from fedsynth.text import printable, with_short_paths
 
 R = TypeVar("R", bound=Request[Answer])
 
@@ -68,19 +68,24 @@ def answering(
         except BaseException as error:
             refused = isinstance(error, UserError)
             code = ErrorCode.MOD_FAILED_PRECONDITION if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reason = printable(f"{shown_name(context)}: {_told(error, real='data-path' in context.node_config)}")
+            reason = printable(f"{shown_name(context)}: {_told(error, context)}")
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return handle
 
 
-def _told(error: BaseException, real: bool) -> str:
-    """Return what the server is told of an error: of a real silo's crash no text, since shapes in it are counts."""
+def _told(error: BaseException, context: Context) -> str:
+    """Return what the server is told of an error.
+
+    Of a real silo's crash no text, since shapes in it are counts; of its paths their last names.
+    """
+    real = "data-path" in context.node_config
     if isinstance(error, FilesError):
         return error.elsewhere
     if real and not isinstance(error, UserError):
         return f"{type(error).__name__}: the silo's log says why"
-    return f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
+    return with_short_paths(text) if real else text
 
 
 app = ClientApp()

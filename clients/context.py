@@ -78,7 +78,7 @@ class SiloContext:
             (``group-column`` of the node config); empty: none. A run cannot name one: it would learn of any column.
         deadline: ``time.monotonic()`` at which the policy has work on this message end.
         deadline_field: field of the policy that sets it.
-        policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the strict default; a
+        policy: what the silo allows: the file ``policy-path`` of the node config, otherwise the default; a
             simulated silo, which belongs to whoever runs the server, allows everything.
 
     Raises:

@@ -45,7 +45,7 @@ class Place:
 
     Attributes:
         state: folder below which its state folder is.
-        policy: its policy file; None: the strict default acts.
+        policy: its policy file; None: the default acts.
     """
 
     state: Path

@@ -12,7 +12,7 @@ LONGEST_TEXT = 1000
 LONGEST_SILO_NAME = 64
 """Characters of a silo's name."""
 _LONGEST_FOLDER = 200
-_PATH = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w.:/~<…-])/[^\s'",:;()\[\]{}<>]+""")
+_PATH = re.compile(r"""(?<=')/(?:[^'\n]|'(?=\w))+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w.:/~<…-])/[^\s'",:;()\[\]{}<>]+""")
 """An absolute path, in quotes with blanks too."""
 
 
@@ -47,6 +47,11 @@ def without_machine_paths(text: str, folder: Path) -> str:
     own = re.escape(str(folder.absolute()))
     text = re.sub(rf"{own}/(?=[^\s'\"/])", "", text)
     text = re.sub(rf"{own}(?![\w.-])", lambda _: folder.absolute().name, text)
+    return with_short_paths(text)
+
+
+def with_short_paths(text: str) -> str:
+    """Return text in which of every absolute path the last name stays."""
     return _PATH.sub(lambda found: f"…/{PurePosixPath(found[0]).name}", text)
 
 

@@ -141,7 +141,8 @@ class Executor:
         except RefusedBundleError as error:
             logger.error("refused: %s", error)
             _record(message, context, error)
-            return Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message), str(error)
+            said = printable(f"{context.node_config.get('silo-name', f'node-{context.node_id}')}: {error}")
+            return Message(Error(ErrorCode.INVALID_FAB, said), reply_to=message), said
         except BaseException as error:
             logger.error("the ClientApp failed", exc_info=error)
             self._worn = True
@@ -155,7 +156,10 @@ class Executor:
     def _load(self, run: flower.Run, fab: flower.Fab) -> ClientApp:
         digest = hashlib.sha256(fab.content).hexdigest()
         if self._allowed and digest not in self._allowed:
-            raise RefusedBundleError(f"run {run.run_id} comes with bundle {digest}, which --allow-fab does not name")
+            raise RefusedBundleError(
+                f"run {run.run_id} comes with program {digest}, which this silo has not pinned"
+                " (silo-policy.toml, line programs, or --allow-fab)"
+            )
         if self._app is None:
             logger.info("run %d, bundle %s", run.run_id, digest)
             _forget_this_project()
@@ -189,7 +193,7 @@ def _said(error: BaseException) -> str:
 
 def _bundle_hash(text: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", text.lower()):
-        raise argparse.ArgumentTypeError(f"'{text}': must be the 64 hex digits that 'sha256sum <app>.fab' prints")
+        raise argparse.ArgumentTypeError(f"'{text}': must be the 64 hex digits that 'fedsynth silo program' prints")
     return text.lower()
 
 

@@ -56,7 +56,7 @@ def synthesise(
         silos: institutions with images of their own, by name, in place of shares of one dataset: the folder of a
             silo's images, one folder a class, or a mapping with that as ``data_path`` and, if wanted, ``model_path`` (a
             diffusers folder, in place of training), ``policy_path``, ``autoencoder_path``, ``base_model`` and
-            ``group_column``, as for ``fedsynth silo start``. Without a policy of its own a silo keeps to the strict
+            ``group_column``, as for ``fedsynth silo start``. Without a policy of its own a silo keeps to the
             default.
         progress: whether lines on how far it is go where the logging of this program says, or to standard error if it
             says nothing; otherwise warnings only. ``log.txt`` in the run folder has all of them.

@@ -176,7 +176,7 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
     connection.write()
     done = _supernode(folder, *words)
     if done.returncode and "already in use" in done.stdout:
-        raise RunError(f"'{options.key}' is registered already; one that was removed needs a new pair")
+        raise RunError(_registered_already(folder, options, key))
     if done.returncode:
         raise RunError(
             f"Flower did not register '{options.key}' at {connection.address}: does 'fedsynth link start' run?"
@@ -218,6 +218,18 @@ def _check_name_is_free(folder: LinkFolder, name: str, key: str, replace: bool) 
             f"name = '{name}': belongs to the key {holder.key} ('ssh-keygen -l' prints a key's); if that silo has lost"
             f" its key, or is gone, add --replace: the old key is removed then"
         )
+
+
+def _registered_already(folder: LinkFolder, options: argparse.Namespace, key: str) -> str:
+    """Return what to do about a key that Flower knows: it keeps a key's first name, and forgets no key."""
+    anew = "needs a new pair: the silo removes silo.key, makes one with 'fedsynth silo init' and sends the new silo.pub"
+    for name, holder in folder.silo_names.read().items():
+        if holder.key == key:
+            return (
+                f"'{options.key}' is registered already, as '{name}', and a key keeps its name: either the silo starts"
+                f" with --silo-name {shlex.quote(name)}, or it {anew}, which you register as '{options.name}'"
+            )
+    return f"'{options.key}' is registered already; one that was removed {anew}"
 
 
 def _remove(folder: LinkFolder, holder: Holder) -> None:

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import tomli_w
 
-from fedsynth.cli.deployment.app import staged_app
+from fedsynth.cli.deployment.app import program_digest, program_version, staged_app
 from fedsynth.cli.deployment.flower import (
     SIMULATION,
     flower_environment,
@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("setting", nargs="?", type=Path, help="TOML file of configuration keys")
     parser.add_argument("--superlink", metavar="LINK", help="link folder of this machine, or HOST:PORT: real silos")
     parser.add_argument("--root-certificates", type=Path, metavar="CA", help="ca.crt, with HOST:PORT")
-    parser.add_argument("--dry-run", action="store_true", help="only show what every silo would be asked")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what every silo would be asked, and of which program"
+    )
     add_keys(parser, "[SETTING.toml] [--superlink LINK] [--dry-run]")
 
 
@@ -74,6 +76,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     connection = _connection(options, config)
     spec = check_data(config) if connection is None else None
     if options.dry_run:
+        if connection is not None:
+            print(f"program SHA-256 {program_digest()}\n  of {program_version()}")
         return _show_plan(config, spec)
     home = flower_home()
     if connection is None:

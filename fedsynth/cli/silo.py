@@ -1,9 +1,9 @@
 """A silo's side of a deployment: its key, and the SuperNode that answers for it.
 
-``silo init`` makes the key pair, writes a strict policy and keeps what the silo starts with, ``silo policy`` says what
-a policy makes of a planned run, ``silo start`` checks policy, data, model, certificate and key and runs Flower's
-SuperNode until it is stopped. The Flower command is printed. ``silo audit`` prints what runs have asked of the silo,
-``silo privacy`` what that has cost its images.
+``silo init`` makes the key pair, writes a policy and keeps what the silo starts with, ``silo policy`` says what a
+policy makes of a planned run, ``silo program`` by which hash a policy pins this version, ``silo start`` checks policy,
+data, model, certificate and key and runs Flower's SuperNode until it is stopped. The Flower command is printed. ``silo
+audit`` prints what runs have asked of the silo, ``silo privacy`` what that has cost its images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_settings
+from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_program, silo_settings
 from fedsynth.cli.deployment.app import with_sides
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
@@ -52,7 +52,7 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | policy | start | audit | privacy``, each with its own options."""
+    """``silo init | policy | program | start | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser(
         "init",
@@ -64,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy = actions.add_parser("policy", help="check a policy, alone or against a run", allow_abbrev=False)
     _folder(policy)
     silo_policy.add_arguments(policy)
+    program = actions.add_parser(
+        "program", help="the SHA-256 of the program that this version runs, to pin it in the policy", allow_abbrev=False
+    )
+    _folder(program)
     start = actions.add_parser("start", help="answer for the silo until it is stopped", allow_abbrev=False)
     _folder(start)
     silo_settings.add_arguments(start)
@@ -96,8 +100,11 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         return silo_privacy.privacy(folder, options)
     if options.action == "policy":
         return silo_policy.check_policy(folder, options)
+    if options.action == "program":
+        return silo_program.show_program(folder)
     if options.action == "init":
         return _init(folder, silo_settings.given(options))
+    silo_settings.check_folder(folder)
     silo_settings.complete(folder, options)
     return _start(folder, options)
 
@@ -125,13 +132,14 @@ def _init(folder: Path, settings: dict[str, Any]) -> int:
         if not policy.exists():
             with atomic_file(policy) as temporary:
                 temporary.write_text(document(SiloPolicy()), encoding="utf-8")
+    advice = "".join(f"  {line}\n" for line in silo_policy.open_ends(read_policy(policy)))
     kept = silo_settings.keep(folder, settings)
     wanted = {"superlink": "HOST:PORT", "data-path": "IMAGES", "silo-name": "NAME"}
     missing = "".join(f" --{name} {word}" for name, word in wanted.items() if name not in kept)
     print(
         f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
         f"for secure sums send {sums_public}, too, and keep {sums_key}\n"
-        f"read {policy}: what this silo answers, and what that gives away\n\n"
+        f"read {policy}: what this silo answers, and what that gives away\n{advice}\n"
         f"the operator registers the key under the silo's name, and sends back ca.crt: put it into {folder}; then\n"
         f"  fedsynth silo start --folder {folder}{missing}"
     )
@@ -176,10 +184,10 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
 
 
 def acting_policy(folder: Path, given: Path | None) -> Path | None:
-    """Return the policy that acts, checked; None for the strict default."""
+    """Return the policy that acts, checked; None for the default."""
     path = _absolute(given) if given else folder / POLICY_FILE
     if given is None and not path.exists():
-        logger.warning("no '%s': the strict policy that 'fedsynth silo init' writes acts", path)
+        logger.warning("no '%s': the policy that 'fedsynth silo init' writes acts", path)
         return None
     policy = read_policy(path)
     logger.info("policy %s: answers %s", path, ", ".join(policy.answers))
@@ -198,7 +206,7 @@ def _check_warm(options: argparse.Namespace, policy: Path | None) -> None:
         raise UserError("--or-stock: Flower's own way does not know --allow-fab; leave one of them out")
     for digest in options.allow_fab:
         if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise UserError(f"allow-fab = '{digest}': must be the 64 digits that 'sha256sum' prints for the bundle")
+            raise UserError(f"allow-fab = '{digest}': must be the 64 digits that 'fedsynth silo program' prints")
 
 
 def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _tuple(value: Any) -> Any:
 
 _LIST = (BeforeValidator(_tuple), PlainSerializer(list))
 ProgramHash = Annotated[
-    str, Field(pattern=r"^[0-9a-f]{64}$", description="the 64 digits that 'sha256sum' prints for a bundle")
+    str, Field(pattern=r"^[0-9a-f]{64}$", description="the 64 digits that 'fedsynth silo program' prints")
 ]
 ExtractorName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$", description="names of networks")]
 Contact = Annotated[str, Field(max_length=200)]
@@ -77,7 +77,7 @@ class PolicyError(UserError):
 
 
 class SiloPolicy(Section):
-    """What a silo allows; the defaults are strict, and are what acts where there is no file."""
+    """What a silo allows; the defaults are what acts where there is no file."""
 
     PRIVATE: ClassVar[frozenset[str]] = frozenset({"programs"})
     """Fields that the server is not told."""
@@ -104,8 +104,9 @@ class SiloPolicy(Section):
     )
     programs: Annotated[tuple[ProgramHash, ...], *_LIST] = key(
         (),
-        "SHA-256 of the app bundles that may run here; none: whatever the server sends, which can read the images"
-        " whatever stands here. Needs --warm. Not told to the server",
+        "SHA-256 of the programs that may run here, as 'fedsynth silo program' prints that of the installed version;"
+        " none: whatever the server sends, which can read the images whatever stands here. Needs --warm. Not told to"
+        " the server",
     )
     noise_queries_per_run: Limit = key(100, "messages epsilon in one run: a noise level takes one or more")
     noise_queries_in_all: Limit = key(2_000, "messages epsilon in all runs together")
@@ -194,7 +195,10 @@ class SiloPolicy(Section):
     @model_validator(mode="after")
     def _describes_itself(self) -> Self:
         if "describe" not in self.answers:
-            raise ValueError("answers: must hold 'describe', or a run cannot know what is allowed")
+            raise ValueError(
+                "answers: must hold 'describe', by which a run learns what is allowed; answers = [\"describe\"]"
+                " refuses all else"
+            )
         return self
 
     def line(self, name: str) -> str:
@@ -235,7 +239,7 @@ class SiloPolicy(Section):
 
 
 def read_policy(path: Path) -> SiloPolicy:
-    """Read a policy file; lines that it lacks are the strict default's.
+    """Read a policy file; lines that it lacks are the default's.
 
     Raises:
         UserError: no such file, no TOML, or a line that cannot be.

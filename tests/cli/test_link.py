@@ -151,6 +151,9 @@ def test_register_that_flower_refuses_is_an_error(
         answer = subprocess.CompletedProcess([], 1, reason)
         monkeypatch.setattr("fedsynth.cli.link.subprocess.run", lambda *words, answer=answer, **named: answer)
         assert said in refused("link", "register", "silo/silo.pub", "--name", "a", started=True)
+    link.silo_names.bind("suoth", Holder(key_fingerprint(Path("silo/silo.pub").read_bytes()), 7))
+    said = refused("link", "register", "silo/silo.pub", "--name", "south", started=True)
+    assert "as 'suoth', and a key keeps its name: either the silo starts with --silo-name suoth, or it needs" in said
 
 
 @pytest.mark.parametrize(

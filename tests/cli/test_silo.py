@@ -15,6 +15,7 @@ from tiny_autoencoders import write_taesd
 from tiny_bases import write_base
 
 from fedsynth.cli import main
+from fedsynth.cli.deployment.app import program_digest
 from fedsynth.locks import locked
 from fedsynth.policy import SiloPolicy, read_policy
 from fedsynth.privacy.sums.key_files import read_known, read_public, read_secret
@@ -118,13 +119,13 @@ def test_a_warm_silo_has_a_process_beside_the_supernode(
     [
         ("--allow-fab " + "0" * 64, "--allow-fab is for --warm: add it"),
         ("--or-stock", "--or-stock is for --warm: add it"),
-        ("--warm --allow-fab 1234", "allow-fab = '1234': must be the 64 digits that 'sha256sum' prints"),
+        ("--warm --allow-fab 1234", "allow-fab = '1234': must be the 64 digits that 'fedsynth silo program' prints"),
         ("--warm --or-stock --allow-fab " + "0" * 64, "--or-stock: Flower's own way does not know --allow-fab"),
         ("--superlink link.example.org", "superlink = 'link.example.org': must be HOST:PORT"),
         ("--root-certificates silo/silo.pub", "is no PEM certificate"),
         ("--root-certificates link/server.crt", "'link/server.crt' is a server's (server.crt?)"),
         ("--folder elsewhere", "'fedsynth silo init' makes one"),
-        ("--data-path absent", "there is no folder"),
+        ("--data-path imgaes", "data-path = 'imgaes': there is no folder: did you mean 'images'?"),
         ("--data-path images/0", "no class folders in"),
         ("--model-path absent", "holds no diffusers model: 'fedsynth train-local' makes one"),
         ("--autoencoder-path images", "holds no autoencoder (found '0', '1'): give one of diffusers"),
@@ -171,7 +172,7 @@ def test_silo_says_at_its_end_whether_it_was_stopped(
         assert "docs/" not in last
 
 
-def test_init_writes_the_strict_policy_and_keeps_one_that_is_there(project: Path) -> None:
+def test_init_writes_the_default_policy_and_keeps_one_that_is_there(project: Path) -> None:
     assert main(["silo", "init"]) == 0
     path = project / "silo" / "silo-policy.toml"
     assert read_policy(path) == SiloPolicy()
@@ -179,6 +180,23 @@ def test_init_writes_the_strict_policy_and_keeps_one_that_is_there(project: Path
     (project / "silo" / "silo.key").unlink()
     assert main(["silo", "init"]) == 0
     assert path.read_text() == "noise-queries-per-run = 10"
+
+
+def test_program_prints_the_line_that_pins_this_version(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "init"]) == main(["silo", "init"]) == 0
+    assert "any program of the server runs here: pin it with programs" in capsys.readouterr().out
+    assert main(["silo", "program"]) == 0
+    said, policy = capsys.readouterr().out, project / "silo" / "silo-policy.toml"
+    line = f'programs = ["{program_digest()}"]'
+    assert said.endswith(f"  {line}\n")
+    assert main(["run", "--dry-run", "--superlink", "link"]) == 0
+    assert capsys.readouterr().out.startswith(said[: said.index("\ncompare")]), "both say the same two lines"
+    policy.write_text(line)
+    assert main(["silo", "program"]) == 0
+    assert f"policy {policy} pins it" in capsys.readouterr().out
+    policy.write_text(f'programs = ["{"a" * 64}"]')
+    assert main(["silo", "program"]) == 1
+    assert "pins 1 other: this program is refused" in capsys.readouterr().out
 
 
 def test_programs_of_the_policy_are_all_that_a_warm_silo_runs(
@@ -191,7 +209,7 @@ def test_programs_of_the_policy_are_all_that_a_warm_silo_runs(
     assert command[command.index("--allow-fab") + 1] == "a" * 64
 
 
-def test_a_silo_without_a_policy_says_that_the_strict_one_acts(
+def test_a_silo_without_a_policy_says_that_the_default_one_acts(
     words: list[str], project: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     (project / "silo" / "silo-policy.toml").unlink()
@@ -208,7 +226,7 @@ def test_policy_is_compared_with_a_planned_run(
     own = project / "own.toml"
     own.write_text('answers = ["describe", "prepare", "epsilon"]\nnoise-queries-per-run = 14\n')
     assert main(["silo", "policy", "--check", "own.toml"]) == 0
-    assert "valid; lines that differ from the strict default: 2\n  answers = [" in capsys.readouterr().out
+    assert "valid; lines that differ from the default: 2\n  answers = [" in capsys.readouterr().out
     dfd, fedavg = project / "dfd.toml", project / "fedavg.toml"
     dfd.write_text("dfd-rounds = 10\nnum-samples = 100\n")
     fedavg.write_text('strategy = "fedavg"\n')
@@ -315,6 +333,9 @@ def test_what_init_is_given_need_not_be_said_again(
         "silo", "start", "--superlink", "link.example.org:9092"
     )
     assert "superlink is not known" in refused("silo", "start")
+    for action in ("start", "policy"):
+        said = refused("silo", action, "--folder", "sloi")
+        assert f"there is no folder '{project / 'sloi'}': did you mean 'silo'?; 'fedsynth silo init' makes one" in said
     shutil.copy(project / "link" / "ca.crt", place / "ca.crt")
     key = (place / "silo.key").read_bytes()
     told = ["--superlink", "link.example.org:9092", "--data-path", "images", "--state-path", "kept", "--warm"]

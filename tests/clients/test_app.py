@@ -102,6 +102,22 @@ def test_every_message_has_a_handler_that_refuses_an_empty_one(
     assert answer.error.code == ErrorCode.MOD_FAILED_PRECONDITION
 
 
+@pytest.mark.parametrize(
+    "lines", ["answers = []", "answers = [", "least-images = 1", f"plugins = {['m:n'] * 9999}", None]
+)
+def test_a_policy_that_cannot_be_is_told_without_its_path(lines: str | None, tmp_path: Path) -> None:
+    home = tmp_path / "Anna's own disk"
+    home.mkdir()
+    policy = home / "silo-policy.toml"
+    if lines is not None:
+        policy.write_text(lines)
+    own = context(silo_name="clinic", data_path=str(home / "images"), policy_path=str(policy))
+    reason = app(DescribeRequest().to_message(77), own).error.reason
+    assert reason.startswith("clinic: UserError: policy '…/silo-policy.toml': ")
+    assert tmp_path.name not in reason
+    assert "Anna" not in reason
+
+
 def test_bad_run_config_is_answered_too() -> None:
     broken = context(partition_id=0)
     broken.run_config["alpha"] = -1.0

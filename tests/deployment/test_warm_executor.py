@@ -161,9 +161,9 @@ def test_a_silo_refuses_a_bundle_that_it_does_not_allow(deployment: Deployment) 
     for answers in deployment.second:
         answer = deployment.of("closed", answers)
         assert answer["code"] == ErrorCode.INVALID_FAB
-        assert f"comes with bundle {deployment.refused}, which --allow-fab does not name" in answer["reason"]
+        assert f"comes with program {deployment.refused}, which this silo has not pinned" in answer["reason"]
     log = (deployment.logs / "closed.log").read_text()
-    assert log.count(f"bundle {deployment.refused}, which --allow-fab does not name") == 2
+    assert log.count(f"program {deployment.refused}, which this silo has not pinned") == 2
 
 
 def test_a_silo_whose_executor_is_killed_ends(deployment: Deployment) -> None:

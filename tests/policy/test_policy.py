@@ -36,7 +36,7 @@ def test_the_default_answers_no_sums_over_real_images_and_has_ceilings() -> None
     assert SiloPolicy.unlimited().limit("noise_queries_in_all") == float("inf")
 
 
-def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
+def test_lines_that_are_left_out_are_the_default_s(file: Path) -> None:
     # As Windows' editor saves it, and as PowerShell writes it.
     for encoding in ("utf-8-sig", "utf-16"):
         file.write_bytes("noise-queries-per-run = 10\n".encode(encoding))
@@ -48,12 +48,13 @@ def test_lines_that_are_left_out_are_the_strict_default_s(file: Path) -> None:
     [
         ("answers = ['trian', 'describe']", "unknown answers 'trian': did you mean 'train'?"),
         ("answers = ['train']", "answers: must hold 'describe'"),
+        ("answers = []", 'answers = ["describe"] refuses all else'),
         ("answers = 'train'", "answers = 'train': must be a list of 'describe', 'prepare'"),
         ("noise-queries-per-run = -1", "noise-queries-per-run = -1: must be 'unlimited' or a whole number >= 0"),
         ("noise-queries-per-run = true", "must be 'unlimited' or a whole number >= 0"),
         ("noise-querys-per-run = 1", "unknown setting 'noise-querys-per-run': did you mean 'noise-queries-per-run'?"),
         ("strategies = ['fedavk']", "unknown strategies 'fedavk': did you mean 'fedavg'?"),
-        ("programs = ['ab']", "programs = 'ab': must be a list of the 64 digits that 'sha256sum' prints"),
+        ("programs = ['ab']", "programs = 'ab': must be a list of the 64 digits that 'fedsynth silo program' prints"),
         ("plugins = ['os.system']", "must be a list of module:name of a plug-in"),
         ("statistics-delta = 1.0", "statistics-delta = 1.0: must be a number > 0 and < 1"),
         ("least-images = 1", "least-images = 1: must be a whole number >= 2"),

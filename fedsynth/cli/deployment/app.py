@@ -6,8 +6,10 @@ It is written from what is installed, a clone or a wheel, so that both run the s
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import tomllib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,6 +52,24 @@ def staged_app(home: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     return app
+
+
+def program_digest() -> str:
+    """Return the SHA-256 of the bundle that ``flwr run`` makes of :func:`staged_app`, by which silos pin a program.
+
+    Raises:
+        UserError: the installation is not whole.
+    """
+    # Only here: Flower's command line takes half a second to import.
+    from flwr.cli.build import build_fab_from_files
+
+    return hashlib.sha256(build_fab_from_files(_files())[0]).hexdigest()
+
+
+def program_version() -> str:
+    """Return on what the bytes of a bundle depend: this version, Flower's, and the library that compresses them."""
+    flower = importlib.metadata.version("flwr")
+    return f"fedsynth {fedsynth.__version__}, bundled by Flower {flower} with zlib {zlib.ZLIB_RUNTIME_VERSION}"
 
 
 def _files() -> dict[str, bytes]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsynth.cli.deployment.silo_settings import check_folder, check_images
 from fedsynth.cli.options import read_toml
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig
 from fedsynth.errors import UserError
-from fedsynth.policy import POLICY_FILE, SiloPolicy, read_policy
+from fedsynth.policy import POLICY_FILE, UNLIMITED, SiloPolicy, read_policy
 from fedsynth.spec import ImageSpec
 
 
@@ -36,13 +37,27 @@ def check_policy(folder: Path, options: argparse.Namespace) -> int:
         UserError: policy, setting or images cannot be read.
     """
     path = (options.check or folder / POLICY_FILE).expanduser()
+    if options.check is None:
+        check_folder(folder)
+    if options.data_path is not None:
+        check_images(options.data_path)
     policy = read_policy(path)
     if options.setting is None:
         changed = [policy.line(name) for name in SiloPolicy.model_fields if getattr(policy, name) != _default(name)]
-        print(f"policy {path}: valid; lines that differ from the strict default: {len(changed)}")
-        print("\n".join(f"  {line}" for line in changed), end="\n" if changed else "")
+        print(f"policy {path}: valid; lines that differ from the default: {len(changed)}")
+        print("".join(f"  {line}\n" for line in changed + open_ends(policy)), end="")
         return 0
     return _compare(policy, path, options)
+
+
+def open_ends(policy: SiloPolicy) -> list[str]:
+    """Return in sentences what a policy leaves to the server that no other line of it makes up for."""
+    found = []
+    if not policy.programs:
+        found.append("any program of the server runs here: pin it with programs ('fedsynth silo program' prints it)")
+    if policy.privacy_epsilon == UNLIMITED:
+        found.append("no ε bounds what is told: set privacy-epsilon")
+    return found
 
 
 def _compare(policy: SiloPolicy, path: Path, options: argparse.Namespace) -> int:

@@ -67,9 +67,35 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         check_silo_name(found["silo-name"])
     for name in _PATHS.keys() & found.keys():
         found[name] = str(found[name].expanduser().absolute())
-    if "data-path" in found and not Path(found["data-path"]).is_dir():
-        raise UserError(f"data-path = '{found['data-path']}': there is no folder")
+    if "data-path" in found:
+        check_images(Path(found["data-path"]))
     return found
+
+
+def check_images(path: Path) -> None:
+    """Refuse a ``data-path`` that is no folder, before what reads images takes seconds to import.
+
+    Raises:
+        UserError: names it, and a folder beside it that may be meant.
+    """
+    if not path.expanduser().is_dir():
+        raise UserError(f"data-path = '{path}': there is no folder{_beside(path.expanduser())}")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a silo's folder that is not there.
+
+    Raises:
+        UserError: names it, and a folder beside it that may be meant.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no folder '{path}'{_beside(path)}; 'fedsynth silo init' makes one")
+
+
+def _beside(path: Path) -> str:
+    parent = path.parent
+    names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    return did_you_mean(path.name, names)
 
 
 def keep(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +158,7 @@ def complete(folder: Path, options: argparse.Namespace) -> None:
                 f"{name} is not known: give --{name} here, or to 'fedsynth silo init', which keeps it in"
                 f" '{folder / SETTINGS_FILE}'"
             )
+    check_images(options.data_path)
     options.root_certificates = options.root_certificates or folder / AUTHORITY_FILE
     options.silo_name, options.group_column = options.silo_name or "", options.group_column or ""
     options.warm = bool(options.warm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -18,7 +19,7 @@ from full_disk import full_after
 
 import fedsynth
 from fedsynth import sides
-from fedsynth.cli.deployment.app import staged_app, with_sides
+from fedsynth.cli.deployment.app import program_digest, staged_app, with_sides
 from fedsynth.config import KEYS
 from fedsynth.errors import UserError
 from fedsynth.sides import SIDES, make_sides_importable, sides_folder
@@ -92,9 +93,10 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_wheel_stages_what_a_clone_stages(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sides_folder() == wheel / "_app"
-    of_wheel = staged_app(tmp_path / "home")
+    of_wheel, pinned = staged_app(tmp_path / "home"), program_digest()
     monkeypatch.undo()
     assert staged_app(tmp_path / "home") == of_wheel, "the folder is named after its content"
+    assert program_digest() == pinned == hashlib.sha256(build_fab_from_disk(of_wheel)).hexdigest()
     assert with_sides({"PYTHONPATH": "mine"}) == {"PYTHONPATH": f"{ROOT}{os.pathsep}mine"}
 
 

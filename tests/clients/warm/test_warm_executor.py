@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.fab import Fab
@@ -21,10 +22,14 @@ from clients.warm.flower_internals import Job
 from clients.warm.warm_executor import Executor
 from fedsynth import flower_version
 from fedsynth.audit import read_audit
+from fedsynth.cli.deployment.app import program_digest, staged_app
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 FIRST, SECOND = b"first bundle", b"second bundle"
+NOT_PINNED = (
+    "run 7 comes with program {}, which this silo has not pinned (silo-policy.toml, line programs, or --allow-fab)"
+)
 
 
 def digest(content: bytes) -> str:
@@ -197,13 +202,25 @@ def test_only_allowed_bundles_run(silo: Callable[..., Silo], caplog: pytest.LogC
     here = silo((7, SECOND, "a"), (8, FIRST, "b"), allowed=(FIRST,))
     here.executor.serve()
     assert here.runtime.words == [f"error {ErrorCode.INVALID_FAB}", "B"]
-    refusal = f"run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
-    assert here.runtime.replies[0][0].error.reason == here.runtime.replies[0][1] == refusal
+    refusal = NOT_PINNED.format(digest(SECOND))
+    # Whose it is stands first: before a silo has described itself, the server knows no name.
+    assert here.runtime.replies[0][0].error.reason == here.runtime.replies[0][1] == f"node-1: {refusal}"
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         f"refused: {refusal}"
     ]
     assert here.loaded == [FIRST]
     assert here.restarts == []
+
+
+def test_the_hash_that_a_silo_pins_is_that_of_the_bundle_that_a_run_ships(
+    silo: Callable[..., Silo], tmp_path: Path
+) -> None:
+    shipped = build_fab_from_disk(staged_app(tmp_path))  # as 'flwr run' builds it
+    here = silo((7, SECOND, "a"), (8, shipped, "b"))
+    here.executor = Executor(here.runtime, frozenset([program_digest()]), here.restarts.append)
+    here.runtime.whenever_idle = here.executor.stop
+    here.executor.serve()
+    assert here.runtime.words == [f"error {ErrorCode.INVALID_FAB}", "B"]
 
 
 def test_a_refused_bundle_is_in_the_silo_s_audit(
@@ -215,7 +232,8 @@ def test_a_refused_bundle_is_in_the_silo_s_audit(
     with (tmp_path / "north" / "audit.jsonl").open("rb") as file:
         report = read_audit(file)
     assert report.problems == []
-    said = f"say: RefusedBundleError: run 7 comes with bundle {digest(SECOND)}, which --allow-fab does not name"
+    said = f"say: RefusedBundleError: {NOT_PINNED.format(digest(SECOND))}"
+    assert here.runtime.replies[0][1] == f"north: {NOT_PINNED.format(digest(SECOND))}"
     assert report.runs["7"].refused == {said: 1}
 
     (tmp_path / "file").touch()
