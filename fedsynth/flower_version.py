@@ -10,6 +10,7 @@ from importlib.metadata import version
 FLOWER_VERSION = "1.42.0"
 
 INTERNALS: dict[str, str] = {
+    "flwr.cli.build.build_fab_from_files": "files",
     "flwr.cli.install.install_from_fab": "fab_file install_dir skip_prompt",
     "flwr.clientapp.utils.get_load_client_app_fn": "default_app_ref app_path multi_app",
     "flwr.common.constant.ErrorCode": "",

@@ -23,7 +23,7 @@ MEETING_PLACES = (
 )
 METHODS = ("averaging", "cooperation", "own_models")
 SHARED_BY_METHODS = ("strategies.own_models.local_training", "strategies.own_models.shares")
-FLOWER = ("fedsynth.messages.", "fedsynth.api.")
+FLOWER = ("fedsynth.messages.", "fedsynth.api.", "fedsynth.cli.deployment.app")
 API, BOTH_SIDES = "fedsynth.api.", ("clients", "strategies")
 TOP = ("api", "cli")
 
@@ -96,7 +96,7 @@ def inside_strategies(name: str, target: str) -> bool:
 RULES = {
     between_packages: "clients -> fedsynth <- strategies, which api alone imports, and nothing imports experiments",
     inside_fedsynth: f"rooms meet only in {', '.join(MEETING_PLACES)} and at the top; config and messages know no room",
-    to_flower: "inside fedsynth only messages and api know Flower",
+    to_flower: "inside fedsynth only messages, api and what stages the app know Flower",
     inside_strategies: "conversation and run know no method, methods do not know each other, results come last",
 }
 

@@ -141,9 +141,8 @@ def test_strategy_that_asks_no_own_model_leaves_it_closed(clinic: Callable[..., 
 
 def test_unusable_model_is_refused_before_any_training(clinic: Callable[..., Node]) -> None:
     node = clinic(("moon", "sun"))
-    path = node.context.node_config["model-path"]
     assert node.refusal(PrepareRequest(spec=SPEC)).startswith(
-        f"clinic: UserError: model-path = '{path}': the model knows moon, sun, but this silo holds"
+        "clinic: UserError: model-path = '…/model': the model knows moon, sun, but this silo holds"
     )
 
 
@@ -151,8 +150,7 @@ def test_upload_of_another_architecture_is_refused_with_what_differs(clinic: Cal
     node = clinic(strategy="fedddpm")
     node.ask(PrepareRequest(spec=SPEC))
     reason = node.refusal(UploadRequest(spec=SPEC))
-    path = node.context.node_config["model-path"]
-    assert reason.startswith(f"clinic: UserError: model-path = '{path}': strategy = 'fedddpm' has silos upload weights")
+    assert reason.startswith("clinic: UserError: model-path = '…/model': strategy = 'fedddpm' has silos upload weights")
     differences = reason.partition("(")[2].partition(")")[0]
     assert {"block_out_channels", "num_class_embeds"} <= set(differences.split(", "))
     assert "what it predicts, its noise schedule or its classes" in differences
