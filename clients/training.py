@@ -168,4 +168,5 @@ def _train_round_privately(
 
 
 def federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:
+    """Return the run's network with the weights received, and where the silo keeps what is its own of it."""
     return FederatedModel(initial_unet(silo.config, spec), transport.decode_tensors(received), silo.state, run_token)
