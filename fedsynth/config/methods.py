@@ -102,23 +102,21 @@ class AveragingSettings(RoundsSettings):
     )
 
 
-class MedianSettings(AveragingSettings):
-    """Coordinate-wise median."""
+class ValuewiseSettings(AveragingSettings):
+    """Rules that are no plain mean: of adapters they take values only where all silos have one A."""
 
     lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
 
 
-class TrimmedSettings(AveragingSettings):
+class TrimmedSettings(ValuewiseSettings):
     """Trimmed mean."""
 
-    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     beta: Annotated[float, Field(ge=0, lt=0.5)] = key(0.2, "β, share of the values cut at each end")
 
 
-class KrumSettings(AveragingSettings):
+class KrumSettings(ValuewiseSettings):
     """Krum and its family."""
 
-    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     num_malicious_nodes: Count = key(0, "f, hostile silos to survive")
 
 
@@ -128,10 +126,9 @@ class MultiKrumSettings(KrumSettings):
     num_nodes_to_select: Count = key(0, "m, models averaged; 0: all but num-malicious-nodes")
 
 
-class MomentumSettings(AveragingSettings):
+class MomentumSettings(ValuewiseSettings):
     """Server momentum."""
 
-    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     server_learning_rate: PositiveFloat = key(1.0, "η, step along the mean update")
     server_momentum: BelowOne = key(0.9, "β, weight of past updates")
 
@@ -144,10 +141,9 @@ class MomentumSettings(AveragingSettings):
         return self
 
 
-class AdaptiveSettings(AveragingSettings):
+class AdaptiveSettings(ValuewiseSettings):
     """Adaptive optimisers on the server."""
 
-    lora_aggregation: Literal["svd", "freeze-a", "stack"] = inherited(AveragingSettings, "lora_aggregation", "freeze-a")
     # Ten times below Flower's, which overshoots on small updates; FedYogi's in the source.
     eta: PositiveFloat = key(1e-2, "η, step of the server")
     tau: PositiveFloat = key(1e-3, "τ, adaptivity: larger is nearer to plain averaging")
@@ -345,7 +341,7 @@ class DfDSettings(OwnModelsSettings):
 
 SETTINGS: dict[str, type[StrategySettings]] = {
     "fedavg": AveragingSettings,
-    "fedmedian": MedianSettings,
+    "fedmedian": ValuewiseSettings,
     "fedtrimmedavg": TrimmedSettings,
     "krum": KrumSettings,
     "multikrum": MultiKrumSettings,

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord
 
 from fedsynth.averaging import median, trimmed_mean
 from fedsynth.averaging.rules import cut_of
-from fedsynth.config.methods import MedianSettings, TrimmedSettings
+from fedsynth.config.methods import TrimmedSettings, ValuewiseSettings
 from strategies.averaging.aggregation import combined
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
@@ -23,8 +23,8 @@ class FedMedian(AveragingStrategy):
 
     how = "the silos trained one diffusion model together; every weight is the median of theirs"
 
-    Settings = MedianSettings
-    settings: MedianSettings
+    Settings = ValuewiseSettings
+    settings: ValuewiseSettings
 
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
         """Take the median of every coordinate."""

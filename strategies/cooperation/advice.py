@@ -9,9 +9,6 @@ FEW_IMAGES = 6.0
 """Cooperation was ahead of pooled sampling where 10 silos held 4 images of each class; with 7 images or more, or with 2
 to 3 holders, it was not (``python -m experiments.regimes``). These two bounds lie between and are a guess."""
 
-_SEE = " (docs/results/regimes.md has the measurements)"
-"""Not the numbers: they are of other images and other silos, and read like this run's."""
-
 
 def advice(label_counts: torch.Tensor) -> str:
     """Return half a sentence for the log: what silos hold, and what that means for the choice of a strategy.
@@ -25,10 +22,8 @@ def advice(label_counts: torch.Tensor) -> str:
     images = float(held[held > 0].mean())
     found = f"a class has {holders:.1f} effective holders in the mean, a holder {images:.0f} images of it"
     if holders >= MANY_HOLDERS and images <= FEW_IMAGES:
-        return (
-            f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10{_SEE}"
-        )
+        return f"{found}: silos this small and alike gain by cooperating; if models are noisy, set temperature = 10"
     return (
         f"{found}: strategy = 'pooled' is likely to be as good, in one round, and shows the server every silo's images;"
-        f" secure-aggregation = true shows it no silo's, and costs some variety{_SEE}"
+        " secure-aggregation = true shows it no silo's, and costs some variety"
     )

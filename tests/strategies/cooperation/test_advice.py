@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +8,10 @@ import torch
 from strategies.cooperation.advice import advice
 
 
-def test_advice_names_the_page_with_the_measurements_and_no_number_of_other_silos() -> None:
+def test_advice_names_no_number_of_other_silos_and_no_page_that_a_wheel_lacks() -> None:
     for counts in (4, 40):
         said = advice(torch.full((10, 3), counts))
-        (page,) = re.findall(r"docs/\S+\.md", said)
-        assert (Path(__file__).parents[3] / page).is_file()
+        assert "docs/" not in said
         assert re.findall(r"\d*\.\d+", said) == ["10.0"]
 
 
