@@ -68,7 +68,9 @@ class FolderListing:
         """Say it in one line: ``images: 812 files in 4 classes; skipped: 812 @eaDir; not read: 2 .txt, 1 .psd``."""
         parts = [f"images: {sum(map(len, self.files.values()))} files in {len(self.files)} classes"]
         if self.unlabelled is not None:
-            parts.append(f"no class: {len(self.unlabelled)} unlabelled files, read where labels are few and not elsewhere")
+            parts.append(
+                f"no class: {len(self.unlabelled)} unlabelled files, read where labels are few and not elsewhere"
+            )
         if self.skipped:
             parts.append(f"skipped: {_counted(self.skipped)}")
         if self.other_suffixes:
@@ -101,7 +103,9 @@ def list_images(root: Path, known: Collection[str] = ()) -> FolderListing:
     except OSError as error:
         raise UserError(f"'{error.filename}': {error.strerror}, while '{root}' was listed: try again") from error
     if not listing.files and not listing.unlabelled:
-        raise UserError(f"no class folders in '{root}', and no images in its folder 'unlabelled': it must hold {LAYOUT}")
+        raise UserError(
+            f"no class folders in '{root}', and no images in its folder 'unlabelled': it must hold {LAYOUT}"
+        )
     _refuse_empty(listing)
     _refuse_loose(listing)
     if lonely := [name for name, files in listing.files.items() if len(files) == 1]:

@@ -67,7 +67,7 @@ def test_a_folder_of_nothing_else_is_refused_but_where_labels_are_few(folder: Pa
         for path in (folder / name).iterdir():
             path.unlink()
         (folder / name).rmdir()
-    with pytest.raises(UserError, match="no class folders in .*: its 3 images have no labels"):
+    with pytest.raises(UserError, match=r"no class folders in .*: its 3 images have no labels"):
         read_image_folder(folder)
     assert image_folder_spec(folder) == ImageSpec(1, 8, ())
     silo = few_labels_silo(folder, "north", SPEC, 0.1, 0)
