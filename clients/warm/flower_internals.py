@@ -1,7 +1,7 @@
 """Everything that uses Flower's internals, for one version of Flower: the warm path of a silo.
 
-``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps, and a run that was stopped
-leaves nothing in it that the next one meets.
+``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps, and nothing in it of a run
+that was stopped reaches the next one.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def forgetting_ended_runs(receive: Callable[..., int | None]) -> Callable[..., i
 def answering_in_turn(
     pull: Callable[..., int | None], push: Callable[..., None]
 ) -> tuple[Callable[..., int | None], Callable[..., None]]:
-    """Return ``_pull_and_store_message`` and ``_push_messages`` that go on pushing until the pulled message is answered.
+    """Return ``_pull_and_store_message`` and a ``_push_messages`` that pushes until what was pulled is answered.
 
     Flower's own loop pushes once for every message, whatever replies there are. A reply that came late, when its run
     had already been stopped, would be pushed in the place of the next message's: that run would wait for ever.

@@ -126,7 +126,7 @@ def test_a_message_whose_run_ends_on_its_way_leaves_nothing_behind(supernode: Su
     def gone(*_: object) -> None:
         raise RunNotRunningException
 
-    message, come = supernode.on_its_way("late")
+    _, come = supernode.on_its_way("late")
     got = forgetting_ended_runs(_pull_and_store_message)(**{**come, lost: gone})
     assert got is None
     assert supernode.state.get_messages_legacy(is_reply=False) == []
