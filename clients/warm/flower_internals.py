@@ -1,7 +1,7 @@
 """Everything that uses Flower's internals, for one version of Flower: the warm path of a silo.
 
-``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps, and nothing in it of a run
-that was stopped reaches the next one.
+``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps, and nothing in it of a
+run that was stopped reaches the next one.
 """
 
 from __future__ import annotations
