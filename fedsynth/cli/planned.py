@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings, FedDiffuseSettings
-from fedsynth.diffusion import codec_of, count_parameters, exchanged_shapes
+from fedsynth.diffusion import codec_of, count_in_adapters, count_parameters, exchanged_shapes
 from fedsynth.messages.transport import tensors_bytes
 from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
@@ -29,7 +29,8 @@ def planned(
         spec = ImageSpec(3, size, config.data.classes() or ())
     if spec is not None:
         parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
-        plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout)
+        adapters = count_in_adapters(config, spec)
+        plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout, adapters)
         return plan, [*_lines(plan), *_weights(config, spec)]
     plan = plan_of(config, ImageSpec(3, 0, ()), largest_holdout=largest_holdout)
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
@@ -46,6 +47,7 @@ def _lines(plan: Plan) -> list[str]:
         "optimiser steps": plan.optimiser_steps,
         "training images": plan.training_images or 0,
         "network parameters": plan.network_parameters,
+        "in adapters": plan.adapter_parameters,
         "image size": plan.largest_image_size,
     }
     lines += [f"{name:19} {amount:,}".replace(",", " ") for name, amount in amounts.items() if amount]
