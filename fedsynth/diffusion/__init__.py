@@ -1,10 +1,11 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
 from fedsynth.diffusion.base_model import settle_base_model
-from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
+from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, latents_kept_in, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import (
+    count_in_adapters,
     count_parameters,
     exchanged_shapes,
     initial_unet,
@@ -41,12 +42,14 @@ __all__ = [
     "build_unet",
     "check_steps",
     "codec_of",
+    "count_in_adapters",
     "count_parameters",
     "draw_initial_noise",
     "exchanged_shapes",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",
+    "latents_kept_in",
     "load_saved_network",
     "loss_curve",
     "make_codec",
