@@ -12,6 +12,7 @@ from fedsynth.diffusion.initial import (
     initial_unet,
     network_settings,
     pick_device,
+    training_bytes,
 )
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, load_saved_network, model_seal, save_model
@@ -74,4 +75,5 @@ __all__ = [
     "to_uint8",
     "train",
     "train_early_stopping",
+    "training_bytes",
 ]

@@ -21,6 +21,8 @@ from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
+_SINGLE_BYTES = 4
+
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """Build the initial U-Net of a run, on the CPU; every silo and every method starts from the same weights.
@@ -98,6 +100,19 @@ def exchanged_shapes(config: RunConfig, spec: ImageSpec) -> dict[str, Shape]:
     if (adapters := chosen_adapters(config)) is None:
         return dict(base.shapes)
     return factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank, adapters.frozen_a)
+
+
+def training_bytes(config: RunConfig, spec: ImageSpec) -> int:
+    """Return the bytes that a silo's training holds whatever its batches: the network, and of what is trained the
+    gradients, two moments of the optimiser and the weight average, all in single precision.
+
+    Not in it: what a step computes on the way, which grows with the batch; autoencoder and images.
+    """
+    weights, trained = count_parameters(config, spec), count_in_adapters(config, spec)
+    if (adapters := chosen_adapters(config)) is not None and (base := base_model(config)) is not None:
+        factors = factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank)
+        weights += sum(map(math.prod, factors.values()))
+    return _SINGLE_BYTES * (weights + 4 * (trained or weights))
 
 
 def pick_device(wanted: str) -> torch.device:
