@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from fedsynth.data import (
     list_images,
     load_federation,
 )
-from fedsynth.diffusion import settle_base_model
+from fedsynth.diffusion import Codec, codec_of, latents_kept_in, settle_base_model
+from fedsynth.diffusion.latent_files import LATENTS_BYTES
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -40,7 +41,7 @@ from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, pr
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 DECODED = "images"
-"""Folder of decoded images in the state folder; it may be removed at any time between runs."""
+"""Folder of decoded images and of latents in the state folder; it may be removed at any time between runs."""
 
 _silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()
@@ -122,6 +123,11 @@ class SiloContext:
         """
         alone = self.config.private or self.privacy_account().bounded
         return _silos[alone].get(self.run_and_node, lambda: self._open(spec, alone))
+
+    def keeping_latents(self, spec: ImageSpec) -> AbstractContextManager[Codec]:
+        """Return a block's codec that finds latents of the silo's images on its disk, and leaves there what is new."""
+        most = min(LATENTS_BYTES, 1e6 * self.policy.limit("disk_mb"))
+        return latents_kept_in(self.state / DECODED, codec_of(self.config, spec), most)
 
     def released(self, spec: ImageSpec) -> ReleasedAnswers:
         """Return what a real silo has told of the images in its folder, listed once per process.

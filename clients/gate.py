@@ -23,7 +23,7 @@ from fedsynth.audit import FEWEST
 from fedsynth.config import RunConfig
 from fedsynth.config.keys import kebab
 from fedsynth.config.methods import DPSumSettings
-from fedsynth.diffusion import count_parameters
+from fedsynth.diffusion import count_in_adapters, count_parameters
 from fedsynth.disk import folder_bytes
 from fedsynth.errors import UserError
 from fedsynth.ledger import LEDGER_FILE, Counts
@@ -40,7 +40,7 @@ from fedsynth.messages import (
     TrainRequest,
 )
 from fedsynth.plugins import is_plugin
-from fedsynth.policy import SiloPolicy
+from fedsynth.policy import SiloPolicy, besides
 from fedsynth.policy.ceilings import CEILINGS, OWN_MODEL, SECONDS
 from fedsynth.spec import ImageSpec
 
@@ -244,7 +244,8 @@ def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:
-            policy.refuse("network_parameters", f"the run's network has {parameters}")
+            more = besides(count_in_adapters(silo.config, spec))
+            policy.refuse("network_parameters", f"the run's network has {parameters}{more}")
     if (most := policy.limit("disk_mb")) < inf and (used := _kept_bytes(silo) / 1e6) >= most:
         policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
     _refuse_few_images(spec, steps, silo)

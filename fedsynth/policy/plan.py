@@ -46,7 +46,9 @@ class Plan:
         samples_per_query: samples in the largest of them.
         images_drawn: images that the silo draws.
         optimiser_steps: training steps.
-        network_parameters: weights of the network that is trained; 0: none is, or it is not known.
+        network_parameters: weights of the network that is trained, whole or by adapters; 0: none is, or it is not
+            known.
+        adapter_parameters: numbers that are trained in adapters beside them; 0: they are trained themselves.
         largest_image_size: side of the run's images in pixels.
         strategy: name of the strategy.
         plugins: what the run wants imported at the silo.
@@ -68,6 +70,7 @@ class Plan:
     images_drawn: int = 0
     optimiser_steps: int = 0
     network_parameters: int = 0
+    adapter_parameters: int = 0
     largest_image_size: int = 0
     plugins: tuple[str, ...] = ()
     trains: bool = False
@@ -106,6 +109,7 @@ def plan_of(
     training_images: int | None = None,
     sample_shape: tuple[int, ...] = (),
     largest_holdout: float | None = None,
+    adapter_parameters: int = 0,
 ) -> Plan:
     """Return what a run asks one silo.
 
@@ -117,6 +121,7 @@ def plan_of(
         training_images: images that it trains on; None: not known.
         sample_shape: of what its networks see of an image; empty: as many numbers as the image has.
         largest_holdout: share of its images that is held out at most; None: the run's ``holdout-fraction``.
+        adapter_parameters: numbers in the adapters beside its network; 0: the network itself is trained.
     """
     name, settings = config.run.strategy, config.settings
     held = config.sampling.num_samples if num_samples is None else num_samples
@@ -162,6 +167,7 @@ def plan_of(
         images_drawn=drawn,
         optimiser_steps=steps,
         network_parameters=network_parameters,
+        adapter_parameters=adapter_parameters,
         largest_image_size=spec.size,
         plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
         trains=steps > 0,
@@ -230,11 +236,19 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
         for ceiling in ceilings:
             if asked > policy.limit(ceiling):
                 what = name.replace("_", " ")
-                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}", optional)
+                more = besides(plan.adapter_parameters) if name == "network_parameters" else ""
+                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}{more}", optional)
     if foreign := [name for name in plan.plugins if name not in policy.plugins]:
         yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
     if plan.trains:
         yield from _training_refusals(policy, plan)
+
+
+def besides(adapter_parameters: int) -> str:
+    """Say what is trained beside a network whose own weights stay as they are; nothing where they do not."""
+    if not adapter_parameters:
+        return ""
+    return f", which all count for memory and time although it trains {adapter_parameters} in adapters beside them"
 
 
 def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:

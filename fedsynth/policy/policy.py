@@ -119,7 +119,11 @@ class SiloPolicy(Section):
     compute_seconds_in_all: Limit = key(2_000_000, "seconds of work in all runs together")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
     largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
-    network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")
+    network_parameters: Limit = key(
+        100_000_000,
+        "weights of a network that is trained here, of a base model also those that stay as they are beside adapters:"
+        " memory and time follow from all of them",
+    )
     count_noise: NonNegative = key(
         1.0,
         "scale in images of the noise on the number of images of a class, which is drawn once per data set and kept:"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import codec_of, count_parameters
+from fedsynth.diffusion import codec_of, count_in_adapters, count_parameters
 from fedsynth.errors import RunError
 from fedsynth.policy import Refusal, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
@@ -38,6 +38,7 @@ def check_policies(
         RunError: names every silo that forbids a part of the run, and the lines.
     """
     parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
+    adapters = count_in_adapters(config, spec)
     held = {name: 0 for name in policies}
     trained: dict[str, int] = {}
     if census is not None and labels is not None:
@@ -46,7 +47,7 @@ def check_policies(
         trained = {member.name: member.num_examples for member in census}
     forbidden: list[str] = []
     for name, num_samples in sorted(held.items()):
-        plan = plan_of(config, spec, parameters, num_samples, trained.get(name), shape)
+        plan = plan_of(config, spec, parameters, num_samples, trained.get(name), shape, adapter_parameters=adapters)
         found = refusals(policies[name], plan)
         if lines := [f"{refusal}{_left(refusal)}" for refusal in found if not refusal.optional]:
             forbidden.append(f"{name}: {'; '.join(lines)}{_contact(policies[name])}")
