@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
@@ -17,11 +18,13 @@ from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.config.types import FEW_LABELS
 from fedsynth.data import (
     Federation,
     ImageCache,
     Silo,
     configured_range,
+    few_labels_silo,
     folder_silo,
     image_folder_spec,
     largest_held_out_share,
@@ -145,7 +148,7 @@ class SiloContext:
         """
         path = self._data_path().expanduser()
         with self._unnamed_elsewhere():
-            return _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+            return _files.get(self.run_and_node, lambda: _image_files(path, spec))
 
     def before_private_steps(self, spec: ImageSpec) -> Callable[[Mechanism], None]:
         """Return what a private training calls with all its steps before the first; a simulated silo has no account.
@@ -192,7 +195,13 @@ class SiloContext:
             raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
         size = self.config.data.image_size
         with self._unnamed_elsewhere():
-            return image_folder_spec(self._data_path(), None if size == AUTO else size)
+            spec = image_folder_spec(self._data_path(), None if size == AUTO else size)
+        if not spec.classes and not self._few_labels:
+            raise UserError(
+                f"all images of this silo are unlabelled, and strategy = '{self.config.run.strategy}' learns from"
+                " labels"
+            )
+        return spec
 
     def check_deadline(self) -> None:
         """Refuse to go on with a message that takes longer than the policy allows.
@@ -239,21 +248,25 @@ class SiloContext:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
+            reading: dict[str, Any] = {
+                "skip_bad_images": config.data.skip_bad_images,
+                "value_range": configured_range(config.data),
+                "first_page_only": config.data.first_page_only,
+                "group_column": self.group_column,
+                "cache": ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
+            }
+            place, split = (self._data_path(), self.name), (config.data.holdout_fraction, config.run.seed)
             with self._unnamed_elsewhere():
+                if self._few_labels:
+                    return few_labels_silo(*place, spec, *split, **reading)
                 return folder_silo(
-                    self._data_path(),
-                    self.name,
-                    holdout_fraction=config.data.holdout_fraction,
-                    seed=config.run.seed,
+                    *place,
+                    *split,
                     image_size=spec.size,
                     channels=spec.channels,
                     classes=spec.classes,
-                    skip_bad_images=config.data.skip_bad_images,
-                    value_range=configured_range(config.data),
-                    first_page_only=config.data.first_page_only,
-                    group_column=self.group_column,
-                    cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
                     each_alone=each_alone,
+                    **reading,
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])
@@ -266,6 +279,10 @@ class SiloContext:
         raise UserError(
             "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
         )
+
+    @property
+    def _few_labels(self) -> bool:
+        return self.config.run.strategy in FEW_LABELS
 
     def _data_path(self) -> Path:
         return Path(str(self._flower.node_config["data-path"]))
@@ -308,6 +325,11 @@ class SiloContext:
         return UserError(
             f"state folder '{self.state}': {reason}: make room there, or start the silo with another --state-path"
         )
+
+
+def _image_files(path: Path, spec: ImageSpec) -> ImageFiles:
+    listing = list_images(path, spec.classes)
+    return ImageFiles(path, listing.files, listing.unlabelled or ())
 
 
 def _own_policy(path: str) -> SiloPolicy:
