@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.benchmarks.common import machine_facts, publish
+from experiments.flow_matching import flow_noise_predictor, train_flow
 from experiments.repeated_runs import mean_and_range
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import LabelledImages, load_dataset
@@ -98,7 +99,11 @@ RECIPES: dict[str, Setting] = {
     "flip": {"augment": "flip"},
     "shift": {"augment": "shift"},
     "flip, rotate90": {"augment": "flip,rotate90"},
+    "flow": {},
+    "flow, middle levels": {},
 }
+FLOWS = {"flow": "uniform", "flow, middle levels": "logit-normal"}
+"""Rows that are trained by :mod:`experiments.flow_matching`; the rest of their recipe is the default."""
 MEASURES = ("steps", "ms a step", "agree", "utility", "distance", "public distance", "copies")
 
 
@@ -156,8 +161,13 @@ class Judge:
         }
 
 
-def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int, levels: int) -> dict[str, Any]:
-    """Train a silo's model by a recipe for some CPU seconds, draw from it, and measure the samples."""
+def trial(
+    judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int, levels: int, flow: str = ""
+) -> dict[str, Any]:
+    """Train a silo's model by a recipe for some CPU seconds, draw from it, and measure the samples.
+
+    ``flow`` says how flow matching draws its levels; empty: the recipe's own objective.
+    """
     config = RunConfig.from_run_config({"seed": seed, **recipe})
     silo, codec = judge.silo(seed), codec_of(config, judge.spec)
     images = EncodedImages(silo.images, codec, config.training.augmentations())
@@ -167,7 +177,10 @@ def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int
         generator = make_generator(seed, "local-training", "silo-0")
         state = TrainingState(initial_unet(config, judge.spec), config.recipe, generator, steps)
         start = time.process_time()
-        train(state, images, labels, config.training, steps)
+        if flow:
+            train_flow(state, images, labels, config.training, steps, flow)
+        else:
+            train(state, images, labels, config.training, steps)
         return state, time.process_time() - start
 
     training(3)  # the first steps of a process are slow
@@ -179,7 +192,11 @@ def trial(judge: Judge, recipe: Setting, seed: int, seconds: float, samples: int
     generator = make_generator(seed, "sampling")
     noise = torch.randn((samples, *codec.shape), generator=generator)
     scheduler = make_scheduler(config.recipe, levels, "dpmsolver++", codec.bound)
-    predict = noise_predictor(state.averaged_unet(), config.recipe, codec.bound)
+    unet = state.averaged_unet()
+    if flow:
+        predict = flow_noise_predictor(unet, scheduler.alphas_cumprod, codec.bound)
+    else:
+        predict = noise_predictor(unet, config.recipe, codec.bound)
     pixels = codec.decode(sample(predict, scheduler, noise, drawn_labels, generator))
     drawn = LabelledImages(pixels, drawn_labels.numpy(), silo.classes)
     cost = {"steps": steps, "ms a step": 1000 * spent / steps}
@@ -211,7 +228,8 @@ def main() -> None:
             for seed in options.seeds:
                 folder = options.output_dir / f"{name}-{options.seconds:g}s" / f"{recipe.replace(' ', '-')}-{seed}"
                 setting = _with_autoencoder(RECIPES[recipe], options.autoencoder)
-                results.setdefault(recipe, []).append(_once(folder, judge, setting, seed, options))
+                flow = FLOWS.get(recipe, "")
+                results.setdefault(recipe, []).append(_once(folder, judge, setting, seed, options, flow))
             print(_row(recipe, results[recipe]), flush=True)
         rows = [_row(recipe, of_recipe) for recipe, of_recipe in results.items()]
         facts = machine_facts() | {"seeds": options.seeds, "CPU seconds": options.seconds, "samples": options.samples}
@@ -222,12 +240,14 @@ def _with_autoencoder(recipe: Setting, folder: str | None) -> Setting:
     return {**recipe, "autoencoder": folder} if folder and recipe.get("codec") == "autoencoder" else recipe
 
 
-def _once(folder: Path, judge: Judge, recipe: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def _once(
+    folder: Path, judge: Judge, recipe: Setting, seed: int, options: argparse.Namespace, flow: str
+) -> dict[str, Any]:
     found = folder / "result.json"
     flat = RunConfig.from_run_config({"seed": seed, **recipe}).recipe.model_dump()
     asked = {"recipe": flat, "chosen": dict(recipe), "samples": options.samples, "levels": options.levels}
     if not found.exists() or json.loads(found.read_text(encoding="utf-8")).get("asked") != asked:
-        result = {"asked": asked} | trial(judge, recipe, seed, options.seconds, options.samples, options.levels)
+        result = {"asked": asked} | trial(judge, recipe, seed, options.seconds, options.samples, options.levels, flow)
         folder.mkdir(parents=True, exist_ok=True)
         pixels, labels = result.pop("pixels"), result.pop("labels")
         np.savez_compressed(folder / "samples.npz", images=pixels, labels=labels)

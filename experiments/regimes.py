@@ -34,9 +34,7 @@ from fedsynth.seeding import make_generator
 from strategies.base import Outcome
 
 BASE: dict[str, Scalar] = {
-    # What the tables of docs/results/regimes.md were measured with.
-    "recipe": "paper",
-    "train-steps": 900,
+    "train-steps": 500,
     "classifier-seeds": 1,
     "classifiers": "logistic-regression,cnn",
     "device": "cpu",
@@ -92,9 +90,9 @@ class Regime:
 class Bench:
     """The silos of one regime and seed, whose models are trained once, and what it takes to try modes on them."""
 
-    def __init__(self, regime: Regime, seed: int, state_dir: Path) -> None:
+    def __init__(self, regime: Regime, seed: int, trained: Mapping[str, Scalar], state_dir: Path) -> None:
         self._regime = regime
-        self._settings = {**BASE, **PARTITIONS[regime.partition], **IMAGES[regime.images], "seed": seed}
+        self._settings = {**BASE, **trained, **PARTITIONS[regime.partition], **IMAGES[regime.images], "seed": seed}
         self._settings["state-dir"] = str(state_dir.absolute())
         config = RunConfig.from_run_config(self._settings)
         self._federation = load_federation(config)
@@ -151,12 +149,14 @@ def _evaluator(federation: Federation, config: RunConfig) -> Evaluator:
     )
 
 
-def results_of(regime: Regime, seed: int, modes: Sequence[str], folder: Path, state_dir: Path) -> dict[str, Any]:
+def results_of(
+    regime: Regime, seed: int, modes: Sequence[str], trained: Mapping[str, Scalar], folder: Path, state_dir: Path
+) -> dict[str, Any]:
     """Return the columns of every mode for one regime and seed, measured unless they are in ``folder``."""
     path = folder / f"{regime}, seed {seed}.json".replace(", ", "-").replace(" ", "-")
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     missing = [mode for mode in modes if mode not in known]
-    bench = Bench(regime, seed, state_dir) if missing else None
+    bench = Bench(regime, seed, trained, state_dir) if missing else None
     for mode in missing:
         assert bench is not None
         known[mode] = bench.measure(mode)
@@ -184,18 +184,26 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[40, 144], choices=[*IMAGES])
     parser.add_argument("--modes", nargs="+", default=[*MODES], choices=[*MODES])
     parser.add_argument("--models", nargs="+", default=["exact", "noisy"], choices=["exact", "noisy"])
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/regimes"))
+    parser.add_argument("--recipe", default="default", choices=["default", "paper"])
+    parser.add_argument(
+        "--train-steps", type=int, default=BASE["train-steps"], help="optimiser steps of a silo's model"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/regimes"), help="a folder below it for every recipe"
+    )
     parser.add_argument("--state-dir", type=Path, default=Path(".fedsynth"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()
+    trained: dict[str, Scalar] = {"recipe": options.recipe, "train-steps": options.train_steps}
+    folder = options.output_dir / f"{options.recipe}-{options.train_steps}"
     measured = list(dict.fromkeys(["pooled", "pooled, dpmsolver++", *options.modes]))
     for partition, images, models in product(options.partitions, options.images, options.models):
         regime = Regime(partition, images, models == "noisy")
-        by_seed = [results_of(regime, s, measured, options.output_dir, options.state_dir) for s in options.seeds]
+        by_seed = [results_of(regime, s, measured, trained, folder, options.state_dir) for s in options.seeds]
         rows = [_row(mode, by_seed) for mode in measured]
-        facts = machine_facts() | {"regime": str(regime), "seeds": options.seeds}
-        publish(str(regime).replace(", ", "-").replace(" ", "-"), facts, rows, by_seed, options.output_dir)
+        facts = machine_facts() | trained | {"regime": str(regime), "seeds": options.seeds}
+        publish(str(regime).replace(", ", "-").replace(" ", "-"), facts, rows, by_seed, folder)
 
 
 if __name__ == "__main__":

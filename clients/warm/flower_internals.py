@@ -1,7 +1,7 @@
 """Everything that uses Flower's internals, for one version of Flower: the warm path of a silo.
 
-``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps and its memory of ended
-runs.
+``python -m clients.warm.flower_internals …`` is ``flower-supernode …`` without its long sleeps, and nothing in it of a
+run that was stopped reaches the next one.
 """
 
 from __future__ import annotations
@@ -243,14 +243,48 @@ def forgetting_ended_runs(receive: Callable[..., int | None]) -> Callable[..., i
     return received
 
 
+def answering_in_turn(
+    pull: Callable[..., int | None], push: Callable[..., None]
+) -> tuple[Callable[..., int | None], Callable[..., None]]:
+    """Return ``_pull_and_store_message`` and a ``_push_messages`` that pushes until what was pulled is answered.
+
+    Flower's own loop pushes once for every message, whatever replies there are. A reply that came late, when its run
+    had already been stopped, would be pushed in the place of the next message's: that run would wait for ever.
+    """
+    awaited = ""
+
+    def pulled(receive: Callable[[], tuple[Message, Any] | None], **rest: Any) -> int | None:
+        def noted() -> tuple[Message, Any] | None:
+            nonlocal awaited
+            if (received := receive()) is not None:
+                awaited = received[0].metadata.message_id
+            return received
+
+        return pull(receive=noted, **rest)
+
+    def pushed(send: Callable[..., Any], **rest: Any) -> None:
+        answered: set[str] = set()
+
+        def noted(reply: Message, *more: Any) -> Any:
+            answered.add(reply.metadata.reply_to_message_id)
+            return send(reply, *more)
+
+        while awaited not in answered:
+            push(send=noted, **rest)
+
+    return pulled, pushed
+
+
 def run_supernode() -> None:
-    """Run ``flower-supernode`` without its fixed sleeps (3 s and 0.5 s) and without messages of ended runs."""
+    """Run ``flower-supernode`` without its fixed sleeps (3 s and 0.5 s) and undisturbed by runs that were stopped."""
     # Only here: the executor has no use for the web server behind it.
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     start_client_internal.time = PollingClock()  # type: ignore[assignment, attr-defined]
-    start_client_internal._pull_and_store_message = forgetting_ended_runs(start_client_internal._pull_and_store_message)
+    start_client_internal._pull_and_store_message, start_client_internal._push_messages = answering_in_turn(
+        forgetting_ended_runs(start_client_internal._pull_and_store_message), start_client_internal._push_messages
+    )
     shorten_object_waits()
     start_parent_process_monitor(os.getppid())
     flower_supernode()

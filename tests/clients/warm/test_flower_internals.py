@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import uvicorn
@@ -21,10 +22,17 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeState, NodeStateFactory
-from flwr.supernode.start_client_internal import _insert_message, _pull_and_store_message
+from flwr.supernode.start_client_internal import _insert_message, _pull_and_store_message, _push_messages
 
 from clients.warm import flower_internals
-from clients.warm.flower_internals import Job, PollingClock, SuperNodeGoneError, SuperNodeRuntime, forgetting_ended_runs
+from clients.warm.flower_internals import (
+    Job,
+    PollingClock,
+    SuperNodeGoneError,
+    SuperNodeRuntime,
+    answering_in_turn,
+    forgetting_ended_runs,
+)
 
 RUN, NODE, SECRET = 7, 11, b"a secret of this silo"
 FAB_HASH = hashlib.sha256(b"bundle").hexdigest()
@@ -46,6 +54,25 @@ class SuperNode:
         """What the SuperNode does when a message comes."""
         _insert_message(self.message(word), self.state, self.state.object_store)
         self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=FAB_HASH)
+
+    def on_its_way(self, word: str) -> tuple[Message, dict[str, Any]]:
+        """A message that the link has for this silo, and with what Flower's loop fetches it."""
+        message = self.message(word)
+        with no_object_id_recompute():
+            message.metadata.__dict__["_message_id"] = message.object_id
+            tree, objects = get_object_tree(message), get_all_nested_objects(message)
+        return message, {
+            "state": self.state,
+            "object_store": self.state.object_store,
+            "receive": lambda: (message, tree),
+            "pull_object": lambda run_id, object_id: objects[object_id].deflate(),
+            "confirm_message_received": lambda run_id, message_id: None,
+            **dict.fromkeys(("node_config", "get_run", "get_fab", "trusted_entities")),
+        }
+
+    def answer(self, message: Message) -> None:
+        """What the SuperNode does when the ClientApp has answered."""
+        _insert_message(Message(message.content, reply_to=message), self.state, self.state.object_store)
 
     def replies(self) -> list[Message]:
         return list(self.state.get_messages_legacy(is_reply=True))
@@ -99,24 +126,32 @@ def test_a_message_whose_run_ends_on_its_way_leaves_nothing_behind(supernode: Su
     def gone(*_: object) -> None:
         raise RunNotRunningException
 
-    message = supernode.message("late")
-    with no_object_id_recompute():
-        message.metadata.__dict__["_message_id"] = message.object_id
-        tree, objects = get_object_tree(message), get_all_nested_objects(message)
-    unasked = dict.fromkeys(("node_config", "get_run", "get_fab", "trusted_entities"))
-    fetched = {
-        "pull_object": lambda run_id, object_id: objects[object_id].deflate(),
-        "confirm_message_received": lambda run_id, message_id: None,
-    }
-    got = forgetting_ended_runs(_pull_and_store_message)(
-        state=supernode.state,
-        object_store=supernode.state.object_store,
-        receive=lambda: (message, tree),
-        **{**unasked, **fetched, lost: gone},
-    )
+    _, come = supernode.on_its_way("late")
+    got = forgetting_ended_runs(_pull_and_store_message)(**{**come, lost: gone})
     assert got is None
     assert supernode.state.get_messages_legacy(is_reply=False) == []
     assert SuperNodeRuntime(supernode.address, None, SECRET).acquire() is None
+
+
+def test_a_late_reply_to_a_stopped_run_does_not_take_the_place_of_the_next_answer(supernode: SuperNode) -> None:
+    late, (message, come) = supernode.message("of a run that was stopped"), supernode.on_its_way("next")
+    with no_object_id_recompute():
+        late.metadata.__dict__["_message_id"] = late.object_id
+    supernode.answer(late)
+    sent = []
+
+    def send(reply: Message, *_: object) -> tuple[set[str], str]:
+        sent.append(reply.metadata.reply_to_message_id)
+        if sent == [late.metadata.message_id]:
+            supernode.answer(message)
+            raise RunNotRunningException
+        return set(), ""
+
+    pull, push = answering_in_turn(_pull_and_store_message, _push_messages)
+    assert pull(**come) == RUN
+    push(state=supernode.state, object_store=supernode.state.object_store, send=send, push_object=None)
+    assert sent == [late.metadata.message_id, message.metadata.message_id]
+    assert supernode.state.get_messages_legacy() == []
 
 
 def test_who_does_not_know_the_secret_gets_no_task(supernode: SuperNode) -> None:
