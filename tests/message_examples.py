@@ -120,13 +120,23 @@ EXAMPLES: dict[str, Exchanged] = {
             timestep=421,
             server_round=2,
             holders=(3, 1),
+        ),
+        messages.EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
+    ),
+    "epsilon, where silos aggregate": _answered(
+        messages.EpsilonRequest(
+            samples=torch.randn(2, 1, 8, 8),
+            labels=torch.tensor([0, 1]),
+            timestep=421,
+            server_round=2,
+            holders=(3, 1),
             run_token="run-1",
             base=HASH,
             keys='[["silo-0","0f"]]',
             certificates=('{"payload":""}',),
         ),
         messages.EpsilonAnswer(
-            epsilon=torch.randn(4, 3, 8, 8), num_examples=4, counts=torch.tensor([5, 4]), statement='{"payload":""}'
+            epsilon=torch.randn(2, 1, 8, 8), num_examples=2, counts=torch.tensor([5, 4]), statement='{"payload":""}'
         ),
     ),
     "epsilon, several timesteps": _answered(
