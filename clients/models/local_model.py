@@ -29,6 +29,7 @@ from fedsynth.diffusion import (
     TrainingState,
     check_steps,
     codec_of,
+    exact_variants,
     initial_unet,
     lasting_scheduler,
     load_saved_network,
@@ -128,10 +129,12 @@ class LocalModel:
         if not self._config.training.copy_check or self._config.private:
             return None
         result = self.folder / "copy_check.json"
-        # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
+        # What was counted before images were compared as the autoencoder makes them, or mirrored and turned, is
+        # counted again.
         guidance = self._config.sampling.guidance
         guided = f", guidance {guidance:g} from {self._config.sampling.guidance_source}" if guidance > 1 else ""
-        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key + guided)
+        varied = bool(exact_variants(self._config.training.augmentations()))
+        seal = Seal("copy check", 1 + bool(self._codec.reconstruct) + 2 * varied, self.key + guided)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):

@@ -1,5 +1,6 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
+from fedsynth.diffusion.augmentation import exact_variants
 from fedsynth.diffusion.base_model import settle_base_model
 from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
@@ -43,6 +44,7 @@ __all__ = [
     "codec_of",
     "count_parameters",
     "draw_initial_noise",
+    "exact_variants",
     "exchanged_shapes",
     "forget_used_outputs",
     "initial_unet",

@@ -20,7 +20,7 @@ from fedsynth.config import RunConfig
 from fedsynth.data.federation import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation.memorisation import memorisation_of_images
+from fedsynth.evaluation.memorisation import Forms, memorisation_of_images
 from fedsynth.messages import PrepareRequest
 from fedsynth.output import read_dataset
 from fedsynth.spec import ImageSpec
@@ -55,7 +55,7 @@ def test_runs_in_latents_end_in_images(strategy: str, autoencoder: Path, tmp_pat
         results, drawn = json.loads(folder.results.read_text()), read_dataset(folder.synthetic).images
         federation = load_federation(RunConfig.from_run_config(settings))
         seen = federation.union(RunConfig.from_run_config(settings)).images
-        expected = memorisation_of_images(drawn, seen, federation.test.images, codec.reconstruct)
+        expected = memorisation_of_images(drawn, seen, federation.test.images, Forms(reconstruct=codec.reconstruct))
         assert {name: results[name] for name in expected.row()} == pytest.approx(expected.row())
 
 
