@@ -77,7 +77,7 @@ class EpsilonRequest(Request[EpsilonAnswer]):
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     base: str | None = setting(text(r"[0-9a-f]{64}"), None)
     keys: str | None = setting(KEYS, None)
-    certificates: tuple[str, ...] = setting(several(ENVELOPE), ())
+    certificates: tuple[str, ...] | None = setting(several(ENVELOPE), None)
 
     def check(self) -> None:
         """Compare the lengths, and ask for timesteps in one of the two ways."""
