@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from clients.context import DECODED, SiloContext
-from clients.ledger import Counts, Ledger
+from clients.ledger import Ledger
 from clients.models.pretrained_model import brings_model
 from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
@@ -26,6 +26,7 @@ from fedsynth.config.methods import DPSumSettings
 from fedsynth.diffusion import count_parameters
 from fedsynth.disk import folder_bytes
 from fedsynth.errors import UserError
+from fedsynth.ledger import LEDGER_FILE, Counts
 from fedsynth.messages import (
     EpsilonRequest,
     EvaluateRequest,
@@ -40,26 +41,13 @@ from fedsynth.messages import (
 )
 from fedsynth.plugins import is_plugin
 from fedsynth.policy import SiloPolicy
+from fedsynth.policy.ceilings import CEILINGS, OWN_MODEL, SECONDS
 from fedsynth.spec import ImageSpec
 
 SUMS = ("masked", "masked-train", "gradient")
 """Messages whose answers are summed in secret."""
 FINISH_SUMS = ("agree", "reveal")
 """Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
-
-LEDGER_FILE = "ledger.json"
-OWN_MODEL = "own-models"
-SECONDS = "compute-seconds"
-
-CEILINGS: dict[str, tuple[str, str]] = {
-    "noise-queries": ("noise_queries_per_run", "noise_queries_in_all"),
-    "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
-    "optimiser-steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
-    "evaluations": ("", "evaluations_in_all"),
-    SECONDS: ("compute_seconds_per_run", "compute_seconds_in_all"),
-    OWN_MODEL: ("", ""),
-}
-"""What is counted -> fields of the policy that bound it in a run and in all runs."""
 
 
 def refuse_kind(kind: str, silo: SiloContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,13 @@ class CertifiedSet:
     Attributes:
         labels: class of every sample (N,).
         level: moves made so far.
+        asked_seconds: how long the last predictions took to come.
     """
 
     def __init__(self, task: Task, replication: Replication, ready: Iterable[int]) -> None:
         settings = task.config.settings
         assert isinstance(settings, DfDSettings)
-        self.labels, self.level = task.labels, 0
+        self.labels, self.level, self.asked_seconds = task.labels, 0, 0.0
         self._task, self._settings, self._replication, self._ready = task, settings, replication, sorted(ready)
         codec = codec_of(task.config, task.spec)
         self._scheduler = make_scheduler(task.config.recipe, settings.dfd_rounds, settings.sampler, codec.bound)
@@ -162,7 +164,9 @@ class CertifiedSet:
 
         # As many as aggregators ask for, who do not believe the server.
         needed = max(needed, len(census) // 2 + 1)
+        begun = time.monotonic()
         answers = dict(ask(exchange, questions, census, needed=needed, timeout=timeout, check=check))
+        self.asked_seconds = time.monotonic() - begun
         return {k: answers[k] for k in sorted(answers)}
 
     def _updates(

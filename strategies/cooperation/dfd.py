@@ -32,7 +32,6 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.replicas import Replication
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
-from strategies.conversation.waiting import round_timeout
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.certified_set import CERTIFIED_SET, CertifiedSet
@@ -93,8 +92,6 @@ class DfD(SynthesisStrategy):
         self._bound = 1.0
         self._rounds_done = 0
         self._idle = 0
-        self._asked_at = time.monotonic()
-        self._slowest = 0.0
         self._set: CooperativeSet | None = None
         self._sums: SecureSet | None = None
         self._replication: Replication | None = None
@@ -114,7 +111,6 @@ class DfD(SynthesisStrategy):
         self._config = task.config
         codec = codec_of(task.config, task.spec)
         self._bound = codec.bound
-        self.timeout = round_timeout(task.config.exchange, 0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
@@ -208,8 +204,7 @@ class DfD(SynthesisStrategy):
             config.exchange.wire_dtype,
             config.exchange.max_message_mb,
         )
-        self._slowest = max(self._slowest, time.monotonic() - start)
-        self.timeout = round_timeout(self._config.exchange, self._slowest)
+        self.note_duration(time.monotonic() - start)
         self._rounds_done = server_round
         self.num_rounds = server_round + self._sums.levels_left
         metrics: dict[str, MetricRecordValues] = {
@@ -229,12 +224,10 @@ class DfD(SynthesisStrategy):
         self, server_round: int, arrays: ArrayRecord, exchange: Exchange, certified: CertifiedSet
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Have the silos predict, compose and certify; a void round changes nothing."""
-        start = time.monotonic()
         needed = self.replies_needed(len(self.census))
         samples = transport.decode(arrays[SAMPLES])
         moved, measured = certified.move(exchange, samples, server_round, needed, self.timeout)
-        self._slowest = max(self._slowest, time.monotonic() - start)
-        self.timeout = round_timeout(self._config.exchange, self._slowest)
+        self.note_duration(certified.asked_seconds)
         self._rounds_done = server_round
         self.num_rounds = server_round + certified.levels_left
         return transport.encode_tensors({SAMPLES: moved, LABELS: certified.labels}), MetricRecord(measured)
@@ -256,7 +249,6 @@ class DfD(SynthesisStrategy):
             prior = log_prior(self.settings.prior, self.census.label_counts, labels)
             self._set = self._new_set(labels, arrays[SAMPLES].shape[1:], self.census, prior)
         exchange = self._config.exchange
-        self._asked_at = time.monotonic()
         samples = transport.peek(arrays[SAMPLES])
         return [*self._set.questions(samples, server_round, exchange.wire_dtype, exchange.max_message_mb)]
 
@@ -281,9 +273,7 @@ class DfD(SynthesisStrategy):
             assert answer.rows is not None  # every question says which
             self._set.put(silo, answer.rows, answer.epsilon)
             seconds += answer.seconds
-            self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
             del answer
-        self.timeout = round_timeout(self._config.exchange, self._slowest)
         energy_scale = self.settings.energy_scale if self.settings.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.settings.weights == "posterior" else self.settings.max_silo_weight

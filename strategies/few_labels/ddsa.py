@@ -113,6 +113,7 @@ class DDSA(SynthesisStrategy):
         """Return what a round asks, as its phase says."""
         phase, number = self._at(server_round)
         if number == 1:
+            self.expect_other_work()
             logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
         self._sent = arrays
         weights = self._on_the_wire(arrays)
