@@ -82,6 +82,7 @@ class LocalModel:
         told_images: training images as the silo tells their number; None: as they are.
         before_steps: called with the mechanism of a private training before its first step, and once for a training
             that continues from a checkpoint; whatever it raises, nothing is trained.
+        codec: the run's, where it finds latents on a disk; None: the run's.
 
     Attributes:
         folder: finished model, a diffusers pipeline folder; its name is a hash of all that training depends on.
@@ -96,6 +97,7 @@ class LocalModel:
         told_held_out: int | None = None,
         told_images: int | None = None,
         before_steps: Callable[[Mechanism], None] = lambda mechanism: None,
+        codec: Codec | None = None,
     ) -> None:
         self._silo = silo
         self._told_images = len(silo.train) if told_images is None else told_images
@@ -103,7 +105,7 @@ class LocalModel:
         self._held_out = len(silo.holdout) if told_held_out is None or not len(silo.holdout) else told_held_out
         self._spec = spec
         self._config = config
-        self._codec = codec_of(config, spec)
+        self._codec = codec or codec_of(config, spec)
         # Held-out images are images: what depends on their loss tells of them.
         self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT and not config.private
         self.key = _content_key(silo, spec, config, self._codec, self._stops_early)

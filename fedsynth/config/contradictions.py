@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedsynth.config.keys import one_of_words
 from fedsynth.config.methods import (
     AveragingSettings,
+    DDSASettings,
     DfDSettings,
     DPSumSettings,
     FedDDPMSettings,
@@ -52,20 +53,23 @@ def refuse_contradictions(config: RunValues) -> None:
     if config.recipe.codec == "autoencoder" and not (config.model.autoencoder or config.model.base_model):
         raise UserError("codec = 'autoencoder' needs an autoencoder: set autoencoder to the folder of one")
     if config.data.dataset == REAL_SILOS:
-        _refuse_at_real_silos(run.strategy)
+        _refuse_at_real_silos(config)
     if config.training.mixed_precision == "bf16" and run.device == "cpu":
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
 
 
-def _refuse_at_real_silos(strategy: str) -> None:
-    """Refuse strategies that are for simulated silos alone."""
-    reasons = {"centralised": "real silos do not show their images"} | dict.fromkeys(
-        FEW_LABELS, "no policy says yet what a real silo would tell of its confusions and pseudo-labels"
-    )
-    if strategy in reasons:
-        raise UserError(f"strategy = '{strategy}' works in simulation only: {reasons[strategy]}")
+def _refuse_at_real_silos(config: RunValues) -> None:
+    """Refuse what is for simulated silos alone."""
+    if config.run.strategy == "centralised":
+        raise UserError("strategy = 'centralised' works in simulation only: real silos do not show their images")
+    settings = config.settings
+    if isinstance(settings, DDSASettings) and "all" in settings.compared():
+        raise UserError(
+            f"compare-classifiers = '{settings.compare_classifiers}': 'all' learns from every true label, which a"
+            " simulation alone knows; leave it out"
+        )
 
 
 def _refuse_with_base_model(config: RunValues) -> None:

@@ -88,6 +88,11 @@ class ModelFolder:
         """
         path = self.folder / name
         if not path.is_file():
+            if variants := sorted(self.folder.glob(f"{path.stem}.*{path.suffix}")):
+                raise self.error(
+                    f"holds no '{name}'; '{printable(variants[0].name)}' is a variant: rename it to '{name}', or save"
+                    f" {self._noun} without one"
+                )
             raise self.error(
                 f"holds no '{name}' (found {self.found()}); pickled weights are not read, as they can run code:"
                 f" save {self._noun} with safe_serialization=True"

@@ -10,6 +10,7 @@ CEILINGS: dict[str, tuple[str, str]] = {
     "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
     "optimiser-steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
     "evaluations": ("", "evaluations_in_all"),
+    "classifier-questions": ("", "classifier_questions_in_all"),
     SECONDS: ("compute_seconds_per_run", "compute_seconds_in_all"),
     OWN_MODEL: ("", ""),
 }
