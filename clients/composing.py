@@ -9,7 +9,7 @@ import torch
 
 from clients.context import SiloContext
 from clients.models.pretrained_model import pretrained_model
-from clients.replicating import Replica, check_roster, checked_base, checked_update, views
+from clients.replicating import Replica, check_roster, checked_base, checked_update
 from clients.told_counts import told_counts
 from fedsynth.averaging import Layers
 from fedsynth.config.methods import DfDSettings
@@ -70,8 +70,8 @@ def compose_predictions(request: AggregateRequest, silo: SiloContext) -> Aggrega
         raise UserError(f"the run's strategy '{config.run.strategy}' is not composed at silos")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
     terms = replica.terms(request.server_round, request.base)
-    base, state = checked_base(request), replica.checked_state(views(request.state or Arrays()))
-    asked, level = views(request.asked or Arrays()), replica.certified_rounds
+    base, state = checked_base(request), replica.checked_state(transport.peek_tensors(request.state or Arrays()))
+    asked, level = transport.peek_tensors(request.asked or Arrays()), replica.certified_rounds
     timestep = _check_set(asked, base, state, level, request, silo)
     roster, updates = [], []
     for envelope, arrays in zip(request.statements, request.each_update(), strict=True):

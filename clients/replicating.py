@@ -170,7 +170,7 @@ class Replica:
         Raises:
             StatementError: it has signed another one.
         """
-        line = Contribution(self._silo.name, content_id(views(arrays)), images)
+        line = Contribution(self._silo.name, content_id(transport.peek_tensors(arrays)), images)
         if self._memory.updates.setdefault(terms.round, line) != line:
             raise StatementError(
                 f"this silo has signed another update of round {terms.round}: asked again, its training gave other bits"
@@ -234,7 +234,7 @@ def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms
     if request.keys is None or request.run_token is None:
         raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
-    base = content_id(views(request.arrays))
+    base = content_id(transport.peek_tensors(request.arrays))
     return replica, replica.terms(request.server_round, base, lambda: _first_weights(silo, request.spec))
 
 
@@ -263,22 +263,17 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
     check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
     base = checked_base(request) if config.run.strategy in FROM_BASE else models[0]
     _check_layers(models, roster, base, drawn)
-    state = replica.checked_state(views(request.state or Arrays()))
+    state = replica.checked_state(transport.peek_tensors(request.state or Arrays()))
     combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)
     if problem := next(filter(None, map(size_problem, combined.values())), ""):
         raise UserError(f"round {request.server_round}: the combined model {problem}")
     return replica.answer(request, terms, tuple(roster), combined, carried)
 
 
-def views(arrays: Arrays) -> Layers:
-    """Return arrays as tensors on their own bytes: not to be written to."""
-    return {name: transport.peek(array) for name, array in arrays.items()}
-
-
 def checked_update(
     envelope: str, arrays: Arrays, terms: Terms, parties: Parties, most_images: int
 ) -> tuple[Contribution, Layers]:
-    update, model = Update.read(envelope, parties.silos), views(arrays)
+    update, model = Update.read(envelope, parties.silos), transport.peek_tensors(arrays)
     silo = update.line.silo
     if update.terms != terms:
         raise StatementError(f"{silo}: its update is of another round, or of other weights than this round's")
@@ -297,7 +292,7 @@ def checked_base(request: AggregateRequest) -> Layers:
     Raises:
         UserError: it is not what the round's statements name.
     """
-    base = views(request.base_arrays or Arrays())
+    base = transport.peek_tensors(request.base_arrays or Arrays())
     if content_id(base) != request.base:
         raise StatementError(f"round {request.server_round}: the weights that came are not those it starts from")
     return base
