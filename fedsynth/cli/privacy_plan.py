@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fedsynth.cli.options import given_keys, refuse_rest
+from fedsynth.config.documents import own_defaults
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.privacy import Privacy
 from fedsynth.config.run_config import KEYS, RunConfig
-from fedsynth.config.types import LEAST_SILOS, MOST_SILOS
+from fedsynth.config.types import AUTO, LEAST_SILOS, MOST_SILOS
 from fedsynth.errors import UserError
 from fedsynth.privacy.accounting import epsilon, noise_multiplier_for
 from fedsynth.privacy.expectations import (
@@ -26,9 +26,6 @@ from fedsynth.privacy.expectations import (
 )
 from fedsynth.units import rounded_up
 
-if TYPE_CHECKING:
-    from fedsynth.privacy.summed_noise import SummedNoise
-
 TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps", "dp-colluders")
 
 
@@ -38,8 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--silos", type=int, default=1, metavar="K", help="silos of about as many images (default: 1)")
     parser.add_argument("--epsilon", type=float, required=True, metavar="ε", help="what would be dp-epsilon")
     for name in TAKEN:
-        key = KEYS[name]
-        parser.add_argument(f"--{name}", metavar="VALUE", help=f"{key.meaning}; {key.allowed} (default: {key.default})")
+        key, own = KEYS[name], own_defaults(KEYS[name])
+        default = key.default if key.default != AUTO else own.get("default", own.get("dp-sum"))
+        if "default" in own:
+            default = f"{default}, in dp-sum {own['dp-sum']}"
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"{key.meaning}; {key.allowed} (default: {default})")
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -52,18 +52,15 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     given = {"dp-epsilon": options.epsilon, **given_keys(options, TAKEN)}
     if not summed and "dp-colluders" in given:
         raise UserError(f"--dp-colluders: acts in dp-sum, which needs {LEAST_SILOS} to {MOST_SILOS} --silos")
-    sums = {"strategy": "dp-sum", "num-clients": options.silos} if summed else {}
-    config = RunConfig.from_run_config({**given, **sums})
-    keys = config.privacy
+    keys = RunConfig.from_run_config({name: value for name, value in given.items() if name != "dp-colluders"}).privacy
     if keys.dp_delta * options.records > 1:
         raise UserError(f"--dp-delta {keys.dp_delta:g}: must be <= 1 / records = {1 / options.records:.3g}")
-    sigma = noise_multiplier_for(float(keys.dp_epsilon), keys.dp_delta, keys.dp_sampling_rate, keys.dp_steps)
-    lines = [*_alone(keys, options.records, options.silos, sigma)]
-    if isinstance(config.settings, DPSumSettings):
-        from fedsynth.privacy.summed_noise import SummedNoise  # here, because --help would wait for torch
-
-        noise = SummedNoise(sigma, options.silos, config.settings.dp_colluders, norm=1)
-        lines += [*_together(keys, options.records, noise)]
+    lines = [*_alone(keys, options.records, options.silos)]
+    if summed:
+        sums = {"strategy": "dp-sum", "num-clients": options.silos}
+        lines += [
+            *_together(RunConfig.from_run_config({**given, **sums}), options.records, _noise(keys, options.records))
+        ]
     lines += ["", *_expected(options.records, options.silos, float(keys.dp_epsilon))]
     lines += ["", *_advice(options.records, options.silos, float(keys.dp_epsilon))]
     print("\n".join(lines))
@@ -74,33 +71,52 @@ def _can_sum(silos: int) -> bool:
     return LEAST_SILOS <= silos <= MOST_SILOS
 
 
-def _alone(keys: Privacy, records: int, silos: int, sigma: float) -> Iterator[str]:
-    rate, steps, delta = keys.dp_sampling_rate, keys.dp_steps, keys.dp_delta
+def _alone(keys: Privacy, records: int, silos: int) -> Iterator[str]:
+    delta = keys.dp_delta
     many = f"{silos} silo{'s' if silos > 1 else ''} of {records:,} images"
     yield f"{many}, ε = {float(keys.dp_epsilon):g}, δ = {delta:g}:"
     yield "private as to one image of a silo more or less"
-    yield f"  noise multiplier σ   {sigma:.2f}"
-    yield f"  sampling rate q      {rate:g}: a step sees {rate * records:.0f} images of a silo in the mean"
-    yield f"  steps                {steps}"
-    noise = f"{_noise(keys, records, sigma):.2g}"
+    yield from _steps(keys, records)
+    noise = f"{_noise(keys, records):.2g}"
     yield f"  noise                {noise}: σ / (q n √steps), which decides about the quality where σ > 2"
 
 
-def _together(keys: Privacy, records: int, noise: SummedNoise) -> Iterator[str]:
-    """Say what the same σ is in dp-sum, if all silos answer."""
-    silos, colluders = noise.silos, noise.colluders
-    all_shares = noise.noise_multiplier * math.sqrt(silos / noise.honest)
-    summed, alone = _noise(keys, silos * records, all_shares), _noise(keys, records, noise.noise_multiplier)
+def _steps(keys: Privacy, records: int) -> Iterator[str]:
+    rate = keys.dp_sampling_rate
+    yield f"  noise multiplier σ   {_sigma(keys):.2f}"
+    yield f"  sampling rate q      {rate:g}: a step sees {rate * records:.0f} images of a silo in the mean"
+    yield f"  steps                {keys.dp_steps}"
+
+
+def _together(config: RunConfig, records: int, alone: float) -> Iterator[str]:
+    """Say what ε takes in dp-sum, if all silos answer.
+
+    Args:
+        config: of a dp-sum run.
+        records: images of a silo.
+        alone: noise of a silo's own model.
+    """
+    from fedsynth.privacy.summed_noise import SummedNoise  # here, because --help would wait for torch
+
+    assert isinstance(config.settings, DPSumSettings)
+    keys, silos, colluders = config.privacy, config.run.num_clients, config.settings.dp_colluders
+    noise = SummedNoise(_sigma(keys), silos, colluders, norm=1)
+    summed = _noise(keys, silos * records) * math.sqrt(silos / noise.honest)
     public = epsilon([noise.towards_public(keys.dp_sampling_rate, keys.dp_steps)], keys.dp_delta)
     helped = f"that {colluders} silo{'s' if colluders > 1 else ''} may help" if colluders else "that no silo helps"
     yield "In dp-sum all silos train one model, and each adds a share of the noise:"
+    yield from _steps(keys, records)
     yield f"  noise                {summed:.2g}, {alone / summed:.1f} times less than in a silo's own model"
     yield f"  ε                    {float(keys.dp_epsilon):g} towards a server {helped},"
     yield f"                       {rounded_up(public)} towards all others who see the model and the images"
 
 
-def _noise(keys: Privacy, images: int, sigma: float) -> float:
-    return sigma / (keys.dp_sampling_rate * images * math.sqrt(keys.dp_steps))
+def _sigma(keys: Privacy) -> float:
+    return noise_multiplier_for(float(keys.dp_epsilon), keys.dp_delta, keys.dp_sampling_rate, keys.dp_steps)
+
+
+def _noise(keys: Privacy, images: int) -> float:
+    return _sigma(keys) / (keys.dp_sampling_rate * images * math.sqrt(keys.dp_steps))
 
 
 def _expected(records: int, silos: int, epsilon: float) -> Iterator[str]:

@@ -26,8 +26,8 @@ from fedsynth.config.methods import (
     FedDiffuseSettings,
     StrategySettings,
 )
-from fedsynth.config.privacy import Privacy
-from fedsynth.config.recipe import Recipe, recipe_defaults
+from fedsynth.config.privacy import BY_STRATEGY, Privacy, privacy_defaults
+from fedsynth.config.recipe import Recipe, recipe_defaults, shared_defaults
 from fedsynth.config.run import Cooperation, Exchange, Replicas, Run
 from fedsynth.config.training import LORA, Model, Sampling, Training
 from fedsynth.config.types import (
@@ -70,12 +70,18 @@ _DECLARED = _declared_settings()
 if TYPE_CHECKING:
     StrategyKeys = Section
     RecipeKeys = Section
+    PrivacyKeys = Privacy
 else:
     StrategyKeys = create_model(
         "StrategyKeys", __base__=Section, **{name: _or_auto(info) for name, (_, info) in _DECLARED.items()}
     )
     RecipeKeys = create_model(
         "RecipeKeys", __base__=Section, **{name: _or_auto(info) for name, info in Recipe.model_fields.items()}
+    )
+    PrivacyKeys = create_model(
+        "PrivacyKeys",
+        __base__=Privacy,
+        **{name: _or_auto(Privacy.model_fields[name]) for name in BY_STRATEGY},
     )
 
 
@@ -84,6 +90,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         recipe_keys: the keys of the recipe, ``"auto"`` if nobody chose; see :attr:`recipe`.
+        privacy_keys: the keys of private training, some of them ``"auto"``; see :attr:`privacy`.
         strategy_keys: the keys of all strategies' settings, ``"auto"`` if nobody chose; see :attr:`settings`.
         resolved: kebab-case keys that were ``"auto"`` and have been filled in.
     """
@@ -94,7 +101,7 @@ class RunConfig(BaseModel):
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
-    privacy: Privacy = Privacy()
+    privacy_keys: PrivacyKeys = PrivacyKeys()
     recipe_keys: RecipeKeys = RecipeKeys()
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
@@ -143,9 +150,16 @@ class RunConfig(BaseModel):
         return parse(Recipe, {**defaults, **chosen})
 
     @property
+    def privacy(self) -> Privacy:
+        """The keys of private training, without any ``"auto"``."""
+        keys = self.privacy_keys.model_dump(by_alias=True)
+        defaults = privacy_defaults(self.run.strategy)
+        return parse(Privacy, {**keys, **{name: value for name, value in defaults.items() if keys[name] == AUTO}})
+
+    @property
     def private(self) -> bool:
         """Whether silos train with differential privacy."""
-        return self.privacy.dp_epsilon != NONE
+        return self.privacy_keys.dp_epsilon != NONE
 
     @property
     def secure_sums(self) -> bool:
@@ -214,6 +228,8 @@ def _keys() -> Iterator[Key]:
                 acts_with |= {"strategy": takers} if len(takers) < len(SETTINGS) else {}
             if kind is RecipeKeys:
                 group = Recipe
+            if kind is PrivacyKeys:
+                group = Privacy
             heading = _docstring(group).splitlines()[0].removesuffix(".")
             commands = facts.commands or group.commands
             yield Key(kebab(field), section, heading, info, commands, {**acts_with, **facts.acts_with})
@@ -238,8 +254,8 @@ def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
     """
     values = {name: flat.get(name, key.default) for name, key in KEYS.items()}
     settings = SETTINGS.get(str(values["strategy"]), StrategySettings)
-    own = {kebab(field): info.default for field, info in settings.model_fields.items()} | recipe_defaults(values)
-    defaults = settings.defaults(values) | recipe_defaults(values)
+    own = {kebab(field): info.default for field, info in settings.model_fields.items()} | shared_defaults(values)
+    defaults = settings.defaults(values) | shared_defaults(values)
     acting = {**values, **{name: default for name, default in defaults.items() if values[name] == AUTO}}
     # Which settings a plug-in takes, and what their defaults are, its class says when it is built.
     known = [
@@ -261,7 +277,7 @@ def without_idle_keys(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def _refuse_contradictions(config: RunConfig) -> None:
     run, flat = config.run, config.to_run_config()
-    flat["num-train-timesteps"] = config.recipe.num_train_timesteps
+    flat |= {"num-train-timesteps": config.recipe.num_train_timesteps, "dp-steps": config.privacy.dp_steps}
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
     if config.cooperation.secure_aggregation:

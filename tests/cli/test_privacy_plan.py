@@ -21,6 +21,12 @@ def test_few_images_are_advised_against(capsys: pytest.CaptureFixture[str]) -> N
     assert "0.68  dp-sum (with the noise that a trusted party would add), good" in said
     assert "Advice: do not train alone, from nothing" in said
     assert "strategy = 'dp-sum'" in said
+    # dp-sum has steps of its own: σ = 1.05, ten of six honest shares of it on ten times the images.
+    summed = said.split("In dp-sum")[1]
+    assert "noise multiplier σ   1.05" in summed
+    assert "steps                240" in summed
+    mine, together = 3.6198 / (0.5 * 300 * 200**0.5), 1.0523 * (10 / 6) ** 0.5 / (0.1 * 3000 * 240**0.5)
+    assert f"noise                {together:.2g}, {mine / together:.1f} times less" in summed
 
 
 def test_dp_sum_is_said_with_both_its_guarantees(capsys: pytest.CaptureFixture[str]) -> None:
