@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import dp_accounting
 import pytest
+from dp_accounting import dp_event, pld
 
 from fedsynth.cli import main
 from fedsynth.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
-from fedsynth.privacy.expectations import ONE_SILO, nearest, quality_class
+from fedsynth.privacy.expectations import DIGITS, ONE_SILO, TWO_CLASSES, nearest, quality_class
 from fedsynth.units import rounded_up
 
 
@@ -48,6 +53,58 @@ def test_dp_sum_is_said_with_both_its_guarantees(capsys: pytest.CaptureFixture[s
     assert "3 silos, from which on one model of all" in said
 
 
+def test_epsilon_follows_from_the_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--records", "300", "--dp-sampling-rate", "0.2", "--dp-steps", "50"]
+    assert main(["privacy-plan", *given, "--noise-multiplier", "1.3"]) == 0
+    said = capsys.readouterr().out
+    event = dp_event.SelfComposedDpEvent(dp_event.PoissonSampledDpEvent(0.2, dp_event.GaussianDpEvent(1.3)), 50)
+    neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    oracle = pld.PLDAccountant(neighbours).compose(event).get_epsilon(1e-5)
+    found = re.search(r"1 silo of 300 images, ε = ([\d.]+), δ = 1e-05", said)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(oracle, abs=2e-3)
+    assert "noise multiplier σ   1.30" in said
+    assert main(["privacy-plan", *given, "--epsilon", found[1]]) == 0
+    assert "noise multiplier σ   1.30" in capsys.readouterr().out
+    assert main(["privacy-plan", *given[:2], "--silos", "3", "--noise-multiplier", "2"]) == 0
+    alone, summed = (
+        rounded_up(epsilon([Mechanism(2.0, rate, steps)], 1e-5)) for rate, steps in ((0.5, 200), (0.1, 240))
+    )
+    said = capsys.readouterr().out
+    assert f"3 silos of 300 images, ε = {alone}" in said
+    assert f"{summed} towards a server that 1 silo may help" in said
+
+
+def test_what_was_measured_and_the_advice_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure of the program's own tables stands on their page, and the advice names the best of each."""
+    page = page_text("results/private.md")
+    for epsilon_, by_way in DIGITS.items():
+        said = page if epsilon_ == 10 else page.split("## At ε = 3 and 1")[1]
+        for way, accuracy in by_way.items():
+            row = re.escape(f"`{way.split(',')[0]}`") + r"[^|]*\| " + f"{epsilon_:g}[^|]*" + r"\| " + points(accuracy)
+            same = re.escape(f"`{way.split(',')[0]}`") + r"[^|]*\| the same \| " + points(accuracy)
+            assert re.search(f"{row}|{same}", said), (epsilon_, way)
+    for way, accuracy in TWO_CLASSES.items():
+        assert f"| `{way}`, our settings | {points(accuracy)} |" in page
+    assert all(max(by_way, key=by_way.__getitem__) == "dp-sum" for by_way in DIGITS.values())
+    assert max(TWO_CLASSES, key=TWO_CLASSES.__getitem__) == "dfd"
+    for images in ("144", "1500"):
+        assert main(["privacy-plan", "--records", images, "--silos", "10", "--epsilon", "5"]) == 0
+        said = capsys.readouterr().out
+        assert "all classes at each, ε = 3,\nthree seeds" in said
+        assert "0.64  dp-sum\n    0.41  dfd\n" in said
+        assert "(strategy = 'dp-sum'; silos need keys), which was best at every point" in said
+        assert "where each has two classes,\nthe silos' own models (dfd) were better" in said
+
+
+def points(accuracy: float) -> str:
+    return f"{accuracy:.2f}".removeprefix("0")
+
+
+def page_text(name: str) -> str:
+    return (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+
+
 def test_many_images_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--records", "6000", "--epsilon", "3", "--dp-sampling-rate", "1", "--dp-steps", "100"]
     assert main(["privacy-plan", *given]) == 0
@@ -75,6 +132,8 @@ def test_measured_point_promises_no_more_than_can_be_expected() -> None:
         (["--records", "300", "--epsilon", "1", "--dp-delta", "0.01"], "must be <= 1 / records = 0.00333"),
         (["--records", "300", "--epsilon", "1", "--dp-sampling-rate", "2"], "dp-sampling-rate = 2"),
         (["--records", "300", "--epsilon", "1", "--dp-colluders", "1"], "acts in dp-sum, which needs 3 to "),
+        (["--records", "300", "--noise-multiplier", "0.01"], "--noise-multiplier 0.01: noise multiplier 0.01: must be"),
+        (["--records", "300", "--noise-multiplier", "0.05"], "0.05, 200 steps, sampling rate 0.5: dp-epsilon = "),
         (["--records", "300", "--epsilon", "1", "--record", "2"], "unknown option '--record'"),
     ],
 )
