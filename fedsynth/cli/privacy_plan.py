@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 from fedsynth.cli.options import given_keys, refuse_rest
 from fedsynth.config.documents import own_defaults
@@ -30,6 +31,8 @@ from fedsynth.units import rounded_up
 
 TAKEN = ("dp-delta", "dp-sampling-rate", "dp-steps", "dp-colluders")
 
+LEAST_NOISE = 0.4
+"""Noise multiplier below which nobody is told an ε."""
 OWN = ("--records", "--silos", "--epsilon", "--noise-multiplier")
 
 
@@ -82,6 +85,8 @@ def _planned(given: dict[str, Scalar], options: argparse.Namespace) -> RunConfig
         return RunConfig.from_run_config({**given, "dp-epsilon": options.epsilon})
     keys = RunConfig.from_run_config({**given, "dp-epsilon": 1.0}).privacy
     asked = f"--noise-multiplier {options.noise_multiplier:g}"
+    if not options.noise_multiplier >= LEAST_NOISE:
+        raise UserError(f"{asked}: must be >= {LEAST_NOISE:g}; with less noise ε is no promise, and takes long to find")
     try:
         mechanism = Mechanism(options.noise_multiplier, keys.dp_sampling_rate, keys.dp_steps)
     except ValueError as error:
@@ -139,6 +144,7 @@ def _together(config: RunConfig, records: int, alone: float) -> Iterator[str]:
     yield f"                       {rounded_up(public)} towards all others who see the model and the images"
 
 
+@lru_cache(maxsize=4)
 def _sigma(keys: Privacy) -> float:
     return noise_multiplier_for(float(keys.dp_epsilon), keys.dp_delta, keys.dp_sampling_rate, keys.dp_steps)
 

@@ -132,8 +132,9 @@ def test_measured_point_promises_no_more_than_can_be_expected() -> None:
         (["--records", "300", "--epsilon", "1", "--dp-delta", "0.01"], "must be <= 1 / records = 0.00333"),
         (["--records", "300", "--epsilon", "1", "--dp-sampling-rate", "2"], "dp-sampling-rate = 2"),
         (["--records", "300", "--epsilon", "1", "--dp-colluders", "1"], "acts in dp-sum, which needs 3 to "),
-        (["--records", "300", "--noise-multiplier", "0.01"], "--noise-multiplier 0.01: noise multiplier 0.01: must be"),
-        (["--records", "300", "--noise-multiplier", "0.05"], "0.05, 200 steps, sampling rate 0.5: dp-epsilon = "),
+        (["--records", "300", "--noise-multiplier", "0.3"], "--noise-multiplier 0.3: must be >= 0.4"),
+        (["--records", "300", "--noise-multiplier", "1e9"], "--noise-multiplier 1e+09: noise multiplier 1000000000.0"),
+        (["--records", "300", "--noise-multiplier", "0.5"], "0.5, 200 steps, sampling rate 0.5: dp-epsilon = "),
         (["--records", "300", "--epsilon", "1", "--record", "2"], "unknown option '--record'"),
     ],
 )
