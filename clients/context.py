@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
@@ -17,18 +18,21 @@ from clients.privacy_account import PrivacyAccount
 from clients.released import ImageFiles, ReleasedAnswers
 from clients.silo_cache import SiloCache
 from fedsynth.config import AUTO, RunConfig, Scalar
+from fedsynth.config.types import FEW_LABELS
 from fedsynth.data import (
     Federation,
     ImageCache,
     Silo,
     configured_range,
+    few_labels_silo,
     folder_silo,
     image_folder_spec,
     largest_held_out_share,
     list_images,
     load_federation,
 )
-from fedsynth.diffusion import settle_base_model
+from fedsynth.diffusion import Codec, codec_of, latents_kept_in, settle_base_model
+from fedsynth.diffusion.latent_files import LATENTS_BYTES
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
 from fedsynth.policy import SiloPolicy, read_policy
@@ -40,7 +44,7 @@ from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, pr
 LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 DECODED = "images"
-"""Folder of decoded images in the state folder; it may be removed at any time between runs."""
+"""Folder of decoded images and of latents in the state folder; it may be removed at any time between runs."""
 
 _silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()
@@ -123,6 +127,11 @@ class SiloContext:
         alone = self.config.private or self.privacy_account().bounded
         return _silos[alone].get(self.run_and_node, lambda: self._open(spec, alone))
 
+    def keeping_latents(self, spec: ImageSpec) -> AbstractContextManager[Codec]:
+        """Return a block's codec that finds latents of the silo's images on its disk, and leaves there what is new."""
+        most = min(LATENTS_BYTES, 1e6 * self.policy.limit("disk_mb"))
+        return latents_kept_in(self.state / DECODED, codec_of(self.config, spec), most)
+
     def released(self, spec: ImageSpec) -> ReleasedAnswers:
         """Return what a real silo has told of the images in its folder, listed once per process.
 
@@ -139,7 +148,7 @@ class SiloContext:
         """
         path = self._data_path().expanduser()
         with self._unnamed_elsewhere():
-            return _files.get(self.run_and_node, lambda: ImageFiles(path, list_images(path, spec.classes).files))
+            return _files.get(self.run_and_node, lambda: _image_files(path, spec))
 
     def before_private_steps(self, spec: ImageSpec) -> Callable[[Mechanism], None]:
         """Return what a private training calls with all its steps before the first; a simulated silo has no account.
@@ -186,7 +195,13 @@ class SiloContext:
             raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
         size = self.config.data.image_size
         with self._unnamed_elsewhere():
-            return image_folder_spec(self._data_path(), None if size == AUTO else size)
+            spec = image_folder_spec(self._data_path(), None if size == AUTO else size)
+        if not spec.classes and not self._few_labels:
+            raise UserError(
+                f"all images of this silo are unlabelled, and strategy = '{self.config.run.strategy}' learns from"
+                " labels"
+            )
+        return spec
 
     def check_deadline(self) -> None:
         """Refuse to go on with a message that takes longer than the policy allows.
@@ -233,21 +248,25 @@ class SiloContext:
         node = self._flower.node_config
         config = self.config
         if "data-path" in node:
+            reading: dict[str, Any] = {
+                "skip_bad_images": config.data.skip_bad_images,
+                "value_range": configured_range(config.data),
+                "first_page_only": config.data.first_page_only,
+                "group_column": self.group_column,
+                "cache": ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
+            }
+            place, split = (self._data_path(), self.name), (config.data.holdout_fraction, config.run.seed)
             with self._unnamed_elsewhere():
+                if self._few_labels:
+                    return few_labels_silo(*place, spec, *split, **reading)
                 return folder_silo(
-                    self._data_path(),
-                    self.name,
-                    holdout_fraction=config.data.holdout_fraction,
-                    seed=config.run.seed,
+                    *place,
+                    *split,
                     image_size=spec.size,
                     channels=spec.channels,
                     classes=spec.classes,
-                    skip_bad_images=config.data.skip_bad_images,
-                    value_range=configured_range(config.data),
-                    first_page_only=config.data.first_page_only,
-                    group_column=self.group_column,
-                    cache=ImageCache(self.state / DECODED, single=True, most_bytes=1e6 * self.policy.limit("disk_mb")),
                     each_alone=each_alone,
+                    **reading,
                 )
         if "partition-id" in node:
             partition = int(node["partition-id"])
@@ -260,6 +279,10 @@ class SiloContext:
         raise UserError(
             "node config holds neither 'data-path' nor 'partition-id': start with --node-config 'data-path=\"…\"'"
         )
+
+    @property
+    def _few_labels(self) -> bool:
+        return self.config.run.strategy in FEW_LABELS
 
     def _data_path(self) -> Path:
         return Path(str(self._flower.node_config["data-path"]))
@@ -302,6 +325,11 @@ class SiloContext:
         return UserError(
             f"state folder '{self.state}': {reason}: make room there, or start the silo with another --state-path"
         )
+
+
+def _image_files(path: Path, spec: ImageSpec) -> ImageFiles:
+    listing = list_images(path, spec.classes)
+    return ImageFiles(path, listing.files, listing.unlabelled or ())
 
 
 def _own_policy(path: str) -> SiloPolicy:

@@ -11,8 +11,9 @@ from diffusers import UNet2DModel
 from fedsynth.config import RunConfig
 from fedsynth.data import Silo
 from fedsynth.data.apportion import apportion
-from fedsynth.diffusion import codec_of, make_scheduler, noise_predictor, sample
+from fedsynth.diffusion import codec_of, exact_variants, make_scheduler, noise_predictor, sample
 from fedsynth.errors import UserError
+from fedsynth.evaluation.memorisation import Forms
 from fedsynth.evaluation.memorisation import copied_share as share_of_copies
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
@@ -53,7 +54,8 @@ def copied_share(
         return None
     samples = _draw(silo, unet, spec, config)
     try:
-        return share_of_copies(samples, silo.train.images, _held_out(silo, config), codec_of(config, spec).reconstruct)
+        forms = Forms(exact_variants(config.training.augmentations()), codec_of(config, spec).reconstruct)
+        return share_of_copies(samples, silo.train.images, _held_out(silo, config), forms)
     except UserError as error:
         logger.warning("%s: no copy check: %s", silo.name, error)
         return None

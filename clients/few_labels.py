@@ -6,7 +6,9 @@ run's token, from one round to the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +17,10 @@ from safetensors.torch import save_file
 
 from clients.context import SiloContext
 from clients.models.federated_model import FederatedModel
-from clients.noisy_counts import Counts, add_geometric_noise, noisy_label_counts
+from clients.noisy_counts import MIN_SCALES, Counts, add_geometric_noise, noisy_label_counts
+from clients.told_counts import told_counts
 from fedsynth.config.methods import DDSASettings
-from fedsynth.data import LabelledImages
+from fedsynth.data import LabelledImages, holdout_rows
 from fedsynth.data.labelled_images import stratified_split
 from fedsynth.diffusion import codec_of, initial_unet, make_scheduler, noise_predictor, pick_device
 from fedsynth.diffusion import sample as draw
@@ -61,17 +64,26 @@ class OwnImages:
 
 
 def count_confusions(request: ConfusionRequest, silo: SiloContext) -> ConfusionAnswer:
-    """Count how the classifier does on labelled images that it never saw, with the run's noise in every cell."""
+    """Count how the classifier does on labelled images that it never saw, with noise in every cell.
+
+    The noise is the run's, at a real silo the larger one of the run's and its policy's.
+    """
     settings = _settings(silo)
-    _, unseen = _split_labelled(silo, request.spec)
     classes = len(request.spec.classes)
-    matrix = torch.zeros((classes, classes, request.bins), dtype=torch.int64)
-    if len(unseen):
+
+    def measure() -> Counts:
+        _, unseen = _split_labelled(silo, request.spec)
+        if not len(unseen):
+            return np.zeros(classes * classes * request.bins, np.int64)
         probabilities = _probabilities(request.weights, request.spec, unseen, silo)
-        matrix = confusion(probabilities, torch.from_numpy(unseen.labels), request.bins)
-    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "confusion-noise", silo.name))
-    noisy = add_geometric_noise(matrix.numpy().ravel(), settings.confusion_noise, rng)
-    return ConfusionAnswer(matrix=torch.from_numpy(noisy).view(matrix.shape))
+        return confusion(probabilities, torch.from_numpy(unseen.labels), request.bins).numpy().ravel()
+
+    if silo.simulated:
+        rng = np.random.default_rng(derive_seed(silo.config.run.seed, "confusion-noise", silo.name))
+        noisy = add_geometric_noise(measure(), settings.confusion_noise, rng)
+    else:
+        noisy = _told_once(request, silo, settings.confusion_noise, measure)
+    return ConfusionAnswer(matrix=torch.from_numpy(noisy).view(classes, classes, request.bins))
 
 
 def select_pseudo_labels(request: SelectRequest, silo: SiloContext) -> SelectAnswer:
@@ -83,13 +95,22 @@ def select_pseudo_labels(request: SelectRequest, silo: SiloContext) -> SelectAns
         probabilities = _probabilities(request.weights, request.spec, unlabelled, silo)
         rows, predicted = (found.numpy() for found in select(probabilities, request.thresholds))
     labels = predicted[rows]
-    kept = {"rows": torch.from_numpy(rows), "labels": torch.from_numpy(labels)}
-    _keep(KEPT, kept, request.run_token, silo)
-    correct = labels[labels == unlabelled.labels[rows]]
-    counts = [np.bincount(found, minlength=classes) for found in (predicted, labels, correct)]
-    rng = np.random.default_rng(derive_seed(silo.config.run.seed, "pseudo-label-count-noise", silo.name))
-    told = [tuple(_told(numbers, silo, rng).tolist()) for numbers in counts]
-    return SelectAnswer(predicted=told[0], kept=told[1], correct=told[2], num_examples=sum(told[0]))
+    counts = [np.bincount(found, minlength=classes) for found in (predicted, labels)]
+    if silo.simulated:
+        counts.append(np.bincount(labels[labels == unlabelled.labels[rows]], minlength=classes))
+        rng = np.random.default_rng(derive_seed(silo.config.run.seed, "pseudo-label-count-noise", silo.name))
+        told = [_told(numbers, silo, rng) for numbers in counts]
+    else:
+        # Each image is in one of the two, so that it changes one number.
+        both = np.concatenate([counts[1], counts[0] - counts[1]])
+        noisy = _told_once(request, silo, 0.0, lambda: both)
+        noisy = np.where(noisy >= MIN_SCALES * silo.policy.count_noise, noisy, 0)
+        told = [noisy[:classes] + noisy[classes:], noisy[:classes]]
+    kept = {"rows": rows, "labels": labels, "told": told[1]}
+    _keep(KEPT, {name: torch.from_numpy(found) for name, found in kept.items()}, request.run_token, silo)
+    said = [tuple(numbers.tolist()) for numbers in told]
+    correct = said[2] if silo.simulated else None
+    return SelectAnswer(predicted=said[0], kept=said[1], correct=correct, num_examples=sum(said[0]))
 
 
 def synthesise(request: SynthesiseRequest, silo: SiloContext) -> SynthesiseAnswer:
@@ -118,8 +139,6 @@ def train_federated_classifier(request: TrainRequest, silo: SiloContext) -> Trai
     """Continue from the received classifier on the images that are asked for, with a fresh optimiser."""
     settings, config = _settings(silo), silo.config
     own = training_images(request, silo)
-    if not len(own.labelled):
-        raise UserError("this silo has no images to train a classifier on")
     model = _classifier(request.arrays, request.spec, silo)
     piece = Slice(
         steps=request.steps,
@@ -140,7 +159,7 @@ def train_federated_classifier(request: TrainRequest, silo: SiloContext) -> Trai
     )
     return TrainAnswer(
         arrays=transport.encode_tensors(model.state_dict(), config.exchange.wire_dtype),
-        num_examples=_told_number(own.labelled, silo),
+        num_examples=number_told(request, silo),
         loss=sum(losses) / len(losses) if losses and silo.policy.tell_train_loss else None,
     )
 
@@ -149,8 +168,15 @@ def training_images(request: TrainRequest, silo: SiloContext) -> OwnImages:
     """Return what a round asks a silo to train on.
 
     Raises:
-        UserError: what the silo kept of an earlier round is gone.
+        UserError: there are no such images, or what the silo kept of an earlier round is gone.
     """
+    own = _images_for(request, silo)
+    if not len(own.labelled):
+        raise UserError(f"this silo has no images to train on ('{request.images}')")
+    return own
+
+
+def _images_for(request: TrainRequest, silo: SiloContext) -> OwnImages:
     _settings(silo)
     images = silo.images(request.spec)
     match request.images:
@@ -168,25 +194,52 @@ def training_images(request: TrainRequest, silo: SiloContext) -> OwnImages:
             unlabelled = _unlabelled(silo, request.spec)
             return OwnImages(images.train, unlabelled if len(unlabelled) else None)
         case "all":
+            if not silo.simulated:
+                raise UserError("compare-classifiers = 'all': nobody knows the labels of unlabelled images here")
             true = _unlabelled(silo, request.spec)
             return OwnImages(_joined(images.train, true.images, torch.from_numpy(true.labels)))
     return OwnImages(images.train)
 
 
 def number_told(request: TrainRequest, silo: SiloContext) -> int:
-    """Return how many images a silo says that it trains on in a round; errors as of :func:`training_images`."""
-    return _told_number(training_images(request, silo).labelled, silo)
+    """Return how many images a silo says that it trains on in a round; errors as of :func:`training_images`.
+
+    A real silo computes it from what it has told before: no other message tells another number.
+    """
+    if silo.simulated:
+        return _told_number(training_images(request, silo).labelled, silo)
+    return max(1, number_of(request, int(told_counts(silo, request.spec).sum()), silo))
+
+
+def number_of(request: TrainRequest, labelled: int, silo: SiloContext) -> int:
+    """Return how many images a round trains on, by the numbers that a silo tells.
+
+    Args:
+        request: of the round.
+        labelled: images with labels, as they are told.
+        silo: who is asked.
+
+    Raises:
+        UserError: another strategy, or what the silo kept of an earlier round is gone.
+    """
+    settings = _settings(silo)
+    match request.images:
+        case "first" if settings.pseudo_selection == "precision":
+            return round(labelled * (1 - settings.pseudo_holdout))
+        case "pseudo":
+            return labelled + int(_kept(KEPT, request.run_token, silo)["told"].sum())
+        case "synthetic":
+            return labelled + len(_kept(DRAWN, request.run_token, silo)["labels"])
+    return labelled
 
 
 def _settings(silo: SiloContext) -> DDSASettings:
     """Return the run's settings.
 
     Raises:
-        UserError: another strategy, or a real silo.
+        UserError: another strategy.
     """
     settings = silo.config.settings
-    if not silo.simulated:
-        raise UserError("few labels are for simulated silos: no policy says yet what a real one would tell of them")
     if not isinstance(settings, DDSASettings):
         raise UserError(f"strategy = '{silo.config.run.strategy}' has no silo classify its images")
     return settings
@@ -197,6 +250,11 @@ def _split_labelled(silo: SiloContext, spec: ImageSpec) -> tuple[LabelledImages,
     settings, images = _settings(silo), silo.images(spec).train
     if settings.pseudo_selection != "precision":
         return images, images.subset([])
+    if not silo.simulated:
+        # One image more or less moves no other, so that it changes one cell of the confusion matrix.
+        seed = derive_seed(silo.config.run.seed, "pseudo-holdout")
+        learnt, unseen = holdout_rows(images, np.arange(len(images)), settings.pseudo_holdout, seed, each_alone=True)
+        return images.subset(learnt), images.subset(unseen)
     rng = np.random.default_rng(derive_seed(silo.config.run.seed, "pseudo-holdout", silo.name))
     learnt, unseen = stratified_split(images.labels, settings.pseudo_holdout, rng, images.groups)
     return images.subset(learnt), images.subset(unseen)
@@ -229,6 +287,30 @@ def _classifier(weights: Arrays, spec: ImageSpec, silo: SiloContext) -> DomainCl
 
 def _probabilities(weights: Arrays, spec: ImageSpec, images: LabelledImages, silo: SiloContext) -> torch.Tensor:
     return classify(_classifier(weights, spec, silo), images.images)[0].double().softmax(1)
+
+
+def _told_once(
+    request: ConfusionRequest | SelectRequest, silo: SiloContext, scale: float, measure: Callable[[], Counts]
+) -> Counts:
+    """Return what a real silo tells of what a classifier says: drawn once for a question, and one answer a run."""
+    noise = max(scale, silo.policy.count_noise)
+    with silo.explained_state():
+        released = silo.released(request.spec)
+        kind = request.kind.removeprefix("query.")
+        return released.classified(kind, silo.run_and_node[0], _question(request, silo), noise, measure)
+
+
+def _question(request: ConfusionRequest | SelectRequest, silo: SiloContext) -> str:
+    """Return a hash of what decides the exact numbers besides the labelled images."""
+    data, spec, settings = silo.config.data, request.spec, _settings(silo)
+    split = [silo.config.run.seed, data.holdout_fraction, settings.pseudo_holdout, silo.group_column]
+    reading = [spec.channels, spec.size, spec.classes, data.skip_bad_images, data.value_range, data.first_page_only]
+    asked = request.bins if isinstance(request, ConfusionRequest) else request.thresholds.tolist()
+    content = hashlib.sha256(json.dumps([asked, split, reading, silo.image_files(spec).unlabelled_key]).encode())
+    for name, tensor in sorted(transport.decode_tensors(request.weights).items()):
+        content.update(name.encode())
+        content.update(np.ascontiguousarray(tensor.numpy()).data)
+    return content.hexdigest()
 
 
 def _told(counts: Counts, silo: SiloContext, rng: np.random.Generator) -> Counts:

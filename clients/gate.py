@@ -8,25 +8,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import inf
 from typing import Any
 
 import torch
 
 from clients.context import DECODED, SiloContext
-from clients.ledger import Counts, Ledger
+from clients.few_labels import number_of
+from clients.ledger import Ledger
 from clients.models.pretrained_model import brings_model
 from clients.privacy_account import TRAINING
 from fedsynth.audit import FEWEST
 from fedsynth.config import RunConfig
 from fedsynth.config.keys import kebab
 from fedsynth.config.methods import DPSumSettings
-from fedsynth.diffusion import count_parameters
+from fedsynth.diffusion import count_in_adapters, count_parameters
 from fedsynth.disk import folder_bytes
 from fedsynth.errors import UserError
+from fedsynth.ledger import LEDGER_FILE, Counts
 from fedsynth.messages import (
+    ConfusionRequest,
     EpsilonRequest,
     EvaluateRequest,
     GradientRequest,
@@ -35,31 +39,20 @@ from fedsynth.messages import (
     PrepareRequest,
     Request,
     SampleRequest,
+    SelectRequest,
     SumRequest,
+    SynthesiseRequest,
     TrainRequest,
 )
 from fedsynth.plugins import is_plugin
-from fedsynth.policy import SiloPolicy
+from fedsynth.policy import SiloPolicy, besides
+from fedsynth.policy.ceilings import CEILINGS, OWN_MODEL, SECONDS
 from fedsynth.spec import ImageSpec
 
 SUMS = ("masked", "masked-train", "gradient")
 """Messages whose answers are summed in secret."""
 FINISH_SUMS = ("agree", "reveal")
 """Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
-
-LEDGER_FILE = "ledger.json"
-OWN_MODEL = "own-models"
-SECONDS = "compute-seconds"
-
-CEILINGS: dict[str, tuple[str, str]] = {
-    "noise-queries": ("noise_queries_per_run", "noise_queries_in_all"),
-    "images-drawn": ("images_drawn_per_run", "images_drawn_in_all"),
-    "optimiser-steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
-    "evaluations": ("", "evaluations_in_all"),
-    SECONDS: ("compute_seconds_per_run", "compute_seconds_in_all"),
-    OWN_MODEL: ("", ""),
-}
-"""What is counted -> fields of the policy that bound it in a run and in all runs."""
 
 
 def refuse_kind(kind: str, silo: SiloContext) -> None:
@@ -176,6 +169,15 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
             return {"optimiser-steps": silo.config.own_steps, OWN_MODEL: 1}
         case EvaluateRequest():
             return {"evaluations": 1}
+    return _few_labels_asked(request)
+
+
+def _few_labels_asked(request: Request[Any]) -> Counts:
+    match request:
+        case ConfusionRequest() | SelectRequest():
+            return {"classifier-questions": 1}
+        case SynthesiseRequest():
+            return {"images-drawn": sum(request.quota)}
     return {}
 
 
@@ -208,13 +210,19 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
             # However few images are asked for, the noise of the whole set is drawn.
             if config.sampling.num_samples > policy.limit("images_drawn_in_all"):
                 policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
-            if is_plugin(request.sampler) and request.sampler not in policy.plugins:
-                policy.refuse("plugins", f"sampler '{request.sampler}' would have to be imported")
+            _refuse_foreign_sampler(request.sampler, policy)
+        case SynthesiseRequest():
+            _refuse_foreign_sampler(request.sampler, policy)
         case GradientRequest():
             _refuse_few_colluders(config, policy)
             _refuse_training(request.spec, config.train_steps, silo)
         case TrainRequest() | MaskedTrainRequest() | PrepareRequest():
             _refuse_model(request, silo)
+
+
+def _refuse_foreign_sampler(sampler: str, policy: SiloPolicy) -> None:
+    if is_plugin(sampler) and sampler not in policy.plugins:
+        policy.refuse("plugins", f"sampler '{sampler}' would have to be imported")
 
 
 def _refuse_few_colluders(config: RunConfig, policy: SiloPolicy) -> None:
@@ -229,7 +237,10 @@ def _refuse_model(request: TrainRequest | MaskedTrainRequest | PrepareRequest, s
         silo.policy.refuse("privacy_epsilon", why)
     if (spec := _trained_spec(request, silo)) is not None:
         steps = silo.config.own_steps if isinstance(request, PrepareRequest) else request.steps
-        _refuse_training(spec, steps, silo)
+        trained = None
+        if isinstance(request, TrainRequest) and request.images is not None:
+            trained = partial(number_of, request, silo=silo)
+        _refuse_training(spec, steps, silo, trained)
 
 
 def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
@@ -249,17 +260,20 @@ def _refuse_few_holders(labels: torch.Tensor, holders: Sequence[int], policy: Si
             policy.refuse("least_holders", f"of the holders of class index {label} the server says {said}")
 
 
-def _refuse_training(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
+def _refuse_training(
+    spec: ImageSpec, steps: int, silo: SiloContext, trained: Callable[[int], int] | None = None
+) -> None:
     policy = silo.policy
     if policy.privacy_epsilon != "unlimited" and not silo.config.private:
         policy.refuse("privacy_epsilon", "the run trains without differential privacy: it has no dp-epsilon")
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:
-            policy.refuse("network_parameters", f"the run's network has {parameters}")
+            more = besides(count_in_adapters(silo.config, spec))
+            policy.refuse("network_parameters", f"the run's network has {parameters}{more}")
     if (most := policy.limit("disk_mb")) < inf and (used := _kept_bytes(silo) / 1e6) >= most:
         policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
-    _refuse_few_images(spec, steps, silo)
+    _refuse_few_images(spec, steps, silo, trained)
 
 
 def _kept_bytes(silo: SiloContext) -> int:
@@ -267,8 +281,13 @@ def _kept_bytes(silo: SiloContext) -> int:
     return folder_bytes(silo.state) - folder_bytes(silo.state / DECODED)
 
 
-def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
-    """Refuse to train on few images, however a run brings that about: by what it holds out, or by few small steps."""
+def _refuse_few_images(
+    spec: ImageSpec, steps: int, silo: SiloContext, trained: Callable[[int], int] | None = None
+) -> None:
+    """Refuse to train on few images, however a run brings that about: by what it holds out, or by few small steps.
+
+    ``trained`` says how many images are trained on, of how many labelled ones, where these are others.
+    """
     policy, batch, held_out = silo.policy, silo.config.training.batch_size, silo.largest_holdout
     if held_out > policy.largest_holdout_fraction:
         groups = ", of which whole groups can be twice as much" if silo.group_column else ""
@@ -281,8 +300,8 @@ def _refuse_few_images(spec: ImageSpec, steps: int, silo: SiloContext) -> None:
         policy.refuse("least_training_images", f"{steps} steps of {batch} images are asked for")
     with silo.explained_state():
         # The noisy counts: exact ones would tell how many images there are, by where a run is refused.
-        told = silo.released(spec).training_counts(spec.classes, held_out).sum()
-    if told < least:
+        told = int(silo.released(spec).training_counts(spec.classes, held_out).sum())
+    if (told if trained is None else trained(told)) < least:
         policy.refuse("least_training_images", "there are fewer images here to train on")
 
 

@@ -73,8 +73,9 @@ def _prepared(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     if config.private:
         return _prepare_privately(held_only, images, request.spec, seconds, silo)
     least_steps = -(-silo.policy.least_training_images // config.training.batch_size)
-    with silo.explained_state():
-        model = LocalModel(images, request.spec, config, silo.state, silo.told_held_out(request.spec))
+    with silo.explained_state(), silo.keeping_latents(request.spec) as codec:
+        told_held_out = silo.told_held_out(request.spec)
+        model = LocalModel(images, request.spec, config, silo.state, told_held_out, codec=codec)
         training = None if model.finished else model.train_in_turn(seconds)
         while training is not None and not model.finished and not exact and training.steps < least_steps:
             silo.check_deadline()
@@ -103,7 +104,7 @@ def _prepare_privately(
 ) -> PrepareAnswer:
     """Train the silo's own model for a while, and tell of it how many steps it has had and nothing else."""
     check_delta(silo.config, held_only.num_examples)
-    with silo.explained_state():
+    with silo.explained_state(), silo.keeping_latents(spec) as codec:
         model = LocalModel(
             images,
             spec,
@@ -111,6 +112,7 @@ def _prepare_privately(
             silo.state,
             told_images=held_only.num_examples,
             before_steps=silo.before_private_steps(spec),
+            codec=codec,
         )
         training = None if model.finished else model.train_in_turn(seconds)
         if training is not None and not model.finished:

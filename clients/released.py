@@ -34,7 +34,7 @@ from fedsynth.spec import ImageSpec
 
 FOLDER = "released"
 FORMAT = 1
-COUNTS, STATISTICS, EVALUATION = "counts", "statistics", "evaluation"
+COUNTS, STATISTICS, EVALUATION, CLASSIFIED = "counts", "statistics", "evaluation", "answers of a classifier"
 """What is drawn, in the words of the privacy account."""
 REPLACED = 2
 """L1 sensitivity of a histogram to another image of its class in the place of one: it leaves a cell for another."""
@@ -55,17 +55,20 @@ class ImageFiles:
     Args:
         root: the silo's folder.
         files: of every class.
+        unlabelled: images without labels.
 
     Attributes:
         counts: files by class.
-        entries: a digest of name and size of each, sorted.
-        key: of the data set.
+        entries: a digest of name and size of each, sorted, but of those without labels.
+        key: of the data set; images without labels are no part of it.
+        unlabelled_key: of those without labels.
     """
 
-    def __init__(self, root: Path, files: Mapping[str, Sequence[Path]]) -> None:
+    def __init__(self, root: Path, files: Mapping[str, Sequence[Path]], unlabelled: Sequence[Path] = ()) -> None:
         self.counts = {name: len(paths) for name, paths in files.items()}
         self.entries = sorted(_entry(root, path) for paths in files.values() for path in paths)
-        self.key = hashlib.sha256("".join(self.entries).encode()).hexdigest()[:_DIGITS]
+        self.key = _key_of(self.entries)
+        self.unlabelled_key = _key_of(sorted(_entry(root, path) for path in unlabelled))
 
 
 class ReleasedAnswers:
@@ -183,6 +186,39 @@ class ReleasedAnswers:
             write_json(path, {"format": FORMAT, **content})
             return HeldOutMeasures(*cells)
 
+    def classified(self, kind: str, run: int, question: str, scale: float, measure: Callable[[], Counts]) -> Counts:
+        """Return noisy numbers of images by what a classifier says of them; those told before, if it was asked before.
+
+        Args:
+            kind: of the message.
+            run: Flower's number of the run: it gets one answer of a kind.
+            question: a hash of all that decides the exact numbers besides the images.
+            scale: of the geometric noise on each; one image more or less changes one of them by one.
+            measure: computes them, (N,).
+
+        Raises:
+            PolicyError: the budget of ε is spent, or answers about too many data sets are told.
+            UserError: the run has got another answer, or what is kept is damaged.
+        """
+        path = self._path(f"classified-{kind}")
+        with self._alone():
+            if not path.exists():
+                self._refuse_new_data_set()
+            content = self._read(path) if path.exists() else {"answers": []}
+            with _damage_named(path):
+                answers = [(one["run"], one["question"], one["counts"], one["scale"]) for one in content["answers"]]
+            for _, asked, counts, drawn in answers:
+                if asked == question:
+                    self._account.told_before(CLASSIFIED, geometric(drawn), self._files.key)
+                    return np.array(counts, dtype=np.int64)
+            if run in {before for before, *_ in answers}:
+                raise UserError(f"this run has got its one answer to '{kind}': start another run")
+            self._account.spend(CLASSIFIED, geometric(scale), self._files.key)
+            counts = add_geometric_noise(measure(), scale, secret_generator()).tolist()
+            content["answers"].append({"run": run, "question": question, "scale": scale, "counts": counts})
+            write_json(path, {"format": FORMAT, **content})
+            return np.array(counts, dtype=np.int64)
+
     def _counts(self, classes: Sequence[str]) -> Counts:
         """Return noisy images of some classes, held out or not; 0 of those that count as absent."""
         kept = self._kept_counts()
@@ -194,7 +230,7 @@ class ReleasedAnswers:
 
         def draw() -> Content:
             self._account.spend(COUNTS, geometric(scale), self._files.key)
-            noisy = noisy_label_counts(np.array(list(counts.values())), scale, secret_generator())
+            noisy = noisy_label_counts(np.array(list(counts.values()), np.int64), scale, secret_generator())
             return {"scale": scale, "counts": dict(zip(counts, noisy.tolist(), strict=True))}
 
         content = self._once("counts", draw)
@@ -249,6 +285,10 @@ class ReleasedAnswers:
             if content.pop("format") != FORMAT:
                 raise UserError(f"'{path}' is of another version of fedsynth: install the one that wrote it")
             return content
+
+
+def _key_of(entries: Sequence[str]) -> str:
+    return hashlib.sha256("".join(entries).encode()).hexdigest()[:_DIGITS]
 
 
 def _entry(root: Path, path: Path) -> str:

@@ -165,7 +165,7 @@ class Replica:
         Raises:
             StatementError: it has signed another one.
         """
-        line = Contribution(self._silo.name, content_id(views(arrays)), images)
+        line = Contribution(self._silo.name, content_id(transport.peek_tensors(arrays)), images)
         if self._memory.updates.setdefault(terms.round, line) != line:
             raise StatementError(
                 f"this silo has signed another update of round {terms.round}: asked again, its training gave other bits"
@@ -200,7 +200,9 @@ def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms
     if request.keys is None or request.run_token is None:
         raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
-    return replica, replica.terms(request.server_round, content_id(views(request.arrays)), request.spec)
+    return replica, replica.terms(
+        request.server_round, content_id(transport.peek_tensors(request.arrays)), request.spec
+    )
 
 
 def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
@@ -224,7 +226,7 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
     _check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
     base = _base(request) if config.run.strategy in FROM_BASE else models[0]
     _check_layers(models, roster, base, drawn)
-    state = replica.checked_state(views(request.state or Arrays()))
+    state = replica.checked_state(transport.peek_tensors(request.state or Arrays()))
     combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)
     if problem := next(filter(None, map(size_problem, combined.values())), ""):
         raise UserError(f"round {request.server_round}: the combined model {problem}")
@@ -243,15 +245,10 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
     return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined), state=sent_state)
 
 
-def views(arrays: Arrays) -> Layers:
-    """Return arrays as tensors on their own bytes: not to be written to."""
-    return {name: transport.peek(array) for name, array in arrays.items()}
-
-
 def _checked(
     envelope: str, arrays: Arrays, terms: Terms, parties: Parties, most_images: int
 ) -> tuple[Contribution, Layers]:
-    update, model = Update.read(envelope, parties.silos), views(arrays)
+    update, model = Update.read(envelope, parties.silos), transport.peek_tensors(arrays)
     silo = update.line.silo
     if update.terms != terms:
         raise StatementError(f"{silo}: its update is of another round, or of other weights than this round's")
@@ -270,7 +267,7 @@ def _base(request: AggregateRequest) -> Layers:
     Raises:
         UserError: they are not those that the round's statements name.
     """
-    base = views(request.base_arrays or Arrays())
+    base = transport.peek_tensors(request.base_arrays or Arrays())
     if content_id(base) != request.base:
         raise StatementError(f"round {request.server_round}: the weights that came are not those it starts from")
     return base

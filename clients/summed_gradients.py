@@ -10,7 +10,7 @@ from clients.silo_cache import SiloCache
 from clients.summing import SumQuestion
 from clients.told_counts import told_number
 from fedsynth.config.methods import DPSumSettings
-from fedsynth.diffusion import EncodedImages, codec_of, initial_unet, pick_device
+from fedsynth.diffusion import EncodedImages, initial_unet, pick_device
 from fedsynth.errors import UserError
 from fedsynth.messages import GradientRequest, MaskedAnswer, transport
 from fedsynth.privacy.dp_training import SummedStep, check_delta, mechanism_of, noised_whole_sum
@@ -43,14 +43,15 @@ def gradient(request: GradientRequest, silo: SiloContext) -> MaskedAnswer:
     mechanism = mechanism_of(config)
     noise = SummedNoise(mechanism.noise_multiplier, len(question.participants), settings.dp_colluders, request.norm)
     images = silo.images(request.spec).train
-    encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
     keys = config.privacy
     step = SummedStep(noise, keys.dp_sampling_rate, keys.dp_clip, keys.dp_multiplicity)
     with silo.explained_state():
         silo.before_summed_step(request.spec)(
             noise.towards_server(step.sampling_rate), noise.towards_public(step.sampling_rate)
         )
-    numbers = noised_whole_sum(unet, config.recipe, encoded, torch.from_numpy(images.labels), step)
+    with silo.keeping_latents(request.spec) as codec:
+        encoded = EncodedImages(images.images, codec, config.training.augmentations())
+        numbers = noised_whole_sum(unet, config.recipe, encoded, torch.from_numpy(images.labels), step)
     silo.check_deadline()
     return question.answer(to_ring(numbers))
 

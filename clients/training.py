@@ -19,7 +19,6 @@ from fedsynth.diffusion import (
     PARTS,
     EncodedImages,
     TrainingState,
-    codec_of,
     initial_unet,
     part_of,
     pick_device,
@@ -115,21 +114,23 @@ def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, to
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
     if isinstance(unet, AdaptedUNet) and unet.adapters.stacked:
         unet.fold(request.server_round)
-    encoded = EncodedImages(images.images, codec_of(config, request.spec), config.training.augmentations())
+    labels = torch.from_numpy(images.labels)
     losses: list[float] = []
-    if config.private:
-        _train_round_privately(request, unet, encoded, torch.from_numpy(images.labels), silo)
-    else:
-        generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
-        losses = train_network(
-            TrainingState(unet, config.recipe, generator, config.train_steps, request.first_step),
-            encoded,
-            torch.from_numpy(images.labels),
-            config.training,
-            request.steps,
-            proximal_mu=request.proximal_mu,
-            on_step=lambda *_: silo.check_deadline(),
-        )
+    with silo.keeping_latents(request.spec) as codec:
+        encoded = EncodedImages(images.images, codec, config.training.augmentations())
+        if config.private:
+            _train_round_privately(request, unet, encoded, labels, silo)
+        else:
+            generator = make_generator(config.run.seed, "federated-training", silo.name, request.server_round)
+            losses = train_network(
+                TrainingState(unet, config.recipe, generator, config.train_steps, request.first_step),
+                encoded,
+                labels,
+                config.training,
+                request.steps,
+                proximal_mu=request.proximal_mu,
+                on_step=lambda *_: silo.check_deadline(),
+            )
     exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
     model.keep(request.server_round)
     return exchanged, losses

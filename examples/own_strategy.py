@@ -13,12 +13,7 @@ from flwr.app import ArrayRecord
 
 import fedsynth
 from fedsynth.messages import transport
-from fedsynth.sides import make_sides_importable
-
-make_sides_importable()  # An installed fedsynth has the package strategies inside of itself.
-
-from strategies.averaging.base import AveragingStrategy  # noqa: E402
-from strategies.averaging.updates import Update  # noqa: E402
+from fedsynth.strategies import AveragingStrategy, Update
 
 
 class EqualVotes(AveragingStrategy):

@@ -30,6 +30,7 @@ from fedsynth.diffusion import (
     noise_predictor,
     sample,
 )
+from fedsynth.evaluation.memorisation import Forms
 from fedsynth.privacy import noise_multiplier_for
 from fedsynth.privacy.dp_training import SummedStep, noised_whole_sum, summed_training_step
 from fedsynth.privacy.summed_noise import SummedNoise, fitting_norm
@@ -96,7 +97,7 @@ def trial(
     predict = noise_predictor(state.averaged_unet(), config.recipe, codec.bound)
     pixels = codec.decode(sample(predict, scheduler, start_noise, labels, generator))
     drawn = LabelledImages(pixels, labels.numpy(), spec.classes)
-    measured = judge.measure(drawn, judge.train, seed, codec)
+    measured = judge.measure(drawn, judge.train, seed, Forms(reconstruct=codec.reconstruct))
     return {"weights": weights, "noise multiplier": sigma, "seconds": spent} | measured
 
 

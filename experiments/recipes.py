@@ -27,10 +27,10 @@ from experiments.repeated_runs import mean_and_range
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.data import LabelledImages, load_dataset
 from fedsynth.diffusion import (
-    Codec,
     EncodedImages,
     TrainingState,
     codec_of,
+    exact_variants,
     initial_unet,
     make_scheduler,
     noise_predictor,
@@ -39,7 +39,7 @@ from fedsynth.diffusion import (
 )
 from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.image_set import stratified_subset
-from fedsynth.evaluation.memorisation import memorisation_of_images
+from fedsynth.evaluation.memorisation import Forms, memorisation_of_images
 from fedsynth.evaluation.networks.domain_classifier import (
     FEATURE_SPACE,
     DomainClassifier,
@@ -137,8 +137,8 @@ class Judge:
         real = self.test.images, self.test.labels
         return png_bytes(real_beside_synthetic(*real, pixels, labels, self.train.classes, per_class))
 
-    def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int, codec: Codec) -> dict[str, float]:
-        """Compare samples with real images of the same number."""
+    def measure(self, drawn: LabelledImages, silo: LabelledImages, seed: int, forms: Forms) -> dict[str, float]:
+        """Compare samples with real images of the same number; ``forms``: in which a model may return its images."""
         rng = np.random.default_rng(derive_seed(seed, "recipes", "measure"))
         count = min(len(drawn), len(self.test))
         ours, real = (part.subset(rng.permutation(len(part))[:count]) for part in (drawn, self.test))
@@ -157,7 +157,7 @@ class Judge:
             "agree": float((found == drawn.labels).mean()),
             "utility": scores["cnn"].accuracy,
             "distance": frechet_distance(*features),
-            "copies": memorisation_of_images(*sets, codec.reconstruct).copied_share,
+            "copies": memorisation_of_images(*sets, forms).copied_share,
         }
 
 
@@ -199,8 +199,9 @@ def trial(
         predict = noise_predictor(unet, config.recipe, codec.bound)
     pixels = codec.decode(sample(predict, scheduler, noise, drawn_labels, generator))
     drawn = LabelledImages(pixels, drawn_labels.numpy(), silo.classes)
+    forms = Forms(exact_variants(config.training.augmentations()), codec.reconstruct)
     cost = {"steps": steps, "ms a step": 1000 * spent / steps}
-    return {**cost, **judge.measure(drawn, silo, seed, codec), "pixels": pixels, "labels": drawn.labels}
+    return {**cost, **judge.measure(drawn, silo, seed, forms), "pixels": pixels, "labels": drawn.labels}
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:

@@ -4,8 +4,9 @@ After ``fedsynth sweep experiments/three-laboratories.toml --data-root PATH``, a
 small classifier is trained on each source, real or synthetic, with the same budget, and tested on real images of each
 laboratory that nobody trained on.
 *Balanced accuracy* is the mean of the classes' recalls, 1/4 by chance; with it stands the ratio to a classifier of the
-union of all laboratories' real images. ``python -m experiments.three_laboratories`` prints the tables and writes two
-pages of pictures, of which one shows real cells and stays where it is.
+union of all laboratories' real images. *Distance* is the Fréchet distance to all laboratories' real test images in
+``--feature-extractor``, between as many images on both sides. ``python -m experiments.three_laboratories`` prints the
+tables and writes two pages of pictures, of which one shows real cells and stays where it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from experiments.benchmarks.common import machine_facts, publish
 from fedsynth.cli.sweeps.sweep_manifest import read_manifest
 from fedsynth.data import Federation, LabelledImages, load_federation
 from fedsynth.diffusion.augmentation import augmented
+from fedsynth.evaluation.fidelity import frechet_distance
 from fedsynth.evaluation.networks.domain_classifier import predict_labels, train_domain_classifier
+from fedsynth.evaluation.networks.extractors import create_extractor, resolve_extractor
 from fedsynth.files import write_json
 from fedsynth.output import RunFolder
 from fedsynth.output.dataset import read_dataset
@@ -164,6 +167,24 @@ class Seed:
                     print(f"seed {self.seed}, {name}: {scores[name]}", flush=True)
         return known
 
+    def distances(self, folder: Path, name: str) -> dict[str, float]:
+        """Return the Fréchet distance of every source of all laboratories to real test images, likewise."""
+        path = folder / f"distances-{name}-{self.seed}.json"
+        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        missing = {source: data for source, data in self.sources[""].items() if source not in known}
+        if not missing:
+            return known
+        test = self.federations[""].test
+        extractor = create_extractor(name, test.images.shape[1:])
+        real = extractor.extract(test.images).features
+        for source, data in missing.items():
+            rng = np.random.default_rng(derive_seed(self.seed, "three-laboratories", "distance"))
+            n = min(len(data), len(test))
+            drawn = extractor.extract(data.images[rng.permutation(len(data))[:n]]).features
+            known[source] = frechet_distance(real[rng.permutation(len(test))[:n]], drawn)
+            write_json(path, known)
+        return known
+
     def pages(self, folder: Path) -> None:
         """Write the first synthetic cells of every class, and a page of these below real ones."""
         sources = self.sources[""]
@@ -186,8 +207,11 @@ def page(sources: Iterable[LabelledImages], per_class: int) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
-def accuracy_rows(by_seed: Sequence[Scores]) -> list[dict[str, str]]:
-    """Return a table's rows: balanced accuracy at each laboratory, and its ratio to that of real images of all."""
+def accuracy_rows(by_seed: Sequence[Scores], distances: Sequence[Mapping[str, float]] = ()) -> list[dict[str, str]]:
+    """Return a table's rows: balanced accuracy at each laboratory, and its ratio to that of real images of all.
+
+    ``distances`` of the same seeds become a last column.
+    """
     rows = []
     for source in by_seed[0]:
         seeds = [seed for seed in by_seed if source in seed]
@@ -195,6 +219,8 @@ def accuracy_rows(by_seed: Sequence[Scores]) -> list[dict[str, str]]:
         for name in seeds[0][source]:
             ratio = fmean(seed[source][name] / seed[EVERYWHERE][name] for seed in seeds)
             row[name] = f"{_mean([seed[source][name] for seed in seeds])}, {ratio:.0%}"
+        if distances:
+            row["distance ↓"] = _mean([seed[source] for seed in distances if source in seed])
         rows.append(row)
     return rows
 
@@ -224,6 +250,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trainings", type=int, default=2, help="classifiers of each source")
     parser.add_argument("--budgets", type=int, nargs="+", help="compare classifiers' steps on training images, no more")
+    parser.add_argument("--feature-extractor", default="auto", help="space of the distances")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/three-laboratories-tables"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -235,10 +262,13 @@ def main() -> None:
         return
     facts = machine_facts() | {"seeds": options.seeds, "classifiers": f"{options.trainings} of {STEPS} steps a source"}
     measured = [seed.measure(options.output_dir, options.trainings) for seed in seeds]
+    space = resolve_extractor(options.feature_extractor, seeds[0].federations[""].test.images.shape[1:])
+    distances = [seed.distances(options.output_dir, space) for seed in seeds]
     for left_out in measured[0]:
         title = f"balanced-accuracy-without-{left_out}" if left_out else "balanced-accuracy"
         of_left_out = [seed[left_out] for seed in measured if left_out in seed]
-        publish(title, facts, accuracy_rows(of_left_out), of_left_out, options.output_dir)
+        rows = accuracy_rows(of_left_out, [] if left_out else distances)
+        publish(title, facts | {"distances in": space}, rows, of_left_out, options.output_dir)
         print(LIMITS, flush=True)
     results = {row: [seed.results[row] for seed in seeds if row in seed.results] for row in seeds[0].results}
     publish("runs", facts, run_rows(results), results, options.output_dir)

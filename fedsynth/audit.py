@@ -86,9 +86,11 @@ class AuditReport(ChainReport):
 
     Attributes:
         runs: totals by run, in the order of their first message.
+        last: the entry of the last message; empty where there was none.
     """
 
     runs: dict[str, RunTotals] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_audit(file: IO[bytes], noted: str = "") -> AuditReport:
@@ -101,6 +103,7 @@ def read_audit(file: IO[bytes], noted: str = "") -> AuditReport:
     report = AuditReport()
 
     def take(entry: Mapping[str, Any]) -> None:
+        report.last = entry
         report.runs.setdefault(printable(entry.get("run", ""), 40), RunTotals()).add(entry)
 
     read_chain(file, report, take, noted)

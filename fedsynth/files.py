@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import math
 import os
@@ -53,6 +54,16 @@ def _beside(path: Path) -> Path:
     """Name an unused hidden file next to ``path``; the caller creates it, so that the user's umask applies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid4().hex}.part")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path) -> str:
@@ -123,6 +134,11 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is no JSON.
     """
     return nonfinite_as_null(json.loads(text, parse_constant=lambda constant: None))
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON gives it back: tuples become lists."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def nonfinite_as_null(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -80,3 +81,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Say how long ago a moment was, as :func:`duration`; one that is yet to come, by another clock, was now."""
+    return f"{duration(max((now - moment).total_seconds(), 0.0))} ago"

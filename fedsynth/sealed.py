@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedsynth.files import write_json
+from fedsynth.files import file_digest, write_json
 
 logger = logging.getLogger("fedsynth")
 
@@ -130,7 +130,7 @@ def unsealed_json(value: Any, seal: Seal, path: Path) -> dict[str, Any]:
 def seal_folder(folder: Path, seal: Seal) -> None:
     """Write ``integrity.json``: a checksum for every file that is in the folder now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FOLDER_FILE)
-    sums = {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+    sums = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
     write_json(folder / FOLDER_FILE, sealed_json({"files": sums}, seal))
 
 
@@ -155,7 +155,7 @@ def check_folder(folder: Path, seal: Seal) -> None:
         file = folder / name
         if not file.is_file():
             raise SealError(f"it lacks {name}")
-        if _file_digest(file) != digest:
+        if file_digest(file) != digest:
             raise SealError(f"{name} does not match its checksum")
 
 
@@ -204,11 +204,6 @@ def _chunks(file: BinaryIO, size: int) -> Iterable[bytes]:
     while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
         size -= len(chunk)
         yield chunk
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +31,11 @@ from fedsynth.text import visible
 from strategies.conversation.ask import DrivenRound, Question, Quorum, ask, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.waiting import round_timeout
 
 logger = logging.getLogger("fedsynth")
+
+A = TypeVar("A")
 
 
 @dataclass
@@ -121,7 +125,7 @@ class SynthesisStrategy(Strategy):
         quorum: silos whose answers a round needs unless ``min-replies`` says otherwise.
         rounds_can_be_added: whether a run that continues may have more rounds than it began with.
         num_rounds: rounds it runs.
-        timeout: seconds to wait for the answers of a round; None: ``reply-timeout``.
+        timeout: seconds to wait for the answers of the next round; None: ``reply-timeout``.
     """
 
     how: ClassVar[str]
@@ -131,6 +135,7 @@ class SynthesisStrategy(Strategy):
     rounds_can_be_added: ClassVar[bool] = True
     num_rounds: int
     timeout: float | None = None
+    _slowest: float = 0.0
     _task: Task | None = None
     _census: Census | None = None
     _driven: DrivenRound | None = None
@@ -172,6 +177,7 @@ class SynthesisStrategy(Strategy):
     def begin(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Begin a run: keep the task, prepare the silos, and return the arrays the first round starts from."""
         self._task = task
+        self.expect_other_work()
         return self.prepare(task, exchange)
 
     @abstractmethod
@@ -250,7 +256,28 @@ class SynthesisStrategy(Strategy):
 
     def _ask(self, exchange: Exchange, questions: Sequence[Question[Any]]) -> Iterator[tuple[int, Any]]:
         needed = self.replies_needed(len({silo for silo, _ in questions}))
-        return ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=self.check_answer)
+        asked = ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=self.check_answer)
+        return self.timed(asked)
+
+    def timed(self, answers: Iterator[tuple[int, A]]) -> Iterator[tuple[int, A]]:
+        """Yield the answers of a round, and note how long they took from the first one's being asked for."""
+        begun = time.monotonic()
+        for silo, answer in answers:
+            self.note_duration(time.monotonic() - begun)
+            yield silo, answer
+            # It would stay in memory through the wait for the next.
+            del answer
+
+    def note_duration(self, seconds: float) -> None:
+        """Note how long silos took in a round, by which ``round-timeout = "auto"`` has the next ones wait."""
+        self._slowest = max(self._slowest, seconds)
+        if self._task is not None:
+            self.timeout = round_timeout(self._task.config.exchange, self._slowest)
+
+    def expect_other_work(self) -> None:
+        """Forget how long silos took: what they are asked next may take longer."""
+        self._slowest = 0.0
+        self.note_duration(0.0)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

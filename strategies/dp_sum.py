@@ -30,7 +30,6 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.secure_sum import Common, SecureSum, refuse_keyless
-from strategies.conversation.waiting import round_timeout
 from strategies.global_model import draw_from_model, new_training
 
 logger = logging.getLogger("fedsynth")
@@ -60,7 +59,6 @@ class DPSum(SynthesisStrategy):
         self._run_token = uuid4().hex
         self._members: tuple[str, ...] = ()
         self._training: TrainingState | None = None
-        self._slowest = 0.0
 
     def check(self, config: RunConfig) -> None:
         """Refuse so many colluders that nobody is left to hide behind; there are as many rounds as private steps."""
@@ -78,7 +76,6 @@ class DPSum(SynthesisStrategy):
         self._members = tuple(sorted(member.name for member in task.census))
         self._training = new_training(task, "summed-training", task.config.privacy.dp_steps)
         self.num_rounds = task.config.privacy.dp_steps
-        self.timeout = round_timeout(task.config.exchange, 0.0)
         norm = self._norm(task)
         sigma = mechanism_of(task.config).noise_multiplier
         noise = SummedNoise(sigma, len(self._members), self.settings.dp_colluders, norm)
@@ -110,8 +107,7 @@ class DPSum(SynthesisStrategy):
         sums = SecureSum(exchange, task.census, self._run_token, self._members)
         equal = torch.full((len(task.census), 1), 1 / len(task.census))
         summed = sums.sum(f"round {server_round}", server_round, equal, build, timeout=self.timeout)
-        self._slowest = max(self._slowest, time.monotonic() - start)
-        self.timeout = round_timeout(config.exchange, self._slowest)
+        self.note_duration(time.monotonic() - start)
         self._members = sums.members
         told = sum(member.num_examples for member in task.census if member.name in summed.survivors)
         denominator = config.privacy.dp_sampling_rate * max(1, told)

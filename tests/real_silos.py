@@ -36,6 +36,17 @@ def write_digits(folder: Path, digits: Sequence[int], part: int, per_class: int 
     return folder
 
 
+def write_few_labels(folder: Path, digits: Sequence[int], labelled: int, unlabelled: int) -> Path:
+    """Write so many images of each digit in class folders, and so many of all digits without labels."""
+    if digits and labelled:
+        write_digits(folder, digits, 0, labelled)
+    (folder / "unlabelled").mkdir(parents=True)
+    train, _ = load_dataset("digits", image_size=8)
+    for row in range(len(train) - unlabelled, len(train)):
+        Image.fromarray(train.images[row, :, :, 0]).save(folder / "unlabelled" / f"{row}.png")
+    return folder
+
+
 def write_silos(folder: Path, classes: Mapping[str, Sequence[int]] = CLASSES) -> dict[str, Path]:
     """Write the images of every silo below ``folder``."""
     return {name: write_digits(folder / name, digits, part) for part, (name, digits) in enumerate(classes.items())}

@@ -139,6 +139,6 @@ def test_the_commands_of_the_page_take_what_they_are_given() -> None:
     found = [command for line in lines if (command := ours(shlex.split(line, comments=True)))]
     for command in found:
         parsed(command)
-    assert len(found) == 8
+    assert len(found) == 9
     profiles = {profile for service in SERVICES.values() for profile in service["profiles"]}
     assert {word for line in lines for word in re.findall(r"--profile (\w+)", line)} == profiles == {"link", "silo"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -18,3 +20,14 @@ def test_what_a_package_does_not_offer_is_an_error_as_anywhere() -> None:
     for name in ("RunFolders", "TYPE_CHECKINGS", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"module 'fedsynth.output' has no attribute '{name}'"):
             getattr(module, name)
+
+
+def test_base_classes_of_strategies_are_those_that_runs_know_and_come_only_when_asked_for() -> None:
+    module = import_module("fedsynth.strategies")
+    for name in module.__all__:
+        offered = getattr(module, name)
+        home = getattr(offered, "__module__", "strategies.conversation.ask")
+        assert home.startswith("strategies.") or name == "Question"
+        assert getattr(import_module(home), name, offered) is offered
+    code = "import sys, fedsynth.cli; print([name for name in sys.modules if name.split('.')[-1] == 'strategies'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -73,10 +73,30 @@ def test_a_classifier_knows_the_laboratories_that_its_source_knew(
     assert Seed([sweep], 0).measure(tmp_path, trainings=1) == scores
 
 
+def test_distances_are_to_real_cells_nobody_trained_on_and_measured_once(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = Seed([sweep], 0)
+    black = LabelledImages(np.zeros((20, 8, 8, 1), np.uint8), np.repeat([0, 1], 10), ("a", "b"))
+    seed.sources[""]["black"] = black
+    found = seed.distances(tmp_path, "pixels")
+    assert found.keys() == seed.sources[""].keys()
+    # Cells are half of a shade of 40 and half of 120: pixels of -.69 and -.06 in -1..1, 64 of them, beside -1.
+    means, spread = (0.31 + 0.94) / 2, ((0.94 - 0.31) / 2) ** 2
+    assert found["black"] == pytest.approx(64 * (means**2 + spread), rel=0.15)
+    assert all(found["black"] > 10 * distance for source, distance in found.items() if source != "black")
+    monkeypatch.setattr(three_laboratories, "create_extractor", None)
+    again = Seed([sweep], 0)
+    again.sources[""]["black"] = black
+    assert again.distances(tmp_path, "pixels") == found
+
+
 def test_tables_say_ratios_and_spread() -> None:
     first = {EVERYWHERE: {"north": 0.8}, "synthetic, DfD": {"north": 0.6}}
     rows = accuracy_rows([first, {EVERYWHERE: {"north": 0.5}}])
     assert rows[0]["north"] == "0.65 (0.50 … 0.80), 100%"
+    distances = [{EVERYWHERE: 3.0, "synthetic, DfD": 4.0}, {EVERYWHERE: 5.0}]
+    assert [row["distance ↓"] for row in accuracy_rows([first], distances)] == ["4 (3 … 5)", "4"]
     assert rows[1] == {"trained on": "synthetic, DfD", "seeds": "1", "north": "0.60, 75%"}
     (row,) = run_rows({"DfD": [{"copied-share": 0.25, "wall-seconds": 90.4}]})
     assert (row["near-copies ↓"], row["seconds"], row["authentic ↑"]) == ("0.25", "90", "-")

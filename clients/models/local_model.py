@@ -29,6 +29,7 @@ from fedsynth.diffusion import (
     TrainingState,
     check_steps,
     codec_of,
+    exact_variants,
     initial_unet,
     lasting_scheduler,
     load_saved_network,
@@ -81,6 +82,7 @@ class LocalModel:
         told_images: training images as the silo tells their number; None: as they are.
         before_steps: called with the mechanism of a private training before its first step, and once for a training
             that continues from a checkpoint; whatever it raises, nothing is trained.
+        codec: the run's, where it finds latents on a disk; None: the run's.
 
     Attributes:
         folder: finished model, a diffusers pipeline folder; its name is a hash of all that training depends on.
@@ -95,6 +97,7 @@ class LocalModel:
         told_held_out: int | None = None,
         told_images: int | None = None,
         before_steps: Callable[[Mechanism], None] = lambda mechanism: None,
+        codec: Codec | None = None,
     ) -> None:
         self._silo = silo
         self._told_images = len(silo.train) if told_images is None else told_images
@@ -102,7 +105,7 @@ class LocalModel:
         self._held_out = len(silo.holdout) if told_held_out is None or not len(silo.holdout) else told_held_out
         self._spec = spec
         self._config = config
-        self._codec = codec_of(config, spec)
+        self._codec = codec or codec_of(config, spec)
         # Held-out images are images: what depends on their loss tells of them.
         self._stops_early = config.training.early_stop and self._held_out >= MIN_HELD_OUT and not config.private
         self.key = _content_key(silo, spec, config, self._codec, self._stops_early)
@@ -128,10 +131,12 @@ class LocalModel:
         if not self._config.training.copy_check or self._config.private:
             return None
         result = self.folder / "copy_check.json"
-        # What was counted of latents before their images were compared as the autoencoder makes them is counted again.
+        # What was counted before images were compared as the autoencoder makes them, or mirrored and turned, is
+        # counted again.
         guidance = self._config.sampling.guidance
         guided = f", guidance {guidance:g} from {self._config.sampling.guidance_source}" if guidance > 1 else ""
-        seal = Seal("copy check", 2 if self._codec.reconstruct else 1, self.key + guided)
+        varied = bool(exact_variants(self._config.training.augmentations()))
+        seal = Seal("copy check", 1 + bool(self._codec.reconstruct) + 2 * varied, self.key + guided)
         try:
             share = unsealed_json(json.loads(result.read_text(encoding="utf-8")), seal, result)["copied-share"]
         except (FileNotFoundError, ValueError, TypeError, LookupError):

@@ -15,7 +15,7 @@ import psutil
 import tomli_w
 
 import fedsynth
-from fedsynth.cli.deployment.flower import flower_environment
+from fedsynth.cli.deployment.flower import flower_environment, free_ports
 from fedsynth.config import Scalar
 from fedsynth.errors import RunError
 
@@ -34,7 +34,7 @@ class Loopback:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         self._processes: list[subprocess.Popen[bytes]] = []
         root = str(Path(fedsynth.__file__).parents[1])
         # Silos here stand for machines of their own: their threads would wait for each other on the cores of one.
@@ -96,7 +96,7 @@ class Loopback:
         words += ["--node-config", node_config] if node_config else []
         if warm:
             return self.start(name, [sys.executable, "-m", "clients.warm.warm_silo", *options, "--", *words])
-        return self.start(name, [_script("flower-supernode"), *words, "--port", str(_free_port())])
+        return self.start(name, [_script("flower-supernode"), *words, "--port", str(free_ports(1)[0])])
 
     def run(self, name: str, app: Path, config: Mapping[str, Scalar], timeout: float) -> str:
         """Run an app to its end; return what it logged.
@@ -129,11 +129,6 @@ class Loopback:
 
 def _script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return int(door.getsockname()[1])
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -14,10 +14,10 @@ from fedsynth.api.keywords import flat
 from fedsynth.api.run import Run
 from fedsynth.config import RunConfig, keys_of
 from fedsynth.data import LabelledImages, split_test, visible_folders
-from fedsynth.diffusion import AUTOENCODER, codec_of
+from fedsynth.diffusion import AUTOENCODER, codec_of, exact_variants
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings
-from fedsynth.evaluation.memorisation import Reconstruct
+from fedsynth.evaluation.memorisation import Forms
 from fedsynth.files import parse_json
 from fedsynth.output import SyntheticDataset
 from fedsynth.output.dataset import PROVENANCE
@@ -112,7 +112,7 @@ def measure(
         config.run.seed,
         settings,
         progress=logger.info,
-        reconstruct=_reconstruct(config, train),
+        forms=_forms(config, train),
     )
     evaluation = evaluator.evaluate(made.images, made.labels, illustrated)
     notes = (*converted, *_passed_unseen(_codec_of(source), config), *evaluation.notes)
@@ -133,11 +133,12 @@ def _real_in_memory(real: InMemory | tuple[InMemory, InMemory], seed: int) -> tu
     return train, labelled_images("real test images", real[1], train.classes)
 
 
-def _reconstruct(config: RunConfig, train: LabelledImages) -> Reconstruct | None:
+def _forms(config: RunConfig, train: LabelledImages) -> Forms:
+    variants = exact_variants(config.training.augmentations())
     if not config.model.autoencoder:
-        return None
+        return Forms(variants)
     _, size, _, channels = train.images.shape
-    return codec_of(config, ImageSpec(channels, size, train.classes)).reconstruct
+    return Forms(variants, codec_of(config, ImageSpec(channels, size, train.classes)).reconstruct)
 
 
 def _codec_of(source: object) -> str:

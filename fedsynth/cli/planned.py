@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from fedsynth.adapter_shapes import A, B, Shape, most_rank
+from fedsynth.averaging.participants import num_participants
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings, FedDiffuseSettings
-from fedsynth.diffusion import codec_of, count_parameters, exchanged_shapes
+from fedsynth.config.training import LORA
+from fedsynth.diffusion import codec_of, count_in_adapters, count_parameters, exchanged_shapes, training_bytes
 from fedsynth.messages.transport import tensors_bytes
 from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
+from fedsynth.units import human_bytes
 
 
 def planned(
@@ -29,7 +35,8 @@ def planned(
         spec = ImageSpec(3, size, config.data.classes() or ())
     if spec is not None:
         parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
-        plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout)
+        adapters = count_in_adapters(config, spec)
+        plan = plan_of(config, spec, parameters, None, training_images, shape, largest_holdout, adapters)
         return plan, [*_lines(plan), *_weights(config, spec)]
     plan = plan_of(config, ImageSpec(3, 0, ()), largest_holdout=largest_holdout)
     return plan, [*_lines(plan), "(image size and network, and with them some numbers, depend on the silos' images)"]
@@ -46,6 +53,7 @@ def _lines(plan: Plan) -> list[str]:
         "optimiser steps": plan.optimiser_steps,
         "training images": plan.training_images or 0,
         "network parameters": plan.network_parameters,
+        "in adapters": plan.adapter_parameters,
         "image size": plan.largest_image_size,
     }
     lines += [f"{name:19} {amount:,}".replace(",", " ") for name, amount in amounts.items() if amount]
@@ -57,12 +65,37 @@ def _lines(plan: Plan) -> list[str]:
 
 
 def _weights(config: RunConfig, spec: ImageSpec) -> list[str]:
-    """Say what an answer takes that holds all that is trained."""
+    """Say what training holds in memory, and what an answer takes that holds all that is trained."""
     settings, sums = config.settings, config.cooperation.secure_aggregation
+    lines = [f"memory of training  {human_bytes(training_bytes(config, spec))} and what a batch takes"]
     if not isinstance(settings, AveragingSettings) or isinstance(settings, FedDiffuseSettings) or sums:
-        return []
-    size = tensors_bytes(exchanged_shapes(config, spec), config.exchange.wire_dtype)
-    return [f"weights of an answer {size / 1e6:.3g} MB"]
+        return lines
+    shapes = exchanged_shapes(config, spec)
+    size = tensors_bytes(shapes, config.exchange.wire_dtype)
+    lines.append(f"weights of an answer {size / 1e6:.3g} MB")
+    if config.model.train == LORA and settings.lora_aggregation == "stack":
+        last = tensors_bytes(stacked_shapes(config, shapes), config.exchange.wire_dtype)
+        lines.append(f"weights sent to it  up to {last / 1e6:.3g} MB in the last round, since ranks add up")
+    return lines
+
+
+def stacked_shapes(config: RunConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return by name the shapes of the adapters that silos are sent in the last round of ``lora-aggregation = stack``.
+
+    Args:
+        config: the run's.
+        shapes: of a silo's own adapters.
+    """
+    settings = config.settings
+    assert isinstance(settings, AveragingSettings)
+    silos = num_participants(config.run.num_clients, settings.fraction_train, settings.min_train_nodes)
+    summed = config.model.lora_rank * max(1, silos * (settings.num_rounds - 1))
+    found: dict[str, Shape] = {}
+    for layer in (name.removesuffix(A) for name in shapes if name.endswith(A)):
+        (outputs, _, *ones), (_, *inputs) = shapes[layer + B], shapes[layer + A]
+        rank = min(summed, most_rank((outputs, *inputs))) if settings.num_rounds > 1 else summed
+        found |= {layer + A: (rank, *inputs), layer + B: (outputs, rank, *ones)}
+    return found
 
 
 def comparison(policy: SiloPolicy, plan: Plan) -> tuple[list[str], bool]:

@@ -3,7 +3,8 @@
 ``silo init`` makes the key pair, writes a policy and keeps what the silo starts with, ``silo policy`` says what a
 policy makes of a planned run, ``silo program`` by which hash a policy pins this version, ``silo start`` checks policy,
 data, model, certificate and key and runs Flower's SuperNode until it is stopped. The Flower command is printed. ``silo
-audit`` prints what runs have asked of the silo, ``silo privacy`` what that has cost its images.
+status`` says how the silo stands, ``silo audit`` prints what runs have asked of it, ``silo privacy`` what that has cost
+its images.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_program, silo_settings
+from fedsynth.cli.deployment import silo_audit, silo_policy, silo_privacy, silo_program, silo_settings, silo_status
 from fedsynth.cli.deployment.app import with_sides
 from fedsynth.cli.deployment.certificates import check_authority, check_private_key, fingerprint, make_silo_key
 from fedsynth.cli.deployment.clock import check_clock
 from fedsynth.cli.deployment.flower import free_ports
 from fedsynth.cli.deployment.link_folder import check_address, check_node_value
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
+from fedsynth.cli.deployment.silo_connection import CONNECTION_FILE, SILO_LOCK, Connection, ConnectionNote
 from fedsynth.cli.deployment.silo_output import SuperNodeOutput
 from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.stopping import SIGNALLED, SIGNALS
@@ -52,7 +54,7 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``silo init | policy | program | start | audit | privacy``, each with its own options."""
+    """``silo init | policy | program | start | status | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser(
         "init",
@@ -74,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
+    status = actions.add_parser(
+        "status",
+        help="is the silo connected, what did it answer last, what is left of its ceilings",
+        allow_abbrev=False,
+    )
+    _folder(status)
+    silo_status.add_arguments(status)
     audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
     _folder(audit)
     silo_audit.add_arguments(audit)
@@ -92,6 +101,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """
     refuse_rest(f"silo {options.action}", rest)
     folder = options.folder.expanduser().absolute()
+    if options.action == "status":
+        return silo_status.status(folder, options)
     if options.action in ("audit", "privacy"):
         silo_settings.recall(folder, options, ["state-path"] if options.action == "audit" else ["state-path", "policy"])
     if options.action == "audit":
@@ -174,13 +185,25 @@ def _start(folder: Path, options: argparse.Namespace) -> int:
     check_clock(options.superlink, authority)
     state = Path(config["state-path"])
     grace_period = WARM_GRACE_PERIOD if options.warm else GRACE_PERIOD
-    with locked(state / "silo.lock", f"state folder '{state}'"):
-        status = run_in_foreground(command, environment, folder, grace_period, SuperNodeOutput(config["silo-name"]))
-    if status - SIGNALLED in SIGNALS:
-        logger.info("stopped by %s", Signals(status - SIGNALLED).name)
-    elif status:
-        logger.error("the silo has ended (status %d): the lines above say why", status)
+    with locked(state / SILO_LOCK, f"state folder '{state}'"):
+        note = ConnectionNote(state / CONNECTION_FILE, _connection(options, config, policy))
+        output = SuperNodeOutput(config["silo-name"], note)
+        status = run_in_foreground(command, environment, folder, grace_period, output)
+        if status - SIGNALLED in SIGNALS:
+            note("stopped", f"by {Signals(status - SIGNALLED).name}")
+            logger.info("stopped by %s", Signals(status - SIGNALLED).name)
+        else:
+            note("ended", f"status {status}: its log says why")
+            if status:
+                logger.error("the silo has ended (status %d): the lines above say why", status)
     return status
+
+
+def _connection(options: argparse.Namespace, config: dict[str, str], policy: Path | None) -> Connection:
+    pinned = read_policy(policy).programs if policy else ()
+    return Connection(
+        config["silo-name"], options.superlink, str(policy or ""), pinned=pinned, allowed=tuple(options.allow_fab)
+    )
 
 
 def acting_policy(folder: Path, given: Path | None) -> Path | None:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedsynth.cli.options import refuse_rest
 from fedsynth.cli.stopped_run import STOPPED
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder
-from fedsynth.progress import duration
+from fedsynth.progress import ago, duration
 from fedsynth.text import printable
 
 RECENT = 10
@@ -124,9 +124,7 @@ def _time_left(rows: Sequence[Mapping[str, Any]], rounds: int) -> str:
 
 
 def _ago(moment: str, now: datetime) -> str:
-    # Clocks of two machines may disagree by a little.
-    passed = max(now - datetime.fromisoformat(moment), timedelta(0))
-    return f"{duration(passed.total_seconds())} ago"
+    return ago(datetime.fromisoformat(moment), now)
 
 
 def _newest(root: Path) -> RunFolder:

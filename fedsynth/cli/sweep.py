@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from fedsynth.cli.deployment.flower import flower_home
 from fedsynth.cli.options import ALL_KEYS, add_keys, given_keys, refuse_rest
@@ -20,9 +22,11 @@ from fedsynth.errors import RunError, UserError, did_you_mean
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, terminal_table
 from fedsynth.progress import duration
+from fedsynth.spec import ImageSpec
 from fedsynth.tracking import check_tracker
 
 _SIGN_OF_LIFE = 60.0
+_NO_GUESSES: Mapping[str, float] = MappingProxyType({})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +47,11 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     refuse_rest("sweep", rest, [*ALL_KEYS, "dry-run", "seeds", "rows"])
     sweep = read_sweep(options.sweep, given_keys(options))
     chosen = _chosen(sweep, options.seeds, options.rows)
-    _check_all_data([sweep.runs[place] for place in chosen], sweep)
+    specs = _check_all_data([sweep.runs[place] for place in chosen], sweep)
     entries = plan(sweep)
     if options.dry_run:
-        print(_overview(sweep, entries, chosen))
+        guesses = _guesses([(sweep.runs[place], entries[place]) for place in chosen], specs, entries)
+        print(_overview(sweep, entries, chosen, guesses))
         return 0
     with locked(sweep.folder / ".lock", f"sweep '{sweep.folder}'"):
         for entry in entries:
@@ -76,19 +81,39 @@ def _chosen(sweep: Sweep, seeds: Sequence[int] | None, rows: Sequence[str] | Non
     return found
 
 
-def _check_all_data(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
-    """Load each of the runs' federations once, however many rows share it, and look for their trackers."""
-    seen = set()
+def _check_all_data(runs: Sequence[PlannedRun], sweep: Sweep) -> list[ImageSpec]:
+    """Load each of the runs' federations once, however many rows share it, and look for their trackers.
+
+    Returns:
+        Format and classes of the images of every run.
+    """
+    seen: dict[Any, ImageSpec] = {}
+    specs = []
     for planned in runs:
         config = planned.config
         shared = (config.data, config.run.num_clients, config.run.seed, config.model)
         try:
             check_tracker(config.run.tracker)
             if shared not in seen:
-                check_data(config)
+                seen[shared] = check_data(config)
         except UserError as error:
             raise UserError(f"sweep '{sweep.file}': {planned.name}: {error}") from None
-        seen.add(shared)
+        specs.append(seen[shared])
+    return specs
+
+
+def _guesses(
+    runs: Sequence[tuple[PlannedRun, Entry]], specs: Sequence[ImageSpec], entries: Sequence[Entry]
+) -> dict[str, float]:
+    """Measure what runs will take of which no finished one tells; return the seconds by hash."""
+    # Here: it imports torch, which a typing error would wait for.
+    from fedsynth.cli.sweeps.first_guess import FirstGuess
+
+    guess, found = FirstGuess(), {}
+    for (planned, entry), spec in zip(runs, specs, strict=True):
+        if entry.status != "finished" and estimated_seconds(entry, entries) is None:
+            found[entry.hash] = guess.seconds(planned.config, spec)
+    return {key: seconds for key, seconds in found.items() if seconds is not None}
 
 
 def _work(sweep: Sweep, entries: list[Entry], chosen: Sequence[int]) -> int:
@@ -163,7 +188,7 @@ def _console(sweep: Sweep, entry: Entry) -> Path:
     return sweep.folder / "logs" / f"{entry.folder}.txt"
 
 
-def _standing(entries: Sequence[Entry], chosen: Sequence[int]) -> str:
+def _standing(entries: Sequence[Entry], chosen: Sequence[int], guesses: Mapping[str, float] = _NO_GUESSES) -> str:
     """Say how far the chosen runs are: ``12 of 39 finished, 1 failed, about 1 h 10 min left``."""
     asked = [entries[place] for place in chosen]
     count = {status: sum(entry.status == status for entry in asked) for status in ("finished", "failed")}
@@ -171,7 +196,7 @@ def _standing(entries: Sequence[Entry], chosen: Sequence[int]) -> str:
     parts = [f"{count['finished']} of {len(asked)}{some} finished"]
     parts += [f"{count['failed']} failed"] if count["failed"] else []
     if sum(count.values()) < len(asked):
-        left = time_left(asked, entries)
+        left = time_left(asked, entries, guesses)
         parts.append("time left unknown" if left is None else f"about {duration(left)} left")
     return ", ".join(parts)
 
@@ -181,28 +206,46 @@ def _expected(entry: Entry, entries: Sequence[Entry]) -> str:
     return "" if seconds is None else f", about {duration(seconds)}"
 
 
-def _overview(sweep: Sweep, entries: Sequence[Entry], chosen: Sequence[int]) -> str:
+def _overview(sweep: Sweep, entries: Sequence[Entry], chosen: Sequence[int], guesses: Mapping[str, float]) -> str:
     """Return a table of the chosen runs, and what they will take."""
     rows, asked = {}, [entries[place] for place in chosen]
     for entry in asked:
-        seconds = entry.seconds if entry.status == "finished" else estimated_seconds(entry, entries)
         state = "to resume" if _begun(sweep, entry) else "to run"
         rows[entry.name] = {
             "folder": entry.folder,
             "state": entry.status if entry.status in ("finished", "failed") else state,
-            "time": "unknown" if seconds is None else duration(seconds),
+            "time": _time(entry, entries, guesses),
         }
-    unknown = sum(e.status != "finished" and estimated_seconds(e, entries) is None for e in asked)
-    some = 0 < unknown < sum(entry.status != "finished" for entry in asked)
-    guess = f"; {unknown} runs of a kind that has not finished yet count as the mean" if some else ""
-    if unknown and time_left(asked, entries) is None:
-        first = next(entry for entry in asked if entry.status != "finished")
-        guess = (
-            "; no run of this sweep has finished yet, so what one takes on this machine is not known: make one with"
-            f" --rows {shlex.quote(first.row)} --seeds {first.seed}, and ask again"
-        )
     again = [_again(entry) for entry in entries]
-    return f"{terminal_table(rows)}\n\n{len(asked)} runs in {sweep.folder}: {_standing(again, chosen)}{guess}"
+    standing = _standing(again, chosen, guesses) + _how_known(asked, entries, guesses)
+    return f"{terminal_table(rows)}\n\n{len(asked)} runs in {sweep.folder}: {standing}"
+
+
+def _time(entry: Entry, entries: Sequence[Entry], guesses: Mapping[str, float]) -> str:
+    seconds = entry.seconds if entry.status == "finished" else estimated_seconds(entry, entries, guesses)
+    if seconds is None:
+        return "unknown"
+    return f"{duration(seconds)}{' (guess)' if entry.hash in guesses else ''}"
+
+
+def _how_known(asked: Sequence[Entry], entries: Sequence[Entry], guesses: Mapping[str, float]) -> str:
+    """Say which of the times of the ``asked`` runs are no measured ones."""
+    waiting = [entry for entry in asked if entry.status != "finished"]
+    unknown = sum(estimated_seconds(entry, entries, guesses) is None for entry in waiting)
+    said = ""
+    if any(entry.hash in guesses for entry in waiting):
+        said = (
+            "; a guess: from some training steps of each network on this machine, if it does nothing else, and the time"
+            " that start and evaluation of the default run take; the first finished run tells better"
+        )
+    if 0 < unknown < len(waiting):
+        return f"{said}; {unknown} runs of a kind that is not known yet count as the mean"
+    if unknown:
+        return (
+            "; no run of this sweep has finished yet, so what one takes on this machine is not known: make one with"
+            f" --rows {shlex.quote(waiting[0].row)} --seeds {waiting[0].seed}, and ask again"
+        )
+    return said
 
 
 def _begun(sweep: Sweep, entry: Entry) -> bool:

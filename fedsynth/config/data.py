@@ -129,7 +129,7 @@ class Data(Section):
     labelled_fraction: Share = key(
         0.1,
         "share of a silo's images whose labels it knows, of every class one at least; the others are unlabelled",
-        acts_with={"strategy": FEW_LABELS},
+        acts_with={"strategy": FEW_LABELS, "dataset": SIMULATED},
         incomparable=SILOS_DIFFER,
     )
     labelled_alpha: Literal["none"] | PositiveFloat = key(
@@ -138,6 +138,7 @@ class Data(Section):
         " none: they lie where the partition has them",
         acts_with={
             "strategy": FEW_LABELS,
+            "dataset": SIMULATED,
             "partition": tuple(name for name in get_args(PartitionName) if name != NATURAL),
         },
         incomparable=SILOS_DIFFER,

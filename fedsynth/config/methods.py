@@ -254,6 +254,21 @@ class DDSASettings(AveragingSettings):
         """``compare-classifiers`` one by one."""
         return tuple(name.strip() for name in self.compare_classifiers.split(",")) if self.compare_classifiers else ()
 
+    @property
+    def asks(self) -> tuple[Literal["confusion", "select", "synthesise"], ...]:
+        """Kinds of message that a run sends besides those of averaging."""
+        if self.pseudo_selection == "none":
+            return ("synthesise",)
+        return (
+            ("confusion", "select", "synthesise") if self.pseudo_selection == "precision" else ("select", "synthesise")
+        )
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """What classifiers are trained on, one after the other."""
+        first = () if self.pseudo_selection == "none" else ("first",)
+        return (*first, "synthetic", *self.compared())
+
 
 class DPSumSettings(StrategySettings):
     """One private model of all silos, trained by secure sums of their gradients."""

@@ -131,12 +131,16 @@ class Exchange(Section):
         acts_with={"strategy": ("dfd",)},
     )
     node_timeout: PositiveFloat = key(120.0, "seconds to wait for num-clients silos to connect", affects="execution")
-    reply_timeout: PositiveFloat = key(3600.0, "seconds to wait for the answers of a round", affects="execution")
+    reply_timeout: PositiveFloat = key(
+        3600.0,
+        "seconds to wait for answers before, in the first of, and after the rounds; a later answer never counts",
+        affects="execution",
+    )
     round_timeout: PositiveFloat | Auto = key(
         AUTO,
-        "seconds to wait in a round of dfd or dp-sum; auto: ten times the slowest answer so far, 60 at least",
+        "seconds to wait for the answers of a round; auto: ten times the slowest answer so far, 60 at least, and"
+        " reply-timeout in the first",
         affects="execution",
-        acts_with={"strategy": ("dfd", "dp-sum")},
     )
     min_replies: Positive | Auto = key(
         AUTO,

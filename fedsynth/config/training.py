@@ -137,6 +137,7 @@ class Training(Section):
         "",
         "variants of images that could be real ones: of 'flip', 'rotate90' and 'shift', such as 'flip,rotate90';"
         " empty: none",
+        commands=("evaluate",),
     )
     oversample: bool = key(False, "draw a silo's classes equally often, however rare", acts_with=NOT_PRIVATE)
     label_dropout: BelowOne = key(

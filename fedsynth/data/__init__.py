@@ -18,7 +18,7 @@ from fedsynth.data.image_folder import (
 from fedsynth.data.labelled_images import LabelledImages, held_out_counts, largest_held_out_share
 from fedsynth.data.origins import Origins, split_test
 from fedsynth.data.partition import PARTITIONS, label_counts, manifest, partition, partition_parameters
-from fedsynth.data.silo_images import Silo, folder_silo, simulated_silo, split_holdout
+from fedsynth.data.silo_images import Silo, few_labels_silo, folder_silo, holdout_rows, simulated_silo, split_holdout
 from fedsynth.data.value_range import configured_range
 
 __all__ = [
@@ -33,9 +33,11 @@ __all__ = [
     "add_groups",
     "configured_range",
     "describe_conversion",
+    "few_labels_silo",
     "find_folds",
     "folder_silo",
     "held_out_counts",
+    "holdout_rows",
     "image_folder_spec",
     "label_counts",
     "largest_held_out_share",

@@ -20,6 +20,8 @@ from fedsynth.spec import MAX_CLASSES, MAX_NAME_LENGTH
 from fedsynth.text import visible
 
 LAYOUT = "one folder per class, each with that class's images (<class>/<image>.png, .jpg, ...)"
+UNLABELLED = ("unlabelled", "unlabeled")
+"""Names, in any case, of a folder beside the class folders whose images have no labels: it is no class."""
 _SPECIAL = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 _NO_SUFFIX = "without suffix"
 _KINDS_SHOWN = 6
@@ -43,6 +45,7 @@ class FolderListing:
         remarks: what else a reader should know.
         silos: image -> name of its silo, where that is given.
         groups: image -> name of the group, such as a patient, where that is asked for.
+        unlabelled: images without labels, in the folder for them; None: there is no such folder.
     """
 
     root: Path
@@ -54,6 +57,7 @@ class FolderListing:
     remarks: list[str] = field(default_factory=list)
     silos: dict[Path, str] = field(default_factory=dict)
     groups: dict[Path, str] = field(default_factory=dict)
+    unlabelled: list[Path] | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -63,6 +67,10 @@ class FolderListing:
     def __str__(self) -> str:
         """Say it in one line: ``images: 812 files in 4 classes; skipped: 812 @eaDir; not read: 2 .txt, 1 .psd``."""
         parts = [f"images: {sum(map(len, self.files.values()))} files in {len(self.files)} classes"]
+        if self.unlabelled is not None:
+            parts.append(
+                f"no class: {len(self.unlabelled)} unlabelled files, read where labels are few and not elsewhere"
+            )
         if self.skipped:
             parts.append(f"skipped: {_counted(self.skipped)}")
         if self.other_suffixes:
@@ -78,7 +86,8 @@ def list_images(root: Path, known: Collection[str] = ()) -> FolderListing:
     """List the images below the class folders of ``root``.
 
     Class names are the folders' in Unicode's composed form (NFC), which most systems write. A file or folder that can
-    be reached twice, over links or a loop, counts once, where it really lies before where a link stands.
+    be reached twice, over links or a loop, counts once, where it really lies before where a link stands. A folder
+    ``unlabelled`` is no class; where it holds images, there may be no classes beside it.
 
     Args:
         root: the folder that holds the class folders.
@@ -88,11 +97,15 @@ def list_images(root: Path, known: Collection[str] = ()) -> FolderListing:
         UserError: ``root`` holds no class folders but something else, such as folds; a class folder is empty, or one
             folder twice; a folder cannot be listed; a name is not UTF-8, or none that silos may send.
     """
-    folders = _class_folders(root, known)
+    folders, unlabelled = _class_folders(root, known)
     try:
-        listing = _walked(root, folders)
+        listing = _walked(root, folders, unlabelled)
     except OSError as error:
         raise UserError(f"'{error.filename}': {error.strerror}, while '{root}' was listed: try again") from error
+    if not listing.files and not listing.unlabelled:
+        raise UserError(
+            f"no class folders in '{root}', and no images in its folder 'unlabelled': it must hold {LAYOUT}"
+        )
     _refuse_empty(listing)
     _refuse_loose(listing)
     if lonely := [name for name, files in listing.files.items() if len(files) == 1]:
@@ -102,19 +115,23 @@ def list_images(root: Path, known: Collection[str] = ()) -> FolderListing:
     return listing
 
 
-def _walked(root: Path, folders: dict[str, Path]) -> FolderListing:
+def _walked(root: Path, folders: dict[str, Path], unlabelled: Path | None) -> FolderListing:
     listing = FolderListing(root)
     listing.skipped.update(_skipped_as(entry.name) for entry in entries(root) if is_system_name(entry.name))
-    walk = _Walk(listing, folders)
-    for name, folder in folders.items():
+    # Last, so that what a class holds too is the class's; no class has an empty name.
+    every = folders if unlabelled is None else {**folders, "": unlabelled}
+    walk = _Walk(listing, every)
+    for name, folder in every.items():
         walk.follow(name, folder)
     walk.follow_links()
     for files in listing.files.values():
         files.sort(key=in_order(root))
+    listing.unlabelled = listing.files.pop("", None)
     return listing
 
 
-def _class_folders(root: Path, known: Collection[str]) -> dict[str, Path]:
+def _class_folders(root: Path, known: Collection[str]) -> tuple[dict[str, Path], Path | None]:
+    """Return the class folders by name, and the folder of images without labels, if there is one."""
     if not root.is_dir():
         found = " (it is a file)" if root.exists() else ""
         raise UserError(
@@ -124,16 +141,22 @@ def _class_folders(root: Path, known: Collection[str]) -> dict[str, Path]:
     inside = [entry for entry in entries(root) if not is_system_name(entry.name)]
     if broken := [entry.name for entry in inside if _leads_nowhere(entry)]:
         raise UserError(f"links in {shown(root)} lead nowhere: {named(broken)}: repair or remove them")
-    paths = [Path(entry.path) for entry in inside if entry.is_dir()]
-    if not paths:
+    given = {unicodedata.normalize("NFC", name) for name in known}
+    every = [Path(entry.path) for entry in inside if entry.is_dir()]
+    without = [path for path in every if path.name.casefold() in UNLABELLED and path.name not in given]
+    if len(without) > 1:
+        raise UserError(f"'{root}' holds {named([path.name for path in without])}, which mean the same: join them")
+    paths = [path for path in every if path not in without]
+    if not paths and not without:
         loose = sum(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in inside)
         found = f" ({loose} images lie directly in it; is it a class folder? Then point at the one above)" * bool(loose)
         raise UserError(f"no class folders in '{root}'{found}: it must hold {LAYOUT}")
     names = [unicodedata.normalize("NFC", utf8_name(path)) for path in paths]
-    if not set(names) <= {unicodedata.normalize("NFC", name) for name in known}:
+    if not set(names) <= given:
         refuse_other_layouts(root, [path.name for path in paths])
     _check_names(root, names)
-    return {name: path for name, path in sorted(zip(names, paths, strict=True))}
+    folders = {name: path for name, path in sorted(zip(names, paths, strict=True))}
+    return folders, without[0] if without else None
 
 
 def _check_names(root: Path, names: list[str]) -> None:
@@ -285,7 +308,7 @@ def _refuse_empty(listing: FolderListing) -> None:
 def _refuse_loose(listing: FolderListing) -> None:
     """Refuse a class folder that was pointed at instead of the one above; say where fewer images lie beside."""
     loose = sum(_looks_like_image(entry) for entry in entries(listing.root) if not is_system_name(entry.name))
-    inside = len(listing.paths)
+    inside = len(listing.paths) + len(listing.unlabelled or ())
     if loose > inside:
         raise UserError(
             f"{loose} images lie directly in '{listing.root}', {inside} in its folders ({named([*listing.files])}): if"

@@ -89,13 +89,14 @@ def origins_in_folders(root: str | Path, classes: Collection[str]) -> Origins:
     return Origins(natural=natural)
 
 
-def add_groups(listing: FolderListing, group_column: str) -> None:
-    """Say of every image of class folders which group a table beside them puts it into.
+def add_groups(listing: FolderListing, group_column: str, unlabelled: bool = False) -> None:
+    """Say of every image of class folders, and of those without labels if wanted, which group a table puts it into.
 
     Raises:
         UserError: there is no table, or it lacks the column or a row.
     """
-    listing.groups = read_metadata([listing.root], [group_column]).values(group_column, listing.paths)
+    paths = [*listing.paths, *(listing.unlabelled or ())] if unlabelled else listing.paths
+    listing.groups = read_metadata([listing.root], [group_column]).values(group_column, paths)
 
 
 def _list_silos(root: Path) -> FolderListing:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsynth.data.duplicate_images import describe_repeats, describe_shared
 from fedsynth.data.folder_layout import find_folds, named
-from fedsynth.data.folder_listing import FolderListing
+from fedsynth.data.folder_listing import UNLABELLED, FolderListing
 from fedsynth.data.folder_origins import add_groups, list_with_origins, origins_in_folders
 from fedsynth.data.image_cache import ImageCache
 from fedsynth.data.image_files import Header, header_problem, read_header
@@ -83,6 +84,32 @@ def read_image_folder(
     )
 
 
+def read_with_unlabelled(
+    path: str | Path,
+    *,
+    image_size: int,
+    channels: int,
+    classes: Sequence[str],
+    skip_bad_images: bool = False,
+    value_range: ValueRange | None = None,
+    first_page_only: bool = False,
+    group_column: str = "",
+    cache: ImageCache | None = None,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Read class folders as :func:`read_image_folder` does, and the folder ``unlabelled`` beside them.
+
+    Arguments and errors are as there; class folders may be missing where there are images without labels.
+
+    Returns:
+        The images of the class folders, and those without labels; of these, all are of the one class ``unlabelled``.
+    """
+    listing = _listed(Path(path).expanduser(), classes)
+    if group_column:
+        add_groups(listing, group_column, unlabelled=True)
+    given = image_size, channels, skip_bad_images, classes, value_range, first_page_only, cache
+    return _read_both(listing, listing.unlabelled or [], *given)
+
+
 def _read(
     listing: FolderListing,
     image_size: int | None,
@@ -93,6 +120,26 @@ def _read(
     first_page_only: bool,
     cache: ImageCache | None,
 ) -> LabelledImages:
+    if not listing.files:
+        raise UserError(
+            f"no class folders in '{listing.root}': its {len(listing.unlabelled or ())} images have no labels, which"
+            " strategy = 'ddsa' alone can use, and at real silos"
+        )
+    given = image_size, channels, skip_bad_images, classes, value_range, first_page_only, cache
+    return _read_both(listing, [], *given)[0]
+
+
+def _read_both(
+    listing: FolderListing,
+    unlabelled: Sequence[Path],
+    image_size: int | None,
+    channels: int | None,
+    skip_bad_images: bool,
+    classes: Sequence[str] | None,
+    value_range: ValueRange | None,
+    first_page_only: bool,
+    cache: ImageCache | None,
+) -> tuple[LabelledImages, LabelledImages]:
     root = listing.root
     names = tuple(listing.files) if classes is None else tuple(classes)
     positions = {unicodedata.normalize("NFC", name): position for position, name in enumerate(names)}
@@ -102,7 +149,7 @@ def _read(
                 f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
                 f"(classes: {', '.join(names)}): rename or remove it"
             )
-    paths = listing.paths
+    paths = [*listing.paths, *unlabelled]
     labels = np.array([positions[name] for name, files in listing.files.items() for _ in files], dtype=np.int64)
     size, depth = _native_format(paths, image_size, channels, cache)
     shown = value_range or find_value_range(paths, first_page_only=first_page_only, cache=cache)
@@ -122,31 +169,41 @@ def _read(
             f"image-size = {size}: images of {size} x {size} pixels do not fit into memory; give a smaller image-size"
         )
         raise FilesError(f"{len(paths)} images in '{root}': {told}", elsewhere=told) from error
+    labels = labels[good[: len(labels)]]
     kept = list(compress(paths, good))
-    silos, groups = (
-        np.array([said[path] for path in kept], dtype=np.str_) if said else None
-        for said in (listing.silos, listing.groups)
-    )
-    data = LabelledImages(images, labels[good], names, silos, groups)
+
+    def of(found: slice, labels: NDArray[np.int64], names: tuple[str, ...]) -> LabelledImages:
+        silos, groups = (
+            np.array([said[path] for path in kept[found]], dtype=np.str_) if said else None
+            for said in (listing.silos, listing.groups)
+        )
+        return LabelledImages(images[found] if unlabelled else images, labels, names, silos, groups)
+
+    data = of(slice(len(labels)), labels, names)
     counts = data.label_counts()
     for name in listing.files:
         if counts[positions[name]] == 0:
             raise UserError(f"no readable image in class folder '{name}' of '{root}': repair it or remove the folder")
-    if said := describe_repeats(data, [path.relative_to(root) for path in kept]):
+    if said := describe_repeats(data, [path.relative_to(root) for path in kept[: len(data)]]):
         logger.info("%s: at %d x %d pixels, %s", root, size, size, visible(said))
-    return data
+    if not unlabelled:
+        return data, LabelledImages(images[:0], labels[:0], (UNLABELLED[0],))
+    return data, of(slice(len(data), None), np.zeros(len(kept) - len(data), np.int64), (UNLABELLED[0],))
 
 
 def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageSpec:
     """Return format and classes that :func:`read_image_folder` would give ``path``, from the files' headers alone.
+
+    Without class folders, the images in the folder ``unlabelled`` say the format, and there are no classes.
 
     Raises:
         UserError: ``path`` or its class folders are missing, one is empty, or no file is an image that can be read.
     """
     root = Path(path).expanduser()
     listing = _listed(root)
-    headers = _headers(listing.paths)
-    if bad := [str(path.relative_to(root)) for path in listing.paths if path not in headers]:
+    paths = listing.paths or listing.unlabelled or []
+    headers = _headers(paths)
+    if bad := [str(path.relative_to(root)) for path in paths if path not in headers]:
         reason = header_problem(root / bad[0])
         if not headers:
             raise FilesError(

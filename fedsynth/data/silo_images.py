@@ -6,19 +6,21 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsynth.data.duplicate_images import describe_shared
 from fedsynth.data.image_cache import ImageCache
-from fedsynth.data.image_folder import read_image_folder
+from fedsynth.data.image_folder import read_image_folder, read_with_unlabelled
 from fedsynth.data.labelled_images import Folds, LabelledImages, check_fraction, stratified_split
 from fedsynth.data.value_range import ValueRange
 from fedsynth.seeding import derive_seed
+from fedsynth.spec import ImageSpec
 
 logger = logging.getLogger("fedsynth")
 
@@ -31,8 +33,9 @@ class Silo:
         name: ``silo-<partition id>`` in a simulation, otherwise the silo's own name.
         train: images the local model is trained on.
         holdout: images never trained on, for early stopping, the copy check and per-silo evaluation.
-        unlabelled: images whose labels the silo does not know, where labels are few: those that stand here are a
-            simulation's, to measure with. None: every image is labelled.
+        unlabelled: images whose labels the silo does not know, where labels are few. In a simulation their true ones
+            stand here, to measure with; at a real silo all are of the one class ``unlabelled``. None: every image is
+            labelled.
     """
 
     name: str
@@ -140,6 +143,40 @@ def folder_silo(
         group_column=group_column,
         cache=cache,
     )
+    return _silo_of(data, name, holdout_fraction, seed, each_alone)
+
+
+def few_labels_silo(
+    path: str | Path,
+    name: str,
+    spec: ImageSpec,
+    holdout_fraction: float,
+    seed: int,
+    **reading: Any,
+) -> Silo:
+    """Return the silo whose folder holds class folders and, beside them, a folder ``unlabelled``.
+
+    Whether an image is held out depends on itself alone, see :func:`split_holdout`. An unlabelled image of a group that
+    is held out is left out.
+
+    Args:
+        path: its folder.
+        name: the silo's.
+        spec: format and classes of the run's images.
+        holdout_fraction: share of the labelled images to hold out, 0 <= fraction < 1.
+        seed: the run's.
+        reading: further arguments of :func:`~fedsynth.data.image_folder.read_with_unlabelled`, whose errors these are.
+    """
+    data, others = read_with_unlabelled(
+        path, image_size=spec.size, channels=spec.channels, classes=spec.classes, **reading
+    )
+    silo = _silo_of(data, name, holdout_fraction, seed, each_alone=True)
+    if others.groups is not None and silo.holdout.groups is not None:
+        others = others.subset(np.flatnonzero(~np.isin(others.groups, silo.holdout.groups)))
+    return replace(silo, unlabelled=others)
+
+
+def _silo_of(data: LabelledImages, name: str, holdout_fraction: float, seed: int, each_alone: bool) -> Silo:
     train, holdout = split_holdout(data, holdout_fraction, seed, each_alone)
     if said := describe_shared(train, holdout, "held-out images"):
         logger.info("%s: %s", name, said)

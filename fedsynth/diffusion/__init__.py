@@ -1,15 +1,18 @@
 """Class-conditional denoising diffusion models (Ho et al. 2020, arXiv 2006.11239) on diffusers."""
 
+from fedsynth.diffusion.augmentation import exact_variants
 from fedsynth.diffusion.base_model import settle_base_model
-from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, make_codec
+from fedsynth.diffusion.codec import AUTOENCODER, Codec, EncodedImages, codec_of, latents_kept_in, make_codec
 from fedsynth.diffusion.early_stopping import MIN_HELD_OUT, HeldOutLoss, check_steps, train_early_stopping
 from fedsynth.diffusion.images import to_model_range, to_uint8
 from fedsynth.diffusion.initial import (
+    count_in_adapters,
     count_parameters,
     exchanged_shapes,
     initial_unet,
     network_settings,
     pick_device,
+    training_bytes,
 )
 from fedsynth.diffusion.parts import PARTS, part_of, select_parts
 from fedsynth.diffusion.pipeline import ClassConditionalDDPMPipeline, load_saved_network, model_seal, save_model
@@ -41,12 +44,15 @@ __all__ = [
     "build_unet",
     "check_steps",
     "codec_of",
+    "count_in_adapters",
     "count_parameters",
     "draw_initial_noise",
+    "exact_variants",
     "exchanged_shapes",
     "forget_used_outputs",
     "initial_unet",
     "lasting_scheduler",
+    "latents_kept_in",
     "load_saved_network",
     "loss_curve",
     "make_codec",
@@ -69,4 +75,5 @@ __all__ = [
     "to_uint8",
     "train",
     "train_early_stopping",
+    "training_bytes",
 ]

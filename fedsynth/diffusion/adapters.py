@@ -61,14 +61,20 @@ def adapters_of(config: RunConfig) -> Adapters | None:
     Raises:
         UserError: peft is missing.
     """
-    model, settings = config.model, config.settings
-    if model.train != LORA:
-        return None
-    if find_spec(_PACKAGE) is None:
+    adapters = chosen_adapters(config)
+    if adapters is not None and find_spec(_PACKAGE) is None:
         raise UserError(
             f"train = '{LORA}' needs {_PACKAGE}: pip install 'fedsynth[base]' at the server and at every silo, or leave"
             " train out to train the U-Net"
         )
+    return adapters
+
+
+def chosen_adapters(config: RunConfig) -> Adapters | None:
+    """Do the same where peft is not needed, such as to say how large they are."""
+    model, settings = config.model, config.settings
+    if model.train != LORA:
+        return None
     averaged = settings.lora_aggregation if isinstance(settings, AveragingSettings) else ""
     return Adapters(model.lora_rank, model.lora_targets, config.run.seed, averaged == "freeze-a", averaged == "stack")
 

@@ -6,8 +6,11 @@ Which variants are possible pictures is a question of the data: a cell may lie a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 FLIP, ROTATE90, SHIFT = "flip", "rotate90", "shift"
 
@@ -27,6 +30,19 @@ def augmented(images: torch.Tensor, names: Sequence[str], generator: torch.Gener
     for name in names:
         images = _VARIANTS[name](images, generator)
     return images
+
+
+def exact_variants(names: Sequence[str]) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.uint8]], ...]:
+    """Return what makes each variant but the images (n, H, H, C) themselves, where these are few: mirrored, turned.
+
+    Those of ``shift`` are not among them: they are up to 81 times as many.
+    """
+    turns, mirrors = range(4 if ROTATE90 in names else 1), range(2 if FLIP in names else 1)
+    return tuple(partial(_variant, mirrored=mirrored, turns=k) for mirrored in mirrors for k in turns if mirrored or k)
+
+
+def _variant(images: NDArray[np.uint8], mirrored: int, turns: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.rot90(images[:, :, ::-1] if mirrored else images, turns, (1, 2)))
 
 
 def _flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

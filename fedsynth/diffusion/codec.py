@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.keys import one_of_words
 from fedsynth.diffusion.augmentation import SHIFT, augmented
 from fedsynth.diffusion.images import to_model_range, to_uint8
+from fedsynth.diffusion.latent_files import LATENTS_BYTES, LatentFiles
 from fedsynth.errors import UserError
 from fedsynth.latent import Autoencoder, LatentStatistics, base_statistics, public_statistics, read_autoencoder
 from fedsynth.spec import ImageSpec
@@ -119,9 +121,9 @@ class _KeptLatents:
         self._room = most_bytes
         self._items: OrderedDict[tuple[str, bytes], torch.Tensor] = OrderedDict()
 
-    def get(self, codec: str, image: NDArray[np.uint8], encode: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the latents of an image (H, W, C), made on first use."""
-        key = (codec, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+    def get(self, codec: str, image: bytes, encode: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the latents of an image, by its hash, made on first use."""
+        key = codec, image
         if key not in self._items:
             self._items[key] = encode()
             self._room -= self._items[key].nbytes
@@ -142,10 +144,12 @@ class LatentCodec(Codec):
     Attributes:
         autoencoder: the network between images and latents.
         statistics: by which its latents are standardised.
+        files: where latents are looked for and noted, see :func:`latents_kept_in`; None: in memory alone.
     """
 
     autoencoder: Autoencoder = field(kw_only=True)
     statistics: LatentStatistics = field(kw_only=True)
+    files: LatentFiles | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -176,15 +180,27 @@ class LatentCodec(Codec):
     def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Turn uint8 images (n, H, W, C) into standardised latents, float32 (n, c, h, w).
 
-        An image that was encoded in this process before is not encoded again, while there is room.
+        An image that was encoded in this process before, or is in the files, is not encoded again, while there is room.
         """
         digest = self.digest
-        latents = [_kept.get(digest, image, partial(self._encode_one, image)) for image in images]
+        latents = [self._latents_of(image, digest) for image in images]
         return torch.stack(latents) if latents else torch.empty(0, *self.shape)
 
     def encode_once(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Do the same and keep nothing."""
         return self.statistics.standardise(self.autoencoder.encode(to_model_range(images)))
+
+    def _latents_of(self, image: NDArray[np.uint8], digest: str) -> torch.Tensor:
+        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        if self.files is None:
+            return _kept.get(digest, key, partial(self._encode_one, image))
+        found = _kept.get(digest, key, partial(self._find_or_encode, key, image, self.files))
+        self.files.add(key, found)
+        return found
+
+    def _find_or_encode(self, key: bytes, image: NDArray[np.uint8], files: LatentFiles) -> torch.Tensor:
+        found = files.find(key)
+        return self._encode_one(image) if found is None else found
 
     def _encode_one(self, image: NDArray[np.uint8]) -> torch.Tensor:
         return self.encode_once(image[None])[0]
@@ -205,6 +221,28 @@ class LatentCodec(Codec):
     def to_pixels(self, samples: torch.Tensor) -> torch.Tensor:
         """Raise ``TypeError``, too."""
         raise TypeError("latents are no rearranged pixels")
+
+
+@contextmanager
+def latents_kept_in(folder: Path, codec: Codec, most_bytes: float = LATENTS_BYTES) -> Iterator[Codec]:
+    """Yield a codec that looks for latents in a folder first, and leaves there what the block makes; others as ever.
+
+    Latents of another device or version of torch are others: their last bits can differ.
+
+    Args:
+        folder: receives the files, see :class:`~fedsynth.diffusion.latent_files.LatentFiles`.
+        codec: the run's.
+        most_bytes: of all latents there.
+    """
+    if not isinstance(codec, LatentCodec):
+        yield codec
+        return
+    device = next(codec.autoencoder.network.parameters()).device.type
+    files = LatentFiles(folder, f"{codec.digest} {device} {torch.__version__}", most_bytes)
+    try:
+        yield replace(codec, files=files)
+    finally:
+        files.write()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import UNet2DModel
 
@@ -9,7 +11,7 @@ from fedsynth.adapter_shapes import Shape, adapted_layers, factor_shapes
 from fedsynth.config import AUTO, RunConfig, Scalar
 from fedsynth.config.methods import DPSumSettings
 from fedsynth.config.recipe import PAPER, recipe_name
-from fedsynth.diffusion.adapters import adapters_of
+from fedsynth.diffusion.adapters import adapters_of, chosen_adapters
 from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec, codec_of
 from fedsynth.diffusion.denoiser import Denoiser
@@ -18,6 +20,8 @@ from fedsynth.diffusion.unet import PRESETS, build_unet, grid_preset, paper_pres
 from fedsynth.errors import UserError
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
+
+_SINGLE_BYTES = 4
 
 
 def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
@@ -80,15 +84,35 @@ def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
         return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())
 
 
+def count_in_adapters(config: RunConfig, spec: ImageSpec) -> int:
+    """Return the numbers that a run trains in adapters beside its U-Net's weights; 0: it trains the weights."""
+    if chosen_adapters(config) is None:
+        return 0
+    return sum(map(math.prod, exchanged_shapes(config, spec).values()))
+
+
 def exchanged_shapes(config: RunConfig, spec: ImageSpec) -> dict[str, Shape]:
     """Return by name the shapes of what a run trains, and averages where it does: its network's state dict."""
     if (base := base_model(config)) is None:
         codec = codec_of(config, spec)
         with torch.device("meta"):
             return {name: tuple(values.shape) for name, values in _initial_unet(config, codec).state_dict().items()}
-    if (adapters := adapters_of(config)) is None:
+    if (adapters := chosen_adapters(config)) is None:
         return dict(base.shapes)
     return factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank, adapters.frozen_a)
+
+
+def training_bytes(config: RunConfig, spec: ImageSpec) -> int:
+    """Return the bytes that a silo's training holds whatever its batches: the network, and of what is trained the
+    gradients, two moments of the optimiser and the weight average, all in single precision.
+
+    Not in it: what a step computes on the way, which grows with the batch; autoencoder and images.
+    """
+    weights, trained = count_parameters(config, spec), count_in_adapters(config, spec)
+    if (adapters := chosen_adapters(config)) is not None and (base := base_model(config)) is not None:
+        factors = factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank)
+        weights += sum(map(math.prod, factors.values()))
+    return _SINGLE_BYTES * (weights + 4 * (trained or weights))
 
 
 def pick_device(wanted: str) -> torch.device:

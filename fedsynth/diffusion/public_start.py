@@ -26,6 +26,7 @@ from fedsynth.diffusion.model_files import CLASSES_FILE, INDEX_FILE, ModelFiles
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import noise_schedule
 from fedsynth.errors import UserError
+from fedsynth.files import as_json
 from fedsynth.sealed_tensors import tensor_chunks
 from fedsynth.spec import MAX_CLASSES
 from fedsynth.weight_files import read_weights
@@ -170,9 +171,9 @@ def _check_network(files: ModelFiles, unet: UNet2DModel) -> None:
     parameters = inspect.signature(UNet2DModel.__init__).parameters
     theirs = {**{name: one.default for name, one in parameters.items()}, **found}
     for name, own in unet.config.items():
-        if not name.startswith("_") and name not in _OF_IMAGES and _plain(theirs.get(name)) != _plain(own):
+        if not name.startswith("_") and name not in _OF_IMAGES and as_json(theirs.get(name)) != as_json(own):
             raise files.error(
-                f"{name} = {theirs.get(name)!r:.100} in {path.name}, and the run's network has {_plain(own)!r}: give"
+                f"{name} = {theirs.get(name)!r:.100} in {path.name}, and the run's network has {as_json(own)!r}: give"
                 " a model of that shape, or set model, block-out-channels and layers-per-block to the public model's"
             )
 
@@ -199,7 +200,3 @@ def _check_task(files: ModelFiles, recipe: Recipe, codec: Codec) -> None:
                 f"{name} = {theirs.get(name)!r:.100} in {path.name}, and the run's networks have {own!r}: set"
                 " prediction, schedule and num-train-timesteps (or recipe) to the public model's"
             )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,8 @@
 """The arithmetic of a training recipe: targets, loss weights, optimiser and learning rate.
 
 A network predicts ε, v or x_0 (``prediction``); with x_t = √ᾱ x_0 + √(1-ᾱ) ε each of them gives the others. What it
-says becomes ε at one place, :func:`fedsynth.diffusion.sampling.noise_predictor`, so that mixture, samplers, screening
-and membership inference know of ε alone.
+says becomes ε by one function, :func:`fedsynth.diffusion.noise_levels.to_noise`, before anything else sees it:
+mixture, samplers, screening and membership inference know of ε alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.manifold import TSNE
 
 from fedsynth.evaluation.image_set import Images, Labels, flat
-from fedsynth.evaluation.memorisation import Reconstruct, centred_samples, nearest_neighbours
+from fedsynth.evaluation.memorisation import AS_THEY_ARE, Forms, centred_samples, nearest_neighbours
 from fedsynth.seeding import derive_seed
 
 Distances = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ class Illustration:
 
 
 def nearest_triples(
-    synthetic: Images, train: Images, seed: int, copy_distance: float, reconstruct: Reconstruct | None = None
+    synthetic: Images, train: Images, seed: int, copy_distance: float, forms: Forms = AS_THEY_ARE
 ) -> Triples:
     """Find the eight synthetic images nearest to training images, and draw as many of the others.
 
@@ -79,19 +79,18 @@ def nearest_triples(
         train: uint8 (M, H, W, C), M >= 2, what the generators saw. The picture belongs to the owner of these.
         seed: fixes the draw.
         copy_distance: see :class:`Triples`.
-        reconstruct: as for :func:`~fedsynth.evaluation.memorisation.memorisation_of_images`; shown are the images
-            themselves.
+        forms: in which the generators may return training images; shown is what they saw.
     """
-    forms = [train, reconstruct(train)] if reconstruct else [train]
-    points, references = centred_samples(synthetic=flat(synthetic), train=flat(np.concatenate(forms)))
+    returned, seen = forms.returned(train), np.concatenate(forms.seen(train))
+    points, references = centred_samples(synthetic=flat(synthetic), train=flat(np.concatenate(returned)))
     nearest, distances = nearest_neighbours(points, references)
     order = np.argsort(distances, kind="stable")
     closest = order[: min(TRIPLES // 2, len(order))]
     others = np.random.default_rng(derive_seed(seed, "triples")).permutation(order[len(closest) :])
     shown = np.concatenate([closest, others[: TRIPLES - TRIPLES // 2]])
     pairs = nearest[shown]
-    following, next_distances = nearest_neighbours(references[pairs], references, pairs, len(forms))
-    images = synthetic[shown], train[pairs % len(train)], train[following % len(train)]
+    following, next_distances = nearest_neighbours(references[pairs], references, pairs, len(returned))
+    images = synthetic[shown], seen[pairs % len(seen)], seen[following % len(seen)]
     return Triples(*images, distances[shown], next_distances, len(closest), copy_distance)
 
 

@@ -6,12 +6,13 @@ depend on the space, so name it with the number: the pixels show copies, feature
 A generator of latents cannot return a training image but only what its autoencoder makes of it. A sample near either
 form of a training image is near that image; and test images are compared as the autoencoder makes them, so that fresh
 samples still come as near as they do. Without that a model that repeats its training images looks innocent as soon as
-the autoencoder changes an image by more than neighbours differ.
+the autoencoder changes an image by more than neighbours differ. One that was trained on mirrored or turned images can
+return those: each variant is one more form of a training image, and test images are compared with all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -25,8 +26,8 @@ from fedsynth.evaluation.manifold import squared_distance_blocks
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
-Reconstruct = Callable[[Images], Images]
-"""What an autoencoder makes of images (N, H, W, C), N >= 1."""
+Change = Callable[[Images], Images]
+"""Makes images (N, H, W, C) of as many, N >= 1."""
 
 _PART_VALUES = 2**22
 """Pixels of training images compared at once: 32 MB in float64, of which there are a few copies."""
@@ -37,6 +38,35 @@ COPY_PERCENTILE = 5.0
 COPYING_SHARE = 0.4
 """A model with a larger ``copied_share`` is said to copy: an honest one has it by chance in 3 cases of 100 where the
 percentile is that of 8 test images, in 3 of 1,000 where of 15. Models trained far too long have .8 and more."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """In which forms a generator may return a training image.
+
+    Attributes:
+        variants: each gives one variant of every image, in which the generator may have seen it besides as it is.
+        reconstruct: what the autoencoder of the generator makes of images; None: it has none.
+    """
+
+    variants: Sequence[Change] = ()
+    reconstruct: Change | None = None
+
+    def seen(self, images: Images) -> list[Images]:
+        """Return training images in every form in which the generator may have seen them, first as they are."""
+        return [images, *(variant(images) for variant in self.variants)]
+
+    def returned(self, images: Images) -> list[Images]:
+        """Return training images in every form in which they may come back: as seen, then as reconstructed."""
+        seen = self.seen(images)
+        return seen + [self.reconstruct(form) for form in seen] if self.reconstruct else seen
+
+    def unseen(self, images: Images) -> Images:
+        """Return test images as they are compared."""
+        return self.reconstruct(images) if self.reconstruct else images
+
+
+AS_THEY_ARE = Forms()
 
 
 @dataclass(frozen=True)
@@ -112,32 +142,29 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, test: np.ndarray, for
     )
 
 
-def memorisation_of_images(
-    synthetic: Images, train: Images, test: Images, reconstruct: Reconstruct | None = None
-) -> Memorisation:
+def memorisation_of_images(synthetic: Images, train: Images, test: Images, forms: Forms = AS_THEY_ARE) -> Memorisation:
     """Return :func:`memorisation` of images in pixels.
 
     Args:
         synthetic, train, test: uint8 images (N, H, W, C).
-        reconstruct: what the autoencoder of the generators makes of images, if they have one: training images count in
-            this form, too, and test images in this form only.
+        forms: in which the generators may return training images.
 
     Raises:
         UserError: as :func:`memorisation` does.
     """
-    if reconstruct:
-        train, test = np.concatenate([train, reconstruct(train)]), reconstruct(test)
-    return memorisation(flat(synthetic), flat(train), flat(test), 2 if reconstruct else 1)
+    returned = forms.returned(train)
+    everything = np.concatenate(returned) if len(returned) > 1 else train
+    return memorisation(flat(synthetic), flat(everything), flat(forms.unseen(test)), len(returned))
 
 
-def copied_share(synthetic: Images, train: Images, test: Images, reconstruct: Reconstruct | None = None) -> float:
+def copied_share(synthetic: Images, train: Images, test: Images, forms: Forms = AS_THEY_ARE) -> float:
     """Return the ``copied_share`` of :func:`memorisation_of_images`; ``train`` may be larger than memory.
 
     Args:
         synthetic: uint8 images (N, H, W, C), N >= 2.
         train: (M, H, W, C), M >= 2, compared part by part.
         test: (L, H, W, C), L >= 2.
-        reconstruct: as there.
+        forms: as there.
 
     Raises:
         UserError: as :func:`memorisation` does.
@@ -149,11 +176,11 @@ def copied_share(synthetic: Images, train: Images, test: Images, reconstruct: Re
         return (train[first:end] for first, end in pairwise(bounds))
 
     mean = sum(flat(part).sum(axis=0, dtype=np.int64) for part in parts()) / len(train)
-    named = {"synthetic": synthetic, "test": reconstruct(test) if reconstruct else test}
+    named = {"synthetic": synthetic, "test": forms.unseen(test)}
     points = np.concatenate([as_features(name, flat(images)) for name, images in named.items()]) - mean
     nearest = np.full(len(points), np.inf)
     for part in parts():
-        for form in (part, reconstruct(part)) if reconstruct else (part,):
+        for form in forms.returned(part):
             np.minimum(nearest, nearest_neighbours(points, as_features("train", flat(form)) - mean)[1], out=nearest)
     return _copied_share(nearest[: len(synthetic)], nearest[len(synthetic) :])
 

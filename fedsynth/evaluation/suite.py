@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.diffusion import pick_device
@@ -22,7 +23,7 @@ from fedsynth.evaluation.fidelity import fidelity_measures
 from fedsynth.evaluation.illustration import EMBEDDED, Illustration, embed, nearest_triples
 from fedsynth.evaluation.image_set import Images, ImageSet, Labels, flat, matched_by_class
 from fedsynth.evaluation.membership import Membership, nearness_scores, roc
-from fedsynth.evaluation.memorisation import Memorisation, Reconstruct, memorisation_of_images
+from fedsynth.evaluation.memorisation import AS_THEY_ARE, Forms, Memorisation, memorisation_of_images
 from fedsynth.evaluation.networks.domain_classifier import FEATURE_SPACE
 from fedsynth.evaluation.networks.extractor import Extracted, Extractor
 from fedsynth.evaluation.networks.extractors import create_extractor, resolve_extractor
@@ -37,7 +38,7 @@ NEIGHBOURS = 5
 IMAGES_PER_NEIGHBOUR = 20
 # Not the run's seed: runs with different seeds are compared in one and the same feature space.
 FEATURE_SEED = 0
-# The distances of all pairs take too long beyond this.
+# The distances of all pairs take too long beyond this many training images and their variants.
 MAX_FOR_COPIES = 10_000
 
 
@@ -107,7 +108,7 @@ class Evaluator:
         settings: how to measure.
         trained_on: the images that the generators saw, for the copy check and the attack; by default the train fold.
         progress: called with the name of each phase as it starts.
-        reconstruct: what the autoencoder of the generators makes of images, for the copy check; None: they have none.
+        forms: in which the generators may return an image that they saw, for the copy check and the attack.
 
     Raises:
         UserError: images or labels that do not fit together, or fewer than two images.
@@ -122,7 +123,7 @@ class Evaluator:
         settings: Settings | None = None,
         trained_on: ImageSet | None = None,
         progress: Progress | None = None,
-        reconstruct: Reconstruct | None = None,
+        forms: Forms = AS_THEY_ARE,
     ) -> None:
         self._train = train
         self._test = test
@@ -133,7 +134,7 @@ class Evaluator:
         for image_set in (train, test, self._trained_on):
             image_set.check(len(classes), train.images.shape[1:])
         self._report = progress or (lambda phase: None)
-        self._reconstruct = reconstruct
+        self._forms = forms
         self._ceilings: dict[int, dict[str, Scores]] = {}
 
     def evaluate(self, images: Images, labels: Labels, illustrated: bool = False) -> Evaluation:
@@ -230,14 +231,17 @@ class Evaluator:
 
     def _copies(self, synthetic: ImageSet) -> tuple[Memorisation | None, tuple[str, ...]]:
         remark: tuple[str, ...] = ()
-        seen = self._trained_on.subset(MAX_FOR_COPIES, self._seed)
+        seen = self._compared()
         if len(seen) < len(self._trained_on):
             remark = (f"copies were looked for among {len(seen)} of {len(self._trained_on)} training images",)
         try:
             sets = synthetic.images, seen.images, self._test.images
-            return memorisation_of_images(*sets, self._reconstruct), remark
+            return memorisation_of_images(*sets, self._forms), remark
         except UserError as error:
             return None, (*remark, f"no copy check: {error}")
+
+    def _compared(self) -> ImageSet:
+        return self._trained_on.subset(MAX_FOR_COPIES // (1 + len(self._forms.variants)), self._seed)
 
     def _membership(self, synthetic: ImageSet) -> Membership | None:
         """Attack the released images: is a training image nearer to them than a test image of its class?"""
@@ -246,11 +250,19 @@ class Evaluator:
         if len(rows[0]) < 2:
             return None
         sides = self._trained_on.images[rows[0]], self._test.images[rows[1]]
-        return roc(*(nearness_scores(flat(side), flat(synthetic.images)) for side in sides))
+        return roc(*(self._nearness(side, synthetic) for side in sides))
+
+    def _nearness(self, candidates: Images, synthetic: ImageSet) -> npt.NDArray[np.float64]:
+        """Score candidates by the form of them that lies nearest to a synthetic image."""
+        forms = self._forms.seen(candidates)
+        nearest: npt.NDArray[np.float64] = np.max(
+            [nearness_scores(flat(form), flat(synthetic.images)) for form in forms], axis=0
+        )
+        return nearest
 
     def _illustration(self, synthetic: ImageSet, copies: Memorisation | None) -> Illustration:
         self._report("laying out the images for the report")
-        seen = self._trained_on.subset(MAX_FOR_COPIES, self._seed)
+        seen = self._compared()
         sides = [side.subset(EMBEDDED, self._seed) for side in (self._test, synthetic)]
         real, fake = ((self._extract(side).features, side.labels) for side in sides)
         return Illustration(
@@ -259,7 +271,7 @@ class Evaluator:
                 seen.images,
                 self._seed,
                 copies.copy_distance if copies else math.nan,
-                self._reconstruct,
+                self._forms,
             ),
             embedding=embed(real, fake, self.extractor.name, self._seed),
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedsynth.errors import UserError
-from fedsynth.files import parse_json
+from fedsynth.files import as_json, parse_json
 from fedsynth.text import printable
 from fedsynth.weight_files import read_weights
 
@@ -88,6 +88,11 @@ class ModelFolder:
         """
         path = self.folder / name
         if not path.is_file():
+            if variants := sorted(self.folder.glob(f"{path.stem}.*{path.suffix}")):
+                raise self.error(
+                    f"holds no '{name}'; '{printable(variants[0].name)}' is a variant: rename it to '{name}', or save"
+                    f" {self._noun} without one"
+                )
             raise self.error(
                 f"holds no '{name}' (found {self.found()}); pickled weights are not read, as they can run code:"
                 f" save {self._noun} with safe_serialization=True"
@@ -137,7 +142,7 @@ class ModelFolder:
             network.load_state_dict(weights, strict=True, assign=True)
         except Exception as error:  # whatever a class of diffusers makes of such settings
             raise self.misfit(error) from error
-        changed = {name: value for name, value in known.items() if value != _as_json(signature[name].default)}
+        changed = {name: value for name, value in known.items() if value != as_json(signature[name].default)}
         return network, changed
 
     def _check_setting(self, name: str, value: Any) -> None:
@@ -159,7 +164,3 @@ def first_line(error: Exception) -> str:
     """Return what torch says first of several lines that name every weight."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(" ".join(lines[:2]) or type(error).__name__, 200)
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -22,6 +22,8 @@ from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
 MAX_BINS = 1000
+MAX_CELLS = 10_000_000
+"""Of a confusion matrix: 80 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +52,14 @@ class ConfusionRequest(Request[ConfusionAnswer]):
     weights: Arrays = array_record("weights")
     bins: int = setting(whole(1, MAX_BINS))
     spec: ImageSpec = image_spec()
+
+    def check(self) -> None:
+        """Bound what a silo has to hold."""
+        if (cells := len(self.spec.classes) ** 2 * self.bins) > MAX_CELLS:
+            raise MessageError(
+                f"{len(self.spec.classes)} classes, pseudo-bins = {self.bins}: {cells:,} cells of a confusion matrix,"
+                f" must be <= {MAX_CELLS:,}: lower pseudo-bins"
+            )
 
     def reader(self) -> Reader[ConfusionAnswer]:
         """Read the answer; it must have the run's classes and as many bins as were asked for."""

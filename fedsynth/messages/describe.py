@@ -16,13 +16,13 @@ class DescribeAnswer(Answer):
     """The silo's own format.
 
     Attributes:
-        spec: channels and size of its images, and the classes it holds.
+        spec: channels and size of its images, and the classes it holds: none where all are unlabelled.
         policy: the public lines of its policy as JSON, see :meth:`fedsynth.policy.SiloPolicy.from_public`.
     """
 
     introduces: ClassVar[bool] = True
 
-    spec: ImageSpec = image_spec()
+    spec: ImageSpec = image_spec(fewest_classes=0)
     policy: str = setting(text(rf"\{{[ -~]{{0,{LONGEST_TOLD}}}\}}"), "{}")
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,9 +97,9 @@ def array_record(record: str = "arrays", default: Any = MISSING) -> Any:
     return _declared(Travels(Place.RECORD, lambda key, value: value, record), default)
 
 
-def image_spec() -> Any:
+def image_spec(fewest_classes: int = 1) -> Any:
     """An :class:`~fedsynth.spec.ImageSpec`."""
-    return _declared(Travels(Place.SPEC, _bounded_spec), MISSING)
+    return _declared(Travels(Place.SPEC, partial(_bounded_spec, fewest_classes)), MISSING)
 
 
 def _declared(travels: Travels, default: Any) -> Any:
@@ -199,14 +200,14 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bounded_spec(key: str, spec: ImageSpec) -> ImageSpec:
+def _bounded_spec(fewest_classes: int, key: str, spec: ImageSpec) -> ImageSpec:
     if spec.channels not in (1, 3) or not 1 <= spec.size <= MAX_SIZE:
         raise MessageError(
             f"images of {spec.size} pixels and {spec.channels} channels: must be 1 to {MAX_SIZE} pixels, and 1 or 3"
             " channels"
         )
-    if not 1 <= len(spec.classes) <= MAX_CLASSES or len(set(spec.classes)) < len(spec.classes):
-        raise MessageError(f"{len(spec.classes)} classes: must be 1 to {MAX_CLASSES} distinct names")
+    if not fewest_classes <= len(spec.classes) <= MAX_CLASSES or len(set(spec.classes)) < len(spec.classes):
+        raise MessageError(f"{len(spec.classes)} classes: must be {fewest_classes} to {MAX_CLASSES} distinct names")
     for name in spec.classes:
         if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
             raise MessageError(f"class name {shown(name)}: must be 1 to {MAX_NAME_LENGTH} printable characters")

@@ -145,6 +145,15 @@ def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
     return {name: decode(array) for name, array in record.items()}
 
 
+def peek_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """Look at the arrays of a record as tensors on their own bytes: not to be written to.
+
+    Raises:
+        ValueError: as :func:`peek`.
+    """
+    return {name: peek(array) for name, array in record.items()}
+
+
 def payload_bytes(message: Message) -> int:
     """Bytes of a message's records as serialised, without the envelope."""
     return sum(record_bytes(message).values())

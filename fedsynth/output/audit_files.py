@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from fedsynth.files import parse_json, write_json
+from fedsynth.files import file_digest, parse_json, write_json
 
 LOG = "log.jsonl"
 KEYS = "keys.json"
@@ -17,12 +16,12 @@ _GROWING = ("log.txt", "status.json")
 def list_files(run: Path, audit: Path) -> str:
     """Write the SHA-256 of every file of a finished run to ``audit/files.json``; return that of the list itself."""
     found = {
-        path.relative_to(run).as_posix(): _digest(path)
+        path.relative_to(run).as_posix(): file_digest(path)
         for path in sorted(run.rglob("*"))
         if path.is_file() and path.name not in _GROWING and audit not in path.parents
     }
     write_json(audit / FILES, found)
-    return _digest(audit / FILES)
+    return file_digest(audit / FILES)
 
 
 def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
@@ -35,7 +34,7 @@ def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
     """
     path = audit / FILES
     try:
-        if _digest(path) != digest:
+        if file_digest(path) != digest:
             return [f"{audit.name}/{FILES} is altered: the log names another one"]
         listed = dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -43,13 +42,8 @@ def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
     problems = []
     for name, known in listed.items():
         try:
-            if _digest(run / name) != known:
+            if file_digest(run / name) != known:
                 problems.append(f"{name} is altered")
         except OSError as error:
             problems.append(f"{name} is gone, or cannot be read: {error.strerror}")
     return problems
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, prod
+from typing import NamedTuple
 
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import (
     AveragingSettings,
+    DDSASettings,
     DfDSettings,
     DPSumSettings,
     FedDDPMPlusSettings,
@@ -45,8 +47,11 @@ class Plan:
         noise_queries: messages ``epsilon``.
         samples_per_query: samples in the largest of them.
         images_drawn: images that the silo draws.
+        classifier_questions: messages ``confusion`` and ``select``.
         optimiser_steps: training steps.
-        network_parameters: weights of the network that is trained; 0: none is, or it is not known.
+        network_parameters: weights of the network that is trained, whole or by adapters; 0: none is, or it is not
+            known.
+        adapter_parameters: numbers that are trained in adapters beside them; 0: they are trained themselves.
         largest_image_size: side of the run's images in pixels.
         strategy: name of the strategy.
         plugins: what the run wants imported at the silo.
@@ -66,8 +71,10 @@ class Plan:
     noise_queries: int = 0
     samples_per_query: int = 0
     images_drawn: int = 0
+    classifier_questions: int = 0
     optimiser_steps: int = 0
     network_parameters: int = 0
+    adapter_parameters: int = 0
     largest_image_size: int = 0
     plugins: tuple[str, ...] = ()
     trains: bool = False
@@ -106,6 +113,7 @@ def plan_of(
     training_images: int | None = None,
     sample_shape: tuple[int, ...] = (),
     largest_holdout: float | None = None,
+    adapter_parameters: int = 0,
 ) -> Plan:
     """Return what a run asks one silo.
 
@@ -117,6 +125,7 @@ def plan_of(
         training_images: images that it trains on; None: not known.
         sample_shape: of what its networks see of an image; empty: as many numbers as the image has.
         largest_holdout: share of its images that is held out at most; None: the run's ``holdout-fraction``.
+        adapter_parameters: numbers in the adapters beside its network; 0: the network itself is trained.
     """
     name, settings = config.run.strategy, config.settings
     held = config.sampling.num_samples if num_samples is None else num_samples
@@ -128,8 +137,10 @@ def plan_of(
         shortest.append(config.own_steps)
     if isinstance(settings, AveragingSettings):
         answers += _in_rounds(config)
-        steps += config.train_steps
-        shortest.append(config.train_steps // settings.num_rounds)
+        few = _few_labels(settings)
+        answers += few.asks
+        steps += config.train_steps + few.steps
+        shortest += [config.train_steps // settings.num_rounds, *few.shortest]
     if isinstance(settings, DPSumSettings):
         answers.append("gradient")
         steps += config.train_steps
@@ -160,12 +171,15 @@ def plan_of(
         noise_queries=queries,
         samples_per_query=samples,
         images_drawn=drawn,
+        classifier_questions=sum(kind in ("confusion", "select") for kind in answers),
         optimiser_steps=steps,
         network_parameters=network_parameters,
+        adapter_parameters=adapter_parameters,
         largest_image_size=spec.size,
         plugins=(sampler,) if "sample" in answers and is_plugin(sampler) else (),
         trains=steps > 0,
-        training_images=training_images,
+        # Without labels, it depends on pseudo-labels.
+        training_images=training_images if training_images or settings.labels_everywhere else None,
         least_training_images=min(shortest, default=0) * config.training.batch_size,
         holdout_fraction=(config.data.holdout_fraction if largest_holdout is None else largest_holdout)
         if shortest
@@ -175,6 +189,20 @@ def plan_of(
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
+
+
+class _FewLabels(NamedTuple):
+    asks: tuple[MessageKind, ...] = ()
+    steps: int = 0
+    shortest: tuple[int, ...] = ()
+
+
+def _few_labels(settings: AveragingSettings) -> _FewLabels:
+    """Return what a strategy asks besides averaging one model, where labels are few."""
+    if not isinstance(settings, DDSASettings):
+        return _FewLabels()
+    steps = settings.classifier_steps * len(settings.classifiers)
+    return _FewLabels(settings.asks, steps, (settings.classifier_steps // settings.classifier_rounds,))
 
 
 def _in_rounds(config: RunConfig) -> list[MessageKind]:
@@ -202,6 +230,7 @@ _CEILINGS = {
     "noise_queries": ("noise_queries_per_run", "noise_queries_in_all"),
     "samples_per_query": ("samples_per_query",),
     "images_drawn": ("images_drawn_per_run", "images_drawn_in_all"),
+    "classifier_questions": ("classifier_questions_in_all",),
     "optimiser_steps": ("optimiser_steps_per_run", "optimiser_steps_in_all"),
     "holdout_fraction": ("largest_holdout_fraction",),
     "network_parameters": ("network_parameters",),
@@ -230,11 +259,19 @@ def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
         for ceiling in ceilings:
             if asked > policy.limit(ceiling):
                 what = name.replace("_", " ")
-                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}", optional)
+                more = besides(plan.adapter_parameters) if name == "network_parameters" else ""
+                yield Refusal(policy.line(ceiling), f"the run asks up to {asked} {what}{more}", optional)
     if foreign := [name for name in plan.plugins if name not in policy.plugins]:
         yield Refusal(policy.line("plugins"), f"the run wants {', '.join(foreign)} imported")
     if plan.trains:
         yield from _training_refusals(policy, plan)
+
+
+def besides(adapter_parameters: int) -> str:
+    """Say what is trained beside a network whose own weights stay as they are; nothing where they do not."""
+    if not adapter_parameters:
+        return ""
+    return f", which all count for memory and time although it trains {adapter_parameters} in adapters beside them"
 
 
 def _training_refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:

@@ -41,6 +41,9 @@ MessageKind = Literal[
     "upload",
     "statistics",
     "evaluate",
+    "confusion",
+    "select",
+    "synthesise",
 ]
 
 
@@ -94,7 +97,9 @@ class SiloPolicy(Section):
         " compute images from the answers. masked-train: the same, but the server can read the"
         " sum over several silos only, from which a network made for it still computes images. aggregate: statements"
         " on what the updates of all silos make, so that nobody need believe the server. upload: the own model"
-        " as a whole. statistics, evaluate: sums over real images, see below",
+        " as a whole. statistics, evaluate: sums over real images, see below. confusion, select: noisy"
+        " numbers of images by what a classifier of the server says of them: of labelled ones right and wrong, of"
+        " unlabelled ones. synthesise: images that a model of the server draws, which stay here; their number is told",
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(
         ("any",), "strategies that may ask, as the server names them; the lines below bind them all"
@@ -119,12 +124,17 @@ class SiloPolicy(Section):
     compute_seconds_in_all: Limit = key(2_000_000, "seconds of work in all runs together")
     disk_mb: Limit = key(10_000, "megabytes of the state folder: nothing is trained beyond")
     largest_image_size: Limit = key(512, "side in pixels that the images are brought to")
-    network_parameters: Limit = key(100_000_000, "weights of a network that is trained here")
+    network_parameters: Limit = key(
+        100_000_000,
+        "weights of a network that is trained here, of a base model also those that stay as they are beside adapters:"
+        " memory and time follow from all of them",
+    )
     count_noise: NonNegative = key(
         1.0,
         "scale in images of the noise on the number of images of a class, which is drawn once per data set and kept:"
         " (1 / scale)-differential privacy of one image, for the counts alone. 0: exact counts. Classes whose noisy"
-        " count is below 3 scales count as absent",
+        " count is below 3 scales count as absent. The same scale, or the run's if it is larger, on every number in"
+        " answers to confusion and select, drawn once for a question",
     )
     count_noise_draws: Positive = key(5, "data sets whose noisy counts are told: images added later make another one")
     least_images: Annotated[int, Field(ge=2)] = key(
@@ -161,6 +171,9 @@ class SiloPolicy(Section):
         "ε of the noise on the numbers of held-out images classified correctly and covered; unlimited: no noise",
     )
     evaluations_in_all: Limit = key(10, "messages evaluate in all runs together: their ε add up")
+    classifier_questions_in_all: Limit = key(
+        10, "messages confusion and select in all runs together, of which a run sends one each: their ε add up"
+    )
     tell_train_loss: bool = key(
         False,
         "tell the loss of a round of train, a mean over real images in a network that the server chose; and the losses"

@@ -83,11 +83,6 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
     return combined(records, lambda models: averaging.weighted_mean(models, weights))
 
 
-def peeked(record: ArrayRecord) -> Layers:
-    """Return a model as tensors on the record's own bytes: not to be written to."""
-    return {name: transport.peek(array) for name, array in record.items()}
-
-
 def emptied(record: ArrayRecord) -> Layers:
-    """Return a model as :func:`peeked`, and leave an empty record."""
+    """Return a model as :func:`~fedsynth.messages.transport.peek_tensors`, and leave an empty record."""
     return {name: transport.peek(record.pop(name)) for name in list(record)}

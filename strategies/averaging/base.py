@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -174,6 +175,7 @@ class AveragingStrategy(SynthesisStrategy):
         sums = SecureSum(exchange, self.census, self._run_token, self._members)
         parts, reporting = self.groups_of_weights()
         least = self._config.exchange.min_replies
+        start = time.monotonic()
         mean = mean_update(
             sums,
             question,
@@ -183,6 +185,7 @@ class AveragingStrategy(SynthesisStrategy):
             self.timeout,
             0 if least == AUTO else min(least, len(self._members)),
         )
+        self.note_duration(time.monotonic() - start)
         self._members = sums.members
         self.took_part(mean.survivors)
         examples = sum(member.num_examples for member in self.census if member.name in mean.survivors)
@@ -210,7 +213,8 @@ class AveragingStrategy(SynthesisStrategy):
         # As many as aggregators ask for, who do not believe the server.
         own = updates_needed(self._config.run.strategy, self.settings)
         needed = max(self.replies_needed(len(questions)), len(questions) // 2 + 1, own)
-        answers = dict(ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=check))
+        asked = ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=check)
+        answers = dict(self.timed(asked))
         updates = [self._update(silo, answers[silo]) for silo in sorted(answers)]
         self.took_part(update.name for update in updates)
         metrics = mean_metrics(updates)

@@ -21,7 +21,8 @@ from fedsynth.averaging.krum import (
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import KrumSettings, MultiKrumSettings
 from fedsynth.errors import RunError, UserError
-from strategies.averaging.aggregation import combined, peeked, weighted_mean
+from fedsynth.messages import transport
+from strategies.averaging.aggregation import combined, weighted_mean
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 
@@ -72,7 +73,7 @@ class KrumFamily(AveragingStrategy):
                 f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos; the log"
                 " says why others were left out"
             )
-        distances = squared_distances([peeked(update.record) for update in updates])
+        distances = squared_distances([transport.peek_tensors(update.record) for update in updates])
         chosen = [updates[k] for k in sorted(self.choose(distances))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
         return chosen

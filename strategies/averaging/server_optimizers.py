@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord
 from fedsynth.averaging.server_steps import Moments, adagrad_step, adam_step, momentum_step, stepped, yogi_step
 from fedsynth.config.methods import AdamSettings, AdaptiveSettings, MomentumSettings
 from fedsynth.errors import RunError
-from strategies.averaging.aggregation import emptied, encoded, peeked
+from fedsynth.messages import transport
+from strategies.averaging.aggregation import emptied, encoded
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.updates import Update
 
@@ -54,7 +55,7 @@ class ServerOptimizer(AveragingStrategy):
             raise RunError("aggregate_train before configure_train")
         models = [emptied(update.record) for update in updates]
         counts = [update.num_examples for update in updates]
-        return encoded(stepped(peeked(self._arrays), models, counts, self.step))
+        return encoded(stepped(transport.peek_tensors(self._arrays), models, counts, self.step))
 
     def state_dict(self) -> dict[str, Any]:
         """Add the moments."""

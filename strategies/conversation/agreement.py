@@ -86,14 +86,16 @@ def reconcile(specs: Mapping[str, ImageSpec], config: RunConfig) -> ImageSpec:
         config: the run's; ``class-names`` lists the classes where the operator wants no others.
 
     Raises:
-        RunError: sizes differ and ``image-size`` is not given, class names differ only in case, spaces, hyphens or
-            underscores, or a name is not in ``class-names``.
+        RunError: no silo has a class, sizes differ and ``image-size`` is not given, class names differ only in case,
+            spaces, hyphens or underscores, or a name is not in ``class-names``.
     """
     sizes = {name: spec.size for name, spec in specs.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))
         raise RunError(f"the silos' images differ in size ({said} pixels): set image-size")
     given, held = config.data.classes(), _holders(specs)
+    if not held:
+        raise RunError("all images of all silos are unlabelled: put labelled ones into class folders")
     if given is None:
         _refuse_look_alikes(held)
     else:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import codec_of, count_parameters
+from fedsynth.config.methods import DDSASettings
+from fedsynth.diffusion import codec_of, count_in_adapters, count_parameters
 from fedsynth.errors import RunError
 from fedsynth.policy import Refusal, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
@@ -38,15 +39,16 @@ def check_policies(
         RunError: names every silo that forbids a part of the run, and the lines.
     """
     parameters, shape = count_parameters(config, spec), codec_of(config, spec).shape
+    adapters = count_in_adapters(config, spec)
     held = {name: 0 for name in policies}
     trained: dict[str, int] = {}
     if census is not None and labels is not None:
         counts = torch.bincount(labels, minlength=len(spec.classes))
         held = {member.name: int(counts[torch.tensor(member.label_counts) > 0].sum()) for member in census}
-        trained = {member.name: member.num_examples for member in census}
+        trained = {member.name: images for member in census if (images := _trained(member, config))}
     forbidden: list[str] = []
     for name, num_samples in sorted(held.items()):
-        plan = plan_of(config, spec, parameters, num_samples, trained.get(name), shape)
+        plan = plan_of(config, spec, parameters, num_samples, trained.get(name), shape, adapter_parameters=adapters)
         found = refusals(policies[name], plan)
         if lines := [f"{refusal}{_left(refusal)}" for refusal in found if not refusal.optional]:
             forbidden.append(f"{name}: {'; '.join(lines)}{_contact(policies[name])}")
@@ -60,6 +62,14 @@ def check_policies(
         )
     if census is None and not plan_of(config, spec).complete:
         logger.warning("strategy '%s' is a plug-in: whether policies allow it shows when it asks", config.run.strategy)
+
+
+def _trained(member: Member, config: RunConfig) -> int:
+    """Return the fewest images that a silo trains on; 0: not known, since those without labels may come to them."""
+    settings = config.settings
+    if isinstance(settings, DDSASettings) and "confusion" in settings.asks:
+        return round(member.num_examples * (1 - settings.pseudo_holdout))
+    return member.num_examples
 
 
 def leave_out_rare_classes(policies: Mapping[str, SiloPolicy], census: Census, spec: ImageSpec) -> None:

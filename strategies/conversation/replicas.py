@@ -115,7 +115,7 @@ class Replication:
 
     def terms(self, server_round: int, arrays: Arrays) -> Terms:
         """Return what every statement of a round must say."""
-        base = content_id(_views(arrays))
+        base = content_id(transport.peek_tensors(arrays))
         return Terms(self.parties.run, server_round, self.parties.keys_hash, self.chain.head, base)
 
     def check_update(self, silo: int, answer: TrainAnswer, terms: Terms) -> None:
@@ -130,7 +130,7 @@ class Replication:
         update = Update.read(answer.statement, self.parties.silos)
         if update.terms != terms:
             raise MessageError("its statement is of another round, or of other weights than it was sent")
-        line = Contribution(name, content_id(_views(answer.arrays)), answer.num_examples)
+        line = Contribution(name, content_id(transport.peek_tensors(answer.arrays)), answer.num_examples)
         if update.line != line:
             raise MessageError("its statement names other weights, images or another silo than its answer")
         self._heard[name] = self.chain.round
@@ -152,7 +152,8 @@ class Replication:
             RunError: a second void round in a row, or nobody sends the weights that were certified.
         """
         roster = tuple(
-            Contribution(update.name, content_id(_views(update.arrays)), update.images) for update in updates
+            Contribution(update.name, content_id(transport.peek_tensors(update.arrays)), update.images)
+            for update in updates
         )
         for update in updates:
             self._note("update", round=terms.round, silo=update.name, envelope=update.statement)
@@ -325,8 +326,4 @@ def _sent(answer: AggregateAnswer) -> _Sent | None:
 
 
 def _ids(arrays: Arrays, state: Arrays) -> tuple[str, str]:
-    return content_id(_views(arrays)), content_id(_views(state))
-
-
-def _views(arrays: Arrays) -> dict[str, Any]:
-    return {name: transport.peek(array) for name, array in arrays.items()}
+    return content_id(transport.peek_tensors(arrays)), content_id(transport.peek_tensors(state))

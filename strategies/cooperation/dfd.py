@@ -31,7 +31,6 @@ from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
-from strategies.conversation.waiting import round_timeout
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.cohort import Cohort, make_cohorts
@@ -91,8 +90,6 @@ class DfD(SynthesisStrategy):
         self._bound = 1.0
         self._rounds_done = 0
         self._idle = 0
-        self._asked_at = time.monotonic()
-        self._slowest = 0.0
         self._set: CooperativeSet | None = None
         self._sums: SecureSet | None = None
         self._drawn: DrawnByHolders | None = None
@@ -110,7 +107,6 @@ class DfD(SynthesisStrategy):
         self._config = task.config
         codec = codec_of(task.config, task.spec)
         self._bound = codec.bound
-        self.timeout = round_timeout(task.config.exchange, 0.0)
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
         logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
@@ -191,8 +187,7 @@ class DfD(SynthesisStrategy):
             config.exchange.wire_dtype,
             config.exchange.max_message_mb,
         )
-        self._slowest = max(self._slowest, time.monotonic() - start)
-        self.timeout = round_timeout(self._config.exchange, self._slowest)
+        self.note_duration(time.monotonic() - start)
         self._rounds_done = server_round
         self.num_rounds = server_round + self._sums.levels_left
         metrics: dict[str, MetricRecordValues] = {
@@ -225,7 +220,6 @@ class DfD(SynthesisStrategy):
             prior = log_prior(self.settings.prior, self.census.label_counts, labels)
             self._set = self._new_set(labels, arrays[SAMPLES].shape[1:], self.census, prior)
         exchange = self._config.exchange
-        self._asked_at = time.monotonic()
         samples = transport.peek(arrays[SAMPLES])
         return [*self._set.questions(samples, server_round, exchange.wire_dtype, exchange.max_message_mb)]
 
@@ -250,9 +244,7 @@ class DfD(SynthesisStrategy):
             assert answer.rows is not None  # every question says which
             self._set.put(silo, answer.rows, answer.epsilon)
             seconds += answer.seconds
-            self._slowest = max(self._slowest, time.monotonic() - self._asked_at)
             del answer
-        self.timeout = round_timeout(self._config.exchange, self._slowest)
         energy_scale = self.settings.energy_scale if self.settings.weights == "energy" else None
         # A bound on posterior weights would turn the union of the silos into their average: it bounds their prior.
         bound = 1.0 if self.settings.weights == "posterior" else self.settings.max_silo_weight

@@ -38,6 +38,7 @@ from fedsynth.messages import (
     TrainRequest,
     transport,
 )
+from fedsynth.messages.confusion import MAX_CELLS
 from fedsynth.messages.train import CLASSIFIER
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
@@ -94,13 +95,22 @@ class DDSA(SynthesisStrategy):
         """Return what the first phase starts from.
 
         Raises:
-            RunError: no silo has a label.
+            RunError: no silo has a label, or confusion matrices would be too large.
         """
         self._config, self._spec = task.config, task.spec
         self._first_unet = self._diffusion.begin(task, exchange)
         counts = task.census.label_counts
         if not int(counts.sum()):
-            raise RunError("no silo has a label: raise labelled-fraction")
+            remedy = "raise labelled-fraction" if task.federation else "put labelled images into class folders"
+            raise RunError(f"no silo has a label: {remedy}")
+        if (
+            "confusion" in self.settings.asks
+            and (cells := counts.shape[1] ** 2 * self.settings.pseudo_bins) > MAX_CELLS
+        ):
+            raise RunError(
+                f"{counts.shape[1]} classes and pseudo-bins = {self.settings.pseudo_bins}: {cells:,} cells of a"
+                f" confusion matrix, must be <= {MAX_CELLS:,}: lower pseudo-bins"
+            )
         for name, number in zip(task.shown_names, counts.sum(1).tolist(), strict=True):
             if not number:
                 logger.warning("%s has no labels: it trains no classifier, and synthesises nothing", name)
@@ -113,6 +123,7 @@ class DDSA(SynthesisStrategy):
         """Return what a round asks, as its phase says."""
         phase, number = self._at(server_round)
         if number == 1:
+            self.expect_other_work()
             logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
         self._sent = arrays
         weights = self._on_the_wire(arrays)
@@ -303,6 +314,7 @@ class DDSA(SynthesisStrategy):
             found.predicted, found.kept, found.correct = ([list(row) for row in nothing] for _ in range(3))
         elif phase.kind == "synthesis":
             found.made = nothing
+        unknown = False
         for k, answer in answers:
             silos, seconds = silos + 1, seconds + answer.seconds
             match answer:
@@ -310,11 +322,14 @@ class DDSA(SynthesisStrategy):
                     matrix += answer.matrix
                 case SelectAnswer():
                     found.predicted[k], found.kept[k] = list(answer.predicted), list(answer.kept)
+                    unknown |= answer.correct is None
                     found.correct[k] = list(answer.correct or nothing[k])
                     if not any(answer.predicted):
                         logger.warning("%s has no unlabelled images", self.census.members[k].name)
                 case SynthesiseAnswer():
                     found.made[k] = list(answer.made)
+        if unknown:
+            found.correct = []
         if phase.kind == "confusion":
             self._set_thresholds(matrix)
         return MetricRecord({"silos": silos, "client-seconds": seconds})

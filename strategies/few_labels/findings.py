@@ -31,7 +31,7 @@ class Findings:
         thresholds: least confidence of a pseudo-label of each class.
         reached: whether the class's pseudo-labels are as precise as was asked.
         predicted, kept, correct: unlabelled images by silo and predicted class: all, the pseudo-labelled, and those of
-            them whose class it is.
+            them whose class it is, which a simulation alone knows; otherwise empty.
         made: images that each silo synthesised, by class.
     """
 
@@ -49,7 +49,7 @@ class Findings:
         row: dict[str, Any] = {f"classifier-accuracy-{name}": value for name, value in self.accuracy.items()}
         if predicted:
             row["pseudo-label-share"] = kept / predicted
-        if kept:
+        if kept and self.correct:
             row["pseudo-label-precision"] = correct / kept
         return {**row, "synthesised-images": _total(self.made)}
 
@@ -78,10 +78,11 @@ class Findings:
 
     def _by_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
-        columns = (torch.tensor(counts).sum(0).tolist() for counts in (self.predicted, self.kept, self.correct))
-        for j, (name, predicted, kept, correct) in enumerate(zip(classes, *columns, strict=True)):
+        columns = (torch.tensor(counts).sum(0).tolist() for counts in (self.predicted, self.kept))
+        correct = torch.tensor(self.correct).sum(0).tolist() if self.correct else []
+        for j, (name, predicted, kept) in enumerate(zip(classes, *columns, strict=True)):
             row: dict[str, Any] = {"kept": kept, "kept share": kept / predicted if predicted else None}
-            row["true precision"] = correct / kept if kept else None
+            row["true precision"] = correct[j] / kept if kept and correct else None
             if self.thresholds:
                 never = self.thresholds[j] > 1
                 row["least confidence"] = None if never else self.thresholds[j]

@@ -31,17 +31,16 @@ class Phase:
 def phases_of(settings: DDSASettings) -> tuple[Phase, ...]:
     """Return the phases of a run, in their order."""
     rounds = settings.classifier_rounds
-    asked = [Phase("first", "classifier", rounds)] if settings.pseudo_selection != "none" else []
-    if settings.pseudo_selection == "precision":
-        asked.append(Phase("confusion", "confusion"))
-    if settings.pseudo_selection != "none":
-        asked.append(Phase("selection", "selection"))
-    trained = (FINAL, *settings.compared())
+    before = [Phase(name, "classifier", rounds) for name in settings.classifiers if name == "first"]
+    if "confusion" in settings.asks:
+        before.append(Phase("confusion", "confusion"))
+    if "select" in settings.asks:
+        before.append(Phase("selection", "selection"))
     return (
-        *asked,
+        *before,
         Phase("diffusion", "diffusion", settings.num_rounds),
         Phase("synthesis", "synthesis"),
-        *(Phase(name, "classifier", rounds) for name in trained),
+        *(Phase(name, "classifier", rounds) for name in settings.classifiers if name != "first"),
     )
 
 

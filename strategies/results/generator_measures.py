@@ -11,7 +11,7 @@ from fedsynth.evaluation import Evaluation, Evaluator, measure_rows
 from fedsynth.evaluation.evaluation import PIXEL_SPACE
 from fedsynth.evaluation.measure_table import SYNTHETIC
 from fedsynth.evaluation.membership import Membership
-from fedsynth.evaluation.memorisation import Memorisation, memorisation_of_images
+from fedsynth.evaluation.memorisation import Forms, Memorisation, memorisation_of_images
 from strategies.base import Outcome, Task
 from strategies.results.generator import Generator
 from strategies.results.membership_inference import attack_generator
@@ -77,8 +77,9 @@ def measure_generator(
     images = generator.draw(task, outcome.labels)
     fresh = evaluator.evaluate(images, outcome.labels)
     distances = (set_.fidelity["overall"]["frechet-distance"] for set_ in (fresh, released))
-    reconstruct = codec_of(task.config, task.spec).reconstruct
-    repeated = memorisation_of_images(images, outcome.images, folds[1].images, reconstruct)
+    # It was trained on the released images as they are.
+    forms = Forms(reconstruct=codec_of(task.config, task.spec).reconstruct)
+    repeated = memorisation_of_images(images, outcome.images, folds[1].images, forms)
     asked = task.config.evaluation.membership_inference
     attack = attack_generator(task, federation, generator.unet) if asked and federation else None
     return GeneratorMeasures(fresh, next(distances) / next(distances), repeated, attack)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsynth.diffusion import codec_of
+from fedsynth.diffusion import codec_of, exact_variants
 from fedsynth.errors import RunError, UserError
 from fedsynth.evaluation import Evaluation, Evaluator, ImageSet, Settings, all_notes, mean_columns, measure_rows
+from fedsynth.evaluation.memorisation import Forms
 from fedsynth.files import nonfinite_as_null
 from strategies.base import Outcome, Task
 from strategies.conversation.exchange import Exchange
@@ -111,7 +112,7 @@ def _evaluator(task: Task) -> Evaluator | None:
         Settings.of(task.config),
         trained_on=_seen_by_silos(task),
         progress=logger.info,
-        reconstruct=codec_of(task.config, task.spec).reconstruct,
+        forms=Forms(exact_variants(task.config.training.augmentations()), codec_of(task.config, task.spec).reconstruct),
     )
 
 

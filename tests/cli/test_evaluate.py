@@ -26,11 +26,11 @@ class Measured:
 
     def __init__(self) -> None:
         self.folds: tuple[Any, ...] = ()
-        self.reconstruct: Any = None
+        self.forms: Any = None
         self.sets: list[tuple[Any, Any]] = []
 
     def evaluator(self, *folds: Any, **named: Any) -> Measured:
-        self.folds, self.reconstruct = folds, named["reconstruct"]
+        self.folds, self.forms = folds, named["forms"]
         return self
 
     def evaluate(self, images: Any, labels: Any, illustrated: bool = False) -> Evaluation:
@@ -101,10 +101,12 @@ def test_copies_behind_an_autoencoder_are_looked_for_with_it(
     write_dataset(made, tmp_path / "synthetic")
     words = ["evaluate", str(tmp_path / "synthetic"), "--real", str(real)]
     assert main(words) == 0
-    assert measured.reconstruct is None
+    assert (measured.forms.variants, measured.forms.reconstruct) == ((), None)
     assert "note: an autoencoder made these images: without it" in capsys.readouterr().out
-    assert main([*words, "--autoencoder", str(tmp_path / "autoencoder")]) == 0
-    assert (measured.reconstruct(images) == codec.decode(codec.encode(images))).all()
+    assert main([*words, "--autoencoder", str(tmp_path / "autoencoder"), "--augment", "flip"]) == 0
+    (mirrored,) = measured.forms.variants
+    assert (mirrored(images) == images[:, :, ::-1]).all()
+    assert (measured.forms.reconstruct(images) == codec.decode(codec.encode(images))).all()
     assert "an autoencoder made these images" not in capsys.readouterr().out
 
 

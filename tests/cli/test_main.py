@@ -85,7 +85,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 ROOT = Path(__file__).parents[2]
 
-SLOW = ("torch", "torchvision", "diffusers", "ray", "flwr", "sklearn", "scipy", "datasets", "pyarrow")
+SLOW = ("torch", "torchvision", "diffusers", "ray", "flwr", "sklearn", "scipy", "datasets", "pyarrow", "rich")
 """Libraries that take long to import, and that no command needs that computes nothing."""
 
 WATCHED = """

@@ -60,7 +60,8 @@ def test_run_is_continued_from_elsewhere_and_where_it_was_moved_to(
 
 CHANGES = """
 --license cc-by-4.0
---state-dir there --device cpu --num-rounds 8 --train-steps 50 --node-timeout 5 --reply-timeout 6.5 --min-replies 2
+--state-dir there --device cpu --num-rounds 8 --train-steps 50 --node-timeout 5 --reply-timeout 6.5 --round-timeout 4
+--min-replies 2
 --fast-replies true --evaluate false --evaluate-silos true --feature-extractor pixels --classifiers mlp
 --feature-extractor-weights-path weights.pth --classifier-seeds 1 --resnet-weights-path resnet.pth
 --membership-inference false
@@ -68,7 +69,7 @@ CHANGES = """
 
 
 def test_every_free_key_can_be_given(flower: FakeFlower, earlier: RunFolder, project: Path) -> None:
-    of_other_runs = {"data-root", "download", "reference-root", "generator-steps", "round-timeout", "max-message-mb"}
+    of_other_runs = {"data-root", "download", "reference-root", "generator-steps", "max-message-mb"}
     of_other_runs |= {"autoencoder", "init-from", "base-model", "key-file", "tracker", "ray-address"}
     free = {name for name, key in KEYS.items() if key.may_change}
     words = CHANGES.split()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,8 @@ import psutil
 import pytest
 
 from fedsynth.cli import main
-from fedsynth.cli.sweeps import run_process
+from fedsynth.cli.sweeps import first_guess, run_process
+from fedsynth.cli.sweeps.first_guess import Speed
 from fedsynth.cli.sweeps.run_process import MARK, end_processes, last_progress
 from fedsynth.cli.sweeps.sweep_manifest import Entry, estimated_seconds, time_left
 from fedsynth.output import RunFolder
@@ -36,6 +38,8 @@ NAMES = ["DfD-0", "averaging-0", "DfD-1", "averaging-1"]
 def place(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a sweep file of two rows and two seeds, whose runs are :mod:`fake_run`."""
     monkeypatch.setattr(run_process, "COMMAND", (sys.executable, str(FAKE)))
+    monkeypatch.setattr(first_guess, "measured_speed", lambda config, spec: Speed(0.01, 0.0001))
+    monkeypatch.setattr(first_guess, "silos_at_once", lambda config: 2)
     (project / "runs").mkdir()
     (project / "s.toml").write_text(TEXT)
     yield project
@@ -117,8 +121,9 @@ def test_every_run_is_made_once_and_known_by_what_it_computes(
 def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "s.toml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "0 of 4 finished, time left unknown; no run of this sweep has finished yet" in printed
-    assert "make one with --rows DfD --seeds 0, and ask again" in printed
+    assert re.search(r"DfD, seed 0 .* 1 min 10 s \(guess\)", printed), "2000 steps, 50 000 predictions, and 45 s"
+    assert re.search(r"averaging, seed 1 .* 1 min 06 s \(guess\)", printed), "2000 steps, 10 000 predictions, and 45 s"
+    assert "0 of 4 finished, about 4 min 32 s left; a guess: from some training steps" in printed
     assert not (place / "runs" / "s").exists()
     order = place / "runs" / "fail-averaging-0"
     order.touch()
@@ -130,7 +135,13 @@ def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsy
     console = place / "runs" / "s" / "logs" / "averaging-0.txt"
     assert f"failed: averaging, seed 0: no silo answered in averaging-0 (all it said: {console})" in printed
     assert "3 of 4 runs finished" in printed
-    (place / "s.toml").write_text(TEXT.replace("[0, 1]", "[0, 1, 2]") + '[[method]]\nname="k"\nstrategy="krum"\n')
+    private = '[[method]]\nname="k"\nstrategy="pooled"\ndp-epsilon=10.0\n'
+    (place / "s.toml").write_text(private)
+    assert main(["sweep", "s.toml", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 1 finished, time left unknown; no run of this sweep has finished yet" in printed
+    assert "make one with --rows k --seeds 0, and ask again" in printed
+    (place / "s.toml").write_text(TEXT.replace("[0, 1]", "[0, 1, 2]") + private)
     assert main(["sweep", "s.toml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     rows = {name: next(line for line in printed.splitlines() if line.startswith(name)) for name in LABELS}
@@ -139,7 +150,7 @@ def test_failed_runs_do_not_stop_the_rest_and_are_tried_again(place: Path, capsy
     assert " failed" in rows["averaging, seed 0"]
     assert rows["k, seed 2"].endswith("unknown")
     # Averaging 0 and 2, DfD 2 at 100 s, and three of a kind nobody knows at the mean of 100 s.
-    assert "3 of 9 finished, about 10 min 00 s left; 3 runs of a kind that has not finished yet" in printed
+    assert "3 of 9 finished, about 10 min 00 s left; 3 runs of a kind that is not known yet" in printed
     assert len(starts(place)) == 4
     order.unlink()
     (place / "s.toml").write_text(TEXT)
@@ -276,6 +287,9 @@ def test_time_is_that_of_the_row_then_of_the_strategy_then_of_all() -> None:
     assert time_left(entries[4:5], entries) == pytest.approx(40)
     unknown = [entry("d", "dfd", "waiting")]
     assert time_left(unknown, unknown) is None
+    guesses = {"d": 7.0, "c": 1.0}
+    assert [estimated_seconds(e, entries, guesses) for e in entries[3:6]] == [15.0, 40.0, 7.0], "a guess comes last"
+    assert time_left(entries, entries, guesses) == pytest.approx(15 + 40 + 7)
 
 
 FRAME = "╭─ Error ─────────╮\n│ Failed to start │\n│ in 15 s. See log │\n╰─────────────────╯\n"

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from one_silo import SPEC, Node, policy_file, settings_of, simulated
+from one_silo import Node, policy_file, settings_of, simulated
+from real_silos import write_few_labels
 from safetensors.torch import load_file
 
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.evaluation.networks.domain_classifier import initial_classifier
 from fedsynth.messages import ConfusionRequest, SelectRequest, SynthesiseRequest, TrainRequest, transport
+from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
 DIGITS = ImageSpec(1, 8, tuple("0123456789"))
@@ -88,18 +90,81 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     assert "weights do not fit the classifier" in node.refusal(train_request(node.spec, "labelled", arrays=other))
 
 
-@pytest.mark.parametrize("kind", ["confusion", "select", "synthesise", "train"])
-def test_a_real_silo_answers_none_of_it_whatever_its_server_says_of_the_run(
-    kind: str, tmp_path: Path, image_folder: Path
-) -> None:
-    policy = policy_file(tmp_path)
-    node = Node(settings_of(tmp_path, **FEW), SPEC, data_path=str(image_folder), policy_path=policy)
-    weights = classifier(SPEC)
-    requests = {
-        "confusion": ConfusionRequest(weights=weights, bins=5, spec=SPEC),
-        "select": SelectRequest(weights=weights, thresholds=torch.zeros(2).double(), spec=SPEC, run_token="run-1"),
-        "synthesise": SynthesiseRequest(weights=weights, quota=(1, 1), sampler="ddpm", spec=SPEC, run_token="run-1"),
-        "train": train_request(SPEC, "labelled"),
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A real silo's folder: two classes of twenty images, and thirty without labels."""
+    return write_few_labels(tmp_path / "images", (0, 1), 20, 30)
+
+
+SPEC = ImageSpec(1, 8, ("0", "1"))
+
+
+def real(folder: Path, images: Path, **policy: Any) -> Node:
+    """A real silo that allows everything but for the changes, fields of its policy."""
+    settings = settings_of(folder, strategy="ddsa", holdout_fraction=0.0, classifier_steps=20)
+    return Node(settings, SPEC, data_path=str(images), policy_path=policy_file(folder, **policy))
+
+
+def requests_of(spec: ImageSpec) -> dict[str, Any]:
+    weights, thresholds = classifier(spec), torch.zeros(len(spec.classes)).double()
+    return {
+        "confusion": ConfusionRequest(weights=weights, bins=5, spec=spec),
+        "select": SelectRequest(weights=weights, thresholds=thresholds, spec=spec, run_token="run-1"),
+        "synthesise": SynthesiseRequest(weights=weights, quota=(1, 1), sampler="ddpm", spec=spec, run_token="run-1"),
+        "train": train_request(spec, "labelled"),
     }
-    refused = node.refusal(requests[kind])
-    assert "is not answered here" in refused if kind != "train" else "few labels are for simulated silos" in refused
+
+
+@pytest.mark.parametrize("kind", ["confusion", "select", "synthesise", "train"])
+def test_a_silo_that_was_not_told_otherwise_answers_none_of_it(kind: str, tmp_path: Path, few: Path) -> None:
+    refused = real(tmp_path, few, answers=SiloPolicy().answers).refusal(requests_of(SPEC)[kind])
+    assert f"'{kind}' is not answered here" in refused
+
+
+def test_a_real_silo_tells_counts_with_its_noise_once_and_which_images_were_chosen_to_nobody(
+    tmp_path: Path, few: Path
+) -> None:
+    exact = real(tmp_path / "exact", few)
+    asked = requests_of(SPEC)
+    told = exact.ask(train_request(SPEC, "labelled")).num_examples
+    matrix, chosen = exact.ask(asked["confusion"]).matrix, exact.ask(asked["select"])
+    assert (told, sum(chosen.predicted), chosen.kept, chosen.correct) == (40, 30, chosen.predicted, None)
+    assert 0 < int(matrix.sum()) < 20
+    kept = load_file(tmp_path / "exact" / "state" / "images" / "few-labels" / "run-1" / "pseudo-labels.safetensors")
+    assert len(kept["rows"]) == 30
+    for name, expected in (("pseudo", 70), ("first", 32), ("fixmatch", 40)):
+        assert exact.ask(train_request(SPEC, name)).num_examples == expected
+    assert "nobody knows the labels of unlabelled images" in exact.refusal(train_request(SPEC, "all"))
+    noisy = real(tmp_path / "noisy", few, count_noise=3.0)
+    first = noisy.ask(asked["confusion"]).matrix
+    assert (first != matrix).sum() > 5
+    # The same question gets the same answer, whoever asks; another one of this run gets none.
+    assert torch.equal(first, noisy.again().ask(asked["confusion"]).matrix)
+    other = ConfusionRequest(weights=classifier(SPEC), bins=4, spec=SPEC)
+    assert "this run has got its one answer to 'confusion'" in noisy.refusal(other)
+
+
+def test_questions_to_a_classifier_have_a_ceiling_and_drawn_images_too(tmp_path: Path, few: Path) -> None:
+    node, asked = real(tmp_path, few, classifier_questions_in_all=1, images_drawn_per_run=1), requests_of(SPEC)
+    node.ask(asked["confusion"])
+    assert "line 'classifier-questions-in-all = 1'" in node.refusal(asked["select"])
+    assert "line 'images-drawn-per-run = 1'" in node.refusal(asked["synthesise"])
+
+
+def test_no_classifier_is_trained_on_few_images_by_the_numbers_that_are_told(tmp_path: Path, few: Path) -> None:
+    node = real(tmp_path, few, least_training_images=40)
+    node.ask(train_request(SPEC, "labelled", steps=4))
+    assert "line 'least-training-images = 40'" in node.refusal(train_request(SPEC, "first", steps=4))
+    other = Node(settings_of(tmp_path, strategy="fedavg"), SPEC, data_path=str(few), policy_path=policy_file(tmp_path))
+    assert "strategy = 'fedavg' has no silo classify its images" in other.refusal(train_request(SPEC, "labelled"))
+
+
+def test_one_labelled_image_more_or_less_changes_one_cell_of_a_real_silos_matrix(tmp_path: Path, few: Path) -> None:
+    asked = requests_of(SPEC)["confusion"]
+    whole = real(tmp_path / "whole", few).ask(asked).matrix
+    changes = []
+    for number, path in enumerate(sorted((few / "0").iterdir())[:8]):
+        moved = path.rename(few.parent / path.name)
+        changes.append(int((whole - real(tmp_path / str(number), few).ask(asked).matrix).abs().sum()))
+        moved.rename(path)
+    assert {*changes} == {0, 1}

@@ -12,8 +12,9 @@ from tiny_bases import CLASSES, unet_of, write_base
 
 from fedsynth.adapter_shapes import adapted_layers, factor_shapes
 from fedsynth.config import RunConfig
-from fedsynth.diffusion import adapters, initial_unet
+from fedsynth.diffusion import TrainingState, adapters, initial_unet, settle_base_model, train, training_bytes
 from fedsynth.diffusion.adapters import ADAPTERS_FILE, AdaptedUNet, load_adapters, write_adapters
+from fedsynth.diffusion.denoiser import PromptedUNet
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
@@ -184,3 +185,24 @@ def test_adapters_of_another_base_are_refused_by_key(base: Path, tmp_path: Path)
     (tmp_path / ADAPTERS_FILE).write_bytes(b"no adapters")
     with pytest.raises(ValueError, match="is damaged"):
         load_adapters(tmp_path, adapted(base))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "unet", "lora_rank": 8},
+        pytest.param({"lora_targets": "all"}, marks=needs_peft),
+        pytest.param({"lora_aggregation": "freeze-a"}, marks=needs_peft),
+    ],
+    ids=["whole", "adapters", "frozen A"],
+)
+def test_memory_of_training_is_as_predicted(changes: dict[str, Any], base: Path) -> None:
+    config = settle_base_model(config_of(base, **changes))
+    network = initial_unet(config, SPEC)
+    assert isinstance(network, PromptedUNet)
+    state = TrainingState(network, config.recipe, torch.Generator().manual_seed(0), 2)
+    train(state, torch.randn(8, 2, 4, 4), torch.arange(8), config.training, 1)
+    weights = list(network.unet.parameters())
+    held = [*weights, *(weight.grad for weight in weights if weight.grad is not None), *state.ema.shadow_params]
+    held += [value for moments in state.optimizer.state.values() for value in moments.values() if value.ndim]
+    assert sum(value.nbytes for value in held) == training_bytes(config, SPEC)

@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 
 from fedsynth.config import RECIPES, RunConfig, Training
 from fedsynth.diffusion import EncodedImages, TrainingState, make_codec, train
-from fedsynth.diffusion.augmentation import augmented
+from fedsynth.diffusion.augmentation import augmented, exact_variants
 from fedsynth.errors import UserError
 from fedsynth.spec import ImageSpec
 
@@ -53,6 +53,18 @@ def test_every_variant_is_as_likely_and_there_are_no_others(name: str, size: int
     share = COUNT / len(expected)
     assert max(abs(count - share) for count in found.values()) < 4.5 * share**0.5
     assert torch.equal(images[-1], torch.from_numpy(image(size))), "the images themselves stay"
+
+
+@pytest.mark.parametrize("names", [(), ("flip",), ("rotate90",), ("flip", "rotate90"), ("rotate90", "flip", "shift")])
+def test_mirrored_and_turned_images_are_all_that_are_drawn_and_no_more(names: tuple[str, ...]) -> None:
+    one = image(8).astype(np.uint8)
+    images = torch.from_numpy(one).expand(COUNT // 10, -1, -1, -1)
+    unmoved = [name for name in names if name != "shift"]
+    drawn = {form.numpy().tobytes() for form in augmented(images, unmoved, generator())}
+    made = [np.moveaxis(variant(np.moveaxis(one, 0, 2)[None])[0], 2, 0) for variant in exact_variants(names)]
+    found = [np.ascontiguousarray(form).tobytes() for form in (one, *made)]
+    assert set(found) == drawn
+    assert len(found) == len(drawn)
 
 
 def test_variants_of_variants_are_drawn_in_order_and_again_from_the_same_seed() -> None:

@@ -109,6 +109,21 @@ def _pickled(folder: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
 
 
+def _pickled_autoencoder(folder: Path) -> None:
+    (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/diffusion_pytorch_model.bin")
+
+
+def _pickled_text_encoder(folder: Path) -> None:
+    (folder / TABLE).unlink()
+    (folder / "text_encoder").mkdir()
+    (folder / "text_encoder/config.json").write_text('{"model_type": "clip_text_model"}')
+    (folder / "text_encoder/pytorch_model.bin").write_bytes(b"pickled")
+
+
+def _pickled_prompts(folder: Path) -> None:
+    (folder / "prompts.json").write_bytes(b"\x80\x04pickled")
+
+
 def _half(folder: Path) -> None:
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
@@ -153,7 +168,14 @@ def _no_autoencoder(folder: Path) -> None:
             _pickled,
             "holds no 'diffusion_pytorch_model.safetensors' (found 'config.json', 'diffusion_pytorch_model.bin')",
         ),
-        (_half, "found 'config.json', 'diffusion_pytorch_model.fp16.safetensors'"),
+        (_pickled_autoencoder, "pickled weights are not read, as they can run code: save the autoencoder with"),
+        (_pickled_text_encoder, "holds no 'model.safetensors' (found 'config.json', 'pytorch_model.bin')"),
+        (_pickled_prompts, "'prompts.json' cannot be read as JSON"),
+        (
+            _half,
+            "'diffusion_pytorch_model.fp16.safetensors' is a variant: rename it to"
+            " 'diffusion_pytorch_model.safetensors'",
+        ),
         (_other_network, "its network is a DiTTransformer2DModel: give one with a UNet2DConditionModel"),
         (_pooled, "takes pooled embeddings, as Stable Diffusion XL has them, is not built yet"),
         (_inpainting, "its U-Net takes 5 channels and answers 2, and latents have 2"),

@@ -7,6 +7,7 @@ import pytest
 
 from fedsynth.evaluation.illustration import TRIPLES, embed, nearest_triples
 from fedsynth.evaluation.image_set import flat
+from fedsynth.evaluation.memorisation import Forms
 
 
 def by_hand(synthetic: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -40,12 +41,20 @@ def test_triples_are_the_closest_pairs_and_a_draw_of_the_rest(count: int) -> Non
 def test_of_an_autoencoder_the_nearer_form_decides_and_the_image_itself_is_shown() -> None:
     rng = np.random.default_rng(1)
     train = rng.integers(0, 200, (30, 8, 8, 1), dtype=np.uint8)
-    triples = nearest_triples(train[:9] + 50, train, 0, 3.5, lambda images: images + 50)
+    triples = nearest_triples(train[:9] + 50, train, 0, 3.5, Forms(reconstruct=lambda images: images + 50))
     assert (triples.distances[: triples.num_closest] == 0).all()
     known = {image.tobytes(): row for row, image in enumerate(train)}
     for synthetic, real, following in zip(triples.synthetic, triples.real, triples.next_real, strict=True):
         assert (synthetic == real + 50).all()
         assert known[following.tobytes()] != known[real.tobytes()]
+
+
+def test_of_a_mirrored_copy_the_mirrored_image_is_shown() -> None:
+    train = np.random.default_rng(2).integers(0, 200, (30, 8, 8, 1), dtype=np.uint8)
+    forms = Forms([lambda images: images[:, :, ::-1]], lambda images: images + 50)
+    triples = nearest_triples(train[:9, :, ::-1] + 50, train, 0, 3.5, forms)
+    assert (triples.distances[: triples.num_closest] == 0).all()
+    assert (triples.synthetic == triples.real + 50).all()
 
 
 def test_far_clusters_stay_apart_in_the_plane() -> None:

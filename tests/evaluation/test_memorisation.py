@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import betainc
 
+from fedsynth.diffusion.augmentation import exact_variants
 from fedsynth.errors import UserError
-from fedsynth.evaluation.memorisation import copied_share, memorisation, memorisation_of_images
+from fedsynth.evaluation.memorisation import Forms, copied_share, memorisation, memorisation_of_images
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -123,18 +124,34 @@ def test_copies_that_passed_an_autoencoder_are_found_and_fresh_images_are_none(m
     places = rng.normal(128, 8, (1200, 2, 2, 1)).repeat(4, axis=1).repeat(4, axis=2)
     images = (places + rng.normal(0, 30, (1200, 8, 8, 1))).clip(0, 255).astype(np.uint8)
     train, test, others = np.split(images, 3)
-    copies = memorisation_of_images(coarse(train), train, test, coarse)
+    forms = Forms(reconstruct=coarse)
+    copies = memorisation_of_images(coarse(train), train, test, forms)
     assert (copies.copied_share, copies.authenticity, copies.nearest_train_distance) == (1, 0, 0)
     assert copies.train_count == 400
-    fresh = memorisation_of_images(coarse(others), train, test, coarse)
+    fresh = memorisation_of_images(coarse(others), train, test, forms)
     assert fresh.copied_share == pytest.approx(0.05, abs=0.03)
     assert fresh.nearest_neighbour_ratio == pytest.approx(1, abs=0.1)
     assert fresh.authenticity == pytest.approx(fresh.test_authenticity, abs=0.08)
-    near_the_image_itself = memorisation_of_images(train, train, test, coarse)
+    near_the_image_itself = memorisation_of_images(train, train, test, forms)
     assert (near_the_image_itself.copied_share, near_the_image_itself.authenticity) == (1, 0)
     monkeypatch.setattr("fedsynth.evaluation.memorisation._PART_VALUES", 64 * 90)
-    assert copied_share(coarse(train), train, test, coarse) == 1
-    assert copied_share(coarse(others), train, test, coarse) == fresh.copied_share
+    assert copied_share(coarse(train), train, test, forms) == 1
+    assert copied_share(coarse(others), train, test, forms) == fresh.copied_share
+
+
+def test_copies_that_are_mirrored_or_turned_are_found_and_fresh_images_are_none():
+    rng = np.random.default_rng(6)
+    train, test, fresh = rng.integers(0, 256, (3, 1200, 4, 4, 1), dtype=np.uint8)
+    turned = np.rot90(train[:, :, ::-1], 3, (1, 2))
+    assert memorisation_of_images(turned, train, test).copied_share < 0.15
+    forms = Forms(exact_variants(["flip", "rotate90"]), lambda images: images // 2)
+    for synthetic in (turned, turned // 2):
+        found = memorisation_of_images(synthetic, train, test, forms)
+        assert (found.copied_share, found.authenticity, found.train_count) == (1, 0, 1200)
+        assert copied_share(synthetic, train, test, forms) == 1
+    among_all = memorisation_of_images(fresh, train, test, Forms(exact_variants(["flip", "rotate90"])))
+    assert among_all.copied_share == pytest.approx(0.05, abs=0.03)
+    assert among_all.authenticity == pytest.approx(among_all.test_authenticity, abs=0.08)
 
 
 def test_neither_form_of_a_training_image_is_its_own_neighbour():

@@ -9,7 +9,7 @@ import pytest
 from parsed_page import ParsedPage
 from PIL import Image
 
-from fedsynth.output import Embedding, NearestImages, ReportContent, write_report
+from fedsynth.output import Embedding, NearestImages, ReportContent, ReportTable, write_report
 
 ATTACK = '<script>alert("x")</script>'
 
@@ -105,11 +105,12 @@ def test_user_text_is_shown_and_never_run(content: ReportContent, tmp_path: Path
         verdict=ATTACK,
         origin={ATTACK: ATTACK},
         command=ATTACK,
+        tables=[ReportTable(ATTACK, ATTACK, {ATTACK: {ATTACK: ATTACK}})],
         round_meanings={"loss": ATTACK},
     )
     page = written(hostile, tmp_path)
     assert "script" not in {tag for tag, _ in page.tags}
-    assert page.text.count(ATTACK) >= 16
+    assert page.text.count(ATTACK) >= 21
     assert {ATTACK} < {attributes.get("data-label") for _, attributes in page.tags}
     assert "{{ 7 * 7 }}" in page.text
 

@@ -107,6 +107,15 @@ def test_a_run_that_acts_on_losses_is_refused_where_they_are_not_told() -> None:
         assert not refusals(SiloPolicy.unlimited(), plan)
 
 
+def test_all_weights_count_also_those_beside_adapters() -> None:
+    spec, policy = ImageSpec(1, 8, ("a", "b")), SiloPolicy.unlimited().model_copy(update={"network_parameters": 999})
+    whole, adapted = (plan_of(RunConfig(), spec, 1000, adapter_parameters=number) for number in (0, 7))
+    said = "line 'network-parameters = 999': the run asks up to 1000 network parameters"
+    assert list(map(str, refusals(policy, whole))) == [said]
+    beside = ", which all count for memory and time although it trains 7 in adapters beside them"
+    assert list(map(str, refusals(policy, adapted))) == [said + beside]
+
+
 def test_private_rounds_are_on_all_images_however_few_steps_they_have() -> None:
     strict, spec = SiloPolicy(answers=("describe", "prepare", "train")), ImageSpec(1, 8, ("a", "b"))
 

@@ -19,7 +19,9 @@ from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.adapter_shapes import adapted_layers, factor_shapes
 from fedsynth.api.pushing import _MODEL_FILES
+from fedsynth.cli.planned import stacked_shapes
 from fedsynth.config import RunConfig
+from fedsynth.diffusion import exchanged_shapes
 from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.messages import transport
 from fedsynth.output import model_card, read_dataset
@@ -139,6 +141,47 @@ def test_averaged_adapters_open_in_plain_diffusers_merged_and_by_themselves(base
     sent = rows[-1]["bytes-up"] - rows[-2]["bytes-up"]
     assert predicted <= sent <= 1.01 * predicted + 3 * 1000, "besides the weights a kilobyte of what a silo says"
     assert 0.5 < rows[-1]["adapter-energy"] <= 1
+
+
+@needs_peft
+@pytest.mark.parametrize("aggregation", ["svd", "freeze-a", "stack"])
+def test_bytes_of_every_round_are_as_predicted(aggregation: str, base: Path, tmp_path: Path) -> None:
+    answered: list[int] = []
+
+    def note(replies: list[Message]) -> list[Message]:
+        answered.extend(transport.record_bytes(reply).get("arrays", 0) for reply in replies)
+        return replies
+
+    more = {"lora_targets": "all", "lora_rank": 4, "lora_aggregation": aggregation, "num_rounds": 3}
+    settings = settings_with(tmp_path, base, strategy="fedavg", **more)
+    rows = run_tiny(settings, tamper=note, report=False).read_metrics()
+    config = RunConfig.from_run_config(settings)
+    shapes = exchanged_shapes(config, SPEC)
+    answer, question = (
+        transport.tensors_bytes(found, "float32")
+        for found in (shapes, stacked_shapes(config, shapes) if aggregation == "stack" else shapes)
+    )
+    weights = [size for size in answered if size]
+    assert weights == [pytest.approx(answer, rel=0.01)] * 9
+    down = (rows[-1]["bytes-down"] - rows[-2]["bytes-down"]) / 3
+    assert question <= down <= 1.01 * question + 1500, "besides the weights what a silo is to do"
+
+
+@needs_peft
+@pytest.mark.parametrize("strategy", ["dfd", "pooled", "local", "centralised"])
+def test_strategies_that_average_nothing_draw_with_adapters(strategy: str, base: Path, tmp_path: Path) -> None:
+    folder = run_tiny(settings_with(tmp_path, base, strategy=strategy), report=False)
+    made = [read_dataset(path.parent) for path in folder.synthetic.rglob("provenance.json")]
+    assert len(made) == (3 if strategy == "local" else 1)
+    for one in made:
+        assert one.provenance["start"] == read_base_model(base).digest
+        assert len(np.unique(one.images, axis=0)) == 30
+    own = sorted(tmp_path.glob("state/*/models/*"))
+    assert len(own) == (0 if strategy == "centralised" else 3)
+    for model in own:
+        factors = load_file(model / "pytorch_lora_weights.safetensors")
+        assert all(value.any() for name, value in factors.items() if "lora_B" in name), "it has learnt"
+    assert not list(tmp_path.glob("state/*/models/*/unet"))
 
 
 @needs_peft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from flwr.app import Message
 from one_silo import Node, policy_file, sample_request, settings_of
-from real_silos import write_digits
+from real_silos import real_settings, run_real, write_digits, write_silos
 from safetensors.torch import load_file
 from tiny_autoencoders import kl_of
 from tiny_bases import CLASSES, embeddings_of, unet_of, write_base
@@ -22,7 +24,7 @@ from fedsynth.config import RunConfig
 from fedsynth.data import load_federation
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, settle_base_model
 from fedsynth.diffusion.base_model import read_base_model
-from fedsynth.errors import UserError
+from fedsynth.errors import RunError, UserError
 from fedsynth.messages import PrepareRequest, transport
 from fedsynth.output import RunFolder, read_dataset
 from fedsynth.seeding import make_generator
@@ -130,6 +132,80 @@ def test_a_real_silo_has_a_copy_of_its_own_and_one_that_differs_is_refused(base:
     refusal = theirs.refusal(PrepareRequest(spec=SPEC, codec=codec))
     assert "codec: the run's networks see 'autoencoder " in refusal
     assert "give the silo the run's base model (--base-model)" in refusal
+
+
+def test_a_policy_counts_the_whole_network_and_says_what_of_it_is_trained(base: Path, tmp_path: Path) -> None:
+    images = write_digits(tmp_path / "images", range(10), 0, 2)
+    whole = sum(value.numel() for value in unet_of(0).state_dict().values())
+    projections = [v.shape for n, v in unet_of(0).state_dict().items() if ".attn" in n and n.endswith(".weight")]
+    adapters = 3 * sum(map(sum, projections))
+    real = {"data_path": str(images), "base_model": str(base)}
+    strict = {**real, "policy_path": policy_file(tmp_path / "policy", network_parameters=whole - 1)}
+    said = f"line 'network-parameters = {whole - 1}': the run's network has {whole}"
+    beside = f", which all count for memory and time although it trains {adapters} in adapters beside them"
+    question = PrepareRequest(spec=SPEC, train_seconds=9.0)
+    assert node_of(tmp_path, base, strict).refusal(question).endswith(said)
+    assert node_of(tmp_path, base, strict, train="lora", lora_rank=3).refusal(question).endswith(said + beside)
+    assert not list(tmp_path.rglob("models/*"))
+
+
+def test_a_silo_with_another_base_ends_the_run_by_name_before_anybody_trains(base: Path, tmp_path: Path) -> None:
+    silos = write_silos(tmp_path / "images")
+    paths = {name: base for name in silos} | {"south": write_base(tmp_path / "other", seed=1)}
+    digests = [read_base_model(path).digest for path in (base, paths["south"])]
+    settings = real_settings(tmp_path, base_model=str(base), strategy="fedavg")
+    with pytest.raises(RunError) as caught:
+        run_real(settings, silos, **{name: {"base-model": str(path)} for name, path in paths.items()})
+    assert (
+        f"south: UserError: base-model: the run's networks start from the base model '{digests[0]}', that of this silo"
+        f" is '{digests[1]}'"
+    ) in str(caught.value)
+    assert not {"north:", "east:"} & set(str(caught.value).split())
+    assert not list(tmp_path.rglob("models/*"))
+
+
+def _no_autoencoder(folder: Path) -> dict[str, Any]:
+    shutil.rmtree(folder / "vae")
+    return {}
+
+
+def _few_prompts(folder: Path) -> dict[str, Any]:
+    (folder / "prompts.json").write_text('{"0": "zero"}')
+    return {}
+
+
+def _odd_size(folder: Path) -> dict[str, Any]:
+    return {"image-size": 9}
+
+
+def _a_name(folder: Path) -> dict[str, Any]:
+    return {"base-model": "stabilityai/stable-diffusion-2-1"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (_no_autoencoder, "base-model = '.*': holds no autoencoder"),
+        (_few_prompts, "base-model = '.*': 'prompts.json' has no prompt of class '1'"),
+        (_odd_size, "image-size = 9: must be a multiple of 2"),
+        (_a_name, "base-model = '.*stabilityai/stable-diffusion-2-1': there is no such folder"),
+    ],
+)
+def test_what_cannot_be_used_ends_a_run_before_a_silo_is_asked(
+    spoil: Callable[[Path], dict[str, Any]], problem: str, base: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(base, tmp_path / "copy")
+    settings = tiny_settings(tmp_path, strategy="fedavg", base_model=str(copy)) | spoil(copy)
+    asked: list[Message] = []
+
+    def note(replies: list[Message]) -> list[Message]:
+        asked.extend(replies)
+        return replies
+
+    with pytest.raises(UserError, match=problem):
+        run_tiny(settings, note, report=False)
+    assert not asked
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_silo_s_own_architecture_has_no_place_beside_a_base_model(base: Path, tmp_path: Path) -> None:

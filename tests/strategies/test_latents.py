@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from real_silos import real_settings, run_real, write_silos
 from tiny_autoencoders import kl_of
 from tiny_runs import images_of, run_tiny, tiny_settings
 
+import fedsynth.diffusion.codec
 from fedsynth.cli import main
 from fedsynth.config import RunConfig
 from fedsynth.data.federation import load_federation
 from fedsynth.diffusion import ClassConditionalDDPMPipeline, codec_of
 from fedsynth.errors import RunError, UserError
-from fedsynth.evaluation.memorisation import memorisation_of_images
+from fedsynth.evaluation.memorisation import Forms, memorisation_of_images
+from fedsynth.latent import Autoencoder
 from fedsynth.messages import PrepareRequest
 from fedsynth.output import read_dataset
 from fedsynth.spec import ImageSpec
@@ -55,7 +58,7 @@ def test_runs_in_latents_end_in_images(strategy: str, autoencoder: Path, tmp_pat
         results, drawn = json.loads(folder.results.read_text()), read_dataset(folder.synthetic).images
         federation = load_federation(RunConfig.from_run_config(settings))
         seen = federation.union(RunConfig.from_run_config(settings)).images
-        expected = memorisation_of_images(drawn, seen, federation.test.images, codec.reconstruct)
+        expected = memorisation_of_images(drawn, seen, federation.test.images, Forms(reconstruct=codec.reconstruct))
         assert {name: results[name] for name in expected.row()} == pytest.approx(expected.row())
 
 
@@ -95,6 +98,25 @@ def test_the_same_run_gives_the_same_bits_wherever_the_autoencoder_lies(autoenco
     assert images_of(runs[0]) == images_of(runs[1])
     keys = [sorted(path.name for path in (tmp_path / name / "state").glob("*/models/*")) for name in "ab"]
     assert keys[0] == keys[1] != []
+
+
+def test_a_silo_encodes_its_images_once_whatever_trains_on_them(autoencoder: Path, tmp_path: Path) -> None:
+    def asked(strategy: str, batch: int) -> int:
+        encode = Autoencoder.encode
+        settings = tiny_settings(tmp_path, strategy=strategy, autoencoder=str(autoencoder), batch_size=batch)
+        settings["run-name"] = f"{strategy}-{batch}"
+        with (
+            mock.patch.object(fedsynth.diffusion.codec, "_kept", fedsynth.diffusion.codec._KeptLatents(2**20)),
+            mock.patch.object(Autoencoder, "encode", autospec=True, side_effect=encode) as encoded,
+        ):
+            run_tiny(settings, report=False)
+        return sum(len(call.args[1]) for call in encoded.call_args_list if call.args[1].dtype == torch.float32)
+
+    # 6 steps of 64 draw all 54 images of a silo, and 6 are held out.
+    assert asked("pooled", 64) == 3 * 60
+    assert asked("pooled", 63) == 0, "other models of the same images"
+    assert asked("fedavg", 32) == 0
+    assert {path.parts[-3] for path in tmp_path.glob("state/*/images/*.latents")} == {"silo-0", "silo-1", "silo-2"}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedsynth.cli.deployment.terminal_progress import printer
 from fedsynth.disk import explained_writing
 
 READER_LIMIT = 10.0
@@ -28,7 +29,8 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt): ?")
 def echoed(path: Path) -> Iterator[int]:
     """Yield a file descriptor for the output of a process; what it writes there is kept in ``path``.
 
-    Our own log lines are printed too, with what is indented below them; what Flower and Ray say is in the file. Lines
+    Our own log lines are printed too, with what is indented below them, see
+    :func:`~fedsynth.cli.deployment.terminal_progress.printer`; what Flower and Ray say is in the file. Lines
     that do not fit on the disk are printed only: a run does not end for its log. If nobody reads what is printed
     any more, the descriptor is closed, which ends a process that writes on.
 
@@ -44,13 +46,13 @@ def echoed(path: Path) -> Iterator[int]:
 
     def echo() -> None:
         ours = False
-        with kept, open(reading, "rb") as lines:
+        with kept, open(reading, "rb") as lines, printer() as show:
             for line in lines:
                 ours = bool(_OURS.match(line)) or (ours and line.startswith(b"    "))
                 with contextlib.suppress(OSError):
                     kept.write(line)
                 try:
-                    print(line.decode(errors="replace") if ours else "", end="", flush=True)
+                    show(line.decode(errors="replace") if ours else "")
                 except BrokenPipeError as error:
                     gone.append(error)
                     return

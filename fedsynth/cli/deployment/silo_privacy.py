@@ -17,7 +17,7 @@ from fedsynth.policy import POLICY_FILE, SiloPolicy, read_policy
 from fedsynth.text import printable
 
 if TYPE_CHECKING:
-    from fedsynth.privacy.spending import Spending
+    from fedsynth.privacy.spending import AccountReport, Spending
 
 DESCRIPTION = """Print what was told of this silo's images and what was trained on them, the ε that all of it costs one
 image more or less, and what the policy leaves. Exit status 1 if a line is altered, missing, moved or put in, or if the
@@ -45,19 +45,14 @@ def privacy(folder: Path, options: argparse.Namespace) -> int:
         UserError: there is no such account, or the policy cannot be read.
     """
     # Only here: what computes ε takes a second to import.
-    from fedsynth.privacy.spending import ACCOUNT_FILE, note_file, read_account, spent_epsilon
+    from fedsynth.privacy.spending import ACCOUNT_FILE, note_file, spent_epsilon
 
     given = options.policy.expanduser() if options.policy else folder / POLICY_FILE
     policy = read_policy(given) if options.policy or given.exists() else SiloPolicy()
     state = (options.state_path or folder / "state").expanduser().absolute()
     path = find_kept(ACCOUNT_FILE, state, options.silo_name)
     note = note_file(given, path.parent.name)
-    noted = _noted(note) if note.exists() else ""
-    try:
-        with path.open("rb") as file:
-            report = read_account(file, noted)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    report = read_noted_account(path, note)
     print(f"account  {path}: {report.lines:,} line{'s' * (report.lines != 1)}")
     chain = [line.replace("the hash noted earlier", f"the hash in '{note}'") for line in chain_lines(report)]
     spent = spent_epsilon([one.mechanism for one in report.spendings], policy.privacy_delta)
@@ -67,6 +62,22 @@ def privacy(folder: Path, options: argparse.Namespace) -> int:
     for line in (*_spendings(report.spendings), *_budget(spent, policy), *towards, *chain):
         print(printable(line))
     return int(report.num_problems > 0)
+
+
+def read_noted_account(path: Path, note: Path) -> AccountReport:
+    """Return what a silo's privacy account says, its chain checked, also against the note beside the policy.
+
+    Raises:
+        UserError: account or note cannot be read.
+    """
+    from fedsynth.privacy.spending import read_account
+
+    noted = _noted(note) if note.exists() else ""
+    try:
+        with path.open("rb") as file:
+            return read_account(file, noted)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
 def _noted(note: Path) -> str:

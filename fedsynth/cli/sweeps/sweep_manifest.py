@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fedsynth.cli.sweeps.sweep_file import PlannedRun, Sweep
@@ -23,6 +24,7 @@ from fedsynth.units import show_setting
 logger = logging.getLogger("fedsynth")
 
 MANIFEST = "sweep.json"
+_NO_GUESSES: Mapping[str, float] = MappingProxyType({})
 SEAL = Seal("list of the runs of a sweep", 1)
 Status = Literal["waiting", "running", "finished", "failed"]
 
@@ -97,24 +99,34 @@ def plan(sweep: Sweep) -> list[Entry]:
     return entries
 
 
-def estimated_seconds(entry: Entry, entries: Sequence[Entry]) -> float | None:
-    """Return what a run will take, by the finished runs of its row, or else of its strategy; None without any."""
+def estimated_seconds(
+    entry: Entry, entries: Sequence[Entry], guesses: Mapping[str, float] = _NO_GUESSES
+) -> float | None:
+    """Return what a run will take, by the finished runs of its row, or else of its strategy, or else by a guess.
+
+    Args:
+        entry: the run.
+        entries: all of the sweep.
+        guesses: seconds by hash; None is returned of runs that nothing tells of.
+    """
     done = [other for other in entries if other.seconds is not None and other.status == "finished"]
     alike = [other for other in done if other.row == entry.row]
     alike = alike or [other for other in done if _strategy(other) == _strategy(entry)]
-    return fmean(other.seconds or 0.0 for other in alike) if alike else None
+    return fmean(other.seconds or 0.0 for other in alike) if alike else guesses.get(entry.hash)
 
 
-def time_left(asked: Sequence[Entry], entries: Sequence[Entry]) -> float | None:
-    """Return the seconds for those runs of ``asked`` without an end, by all ``entries`` of the sweep.
+def time_left(
+    asked: Sequence[Entry], entries: Sequence[Entry], guesses: Mapping[str, float] = _NO_GUESSES
+) -> float | None:
+    """Return the seconds for those runs of ``asked`` without an end, by all ``entries`` of the sweep and the guesses.
 
     A run of unknown kind counts as the mean of the others.
     """
     open_ones = [entry for entry in asked if entry.status in ("waiting", "running")]
-    known = [seconds for entry in entries if (seconds := estimated_seconds(entry, entries)) is not None]
+    known = [seconds for entry in entries if (seconds := estimated_seconds(entry, entries, guesses)) is not None]
     if not known:
         return None
-    return sum(estimated_seconds(entry, entries) or fmean(known) for entry in open_ones)
+    return sum(estimated_seconds(entry, entries, guesses) or fmean(known) for entry in open_ones)
 
 
 def finished(entry: Entry, folder: Path, measured: float = 0.0) -> Entry:

@@ -1,18 +1,36 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from strategies.cooperation.advice import advice
+from strategies.cooperation.advice import AHEAD, LEVEL, advice
 
 
-def test_advice_names_no_number_of_other_silos_and_no_page_that_a_wheel_lacks() -> None:
+def test_advice_names_no_page_that_a_wheel_lacks() -> None:
     for counts in (4, 40):
         said = advice(torch.full((10, 3), counts))
         assert "docs/" not in said
         assert re.findall(r"\d*\.\d+", said) == ["10.0"]
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_numbers_of_the_advice_are_those_of_the_published_table() -> None:
+    """The column "posterior" of the rows "as trained": a ratio of Fréchet distances for every seed."""
+    page = (ROOT / "docs" / "results" / "regimes.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ]+, \d+), as trained \| [^|]+ \| ([^|]+) \|", page, re.M))
+    percent = {row: [round(100 * float(ratio)) for ratio in cell.strip(" *").split()] for row, cell in rows.items()}
+    few = percent.pop("even, 40")
+    others = [ratio for ratios in percent.values() for ratio in ratios]
+    assert (len(few), len(others)) == (3, 15)
+    assert (min(few), max(few)) == AHEAD
+    assert (min(others), max(others)) == LEVEL
+    assert "had 60 to 79 % of its" in advice(torch.full((10, 3), 4))
+    assert "had 81 to 134 % of its" in advice(torch.full((10, 3), 40))
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,17 @@ from dfd_by_hand import (
     begin,
     drive,
     fresh,
-    moved,
     requests,
     samples_of,
     silo_of,
     task_of,
 )
-from flwr.app import MetricRecord
+from flwr.app import Message, MetricRecord
+from hand_made import StubGrid
 
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonRequest
+from strategies.conversation.exchange import Exchange
 from strategies.cooperation.dfd import DfD
 
 # Class 2 has one holder, silo-1; the others share classes 0 and 1.
@@ -119,17 +120,20 @@ def test_random_absences_cost_rounds_or_classes_by_name(seed: int) -> None:
 
 def test_after_the_first_round_nobody_waits_an_hour_for_a_silo_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("strategies.cooperation.dfd.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("strategies.base.time.monotonic", lambda: clock[0])
     strategy, task = DfD(sampler="ddpm", dfd_rounds=ROUNDS), task_of(COUNTS)
     arrays, waited = begin(strategy, task), []
     assert strategy.timeout is None
     for number, seconds in ((1, 2.0), (2, 9.0), (3, 1.0)):
-        asked = requests(strategy, number, arrays)
-        clock[0] += seconds
-        arrays, _ = moved(strategy, number, [answer(message, silo_of(message)) for message in asked])
+
+        def after_a_while(message: Message, seconds: float = seconds) -> Message:
+            clock[0] += seconds / len(COUNTS)
+            return answer(message, silo_of(message))
+
+        arrays, _ = strategy.run_round(number, arrays, Exchange(StubGrid([], after_a_while), 5.0))
         waited.append(strategy.timeout)
     # Ten times the slowest answer so far, but never less than a minute.
-    assert waited == [60.0, 90.0, 90.0]
+    assert waited == pytest.approx([60.0, 90.0, 90.0])
     # The user's own counts from the first round.
     begin(strategy, task_of(COUNTS, round_timeout=7.5))
     assert strategy.timeout == 7.5

@@ -14,6 +14,8 @@ import pytest
 import torch
 from flwr.app import Message
 from interrupted_runs import assert_equal_runs, killed_when_saving, resumed, run, settings, whole_run
+from one_silo import policy_file
+from real_silos import real_settings, run_real, write_digits, write_few_labels
 from safetensors.torch import load_file
 
 import clients.context
@@ -21,7 +23,9 @@ from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.config.methods import DDSASettings
 from fedsynth.data import load_federation
-from fedsynth.errors import UserError
+from fedsynth.errors import RunError, UserError
+from fedsynth.few_labels.quota import missing_quota
+from fedsynth.output import RunFolder
 from strategies.few_labels.schedule import phases_of, place
 
 FEW: dict[str, Scalar] = {"labelled_fraction": 0.4, "num_clients": 3, "num_rounds": 1, "classifier_rounds": 1}
@@ -54,7 +58,7 @@ def test_a_run_killed_in_every_phase_and_resumed_equals_the_run_in_one_go_whoeve
     folder, content = whole
     with killed_when_saving(2):
         run(given)
-    for number in (3, 4, 5):
+    for number in (3, 4, 5, 6, 7):
         with killed_when_saving(number):
             run(resumed(given), backwards)
     assert_equal_runs(run(resumed(given), backwards), whole)
@@ -125,3 +129,38 @@ def test_without_pseudo_labels_a_run_is_labels_and_synthesis_alone(tmp_path: Pat
     counts = started.task.census.label_counts
     assert np.array_equal(outcome.tables[1].rows["silo-1"]["labelled"], int(counts[1].sum()))
     assert all(bool(torch.isfinite(weight).all()) for weight in outcome.classifier.values())
+
+
+def test_real_silos_without_labels_without_other_images_and_with_noise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    silos = {
+        "north": write_few_labels(tmp_path / "north", (0, 1, 2), 12, 20),
+        "south": write_digits(tmp_path / "south", (0, 1), 1),
+        "east": write_few_labels(tmp_path / "east", (), 0, 20),
+    }
+    given = {"classifier_rounds": 1, "classifier_steps": 3, "train_steps": 2, "num_rounds": 1, "pseudo_bins": 4}
+    flat = real_settings(tmp_path / "run", strategy="ddsa", num_clients=3, compare_classifiers="pseudo", **given)
+    folder = run_real(flat, silos, north={"policy-path": policy_file(tmp_path / "policy", count_noise=0.5)})
+    assert "north: images: 36 files in 3 classes; no class: 20 unlabelled files" in caplog.text
+    assert "east has no labels: it trains no classifier, and synthesises nothing" in caplog.text
+    assert "south has no unlabelled images" in caplog.text
+    results = json.loads((folder.path / "results.json").read_text())
+    assert results["synthesised-images"] == sum(missing_quota(told_by(folder)).flatten().tolist()) > 0
+    # Nobody at real silos knows the true labels, and the server has no test images.
+    assert not {name for name in results if "precision" in name or "accuracy" in name}
+    assert 0 < results["pseudo-label-share"] <= 1
+    assert load_file(folder.models / "classifier" / "model.safetensors")
+    with pytest.raises(UserError, match="'all' learns from every true label, which a simulation alone knows"):
+        run_real({**flat, "compare-classifiers": "all"}, silos)
+    silos = {"east": silos["east"]}
+    one = real_settings(tmp_path / "one", strategy="ddsa", num_clients=1, classifier_rounds=1, classifier_steps=1)
+    with pytest.raises(RunError, match="all images of all silos are unlabelled"):
+        run_real(one, silos)
+    with pytest.raises(RunError, match="all images of this silo are unlabelled, and strategy = 'fedavg' learns from"):
+        run_real(real_settings(tmp_path / "other", strategy="fedavg", num_clients=1), silos)
+
+
+def told_by(folder: RunFolder) -> torch.Tensor:
+    """What the silos of a run told of their labels, (K, C)."""
+    return torch.tensor([silo["label-counts"] for silo in folder.read_partition()["clients"]])
