@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from clients.context import SiloContext
@@ -43,6 +45,7 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
     _check_question(request, spec, silo)
     if spec is not None:
         _refuse_rare_classes(request.labels, spec, silo)
+    sign = _signer(request, spec, silo)
     predict = own_predictor(silo)
     if request.timesteps is None:
         assert request.timestep is not None  # a request has one of the two
@@ -55,7 +58,8 @@ def epsilon(request: EpsilonRequest, silo: SiloContext) -> EpsilonAnswer:
             rows = torch.nonzero(request.timesteps == timestep).squeeze(1)
             predicted[rows] = predict(request.samples[rows], timestep, request.labels[rows])
     dtype = silo.config.exchange.wire_dtype
-    return EpsilonAnswer(epsilon=predicted, num_examples=len(predicted), wire_dtype=dtype)
+    answer = EpsilonAnswer(epsilon=predicted, num_examples=len(predicted), wire_dtype=dtype)
+    return answer if sign is None else sign(answer)
 
 
 def masked(request: MaskedRequest, silo: SiloContext) -> MaskedAnswer:
@@ -109,6 +113,17 @@ def upload(request: UploadRequest, silo: SiloContext) -> UploadAnswer:
         arrays=transport.encode_tensors(weights, silo.config.exchange.wire_dtype),
         num_examples=told_number(silo, request.spec),
     )
+
+
+def _signer(
+    request: EpsilonRequest, spec: ImageSpec | None, silo: SiloContext
+) -> Callable[[EpsilonAnswer], EpsilonAnswer] | None:
+    """Return what signs an answer, before it is computed; None where the server aggregates."""
+    if not silo.config.replicated:
+        return None
+    from clients import composing  # only here: most runs need none of its signatures
+
+    return composing.signer(request, spec, silo)
 
 
 def _check_question(request: EpsilonRequest, spec: ImageSpec | None, silo: SiloContext) -> None:

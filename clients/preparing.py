@@ -35,11 +35,11 @@ def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     A silo with a pretrained model has nothing to train, and counts no images of classes that its model does not know.
 
     Raises:
-        UserError: the model is finished, would answer in sums, and fails the silo's check.
+        UserError: the model is finished, would answer where no server screens it, and fails the silo's check.
     """
     answer, config = _prepared(request, silo), silo.config
-    summed = config.cooperation.secure_aggregation and isinstance(config.settings, DfDSettings)
-    if answer.finished and summed and config.cooperation.screening:
+    unscreened = config.cooperation.secure_aggregation or config.replicated
+    if answer.finished and unscreened and isinstance(config.settings, DfDSettings) and config.cooperation.screening:
         check_own_model(own_predictor(silo), answer, request.spec, silo)
     return answer
 

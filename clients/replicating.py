@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -124,20 +124,25 @@ class Replica:
                 # Also where its own update is missing: that is said once, and in the next round it takes part again.
                 self._save()
 
-    def terms(self, server_round: int, base: str, spec: ImageSpec) -> Terms:
+    @property
+    def certified_rounds(self) -> int:
+        """Rounds that have a certificate."""
+        return len(self._memory.chain.seen)
+
+    def terms(self, server_round: int, base: str, first: Callable[[], str] | None = None) -> Terms:
         """Return what every statement of a round says.
 
         Args:
             server_round: of the question.
-            base: content id of the weights that the round starts from.
-            spec: format and classes of the run, from which the first weights follow.
+            base: content id of what the round starts from.
+            first: returns what that must be before the first certificate; None: no id says it.
 
         Raises:
             StatementError: the round or the weights do not follow from the last certificate.
         """
         chain = self._memory.chain
         chain.check_next(server_round, base)
-        if not chain.result and base != content_id(initial_unet(self._silo.config, spec).state_dict()):
+        if not chain.result and first is not None and base != first():
             raise StatementError(
                 f"round {server_round}: the weights are not those that this run begins with: install the same fedsynth"
                 " and torch at all parties"
@@ -186,6 +191,35 @@ class Replica:
         self._save()
         return sign(payload, self._own, self._own.public.signatures)
 
+    def answer(
+        self,
+        request: AggregateRequest,
+        terms: Terms,
+        roster: tuple[Contribution, ...],
+        combined: Layers,
+        carried: Layers,
+    ) -> AggregateAnswer:
+        """Return the signed word on what a round makes, with what it made where that is asked for.
+
+        Args:
+            request: the question.
+            terms: of the round.
+            roster: whose updates were combined.
+            combined: what the round makes.
+            carried: what the rule carries on.
+
+        Raises:
+            StatementError: this silo has signed another result.
+        """
+        config = self._silo.config
+        parameters = {**config.settings.model_dump(by_alias=True), "replica-quorum": self.parties.rule}
+        ids = content_id(combined), content_id(carried)
+        signed = self.signed_result(Aggregate(terms, config.run.strategy, parameters, roster, *ids))
+        if not request.send_arrays:
+            return AggregateAnswer(statement=signed)
+        sent_state = transport.encode_tensors(carried) if carried else None
+        return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined), state=sent_state)
+
     def _save(self) -> None:
         with self._silo.explained_state():
             self._memory.save(self._path)
@@ -200,9 +234,12 @@ def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms
     if request.keys is None or request.run_token is None:
         raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
-    return replica, replica.terms(
-        request.server_round, content_id(transport.peek_tensors(request.arrays)), request.spec
-    )
+    base = content_id(transport.peek_tensors(request.arrays))
+    return replica, replica.terms(request.server_round, base, lambda: _first_weights(silo, request.spec))
+
+
+def _first_weights(silo: SiloContext, spec: ImageSpec) -> str:
+    return content_id(initial_unet(silo.config, spec).state_dict())
 
 
 def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
@@ -216,36 +253,24 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
     if not config.replicated or rule is None:
         raise UserError(f"the run's strategy '{config.run.strategy}' is not aggregated at silos")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
-    terms = replica.terms(request.server_round, request.base, request.spec)
+    terms = replica.terms(request.server_round, request.base, lambda: _first_weights(silo, request.spec))
     roster, models = [], []
     for envelope, arrays in zip(request.statements, request.each_update(), strict=True):
-        line, model = _checked(envelope, arrays, terms, replica.parties, config.exchange.max_silo_images)
+        line, model = checked_update(envelope, arrays, terms, replica.parties, config.exchange.max_silo_images)
         roster.append(line)
         models.append(model)
     drawn = _drawn(request.server_round, silo, list(replica.parties.silos))
-    _check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
-    base = _base(request) if config.run.strategy in FROM_BASE else models[0]
+    check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
+    base = checked_base(request) if config.run.strategy in FROM_BASE else models[0]
     _check_layers(models, roster, base, drawn)
     state = replica.checked_state(transport.peek_tensors(request.state or Arrays()))
     combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)
     if problem := next(filter(None, map(size_problem, combined.values())), ""):
         raise UserError(f"round {request.server_round}: the combined model {problem}")
-    statement = Aggregate(
-        terms,
-        config.run.strategy,
-        {**config.settings.model_dump(by_alias=True), "replica-quorum": replica.parties.rule},
-        tuple(roster),
-        content_id(combined),
-        content_id(carried),
-    )
-    signed = replica.signed_result(statement)
-    if not request.send_arrays:
-        return AggregateAnswer(statement=signed)
-    sent_state = transport.encode_tensors(carried) if carried else None
-    return AggregateAnswer(statement=signed, arrays=transport.encode_tensors(combined), state=sent_state)
+    return replica.answer(request, terms, tuple(roster), combined, carried)
 
 
-def _checked(
+def checked_update(
     envelope: str, arrays: Arrays, terms: Terms, parties: Parties, most_images: int
 ) -> tuple[Contribution, Layers]:
     update, model = Update.read(envelope, parties.silos), transport.peek_tensors(arrays)
@@ -261,11 +286,11 @@ def _checked(
     return update.line, model
 
 
-def _base(request: AggregateRequest) -> Layers:
-    """Return the weights that a round starts from, where the rule needs them.
+def checked_base(request: AggregateRequest) -> Layers:
+    """Return what a round starts from, where the rule needs it.
 
     Raises:
-        UserError: they are not those that the round's statements name.
+        UserError: it is not what the round's statements name.
     """
     base = transport.peek_tensors(request.base_arrays or Arrays())
     if content_id(base) != request.base:
@@ -284,7 +309,7 @@ def _drawn(server_round: int, silo: SiloContext, known: list[str]) -> dict[str, 
     return {known[k]: parts[k] for k in drawn}
 
 
-def _check_roster(names: list[str], server_round: int, silo: SiloContext, drawn: list[str]) -> None:
+def check_roster(names: list[str], server_round: int, silo: SiloContext, drawn: list[str]) -> None:
     """Refuse a roster that the coordinator has chosen: silos of this round's draw, in order, and most of them."""
     config, settings = silo.config, silo.config.settings
     if names != [name for name in drawn if name in names]:

@@ -63,8 +63,8 @@ def check_own_model(predict: PredictNoise, told: PrepareAnswer, spec: ImageSpec,
         if fault := fault_of_own(eps, x_t, alpha_bar, codec.bound, None if config.private else noise):
             logger.warning("%s: the own model fails its check at t = %d: %s", silo.name, timestep, fault)
             raise UserError(
-                f"the own model fails its check at t = {timestep}, and would spoil sums unseen: train it for longer, or"
-                " bring a better one; the silo's log says more"
+                f"the own model fails its check at t = {timestep}, and would spoil the set unseen: train it for longer,"
+                " or bring a better one; the silo's log says more"
             )
         if config.private:
             clean = ((x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5).clamp(-codec.bound, codec.bound)

@@ -15,6 +15,7 @@ from clients.kept_round import KeptRound, question_of
 from clients.models.federated_model import FederatedModel
 from clients.summing import SumQuestion
 from clients.told_counts import told_number
+from fedsynth.config.methods import DfDSettings
 from fedsynth.diffusion import (
     PARTS,
     EncodedImages,
@@ -90,10 +91,14 @@ def masked_train(request: MaskedTrainRequest, silo: SiloContext) -> MaskedAnswer
 
 
 def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
-    """Combine the updates of all silos, and sign what comes of it, see :func:`clients.replicating.aggregate`."""
-    from clients import replicating  # only here: most runs need none of its signatures
+    """Combine the updates of all silos, and sign what comes of it.
 
-    return replicating.aggregate(request, silo)
+    See :func:`clients.replicating.aggregate`, and :func:`clients.composing.compose_predictions`.
+    """
+    from clients import composing, replicating  # only here: most runs need none of its signatures
+
+    composes = isinstance(silo.config.settings, DfDSettings)
+    return composing.compose_predictions(request, silo) if composes else replicating.aggregate(request, silo)
 
 
 def _signer(request: TrainRequest, silo: SiloContext) -> Callable[[Arrays, int], str] | None:

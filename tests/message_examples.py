@@ -108,6 +108,7 @@ EXAMPLES: dict[str, Exchanged] = {
             updates=joined([WEIGHTS, WEIGHTS]),
             base_arrays=WEIGHTS,
             state=WEIGHTS,
+            asked=WEIGHTS,
             send_arrays=True,
         ),
         messages.AggregateAnswer(statement='{"payload":""}', arrays=WEIGHTS, state=WEIGHTS, num_examples=9),
@@ -121,6 +122,22 @@ EXAMPLES: dict[str, Exchanged] = {
             holders=(3, 1),
         ),
         messages.EpsilonAnswer(epsilon=torch.randn(4, 3, 8, 8), num_examples=4),
+    ),
+    "epsilon, where silos aggregate": _answered(
+        messages.EpsilonRequest(
+            samples=torch.randn(2, 1, 8, 8),
+            labels=torch.tensor([0, 1]),
+            timestep=421,
+            server_round=2,
+            holders=(3, 1),
+            run_token="run-1",
+            base=HASH,
+            keys='[["silo-0","0f"]]',
+            certificates=('{"payload":""}',),
+        ),
+        messages.EpsilonAnswer(
+            epsilon=torch.randn(2, 1, 8, 8), num_examples=2, counts=torch.tensor([5, 4]), statement='{"payload":""}'
+        ),
     ),
     "epsilon, several timesteps": _answered(
         messages.EpsilonRequest(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from acting_settings import acting
 from flwr.app import Message
 from summed_rounds import TINY, HookedGrid, LostError
 
@@ -22,6 +23,7 @@ from fedsynth.replicas.statements import Aggregate, Terms
 from strategies.averaging.base import AveragingStrategy
 from strategies.conversation.audit_log import AuditLog
 from strategies.conversation.replicas import Replication
+from strategies.cooperation.dfd import DfD
 
 AGGREGATE, TRAIN = AggregateRequest.kind, TrainRequest.kind
 
@@ -59,8 +61,8 @@ class Replicated:
     grid: Grid = field(init=False)
 
     def __post_init__(self) -> None:
-        flat = {**TINY, "train-steps": 9, "num-rounds": 9, "samples-per-client": 20, "block-out-channels": "4,4"}
-        flat |= {"aggregators": "silos", "state-dir": str(self.folder), **self.settings}
+        tiny = {**TINY, "train-steps": 9, "num-rounds": 9, "samples-per-client": 20, "block-out-channels": "4,4"}
+        flat = acting(tiny, {"aggregators": "silos", "state-dir": str(self.folder), **self.settings})
 
         def make(given: dict[str, Scalar], number: int) -> Grid:
             self.grid = Grid(given, number, lambda *asked: self.on_question(*asked))
@@ -77,12 +79,11 @@ class Replicated:
 
     @property
     def replicated(self) -> bool:
-        strategy = self.run.strategy
-        return isinstance(strategy, AveragingStrategy) and strategy._replication is not None
+        return getattr(self.run.strategy, "_replication", None) is not None
 
     @property
     def replication(self) -> Replication:
-        assert isinstance(self.run.strategy, AveragingStrategy)
+        assert isinstance(self.run.strategy, AveragingStrategy | DfD)
         assert self.run.strategy._replication is not None
         return self.run.strategy._replication
 

@@ -76,5 +76,6 @@ def _lines(folder: RunFolder, report: RunAudit) -> Iterator[str]:
             yield f"         dissent: {name} {why}"
     yield from report.broken_lines()
     if not report.num_problems:
-        yield "holds  every line, signature, roster, the final model and every file of the run"
+        certified = "last level" if report.rule == "dfd" else "final model"
+        yield f"holds  every line, signature, roster, the {certified} and every file of the run"
     yield f"head   {report.certificates.head} (round {report.certificates.round})"

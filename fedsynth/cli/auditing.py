@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedsynth.chain import read_chain
+from fedsynth.cli.audited_set import check_last_level, recompute_set
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, draw_initial_noise, initial_unet, make_scheduler, noise_predictor, sample
 from fedsynth.errors import UserError
@@ -24,6 +25,8 @@ from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 
 MODEL = "models/global/unet/diffusion_pytorch_model.safetensors"
+COMPOSING = "dfd"
+"""Strategy whose certificates are of noise predictions."""
 
 
 def audited(folder: RunFolder, keys: Path) -> RunAudit:
@@ -50,13 +53,16 @@ def audited(folder: RunFolder, keys: Path) -> RunAudit:
         return report
     for problem in altered_files(folder.path, folder.audit, report.files):
         report.complain(problem)
-    _check_model(folder, report)
+    if report.rule == COMPOSING:
+        check_last_level(folder, report)
+    else:
+        _check_model(folder, report)
     _check_card(folder, report)
     return report
 
 
 def recomputed(folder: RunFolder, report: RunAudit) -> None:
-    """Compute anew what follows from the seed and the certified weights: the first weights and the dataset.
+    """Compute anew what follows from the seed and what is certified: the first weights or noise, and the dataset.
 
     The bits of a drawing are those of the machine that drew: another processor or version of torch can move a pixel.
     """
@@ -67,6 +73,9 @@ def recomputed(folder: RunFolder, report: RunAudit) -> None:
         return
     size, channels = dataset.images.shape[1], dataset.images.shape[3]
     spec = ImageSpec(channels, size, dataset.classes)
+    if report.rule == COMPOSING:
+        recompute_set(folder, report, spec, dataset)
+        return
     first = initial_unet(config, spec)
     if report.first_base and content_id(first.state_dict()) != report.first_base:
         report.complain("round 1 did not start from the weights that follow from the run's seed and settings")

@@ -50,6 +50,7 @@ def _lines(plan: Plan) -> list[str]:
         "noise queries": plan.noise_queries,
         "samples per query": plan.samples_per_query,
         "images drawn": plan.images_drawn,
+        "classifier counts": plan.classifier_questions,
         "optimiser steps": plan.optimiser_steps,
         "training images": plan.training_images or 0,
         "network parameters": plan.network_parameters,

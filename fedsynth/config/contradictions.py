@@ -190,9 +190,30 @@ def _refuse_what_is_not_replicated(config: RunValues) -> None:
             f"feddiffuse-method = '{settings.feddiffuse_method}' with {given}: the silos' own encoders, with which they"
             " draw, are in no certificate; set feddiffuse-method = 'usplit' or 'full'"
         )
+    if isinstance(settings, DfDSettings):
+        _refuse_predictions_that_are_not_replicated(settings, given)
     if config.data.dataset == REAL_SILOS and not config.replicas.key_file:
         raise UserError(
             f"{given} needs key-file, the silo-keys.json that every silo has: 'fedsynth link keys' makes it"
+        )
+
+
+def _refuse_predictions_that_are_not_replicated(settings: DfDSettings, given: str) -> None:
+    """Refuse ways of composing noise predictions that aggregators cannot compute with equal bits."""
+    if settings.weights != "constant":
+        raise UserError(
+            f"weights = '{settings.weights}' with {given}: they come of exponentials, whose last bits depend on the"
+            " CPU, so that no two aggregators need sign the same; set weights = 'constant'"
+        )
+    if settings.parallel_levels > 1:
+        raise UserError(
+            f"parallel-levels = {settings.parallel_levels} with {given}: a certificate speaks of one level, not of"
+            " guesses of the next; set parallel-levels = 1"
+        )
+    if settings.sampler == "ula" or is_plugin(settings.sampler):
+        raise UserError(
+            f"sampler = '{settings.sampler}' with {given}: aggregators do not know its moves, and could not check them;"
+            " set sampler = 'ddpm', 'ddim', 'dpmsolver++' or 'sde-dpmsolver++'"
         )
 
 

@@ -321,8 +321,8 @@ class DfDSettings(OwnModelsSettings):
     def defaults(cls, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Change the defaults by ``dfd-preset``, and take weights that suit the sampler if one was chosen."""
         plain, preset = super().defaults(flat), cls.PRESETS.get(str(flat["dfd-preset"]), {})
-        sums = flat["secure-aggregation"] is True
-        constant = sums or flat["sampler"] not in (AUTO, *STOCHASTIC)
+        sums, replicas = flat["secure-aggregation"] is True, flat["aggregators"] != "server"
+        constant = sums or replicas or flat["sampler"] not in (AUTO, *STOCHASTIC)
         suited: dict[str, Scalar] = {"weights": "constant"} if constant else {}
         defaults = {**plain, **suited, **preset}
         values = {name: default if flat[name] == AUTO else flat[name] for name, default in defaults.items()}

@@ -67,10 +67,11 @@ WITH_ADAPTERS = (
 """Strategies that fine-tune it by adapters."""
 MEANS = ("fedavg", "fedprox")
 """Of them, those that average weights by a mean, which adapters have whatever their factors."""
-REPLICATED = (
+REPLICATED_UPDATES = (
     *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
 )
+REPLICATED = (*REPLICATED_UPDATES, "dfd")
 """Strategies of which several aggregators can each compute a round, with the same bits everywhere."""
 
 SimulatedName = Literal[

@@ -54,6 +54,7 @@ class AggregateRequest(Request[AggregateAnswer]):
         updates: their weights, see :func:`joined`.
         base_arrays: the weights that the updates started from, for rules that need them.
         state: what the rule carried on from the last certified round, if there is any.
+        asked: samples and labels that the silos were asked about, where their answers are noise predictions.
         send_arrays: whether the answer is to hold the weights, too.
     """
 
@@ -69,6 +70,7 @@ class AggregateRequest(Request[AggregateAnswer]):
     updates: Arrays = array_record("updates")
     base_arrays: Arrays | None = array_record("base-arrays", default=None)
     state: Arrays | None = array_record("state", default=None)
+    asked: Arrays | None = array_record("asked", default=None)
     send_arrays: bool = setting(flag, False)
 
     def check(self) -> None:

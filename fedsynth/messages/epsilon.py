@@ -12,6 +12,8 @@ import torch
 
 from fedsynth.messages.envelope import Answer, Reader, Reply, Request
 from fedsynth.messages.fields import (
+    ENVELOPE,
+    KEYS,
     MAX_CLASSES,
     MAX_STEPS,
     MessageError,
@@ -19,6 +21,7 @@ from fedsynth.messages.fields import (
     setting,
     several,
     tensor,
+    text,
     whole,
 )
 
@@ -29,11 +32,15 @@ class EpsilonAnswer(Answer):
 
     Attributes:
         epsilon: float32 (n, C, H, W); may share the message's memory and must not be written to.
+        counts: the silo's images by class as it tells them, int64 (Y,), where silos aggregate.
+        statement: its signed word on predictions, counts and question, where silos aggregate.
         rows: what the question said of itself, see :class:`EpsilonRequest`; it does not travel.
         wire_dtype: precision on the wire.
     """
 
     epsilon: torch.Tensor = tensor(array(4), "epsilon", view=True)
+    counts: torch.Tensor | None = tensor(array(1, torch.int64, low=0), "counts", default=None)
+    statement: str | None = setting(ENVELOPE, None)
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
 
@@ -51,6 +58,10 @@ class EpsilonRequest(Request[EpsilonAnswer]):
         holders: silos that hold images of every class, as the server says.
         rows: indices (n,) that the server needs to place the answer, which gets them back; they do not travel.
         wire_dtype: precision on the wire.
+        run_token: names the run, where silos aggregate (:mod:`fedsynth.replicas`).
+        base: content id of the level before, from which the samples follow, where silos aggregate.
+        keys: the public keys of all silos, as text, where silos aggregate.
+        certificates: of the rounds since the last that the silo has heard of, oldest first.
     """
 
     kind: ClassVar[str] = "query.epsilon"
@@ -63,6 +74,10 @@ class EpsilonRequest(Request[EpsilonAnswer]):
     rows: torch.Tensor | None = None
     wire_dtype: str = "float32"
     holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
+    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
+    base: str | None = setting(text(r"[0-9a-f]{64}"), None)
+    keys: str | None = setting(KEYS, None)
+    certificates: tuple[str, ...] | None = setting(several(ENVELOPE), None)
 
     def check(self) -> None:
         """Compare the lengths, and ask for timesteps in one of the two ways."""

@@ -9,6 +9,8 @@ from fedsynth.files import file_digest, parse_json, write_json
 LOG = "log.jsonl"
 KEYS = "keys.json"
 FILES = "files.json"
+LAST_LEVEL = "last-level.safetensors"
+"""What the last round of certified cooperative inference made, from which the images follow."""
 _GROWING = ("log.txt", "status.json")
 """Files that change until the process ends; they are no evidence."""
 
@@ -18,7 +20,7 @@ def list_files(run: Path, audit: Path) -> str:
     found = {
         path.relative_to(run).as_posix(): file_digest(path)
         for path in sorted(run.rglob("*"))
-        if path.is_file() and path.name not in _GROWING and audit not in path.parents
+        if path.is_file() and path.name not in _GROWING and (audit not in path.parents or path.name == LAST_LEVEL)
     }
     write_json(audit / FILES, found)
     return file_digest(audit / FILES)

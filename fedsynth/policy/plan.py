@@ -156,7 +156,7 @@ def plan_of(
         drawn = config.sampling.num_samples
     optional: list[MessageKind] = []
     if isinstance(settings, DfDSettings):
-        answers.append("masked" if config.cooperation.secure_aggregation else "epsilon")
+        answers += _in_cooperation(config)
         if config.cooperation.few_holders == "pooled":
             optional.append("sample")
             drawn = held
@@ -211,12 +211,21 @@ def _in_rounds(config: RunConfig) -> list[MessageKind]:
     return ["masked-train" if config.cooperation.secure_aggregation else "train"]
 
 
+def _in_cooperation(config: RunConfig) -> list[MessageKind]:
+    if config.replicated:
+        return ["epsilon", "aggregate"]
+    return ["masked" if config.cooperation.secure_aggregation else "epsilon"]
+
+
 def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbers: int, held: int) -> tuple[int, int]:
     """Return messages, and samples in the largest."""
     exchange = config.exchange
     most = rows_in(exchange.max_message_mb, numbers, exchange.wire_dtype)
     piece = min(most, NETWORK_BATCH)
     per_message = most // piece
+    if config.replicated:
+        # One statement a round is about one question; nobody is asked before the rounds.
+        return settings.dfd_rounds, held
     pieces = settings.parallel_levels * -(-held // piece)
     queries = settings.dfd_rounds * -(-pieces // per_message)
     samples = min(per_message * piece, settings.parallel_levels * held)

@@ -208,7 +208,7 @@ class AveragingStrategy(SynthesisStrategy):
             self.check_answer(silo, answer)
             if any(array.dtype != arrays[name].dtype for name, array in answer.arrays.items()):
                 raise MessageError("weights in another precision than they were sent in")
-            replication.check_update(silo, answer, terms)
+            replication.check_update(silo, answer.statement, answer.arrays, answer.num_examples, terms)
 
         # As many as aggregators ask for, who do not believe the server.
         own = updates_needed(self._config.run.strategy, self.settings)

@@ -8,12 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from fedsynth.averaging.rules import FROM_BASE
 from fedsynth.config import RunConfig
+from fedsynth.config.methods import DfDSettings
 from fedsynth.errors import RunError, UserError
-from fedsynth.messages import AggregateAnswer, AggregateRequest, MessageError, TrainAnswer, TrainRequest, transport
+from fedsynth.messages import AggregateAnswer, AggregateRequest, EpsilonRequest, MessageError, TrainRequest, transport
 from fedsynth.messages.aggregate import joined
 from fedsynth.messages.transport import Arrays
 from fedsynth.output.audit_files import KEYS
@@ -44,6 +47,7 @@ LEAST_GRACE = 2.0
 """Seconds that a round waits at least for the other aggregators once a quorum agrees; at most as long again."""
 
 
+R = TypeVar("R", TrainRequest, EpsilonRequest)
 _Sent = tuple[Arrays, Arrays]
 """Weights after a round, and what the rule carries on."""
 
@@ -55,7 +59,7 @@ class SignedUpdate:
     Attributes:
         silo: its index in the census.
         name: its name.
-        arrays: its weights.
+        arrays: its weights, or its noise predictions and what it was asked.
         statement: its signed word on them.
         images: behind them.
     """
@@ -108,7 +112,12 @@ class Replication:
         if audit is not None and not (audit / KEYS).exists():
             write_known(audit / KEYS, known)
 
-    def question(self, request: TrainRequest, silo: int) -> TrainRequest:
+    @property
+    def carried(self) -> dict[str, torch.Tensor]:
+        """What the rule carries on from the last certified round."""
+        return transport.decode_tensors(self._state)
+
+    def question(self, request: R, silo: int) -> R:
         """Return a question with what its silo must see first."""
         name = self._census.members[silo].name
         return replace(request, run_token=self.parties.run, keys=self._keys, certificates=self._unheard(name))
@@ -118,25 +127,32 @@ class Replication:
         base = content_id(transport.peek_tensors(arrays))
         return Terms(self.parties.run, server_round, self.parties.keys_hash, self.chain.head, base)
 
-    def check_update(self, silo: int, answer: TrainAnswer, terms: Terms) -> None:
+    def check_update(self, silo: int, statement: str | None, arrays: Arrays, images: int, terms: Terms) -> None:
         """Refuse an update that its silo has not signed as it is.
+
+        Args:
+            silo: its index in the census.
+            statement: its signed word, as it came.
+            arrays: what it sent.
+            images: behind them.
+            terms: of the round.
 
         Raises:
             ValueError: it is one.
         """
         name = self._census.members[silo].name
-        if answer.statement is None:
+        if statement is None:
             raise MessageError("an update without a signed statement: install the same fedsynth at both")
-        update = Update.read(answer.statement, self.parties.silos)
+        update = Update.read(statement, self.parties.silos)
         if update.terms != terms:
             raise MessageError("its statement is of another round, or of other weights than it was sent")
-        line = Contribution(name, content_id(transport.peek_tensors(answer.arrays)), answer.num_examples)
+        line = Contribution(name, content_id(transport.peek_tensors(arrays)), images)
         if update.line != line:
             raise MessageError("its statement names other weights, images or another silo than its answer")
         self._heard[name] = self.chain.round
 
     def aggregate(
-        self, terms: Terms, base: Arrays, updates: Sequence[SignedUpdate]
+        self, terms: Terms, base: Arrays, updates: Sequence[SignedUpdate], asked: Arrays | None = None
     ) -> tuple[Arrays | None, dict[str, Any]]:
         """Have all aggregators combine a round's updates.
 
@@ -144,9 +160,10 @@ class Replication:
             terms: of the round.
             base: the weights that it starts from.
             updates: usable answers in the order of the census.
+            asked: samples and labels that they are about, where they are noise predictions.
 
         Returns:
-            The certified weights, None if the round is void; and what was measured.
+            What was certified, None if the round is void; and what was measured.
 
         Raises:
             RunError: a second void round in a row, or nobody sends the weights that were certified.
@@ -165,7 +182,8 @@ class Replication:
             keys=self._keys,
             statements=tuple(update.statement for update in updates),
             updates=joined([update.arrays for update in updates]),
-            base_arrays=base if self._config.run.strategy in FROM_BASE else None,
+            base_arrays=base if asked or self._config.run.strategy in FROM_BASE else None,
+            asked=asked,
             state=self._state or None,
         )
         ballot, order = Ballot(self.parties, terms, roster), self._owners(terms.round)
@@ -174,8 +192,10 @@ class Replication:
         measured = {"aggregators": sum(map(len, ballot.groups.values())), "certify-seconds": time.monotonic() - begun}
         self._name_dissent(ballot, terms.round)
         if ballot.result is None:
-            self._void(terms.round, ballot)
-            return None, {**measured, "void": 1}
+            votes = ", ".join(str(len(group)) for group in ballot.groups.values()) or "none"
+            m, q = len(self.parties.aggregators), self.parties.quorum
+            said = self.void(terms.round, f"equal statements: {votes}; {q} of {m} are needed")
+            return None, {**measured, **said}
         certified = ballot.result.result, ballot.result.state
         arrays, self._state = sent.get(certified) or self._fetch(ballot, request, order)
         self._voids = 0
@@ -273,17 +293,26 @@ class Replication:
                 logger.warning("round %d: %s signed another result than the quorum", server_round, name)
             self._note("dissent", round=server_round, aggregator=name, envelope=envelope)
 
-    def _void(self, server_round: int, ballot: Ballot) -> None:
-        votes = ", ".join(str(len(group)) for group in ballot.groups.values()) or "none"
-        why = f"equal statements: {votes}; {self.parties.quorum} of {len(self.parties.aggregators)} are needed"
+    def void(self, server_round: int, why: str) -> dict[str, int]:
+        """Note that a round has no certificate; return what was measured.
+
+        Args:
+            server_round: 1 for the first.
+            why: in words.
+
+        Raises:
+            RunError: it is the second in a row.
+        """
         self._voids += 1
         self._note("void", round=server_round, why=why)
-        logger.warning("round %d is void, the weights stay as they were: %s", server_round, why)
+        stays = "the samples stay" if isinstance(self._config.settings, DfDSettings) else "the weights stay"
+        logger.warning("round %d is void, %s as they were: %s", server_round, stays, why)
         if self._voids > MOST_VOID_ROUNDS:
             raise RunError(
                 f"rounds {server_round - 1} and {server_round} are void: {why}. The log names who was silent or signed"
                 " something else; resume without them, or when they are back"
             )
+        return {"void": 1}
 
     def _owners(self, server_round: int) -> list[str]:
         names = list(self.parties.aggregators)

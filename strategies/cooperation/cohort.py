@@ -9,11 +9,9 @@ import torch
 
 from fedsynth.diffusion import forget_used_outputs, restore_sampler, sampler_state
 from fedsynth.mixture import PathPosterior, compose, energy, responsibilities, temper
+from fedsynth.mixture.moves import COHORT_NUMBERS
 from fedsynth.mixture.picard import ancestral_std, guesses
 from fedsynth.seeding import make_generator
-
-COHORT_NUMBERS = 2**16
-"""Numbers in the samples of one cohort, at most: a scheduler's step holds half a dozen copies of what it moves."""
 
 
 class Cohort:

@@ -30,9 +30,11 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.replicas import Replication
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.cooperation.advice import advice
 from strategies.cooperation.calibration import steps_key, trusted_prior
+from strategies.cooperation.certified_set import CERTIFIED_SET, CertifiedSet
 from strategies.cooperation.cohort import Cohort, make_cohorts
 from strategies.cooperation.cooperative_set import CooperativeSet, Wait
 from strategies.cooperation.few_holders import IMAGES as DRAWN_IMAGES
@@ -92,6 +94,8 @@ class DfD(SynthesisStrategy):
         self._idle = 0
         self._set: CooperativeSet | None = None
         self._sums: SecureSet | None = None
+        self._replication: Replication | None = None
+        self._certified: CertifiedSet | None = None
         self._drawn: DrawnByHolders | None = None
         self._ready: list[int] = []
         # By it silos know what they have answered in this run; random, but nothing computed depends on it.
@@ -111,6 +115,8 @@ class DfD(SynthesisStrategy):
         logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
             return self._prepare_sums(task, exchange)
+        if task.config.replicated:
+            return self._prepare_replicated(task, exchange)
         train_local_models(exchange, task, self.quorum)
         screener = None
         # Langevin moves take samples off their noise level, where nobody knows what honest networks answer.
@@ -124,6 +130,15 @@ class DfD(SynthesisStrategy):
             screener = Screener([member.name for member in members], note, codec.bound)
         self._set = self._new_set(task.labels, codec.shape, task.census, prior, screener)
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec.shape)
+        return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
+
+    def _prepare_replicated(self, task: Task, exchange: Exchange) -> ArrayRecord:
+        """Draw x_T, and have the silos train their models, for rounds that they compose themselves."""
+        logger.warning("aggregators = 'silos': every silo sees the single noise predictions of all others")
+        self._replication = Replication(exchange, task.census, task.config, task.spec, self._run_token, task.audit)
+        self._certified = CertifiedSet(task, self._replication, train_local_models(exchange, task, self.quorum))
+        self.num_rounds = self._certified.levels_left
+        samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec_of(task.config, task.spec).shape)
         return transport.encode_tensors({SAMPLES: samples, LABELS: task.labels})
 
     def _prepare_sums(self, task: Task, exchange: Exchange) -> ArrayRecord:
@@ -167,11 +182,13 @@ class DfD(SynthesisStrategy):
             self._drawn = DrawnByHolders(task, self.settings.prior, self._sums.few, self._ready)
 
     def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
-        """Ask the silos, or have their answers summed in secret, and move the samples to the next level.
+        """Ask the silos, or have their answers summed in secret or certified, and move the samples to the next level.
 
         Raises:
             RunError: too few usable answers.
         """
+        if self._certified is not None:
+            return self._certified_round(server_round, arrays, exchange, self._certified)
         if self._sums is None:
             return super().run_round(server_round, arrays, exchange)
         config, timestep = self._config, self._sums.timestep
@@ -202,6 +219,18 @@ class DfD(SynthesisStrategy):
         if self._drawn is not None and not self._sums.levels_left:
             left.update(self._drawn.draw(exchange))
         return left, MetricRecord(metrics)
+
+    def _certified_round(
+        self, server_round: int, arrays: ArrayRecord, exchange: Exchange, certified: CertifiedSet
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Have the silos predict, compose and certify; a void round changes nothing."""
+        needed = self.replies_needed(len(self.census))
+        samples = transport.decode(arrays[SAMPLES])
+        moved, measured = certified.move(exchange, samples, server_round, needed, self.timeout)
+        self.note_duration(certified.asked_seconds)
+        self._rounds_done = server_round
+        self.num_rounds = server_round + certified.levels_left
+        return transport.encode_tensors({SAMPLES: moved, LABELS: certified.labels}), MetricRecord(measured)
 
     def unknown_census(self, node_ids: Iterable[int], arrays: ArrayRecord) -> Census:
         """Return silos that hold every class of the set; the same ones in every round."""
@@ -272,7 +301,7 @@ class DfD(SynthesisStrategy):
         Raises:
             RunError: none got there.
         """
-        moved = self._sums or self._set
+        moved = self._certified or self._sums or self._set
         finished = moved.finished_rows if moved else torch.ones(len(task.labels), dtype=torch.bool)
         lost = torch.unique(task.labels[~finished]).tolist()
         why: dict[int, Wait] = self._set.waits if self._set else {}
@@ -296,7 +325,12 @@ class DfD(SynthesisStrategy):
             order = torch.cat([torch.nonzero(finished).squeeze(1), rows]).argsort().numpy()
             images = np.concatenate([images, transport.decode(arrays[DRAWN_IMAGES]).numpy()])[order]
             labels = np.concatenate([labels, task.labels[rows].numpy()])[order]
-        return Outcome(images, labels, curves=curves, notes=notes)
+        if self._certified is None or self._replication is None:
+            return Outcome(images, labels, curves=curves, notes=notes)
+        if task.audit is not None:
+            self._certified.write_last_level(task.audit)
+        notes = (*notes, CERTIFIED_SET)
+        return Outcome(images, labels, curves=curves, notes=notes, certified=self._replication.certified())
 
     def _notes_on_sums(self, task: Task) -> Iterator[str]:
         pooled = [] if self._drawn is None else self._drawn.classes
@@ -325,6 +359,9 @@ class DfD(SynthesisStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every class stands, its posterior and what its sampler remembers."""
+        if self._certified is not None and self._replication is not None:
+            state = {"rounds": self._rounds_done, "run-token": self._run_token, **self._certified.state_dict()}
+            return {**state, "replicas": self._replication.state_dict()}
         if self._sums is not None:
             state = {"rounds": self._rounds_done, "run-token": self._run_token, **self._sums.state_dict()}
             return {**state, "ready": self._ready, "notes": [] if self._drawn is None else list(self._drawn.notes)}
@@ -332,7 +369,12 @@ class DfD(SynthesisStrategy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; after :meth:`begin`."""
-        if self._sums is not None:
+        if self._certified is not None and self._replication is not None:
+            self._rounds_done, self._run_token = state["rounds"], state["run-token"]
+            self._replication.load_state_dict(state["replicas"], self._run_token)
+            self._certified.load_state_dict(state)
+            self.num_rounds = self._rounds_done + self._certified.levels_left
+        elif self._sums is not None:
             assert self._task is not None
             self._form_sums(self._task, state.get("ready", self._ready))
             self._sums.load_state_dict(state)

@@ -10,7 +10,7 @@ from hand_made_models import answers, assert_equal, counts_of, gather, model, ro
 
 from fedsynth.averaging import Layers
 from fedsynth.averaging.rules import FROM_BASE, RULES, Updates, updates_needed
-from fedsynth.config.types import REPLICATED
+from fedsynth.config.types import REPLICATED_UPDATES
 from fedsynth.diffusion import PARTS, select_parts
 from fedsynth.messages import TrainRequest
 from strategies import STRATEGIES
@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def test_every_replicated_strategy_has_a_rule() -> None:
-    assert set(RULES) == set(REPLICATED)
+    assert set(RULES) == set(REPLICATED_UPDATES)
 
 
 @pytest.mark.parametrize("name", RULES)

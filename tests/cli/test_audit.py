@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_runs import run_tiny, tiny_settings
 
 from fedsynth.chain import START as CHAIN_START
 from fedsynth.chain import chained
 from fedsynth.cli import main
 from fedsynth.output import RunFolder
+from fedsynth.output.audit_files import list_files
 from fedsynth.privacy.sums import SecretKeys
 from fedsynth.privacy.sums.key_files import read_known, write_known
 
@@ -144,3 +147,63 @@ def test_other_keys_and_what_is_no_certified_run_are_refused(
     (run.audit / "log.jsonl").unlink()
     assert audit(run) == 2
     assert "it was run with aggregators = 'server'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("composed")
+    settings = tiny_settings(
+        folder,
+        strategy="dfd",
+        aggregators="silos",
+        sampler="sde-dpmsolver++",
+        dfd_rounds=3,
+        num_clients=3,
+        num_samples=6,
+        train_steps=2,
+        samples_per_client=20,
+        block_out_channels="4,4",
+        copy_check=False,
+    )
+    return run_tiny(settings, report=False)
+
+
+def test_a_composed_set_is_audited_from_its_first_noise_to_its_images(
+    composed: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(composed, "--recompute") == 0
+    out = capsys.readouterr().out
+    assert out.count("signed by silo-0, silo-1, silo-2") == 3
+    assert "holds  every line, signature, roster, the last level and every file of the run" in out
+    image = sorted(composed.synthetic.glob("*/*.png"))[0]
+    for path, said in (
+        (image, f"{image.relative_to(composed.path)} is altered"),
+        (composed.audit / "last-level.safetensors", "is not what round 3 certifies"),
+        (composed.audit / "last-level.safetensors", "audit/last-level.safetensors is altered"),
+        (composed.metrics, "metrics.jsonl is altered"),
+        (composed.synthetic / "provenance.json", "provenance.json is altered"),
+        (composed.config, "config.json"),
+        (composed.audit / "log.jsonl", "altered: no entry of a chain"),
+        (composed.audit / "keys.json", ""),
+    ):
+        content = path.read_bytes()
+        flip(path)
+        assert audit(composed) != 0
+        assert said in capsys.readouterr().out
+        path.write_bytes(content)
+    assert audit(composed) == 0
+
+
+def test_images_that_no_certified_prediction_moves_to_are_found_though_all_hashes_were_made_anew(
+    composed: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(Path(shutil.copytree(composed.path, tmp_path / "run")))
+    path = sorted(run.synthetic.glob("*/*.png"))[0]
+    with Image.open(path) as shown:
+        pixels = np.array(shown)
+    pixels.flat[0] = 255 - pixels.flat[0] if abs(255 - 2 * int(pixels.flat[0])) > 1 else 0
+    Image.fromarray(pixels).save(path)
+    listed = list_files(run.path, run.audit)
+    rewritten(run, lambda e: {**e, "files": listed} if e["event"] == "published" else e)
+    assert audit(run) == 1
+    assert "1 of 6 images are not those that the last certified prediction moves to" in capsys.readouterr().out

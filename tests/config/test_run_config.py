@@ -26,8 +26,6 @@ def acting(name: str) -> dict[str, Scalar]:
     conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
     if conditions.get("strategy") == "dp-sum":
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
-    if conditions.get("aggregators") == "silos":
-        conditions["strategy"] = "fedavg"  # the default cannot be replicated
     if conditions.get("train") == "lora":
         conditions["base-model"] = "base"  # beside which adapters are
     words = re.findall("'([^']+)'", KEYS[name].allowed)

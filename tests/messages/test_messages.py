@@ -37,6 +37,7 @@ from fedsynth.messages.fields import real, setting, whole
 BOTH = {f"{name} {side}": getattr(pair, side) for name, pair in EXAMPLES.items() for side in ("request", "answer")}
 NEEDED: dict[str, dict[str, Any]] = {
     "epsilon request": {"timestep": 5},
+    "epsilon, where silos aggregate request": {"timestep": 5},
     "epsilon, several timesteps request": {"timestep": 5},
     "masked train request": {"weights": torch.full((3, 1), 1 / 3)},
 }

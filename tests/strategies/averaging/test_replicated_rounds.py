@@ -138,6 +138,42 @@ def test_one_faulty_aggregator_of_four_changes_nothing_and_is_named(
     assert (run.log().count('"dissent"'), run.log().count('"refused"')) == (2, 2), "kept as evidence"
 
 
+def test_a_certificate_of_another_run_is_refused_and_what_an_owner_sends_second_is_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Replicated(tmp_path)
+    other.play()
+    (foreign,) = other.replication._unheard("silo-1")
+    plain, run = Replicated(tmp_path / "plain", {"aggregators": "server"}), Replicated(tmp_path)
+    run.on_question = lambda kind, silo, question: (
+        rewrite(question, TrainRequest, lambda request: {"certificates": (foreign,)})
+        if (kind, silo) == (TRAIN, 1)
+        else None
+    )
+    assert run.play()["silos"] == 3
+    assert "silo-1: StatementError: a statement of another run" in caplog.text
+    run = Replicated(tmp_path)
+    answers = 0
+
+    def first_nothing_then_something_else(kind: str, silo: int, answer: Message) -> Message:
+        nonlocal answers
+        if (kind, silo) != (AGGREGATE, 1):
+            return answer
+        answers += 1
+        honest = AggregateAnswer.from_message(answer)
+        if answers == 1:
+            return answered(answer, replace(honest, arrays=None))
+        false = {name: tensor + 1 for name, tensor in run.weights.items()}
+        told = run.lie(silo, answer, result=content_id(false))
+        return answered(told, replace(AggregateAnswer.from_message(told), arrays=transport.encode_tensors(false)))
+
+    run.on_answer = first_nothing_then_something_else
+    plain.play()
+    assert run.play()["signers"] == 4
+    assert "the owner did not send the weights; asking silo-2" in caplog.text
+    assert (answers, equal(run.weights, plain.weights)) == (2, True)
+
+
 def test_f_plus_one_liars_make_a_round_void_and_two_such_rounds_end_the_run(tmp_path: Path) -> None:
     run = Replicated(tmp_path)
     before = run.weights

@@ -14,6 +14,8 @@ from hand_made_models import play
 
 from fedsynth.averaging.krum import krum_scores, squared_distances
 from fedsynth.mixture import compose
+from fedsynth.mixture.constant_weights import constant_weights
+from fedsynth.replicas.content_ids import content_id
 from strategies import STRATEGIES
 
 STRATEGY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -66,6 +68,10 @@ def hashes() -> dict[str, str]:
     found["scores"] = digest(krum_scores(distances, 2))
     eps, shares = torch.rand(7, 5, 1, 9, 9, generator=generator), torch.rand(7, 5, generator=generator)
     found["compose"] = digest(compose(eps, shares))
+    counts = (torch.rand(7, 3, generator=generator) * 90).long() + 1
+    constant = constant_weights("class", counts, torch.tensor([0, 2, 1, 1, 0]), 0.3)
+    # What aggregators of noise predictions sign.
+    found["certified"] = content_id({"composed": compose(eps, constant)})
     return found
 
 

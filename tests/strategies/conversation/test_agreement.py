@@ -99,7 +99,7 @@ def test_silos_are_asked_before_they_know_any_format() -> None:
 
 def test_nonsense_another_protocol_and_equal_names_end_the_run_by_name() -> None:
     for said, why in (
-        ({"classes": ["cat", "cat"]}, "2 classes: must be 1 to 10000 distinct names"),
+        ({"classes": ["cat", "cat"]}, "2 classes: must be 0 to 10000 distinct names"),
         ({"image-size": 0}, "images of 0 pixels"),
         ({"protocol": 7}, r"the silo speaks protocol 7, this server speaks protocol 2 \(fedsynth \S+\): update"),
     ):
