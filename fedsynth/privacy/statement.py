@@ -56,15 +56,14 @@ class PrivacyStatement:
 
     def row(self) -> dict[str, float | str]:
         """Return what the results say of it."""
-        of_sums = (
-            {} if self.public is None else {"privacy-towards": self.towards, "privacy-epsilon-public": self.public}
-        )
-        return {
+        row: dict[str, float | str] = {
             "privacy-epsilon": self.epsilon,
             "privacy-delta": self.delta,
             "noise-multiplier": self.mechanism.noise_multiplier,
-            **of_sums,
         }
+        if self.public is not None:
+            row |= {"privacy-towards": self.towards, "privacy-epsilon-public": self.public}
+        return row
 
     def facts(self) -> dict[str, object]:
         """Return what ``provenance.json`` says of it."""
