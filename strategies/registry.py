@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedsynth.config import AUTO, KEYS, RunConfig
-from fedsynth.config.recipe import recipe_defaults, recipe_name
+from fedsynth.config.recipe import recipe_name, shared_defaults
 from fedsynth.errors import UserError, unknown_choice
 from fedsynth.plugins import is_plugin, load_plugin
 from strategies.averaging.fedavg import FedAvg
@@ -78,8 +78,8 @@ def build_strategy(config: RunConfig) -> tuple[SynthesisStrategy, RunConfig]:
     chosen = strategy_class(config.run.strategy)
     defaults = chosen.defaults(config)
     flat = config.to_run_config()
-    recipe = {key: value for key, value in recipe_defaults(flat).items() if value != AUTO}
-    resolved = config.resolve({"recipe": recipe_name(flat), **recipe, **defaults})
+    shared = {key: value for key, value in shared_defaults(flat).items() if value != AUTO}
+    resolved = config.resolve({"recipe": recipe_name(flat), **shared, **defaults})
     _refuse_foreign_keys(resolved, defaults)
     flat = resolved.to_run_config()
     strategy = chosen(**{key.replace("-", "_"): flat[key] for key in defaults})

@@ -155,10 +155,11 @@ def scalar(text: str) -> Scalar:
 def _default(key: Key, strategy: str) -> str:
     own = own_defaults(key)
     if key.section == "recipe_keys":
-        usual, papers = map(_shown, (own["default"], own[PAPER]))
+        usual, papers = map(_shown, (own.get(strategy, own["default"]), own[PAPER]))
         return f"auto, here {usual}" if usual == papers else f"auto, here {usual}; {papers} with recipe = {PAPER}"
-    if key.default == AUTO and strategy in own:
-        return f"auto, here {_shown(own[strategy])}"
+    if key.default == AUTO and own:
+        here = own.get(strategy, own.get("default"))
+        return "auto" if here is None else f"auto, here {_shown(here)}"
     return _shown(key.default)
 
 

@@ -35,7 +35,7 @@ def refuse_contradictions(config: RunValues) -> None:
         UserError: names the keys, their values, and what to do.
     """
     run, flat = config.run, config.to_run_config()
-    flat["num-train-timesteps"] = config.recipe.num_train_timesteps
+    flat |= {"num-train-timesteps": config.recipe.num_train_timesteps, "dp-steps": config.privacy.dp_steps}
     if not is_plugin(run.strategy):
         _ = config.settings  # which refuses values that do not go together
     if config.cooperation.secure_aggregation:

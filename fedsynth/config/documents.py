@@ -9,6 +9,7 @@ from itertools import groupby
 
 from fedsynth.config.keys import Key, kebab
 from fedsynth.config.methods import SETTINGS
+from fedsynth.config.privacy import OF_DP_SUM, privacy_defaults
 from fedsynth.config.recipe import RECIPES
 from fedsynth.config.run_config import KEYS
 from fedsynth.config.types import Scalar
@@ -22,7 +23,8 @@ Written by `make config` from the declarations in `fedsynth/config/`. Every key 
 for `run-name` and `resume`, of `fedsynth sweep`, and stands in `pyproject.toml`, where `flwr run` finds its default. A
 value other than the default is refused where the key does not act beside the chosen strategy, dataset, partition,
 sampler or other values. What `auto` becomes stands in the row; for a strategy's keys it is that strategy's own default,
-for the recipe's that of the chosen recipe; both are named here.
+for the recipe's that of the chosen recipe, and three keys of private training have another one in `dp-sum`. All are
+named here.
 """
 
 
@@ -58,9 +60,13 @@ def reference_page() -> str:
 
 
 def own_defaults(key: Key) -> dict[str, Scalar]:
-    """Return what ``"auto"`` of a strategy's or recipe's key means, by their name; empty for other keys."""
+    """Return what ``"auto"`` of a key means, by the name of strategy or recipe; empty for keys that neither decides."""
     if key.section == "recipe_keys":
-        return {name: getattr(recipe, key.name.replace("-", "_")) for name, recipe in RECIPES.items()}
+        found = {name: getattr(recipe, key.name.replace("-", "_")) for name, recipe in RECIPES.items()}
+        return found | ({"dp-sum": OF_DP_SUM[key.name]} if key.name in OF_DP_SUM else {})
+    if key.section == "privacy_keys":
+        usual = privacy_defaults("")
+        return {"default": usual[key.name], "dp-sum": OF_DP_SUM[key.name]} if key.name in usual else {}
     fields = {name: {kebab(field): info for field, info in cls.model_fields.items()} for name, cls in SETTINGS.items()}
     return {name: own[key.name].default for name, own in fields.items() if key.name in own}
 

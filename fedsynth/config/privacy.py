@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedsynth.config.keys import Section, key
-from fedsynth.config.types import A_NUMBER, NONE, OpenUnit, Positive, PositiveFloat, Share
+from fedsynth.config.keys import Section, kebab, key
+from fedsynth.config.types import A_NUMBER, NONE, OpenUnit, Positive, PositiveFloat, Scalar, Share
 
 _PRIVATE = {"dp-epsilon": (A_NUMBER,)}
 NOT_PRIVATE = {"dp-epsilon": (NONE,)}
@@ -34,3 +35,17 @@ class Privacy(Section):
         "optimiser steps in the place of train-steps and local-steps, which act without dp-epsilon",
         acts_with=_PRIVATE,
     )
+
+
+OF_DP_SUM: Mapping[str, Scalar] = {"dp-sampling-rate": 0.1, "dp-steps": 240, "learning-rate": 1e-2}
+"""What ``"auto"`` means in ``dp-sum``, whose network is trained on the images of all silos: what was measured best
+(docs/private.md, digits and MNIST at 16×16), and follows from nothing that only a silo knows."""
+BY_STRATEGY = ("dp_sampling_rate", "dp_steps")
+"""Keys that are ``"auto"`` in the flat configuration unless somebody chose."""
+
+
+def privacy_defaults(strategy: str) -> dict[str, Scalar]:
+    """Return what ``"auto"`` means for the keys of private training, by key."""
+    own = OF_DP_SUM if strategy == "dp-sum" else {}
+    usual = {kebab(name): Privacy.model_fields[name].default for name in BY_STRATEGY}
+    return {name: own.get(name, value) for name, value in usual.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 from fedsynth.config.methods import SETTINGS, StrategySettings
-from fedsynth.config.recipe import recipe_defaults
+from fedsynth.config.recipe import shared_defaults
 from fedsynth.config.run_config import KEYS, RunConfig
 from fedsynth.config.types import AUTO, REAL_SILOS, Scalar
 from fedsynth.plugins import is_plugin
@@ -52,7 +52,7 @@ def command_of(config: RunConfig) -> str:
 def _acting(config: RunConfig, flat: Mapping[str, Scalar]) -> set[str]:
     """Return the keys that have an effect on results or measures beside the others."""
     settings = SETTINGS.get(config.run.strategy, StrategySettings)
-    defaults = settings.defaults(flat) | recipe_defaults(flat)
+    defaults = settings.defaults(flat) | shared_defaults(flat)
     values = {**flat, **{key: default for key, default in defaults.items() if flat[key] == AUTO}}
     known = [key for key in KEYS.values() if not (key.section == "strategy_keys" and is_plugin(config.run.strategy))]
     return {key.name for key in known if key.facts.affects != "execution" and not key.why_idle(flat[key.name], values)}

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fedsynth.config.keys import Section, key
+from fedsynth.config.privacy import OF_DP_SUM, privacy_defaults
 from fedsynth.config.types import AUTO, Auto, BelowOne, Count, OpenUnit, PositiveFloat, Scalar
 
 _LINEAR = {"schedule": ("linear", "scaled-linear")}
@@ -119,4 +120,13 @@ def recipe_defaults(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return what ``"auto"`` means for the keys of the recipe, by key, beside the other values."""
     name = recipe_name(flat)
     defaults: dict[str, Scalar] = dict(RECIPES[name].model_dump(by_alias=True))
-    return {**defaults, "learning-rate": LORA_RATE} if name == FINE_TUNE and flat["train"] == "lora" else defaults
+    if name == FINE_TUNE and flat["train"] == "lora":
+        return {**defaults, "learning-rate": LORA_RATE}
+    if name == "default" and flat["strategy"] == "dp-sum":
+        return {**defaults, "learning-rate": OF_DP_SUM["learning-rate"]}
+    return defaults
+
+
+def shared_defaults(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return what ``"auto"`` means for the keys of the recipe and of private training, by key."""
+    return recipe_defaults(flat) | privacy_defaults(str(flat["strategy"]))

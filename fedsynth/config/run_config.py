@@ -13,9 +13,10 @@ from typing import Any
 from fedsynth.config.contradictions import refuse_contradictions
 from fedsynth.config.keys import Key, Section, facts_of, kebab, parse
 from fedsynth.config.methods import SETTINGS, StrategySettings
-from fedsynth.config.recipe import Recipe, recipe_defaults
+from fedsynth.config.privacy import Privacy
+from fedsynth.config.recipe import Recipe, shared_defaults
 from fedsynth.config.types import AUTO, Scalar
-from fedsynth.config.values import DECLARED, RecipeKeys, RunValues, StrategyKeys
+from fedsynth.config.values import DECLARED, PrivacyKeys, RecipeKeys, RunValues, StrategyKeys
 from fedsynth.errors import UserError, did_you_mean
 from fedsynth.plugins import is_plugin
 
@@ -83,6 +84,8 @@ def _keys() -> Iterator[Key]:
                 acts_with |= {"strategy": takers} if len(takers) < len(SETTINGS) else {}
             if kind is RecipeKeys:
                 group = Recipe
+            if kind is PrivacyKeys:
+                group = Privacy
             heading = _docstring(group).splitlines()[0].removesuffix(".")
             commands = facts.commands or group.commands
             yield Key(kebab(field), section, heading, info, commands, {**acts_with, **facts.acts_with})
@@ -107,8 +110,8 @@ def idle_keys(flat: Mapping[str, Scalar]) -> dict[str, str]:
     """
     values = {name: flat.get(name, key.default) for name, key in KEYS.items()}
     settings = SETTINGS.get(str(values["strategy"]), StrategySettings)
-    own = {kebab(field): info.default for field, info in settings.model_fields.items()} | recipe_defaults(values)
-    defaults = settings.defaults(values) | recipe_defaults(values)
+    own = {kebab(field): info.default for field, info in settings.model_fields.items()} | shared_defaults(values)
+    defaults = settings.defaults(values) | shared_defaults(values)
     acting = {**values, **{name: default for name, default in defaults.items() if values[name] == AUTO}}
     # Which settings a plug-in takes, and what their defaults are, its class says when it is built.
     known = [

@@ -1,7 +1,8 @@
 """The values of a run's keys in sections, and what follows from them.
 
 Every key of ``[tool.flwr.app.config]`` is a field of a section or of a strategy's settings, in kebab-case. Of the keys
-of the recipe and of the strategies ``"auto"`` means "what the strategy's settings (or the dataset) say".
+of the recipe and of the strategies, and of two of private training, ``"auto"`` means "what the strategy's settings (or
+the dataset) say".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fedsynth.config.data import Data
 from fedsynth.config.evaluation import Evaluation
 from fedsynth.config.keys import Section, parse
 from fedsynth.config.methods import SETTINGS, DPSumSettings, StrategySettings
-from fedsynth.config.privacy import Privacy
+from fedsynth.config.privacy import BY_STRATEGY, Privacy, privacy_defaults
 from fedsynth.config.recipe import Recipe, recipe_defaults
 from fedsynth.config.run import Cooperation, Exchange, Replicas, Run
 from fedsynth.config.training import Model, Sampling, Training
@@ -45,6 +46,7 @@ DECLARED = _declared_settings()
 if TYPE_CHECKING:
     StrategyKeys = Section
     RecipeKeys = Section
+    PrivacyKeys = Privacy
 else:
     StrategyKeys = create_model(
         "StrategyKeys", __base__=Section, **{name: _or_auto(info) for name, (_, info) in DECLARED.items()}
@@ -52,12 +54,16 @@ else:
     RecipeKeys = create_model(
         "RecipeKeys", __base__=Section, **{name: _or_auto(info) for name, info in Recipe.model_fields.items()}
     )
+    PrivacyKeys = create_model(
+        "PrivacyKeys", __base__=Privacy, **{name: _or_auto(Privacy.model_fields[name]) for name in BY_STRATEGY}
+    )
 
 
 class RunValues(BaseModel):
     """The values of all keys, in sections, and what follows from them; frozen, and not checked against each other.
 
     Attributes:
+        privacy_keys: the keys of private training, some of them ``"auto"``; see :attr:`privacy`.
         recipe_keys: the keys of the recipe, ``"auto"`` if nobody chose; see :attr:`recipe`.
         strategy_keys: the keys of all strategies' settings, ``"auto"`` if nobody chose; see :attr:`settings`.
         resolved: kebab-case keys that were ``"auto"`` and have been filled in.
@@ -69,7 +75,7 @@ class RunValues(BaseModel):
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
-    privacy: Privacy = Privacy()
+    privacy_keys: PrivacyKeys = PrivacyKeys()
     recipe_keys: RecipeKeys = RecipeKeys()
     sampling: Sampling = Sampling()
     strategy_keys: StrategyKeys = StrategyKeys()
@@ -96,9 +102,16 @@ class RunValues(BaseModel):
         return parse(Recipe, {**defaults, **chosen})
 
     @property
+    def privacy(self) -> Privacy:
+        """The keys of private training, without any ``"auto"``."""
+        keys = self.privacy_keys.model_dump(by_alias=True)
+        defaults = privacy_defaults(self.run.strategy)
+        return parse(Privacy, {**keys, **{name: value for name, value in defaults.items() if keys[name] == AUTO}})
+
+    @property
     def private(self) -> bool:
         """Whether silos train with differential privacy."""
-        return self.privacy.dp_epsilon != NONE
+        return self.privacy_keys.dp_epsilon != NONE
 
     @property
     def secure_sums(self) -> bool:

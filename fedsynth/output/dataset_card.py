@@ -144,7 +144,13 @@ def privacy_section(provenance: Mapping[str, Any]) -> str:
     """Return what is promised, and what attacks found."""
     promised: Mapping[str, Any] = provenance.get("privacy", {})
     epsilon, delta = promised.get("privacy-epsilon"), promised.get("privacy-delta")
+    towards, public = promised.get("privacy-towards"), promised.get("privacy-epsilon-public")
     guarantee = "none" if epsilon is None else f"ε = {rounded_up(epsilon)}, δ = {delta:g}, of the training at each silo"
+    if epsilon is not None and towards and public is not None:
+        guarantee = (
+            f"ε = {rounded_up(epsilon)} towards {inline(str(towards))}, {rounded_up(public)} towards those who"
+            f" see the images and the model only, δ = {delta:g}, of the training by all silos"
+        )
     lines = [f"- differential privacy: {guarantee}"]
     for name, what in _ATTACKS.items():
         row, found = provenance.get("quality", {}).get(name, {}), "not measured"

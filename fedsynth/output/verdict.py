@@ -102,7 +102,8 @@ class Findings:
         num_synthetic: images of which it is the share.
         images: attack on the released images.
         models: attack on the models of the run.
-        epsilon, delta: differential privacy of the training at a silo; None: none.
+        epsilon, delta: differential privacy of the training; None: none.
+        towards: whom alone ``epsilon`` holds towards, in a few words; empty: all others.
     """
 
     usefulness: Usefulness | None = None
@@ -112,13 +113,14 @@ class Findings:
     models: AttackFound | None = None
     epsilon: float | None = None
     delta: float | None = None
+    towards: str = ""
 
 
 def verdict_of(findings: Findings) -> str:
     """Return what to do with images and models, in one sentence."""
     parts = [_of_training(findings.usefulness), *_of_publishing(findings)]
     if findings.epsilon is not None and findings.delta is not None:
-        parts.append(_of_guarantee(findings.epsilon, findings.delta))
+        parts.append(_of_guarantee(findings.epsilon, findings.delta, findings.towards))
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -211,9 +213,10 @@ def _many_copies(share: float, n: int) -> bool:
     return share >= max(ALARMING_COPIES, COPIED_BY_CHANCE + STANDARD_ERRORS * spread)
 
 
-def _of_guarantee(epsilon: float, delta: float) -> str:
+def _of_guarantee(epsilon: float, delta: float, towards: str) -> str:
     weak = ", a weak guarantee" if epsilon > WEAK_EPSILON else ""
-    return f"training was differentially private with ε = {rounded_up(epsilon)}, δ = {delta:g}{weak}"
+    whom = f" towards {towards}" if towards else ""
+    return f"training was differentially private with ε = {rounded_up(epsilon)}, δ = {delta:g}{whom}{weak}"
 
 
 def _strength(attack: AttackFound) -> str:

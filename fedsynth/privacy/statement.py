@@ -36,9 +36,12 @@ class PrivacyStatement:
     """The guarantee of a run.
 
     Attributes:
-        epsilon: ε of all training at one silo, the largest of all silos.
+        epsilon: ε of all training at one silo, the largest of all silos; in ``dp-sum`` that of the training of all,
+            towards the server.
         delta: δ of it.
         mechanism: that has it.
+        towards: whom ``epsilon`` holds towards, in a few words; empty: all others, as at the silo.
+        public: ε towards all who see what was made and know no silo's share of the noise; None: there are no shares.
         count_noise: scale of the noise of simulated silos' counts; 0: real silos, whose policies decide.
         sentences: all of it in words.
     """
@@ -46,16 +49,21 @@ class PrivacyStatement:
     epsilon: float
     delta: float
     mechanism: Mechanism
+    towards: str
+    public: float | None
     count_noise: float
     sentences: tuple[str, ...]
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | str]:
         """Return what the results say of it."""
-        return {
+        row: dict[str, float | str] = {
             "privacy-epsilon": self.epsilon,
             "privacy-delta": self.delta,
             "noise-multiplier": self.mechanism.noise_multiplier,
         }
+        if self.public is not None:
+            row |= {"privacy-towards": self.towards, "privacy-epsilon-public": self.public}
+        return row
 
     def facts(self) -> dict[str, object]:
         """Return what ``provenance.json`` says of it."""
@@ -71,6 +79,7 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
     simulated = config.data.dataset != REAL_SILOS
     reached, scale = epsilon([mechanism], keys.dp_delta), config.simulated_count_noise if simulated else 0.0
     summed = isinstance(config.settings, DPSumSettings)
+    towards, public = _whom(config, mechanism) if summed else ("", None)
     again = "again" if summed else "nothing where a silo still has its answer, and costs again otherwise"
     sentences = (
         *(_of_sums if summed else _of_trainings)(config, mechanism, reached),
@@ -81,7 +90,20 @@ def privacy_statement(config: RunConfig) -> PrivacyStatement | None:
         *((SIMULATED,) if simulated else ()),
         NOT_COVERED + (COMPANY if summed else FLOATS),
     )
-    return PrivacyStatement(reached, keys.dp_delta, mechanism, scale, sentences)
+    return PrivacyStatement(reached, keys.dp_delta, mechanism, towards, public, scale, sentences)
+
+
+def _shared(config: RunConfig, mechanism: Mechanism) -> SummedNoise:
+    assert isinstance(config.settings, DPSumSettings)
+    return SummedNoise(mechanism.noise_multiplier, config.run.num_clients, config.settings.dp_colluders, norm=1)
+
+
+def _whom(config: RunConfig, mechanism: Mechanism) -> tuple[str, float]:
+    """Say whom the mechanism holds towards in ``dp-sum``, and return ε towards all others."""
+    noise = _shared(config, mechanism)
+    helped = f"{noise.colluders} silo{'s' * (noise.colluders != 1)} may help" if noise.colluders else "no silo helps"
+    public = noise.towards_public(mechanism.sampling_rate, mechanism.steps)
+    return f"a server that {helped}", epsilon([public], config.privacy.dp_delta)
 
 
 def _of_trainings(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[str, ...]:
@@ -97,20 +119,16 @@ def _of_trainings(config: RunConfig, mechanism: Mechanism, reached: float) -> tu
 
 
 def _of_sums(config: RunConfig, mechanism: Mechanism, reached: float) -> tuple[str, ...]:
-    keys, settings = config.privacy, config.settings
-    assert isinstance(settings, DPSumSettings)
-    noise = SummedNoise(mechanism.noise_multiplier, config.run.num_clients, settings.dp_colluders, norm=1)
-    public = epsilon([noise.towards_public(mechanism.sampling_rate, mechanism.steps)], keys.dp_delta)
-    helpers = f"{settings.dp_colluders} silo{'s' * (settings.dp_colluders != 1)}"
-    helped = "that no silo helps"
+    keys, noise = config.privacy, _shared(config, mechanism)
+    towards, public = _whom(config, mechanism)
+    helpers = f"{noise.colluders} silo{'s' * (noise.colluders != 1)}"
     insiders = "Other silos, which know a share of the noise and see the weights of every round, are not covered."
-    if settings.dp_colluders:
-        helped = f"that {helpers} may help"
+    if noise.colluders:
         insiders = f"Towards {helpers}, which see the weights of every round, it is the same as towards the server."
     return (
         f"Training is differentially private with δ = {keys.dp_delta:g} as to {NEIGHBOURS} (add/remove):"
         f" with ε = {rounded_up(public)} towards all who see what follows from it, the model and these images, and know"
-        f" no silo's share of the noise; with ε = {rounded_up(reached)} towards a server {helped}, which sees sums of"
+        f" no silo's share of the noise; with ε = {rounded_up(reached)} towards {towards}, which sees sums of"
         f" the silos' answers round by round. {insiders} Silos without an image in common do not add up.",
         f"Mechanism: {mechanism.steps} steps of DP-SGD (Abadi et al. 2016) on secure sums over at least"
         f" {threshold(config.run.num_clients)} of {config.run.num_clients} silos; in a step each image takes part with"

@@ -23,7 +23,7 @@ from fedsynth.output import (
     headings_and_meanings,
     verdict_of,
 )
-from fedsynth.privacy.statement import privacy_statement
+from fedsynth.privacy.statement import PrivacyStatement, privacy_statement
 from fedsynth.units import rounded_up
 from strategies.base import Outcome, Task
 from strategies.results.federated_evaluation import SiloEvaluation
@@ -53,7 +53,7 @@ def report_content(
         synthetic_images=outcome.images,
         synthetic_labels=outcome.labels,
         verdict=verdict_of(findings),
-        headline=_headline(outcome, cost, evaluations) | _privacy_tiles(findings),
+        headline=_headline(outcome, cost, evaluations) | _privacy_tiles(findings, guarantee),
         results=results,
         real_images=real[1].images if real else None,
         real_labels=real[1].labels if real else None,
@@ -85,6 +85,7 @@ def run_findings(task: Task, measured: Measurements) -> Findings:
         usefulness=_usefulness(task, measured),
         epsilon=guarantee.epsilon if guarantee else None,
         delta=guarantee.delta if guarantee else None,
+        towards=guarantee.towards if guarantee else "",
     )
 
 
@@ -101,9 +102,13 @@ def _usefulness(task: Task, measured: Measurements) -> Usefulness | None:
     return None
 
 
-def _privacy_tiles(findings: Findings) -> dict[str, Any]:
-    epsilon, attack = findings.epsilon, findings.models or findings.images
-    promised = "none" if epsilon is None else f"ε {rounded_up(epsilon)}, δ {findings.delta:g}"
+def _privacy_tiles(findings: Findings, guarantee: PrivacyStatement | None) -> dict[str, Any]:
+    attack, promised = findings.models or findings.images, "none"
+    if guarantee is not None:
+        promised = f"ε {rounded_up(guarantee.epsilon)}, δ {guarantee.delta:g}"
+        if guarantee.public is not None:
+            promised += f" towards {guarantee.towards};"
+            promised += f" ε {rounded_up(guarantee.public)} towards those who see model and images only"
     told_by = "images" if attack and not findings.models else "models"
     return {
         "differential privacy of the training": promised,

@@ -50,12 +50,15 @@ def test_a_key_of_several_strategies_differs_in_its_default_only() -> None:
 
 def test_keys_of_the_recipe_name_what_auto_is_in_each() -> None:
     assert own_defaults(KEYS["prediction"]) == {"default": "x0", "paper": "epsilon", "fine-tune": "epsilon"}
+    assert own_defaults(KEYS["dp-steps"]) == {"default": 200, "dp-sum": 240}
+    assert own_defaults(KEYS["learning-rate"])["dp-sum"] == 1e-2
     assert own_defaults(KEYS["codec"]) == {"default": "auto", "paper": "pixels", "fine-tune": "autoencoder"}
     page = reference_page()
     for row in (
         "| `prediction` | 'auto', 'epsilon', 'v' or 'x0' | `auto`: `\"x0\"`, `\"epsilon\"` (paper, fine-tune) |",
         "| `beta-end` | 'auto' or a number > 0 and < 1 | `auto`: `0.02`, `0.012` (fine-tune) | last beta; acts with"
         " schedule=linear or scaled-linear |",
+        "| `dp-steps` | 'auto' or a whole number >= 1 | `auto`: `200`, `240` (dp-sum) |",
         "| `snr-gamma` | 'auto' or a number > 0 | `auto`: `5.0` | γ of min-snr; acts with loss-weighting=min-snr |",
     ):
         assert row in page

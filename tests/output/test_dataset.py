@@ -179,7 +179,7 @@ def test_the_card_tells_quality_privacy_and_how_to_cite(tmp_path: Path) -> None:
     for words in (
         "Usable.",
         r"| accuracy-cnn | 0.893 | - | higher | 1,000 | a\|b |",
-        "differential privacy: ε = 8, δ = 1e-05",
+        "differential privacy: ε = 8, δ = 1e-05, of the training at each silo",
         "inference on the models: AUC 0.700, 0.960 at the model that tells most",
         "inference on the images: not measured",
         "own source (mnist)",
@@ -187,6 +187,16 @@ def test_the_card_tells_quality_privacy_and_how_to_cite(tmp_path: Path) -> None:
         "Proven.",
     ):
         assert words in text
+
+
+def test_the_card_of_a_secure_sum_says_towards_whom_each_epsilon_holds(tmp_path: Path) -> None:
+    """Noise is on the sum alone: no silo's own training has either ε."""
+    told = {"privacy-towards": "a server that 1 silo may help", "privacy-epsilon-public": 6.2101}
+    privacy = {"privacy-epsilon": 7.9999, "privacy-delta": 1e-5, "statement": ["Proven."], **told}
+    text = card_of(make_dataset(privacy=privacy), tmp_path / "a").text
+    assert "ε = 8 towards a server that 1 silo may help, 6.211 towards those who see the images and the model" in text
+    assert "δ = 1e-05, of the training by all silos" in text
+    assert "at each silo" not in text
 
 
 def test_a_measured_dataset_is_described_anew(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_what_was_not_measured_is_said_and_a_guarantee_is_rounded_up() -> None:
     )
     private = Findings(GOOD, epsilon=7.9996, delta=1e-5)
     assert verdict_of(private).endswith("; training was differentially private with ε = 8, δ = 1e-05.")
+    assert "δ = 1e-05 towards a server." in verdict_of(replace(private, towards="a server"))
     assert "ε = 20, δ = 1e-05, a weak guarantee" in verdict_of(replace(private, epsilon=20.0))
 
 

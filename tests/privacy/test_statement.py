@@ -87,8 +87,17 @@ def test_a_secure_sum_is_stated_towards_the_public_and_towards_the_server() -> N
     assert found.epsilon <= float(server[1]) < found.epsilon + 1e-3
     shared = Mechanism(found.mechanism.noise_multiplier * (7 / 4) ** 0.5, 1.0, 3)  # 7 survive, 4 of them are honest
     assert float(public[1]) == pytest.approx(epsilon([shared], 1e-5), abs=1e-3)
+    assert found.row() == {
+        "privacy-epsilon": found.epsilon,
+        "privacy-delta": 1e-5,
+        "noise-multiplier": found.mechanism.noise_multiplier,
+        "privacy-towards": "a server that 3 silos may help",
+        "privacy-epsilon-public": epsilon([shared], 1e-5),
+    }
     assert "over at least 7 of 10 silos" in found.sentences[1]
     assert "floating-point numbers, whose rounding" not in " ".join(found.sentences)
-    alone = statement_of(strategy="dp-sum", dp_colluders=0).sentences[0]
+    by_nobody = statement_of(strategy="dp-sum", dp_colluders=0)
+    assert by_nobody.row()["privacy-towards"] == "a server that no silo helps"
+    alone = by_nobody.sentences[0]
     assert "that no silo helps" in alone
     assert "Other silos, which know a share of the noise and see the weights of every round, are not covered" in alone

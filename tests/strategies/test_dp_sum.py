@@ -24,6 +24,7 @@ from fedsynth.cli.deployment import silo_privacy
 from fedsynth.config import RunConfig, Scalar
 from fedsynth.errors import RunError, UserError
 from fedsynth.messages import GradientRequest, transport
+from fedsynth.privacy.accounting import epsilon
 from fedsynth.privacy.dp_training import SummedStep, mechanism_of, noised_whole_sum, summed_training_step
 from fedsynth.privacy.spending import Spending, read_account
 from fedsynth.privacy.summed_noise import SummedNoise
@@ -166,7 +167,7 @@ def test_a_policy_forbids_it_before_anything_is_asked(policy: dict[str, Any], sa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dp-epsilon": "none", "dp-steps": 200}, "strategy = 'dp-sum' needs dp-epsilon"),
+        ({"dp-epsilon": "none", "dp-steps": "auto"}, "strategy = 'dp-sum' needs dp-epsilon"),
         ({"dp-colluders": 2, "num-clients": 4}, "dp-colluders = 2: must be 0 to 1 with 4 silos"),
         ({"num-clients": 2}, "num-clients = 2 .*must be >= 3"),
         ({"train-steps": 100}, "train-steps = 100"),
@@ -175,6 +176,24 @@ def test_a_policy_forbids_it_before_anything_is_asked(policy: dict[str, Any], sa
 def test_what_cannot_be_summed_privately_is_refused(changes: dict[str, Scalar], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_strategy(RunConfig.from_run_config({"strategy": "dp-sum", "dp-epsilon": 10.0, "dp-steps": 3, **changes}))
+
+
+def test_the_plain_command_takes_what_was_measured_best() -> None:
+    """The best rows of docs/private.md: 240 steps, q = .1, rate 1e-2, for which ε = 10 takes σ = 1.05."""
+    given: dict[str, Scalar] = {"strategy": "dp-sum", "dp-epsilon": 10.0}
+    strategy, config = build_strategy(RunConfig.from_run_config(given))
+    flat = config.to_run_config()
+    assert (flat["dp-steps"], flat["dp-sampling-rate"], flat["learning-rate"]) == (240, 0.1, 1e-2)
+    assert {"dp-steps", "dp-sampling-rate", "learning-rate"} <= set(config.resolved)
+    assert strategy.num_rounds == config.own_steps == 240
+    mechanism = mechanism_of(config)
+    assert mechanism.noise_multiplier == pytest.approx(1.0523, abs=1e-3)
+    assert epsilon([mechanism], 1e-5) == pytest.approx(10, rel=1e-3)
+    assert mechanism == mechanism_of(RunConfig.from_run_config(given)), "before and after auto is filled in"
+    chosen = build_strategy(RunConfig.from_run_config({**given, "dp-steps": 200, "dp-sampling-rate": 0.5}))[1]
+    assert mechanism_of(chosen).steps == 200
+    other = build_strategy(RunConfig.from_run_config({**given, "strategy": "dfd"}))[1].to_run_config()
+    assert (other["dp-steps"], other["dp-sampling-rate"], other["learning-rate"]) == (200, 0.5, 1.5e-3)
 
 
 def test_the_key_for_secure_sums_may_be_given(tmp_path: Path) -> None:

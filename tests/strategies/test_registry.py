@@ -10,6 +10,7 @@ import pytest
 
 from fedsynth.config import RECIPES, SETTINGS, RunConfig, StrategyName
 from fedsynth.config.methods import DfDSettings
+from fedsynth.config.privacy import privacy_defaults
 from fedsynth.errors import UserError
 from strategies import STRATEGIES, build_strategy
 from strategies.base import SynthesisStrategy
@@ -45,6 +46,7 @@ def test_every_entry_builds_from_keys_that_default_to_auto(name: str, caplog: py
     parameters = inspect.signature(STRATEGIES[name]).parameters
     keys = {key.replace("_", "-"): parameter for key, parameter in parameters.items()}
     recipe = {"recipe": "default", **RECIPES["default"].model_dump(by_alias=True, exclude={"codec"})}
+    recipe |= {**privacy_defaults(name), **({"learning-rate": 1e-2} if name == "dp-sum" else {})}
     assert set(STRATEGIES[name].defaults(RunConfig())) == set(config.resolved) - recipe.keys() == set(keys)
     flat = config.to_run_config()
     for key, parameter in keys.items():

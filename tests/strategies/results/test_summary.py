@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from fedsynth import __version__
-from fedsynth.config import RunConfig
+from fedsynth.config import RunConfig, Scalar
 from fedsynth.evaluation import DEFAULT_CLASSIFIERS, Evaluation, mean_columns, measure_rows
 from fedsynth.evaluation.membership import Membership
 from fedsynth.evaluation.utility import Scores
+from fedsynth.privacy.statement import privacy_statement
 from fedsynth.spec import ImageSpec
+from fedsynth.units import rounded_up
 from strategies.base import Outcome, Task
 from strategies.conversation.census import Census, Member
 from strategies.results.measure import Measurements
@@ -51,9 +53,9 @@ def outcome() -> Outcome:
     return Outcome(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2)
 
 
-def task(strategy: str) -> Task:
+def task(strategy: str, **settings: Scalar) -> Task:
     census = Census([Member(1, "north", 7, [7, 0], [(9, 0.25)], 3.14), Member(2, "south", 5, [2, 3])])
-    config = RunConfig.from_run_config({"strategy": strategy})
+    config = RunConfig.from_run_config({"strategy": strategy, **settings})
     return Task(config, ImageSpec(1, 8, ("a", "b")), census, torch.arange(4) % 2)
 
 
@@ -95,6 +97,20 @@ def test_models_are_attacked_in_the_mean_and_at_worst() -> None:
     found = ATTACK.table()["epsilon-membership-tpr-at-1-percent-fpr"]
     assert (found["synthetic"], found["highest"], found["real"]) == (0.2, 0.4, 0.01)
     assert ATTACK.row()["epsilon-membership"]["south"]["epsilon-members"] == 5
+
+
+def test_report_of_a_secure_sum_says_towards_whom_it_is_private() -> None:
+    summed = task("dp-sum", **{"dp-epsilon": 1.0, "dp-steps": 3, "dp-sampling-rate": 1.0, "num-clients": 3})
+    guarantee = privacy_statement(summed.config)
+    assert guarantee is not None
+    assert guarantee.public is not None
+    assert guarantee.public < 0.9 * guarantee.epsilon
+    content = report_content(summed, outcome(), "they summed", Costs().row(), Measurements({"": EVALUATION}), [])
+    shared = f"ε {rounded_up(guarantee.public)} towards those who see model and images only"
+    assert content.headline["differential privacy of the training"] == (
+        f"ε 1, δ 1e-05 towards a server that 1 silo may help; {shared}"
+    )
+    assert "ε = 1, δ = 1e-05 towards a server that 1 silo may help" in content.verdict
 
 
 def test_report_says_what_was_done_and_found() -> None:
