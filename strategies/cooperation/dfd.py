@@ -32,7 +32,7 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.replicas import Replication
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
-from strategies.cooperation.advice import advice
+from strategies.cooperation.advice import ADVICE
 from strategies.cooperation.calibration import steps_key, trusted_prior
 from strategies.cooperation.certified_set import CERTIFIED_SET, CertifiedSet
 from strategies.cooperation.cohort import Cohort, make_cohorts
@@ -112,9 +112,9 @@ class DfD(SynthesisStrategy):
         codec = codec_of(task.config, task.spec)
         self._bound = codec.bound
         prior = log_prior(self.settings.prior, task.census.label_counts, task.labels)
-        logger.info("%s", advice(task.census.label_counts))
         if task.config.cooperation.secure_aggregation:
             return self._prepare_sums(task, exchange)
+        logger.info("%s", ADVICE)
         if task.config.replicated:
             return self._prepare_replicated(task, exchange)
         train_local_models(exchange, task, self.quorum)
