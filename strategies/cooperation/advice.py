@@ -7,7 +7,7 @@ LEVEL = (82, 109)
 ``docs/results/regimes.md``, default recipe, rows "as trained", column "posterior"."""
 
 ADVICE = (
-    f"strategy = 'pooled' is likely to be as good (measured on digits: dfd had {LEVEL[0]} to {LEVEL[1]} % of its Fréchet"
-    " distance), in one round, and shows the server every silo's images; secure-aggregation = true shows it no silo's,"
-    " and costs variety"
+    f"strategy = 'pooled' is likely to be as good (measured on digits: dfd had {LEVEL[0]} to {LEVEL[1]} % of its"
+    " Fréchet distance), in one round, and shows the server every silo's images; secure-aggregation = true shows it no"
+    " silo's, and costs variety"
 )
