@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 from one_silo import Node, epsilon_request, evaluate_request, sample_request, simulated
+from real_silos import real_settings, write_silos
+from summed_rounds import TINY, LostError, after_rounds, begin
 
 from clients import self_check, training
 from fedsynth.diffusion import TrainingState, initial_unet
 from fedsynth.messages import (
+    DescribeRequest,
     GradientRequest,
     PrepareRequest,
     Request,
@@ -53,8 +56,12 @@ JUSTIFIED = {
 
 
 def numbers_in(node: Node, request: Request[Any]) -> set[str]:
-    """Fields of the message that a silo answers with; an empty list says nothing."""
-    message = node.send(request)
+    """Fields of the message that a silo answers with."""
+    return fields_of(node.send(request))
+
+
+def fields_of(message: Message) -> set[str]:
+    """Fields of an answer; an empty list says nothing."""
     assert not message.has_error(), message.error.reason
     found = set()
     for name, record in message.content.items():
@@ -116,6 +123,9 @@ MASKED = {
     "commitment": "a fingerprint of a random seed",
     "confirmations": "fingerprints of random seeds",
     "sum-keys": "public keys: no image decides them",
+    "signature": "of the list of silos that answered",
+    "seeds": "random: they open what masks the sum, once it is known whose it is",
+    "shares": "parts of random seeds of silos that were lost",
 }
 
 
@@ -152,6 +162,51 @@ def test_of_a_summed_step_only_masked_numbers_leave_a_silo(tmp_path: Path) -> No
     assert "the noise is for dp-steps = 3 in all" in node.refusal(replace(later, server_round=4))
     few = ArrayRecord({name: array for name, array in request.arrays.items() if "conv_in" not in name})
     assert "weights do not fit the silo's network" in node.refusal(replace(later, server_round=3, arrays=few))
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("masked_train", {"strategy": "fedavg", "num_rounds": 2, "sampling_steps": 2}),
+        (
+            "masked",
+            {
+                "strategy": "dfd",
+                "dfd_rounds": 2,
+                "weights": "constant",
+                "few_holders": "pooled",
+                "max_silo_weight": 0.5,
+            },
+        ),
+    ],
+)
+def test_of_a_private_sum_that_a_silo_leaves_only_masked_numbers_are_told(
+    kind: str, method: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train-steps", "num-rounds", "sampling-steps"):
+        monkeypatch.delitem(TINY, name)
+
+    def lose(asked: str, silo: int, _: Message) -> None:
+        if asked == f"query.{kind}" and silo == 3:
+            raise LostError
+
+    private = {key: value for key, value in PRIVATE.items() if key != "train_steps"}
+    run, grid = begin(tmp_path, lose, **{**private, **method, "secure_aggregation": True})
+    after_rounds(run)
+    answers = [(asked, answer) for asked, _, answer in grid.crossed if not answer.has_error()]
+    assert {asked for asked, _ in answers} == {f"query.{name}" for name in ("prepare", kind, "agree", "reveal")}
+    for asked, answer in answers:
+        assert fields_of(answer) <= JUSTIFIED.keys() | MASKED.keys(), asked
+
+
+def test_a_real_silo_describes_its_format_which_is_said_not_to_be_covered(tmp_path: Path) -> None:
+    images = write_silos(tmp_path / "images", {"north": (0, 1)})["north"]
+    settings = real_settings(tmp_path, **{**PRIVATE, "strategy": "pooled"})
+    node = Node(settings, simulated(tmp_path).spec, data_path=str(images), silo_name="north")
+    described = numbers_in(node, DescribeRequest()) - JUSTIFIED.keys()
+    assert described == {"classes", "image-size", "image-channels", "policy"}
+    page = (Path(__file__).parents[2] / "docs" / "private.md").read_text(encoding="utf-8")
+    assert "| its name, class names, image size, grey or colour | not covered |" in page
 
 
 def test_gradients_are_told_in_runs_that_add_noise_to_their_sum_only(tmp_path: Path) -> None:
