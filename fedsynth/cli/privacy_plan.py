@@ -178,7 +178,7 @@ def _measured(epsilon: float) -> Iterator[str]:
     yield f"Measured with this program: ten silos of 144 digits, 8x8 pixels, all classes at each, ε = {measured:g},"
     yield "three seeds; real images 0.95. Only dp-sum at ε = 10 drew digits, all others grey blobs:"
     yield from (f"    {accuracy:.2f}  {method}" for method, accuracy in DIGITS[measured].items())
-    yield "Ten silos of 300 images of two digits each, MNIST at 16x16 pixels, ε = 10, 60 steps, one seed:"
+    yield "Ten silos of 300 images of two digits each, MNIST at 16x16 pixels, ε = 10, 240 steps, one seed:"
     yield from (f"    {accuracy:.2f}  {method}" for method, accuracy in TWO_CLASSES.items())
 
 
