@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def noise_multiplier_for(
     if _epsilon(spent, delta) >= epsilon:
         raise ValueError(f"ε = {epsilon}: no noise is enough after what was spent before")
 
+    @cache  # the root finder asks again for the ends
     def excess(log_noise: float) -> float:
         own = Mechanism(math.exp(log_noise), sampling_rate, steps).losses()
         found = _epsilon(own if spent is None else spent.compose(own), delta)
