@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -49,6 +50,7 @@ from fedsynth.text import check_silo_name
 
 logger = logging.getLogger("fedsynth")
 
+_AddArguments = Callable[[argparse.ArgumentParser], None]
 GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 """Seconds in which a silo may end by itself: a warm one ends two processes, one after the other."""
 
@@ -56,41 +58,26 @@ GRACE_PERIOD, WARM_GRACE_PERIOD = 10.0, 40.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``silo init | policy | program | start | status | audit | privacy``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
-    init = actions.add_parser(
-        "init",
-        help="make the silo's key pair and policy in a new folder, and keep options of start",
-        allow_abbrev=False,
-    )
-    _folder(init)
-    silo_settings.add_arguments(init)
-    policy = actions.add_parser("policy", help="check a policy, alone or against a run", allow_abbrev=False)
-    _folder(policy)
-    silo_policy.add_arguments(policy)
-    program = actions.add_parser(
-        "program", help="the SHA-256 of the program that this version runs, to pin it in the policy", allow_abbrev=False
-    )
-    _folder(program)
-    start = actions.add_parser("start", help="answer for the silo until it is stopped", allow_abbrev=False)
-    _folder(start)
-    silo_settings.add_arguments(start)
+
+    def action(name: str, said: str, add: _AddArguments | None = None) -> argparse.ArgumentParser:
+        own: argparse.ArgumentParser = actions.add_parser(name, help=said, allow_abbrev=False)
+        _folder(own)
+        if add is not None:
+            add(own)
+        return own
+
+    settings = silo_settings.add_arguments
+    action("init", "make the silo's key pair and policy in a new folder, and keep options of start", settings)
+    action("policy", "check a policy, alone or against a run", silo_policy.add_arguments)
+    action("program", "the SHA-256 of the program that this version runs, to pin it in the policy")
+    start = action("start", "answer for the silo until it is stopped", settings)
     start.add_argument("--allow-fab", action="append", default=[], metavar="HASH", help="refuse other bundles (--warm)")
     start.add_argument("--or-stock", action="store_true", help="go on without --warm on another version of Flower")
     start.add_argument("--dry-run", action="store_true", help="print the command only")
-    status = actions.add_parser(
-        "status",
-        help="is the silo connected, what did it answer last, what is left of its ceilings",
-        allow_abbrev=False,
-    )
-    _folder(status)
-    silo_status.add_arguments(status)
-    audit = actions.add_parser("audit", help="what runs asked of the silo; checks its audit", allow_abbrev=False)
-    _folder(audit)
-    silo_audit.add_arguments(audit)
-    privacy = actions.add_parser(
-        "privacy", help="what ε the silo's images have spent, and what is left", allow_abbrev=False
-    )
-    _folder(privacy)
-    silo_privacy.add_arguments(privacy)
+    said = "is the silo connected, what did it answer last, what is left of its ceilings"
+    action("status", said, silo_status.add_arguments)
+    action("audit", "what runs asked of the silo; checks its audit", silo_audit.add_arguments)
+    action("privacy", "what ε the silo's images have spent, and what is left", silo_privacy.add_arguments)
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:

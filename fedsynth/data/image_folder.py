@@ -72,16 +72,8 @@ def read_image_folder(
     listing = _listed(Path(path).expanduser(), classes or ())
     if group_column:
         add_groups(listing, group_column)
-    return _read(
-        listing,
-        image_size,
-        channels,
-        skip_bad_images,
-        classes,
-        value_range,
-        first_page_only,
-        cache,
-    )
+    given = image_size, channels, skip_bad_images, classes, value_range, first_page_only, cache
+    return _read(listing, *given)[0]
 
 
 def read_with_unlabelled(
@@ -107,7 +99,7 @@ def read_with_unlabelled(
     if group_column:
         add_groups(listing, group_column, unlabelled=True)
     given = image_size, channels, skip_bad_images, classes, value_range, first_page_only, cache
-    return _read_both(listing, listing.unlabelled or [], *given)
+    return _read(listing, *given, unlabelled=listing.unlabelled or [])
 
 
 def _read(
@@ -119,28 +111,15 @@ def _read(
     value_range: ValueRange | None,
     first_page_only: bool,
     cache: ImageCache | None,
-) -> LabelledImages:
-    if not listing.files:
+    unlabelled: Sequence[Path] | None = None,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images of the class folders and the unlabelled ones; None: these are not read."""
+    root = listing.root
+    if unlabelled is None and not listing.files:
         raise UserError(
-            f"no class folders in '{listing.root}': its {len(listing.unlabelled or ())} images have no labels, which"
+            f"no class folders in '{root}': its {len(listing.unlabelled or ())} images have no labels, which"
             " strategy = 'ddsa' alone can use, and at real silos"
         )
-    given = image_size, channels, skip_bad_images, classes, value_range, first_page_only, cache
-    return _read_both(listing, [], *given)[0]
-
-
-def _read_both(
-    listing: FolderListing,
-    unlabelled: Sequence[Path],
-    image_size: int | None,
-    channels: int | None,
-    skip_bad_images: bool,
-    classes: Sequence[str] | None,
-    value_range: ValueRange | None,
-    first_page_only: bool,
-    cache: ImageCache | None,
-) -> tuple[LabelledImages, LabelledImages]:
-    root = listing.root
     names = tuple(listing.files) if classes is None else tuple(classes)
     positions = {unicodedata.normalize("NFC", name): position for position, name in enumerate(names)}
     for name in listing.files:
@@ -149,7 +128,7 @@ def _read_both(
                 f"class folder '{name}' in '{root}' is not a class of this dataset{did_you_mean(name, names)} "
                 f"(classes: {', '.join(names)}): rename or remove it"
             )
-    paths = [*listing.paths, *unlabelled]
+    paths = [*listing.paths, *(unlabelled or ())]
     labels = np.array([positions[name] for name, files in listing.files.items() for _ in files], dtype=np.int64)
     size, depth = _native_format(paths, image_size, channels, cache)
     shown = value_range or find_value_range(paths, first_page_only=first_page_only, cache=cache)
@@ -252,12 +231,12 @@ def load_image_folder(
         reading["value_range"] = value_range or find_value_range(
             [*first.paths, *second.paths], first_page_only=first_page_only, cache=cache
         )
-        train = _read(first, **given, **reading)
+        train, _ = _read(first, **given, **reading)
         _, size, _, depth = train.images.shape
         given = {"image_size": size, "channels": depth, "classes": train.classes}
-        test = _read(second, **given, **reading)
+        test, _ = _read(second, **given, **reading)
     else:
-        data = _read(_listed(root, classes or (), origins), value_range=value_range, **given, **reading)
+        data, _ = _read(_listed(root, classes or (), origins), value_range=value_range, **given, **reading)
         train, test = split_test(data, origins.test_silo, seed)
     if said := describe_shared(train, test, "test images"):
         logger.info("%s: %s", root, said)

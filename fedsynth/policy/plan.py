@@ -147,13 +147,9 @@ def plan_of(
         shortest.append(config.train_steps)
     if isinstance(settings, FedDDPMSettings):
         answers.append("upload")
-    # With a part of the network at the silos alone, they draw the images.
-    if name == "pooled" or (isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method != "full"):
+    if (of_its_own := _images_of_its_own(config, held)) is not None:
         answers.append("sample")
-        drawn = held
-    if name == "local":
-        answers.append("sample")
-        drawn = config.sampling.num_samples
+        drawn = of_its_own
     optional: list[MessageKind] = []
     if isinstance(settings, DfDSettings):
         answers += _in_cooperation(config)
@@ -189,6 +185,15 @@ def plan_of(
         needs_loss=isinstance(settings, FedDDPMPlusSettings),
         complete=not is_plugin(name),
     )
+
+
+def _images_of_its_own(config: RunConfig, held: int) -> int | None:
+    """Return how many images a silo draws from its own model or part of one; None: the server draws them."""
+    name, settings = config.run.strategy, config.settings
+    if name == "local":
+        return config.sampling.num_samples
+    has_a_part = isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method != "full"
+    return held if name == "pooled" or has_a_part else None
 
 
 class _FewLabels(NamedTuple):

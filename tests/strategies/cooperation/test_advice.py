@@ -17,5 +17,6 @@ def test_the_numbers_of_the_advice_are_those_of_the_published_table() -> None:
     assert percent
     assert len(percent) == 3 * len(cells)
     assert (min(percent), max(percent)) == LEVEL
-    assert f"had {LEVEL[0]} to {LEVEL[1]} % of its" in ADVICE
+    assert f"40 images a silo: dfd had {LEVEL[0]} to {LEVEL[1]} % of its" in ADVICE
+    assert set(re.findall(r"^\| [\w ]+, (\d+), as trained", table, re.M)) == {"40"}
     assert "docs/" not in ADVICE, "a wheel has no pages"
