@@ -1,7 +1,7 @@
-"""What a silo does where labels are few: confusions, pseudo-labels, images for itself, and a classifier of them.
+"""What a silo does where labels are few: confusions, pseudo-labels, images that it lacks, and a classifier of them.
 
-Which images are pseudo-labelled, and the images that the silo draws for itself, stay in its state folder under the
-run's token, from one round to the next.
+Which images are pseudo-labelled, and the images that the silo draws for itself or is given, stay in its state folder
+under the run's token, from one round to the next.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord
 from safetensors.torch import save_file
 
 from clients.context import SiloContext
 from clients.models.federated_model import FederatedModel
+from clients.models.pretrained_model import brings_model
 from clients.noisy_counts import MIN_SCALES, Counts, add_geometric_noise, noisy_label_counts
 from clients.told_counts import told_counts
 from fedsynth.config.methods import DDSASettings
-from fedsynth.data import LabelledImages, holdout_rows
+from fedsynth.data import LabelledImages, Silo, holdout_rows
 from fedsynth.data.labelled_images import stratified_split
 from fedsynth.diffusion import codec_of, initial_unet, make_scheduler, noise_predictor, pick_device
 from fedsynth.diffusion import sample as draw
@@ -32,6 +34,7 @@ from fedsynth.files import atomic_file
 from fedsynth.messages import (
     ConfusionAnswer,
     ConfusionRequest,
+    PrepareRequest,
     SelectAnswer,
     SelectRequest,
     SynthesiseAnswer,
@@ -48,6 +51,8 @@ from fedsynth.spec import ImageSpec
 
 DRAWN_AT_ONCE = 256
 KEPT, DRAWN = "pseudo labels", "synthesised images"
+PSEUDO_LABELS = "pseudo-labels"
+"""Name of the note on those that the own model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +119,44 @@ def select_pseudo_labels(request: SelectRequest, silo: SiloContext) -> SelectAns
 
 
 def synthesise(request: SynthesiseRequest, silo: SiloContext) -> SynthesiseAnswer:
-    """Draw images from the federated model, and keep them for the silo's own training."""
-    _settings(silo)
+    """Draw images from the federated model, or take those that others drew, and keep them for the silo's own training.
+
+    Raises:
+        UserError: a model that draws nothing, or images of a class that the silo lacks no images of.
+    """
+    labels = torch.repeat_interleave(torch.arange(len(request.quota)), torch.tensor(request.quota))
+    if request.images is not None:
+        _refuse_what_nobody_lacks(request, silo)
+        images = request.images
+    else:
+        images = _drawn_images(request, labels, silo)
+    _keep(DRAWN, {"images": images, "labels": labels}, request.run_token, silo)
+    return SynthesiseAnswer(made=request.quota, num_examples=len(labels))
+
+
+def _refuse_what_nobody_lacks(request: SynthesiseRequest, silo: SiloContext) -> None:
+    settings, counts = _settings(silo), told_counts(silo, request.spec)
+    if not settings.own_models:
+        raise UserError("images that others drew: only with diffusion-strategy = 'dfd' or 'pooled'")
+    if not counts.any():
+        raise UserError("images for a silo that has no labels: it trains no classifier")
+    # Of a class that too few hold, the server counts a silo's labels as absent.
+    if settings.synthetic_quota == "missing" and silo.policy.least_holders == 1:
+        for name, labelled, number in zip(request.spec.classes, counts, request.quota, strict=True):
+            if labelled and number:
+                raise UserError(
+                    f"images of class '{name}', of which this silo has labels: synthetic-quota is 'missing'"
+                )
+
+
+def _drawn_images(request: SynthesiseRequest, labels: torch.Tensor, silo: SiloContext) -> torch.Tensor:
+    if _settings(silo).own_models or request.weights is None:
+        raise UserError("there is no federated model to draw from: diffusion-strategy must be 'fedavg'")
     config, spec = silo.config, request.spec
     codec = codec_of(config, spec)
     received = transport.decode_tensors(request.weights)
     unet = FederatedModel(initial_unet(config, spec), received, silo.state, None).before(1)
     predict = noise_predictor(unet.to(pick_device(config.run.device)), config.recipe, codec.bound)
-    labels = torch.repeat_interleave(torch.arange(len(request.quota)), torch.tensor(request.quota))
     generator = make_generator(config.run.seed, "synthesis", silo.name)
     images = []
     for some in labels.split(DRAWN_AT_ONCE):
@@ -131,8 +166,7 @@ def synthesise(request: SynthesiseRequest, silo: SiloContext) -> SynthesiseAnswe
         if not bool(drawn.isfinite().all()):
             raise UserError("the federated model draws numbers that are not finite: its training has diverged")
         images.append(torch.from_numpy(codec.decode(drawn)))
-    _keep(DRAWN, {"images": torch.cat(images), "labels": labels}, request.run_token, silo)
-    return SynthesiseAnswer(made=request.quota, num_examples=len(labels))
+    return torch.cat(images)
 
 
 def train_federated_classifier(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
@@ -164,7 +198,37 @@ def train_federated_classifier(request: TrainRequest, silo: SiloContext) -> Trai
     )
 
 
-def training_images(request: TrainRequest, silo: SiloContext) -> OwnImages:
+def own_model_images(request: PrepareRequest, silo: SiloContext) -> Silo:
+    """Return the images of a silo as its own diffusion model sees them.
+
+    Raises:
+        UserError: as :func:`training_images`, or the silo brings a model that nobody here trains.
+    """
+    images = silo.images(request.spec)
+    if request.images is None:
+        return images
+    if brings_model(silo):
+        raise UserError(
+            "model-path: where labels are few, a silo's own model is trained on the run's pseudo-labels; start the silo"
+            " without it"
+        )
+    own = training_images(request, silo).labelled
+    if request.images == "pseudo":
+        told = _kept(KEPT, request.run_token, silo)["told"].tolist()
+        silo.note(PSEUDO_LABELS, ConfigRecord({"told": told}))
+    return replace(images, train=own, unlabelled=None)
+
+
+def told_pseudo_labels(silo: SiloContext) -> Counts | None:
+    """Return how many pseudo-labelled images of every class its own model was trained on, as the silo told them.
+
+    None: it was trained on labelled images alone, or there is none.
+    """
+    noted = silo.noted(PSEUDO_LABELS)
+    return None if noted is None else np.array(noted["told"], np.int64)
+
+
+def training_images(request: TrainRequest | PrepareRequest, silo: SiloContext) -> OwnImages:
     """Return what a round asks a silo to train on.
 
     Raises:
@@ -176,7 +240,7 @@ def training_images(request: TrainRequest, silo: SiloContext) -> OwnImages:
     return own
 
 
-def _images_for(request: TrainRequest, silo: SiloContext) -> OwnImages:
+def _images_for(request: TrainRequest | PrepareRequest, silo: SiloContext) -> OwnImages:
     _settings(silo)
     images = silo.images(request.spec)
     match request.images:
@@ -211,7 +275,7 @@ def number_told(request: TrainRequest, silo: SiloContext) -> int:
     return max(1, number_of(request, int(told_counts(silo, request.spec).sum()), silo))
 
 
-def number_of(request: TrainRequest, labelled: int, silo: SiloContext) -> int:
+def number_of(request: TrainRequest | PrepareRequest, labelled: int, silo: SiloContext) -> int:
     """Return how many images a round trains on, by the numbers that a silo tells.
 
     Args:

@@ -208,8 +208,8 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
             policy.refuse("samples_per_query", f"{len(request.samples)} samples are asked about")
         case SampleRequest():
             # However few images are asked for, the noise of the whole set is drawn.
-            if config.sampling.num_samples > policy.limit("images_drawn_in_all"):
-                policy.refuse("images_drawn_in_all", f"the run's set is to have {config.sampling.num_samples} images")
+            if (size := request.set_size or config.sampling.num_samples) > policy.limit("images_drawn_in_all"):
+                policy.refuse("images_drawn_in_all", f"the run's set is to have {size} images")
             _refuse_foreign_sampler(request.sampler, policy)
         case SynthesiseRequest():
             _refuse_foreign_sampler(request.sampler, policy)
@@ -238,7 +238,7 @@ def _refuse_model(request: TrainRequest | MaskedTrainRequest | PrepareRequest, s
     if (spec := _trained_spec(request, silo)) is not None:
         steps = silo.config.own_steps if isinstance(request, PrepareRequest) else request.steps
         trained = None
-        if isinstance(request, TrainRequest) and request.images is not None:
+        if isinstance(request, TrainRequest | PrepareRequest) and request.images is not None:
             trained = partial(number_of, request, silo=silo)
         _refuse_training(spec, steps, silo, trained)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from clients.context import SiloContext
+from clients.few_labels import told_pseudo_labels
 from clients.models.pretrained_model import PRETRAINED_MODEL, noted_spec, pretrained_model
 from clients.own_model import LOCAL_MODEL, own_network, own_predictor
 from clients.summing import SumQuestion
-from clients.told_counts import told_number
+from clients.told_counts import told_counts, told_number
 from clients.training import federated_model
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, noise_predictor, pick_device
 from fedsynth.diffusion import sample as draw
@@ -92,7 +94,8 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     config = silo.config
     _refuse_rare_classes(request.labels, request.spec, silo)
     codec, recipe = codec_of(config, request.spec), config.recipe
-    noise = draw_initial_noise(config.run.seed, config.sampling.num_samples, codec.shape)[request.numbers]
+    size = request.set_size or config.sampling.num_samples
+    noise = draw_initial_noise(config.run.seed, size, codec.shape)[request.numbers]
     generator = make_generator(config.run.seed, "sampling", silo.name)
     scheduler = make_scheduler(recipe, config.sampling.sampling_steps, request.sampler, codec.bound)
     if request.weights is None:
@@ -144,6 +147,9 @@ def _refuse_rare_classes(labels: torch.Tensor, spec: ImageSpec, silo: SiloContex
     if silo.simulated:
         return
     with silo.explained_state():
-        rare = silo.released(spec).rare(spec.classes).intersection(labels.tolist())
-    if rare:
+        rare = silo.released(spec).rare(spec.classes)
+    if (pseudo := told_pseudo_labels(silo)) is not None:
+        few = pseudo < silo.policy.least_class_images
+        rare = set(np.flatnonzero((told_counts(silo, spec) == 0) & few).tolist())
+    if rare := rare.intersection(labels.tolist()):
         silo.policy.refuse("least_class_images", f"class index {min(rare)} counts as absent here")

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from clients.context import SiloContext
+from clients.few_labels import own_model_images
 from clients.gate import told_policy
 from clients.models.local_model import LocalModel
 from clients.models.pretrained_model import brings_model, measure_loss, model_note, note_pretrained_model
@@ -48,7 +49,7 @@ def _prepared(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:
     config = silo.config
     _check_codec(request, silo)
     _check_start(request, silo)
-    images = silo.images(request.spec)
+    images = own_model_images(request, silo)
     if config.private and brings_model(silo):
         raise UserError("model-path: nobody here knows how private that model is, and the run has a dp-epsilon")
     pretrained = note_pretrained_model(silo, request.spec)

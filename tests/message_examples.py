@@ -75,7 +75,7 @@ EXAMPLES: dict[str, Exchanged] = {
         ),
     ),
     "prepare, privately": _answered(
-        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, private=True),
+        messages.PrepareRequest(spec=SPEC, train_seconds=15.0, private=True, images="pseudo", run_token="run-1"),
         messages.PrepareAnswer(num_examples=9, label_counts=(5, 4), steps=20),
     ),
     "train": _answered(
@@ -212,6 +212,7 @@ EXAMPLES: dict[str, Exchanged] = {
             weights=WEIGHTS,
             server_round=4,
             run_token="run-1",
+            set_size=18,
         ),
         messages.SampleAnswer(images=torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8), num_examples=2),
     ),
@@ -231,6 +232,16 @@ EXAMPLES: dict[str, Exchanged] = {
             weights=WEIGHTS, quota=(0, 7), sampler="sde-dpmsolver++", spec=SPEC, run_token="run-1"
         ),
         messages.SynthesiseAnswer(made=(0, 7), num_examples=7),
+    ),
+    "synthesise, drawn by others": _answered(
+        messages.SynthesiseRequest(
+            images=torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8),
+            quota=(0, 2),
+            sampler="sde-dpmsolver++",
+            spec=SPEC,
+            run_token="run-1",
+        ),
+        messages.SynthesiseAnswer(made=(0, 2), num_examples=2),
     ),
     "statistics": _answered(
         messages.StatisticsRequest(

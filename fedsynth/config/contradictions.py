@@ -44,7 +44,8 @@ def refuse_contradictions(config: RunValues) -> None:
     if config.replicated:
         _refuse_what_is_not_replicated(config)
     steps = "dp-steps" if config.private else "train-steps"
-    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": steps}
+    rounds = "num-train-timesteps" if _rounds_are_timesteps(config) else steps
+    limits = {"sampling-steps": "num-train-timesteps", "dfd-rounds": "num-train-timesteps", "num-rounds": rounds}
     for name, other in limits.items():
         value, limit = flat[name], flat[other]
         if isinstance(value, int) and isinstance(limit, int) and value > limit:
@@ -58,6 +59,12 @@ def refuse_contradictions(config: RunValues) -> None:
         raise UserError("mixed-precision = 'bf16' needs CUDA: set device = 'auto' or 'cuda', or mixed-precision = 'no'")
     if config.exchange.min_replies != AUTO and config.exchange.min_replies > run.num_clients:
         raise UserError(f"min-replies = {config.exchange.min_replies}: must be <= num-clients = {run.num_clients}")
+
+
+def _rounds_are_timesteps(config: RunValues) -> bool:
+    if is_plugin(config.run.strategy):
+        return False
+    return isinstance(config.settings, DDSASettings) and config.settings.own_models
 
 
 def _refuse_at_real_silos(config: RunValues) -> None:

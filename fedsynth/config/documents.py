@@ -92,9 +92,16 @@ def _conditions(key: Key, most: int) -> list[str]:
         f"no {other}"
         if wanted == ("",)
         else f"{other}={' or '.join(value if isinstance(value, str) else _toml(value) for value in wanted)}"
+        f"{_where(key, KEYS[other])}"
         for other, wanted in key.acts_with.items()
         if len(wanted) <= most and not (other == "strategy" and key.section == "strategy_keys")
     ]
+
+
+def _where(key: Key, other: Key) -> str:
+    """Say which strategies take ``other`` if ``key`` acts with more of them, beside which nothing is asked of it."""
+    takers = other.acts_with.get("strategy", ())
+    return f" in {' or '.join(map(str, takers))}" if {*key.acts_with.get("strategy", ())} - {*takers} and takers else ""
 
 
 def _defaults(key: Key) -> str:

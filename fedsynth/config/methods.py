@@ -76,8 +76,17 @@ def inherited(settings: type[Section], name: str, default: Any) -> Any:
 class RoundsSettings(StrategySettings):
     """One global model, trained in rounds."""
 
-    num_rounds: Positive = key(20, "rounds that train-steps are spread over", may_change="without dp-epsilon")
-    sample_from: Literal["raw", "ema"] = key("raw", "weights to sample from: the last, or their moving average")
+    num_rounds: Positive = key(
+        20,
+        "rounds that train-steps are spread over; with diffusion-strategy = dfd timesteps visited, one round each",
+        may_change="without dp-epsilon",
+        acts_with={"diffusion-strategy": ("fedavg", "dfd")},
+    )
+    sample_from: Literal["raw", "ema"] = key(
+        "raw",
+        "weights to sample from: the last, or their moving average",
+        acts_with={"diffusion-strategy": ("fedavg",)},
+    )
 
 
 class CentralisedSettings(RoundsSettings):
@@ -195,6 +204,12 @@ class DDSASettings(AveragingSettings):
 
     labels_everywhere: ClassVar[bool] = False
 
+    diffusion_strategy: Literal["fedavg", "dfd", "pooled"] = key(
+        "fedavg",
+        "what draws images: fedavg: a model that all silos train together; dfd: the silos' own models, together;"
+        " pooled: each image one of them (both our choice)",
+    )
+
     # The paper's network, steps and rates could not be found: the defaults are our choice.
     classifier_rounds: Positive = key(10, "rounds in which a classifier is trained, whatever it learns from")
     classifier_steps: Positive = key(400, "optimiser steps of a silo on a classifier, over those rounds")
@@ -253,6 +268,16 @@ class DDSASettings(AveragingSettings):
     def compared(self) -> tuple[str, ...]:
         """``compare-classifiers`` one by one."""
         return tuple(name.strip() for name in self.compare_classifiers.split(",")) if self.compare_classifiers else ()
+
+    @property
+    def own_models(self) -> bool:
+        """Whether silos train diffusion models of their own, whose weights they keep."""
+        return self.diffusion_strategy != "fedavg"
+
+    def cooperation(self) -> DfDSettings:
+        """Return the settings of cooperative inference with ``diffusion-strategy = "dfd"``: dfd's, by the sampler."""
+        weights: Literal["posterior", "constant"] = "posterior" if self.sampler in STOCHASTIC else "constant"
+        return DfDSettings(dfd_rounds=self.num_rounds, sampler=self.sampler, weights=weights)
 
     @property
     def asks(self) -> tuple[Literal["confusion", "select", "synthesise"], ...]:

@@ -8,6 +8,7 @@ from fedsynth.config.keys import Section, key
 from fedsynth.config.types import (
     AUTO,
     AVERAGING,
+    FEW_LABELS,
     NONE,
     REAL_SILOS,
     REPLICATED,
@@ -78,7 +79,7 @@ class Cooperation(Section):
         True,
         "leave out answers that no model of images could give; not with ula. With secure-aggregation each silo checks"
         " its own model, and stays out if it fails",
-        acts_with={"strategy": ("dfd",)},
+        acts_with={"strategy": ("dfd", *FEW_LABELS), "diffusion-strategy": ("dfd",)},
     )
     secure_aggregation: bool = key(
         False,

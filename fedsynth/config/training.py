@@ -11,6 +11,7 @@ from fedsynth.config.privacy import NOT_PRIVATE
 from fedsynth.config.types import (
     A_FOLDER,
     AUTO,
+    FEW_LABELS,
     OWN_MODELS,
     Auto,
     BelowOne,
@@ -21,7 +22,7 @@ from fedsynth.config.types import (
     Scalar,
 )
 
-_OWN = {"strategy": OWN_MODELS}
+_OWN = {"strategy": (*OWN_MODELS, *FEW_LABELS), "diffusion-strategy": ("dfd", "pooled")}
 _NO_BASE = {"base-model": ("",)}
 _BASE: dict[str, tuple[Scalar, ...]] = {"base-model": (A_FOLDER,)}
 LORA = "lora"

@@ -50,6 +50,24 @@ def gap_quota(counts: torch.Tensor, multiplier: float = 1.0) -> torch.Tensor:
     return torch.tensor(quota, dtype=torch.int64).view(counts.shape)
 
 
+def deal(labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Deal images out to those who want images of their classes.
+
+    Args:
+        labels: class of every image, int64 (N,).
+        wanted: images by taker and class, int64 (M, C); of no class fewer than there are images.
+
+    Returns:
+        Index of the taker of every image, int64 (N,). Of each class the first images go to the first taker, and so on:
+        where there are too few, the last takers go short.
+    """
+    takers = torch.empty_like(labels)
+    for label in range(wanted.shape[1]):
+        rows = torch.nonzero(labels == label).squeeze(1)
+        takers[rows] = torch.arange(len(wanted)).repeat_interleave(wanted[:, label])[: len(rows)]
+    return takers
+
+
 QUOTAS = {"missing": missing_quota, "gap": gap_quota}
 """Rules by name."""
 

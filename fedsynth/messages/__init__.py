@@ -14,7 +14,7 @@
 | :mod:`~fedsynth.messages.upload` | image format | weights of its own model |
 | :mod:`~fedsynth.messages.confusion` | a classifier | counts of its confusions |
 | :mod:`~fedsynth.messages.select` | a classifier, thresholds | counts of pseudo-labels |
-| :mod:`~fedsynth.messages.synthesise` | weights, images per class to draw and keep | counts of them |
+| :mod:`~fedsynth.messages.synthesise` | weights, images per class to draw and keep; or the images | counts of them |
 | :mod:`~fedsynth.messages.statistics` | name of a network that the silo has | moments of features |
 | :mod:`~fedsynth.messages.evaluate` | classifier and manifold of the synthetic set | held-out images, in four cells |
 

@@ -99,6 +99,9 @@ class PrepareRequest(Request[PrepareAnswer]):
         start: digest of the public model that the run's networks start from; None: there is none, or the silo's own
             will do.
         private: whether it trains with differential privacy, as the run's ``dp-epsilon`` says, and so tells no losses.
+        images: where labels are few, what the silo's own model is trained on: ``labelled`` images, or with ``pseudo``
+            its pseudo-labelled ones besides; None: everything.
+        run_token: names the run, for what stays with the silo.
     """
 
     introduces: ClassVar[bool] = True
@@ -109,6 +112,8 @@ class PrepareRequest(Request[PrepareAnswer]):
     codec: str | None = setting(text(r"[a-z][a-z0-9-]{1,30}( [0-9a-f]{64})?"), None)
     start: str | None = setting(text(r"[0-9a-f]{64}"), None)
     private: bool = setting(flag, False)
+    images: str | None = setting(text("labelled|pseudo"), None)
+    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
 
     def reader(self) -> Reader[PrepareAnswer]:
         """Read the answer; it must tell of the training if any was asked for."""

@@ -48,6 +48,7 @@ class SampleRequest(Request[SampleAnswer]):
         sampler: how to draw.
         weights: exchanged weights of the federated model; None: draw from the silo's own model.
         holders: silos that hold images of every class, as the server says.
+        set_size: samples of the run's set, where it is to have others than ``num-samples``; None: that many.
         server_round, run_token: of the federated model, see :class:`~fedsynth.messages.train.TrainRequest`.
     """
 
@@ -61,11 +62,14 @@ class SampleRequest(Request[SampleAnswer]):
     server_round: int | None = setting(whole(1, MAX_STEPS), None)
     run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
     holders: tuple[int, ...] | None = setting(several(whole(), MAX_CLASSES), None)
+    set_size: int | None = setting(whole(1), None)
 
     def check(self) -> None:
-        """Compare labels with numbers and classes."""
+        """Compare labels with numbers and classes, and numbers with the set."""
         if len(self.labels) != len(self.numbers):
             raise MessageError(f"{len(self.labels)} labels with {len(self.numbers)} numbers")
+        if self.set_size is not None and len(self.numbers) and self.numbers.max() >= self.set_size:
+            raise MessageError(f"number {int(self.numbers.max())} with a set of {self.set_size}")
         if len(self.labels) and self.labels.max() >= len(self.spec.classes):
             raise MessageError(f"label {int(self.labels.max())} with {len(self.spec.classes)} classes")
 

@@ -16,6 +16,7 @@ from fedsynth.config.methods import (
     FedDDPMPlusSettings,
     FedDDPMSettings,
     FedDiffuseSettings,
+    StrategySettings,
 )
 from fedsynth.config.types import OWN_MODELS
 from fedsynth.message_size import NETWORK_BATCH, rows_in
@@ -46,7 +47,7 @@ class Plan:
         optional: kinds whose answers it can do without.
         noise_queries: messages ``epsilon``.
         samples_per_query: samples in the largest of them.
-        images_drawn: images that the silo draws.
+        images_drawn: images that the silo draws; where labels are few, those that silos lack come on top.
         classifier_questions: messages ``confusion`` and ``select``.
         optimiser_steps: training steps.
         network_parameters: weights of the network that is trained, whole or by adapters; 0: none is, or it is not
@@ -139,8 +140,9 @@ def plan_of(
         answers += _in_rounds(config)
         few = _few_labels(settings)
         answers += few.asks
-        steps += config.train_steps + few.steps
-        shortest += [config.train_steps // settings.num_rounds, *few.shortest]
+        own = config.own_steps if isinstance(settings, DDSASettings) and settings.own_models else 0
+        steps += (own or config.train_steps) + few.steps
+        shortest += [own or config.train_steps // settings.num_rounds, *few.shortest]
     if isinstance(settings, DPSumSettings):
         answers.append("gradient")
         steps += config.train_steps
@@ -151,12 +153,13 @@ def plan_of(
         answers.append("sample")
         drawn = of_its_own
     optional: list[MessageKind] = []
-    if isinstance(settings, DfDSettings):
+    if (cooperation := _cooperation(settings)) is not None:
         answers += _in_cooperation(config)
         if config.cooperation.few_holders == "pooled":
             optional.append("sample")
             drawn = held
-        queries, samples = _noise_queries(config, settings, len(spec.classes), prod(sample_shape or spec.shape), held)
+        numbers = prod(sample_shape or spec.shape)
+        queries, samples = _noise_queries(config, cooperation, len(spec.classes), numbers, held)
     if config.evaluation.evaluate_silos and name != "local":
         optional += ["statistics", "evaluate"]
     sampler = settings.sampler
@@ -187,13 +190,21 @@ def plan_of(
     )
 
 
+def _cooperation(settings: StrategySettings) -> DfDSettings | None:
+    """Return the settings of a run's noise queries; None: it has none."""
+    if isinstance(settings, DDSASettings) and settings.diffusion_strategy == "dfd":
+        return settings.cooperation()
+    return settings if isinstance(settings, DfDSettings) else None
+
+
 def _images_of_its_own(config: RunConfig, held: int) -> int | None:
     """Return how many images a silo draws from its own model or part of one; None: the server draws them."""
     name, settings = config.run.strategy, config.settings
     if name == "local":
         return config.sampling.num_samples
     has_a_part = isinstance(settings, FedDiffuseSettings) and settings.feddiffuse_method != "full"
-    return held if name == "pooled" or has_a_part else None
+    pooled = name == "pooled" or (isinstance(settings, DDSASettings) and settings.diffusion_strategy == "pooled")
+    return held if pooled or has_a_part else None
 
 
 class _FewLabels(NamedTuple):

@@ -24,6 +24,8 @@ class Member:
         sum_keys: its public keys for secure sums, as text; None if it has none.
         private_steps: optimiser steps of its own model, if that was trained privately.
         version: of the fedsynth that is installed there; empty if it does not say.
+        images: where labels are few, what its own model is trained on, see
+            :class:`~fedsynth.messages.prepare.PrepareRequest`; None: everything.
     """
 
     node_id: int
@@ -36,6 +38,7 @@ class Member:
     sum_keys: str | None = None
     private_steps: int = 0
     version: str = ""
+    images: str | None = None
 
     @property
     def steps(self) -> int:

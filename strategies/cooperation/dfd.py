@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import DfDSettings
-from fedsynth.config.types import LEAST_SILOS
+from fedsynth.config.types import FEW_LABELS, LEAST_SILOS
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, noise_schedule
 from fedsynth.errors import RunError
 from fedsynth.messages import EpsilonAnswer, transport
@@ -350,11 +350,12 @@ class DfD(SynthesisStrategy):
             return "no holder answers any more; resume the run when the silos are back"
         if not why:  # continued after its last round
             return "the log says which answers were left out or did not come"
+        rounds = "num-rounds" if self._config.run.strategy in FEW_LABELS else "dfd-rounds"
         absent = "some holders do not answer, of others " if "no answer" in why else ""
         return (
             f"{absent}all answers were left out, the log says why: if the silos are honest, their models are"
             f" undertrained or the rounds are too few: start a run with more {steps_key(self._config)} or"
-            f" dfd-rounds ({self.settings.dfd_rounds}), or with screening = false"
+            f" {rounds} ({self.settings.dfd_rounds}), or with screening = false"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Phases are rounds, one after the other: the silos train a classifier on their labels; what it confuses on labelled
 images that it never saw says which of its predictions become pseudo-labels; on both kinds of images they train a
-class-conditional diffusion model; each silo draws the images from it that its labels lack; and they train the
-classifier anew on labels and drawn images. Images and lists of them never leave a silo.
+class-conditional diffusion model, or models of their own; each silo gets images of them that its labels lack; and they
+train the classifier anew on labels and synthesised images. Images and lists of them never leave a silo.
 
 What the paper leaves open, and is our choice, stands where it is decided.
 """
@@ -49,6 +49,7 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum
 from strategies.conversation.exchange import Exchange
 from strategies.few_labels.findings import Findings
+from strategies.few_labels.own_models import DATASET, OwnModels, hand_out
 from strategies.few_labels.schedule import FINAL, Phase, phases_of, place
 from strategies.global_model import draw_from_model
 
@@ -60,14 +61,16 @@ Tensors = dict[str, torch.Tensor]
 class DDSA(SynthesisStrategy):
     """Classifier, pseudo-labels, diffusion model, synthesis of what a silo lacks, classifier anew.
 
-    Both models are averaged as FedAvg does, silos weighing by the images that they train on. A silo without labels
+    Both models are averaged as FedAvg does, silos weighing by the images that they train on; with
+    ``diffusion-strategy`` dfd or pooled silos keep diffusion models of their own, see
+    :class:`~strategies.few_labels.own_models.OwnModels`. A silo without labels
     trains no classifier and counts no confusions; it is asked for pseudo-labels and, if it has some, trains the
     diffusion model. A class that nobody labels is named, gets no pseudo-labels, and is left out of the dataset.
     """
 
     how = (
-        "the silos trained a classifier on few labels, pseudo-labelled what it is sure of, trained one diffusion model"
-        " together, drew what their labels lack, and trained the classifier anew"
+        "the silos trained a classifier on few labels, pseudo-labelled what it is sure of, trained diffusion on both,"
+        " synthesised what their labels lack, and trained the classifier anew"
     )
     quorum: ClassVar[Quorum] = "half"
     # Phases follow each other: one more round would be of the last.
@@ -87,6 +90,11 @@ class DDSA(SynthesisStrategy):
         self._sent = ArrayRecord()
         self._found = Findings()
         self._unet: Tensors = {}
+        self._own: OwnModels | None = None
+        # Of a phase that continues, until the silos' models are found again.
+        self._own_state: dict[str, Any] = {}
+        self._drawn: Tensors = {}
+        self._notes: tuple[str, ...] = ()
         self._classifier: Tensors = {}
         # By it silos know what they have kept in this run; random, but nothing computed depends on it.
         self._run_token = uuid4().hex
@@ -98,7 +106,8 @@ class DDSA(SynthesisStrategy):
             RunError: no silo has a label, or confusion matrices would be too large.
         """
         self._config, self._spec = task.config, task.spec
-        self._first_unet = self._diffusion.begin(task, exchange)
+        if not self.settings.own_models:
+            self._first_unet = self._diffusion.begin(task, exchange)
         counts = task.census.label_counts
         if not int(counts.sum()):
             remedy = "raise labelled-fraction" if task.federation else "put labelled images into class folders"
@@ -119,13 +128,46 @@ class DDSA(SynthesisStrategy):
                 logger.warning("class '%s' is labelled by nobody: it is left out", name)
         return self._start_of(self._phases[0], ArrayRecord())
 
+    def resume(self, task: Task, exchange: Exchange, state: dict[str, Any]) -> None:
+        """Continue, with the silos' own models where the phases have come to them."""
+        super().resume(task, exchange, state)
+        if not self._own_state:
+            return
+        self._own = OwnModels(self.settings, task, self._run_token, self._found.kept)
+        if self._drawn:
+            self._own.meet(exchange)
+        else:
+            self._own.begin(exchange)
+            self._own.strategy.load_state_dict(self._own_state)
+
+    def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
+        """Ask the silos, as the round's phase says; where they keep their models, as the strategy that draws from them.
+
+        Raises:
+            RunError: too few usable answers.
+        """
+        phase, number = self._at(server_round)
+        if phase.kind != "diffusion" or not self.settings.own_models:
+            return super().run_round(server_round, arrays, exchange)
+        if number == 1:
+            self._say(phase, server_round)
+            self._own = OwnModels(self.settings, self._begun(), self._run_token, self._found.kept)
+            arrays = self._own.begin(exchange)
+        assert self._own is not None
+        moved, metrics = self._own.strategy.run_round(number, arrays, exchange)
+        # Classes that wait for their holders make more rounds of it.
+        self._give_diffusion(self._own.strategy.num_rounds)
+        phase, _ = self._at(server_round)
+        return (self._after(phase, moved, metrics) if number == phase.rounds else moved), metrics
+
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[Any]]:
-        """Return what a round asks, as its phase says."""
+        """Return what a round asks, as its phase says; where silos keep their models, :meth:`run_round` asks."""
         phase, number = self._at(server_round)
         if number == 1:
-            self.expect_other_work()
-            logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
+            self._say(phase, server_round)
         self._sent = arrays
+        if self.settings.own_models and phase.kind == "synthesis":
+            return [*hand_out(self._begun(), arrays, self._run_token)]
         weights = self._on_the_wire(arrays)
         match phase.kind:
             case "confusion":
@@ -181,19 +223,24 @@ class DDSA(SynthesisStrategy):
         return (self._after(phase, arrays, metrics) if number == phase.rounds else arrays), metrics
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
-        """Sample the diffusion model; the classifier comes with it."""
+        """Sample the diffusion model, if the silos have not drawn the images; the classifier comes with them."""
         held = task.census.label_counts.sum(0) > 0
         lost = [name for name, known in zip(task.spec.classes, held.tolist(), strict=True) if not known]
         if lost:
             task = replace(task, labels=task.labels[held[task.labels]])
-        outcome = draw_from_model(task, self._unet)
-        outcome.curves["mean over silos, by round of the diffusion model"] = self._diffusion.losses
+        if self.settings.own_models:
+            curves = {name: member.curve for name, member in zip(task.shown_names, task.census, strict=True)}
+            images, labels = (self._drawn[name].numpy() for name in ("images", "labels"))
+            outcome = Outcome(images, labels, curves=curves, notes=self._notes)
+        else:
+            outcome = draw_from_model(task, self._unet)
+            outcome.curves["mean over silos, by round of the diffusion model"] = self._diffusion.losses
         notes = (f"no images of class {', '.join(lost)}: nobody labels it",) if lost else ()
         return replace(
             outcome,
             notes=(*outcome.notes, *notes),
             classifier=self._classifier,
-            tables=self._found.tables(task),
+            tables=self._found.tables(task, self.settings.own_models),
             measures=self._found.measures(),
         )
 
@@ -201,8 +248,7 @@ class DDSA(SynthesisStrategy):
         """Return the models so far, what was found, and by which name silos know the run."""
         return {
             "run-token": self._run_token,
-            "diffusion": self._diffusion.state_dict(),
-            "unet": self._unet,
+            **self._diffusion_state(),
             "classifier": self._classifier,
             "found": asdict(self._found),
         }
@@ -210,9 +256,36 @@ class DDSA(SynthesisStrategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self._run_token = state["run-token"]
-        self._diffusion.load_state_dict(state["diffusion"])
-        self._unet, self._classifier = state["unet"], state["classifier"]
+        self._classifier = state["classifier"]
         self._found = Findings(**state["found"])
+        if self.settings.own_models:
+            self._own_state, self._drawn, self._notes = state["own"], state["drawn"], tuple(state["notes"])
+            self._give_diffusion(state["diffusion-rounds"])
+        else:
+            self._diffusion.load_state_dict(state["diffusion"])
+            self._unet = state["unet"]
+
+    def _diffusion_state(self) -> dict[str, Any]:
+        if not self.settings.own_models:
+            return {"diffusion": self._diffusion.state_dict(), "unet": self._unet}
+        own = {} if self._own is None else {"begun": True, **self._own.strategy.state_dict()}
+        rounds = next(phase.rounds for phase in self._phases if phase.kind == "diffusion")
+        return {"own": own, "drawn": self._drawn, "notes": list(self._notes), "diffusion-rounds": rounds}
+
+    def _give_diffusion(self, rounds: int) -> None:
+        self._phases = tuple(
+            replace(phase, rounds=rounds) if phase.kind == "diffusion" else phase for phase in self._phases
+        )
+        self.num_rounds = sum(phase.rounds for phase in self._phases)
+
+    def _begun(self) -> Task:
+        if self._task is None:
+            raise RunError("silos that keep their models have to be met: call begin first")
+        return self._task
+
+    def _say(self, phase: Phase, server_round: int) -> None:
+        self.expect_other_work()
+        logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
 
     @property
     def _labelling(self) -> list[int]:
@@ -358,12 +431,22 @@ class DDSA(SynthesisStrategy):
         """Close a phase, and return what the next one starts from."""
         if phase.kind == "classifier":
             self._measure(phase, transport.decode_tensors(arrays), metrics)
-        if phase.kind == "diffusion":
+        if phase.kind == "diffusion" and self._own is not None:
+            arrays = self._take_the_dataset(self._own, arrays)
+        elif phase.kind == "diffusion":
             self._unet = self._diffusion.averaged or transport.decode_tensors(arrays)
         if phase.name == FINAL:
             self._classifier = transport.decode_tensors(arrays)
         following = self._phases[self._phases.index(phase) + 1 :]
         return self._start_of(following[0], arrays) if following else arrays
+
+    def _take_the_dataset(self, own: OwnModels, arrays: ArrayRecord) -> ArrayRecord:
+        """Keep the images of the dataset, and return those that silos lack."""
+        drawn = transport.decode_tensors(own.finish(arrays))
+        of_dataset = drawn["silos"] == DATASET
+        self._drawn = {name: tensor[of_dataset] for name, tensor in drawn.items()}
+        self._notes = own.notes
+        return transport.encode_tensors({name: tensor[~of_dataset] for name, tensor in drawn.items()})
 
     def _start_of(self, phase: Phase, arrays: ArrayRecord) -> ArrayRecord:
         match phase.kind:
@@ -375,7 +458,7 @@ class DDSA(SynthesisStrategy):
                 self._set_thresholds(None)
             case "diffusion":
                 return self._first_unet
-            case "synthesis":
+            case "synthesis" if not self.settings.own_models:
                 return transport.encode_tensors(self._unet)
         return arrays
 

@@ -32,7 +32,7 @@ class Findings:
         reached: whether the class's pseudo-labels are as precise as was asked.
         predicted, kept, correct: unlabelled images by silo and predicted class: all, the pseudo-labelled, and those of
             them whose class it is, which a simulation alone knows; otherwise empty.
-        made: images that each silo synthesised, by class.
+        made: images that were synthesised for each silo, by class.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -53,8 +53,13 @@ class Findings:
             row["pseudo-label-precision"] = correct / kept
         return {**row, "synthesised-images": _total(self.made)}
 
-    def tables(self, task: Task) -> tuple[ReportTable, ...]:
-        """Return the tables of the report: accuracy, pseudo-labels by class, and what was synthesised where."""
+    def tables(self, task: Task, own_models: bool = False) -> tuple[ReportTable, ...]:
+        """Return the tables of the report: accuracy, pseudo-labels by class, and what was synthesised where.
+
+        Args:
+            task: the run's.
+            own_models: whether images came from models that silos kept.
+        """
         tables = []
         if self.accuracy:
             rows = {
@@ -72,7 +77,8 @@ class Findings:
                     self._by_class(task.spec.classes),
                 )
             )
-        said = "Images of every silo, and those that it drew for itself from the federated model."
+        whence = "came to it, drawn from the silos' own models" if own_models else "it drew from the federated model"
+        said = f"Images of every silo, and those that {whence}."
         tables.append(ReportTable("What was synthesised where", said, self._by_silo(task)))
         return tuple(tables)
 

@@ -38,7 +38,7 @@ def phases_of(settings: DDSASettings) -> tuple[Phase, ...]:
         before.append(Phase("selection", "selection"))
     return (
         *before,
-        Phase("diffusion", "diffusion", settings.num_rounds),
+        Phase("diffusion", "diffusion", 1 if settings.diffusion_strategy == "pooled" else settings.num_rounds),
         Phase("synthesis", "synthesis"),
         *(Phase(name, "classifier", rounds) for name in settings.classifiers if name != "first"),
     )

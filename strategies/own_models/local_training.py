@@ -50,7 +50,19 @@ def train_local_models(exchange: Exchange, task: Task, auto: Quorum = "all") -> 
 
     waiting = list(range(len(census)))
     while waiting:
-        questions = [(k, PrepareRequest(spec=task.spec, train_seconds=SLICE_SECONDS, private=private)) for k in waiting]
+        questions = [
+            (
+                k,
+                PrepareRequest(
+                    spec=task.spec,
+                    train_seconds=SLICE_SECONDS,
+                    private=private,
+                    images=census.members[k].images,
+                    run_token=task.run_token,
+                ),
+            )
+            for k in waiting
+        ]
         waiting = []
         for k, answer in ask(exchange, questions, census, needed=needed - len(ready), check=check):
             if answer.finished:

@@ -83,6 +83,8 @@ def sample_questions(
             sampler=task.sampler,
             holders=task.census.holders,
             weights=weights,
+            # Beside the run's own images, those that silos lack.
+            set_size=len(task.labels) if len(task.labels) > task.config.sampling.num_samples else None,
             server_round=server_round,
             run_token=run_token,
         )

@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from one_silo import Node, policy_file, settings_of, simulated
+from one_silo import Node, policy_file, sample_request, settings_of, simulated
 from real_silos import write_few_labels
 from safetensors.torch import load_file
 
 from fedsynth.data import load_federation
 from fedsynth.diffusion import initial_unet
 from fedsynth.evaluation.networks.domain_classifier import initial_classifier
-from fedsynth.messages import ConfusionRequest, SelectRequest, SynthesiseRequest, TrainRequest, transport
+from fedsynth.messages import (
+    ConfusionRequest,
+    PrepareRequest,
+    SelectRequest,
+    SynthesiseRequest,
+    TrainRequest,
+    transport,
+)
 from fedsynth.policy import SiloPolicy
 from fedsynth.spec import ImageSpec
 
@@ -168,3 +175,82 @@ def test_one_labelled_image_more_or_less_changes_one_cell_of_a_real_silos_matrix
         changes.append(int((whole - real(tmp_path / str(number), few).ask(asked).matrix).abs().sum()))
         moved.rename(path)
     assert {*changes} == {0, 1}
+
+
+SPECS = ImageSpec(1, 8, ("0", "1", "2"))
+
+
+def with_own_model(folder: Path, images: Path, quota: str = "missing", **policy: Any) -> Node:
+    """A real silo of a run whose silos keep their models; it allows everything but for the changes."""
+    settings = settings_of(
+        folder, strategy="ddsa", diffusion_strategy="pooled", synthetic_quota=quota, holdout_fraction=0.0
+    )
+    return Node(settings, SPECS, data_path=str(images), policy_path=policy_file(folder, **policy))
+
+
+def given(*quota: int) -> SynthesiseRequest:
+    images = torch.arange(sum(quota) * 64, dtype=torch.uint8).view(-1, 8, 8, 1)
+    return SynthesiseRequest(images=images, quota=quota, sampler="ddpm", spec=SPECS, run_token="run-1")
+
+
+def test_a_silo_keeps_what_others_drew_for_it_if_it_lacks_that(tmp_path: Path, few: Path) -> None:
+    node = with_own_model(tmp_path, few, images_drawn_per_run=5)
+    assert node.ask(given(0, 0, 3)).made == (0, 0, 3)
+    path = tmp_path / "state" / "images" / "few-labels" / "run-1" / "synthesised-images.safetensors"
+    assert torch.equal(load_file(path)["images"], given(0, 0, 3).images)
+    assert load_file(path)["labels"].tolist() == [2, 2, 2]
+    own = train_request(SPECS, "synthetic")
+    assert node.ask(own).num_examples == 43
+    assert "images of class '1', of which this silo has labels" in node.refusal(given(0, 1, 1))
+    assert "line 'images-drawn-per-run = 5'" in node.refusal(given(0, 0, 3))
+    # What fills gaps may be of any class.
+    assert with_own_model(tmp_path / "gap", few, quota="gap").ask(given(0, 1, 1)).made == (0, 1, 1)
+    averaged = real(tmp_path / "other", few)
+    spoiled = SynthesiseRequest(images=given(0, 1, 0).images, quota=(0, 1), sampler="ddpm", spec=SPEC, run_token="r")
+    assert "only with diffusion-strategy = 'dfd' or 'pooled'" in averaged.refusal(spoiled)
+    drawn_here = SynthesiseRequest(
+        weights=classifier(SPECS), quota=(0, 0, 1), sampler="ddpm", spec=SPECS, run_token="run-1"
+    )
+    assert "there is no federated model to draw from" in with_own_model(tmp_path / "own", few).refusal(drawn_here)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"images": torch.zeros((2, 8, 8, 1), dtype=torch.uint8)}, "images have shape (2, 8, 8, 1), not (1, 8, 8, 1)"),
+        ({"images": torch.zeros((1, 8, 8, 3), dtype=torch.uint8)}, "images have shape (1, 8, 8, 3), not (1, 8, 8, 1)"),
+        ({"images": torch.zeros((1, 8, 8, 1))}, "images is float32: must be uint8"),
+        ({"images": None}, "weights or images: one of the two must be there"),
+        ({"weights": classifier(SPEC)}, "weights or images: one of the two must be there"),
+        ({"quota": (0, 0, 0, 1)}, "4 numbers with 3 classes"),
+    ],
+)
+def test_images_that_are_not_what_they_say_are_refused(
+    changes: dict[str, Any], why: str, tmp_path: Path, few: Path
+) -> None:
+    told = {"images": given(0, 0, 1).images, "quota": (0, 0, 1), "sampler": "ddpm", "spec": SPECS, "run_token": "r"}
+    assert why in with_own_model(tmp_path, few).refusal(SynthesiseRequest(**{**told, **changes}))
+
+
+def test_a_silos_own_model_learns_from_pseudo_labels_and_draws_of_classes_that_it_has_enough_of(
+    tmp_path: Path, few: Path
+) -> None:
+    node = with_own_model(tmp_path, few, least_class_images=5, least_training_images=1)
+    prepare = PrepareRequest(spec=SPECS, train_seconds=100.0, images="pseudo", run_token="run-1")
+    assert "the pseudo labels that this silo kept in this run cannot be read" in node.refusal(prepare)
+    select = SelectRequest(weights=classifier(SPECS), thresholds=torch.zeros(3).double(), spec=SPECS, run_token="run-1")
+    kept = node.ask(select).kept
+    assert (sum(kept), node.ask(prepare).finished) == (30, True)
+    both = node.own_model
+    assert node.ask(sample_request(node, [0, 1], [3, 29], set_size=30)).images.shape == (2, 8, 8, 1)
+    assert "number 30 with a set of 30" in node.refusal(sample_request(node, [0, 1], [3, 30], set_size=30))
+    enough = kept[2] >= 5
+    message = node.send(sample_request(node, [2], [3]))
+    assert message.has_error() != enough
+    assert enough or "class index 2 counts as absent here" in message.error.reason
+    # From labels alone it is another model.
+    node.ask(PrepareRequest(spec=SPECS, train_seconds=100.0, images="labelled", run_token="run-1"))
+    assert node.own_model != both
+    few_images = with_own_model(tmp_path / "few", few, least_training_images=41)
+    labelled = PrepareRequest(spec=SPECS, train_seconds=100.0, images="labelled", run_token="run-1")
+    assert "line 'least-training-images = 41'" in few_images.refusal(labelled)

@@ -24,6 +24,10 @@ def acting(name: str) -> dict[str, Scalar]:
     """A configuration in which a key has a value that is not its default, and acts."""
     firsts = {other: wanted[0] for other, wanted in KEYS[name].acts_with.items()}
     conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
+    strategy = conditions.get("strategy")
+    for other in [*conditions]:
+        if strategy not in KEYS[other].acts_with.get("strategy", (strategy,)):
+            del conditions[other]  # a condition in other strategies
     if conditions.get("strategy") == "dp-sum":
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
     if conditions.get("train") == "lora":

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsynth.few_labels.quota import QUOTAS, gap_quota, missing_quota
+from fedsynth.few_labels.quota import QUOTAS, deal, gap_quota, missing_quota
 
 
 def random_counts(seed: int) -> torch.Tensor:
@@ -64,3 +64,12 @@ def test_the_order_of_silos_and_classes_changes_nothing(rule: object) -> None:
     counts = random_counts(9)
     rows, columns = torch.randperm(6), torch.randperm(10)
     assert torch.equal(rule(counts)[rows][:, columns], rule(counts[rows][:, columns]))  # type: ignore[operator]
+
+
+def test_images_are_dealt_to_those_who_want_their_class_the_first_first() -> None:
+    labels = torch.tensor([1, 0, 1, 1, 2, 0, 1])
+    wanted = torch.tensor([[1, 2, 0], [0, 1, 1], [1, 1, 3]])
+    assert deal(labels, wanted).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    # Of class 1 an image less: the last taker goes short.
+    assert deal(labels[1:], wanted).tolist() == [0, 0, 0, 1, 2, 1]
+    assert deal(labels[:0], wanted).tolist() == []

@@ -40,6 +40,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "epsilon, where silos aggregate request": {"timestep": 5},
     "epsilon, several timesteps request": {"timestep": 5},
     "masked train request": {"weights": torch.full((3, 1), 1 / 3)},
+    "synthesise request": {"weights": EXAMPLES["synthesise"].request.weights},  # type: ignore[attr-defined]
+    "synthesise, drawn by others request": {"images": torch.zeros((2, 8, 8, 3), dtype=torch.uint8)},
 }
 """What a message without its optional fields cannot be without."""
 

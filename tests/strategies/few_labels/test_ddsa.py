@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from few_label_runs import FEW, TINY, begin
 from flwr.app import Message
 from interrupted_runs import assert_equal_runs, killed_when_saving, resumed, run, settings, whole_run
 from one_silo import policy_file
 from real_silos import real_settings, run_real, write_digits, write_few_labels
 from safetensors.torch import load_file
 
-import clients.context
-from fedsynth.api.in_process_run import begin_run
-from fedsynth.config import RunConfig, Scalar
 from fedsynth.config.methods import DDSASettings
-from fedsynth.data import load_federation
 from fedsynth.errors import RunError, UserError
 from fedsynth.few_labels.quota import missing_quota
 from fedsynth.output import RunFolder
 from strategies.few_labels.schedule import phases_of, place
-
-FEW: dict[str, Scalar] = {"labelled_fraction": 0.4, "num_clients": 3, "num_rounds": 1, "classifier_rounds": 1}
 
 
 def backwards(replies: list[Message]) -> list[Message]:
@@ -76,24 +69,6 @@ def test_a_run_killed_in_every_phase_and_resumed_equals_the_run_in_one_go_whoeve
     assert set(load_file(folder.models / "classifier" / "model.safetensors")) > {"head.weight", "head.bias"}
     with pytest.raises(UserError, match="num-rounds = 2: the run to resume has 1"):
         run({**resumed(given), "num-rounds": 2})
-
-
-def begin(state: Path, given: dict[str, Any], labelled: Any = None) -> Any:
-    """Begin a run, with the silos' labels changed by ``labelled``."""
-    flat = {key.replace("_", "-"): value for key, value in given.items()} | {"state-dir": str(state)}
-    federation = load_federation(RunConfig.from_run_config(flat))
-    if labelled is not None:
-        federation = dataclasses.replace(federation, **labelled(federation))
-    with mock.patch.object(clients.context, "_federation", return_value=federation):
-        started = begin_run(flat, federation)
-        return started, started.outcome()
-
-
-TINY: dict[str, Scalar] = {
-    **FEW,
-    **{"strategy": "ddsa", "partition": "iid", "block_out_channels": "8,8", "layers_per_block": 1, "batch_size": 4},
-    **{"samples_per_client": 40, "num_samples": 20, "sampling_steps": 2, "train_steps": 1, "classifier_steps": 1},
-}
 
 
 def test_silos_without_labels_or_without_other_images_and_classes_without_labels_are_named(
