@@ -40,6 +40,9 @@ ALLOWED_SKIPS = (
     "no nginx",
     "no transformers",
     "no trackio",
+    "no anvil",
+    "no solc",
+    "no web3",
 )
 """How the reason of a skip may begin where the environment says CI=true; any other fails the session."""
 
