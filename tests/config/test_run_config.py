@@ -26,12 +26,15 @@ def acting(name: str) -> dict[str, Scalar]:
     conditions = {other: 1.0 if first == A_NUMBER else first for other, first in firsts.items()}
     strategy = conditions.get("strategy")
     for other in [*conditions]:
-        if strategy not in KEYS[other].acts_with.get("strategy", (strategy,)):
+        if strategy and strategy not in KEYS[other].acts_with.get("strategy", (strategy,)):
             del conditions[other]  # a condition in other strategies
     if conditions.get("strategy") == "dp-sum":
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
     if conditions.get("train") == "lora":
         conditions["base-model"] = "base"  # beside which adapters are
+    pair = {"ledger-url": "http://127.0.0.1:8545", "ledger-contract": f"0x{'a1' * 20}"}  # neither without the other
+    if name in pair:
+        conditions |= {other: value for other, value in pair.items() if other != name}
     words = re.findall("'([^']+)'", KEYS[name].allowed)
     texts = ["8,16", "mlp", "flip", "elsewhere", "{class}", "fixmatch"]
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:
