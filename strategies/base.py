@@ -51,6 +51,7 @@ class Task:
         reference: train and test fold of real images that the operator owns, where the silos are real.
         policies: what real silos allow, by name; empty in a simulation.
         audit: folder that receives what is signed in a replicated run.
+        aggregators: nodes that aggregate and are no silos; None: there are none.
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class Task:
     reference: tuple[LabelledImages, LabelledImages] | None = None
     policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
     audit: Path | None = None
+    aggregators: Census | None = None
 
     @property
     def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:

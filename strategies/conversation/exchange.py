@@ -90,8 +90,9 @@ class Exchange:
         while len(nodes := self.get_node_ids()) < count:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{len(nodes)} of num-clients = {count} silos connected within node-timeout = {timeout:g} s:"
-                    " start the missing SuperNodes, or set num-supernodes and num-clients to the same number"
+                    f"{len(nodes)} of num-clients (+ num-aggregators) = {count} nodes connected within node-timeout ="
+                    f" {timeout:g} s: start the missing SuperNodes, or set num-supernodes and num-clients to the same"
+                    " number"
                 )
             time.sleep(LONGEST_POLL)
         return nodes[:count]
