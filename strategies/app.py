@@ -189,9 +189,11 @@ def _meet_silos(
 ) -> Task:
     log = exchange.reply_log
     reference, policies = None, None
-    beside = f" and {config.num_aggregators} aggregators" if config.num_aggregators else ""
+    stated, beside = "num-clients", ""
+    if config.num_aggregators:
+        stated, beside = "num-clients + num-aggregators", f" and {config.num_aggregators} aggregators"
     logger.info("waiting for %d silos%s", config.run.num_clients, beside)
-    nodes = exchange.wait_for_nodes(config.num_nodes, config.exchange.node_timeout)
+    nodes = exchange.wait_for_nodes(config.num_nodes, config.exchange.node_timeout, stated)
     aggregators = meet_aggregators(exchange, config) if config.num_aggregators else None
     others = {member.node_id: member.name for member in aggregators or ()}
     nodes = [node for node in nodes if node not in others]
