@@ -42,6 +42,7 @@ from fedsynth.privacy.sums.key_files import (
     PUBLIC_FILE,
     SECRET_FILE,
     known_others,
+    read_parties,
     read_secret,
     write_secret,
 )
@@ -284,6 +285,11 @@ def _sum_keys(folder: Path, name: str) -> dict[str, str]:
     others = known_others(known, name, keys.public)
     for silo, public in sorted(others.items()):
         logger.info("%s: keys for secure sums, SHA-256 %s; compare them with that silo", silo, public.fingerprint)
+    aggregators = read_parties(known)[1]
+    if aggregators.pop(name, keys.public) != keys.public:
+        raise UserError(f"'{known}' has other keys of '{name}' than this aggregator: have the file made anew")
+    for node, public in sorted(aggregators.items()):
+        logger.info("%s, which aggregates: keys, SHA-256 %s; compare them with it", node, public.fingerprint)
     return {"sum-keys-path": str(own), "known-keys-path": str(known)}
 
 
