@@ -51,6 +51,7 @@ class Task:
         reference: train and test fold of real images that the operator owns, where the silos are real.
         policies: what real silos allow, by name; empty in a simulation.
         audit: folder that receives what is signed in a replicated run.
+        spool: folder for what is too large for memory, which goes with the run; None: there is none.
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class Task:
     reference: tuple[LabelledImages, LabelledImages] | None = None
     policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
     audit: Path | None = None
+    spool: Path | None = None
 
     @property
     def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:
@@ -321,6 +323,10 @@ class SynthesisStrategy(Strategy):
         """
         self.begin(task, exchange)
         self.load_state_dict(state)
+
+    def on_disk(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the arrays that a run continues from, from where the strategy keeps them: by default in memory."""
+        return arrays
 
     def state_dict(self) -> dict[str, Any]:
         """Return what rounds depend on besides the arrays: tensors, numbers, words, and lists and dicts of them."""
