@@ -36,6 +36,7 @@ from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.fast_replies import take_replies_fast
 from strategies.conversation.meeting import take_census
+from strategies.conversation.noted_heads import check_ledger
 from strategies.conversation.permission import check_policies, leave_out_rare_classes
 from strategies.results.publish import publish
 from strategies.run.checkpoint import Checkpoint
@@ -84,6 +85,7 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
     """
     with _errors_logged():
         check_tracker(config.run.tracker)
+        check_ledger(config.replicas)
         if config.exchange.fast_replies:
             take_replies_fast()
         strategy, config = build_strategy(settle_base_model(config))

@@ -39,6 +39,9 @@ ALLOWED_SKIPS = (
     "no efficientnet-lite0",
     "no nginx",
     "no transformers",
+    "no anvil",
+    "no solc",
+    "no web3",
 )
 """How the reason of a skip may begin where the environment says CI=true; any other fails the session."""
 

@@ -11,7 +11,7 @@ PACKAGES = ("fedsynth", "clients", "strategies", "experiments")
 GROUND = ("config", "messages")
 ROOMS = (
     *("data", "diffusion", "latent", "mixture", "averaging", "replicas", "few_labels"),
-    *("privacy", "evaluation", "output", "tracking"),
+    *("privacy", "evaluation", "output", "tracking", "heads"),
 )
 MEETING_PLACES = (
     "fedsynth.evaluation.suite",

@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " RUN/audit/keys.json",
     )
     parser.add_argument("--head", default="", metavar="HASH", help="head of the chain noted earlier: must be reached")
+    parser.add_argument("--ledger-url", default="", metavar="URL", help="Ethereum node that has the heads, too")
+    parser.add_argument("--ledger-contract", default="", metavar="ADDRESS", help="contract that holds them there")
     parser.add_argument(
         "--recompute", action="store_true", help="also compute the first weights and draw the dataset anew"
     )
@@ -40,11 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the audit; return 1 if something does not hold."""
+    from fedsynth.cli.audited_ledger import check_heads, ledger_to_ask
     from fedsynth.cli.auditing import audited, recomputed
     from fedsynth.output import RunFolder
 
     if rest:
         raise UserError(f"unknown argument '{rest[0]}'")
+    ledger = ledger_to_ask(options.ledger_url, options.ledger_contract)
     if options.head and not re.fullmatch("[0-9a-f]{64}", options.head):
         raise UserError(f"head = '{options.head}': must be the 64 digits that 'fedsynth audit' printed as head")
     folder = RunFolder.open(options.run)
@@ -55,7 +59,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         report.complain("the head noted earlier is in no certificate: rounds were cut off, or all was made anew")
     if options.recompute:
         recomputed(folder, report)
-    for line in _lines(folder, report):
+    noted = [] if ledger is None else [check_heads(report, ledger)]
+    for line in [*_lines(folder, report), *noted]:
         print(printable(line, 2000))
     return int(report.num_problems > 0)
 

@@ -2,6 +2,7 @@
 
 ``link init`` makes the folder, ``link register`` lets a silo in, ``link keys`` collects the silos' keys for secure
 sums, ``link start`` runs Flower's SuperLink until it is stopped. Those that run a Flower command print it.
+``link ledger`` deploys the contract that holds the heads of replicated runs.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from fedsynth.cli.deployment.front import check_front_folder, front_command, wri
 from fedsynth.cli.deployment.link_folder import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
+from fedsynth.config.keys import parse
+from fedsynth.config.run import Replicas
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
+from fedsynth.heads import Ledger, LedgerError
 from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_known, read_public, write_known
 from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
 from fedsynth.text import silo_name_problem
 
 DEFAULT_PORT = 9092
 MOST_PORT = 65535
+LEDGER_PATIENCE = 120.0
+"""Seconds to wait for the block that holds a contract."""
 NO_FRONT = "none"
 LOOPBACK = "127.0.0.1"
 
@@ -40,7 +46,7 @@ _REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``link init | register | keys | start``, each with its own options."""
+    """``link init | register | keys | start | ledger``, each with its own options."""
     actions = parser.add_subparsers(dest="action", required=True)
     init = actions.add_parser("init", help="make certificates and keys in a new folder", allow_abbrev=False)
     _folder(init)
@@ -77,6 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _folder(start)
     _dry_run(start)
+    ledger = actions.add_parser(
+        "ledger", help="deploy the contract that holds the heads of replicated runs", allow_abbrev=False
+    )
+    ledger.add_argument("--ledger-url", required=True, metavar="URL", help="Ethereum node")
+    ledger.add_argument(
+        "--ledger-key-file",
+        default="",
+        metavar="FILE",
+        help="private key of the account that alone may write (default: the node's own first account)",
+    )
 
 
 def execute(options: argparse.Namespace, rest: list[str]) -> int:
@@ -87,6 +103,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         RunError: Flower refused.
     """
     refuse_rest(f"link {options.action}", rest)
+    if options.action == "ledger":
+        return _ledger(options)
     actions = {"init": _init, "register": _register, "keys": _keys, "start": _start}
     return actions[options.action](LinkFolder(options.folder.expanduser().absolute()), options)
 
@@ -207,6 +225,20 @@ def _keys(folder: LinkFolder, options: argparse.Namespace) -> int:
         f"{path}\n{lines}\n\nsend it to every silo (over a channel you trust), which puts it into its folder and"
         " compares\nthe lines with the other silos: whoever replaces a key takes part in that silo's place. It acts"
         " when the silo\nis started again."
+    )
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    replicas = parse(Replicas, {"ledger_url": options.ledger_url, "ledger_key_file": options.ledger_key_file})
+    try:
+        contract = Ledger(replicas.ledger_url, key_file=replicas.ledger_key_file).deploy(LEDGER_PATIENCE)
+    except LedgerError as error:
+        raise RunError(f"ledger-url = '{replicas.ledger_url}': {error}") from None
+    print(
+        f"contract {contract}\n\n"
+        f"runs write there with --ledger-url {replicas.ledger_url} --ledger-contract {contract}\n"
+        "tell every silo and auditor the address: by it they know which heads are the consortium's"
     )
     return 0
 

@@ -196,6 +196,12 @@ def _refuse_what_is_not_replicated(config: RunValues) -> None:
         raise UserError(
             f"{given} needs key-file, the silo-keys.json that every silo has: 'fedsynth link keys' makes it"
         )
+    replicas = config.replicas
+    if bool(replicas.ledger_url) != bool(replicas.ledger_contract):
+        raise UserError(
+            f"ledger-url = '{replicas.ledger_url}' with ledger-contract = '{replicas.ledger_contract}': set both, or"
+            " none; 'fedsynth link ledger' deploys a contract"
+        )
 
 
 def _refuse_predictions_that_are_not_replicated(settings: DfDSettings, given: str) -> None:

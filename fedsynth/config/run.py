@@ -15,6 +15,8 @@ from fedsynth.config.types import (
     STREAMED,
     Auto,
     Count,
+    LedgerContract,
+    LedgerUrl,
     Licence,
     NonEmpty,
     NonNegative,
@@ -118,6 +120,25 @@ class Replicas(Section):
         path=True,
         may_change=True,
         acts_with={"aggregators": ("silos",), "dataset": (REAL_SILOS,)},
+    )
+    ledger_url: LedgerUrl = key(
+        "",
+        "Ethereum node on which the head of every round is written, beside the audit; needs fedsynth's extra ledger",
+        affects="execution",
+        acts_with={"aggregators": ("silos",)},
+    )
+    ledger_contract: LedgerContract = key(
+        "",
+        "contract on it, as 'fedsynth link ledger' deploys it",
+        affects="execution",
+        acts_with={"aggregators": ("silos",)},
+    )
+    ledger_key_file: str = key(
+        "",
+        "file of the private key of the account that writes there; empty: the node's own first account",
+        path=True,
+        affects="execution",
+        acts_with={"aggregators": ("silos",)},
     )
 
 

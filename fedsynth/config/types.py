@@ -125,6 +125,16 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 Licence = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$"), Described("a word such as cc-by-4.0, mit, other or unknown")
 ]
+LedgerUrl = Annotated[
+    str,
+    Field(pattern=r"^(https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[\w./~%-]*)?)?$"),
+    Described("http:// or https:// and HOST:PORT, such as 'http://127.0.0.1:8545', without a password, or empty"),
+]
+LedgerContract = Annotated[
+    str,
+    Field(pattern=r"^(0x[0-9a-fA-F]{40})?$"),
+    Described("an address, such as '0x5FbDB2315678afecb367f032d93F642f64180aa3', or empty"),
+]
 RayAddress = Annotated[
     str, Field(pattern=r"^([\w.-]+:\d{1,5})?$"), Described("HOST:PORT, such as '10.0.0.5:6379', or empty")
 ]

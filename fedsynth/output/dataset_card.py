@@ -117,6 +117,7 @@ def making_section(provenance: Mapping[str, Any]) -> str:
         facts.append(
             f"- certified: {inline(str(certified['by']))}; head of the chain `{inline(str(certified['head']))}`"
         )
+        facts += [f"- ledger: {inline(str(certified['ledger']))}"] if "ledger" in certified else []
     settings = provenance.get("settings")
     if settings:
         facts.append(f"\nThe settings that acted, as resolved:\n\n```json\n{json_text(settings, indent=2)}\n```")

@@ -32,6 +32,7 @@ from strategies.conversation.ask import Question, ask
 from strategies.conversation.audit_log import AuditLog
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
+from strategies.conversation.noted_heads import NotedHeads, ledger_of
 from strategies.conversation.secure_sum import refuse_keyless
 from strategies.conversation.waiting import round_timeout
 
@@ -109,6 +110,8 @@ class Replication:
         self._state = Arrays()
         self._slowest = 0.0
         self._log = AuditLog(audit) if audit is not None else None
+        replicas = config.replicas
+        self._noted = NotedHeads(ledger_of(replicas)) if replicas.ledger_url else None
         if audit is not None and not (audit / KEYS).exists():
             write_known(audit / KEYS, known)
 
@@ -202,16 +205,20 @@ class Replication:
         self.chain.follow(ballot.certificate, self.parties)
         self._certificates.append((terms.round, ballot.certificate))
         self._note("certificate", round=terms.round, envelope=ballot.certificate, signers=list(ballot.signers))
-        return arrays, {**measured, "signers": len(ballot.signers)}
+        measured["signers"] = len(ballot.signers)
+        if self._noted is not None:
+            measured["ledger-seconds"] = self._noted.add(self.parties.run, terms.round, self.chain.head)
+        return arrays, measured
 
     def certified(self) -> dict[str, Any]:
-        """Return what the dataset's card says."""
+        """Return what the dataset's card says; a ledger has then got what it lacked, if it can be asked."""
         m, q = len(self.parties.aggregators), self.parties.quorum
-        return {
+        said = {
             "by": f"{len(self._certificates)} rounds, each by {q} or more of {m} aggregators ({self.parties.rule})",
             "head": self.chain.head,
             "keys": self.parties.keys_hash,
         }
+        return said if self._noted is None else {**said, "ledger": self._noted.settle(self.parties.run)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on from."""
@@ -231,6 +238,8 @@ class Replication:
         for _, envelope in self._certificates:
             self.chain.follow(envelope, self.parties)
         self._note("resumed", round=self.chain.round, head=self.chain.head)
+        if self._noted is not None:
+            self._noted.begin(self.chain.seen.items())
 
     def _vote(self, ballot: Ballot, request: AggregateRequest, owner: str) -> dict[tuple[str, str], _Sent]:
         """Ask all aggregators; return the weights that the owner sent and its state, by their content ids."""

@@ -28,6 +28,9 @@ def acting(name: str) -> dict[str, Scalar]:
         conditions["dp-epsilon"] = 1.0  # which it cannot do without
     if conditions.get("train") == "lora":
         conditions["base-model"] = "base"  # beside which adapters are
+    pair = {"ledger-url": "http://127.0.0.1:8545", "ledger-contract": f"0x{'a1' * 20}"}  # neither without the other
+    if name in pair:
+        conditions |= {other: value for other, value in pair.items() if other != name}
     words = re.findall("'([^']+)'", KEYS[name].allowed)
     texts = ["8,16", "mlp", "flip", "elsewhere", "{class}", "fixmatch"]
     for value in [*words, True, False, 0.001, 0.04, 0.4, 2.5, 8, 20, 500, *texts]:
