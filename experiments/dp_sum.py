@@ -2,8 +2,9 @@
 
 No Flower and no masks: every silo answers as in a run, its clipped gradients and its share of the noise in whole
 numbers, and the answers are added up. *utility*: accuracy on real test images of a CNN trained on the samples; *agree*:
-share of the samples for which a classifier of real images finds the label asked for. ε = inf is the same training with
-hardly any noise. ``python -m experiments.dp_sum --settings default --epsilons 10 3 1``
+share of the samples for which a classifier of real images finds the label asked for; *AUC*: of the attack on the
+model's noise predictions that asks who was trained on (.5 is guessing). ε = inf is the same training with hardly any
+noise. ``python -m experiments.dp_sum --settings default --epsilons 10 3 1``
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from experiments.recipes import SETS, Judge, Setting
 from fedsynth.config import RunConfig
 from fedsynth.data import LabelledImages
 from fedsynth.diffusion import (
+    Codec,
     EncodedImages,
     TrainingState,
     codec_of,
@@ -30,11 +32,15 @@ from fedsynth.diffusion import (
     noise_predictor,
     sample,
 )
+from fedsynth.diffusion.noise_levels import timestep_at
+from fedsynth.evaluation.image_set import matched_by_class
+from fedsynth.evaluation.membership import PredictNoise, epsilon_errors, roc
 from fedsynth.evaluation.memorisation import Forms
 from fedsynth.privacy import noise_multiplier_for
 from fedsynth.privacy.dp_training import SummedStep, noised_whole_sum, summed_training_step
 from fedsynth.privacy.summed_noise import SummedNoise, fitting_norm
 from fedsynth.seeding import make_generator
+from strategies.results.membership_inference import LEVELS, MOST_ATTACKED
 
 SETTINGS: dict[str, Setting] = {
     "default": {},
@@ -54,6 +60,22 @@ SUMS: Setting = {"strategy": "dp-sum", "dp-epsilon": 10.0}
 """Whose defaults they are of; the noise is the command line's."""
 NO_NOISE = 1e-3
 """Noise multiplier of the trainings without privacy: not one whole number too many is added."""
+
+
+def membership_auc(
+    predict: PredictNoise, codec: Codec, alphas: torch.Tensor, sides: tuple[LabelledImages, LabelledImages], seed: int
+) -> float:
+    """Attack a model as a run does, at its noise levels; ``sides``: members and others, drawn alike from each class."""
+    members, others = sides
+    rows = matched_by_class(members.labels, others.labels, MOST_ATTACKED, np.random.default_rng(seed))
+    parts = [side.subset(chosen) for side, chosen in zip(sides, rows, strict=True)]
+    images = codec.encode(np.concatenate([part.images for part in parts]))
+    labels = torch.from_numpy(np.concatenate([part.labels for part in parts]))
+    timesteps = [timestep_at(alphas, alpha_bar) for alpha_bar in LEVELS]
+    generator = make_generator(seed, "membership-inference")
+    errors = epsilon_errors(predict, images, labels, timesteps, alphas, generator)
+    half = len(parts[0])
+    return roc(-errors[:half], -errors[half:]).auc
 
 
 def trial(
@@ -98,7 +120,10 @@ def trial(
     pixels = codec.decode(sample(predict, scheduler, start_noise, labels, generator))
     drawn = LabelledImages(pixels, labels.numpy(), spec.classes)
     measured = judge.measure(drawn, judge.train, seed, Forms(reconstruct=codec.reconstruct))
-    return {"weights": weights, "noise multiplier": sigma, "seconds": spent} | measured
+    alphas = make_scheduler(config.recipe).alphas_cumprod
+    members = judge.train.subset(np.concatenate(order))
+    found = membership_auc(predict, codec, alphas, (members, judge.test), seed)
+    return {"weights": weights, "noise multiplier": sigma, "seconds": spent} | measured | {"AUC": found}
 
 
 def main() -> None:

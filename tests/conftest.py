@@ -39,6 +39,7 @@ ALLOWED_SKIPS = (
     "no efficientnet-lite0",
     "no nginx",
     "no transformers",
+    "no trackio",
     "no anvil",
     "no solc",
     "no web3",

@@ -39,7 +39,7 @@ class Privacy(Section):
 
 OF_DP_SUM: Mapping[str, Scalar] = {"dp-sampling-rate": 0.1, "dp-steps": 240, "learning-rate": 1e-2}
 """What ``"auto"`` means in ``dp-sum``, whose network is trained on the images of all silos: what was measured best
-(docs/private.md, digits and MNIST at 16×16), and follows from nothing that only a silo knows."""
+(docs/results/private.md, digits and MNIST at 16×16), and follows from nothing that only a silo knows."""
 BY_STRATEGY = ("dp_sampling_rate", "dp_steps")
 """Keys that are ``"auto"`` in the flat configuration unless somebody chose."""
 

@@ -63,7 +63,7 @@ class Run(Section):
         "licence of the synthetic images for the dataset card, by the hub's word, such as cc-by-4.0",
         affects="execution",
     )
-    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = key(
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb", "trackio"] = key(
         NONE,
         "experiment tracker that is told settings, curves, pictures and results; needs fedsynth's extra of its name",
         affects="execution",

@@ -39,7 +39,8 @@ LEAST_GRID = 8
 """Side of the smallest grid that ``codec = auto`` chooses."""
 SUMMED_FOLD = 4
 """Side of the blocks that ``codec = auto`` makes with ``dp-sum`` whatever the grid: in its few noisy steps a network
-learns more that has weights of its own for every place of a block, and its steps are cheaper (``docs/private.md``)."""
+learns more that has weights of its own for every place of a block, and its steps are cheaper
+(``docs/results/private.md``)."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}
 """The package that each needs; the extra of fedsynth that brings it has the tracker's own name."""
 PROJECT = "fedsynth"
-"""Experiment of MLflow and project of Weights & Biases, unless their own variables name another."""
+"""Experiment of MLflow and project of Weights & Biases and Trackio, unless their own variables name another."""
 
 
 class Tracker(Protocol):

@@ -179,7 +179,7 @@ def test_what_cannot_be_summed_privately_is_refused(changes: dict[str, Scalar], 
 
 
 def test_the_plain_command_takes_what_was_measured_best() -> None:
-    """The best rows of docs/private.md: 240 steps, q = .1, rate 1e-2, for which ε = 10 takes σ = 1.05."""
+    """The best rows of docs/results/private.md: 240 steps, q = .1, rate 1e-2, for which ε = 10 takes σ = 1.05."""
     given: dict[str, Scalar] = {"strategy": "dp-sum", "dp-epsilon": 10.0}
     strategy, config = build_strategy(RunConfig.from_run_config(given))
     flat = config.to_run_config()

@@ -30,9 +30,10 @@ Told = tuple[dict[str, list[int]], dict[str, str], list[str]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
+def nothing_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "TRACKIO_PROJECT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
 
 
 @pytest.fixture
@@ -71,8 +72,29 @@ def told_mlflow(folder: RunFolder) -> Told:
     return steps, {**run.data.params, **{k: v for k, v in run.data.tags.items() if "." not in k}}, [*pictures, *files]
 
 
+def told_trackio(folder: RunFolder) -> Told:
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = trackio.Api().runs("fedsynth")
+    assert run.name == folder.path.name
+    curves: dict[str, list[int]] = {}
+    pictures = []
+    for line in SQLiteStorage.get_logs("fedsynth", run.name):
+        for name, value in line.items():
+            if isinstance(value, dict):
+                pictures.append(f"{name} {line['step']}")
+            elif name not in ("step", "timestamp"):
+                curves.setdefault(name, []).append(line["step"])
+    settings = {key: str(value) for key, value in run.config.items() if not key.startswith("_")}
+    assert run.config.get("_Username") is None
+    return curves, settings, [*pictures, *(entry["name"] for entry in SQLiteStorage.get_artifacts("fedsynth"))]
+
+
 @pytest.mark.usefixtures("quiet_mlflow")
-@pytest.mark.parametrize(("name", "told"), [("tensorboard", told_tensorboard), ("mlflow", told_mlflow)])
+@pytest.mark.parametrize(
+    ("name", "told"), [("tensorboard", told_tensorboard), ("mlflow", told_mlflow), ("trackio", told_trackio)]
+)
 def test_a_run_that_continues_is_one_run_without_gaps_or_doubles(
     name: str, told: Callable[[RunFolder], Told], tmp_path: Path
 ) -> None:
