@@ -45,6 +45,8 @@ SLOW: Settings = {**CORRECTED, "slow_window": 1, "slow_tolerance": 0.99}
 RUNS: dict[str, Settings] = {
     "fedavg": {},
     "fedavg, ema": {"sample_from": "ema", **SOME},
+    "fedavg, shards": {"max_message_mb": 0.02, **SOME},
+    "fedadam, shards": {"max_message_mb": 0.02, "sample_from": "ema"},
     "fedmedian": THREE,
     "fedtrimmedavg": {"beta": 0.4, **THREE},
     "krum": THREE,

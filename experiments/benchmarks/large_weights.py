@@ -158,7 +158,12 @@ def measure(strategy: str, megabytes: float, silos: int, rounds: int, whole: boo
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     shapes = random_shapes(megabytes)
     most = 10 * megabytes if whole else 64.0
-    settings: dict[str, Scalar] = {"strategy": strategy, "num-clients": silos, "num-rounds": rounds, "max-message-mb": most}
+    settings: dict[str, Scalar] = {
+        "strategy": strategy,
+        "num-clients": silos,
+        "num-rounds": rounds,
+        "max-message-mb": most,
+    }
     built, config = build_strategy(RunConfig.from_run_config(settings))
     assert isinstance(built, AveragingStrategy)
     place = RunFolder.create(folder, "run")

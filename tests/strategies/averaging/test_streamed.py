@@ -14,10 +14,11 @@ import torch
 from flwr.app import Context, Message
 from full_disk import full_after
 from spoiled_answers import Tamper, failed, spoil
+from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth import disk
 from fedsynth.api.in_process_grid import InProcessGrid
-from fedsynth.config import RunConfig
+from fedsynth.config import RunConfig, Scalar
 from fedsynth.config.types import STREAMED
 from fedsynth.errors import RunError, UserError
 from fedsynth.message_size import LARGEST_WHOLE, StreamNeeds, refuse_too_large, shards_of, streamed_shards
@@ -347,6 +348,16 @@ def test_weights_on_disk_are_read_where_they_are_looked_at(tmp_path: Path) -> No
     run.strategy._stream.forget(0)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"'a.weight' cannot be read from 'shard-00002"):
         transport.peek(array)
+
+
+def test_a_whole_run_in_shards_draws_the_images_of_one_whose_weights_travel_whole(tmp_path: Path) -> None:
+    small: dict[str, Scalar] = {"strategy": "fedavg", "num_samples": 6, "samples_per_client": 30, "train_steps": 2}
+    whole = run_tiny(tiny_settings(tmp_path / "whole", **small), report=False)
+    sharded = run_tiny(tiny_settings(tmp_path / "shards", max_message_mb=0.02, **small), report=False)
+    assert "weights of 70.5 kB travel in 4 shards" in sharded.log.read_text()
+    assert images_of(sharded) == images_of(whole)
+    assert not sharded.spool.exists()
+    assert not list((tmp_path / "shards" / "state").glob("*/shards/*")), "nothing is left at the silos"
 
 
 @pytest.fixture(autouse=True)
