@@ -87,7 +87,7 @@ NINE = [
     "pooled",
 ]
 """One run for every kind of state that a checkpoint holds; the others are interrupted in tests/long."""
-WORDS = {"train", "query.epsilon", "query.sample"}
+WORDS = {"query.train_shards", "train", "query.epsilon", "query.sample"}
 """Kinds of messages that rounds send; feddiffuse sends one more after the last."""
 
 
