@@ -109,8 +109,11 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
         if checkpoint is None:
             _prepare_folder(folder, config, 0)
             status.begin()
-        with tracked(folder, config.run.tracker) as tracking:
-            _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
+        try:
+            with tracked(folder, config.run.tracker) as tracking:
+                _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
+        finally:
+            folder.remove_spool()
     return folder
 
 
@@ -126,7 +129,7 @@ def _synthesise(
 ) -> None:
     start, phases = time.monotonic(), Phases()
     task = _meet_silos(exchange, config, federation, checkpoint)
-    task.audit = folder.audit if config.replicated else None
+    task.audit, task.spool = folder.audit if config.replicated else None, folder.spool
     phases.enter("training")
     found = found_settings(config, task.spec)
     if checkpoint is None:

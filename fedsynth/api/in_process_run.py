@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -50,6 +51,7 @@ def begin_run(
     settings: Mapping[str, Scalar],
     federation: Federation | None = None,
     silos: Callable[[dict[str, Scalar], int], InProcessGrid] | None = None,
+    spool: Path | None = None,
 ) -> InProcessRun:
     """Count the silos and have the strategy begin.
 
@@ -57,6 +59,7 @@ def begin_run(
         settings: configuration keys that are not left at their defaults.
         federation: the silos' data, if loaded already.
         silos: makes them from the resolved settings and their number; None: the ClientApp as it is.
+        spool: folder for what is too large for memory; None: there is none, and weights travel whole.
     """
     strategy, config = build_strategy(RunConfig.from_run_config(settings))
     known = federation or load_federation(config)
@@ -68,7 +71,7 @@ def begin_run(
     nodes = [node for node in nodes if node not in others]
     most, least = config.exchange.max_silo_images, int(config.settings.labels_everywhere)
     census = take_census(exchange, nodes, known.spec, most, least=least)
-    task = Task(config, known.spec, census, draw_labels(config, census), known, aggregators=aggregators)
+    task = Task(config, known.spec, census, draw_labels(config, census), known, spool=spool, aggregators=aggregators)
     return InProcessRun(strategy, task, exchange, strategy.begin(task, exchange))
 
 

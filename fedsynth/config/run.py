@@ -12,6 +12,7 @@ from fedsynth.config.types import (
     REAL_SILOS,
     REPLICATED,
     SIMULATED,
+    STREAMED,
     Auto,
     Count,
     LedgerContract,
@@ -151,9 +152,10 @@ class Exchange(Section):
     wire_dtype: Literal["float32", "float16"] = key("float32", "precision of tensors on the wire")
     max_message_mb: PositiveFloat = key(
         64.0,
-        "larger noise queries are cut into several messages",
+        "larger noise queries are cut into several messages; larger weights travel and are averaged in shards of this"
+        " size, by way of the disk",
         affects="execution",
-        acts_with={"strategy": ("dfd",)},
+        acts_with={"strategy": ("dfd", *STREAMED)},
     )
     node_timeout: PositiveFloat = key(120.0, "seconds to wait for num-clients silos to connect", affects="execution")
     reply_timeout: PositiveFloat = key(
