@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients import few_labels, measuring, predicting, preparing, shards, summed_gradients, summing, training
-from clients.context import SiloContext, shown_name
+from clients.context import SiloContext, is_real, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import FilesError, UserError
@@ -82,7 +82,7 @@ def _told(error: BaseException, context: Context) -> str:
 
     Of a real silo's crash no text, since shapes in it are counts; of its paths their last names.
     """
-    real = "data-path" in context.node_config
+    real = is_real(context)
     if isinstance(error, FilesError):
         return error.elsewhere
     if real and not isinstance(error, UserError):

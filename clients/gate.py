@@ -47,7 +47,7 @@ from fedsynth.messages import (
     TrainShardsRequest,
 )
 from fedsynth.plugins import is_plugin
-from fedsynth.policy import SiloPolicy, besides
+from fedsynth.policy import AGGREGATOR_ANSWERS, SiloPolicy, besides
 from fedsynth.policy.ceilings import CEILINGS, OWN_MODEL, SECONDS
 from fedsynth.spec import ImageSpec
 
@@ -66,7 +66,10 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
 
     Raises:
         PolicyError: names the policy's line.
+        UserError: an aggregator is asked for what takes images.
     """
+    if silo.is_aggregator and kind not in AGGREGATOR_ANSWERS:
+        raise UserError(f"'{kind}': this node aggregates, and holds no images")
     if silo.simulated:
         return
     policy, strategy, kind = silo.policy, silo.config.run.strategy, kind.replace("_", "-")

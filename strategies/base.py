@@ -51,6 +51,7 @@ class Task:
         reference: train and test fold of real images that the operator owns, where the silos are real.
         policies: what real silos allow, by name; empty in a simulation.
         audit: folder that receives what is signed in a replicated run.
+        aggregators: nodes that aggregate and are no silos; None: there are none.
         spool: folder for what is too large for memory, which goes with the run; None: there is none.
     """
 
@@ -62,6 +63,7 @@ class Task:
     reference: tuple[LabelledImages, LabelledImages] | None = None
     policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
     audit: Path | None = None
+    aggregators: Census | None = None
     spool: Path | None = None
 
     @property

@@ -57,7 +57,13 @@ def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
 EXAMPLES: dict[str, Exchanged] = {
     "describe": _answered(
         messages.DescribeRequest(),
-        messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
+        messages.DescribeAnswer(
+            spec=SPEC,
+            num_examples=7,
+            policy='{"noise-queries-per-run": 3}',
+            role="aggregator",
+            sum_keys="0f" * 64,
+        ),
     ),
     "prepare": _answered(
         messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}", start="0f" * 32),

@@ -16,7 +16,7 @@ from fedsynth.diffusion import codec_of, draw_initial_noise, initial_unet, make_
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, SyntheticDataset, read_dataset
 from fedsynth.output.audit_files import LOG, altered_files
-from fedsynth.privacy.sums.key_files import read_known
+from fedsynth.privacy.sums.key_files import read_parties
 from fedsynth.privacy.sums.key_text import keys_hash, keys_text
 from fedsynth.replicas.audit import RunAudit
 from fedsynth.replicas.certificates import Parties
@@ -34,14 +34,12 @@ def audited(folder: RunFolder, keys: Path) -> RunAudit:
 
     Args:
         folder: the run's.
-        keys: public keys of its silos.
+        keys: public keys of its silos, and of aggregators beside them.
 
     Raises:
         UserError: the keys or the log cannot be read.
     """
-    known = read_known(keys)
-    public = {name: one.signatures for name, one in known.items()}
-    report = RunAudit(parties=Parties("", keys_hash(keys_text(known)), public, public, "byzantine"))
+    report = RunAudit(parties=_parties(folder, keys))
     try:
         with (folder.audit / LOG).open("rb") as file:
             read_chain(file, report, report.take)
@@ -86,6 +84,17 @@ def recomputed(folder: RunFolder, report: RunAudit) -> None:
             f"{differing} of {len(dataset.images)} images are not those that the final model draws here; on another"
             " processor or torch a few may differ by a grey level"
         )
+
+
+def _parties(folder: RunFolder, keys: Path) -> Parties:
+    """Return whose signatures count: in a run whose nodes aggregate, theirs and not the silos'."""
+    known, others = read_parties(keys)
+    try:
+        beside = others if folder.read_config().num_aggregators else {}
+    except UserError:
+        beside = {}  # _check_config says what is wrong with it
+    silos, aggregators = ({name: one.signatures for name, one in part.items()} for part in (known, beside))
+    return Parties("", keys_hash(keys_text(known, beside)), silos, aggregators or silos, "byzantine")
 
 
 def _check_config(folder: RunFolder, report: RunAudit) -> None:

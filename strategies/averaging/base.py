@@ -34,7 +34,7 @@ from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, ask
 from strategies.conversation.exchange import Exchange
-from strategies.conversation.replicas import CERTIFIED, Replication, SignedUpdate
+from strategies.conversation.replicas import CERTIFIED, WHOM, Replication, SignedUpdate
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.global_model import draw_from_model, preview_of_model
 
@@ -117,8 +117,10 @@ class AveragingStrategy(SynthesisStrategy):
             )
             self._members = tuple(sorted(member.name for member in task.census))
         if task.config.replicated:
-            logger.warning("aggregators = 'silos': every silo sees the single updates of all others")
-            self._replication = Replication(exchange, task.census, task.config, task.spec, self._run_token, task.audit)
+            self._replication = Replication(
+                exchange, task.census, task.config, task.spec, self._run_token, task.audit, task.aggregators
+            )
+            logger.warning("%s sees the single updates of all silos", self._replication.who)
         return self.start_from(
             task, transport.encode_tensors(initial_unet(task.config, task.spec).state_dict()), exchange
         )
@@ -388,8 +390,13 @@ class AveragingStrategy(SynthesisStrategy):
         outcome = draw_from_model(task, weights or transport.peek_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
         certified = self._replication.certified() if self._replication is not None else {}
-        notes = (CERTIFIED,) if certified else self.notes_on_sums()
+        notes = (self._certified_by,) if certified else self.notes_on_sums()
         return replace(outcome, notes=(*outcome.notes, *notes), certified=certified)
+
+    @property
+    def _certified_by(self) -> str:
+        chosen = self._config.replicas.aggregators
+        return CERTIFIED.format(aggregators=chosen, whom=WHOM[chosen])
 
     def notes_on_sums(self) -> tuple[str, ...]:
         """Return what a reader must know where updates were summed in secret."""
