@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,29 @@ def test_another_key_file_is_found(
     status, out = audit(run, other, capsys)
     assert status == 1
     assert said in out, out
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "said"),
+    [
+        ("config.json", '"nodes"', "BROKEN '"),
+        ("audit/keys.json", '"a-2"', "BROKEN audit/keys.json is not the key file that this audit goes by"),
+    ],
+)
+def test_what_says_who_aggregated_is_named_when_it_is_altered(
+    name: str, old: str, said: str, real: tuple[RunFolder, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, keys = real
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    path = copy.path / name
+    path.write_text(path.read_text().replace(old, f"{old[:2]}x{old[3:]}"))
+    status, out = audit(copy, keys, capsys)
+    assert status == 1
+    (first, *_) = [line for line in out.splitlines() if line.startswith("BROKEN")]
+    assert first.startswith(said), out
+    assert name in first
+    # The chain itself holds.
+    assert "BROKEN entry" not in out
 
 
 def test_nodes_are_refused_where_nobody_could_aggregate() -> None:
