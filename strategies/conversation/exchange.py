@@ -148,9 +148,6 @@ class Exchange:
                     self.traffic.up += _counted(reply)
                     self.reply_log.heard(nodes[index], reply)
                     yield index, reply
-                else:
-                    name = self.reply_log.name(reply.metadata.src_node_id)
-                    logger.warning("%s: an answer left out, to a question that was answered already", name)
                 # A loop variable would keep the last answer alive through the next wait.
                 del reply
             if pending:

@@ -275,16 +275,11 @@ def test_the_log_of_answers_has_one_entry_a_round_with_loss_and_reason(tmp_path:
     assert row["silo-1"]["left-out"] == "silo-1: no power"
 
 
-def test_an_answer_that_comes_twice_counts_once_and_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_answer_that_comes_twice_counts_once(tmp_path: Path) -> None:
     once, twice = Run(tmp_path / "1", "fedavg", SHARD), Run(tmp_path / "2", "fedavg", SHARD, lambda all: [*all, *all])
     once.play()
-    assert "answered already" not in caplog.text
-    twice.exchange.reply_log.names = {100 + k: f"silo-{k}" for k in range(SILOS)}
     twice.play()
     assert same(once.weights, twice.weights)
-    assert "silo-1: an answer left out, to a question that was answered already" in caplog.text
 
 
 def test_too_few_whole_answers_end_the_run_and_leave_the_weights_as_they_were(tmp_path: Path) -> None:
