@@ -11,8 +11,8 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients import few_labels, measuring, predicting, preparing, summed_gradients, summing, training
-from clients.context import SiloContext, shown_name
+from clients import few_labels, measuring, predicting, preparing, shards, summed_gradients, summing, training
+from clients.context import SiloContext, is_real, shown_name
 from clients.gate import admitted, asked_of, refuse_kind
 from clients.journal import journal
 from fedsynth.errors import FilesError, UserError
@@ -24,10 +24,12 @@ from fedsynth.messages import (
     DescribeRequest,
     EpsilonRequest,
     EvaluateRequest,
+    GetShardRequest,
     GradientRequest,
     MaskedRequest,
     MaskedTrainRequest,
     PrepareRequest,
+    PutShardRequest,
     Request,
     RevealRequest,
     SampleRequest,
@@ -35,6 +37,7 @@ from fedsynth.messages import (
     StatisticsRequest,
     SynthesiseRequest,
     TrainRequest,
+    TrainShardsRequest,
     UploadRequest,
 )
 from fedsynth.text import printable, with_short_paths
@@ -79,7 +82,7 @@ def _told(error: BaseException, context: Context) -> str:
 
     Of a real silo's crash no text, since shapes in it are counts; of its paths their last names.
     """
-    real = "data-path" in context.node_config
+    real = is_real(context)
     if isinstance(error, FilesError):
         return error.elsewhere
     if real and not isinstance(error, UserError):
@@ -95,6 +98,9 @@ app.query("epsilon")(answering(EpsilonRequest, predicting.epsilon))
 app.query("masked")(answering(MaskedRequest, predicting.masked))
 app.query("gradient")(answering(GradientRequest, summed_gradients.gradient))
 app.query("masked_train")(answering(MaskedTrainRequest, training.masked_train))
+app.query("put_shard")(answering(PutShardRequest, shards.put_shard))
+app.query("train_shards")(answering(TrainShardsRequest, shards.train_shards))
+app.query("get_shard")(answering(GetShardRequest, shards.get_shard))
 app.query("aggregate")(answering(AggregateRequest, training.aggregate))
 app.query("agree")(answering(AgreeRequest, summing.agree))
 app.query("reveal")(answering(RevealRequest, summing.reveal))

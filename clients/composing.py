@@ -41,7 +41,8 @@ def signer(
     """
     asked = request.keys, request.run_token, request.base, request.server_round, request.timestep
     if spec is None or None in asked:
-        raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
+        given = f"aggregators = '{silo.config.replicas.aggregators}'"
+        raise UserError(f"{given}: the question brings no keys and certificates; update the server")
     replica = Replica(silo, str(request.run_token), str(request.keys), request.certificates or ())
     terms = replica.terms(int(request.server_round or 0), str(request.base))
     pretrained, timestep = pretrained_model(silo), int(request.timestep or 0)

@@ -35,9 +35,10 @@ from fedsynth.diffusion import Codec, codec_of, latents_kept_in, settle_base_mod
 from fedsynth.diffusion.latent_files import LATENTS_BYTES
 from fedsynth.errors import FilesError, UserError
 from fedsynth.messages import Sender
-from fedsynth.policy import SiloPolicy, read_policy
+from fedsynth.policy import AGGREGATOR_ANSWERS, SiloPolicy, read_policy
 from fedsynth.privacy import Mechanism
 from fedsynth.privacy.spending import note_file
+from fedsynth.roles import AGGREGATOR
 from fedsynth.spec import ImageSpec
 from fedsynth.text import LONGEST_SILO_NAME, check_silo_name, folder_of_name, printable
 
@@ -45,6 +46,9 @@ LEAST_FREE_BYTES = 2**20
 """A disk with fewer free bytes counts as full: torch and safetensors do not say why they could not write."""
 DECODED = "images"
 """Folder of decoded images and of latents in the state folder; it may be removed at any time between runs."""
+
+HOLDS_NO_IMAGES = ImageSpec(1, 1, ())
+"""What an aggregator says of images."""
 
 _silos: dict[bool, SiloCache[Silo]] = {each_alone: SiloCache() for each_alone in (False, True)}
 _files: SiloCache[ImageFiles] = SiloCache()
@@ -73,7 +77,8 @@ class SiloContext:
             ``autoencoder-path``, ``init-from`` and ``base-model`` of its node config.
         name: the silo's, in logs and answers.
         sender: how its answers say who gives them.
-        simulated: whether the silo is a partition of a named dataset.
+        simulated: whether the silo is a partition of a named dataset, or an aggregator beside such silos.
+        is_aggregator: whether it holds no images, and aggregates the silos' answers.
         state: its own folder, see :func:`state_folder`.
         model_path: folder of the silo's pretrained model (``model-path`` of the node config), or None.
         sum_keys: of a real silo, the file of its own keys for secure sums and that of the others' public ones
@@ -96,9 +101,11 @@ class SiloContext:
         self.name = silo_name(context)
         check_silo_name(self.name)
         self.simulated = "partition-id" in node and "data-path" not in node
+        self.is_aggregator = _is_aggregator(context)
         run_config = tuple((key, type(value), value) for key, value in context.run_config.items())
         self.config = settle_base_model(self._with_own_folders(_config(run_config)))
-        self.sender = Sender.of_partition(int(node["partition-id"])) if self.simulated else Sender(0, self.name)
+        by_partition = self.simulated and not self.is_aggregator
+        self.sender = Sender.of_partition(int(node["partition-id"])) if by_partition else Sender(0, self.name)
         self.state = state_folder(context)
         given = str(node.get("model-path", ""))
         self.model_path = Path(given).expanduser() if given else None
@@ -107,6 +114,8 @@ class SiloContext:
         self.group_column = str(node.get("group-column", ""))
         self.deadline, self.deadline_field = math.inf, "compute_seconds_per_run"
         self.policy = SiloPolicy.unlimited() if self.simulated else _own_policy(str(node.get("policy-path", "")))
+        if self.is_aggregator and not self.simulated and not node.get("policy-path"):
+            self.policy = SiloPolicy(answers=AGGREGATOR_ANSWERS)
 
     @property
     def run_and_node(self) -> tuple[int, int]:
@@ -191,6 +200,9 @@ class SiloContext:
         Raises:
             UserError: it has no folder of its own, or that one cannot be used.
         """
+        if self.is_aggregator or (self.simulated and self.config.num_aggregators):
+            # Simulated silos are asked for their role alone.
+            return HOLDS_NO_IMAGES
         if "data-path" not in self._flower.node_config:
             raise UserError("dataset = 'silos' needs 'data-path' in the node config: start with 'fedsynth silo start'")
         size = self.config.data.image_size
@@ -336,13 +348,32 @@ def _own_policy(path: str) -> SiloPolicy:
     return read_policy(Path(path).expanduser()) if path else SiloPolicy()
 
 
+def is_real(context: Context) -> bool:
+    """Return whether a node belongs to somebody else than the run's server: it has images, or aggregates."""
+    node = context.node_config
+    return "data-path" in node or (node.get("role") == AGGREGATOR and "partition-id" not in node)
+
+
+def _is_aggregator(context: Context) -> bool:
+    """Return whether a node aggregates: by its own word, or by a partition beyond those of the simulated silos."""
+    node, run = context.node_config, context.run_config
+    if "partition-id" not in node or "data-path" in node:
+        return node.get("role") == AGGREGATOR
+    return run.get("aggregators") == "nodes" and int(node["partition-id"]) >= int(run.get("num-clients", 0))
+
+
 def silo_name(context: Context) -> str:
-    """Return a silo's name: ``silo-name`` of the node config, its folder, or ``silo-<partition-id>``."""
+    """Return a silo's name: ``silo-name`` of the node config, its folder, or ``silo-<partition-id>``.
+
+    A simulated aggregator is ``aggregator-<number>``.
+    """
     node = context.node_config
     if "silo-name" in node:
         return str(node["silo-name"])
     if "data-path" in node:
         return Path(str(node["data-path"])).name
+    if "partition-id" in node and _is_aggregator(context):
+        return f"{AGGREGATOR}-{int(node['partition-id']) - int(context.run_config['num-clients'])}"
     return f"silo-{node['partition-id']}" if "partition-id" in node else f"node-{context.node_id}"
 
 
@@ -358,6 +389,6 @@ def state_folder(context: Context) -> Path:
     directory, for one with images of its own. There the server names no path.
     """
     node = context.node_config
-    named = "" if "data-path" in node else context.run_config.get("state-dir", "")
+    named = "" if is_real(context) else context.run_config.get("state-dir", "")
     root = node.get("state-path", "") or named or RunConfig().run.state_dir
     return Path(str(root)).absolute() / folder_of_name(silo_name(context))

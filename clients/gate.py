@@ -37,15 +37,17 @@ from fedsynth.messages import (
     MaskedRequest,
     MaskedTrainRequest,
     PrepareRequest,
+    PutShardRequest,
     Request,
     SampleRequest,
     SelectRequest,
     SumRequest,
     SynthesiseRequest,
     TrainRequest,
+    TrainShardsRequest,
 )
 from fedsynth.plugins import is_plugin
-from fedsynth.policy import SiloPolicy, besides
+from fedsynth.policy import AGGREGATOR_ANSWERS, SiloPolicy, besides
 from fedsynth.policy.ceilings import CEILINGS, OWN_MODEL, SECONDS
 from fedsynth.spec import ImageSpec
 
@@ -53,6 +55,8 @@ SUMS = ("masked", "masked-train", "gradient")
 """Messages whose answers are summed in secret."""
 FINISH_SUMS = ("agree", "reveal")
 """Messages that finish such a sum: whoever answers one of :data:`SUMS` answers these."""
+SHARDS = ("put-shard", "train-shards", "get-shard")
+"""Messages that take the place of ``train`` where weights travel in shards: whoever answers that answers these."""
 
 
 def refuse_kind(kind: str, silo: SiloContext) -> None:
@@ -62,11 +66,15 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
 
     Raises:
         PolicyError: names the policy's line.
+        UserError: an aggregator is asked for what takes images.
     """
+    if silo.is_aggregator and kind not in AGGREGATOR_ANSWERS:
+        raise UserError(f"'{kind}': this node aggregates, and holds no images")
     if silo.simulated:
         return
     policy, strategy, kind = silo.policy, silo.config.run.strategy, kind.replace("_", "-")
     # What a sum that was not answered is finished with, the silo's record of its sums refuses.
+    kind = "train" if kind in SHARDS else kind
     kinds = SUMS if kind in FINISH_SUMS else (kind,)
     if not set(kinds).intersection(policy.answers):
         kind = SUMS[0] if kind in FINISH_SUMS else kind
@@ -159,7 +167,7 @@ def asked_of(request: Request[Any], silo: SiloContext) -> Counts:
             return {"noise-queries": 1, "samples": len(request.samples), FEWEST: _fewest_summed(request)}
         case SampleRequest():
             return {"images-drawn": len(request.labels), **_least_holders(request)}
-        case TrainRequest():
+        case TrainRequest() | TrainShardsRequest():
             return {"optimiser-steps": request.steps}
         case MaskedTrainRequest():
             return {"optimiser-steps": request.steps, FEWEST: _fewest_summed(request)}
@@ -216,7 +224,7 @@ def _refuse_by_itself(request: Request[Any], silo: SiloContext) -> None:
         case GradientRequest():
             _refuse_few_colluders(config, policy)
             _refuse_training(request.spec, config.train_steps, silo)
-        case TrainRequest() | MaskedTrainRequest() | PrepareRequest():
+        case PutShardRequest() | TrainRequest() | TrainShardsRequest() | MaskedTrainRequest() | PrepareRequest():
             _refuse_model(request, silo)
 
 
@@ -231,7 +239,13 @@ def _refuse_few_colluders(config: RunConfig, policy: SiloPolicy) -> None:
         policy.refuse("least_colluders", f"the run's dp-colluders is {reckoned}")
 
 
-def _refuse_model(request: TrainRequest | MaskedTrainRequest | PrepareRequest, silo: SiloContext) -> None:
+def _refuse_model(
+    request: PutShardRequest | TrainRequest | TrainShardsRequest | MaskedTrainRequest | PrepareRequest,
+    silo: SiloContext,
+) -> None:
+    if isinstance(request, PutShardRequest):
+        _refuse_room(request.spec, silo)
+        return
     if isinstance(request, PrepareRequest) and brings_model(silo) and silo.policy.privacy_epsilon != "unlimited":
         why = "nobody here knows what the model of --model-path has cost these images"
         silo.policy.refuse("privacy_epsilon", why)
@@ -246,7 +260,7 @@ def _refuse_model(request: TrainRequest | MaskedTrainRequest | PrepareRequest, s
 def _trained_spec(request: Request[Any], silo: SiloContext) -> ImageSpec | None:
     """Return the format of the images that a question has a network trained on; None: it asks for no training."""
     match request:
-        case TrainRequest() | MaskedTrainRequest():
+        case TrainRequest() | TrainShardsRequest() | MaskedTrainRequest():
             return request.spec
         case PrepareRequest() if request.train_seconds and not brings_model(silo):
             return request.spec
@@ -266,6 +280,13 @@ def _refuse_training(
     policy = silo.policy
     if policy.privacy_epsilon != "unlimited" and not silo.config.private:
         policy.refuse("privacy_epsilon", "the run trains without differential privacy: it has no dp-epsilon")
+    _refuse_room(spec, silo)
+    _refuse_few_images(spec, steps, silo, trained)
+
+
+def _refuse_room(spec: ImageSpec, silo: SiloContext) -> None:
+    """Refuse a network that is too large for this silo, or any where its disk is to hold no more."""
+    policy = silo.policy
     if (most := policy.limit("network_parameters")) < inf:
         parameters = count_parameters(silo.config, spec)
         if parameters > most:
@@ -273,7 +294,6 @@ def _refuse_training(
             policy.refuse("network_parameters", f"the run's network has {parameters}{more}")
     if (most := policy.limit("disk_mb")) < inf and (used := _kept_bytes(silo) / 1e6) >= most:
         policy.refuse("disk_mb", f"state folder '{silo.state}' holds {used:.0f} MB")
-    _refuse_few_images(spec, steps, silo, trained)
 
 
 def _kept_bytes(silo: SiloContext) -> int:

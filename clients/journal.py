@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from clients.audit_log import AuditLog
-from clients.context import shown_name, state_folder
+from clients.context import is_real, shown_name, state_folder
 from fedsynth.audit import Outcome
 from fedsynth.errors import UserError
 from fedsynth.logs import log_to_stderr
@@ -60,7 +60,7 @@ def journal(message: Message, context: Context) -> Iterator[Entry]:
         UserError: the audit cannot be written. Then no work is done, or its answer must not be given.
     """
     entry = Entry()
-    if "data-path" not in context.node_config:
+    if not is_real(context):
         yield entry
         return
     log_to_stderr()
@@ -86,7 +86,7 @@ def record_refusal(message: Message, context: Context, error: UserError) -> None
     Raises:
         UserError: the audit cannot be written.
     """
-    if "data-path" in context.node_config:
+    if is_real(context):
         AuditLog(state_folder(context)).append(_line(message, context, Entry(), error))
 
 

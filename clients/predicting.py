@@ -101,7 +101,7 @@ def sample(request: SampleRequest, silo: SiloContext) -> SampleAnswer:
     if request.weights is None:
         predict = own_predictor(silo)
     else:
-        model = federated_model(silo, request.spec, request.weights, request.run_token)
+        model = federated_model(silo, request.spec, transport.decode_tensors(request.weights), request.run_token)
         unet = model.after(request.server_round or 0).to(pick_device(config.run.device))
         predict = noise_predictor(unet, recipe, codec.bound)
     drawn = draw(predict, scheduler, noise, request.labels, generator, on_step=lambda _: silo.check_deadline())

@@ -22,12 +22,17 @@ from fedsynth.diffusion.adapters import adapters_of
 from fedsynth.errors import UserError
 from fedsynth.messages import DescribeAnswer, DescribeRequest, PrepareAnswer, PrepareRequest
 from fedsynth.privacy.dp_training import check_delta
+from fedsynth.roles import AGGREGATOR
 from fedsynth.spec import ImageSpec
 
 
 def describe(request: DescribeRequest, silo: SiloContext) -> DescribeAnswer:
-    """Say which classes the silo holds, in which format, and what its policy allows."""
-    return DescribeAnswer(spec=silo.describe(), policy=told_policy(silo))
+    """Say which classes the silo holds, in which format, and what its policy allows; or that it aggregates."""
+    told = DescribeAnswer(spec=silo.describe(), policy=told_policy(silo))
+    if not silo.is_aggregator:
+        return told
+    keys = own_keys(silo)
+    return replace(told, role=AGGREGATOR, sum_keys=None if keys is None else keys.public.text)
 
 
 def prepare(request: PrepareRequest, silo: SiloContext) -> PrepareAnswer:

@@ -1,4 +1,4 @@
-"""A silo's part in replicated rounds: it checks certificates, signs its updates, and combines those of all silos."""
+"""A party of replicated rounds: silos check certificates and sign updates, aggregators combine those of all silos."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from fedsynth.errors import UserError
 from fedsynth.files import damage_named, write_json
 from fedsynth.messages import AggregateAnswer, AggregateRequest, TrainRequest, transport
 from fedsynth.messages.transport import Arrays
-from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_known
+from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_parties
 from fedsynth.privacy.sums.key_text import keys_from_text, keys_hash, keys_text
 from fedsynth.replicas.certificates import Chain, Parties, check_line
 from fedsynth.replicas.content_ids import content_id
 from fedsynth.replicas.envelopes import StatementError, sign
 from fedsynth.replicas.statements import Aggregate, Contribution, Terms, Update
+from fedsynth.roles import AGGREGATOR, SILO
 from fedsynth.spec import ImageSpec
 
 REPLICAS = "replicas"
@@ -97,16 +98,21 @@ class Replica:
         own = own_keys(silo)
         if own is None:
             raise UserError(f"no keys for signatures: 'fedsynth silo start' finds none, or no {KNOWN_FILE}")
-        if silo.sum_keys is not None and keys_text(read_known(silo.sum_keys[1])) != keys:
+        beside = silo.config.num_aggregators > 0
+        if silo.sum_keys is not None and _known_text(silo.sum_keys[1], beside) != keys:
             raise UserError(
                 f"the server's key-file is not this silo's {KNOWN_FILE} ('{silo.sum_keys[1]}'): have all parties use"
                 " the same file"
             )
-        public = {name: known.signatures for name, known in keys_from_text(keys).items()}
-        if public.get(silo.name) != own.public.signatures:
-            raise UserError("the key file lacks this silo's own key, or has another one: have it made anew")
+        silos, others = ({name: known.signatures for name, known in part.items()} for part in keys_from_text(keys))
+        if bool(others) != beside:
+            raise UserError(f"aggregators = '{silo.config.replicas.aggregators}' with keys of other parties than that")
+        if (others if silo.is_aggregator else silos).get(silo.name) != own.public.signatures:
+            role = AGGREGATOR if silo.is_aggregator else SILO
+            raise UserError(f"the key file lacks the own key of this {role}, or has another one: have it made anew")
         self._own = own
-        self.parties = Parties(run_token, keys_hash(keys), public, public, silo.config.replicas.replica_quorum)
+        rule = silo.config.replicas.replica_quorum
+        self.parties = Parties(run_token, keys_hash(keys), silos, others or silos, rule)
         self._follow(certificates)
 
     def _follow(self, certificates: Sequence[str]) -> None:
@@ -212,6 +218,8 @@ class Replica:
             StatementError: this silo has signed another result.
         """
         config = self._silo.config
+        if self._silo.name not in self.parties.aggregators:
+            raise StatementError("this silo does not aggregate in this run: nodes of their own do")
         parameters = {**config.settings.model_dump(by_alias=True), "replica-quorum": self.parties.rule}
         ids = content_id(combined), content_id(carried)
         signed = self.signed_result(Aggregate(terms, config.run.strategy, parameters, roster, *ids))
@@ -225,6 +233,11 @@ class Replica:
             self._memory.save(self._path)
 
 
+def _known_text(path: Path, beside: bool) -> str:
+    silos, aggregators = read_parties(path)
+    return keys_text(silos, aggregators if beside else None)
+
+
 def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms]:
     """Return the silo as a party of the run that asks for training, with the terms of the round.
 
@@ -232,7 +245,8 @@ def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms
         UserError: the question says no keys, or something that it says does not hold.
     """
     if request.keys is None or request.run_token is None:
-        raise UserError("aggregators = 'silos': the question brings no keys and certificates; update the server")
+        given = f"aggregators = '{silo.config.replicas.aggregators}'"
+        raise UserError(f"{given}: the question brings no keys and certificates; update the server")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
     base = content_id(transport.peek_tensors(request.arrays))
     return replica, replica.terms(request.server_round, base, lambda: _first_weights(silo, request.spec))

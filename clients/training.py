@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -58,7 +58,7 @@ def train(request: TrainRequest, silo: SiloContext) -> TrainAnswer:
     parts = list(PARTS if request.report_parts is None else request.report_parts)
     select_parts({}, parts)  # an unknown part is refused before any work
     sign = _signer(request, silo)
-    exchanged, losses = _train_round(request, silo)
+    exchanged, losses = train_round(request, silo)
     arrays = transport.encode_tensors(select_parts(exchanged, parts), silo.config.exchange.wire_dtype)
     told = told_number(silo, request.spec) if request.images is None else number_told(request, silo)
     return TrainAnswer(
@@ -83,7 +83,7 @@ def masked_train(request: MaskedTrainRequest, silo: SiloContext) -> MaskedAnswer
     names, parts = request.layers, request.parts
     weights = [question.row[parts.index(part_of(name)) if parts else 0] for name in names]
     received = transport.decode_tensors(request.arrays)
-    trained, _ = _train_round(request.training(), silo)
+    trained, _ = train_round(request.training(), silo)
     updates = [trained[name].double().cpu() - received[name].double() for name in names]
     if clamped := sum(int((u.abs() > size).sum()) for u, size in zip(updates, request.ranges, strict=True)):
         logger.warning("round %d: %d weights changed by more than can be summed", request.server_round, clamped)
@@ -111,11 +111,23 @@ def _signer(request: TrainRequest, silo: SiloContext) -> Callable[[Arrays, int],
     return lambda arrays, images: replica.signed_update(terms, arrays, images)
 
 
-def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Return the exchanged weights after a round's steps, and the steps' losses, none of private ones."""
+def train_round(
+    request: TrainRequest, silo: SiloContext, received: dict[str, torch.Tensor] | None = None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Return the exchanged weights after a round's steps, and the steps' losses, none of private ones.
+
+    Args:
+        request: the round.
+        silo: whose images are trained on.
+        received: the exchanged weights, emptied; None: those of the request.
+    """
     config = silo.config
+    if received is None:
+        received = transport.decode_tensors(request.arrays)
+    names = set(received)
     images = silo.images(request.spec).train if request.images is None else training_images(request, silo).labelled
-    model = federated_model(silo, request.spec, request.arrays, request.run_token)
+    model = federated_model(silo, request.spec, received, request.run_token)
+    received.clear()
     unet = model.before(request.server_round, request.has_trained).to(pick_device(config.run.device))
     if isinstance(unet, AdaptedUNet) and unet.adapters.stacked:
         unet.fold(request.server_round)
@@ -136,7 +148,7 @@ def _train_round(request: TrainRequest, silo: SiloContext) -> tuple[dict[str, to
                 proximal_mu=request.proximal_mu,
                 on_step=lambda *_: silo.check_deadline(),
             )
-    exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in request.arrays}
+    exchanged = {name: tensor for name, tensor in unet.state_dict().items() if name in names}
     model.keep(request.server_round)
     return exchanged, losses
 
@@ -173,6 +185,8 @@ def _train_round_privately(
         kept.keep(unet.state_dict())
 
 
-def federated_model(silo: SiloContext, spec: ImageSpec, received: Arrays, run_token: str | None) -> FederatedModel:
+def federated_model(
+    silo: SiloContext, spec: ImageSpec, received: Mapping[str, torch.Tensor], run_token: str | None
+) -> FederatedModel:
     """Return the run's network with the weights received, and where the silo keeps what is its own of it."""
-    return FederatedModel(initial_unet(silo.config, spec), transport.decode_tensors(received), silo.state, run_token)
+    return FederatedModel(initial_unet(silo.config, spec), received, silo.state, run_token)

@@ -3,10 +3,12 @@
 ``python -m experiments.paradigms`` makes every row of ``paradigms.toml`` and prints the table; ``--help`` lists options
 for a smaller one. Silos answer in this process one after the other, so that every second has one phase and none is
 waited: *one machine* is what all of them take there, *a machine each* the longest path, on which of the silos that are
-asked at once only the slowest counts. Run it on an idle machine.
+asked at once only the slowest counts. Run it on an idle machine. With ``--ledger-url`` every replicated row is measured
+a second time, with a contract of its own on that Ethereum node.
 
 Phases: *train* (steps of the networks), *aggregate* (the rule), *certify* (statements, content ids, signatures, and
-whatever else an aggregator checks), *move* (everything else: messages, arrays to bytes and back).
+whatever else an aggregator checks), *ledger* (asking the node, and sending it the round's head), *move* (everything
+else: messages, arrays to bytes and back).
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ from fedsynth.cli.options import typed
 from fedsynth.cli.sweeps.sweep_file import read_sweep
 from fedsynth.config import Scalar
 from fedsynth.config.run_config import without_idle_keys
+from fedsynth.heads import Ledger
 from fedsynth.replicas.certificates import Ballot, Chain
 from fedsynth.units import human_bytes
+from strategies.conversation.noted_heads import NotedHeads
 from strategies.conversation.replicas import Replication
 
-PHASES = ("train", "move", "aggregate", "certify")
+PHASES = ("train", "move", "aggregate", "certify", "ledger")
 PAPER = {"Centralised": 74.1, "federated": 110.9, "blockchain": 621.8}
 """Seconds a round of the paper that these rows are after."""
 
@@ -166,7 +170,7 @@ def _timed_phases(watch: Stopwatch, strategy: Any) -> Iterator[None]:
     """Count, within the block, the phases of whatever strategy this is."""
     rules = {name: watch.wrap("aggregate", rule) for name, rule in RULES.items()}
     phases: dict[str, list[tuple[Any, str]]] = {
-        "train": [(clients.training, "_train_round"), (strategies.centralised, "train")],
+        "train": [(clients.training, "train_round"), (strategies.centralised, "train")],
         "aggregate": [(strategy, "combine")] if hasattr(strategy, "combine") else [],
         "certify": [
             *((clients.replicating, name) for name in ("aggregate", "replica_of")),
@@ -176,6 +180,7 @@ def _timed_phases(watch: Stopwatch, strategy: Any) -> Iterator[None]:
             (Chain, "follow"),
         ],
     }
+    phases["ledger"] = [(NotedHeads, "add")]
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(clients.replicating, "RULES", rules))
         for phase, places in phases.items():
@@ -203,13 +208,20 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=Path(__file__).with_name("paradigms.toml"))
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="configuration keys of all rows")
+    parser.add_argument("--ledger-url", default="", metavar="URL", help="an Ethereum node, with an account of its own")
     parser.add_argument("--output-dir", type=Path, default=Path("results/paradigms"))
     options = parser.parse_args()
     given = typed(dict(pair.split("=", 1) for pair in options.set))
     costs: dict[str, Cost] = {}
     for planned in read_sweep(options.sweep, given).runs:
-        costs[planned.row] = measured(without_idle_keys(planned.config.to_run_config()), options.rounds)
-        print(row(planned.row, costs[planned.row], next(iter(costs.values()))), flush=True)
+        settings = {planned.row: without_idle_keys(planned.config.to_run_config())}
+        if options.ledger_url and planned.config.replicated:
+            contract = Ledger(options.ledger_url).deploy(timeout=60.0)
+            ledger = {"ledger-url": options.ledger_url, "ledger-contract": contract}
+            settings[f"{planned.row}, ledger"] = {**settings[planned.row], **ledger}
+        for name, flat in settings.items():
+            costs[name] = measured(flat, options.rounds)
+            print(row(name, costs[name], next(iter(costs.values()))), flush=True)
     rows = [row(name, cost, next(iter(costs.values()))) for name, cost in costs.items()]
     details = {
         name: {**cost.seconds, "alone": cost.alone, "down": cost.down, "up": cost.up} for name, cost in costs.items()

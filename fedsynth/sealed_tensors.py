@@ -87,7 +87,12 @@ def load_torch(path: Path, seal: Seal) -> Any:
 
 def tensor_metadata(tensors: Mapping[str, torch.Tensor], seal: Seal) -> dict[str, str]:
     """Return the metadata for a safetensors file of tensors."""
-    return {ENTRY: seal.text(sha256_of(tensor_chunks(tensors)))}
+    return {ENTRY: seal.text(digest_of_tensors(tensors))}
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, 64 hexadecimal digits."""
+    return sha256_of(tensor_chunks(tensors))
 
 
 def read_tensors(path: Path, seal: Seal) -> dict[str, torch.Tensor]:

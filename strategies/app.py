@@ -31,6 +31,7 @@ from fedsynth.seeding import make_generator
 from fedsynth.tracking import check_tracker
 from strategies import build_strategy
 from strategies.base import SynthesisStrategy, Task
+from strategies.conversation.aggregators import meet_aggregators
 from strategies.conversation.agreement import agree
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
@@ -108,8 +109,11 @@ def run_synthesis(grid: Grid, config: RunConfig) -> RunFolder:
         if checkpoint is None:
             _prepare_folder(folder, config, 0)
             status.begin()
-        with tracked(folder, config.run.tracker) as tracking:
-            _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
+        try:
+            with tracked(folder, config.run.tracker) as tracking:
+                _synthesise(strategy, exchange, config, federation, folder, checkpoint, status, tracking)
+        finally:
+            folder.remove_spool()
     return folder
 
 
@@ -125,7 +129,7 @@ def _synthesise(
 ) -> None:
     start, phases = time.monotonic(), Phases()
     task = _meet_silos(exchange, config, federation, checkpoint)
-    task.audit = folder.audit if config.replicated else None
+    task.audit, task.spool = folder.audit if config.replicated else None, folder.spool
     phases.enter("training")
     found = found_settings(config, task.spec)
     if checkpoint is None:
@@ -188,10 +192,16 @@ def _meet_silos(
 ) -> Task:
     log = exchange.reply_log
     reference, policies = None, None
-    logger.info("waiting for %d silos", config.run.num_clients)
-    nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
+    stated, beside = "num-clients", ""
+    if config.num_aggregators:
+        stated, beside = "num-clients + num-aggregators", f" and {config.num_aggregators} aggregators"
+    logger.info("waiting for %d silos%s", config.run.num_clients, beside)
+    nodes = exchange.wait_for_nodes(config.num_nodes, config.exchange.node_timeout, stated)
+    aggregators = meet_aggregators(exchange, config) if config.num_aggregators else None
+    others = {member.node_id: member.name for member in aggregators or ()}
+    nodes = [node for node in nodes if node not in others]
     if federation is None:
-        log.names, spec, policies = agree(exchange, config, checkpoint.silos if checkpoint else None)
+        log.names, spec, policies = agree(exchange, config, checkpoint.silos if checkpoint else None, others)
         check_images(config, spec)
         check_policies(policies, config, spec)
         nodes, reference = list(log.names), load_reference(config, spec)
@@ -206,7 +216,7 @@ def _meet_silos(
     most, digest = config.exchange.max_silo_images, start.digest if start else None
     least = int(config.settings.labels_everywhere)
     census = take_census(exchange, nodes, spec, most, names, codec, digest, least)
-    log.names = {member.node_id: member.name for member in census}
+    log.names = {member.node_id: member.name for member in census} | others
     for member in census:
         logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
     if policies is not None and {"epsilon", "sample"} & {*plan_of(config, spec).answers}:
@@ -214,7 +224,7 @@ def _meet_silos(
     labels = draw_labels(config, census)
     if policies is not None:
         check_policies(policies, config, spec, census, labels)
-    return Task(config, spec, census, labels, federation, reference, policies or {})
+    return Task(config, spec, census, labels, federation, reference, policies or {}, aggregators=aggregators)
 
 
 def draw_labels(config: RunConfig, census: Census) -> torch.Tensor:

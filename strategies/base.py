@@ -52,6 +52,8 @@ class Task:
         policies: what real silos allow, by name; empty in a simulation.
         audit: folder that receives what is signed in a replicated run.
         run_token: where labels are few, by which silos know what they have pseudo-labelled for the run; otherwise None.
+        aggregators: nodes that aggregate and are no silos; None: there are none.
+        spool: folder for what is too large for memory, which goes with the run; None: there is none.
     """
 
     config: RunConfig
@@ -63,6 +65,8 @@ class Task:
     policies: Mapping[str, SiloPolicy] = field(default_factory=dict)
     audit: Path | None = None
     run_token: str | None = None
+    aggregators: Census | None = None
+    spool: Path | None = None
 
     @property
     def real_folds(self) -> tuple[LabelledImages, LabelledImages] | None:
@@ -323,6 +327,10 @@ class SynthesisStrategy(Strategy):
         """
         self.begin(task, exchange)
         self.load_state_dict(state)
+
+    def on_disk(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the arrays that a run continues from, from where the strategy keeps them: by default in memory."""
+        return arrays
 
     def state_dict(self) -> dict[str, Any]:
         """Return what rounds depend on besides the arrays: tensors, numbers, words, and lists and dicts of them."""

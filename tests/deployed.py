@@ -90,16 +90,29 @@ class Deployment:
             self.command("silo", "init", "--folder", f"silo-{name}")
             self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
 
-    def exchange_keys(self, *names: str) -> None:
-        """Collect the silos' keys for secure sums, and give every silo its copy."""
-        self.command("link", "keys", *(f"{name}=silo-{name}/sums.pub" for name in names))
+    def register_aggregators(self, *names: str) -> None:
+        """Make and register the keys of nodes that hold no images."""
         for name in names:
+            self.command("silo", "init", "--folder", f"silo-{name}", "--role", "aggregator", "--silo-name", name)
+            self.command("link", "register", f"silo-{name}/silo.pub", "--name", name)
+
+    def exchange_keys(self, *names: str, aggregators: Sequence[str] = ()) -> None:
+        """Collect the keys of silos, and of aggregators beside them, and give each its copy."""
+        words = [f"{name}=silo-{name}/sums.pub" for name in (*names, *aggregators)]
+        beside = ("--aggregators", *words[len(names) :]) if aggregators else ()
+        self.command("link", "keys", *words[: len(names)], *beside)
+        for name in (*names, *aggregators):
             shutil.copy(self.folder / "link" / KNOWN_FILE, self.folder / f"silo-{name}" / KNOWN_FILE)
 
     def start_silo(self, name: str, data: Path, *words: str, authority: str = "link/ca.crt") -> None:
         """Start the SuperNode of a silo that has a key; its log is ``<name>.log``."""
         given = ["--superlink", f"localhost:{self.port}", "--root-certificates", authority, "--data-path", str(data)]
         self.start(name, "silo", "start", "--folder", f"silo-{name}", "--silo-name", name, *given, *words)
+
+    def start_aggregator(self, name: str) -> None:
+        """Start the SuperNode of an aggregator, warm."""
+        given = ["--superlink", f"localhost:{self.port}", "--root-certificates", "link/ca.crt", "--warm"]
+        self.start(name, "silo", "start", "--folder", f"silo-{name}", *given)
 
     def start_silo_of(self, name: str, *words: str) -> None:
         """Start a silo with the images that :func:`deployed` wrote for it, warm unless the first word is ``stock``."""
@@ -223,7 +236,11 @@ class Deployment:
 
 @contextlib.contextmanager
 def deployed(
-    folder: Path, silos: Mapping[str, Sequence[int]], stock: Sequence[str] = (), **policy: Any
+    folder: Path,
+    silos: Mapping[str, Sequence[int]],
+    stock: Sequence[str] = (),
+    aggregators: Sequence[str] = (),
+    **policy: Any,
 ) -> Iterator[Deployment]:
     """A link with silos that hold images of some digits; nothing of it runs on afterwards.
 
@@ -231,6 +248,7 @@ def deployed(
         folder: everything is written below it.
         silos: name -> digits.
         stock: those for whose every message Flower starts a process, which takes ten seconds; the others are warm.
+        aggregators: names of nodes that hold no images.
         policy: lines of the silos' policies, in snake case.
     """
     write_silos(folder / "images", silos)
@@ -238,9 +256,12 @@ def deployed(
     try:
         deployment.start_link()
         deployment.register(*silos, **policy)
-        deployment.exchange_keys(*silos)
+        deployment.register_aggregators(*aggregators)
+        deployment.exchange_keys(*silos, aggregators=aggregators)
         for name in silos:
             deployment.start_silo_of(name, *(["stock"] if name in stock else []))
+        for name in aggregators:
+            deployment.start_aggregator(name)
         yield deployment
     finally:
         deployment.close()

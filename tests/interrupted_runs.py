@@ -45,6 +45,8 @@ SLOW: Settings = {**CORRECTED, "slow_window": 1, "slow_tolerance": 0.99}
 RUNS: dict[str, Settings] = {
     "fedavg": {},
     "fedavg, ema": {"sample_from": "ema", **SOME},
+    "fedavg, shards": {"max_message_mb": 0.02, **SOME},
+    "fedadam, shards": {"max_message_mb": 0.02, "sample_from": "ema"},
     "fedmedian": THREE,
     "fedtrimmedavg": {"beta": 0.4, **THREE},
     "krum": THREE,
@@ -85,7 +87,7 @@ NINE = [
     "pooled",
 ]
 """One run for every kind of state that a checkpoint holds; the others are interrupted in tests/long."""
-WORDS = {"train", "query.epsilon", "query.sample"}
+WORDS = {"query.train_shards", "train", "query.epsilon", "query.sample"}
 """Kinds of messages that rounds send; feddiffuse sends one more after the last."""
 
 

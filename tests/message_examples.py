@@ -57,7 +57,13 @@ def _answered(request: Request[Answer], answer: Answer) -> Exchanged:
 EXAMPLES: dict[str, Exchanged] = {
     "describe": _answered(
         messages.DescribeRequest(),
-        messages.DescribeAnswer(spec=SPEC, num_examples=7, policy='{"noise-queries-per-run": 3}'),
+        messages.DescribeAnswer(
+            spec=SPEC,
+            num_examples=7,
+            policy='{"noise-queries-per-run": 3}',
+            role="aggregator",
+            sum_keys="0f" * 64,
+        ),
     ),
     "prepare": _answered(
         messages.PrepareRequest(spec=SPEC, train_seconds=15.0, codec=f"autoencoder {'0f' * 32}", start="0f" * 32),
@@ -95,6 +101,27 @@ EXAMPLES: dict[str, Exchanged] = {
             images="pseudo",
         ),
         messages.TrainAnswer(arrays=WEIGHTS, num_examples=9, loss=0.5, statement='{"payload":""}'),
+    ),
+    "put shard": _answered(
+        messages.PutShardRequest(arrays=WEIGHTS, spec=SPEC, run_token="run-1", server_round=3, shard=2),
+        messages.PutShardAnswer(sha256=HASH, num_examples=9),
+    ),
+    "train shards": _answered(
+        messages.TrainShardsRequest(
+            spec=SPEC,
+            server_round=3,
+            steps=5,
+            first_step=10,
+            proximal_mu=0.1,
+            has_trained=True,
+            run_token="run-1",
+            digests=(HASH, HASH),
+        ),
+        messages.TrainShardsAnswer(digests=(HASH, HASH), num_examples=9, loss=0.5),
+    ),
+    "get shard": _answered(
+        messages.GetShardRequest(run_token="run-1", server_round=3, shard=2),
+        messages.GetShardAnswer(run_token="run-1", server_round=3, shard=2, arrays=WEIGHTS, num_examples=9),
     ),
     "aggregate": _answered(
         messages.AggregateRequest(

@@ -58,35 +58,38 @@ def real_settings(folder: Path, **changes: Scalar) -> dict[str, Scalar]:
     return tiny_settings(folder, **given)
 
 
-def keys_for_sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo."""
-    secrets = {name: SecretKeys.generate() for name in names}
+def keys_for_sums(folder: Path, names: Sequence[str], aggregators: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Make what 'silo init' and 'link keys' make, and return it as further node config by silo or aggregator."""
+    secrets = {name: SecretKeys.generate() for name in (*names, *aggregators)}
+    silos, others = ({name: secrets[name].public for name in part} for part in (names, aggregators))
     given = {}
     for name, keys in secrets.items():
         own = folder / name
         own.mkdir(parents=True)
         write_secret(own / "sums.key", keys)
-        write_known(own / "silo-keys.json", {other: pair.public for other, pair in secrets.items()})
+        write_known(own / "silo-keys.json", silos, others)
         given[name] = {"sum-keys-path": str(own / "sums.key"), "known-keys-path": str(own / "silo-keys.json")}
     return given
 
 
+def _holds(path: Path | None) -> dict[str, str]:
+    return {"role": "aggregator"} if path is None else {"data-path": str(path)}
+
+
 def run_real(
     settings: dict[str, Scalar],
-    silos: Mapping[str, Path],
+    silos: Mapping[str, Path | None],
     tamper: Callable[[list[Message]], list[Message]] = lambda replies: replies,
     **node_config: Mapping[str, str],
 ) -> RunFolder:
     """Run the ServerApp against silos with folders of their own; further node config by silo, keys in kebab case.
 
+    One without a folder aggregates.
     Without a ``policy-path`` of its own a silo allows everything.
     """
     folder = Path(str(settings["state-dir"])) / "silos"
     given = {"state-path": str(folder), "policy-path": policy_file(folder)}
-    nodes = [
-        {"data-path": str(path), "silo-name": name, **given, **node_config.get(name, {})}
-        for name, path in silos.items()
-    ]
+    nodes = [{**_holds(path), "silo-name": name, **given, **node_config.get(name, {})} for name, path in silos.items()]
     grid = InProcessGrid(clients.app.app, settings, len(nodes), tamper, nodes)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=settings)
     with log_for_caplog():

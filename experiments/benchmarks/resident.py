@@ -27,6 +27,11 @@ def peak() -> int:
     return _status("VmHWM")
 
 
+def anonymous() -> int:
+    """Return the part of the resident set that lies on no file, which the system cannot take back."""
+    return _status("RssAnon")
+
+
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -15,6 +16,7 @@ from fedsynth.data import Federation, load_federation
 from strategies import build_strategy
 from strategies.app import draw_labels
 from strategies.base import Outcome, SynthesisStrategy, Task
+from strategies.conversation.aggregators import meet_aggregators
 from strategies.conversation.exchange import Exchange
 from strategies.conversation.meeting import take_census
 from strategies.run.rounds import Round, run_rounds
@@ -49,6 +51,7 @@ def begin_run(
     settings: Mapping[str, Scalar],
     federation: Federation | None = None,
     silos: Callable[[dict[str, Scalar], int], InProcessGrid] | None = None,
+    spool: Path | None = None,
 ) -> InProcessRun:
     """Count the silos and have the strategy begin.
 
@@ -56,15 +59,19 @@ def begin_run(
         settings: configuration keys that are not left at their defaults.
         federation: the silos' data, if loaded already.
         silos: makes them from the resolved settings and their number; None: the ClientApp as it is.
+        spool: folder for what is too large for memory; None: there is none, and weights travel whole.
     """
     strategy, config = build_strategy(RunConfig.from_run_config(settings))
     known = federation or load_federation(config)
     make = silos or (lambda flat, number: InProcessGrid(clients.app.app, flat, number))
-    exchange = Exchange(make(config.to_run_config(), config.run.num_clients), config.exchange.reply_timeout)
-    nodes = exchange.wait_for_nodes(config.run.num_clients, config.exchange.node_timeout)
+    exchange = Exchange(make(config.to_run_config(), config.num_nodes), config.exchange.reply_timeout)
+    nodes = exchange.wait_for_nodes(config.num_nodes, config.exchange.node_timeout)
+    aggregators = meet_aggregators(exchange, config) if config.num_aggregators else None
+    others = {member.node_id for member in aggregators or ()}
+    nodes = [node for node in nodes if node not in others]
     most, least = config.exchange.max_silo_images, int(config.settings.labels_everywhere)
     census = take_census(exchange, nodes, known.spec, most, least=least)
-    task = Task(config, known.spec, census, draw_labels(config, census), known)
+    task = Task(config, known.spec, census, draw_labels(config, census), known, spool=spool, aggregators=aggregators)
     return InProcessRun(strategy, task, exchange, strategy.begin(task, exchange))
 
 

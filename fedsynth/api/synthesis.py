@@ -89,7 +89,7 @@ def synthesise(
         from strategies.app import run_synthesis
 
         with _interruptible(clients.app.app) as answer:
-            grid = InProcessGrid(answer, config.to_run_config(), config.run.num_clients, node_configs=nodes)
+            grid = InProcessGrid(answer, config.to_run_config(), config.num_nodes, node_configs=nodes)
             folder = run_synthesis(grid, config)
     return Run(folder.path)
 

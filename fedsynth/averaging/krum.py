@@ -6,7 +6,7 @@ arXiv 1802.07927, Section 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -17,7 +17,6 @@ KRUM_PER_MALICIOUS, BULYAN_PER_MALICIOUS = 2, 4
 """Needed are these times f, and 3, models: the papers' guarantees."""
 
 
-@one_thread()
 def squared_distances(models: Sequence[Layers]) -> torch.Tensor:
     """Squared Euclidean distances between models with equal names and shapes, the same bits on every machine.
 
@@ -30,9 +29,29 @@ def squared_distances(models: Sequence[Layers]) -> torch.Tensor:
     Returns:
         float64 of shape (K, K), symmetric, with a zero diagonal.
     """
-    number = len(models)
+    return squared_distances_by_parts([models], len(models))
+
+
+@one_thread()
+def squared_distances_by_parts(parts: Iterable[Sequence[Layers]], number: int) -> torch.Tensor:
+    """As :func:`squared_distances`, bit for bit, of models that are read part by part.
+
+    Args:
+        parts: some layers of all models at a time; together those of the models, in their order.
+        number: of models, K.
+    """
     distances = torch.zeros(number, number, dtype=torch.float64)
     memory, differences = working_memory(number), working_memory(number)
+    for models in parts:
+        _add_squared_distances(distances, models, memory, differences)
+    return distances + distances.T
+
+
+def _add_squared_distances(
+    distances: torch.Tensor, models: Sequence[Layers], memory: torch.Tensor, differences: torch.Tensor
+) -> None:
+    """Add the squared distances of some layers above the diagonal."""
+    number = len(models)
     for name in models[0]:
         layers = [model[name].reshape(-1) for model in models]
         if not layers[0].is_floating_point() or not layers[0].numel():
@@ -44,7 +63,6 @@ def squared_distances(models: Sequence[Layers]) -> torch.Tensor:
                 squares = differences[: others.numel()].view(others.shape)
                 torch.sub(others, rows[k], out=squares)
                 distances[k, k + 1 :] += _sums(squares.square_())
-    return distances + distances.T
 
 
 def _sums(rows: torch.Tensor) -> torch.Tensor:

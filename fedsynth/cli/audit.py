@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="public keys of all silos (silo-keys.json), from a source that you trust; of simulated silos"
-        " RUN/audit/keys.json",
+        help="public keys of all silos and aggregators (silo-keys.json), from a source that you trust; of simulated"
+        " ones RUN/audit/keys.json",
     )
     parser.add_argument("--head", default="", metavar="HASH", help="head of the chain noted earlier: must be reached")
     parser.add_argument("--ledger-url", default="", metavar="URL", help="Ethereum node that has the heads, too")
@@ -68,7 +68,8 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 def _lines(folder: RunFolder, report: RunAudit) -> Iterator[str]:
     parties = report.parties
     yield f"run    {parties.run or 'no certificate'}, {report.rule or 'no rule'} in '{folder.path.name}'"
-    yield f"keys   {len(parties.silos)} silos, SHA-256 {parties.keys_hash}"
+    beside = "" if parties.aggregators == parties.silos else f" and {len(parties.aggregators)} aggregators"
+    yield f"keys   {len(parties.silos)} silos{beside}, SHA-256 {parties.keys_hash}"
     yield f"quorum {parties.quorum} of {len(parties.aggregators)} aggregators ({parties.rule})"
     for number in sorted(report.rounds):
         said = report.rounds[number]

@@ -15,8 +15,8 @@ from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, draw_initial_noise, initial_unet, make_scheduler, noise_predictor, sample
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, SyntheticDataset, read_dataset
-from fedsynth.output.audit_files import LOG, altered_files
-from fedsynth.privacy.sums.key_files import read_known
+from fedsynth.output.audit_files import KEYS, LOG, altered_files
+from fedsynth.privacy.sums.key_files import read_parties
 from fedsynth.privacy.sums.key_text import keys_hash, keys_text
 from fedsynth.replicas.audit import RunAudit
 from fedsynth.replicas.certificates import Parties
@@ -34,20 +34,19 @@ def audited(folder: RunFolder, keys: Path) -> RunAudit:
 
     Args:
         folder: the run's.
-        keys: public keys of its silos.
+        keys: public keys of its silos, and of aggregators beside them.
 
     Raises:
         UserError: the keys or the log cannot be read.
     """
-    known = read_known(keys)
-    public = {name: one.signatures for name, one in known.items()}
-    report = RunAudit(parties=Parties("", keys_hash(keys_text(known)), public, public, "byzantine"))
+    report = RunAudit(parties=_parties(folder, keys))
     try:
         with (folder.audit / LOG).open("rb") as file:
             read_chain(file, report, report.take)
     except OSError as error:
         raise UserError(f"'{folder.audit / LOG}' cannot be read: {error.strerror}") from error
     _check_config(folder, report)
+    _check_keys(folder, keys, report)
     if not report.files:
         report.complain("the run was not finished, or the last lines of its log are cut off: no list of its files")
         return report
@@ -88,6 +87,17 @@ def recomputed(folder: RunFolder, report: RunAudit) -> None:
         )
 
 
+def _parties(folder: RunFolder, keys: Path) -> Parties:
+    """Return whose signatures count: in a run whose nodes aggregate, theirs and not the silos'."""
+    known, others = read_parties(keys)
+    try:
+        beside = others if folder.read_config().num_aggregators else {}
+    except UserError:
+        beside = others  # _check_config says what is wrong with it
+    silos, aggregators = ({name: one.signatures for name, one in part.items()} for part in (known, beside))
+    return Parties("", keys_hash(keys_text(known, beside)), silos, aggregators or silos, "byzantine")
+
+
 def _check_config(folder: RunFolder, report: RunAudit) -> None:
     try:
         config = folder.read_config()
@@ -97,6 +107,17 @@ def _check_config(folder: RunFolder, report: RunAudit) -> None:
     said = {**config.settings.model_dump(by_alias=True), "replica-quorum": config.replicas.replica_quorum}
     if report.rule and (config.run.strategy, said) != (report.rule, report.parameters):
         report.complain("config.json names another strategy, quorum or other settings than the certificates")
+
+
+def _check_keys(folder: RunFolder, keys: Path, report: RunAudit) -> None:
+    """Compare the keys that lie in the run folder, by which nothing is judged, with those of the audit."""
+    name = f"{folder.audit.name}/{KEYS}"
+    try:
+        differs = read_parties(folder.audit / KEYS) != read_parties(keys)
+    except UserError:
+        differs = True
+    if differs:
+        report.complain(f"{name} is not the key file that this audit goes by")
 
 
 def _check_model(folder: RunFolder, report: RunAudit) -> None:

@@ -31,7 +31,7 @@ from fedsynth.config.run import Replicas
 from fedsynth.disk import explained_writing
 from fedsynth.errors import RunError, UserError
 from fedsynth.heads import Ledger, LedgerError
-from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_known, read_public, write_known
+from fedsynth.privacy.sums.key_files import KNOWN_FILE, read_parties, read_public, write_known
 from fedsynth.silo_names import VARIABLE, Holder, key_fingerprint
 from fedsynth.text import silo_name_problem
 
@@ -75,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _dry_run(register)
     keys = actions.add_parser("keys", help="collect the silos' keys for secure sums", allow_abbrev=False)
     keys.add_argument("silos", nargs="+", metavar="SILO=FILE", help="name of a silo, and sums.pub that it sent")
+    keys.add_argument(
+        "--aggregators",
+        nargs="+",
+        default=[],
+        metavar="NODE=FILE",
+        help="the same of nodes that aggregate and hold no images",
+    )
     keys.add_argument("--replace", action="store_true", help="a silo has new keys: forget its old ones")
     _folder(keys)
     start = actions.add_parser("start", help="run the SuperLink until it is stopped", allow_abbrev=False)
@@ -209,18 +216,21 @@ def _register(folder: LinkFolder, options: argparse.Namespace) -> int:
 def _keys(folder: LinkFolder, options: argparse.Namespace) -> int:
     folder.read()
     path = folder.path / KNOWN_FILE
-    known = read_known(path) if path.exists() else {}
-    for word in options.silos:
-        name, _, file = word.partition("=")
-        if problem := silo_name_problem(name):
-            raise UserError(f"{problem}; give SILO=FILE")
-        public = read_public(Path(file).expanduser())
-        if known.get(name, public) != public and not options.replace:
-            raise UserError(f"'{name}' has other keys in '{path}'; if it has new ones, add --replace")
-        known[name] = public
+    silos, aggregators = read_parties(path) if path.exists() else ({}, {})
+    for section, words in ((silos, options.silos), (aggregators, options.aggregators)):
+        for word in words:
+            name, _, file = word.partition("=")
+            if problem := silo_name_problem(name):
+                raise UserError(f"{problem}; give SILO=FILE")
+            public = read_public(Path(file).expanduser())
+            if section.get(name, public) != public and not options.replace:
+                raise UserError(f"'{name}' has other keys in '{path}'; if it has new ones, add --replace")
+            section[name] = public
     with explained_writing(path):
-        write_known(path, dict(sorted(known.items())))
-    lines = "\n".join(f"  {name}: SHA-256 {known[name].fingerprint}" for name in sorted(known))
+        write_known(path, dict(sorted(silos.items())), dict(sorted(aggregators.items())))
+    said = [(name, "", keys) for name, keys in sorted(silos.items())]
+    said += [(name, " (aggregator)", keys) for name, keys in sorted(aggregators.items())]
+    lines = "\n".join(f"  {name}{role}: SHA-256 {keys.fingerprint}" for name, role, keys in said)
     print(
         f"{path}\n{lines}\n\nsend it to every silo (over a channel you trust), which puts it into its folder and"
         " compares\nthe lines with the other silos: whoever replaces a key takes part in that silo's place. It acts"

@@ -10,6 +10,7 @@ from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings, FedDiffuseSettings
 from fedsynth.config.training import LORA
 from fedsynth.diffusion import codec_of, count_in_adapters, count_parameters, exchanged_shapes, training_bytes
+from fedsynth.message_size import StreamNeeds, streamed_shards, weights_bytes
 from fedsynth.messages.transport import tensors_bytes
 from fedsynth.policy import Plan, SiloPolicy, plan_of, refusals
 from fedsynth.spec import ImageSpec
@@ -74,10 +75,27 @@ def _weights(config: RunConfig, spec: ImageSpec) -> list[str]:
     shapes = exchanged_shapes(config, spec)
     size = tensors_bytes(shapes, config.exchange.wire_dtype)
     lines.append(f"weights of an answer {size / 1e6:.3g} MB")
+    if shards := streamed_shards(config, shapes):
+        lines += _streaming(config, shapes, len(shards))
     if config.model.train == LORA and settings.lora_aggregation == "stack":
         last = tensors_bytes(stacked_shapes(config, shapes), config.exchange.wire_dtype)
         lines.append(f"weights sent to it  up to {last / 1e6:.3g} MB in the last round, since ranks add up")
     return lines
+
+
+def _streaming(config: RunConfig, shapes: Mapping[str, Shape], shards: int) -> list[str]:
+    """Say what it takes that weights are too large for a message."""
+    settings = config.settings
+    assert isinstance(settings, AveragingSettings)
+    silos = num_participants(config.run.num_clients, settings.fraction_train, settings.min_train_nodes)
+    needs, both = StreamNeeds.of(config, shapes, silos), 2 * silos * weights_bytes(config, shapes)
+    return [
+        f"                    in about {shards} shards each way, as they are above max-message-mb",
+        f"disk of the silo    {human_bytes(needs.silo_disk)} in a round",
+        f"memory of the server about {human_bytes(needs.server_memory)} in a round, of {silos} silos",
+        f"disk of the server  up to {human_bytes(needs.server_disk)}, checkpoints among them",
+        f"bytes of a round    {human_bytes(both)}, of all silos and both ways",
+    ]
 
 
 def stacked_shapes(config: RunConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -271,7 +271,7 @@ def read_setting(path: Path | None) -> dict[str, Any]:
 def _command(config: RunConfig, home: Path, cluster: Cluster | None) -> list[str]:
     setting = _write_setting(config, home)
     resources = {
-        "num-supernodes": config.run.num_clients,
+        "num-supernodes": config.num_nodes,
         "client-resources-num-cpus": 1,
         "client-resources-num-gpus": gpu_share(config, cluster),
     }
@@ -300,7 +300,7 @@ def gpu_share(config: RunConfig, cluster: Cluster | None = None) -> float:
         gpus, cpus = torch.cuda.device_count() if torch.cuda.is_available() else 0, os.cpu_count() or 1
     else:
         gpus, cpus = cluster.gpus, cluster.cpus
-    return min(1.0, int(9999 * gpus / min(config.run.num_clients, cpus)) / 10000)
+    return min(1.0, int(9999 * gpus / min(config.num_nodes, cpus)) / 10000)
 
 
 def _simulate(config: RunConfig, home: Path, output: Path) -> None:

@@ -35,16 +35,18 @@ from fedsynth.disk import check_writable, explained_writing
 from fedsynth.errors import UserError
 from fedsynth.files import atomic_file
 from fedsynth.locks import locked
-from fedsynth.policy import POLICY_FILE, SiloPolicy, document, read_policy
+from fedsynth.policy import AGGREGATOR_ANSWERS, POLICY_FILE, SiloPolicy, document, read_policy
 from fedsynth.privacy.sums import SecretKeys
 from fedsynth.privacy.sums.key_files import (
     KNOWN_FILE,
     PUBLIC_FILE,
     SECRET_FILE,
     known_others,
+    read_parties,
     read_secret,
     write_secret,
 )
+from fedsynth.roles import AGGREGATOR
 from fedsynth.spec import look_alikes
 from fedsynth.text import check_silo_name
 
@@ -108,6 +110,7 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _init(folder: Path, settings: dict[str, Any]) -> int:
+    aggregates = {**silo_settings.read(folder), **settings}.get("role") == AGGREGATOR
     key, public, policy = folder / "silo.key", folder / "silo.pub", folder / POLICY_FILE
     sums_key, sums_public = folder / SECRET_FILE, folder / PUBLIC_FILE
     if key.exists() and not sums_key.exists():
@@ -129,10 +132,11 @@ def _init(folder: Path, settings: dict[str, Any]) -> int:
             _make_sum_keys(sums_key, sums_public)
         if not policy.exists():
             with atomic_file(policy) as temporary:
-                temporary.write_text(document(SiloPolicy()), encoding="utf-8")
+                allowed = SiloPolicy(answers=AGGREGATOR_ANSWERS) if aggregates else SiloPolicy()
+                temporary.write_text(document(allowed), encoding="utf-8")
     advice = "".join(f"  {line}\n" for line in silo_policy.open_ends(read_policy(policy)))
     kept = silo_settings.keep(folder, settings)
-    wanted = {"superlink": "HOST:PORT", "data-path": "IMAGES", "silo-name": "NAME"}
+    wanted = {"superlink": "HOST:PORT", **({} if aggregates else {"data-path": "IMAGES"}), "silo-name": "NAME"}
     missing = "".join(f" --{name} {word}" for name, word in wanted.items() if name not in kept)
     print(
         f"silo folder {folder}\n\nsend the operator {public}\nkeep {key} to yourself\n"
@@ -225,28 +229,20 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     Raises:
         UserError: images, model, autoencoder, public or base model, state folder or the silo's name cannot be used.
     """
-    # Only here: the other actions would wait seconds for torchvision.
-    from fedsynth.data import add_groups, image_folder_spec, list_images
-
-    data = _absolute(options.data_path)
-    name = options.silo_name or data.name
+    if options.role == AGGREGATOR:
+        name, holds = options.silo_name, {"role": AGGREGATOR}
+        logger.info("%s aggregates, and holds no images", name)
+    else:
+        data = _absolute(options.data_path)
+        name, holds = options.silo_name or data.name, {"data-path": str(data)}
+        _look_at_images(data, policy, options)
     check_silo_name(name)
-    spec = image_folder_spec(data)
-    logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
-    for names in look_alikes(spec.classes):
-        logger.warning("classes %s: a run refuses them as one, unless its class-names lists all", ", ".join(names))
-    if options.group_column:
-        listing = list_images(data)
-        add_groups(listing, options.group_column)
-        groups = len({*listing.groups.values()})
-        logger.info("%s: %d images in %d groups ('%s')", data, len(listing.groups), groups, options.group_column)
-    _warn_of_few_images(data, policy, options)
     state = _absolute(options.state_path) if options.state_path else folder / "state"
     try:
         check_writable(state / "models")
     except UserError as error:
         raise UserError(f"state-path: {error}") from error
-    given = {"data-path": str(data), "silo-name": name, "state-path": str(state)}
+    given = {**holds, "silo-name": name, "state-path": str(state)}
     if policy is not None:
         given["policy-path"] = str(policy)
     given |= _sum_keys(folder, name)
@@ -264,6 +260,22 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
     return given
 
 
+def _look_at_images(data: Path, policy: Path | None, options: argparse.Namespace) -> None:
+    # Only here: the other actions would wait seconds for torchvision.
+    from fedsynth.data import add_groups, image_folder_spec, list_images
+
+    spec = image_folder_spec(data)
+    logger.info("%s: %d classes (%s)", data, len(spec.classes), ", ".join(spec.classes))
+    for names in look_alikes(spec.classes):
+        logger.warning("classes %s: a run refuses them as one, unless its class-names lists all", ", ".join(names))
+    if options.group_column:
+        listing = list_images(data)
+        add_groups(listing, options.group_column)
+        groups = len({*listing.groups.values()})
+        logger.info("%s: %d images in %d groups ('%s')", data, len(listing.groups), groups, options.group_column)
+    _warn_of_few_images(data, policy, options)
+
+
 def _sum_keys(folder: Path, name: str) -> dict[str, str]:
     """Return where the keys for secure sums are, checked; nothing where the operator has sent no file of all silos'."""
     own, known = folder / SECRET_FILE, folder / KNOWN_FILE
@@ -273,6 +285,11 @@ def _sum_keys(folder: Path, name: str) -> dict[str, str]:
     others = known_others(known, name, keys.public)
     for silo, public in sorted(others.items()):
         logger.info("%s: keys for secure sums, SHA-256 %s; compare them with that silo", silo, public.fingerprint)
+    aggregators = read_parties(known)[1]
+    if aggregators.pop(name, keys.public) != keys.public:
+        raise UserError(f"'{known}' has other keys of '{name}' than this aggregator: have the file made anew")
+    for node, public in sorted(aggregators.items()):
+        logger.info("%s, which aggregates: keys, SHA-256 %s; compare them with it", node, public.fingerprint)
     return {"sum-keys-path": str(own), "known-keys-path": str(known)}
 
 

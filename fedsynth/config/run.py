@@ -13,6 +13,7 @@ from fedsynth.config.types import (
     REAL_SILOS,
     REPLICATED,
     SIMULATED,
+    STREAMED,
     Auto,
     Count,
     LedgerContract,
@@ -101,44 +102,48 @@ class Cooperation(Section):
 class Replicas(Section):
     """Replicated aggregation: who computes a round, and how many of them must agree."""
 
-    aggregators: Literal["server", "silos"] = key(
+    aggregators: Literal["server", "silos", "nodes"] = key(
         "server",
-        "who combines the silos' updates: the server alone, or every silo, whose equal signed statements certify each"
-        " round; then every silo sees the single updates of all others",
+        "who combines the silos' updates: the server alone, every silo, or nodes of their own that hold no images; the"
+        " aggregators' equal signed statements certify each round, and each of them sees the single updates of all"
+        " silos",
         acts_with={"strategy": REPLICATED},
+    )
+    num_aggregators: Positive = key(
+        4, "nodes that aggregate; all must be connected when a run begins", acts_with={"aggregators": ("nodes",)}
     )
     replica_quorum: Literal["byzantine", "majority"] = key(
         "byzantine",
         "equal statements that certify a round of m aggregators: floor((m + f) / 2) + 1 with f = floor((m - 1) / 3), so"
         " that no two results can be certified, or more than half, so that one of them is honest where most are",
-        acts_with={"aggregators": ("silos",)},
+        acts_with={"aggregators": ("silos", "nodes")},
     )
     key_file: str = key(
         "",
-        "file of all silos' public keys, equal at every party, as 'fedsynth link keys' writes it; simulated silos make"
-        " their own",
+        "public keys of all silos, and of aggregators beside them: a file, equal at every party, as 'fedsynth link"
+        " keys' writes it; simulated ones make their own",
         path=True,
         may_change=True,
-        acts_with={"aggregators": ("silos",), "dataset": (REAL_SILOS,)},
+        acts_with={"aggregators": ("silos", "nodes"), "dataset": (REAL_SILOS,)},
     )
     ledger_url: LedgerUrl = key(
         "",
         "Ethereum node on which the head of every round is written, beside the audit; needs fedsynth's extra ledger",
         affects="execution",
-        acts_with={"aggregators": ("silos",)},
+        acts_with={"aggregators": ("silos", "nodes")},
     )
     ledger_contract: LedgerContract = key(
         "",
         "contract on it, as 'fedsynth link ledger' deploys it",
         affects="execution",
-        acts_with={"aggregators": ("silos",)},
+        acts_with={"aggregators": ("silos", "nodes")},
     )
     ledger_key_file: str = key(
         "",
         "file of the private key of the account that writes there; empty: the node's own first account",
         path=True,
         affects="execution",
-        acts_with={"aggregators": ("silos",)},
+        acts_with={"aggregators": ("silos", "nodes")},
     )
 
 
@@ -148,9 +153,10 @@ class Exchange(Section):
     wire_dtype: Literal["float32", "float16"] = key("float32", "precision of tensors on the wire")
     max_message_mb: PositiveFloat = key(
         64.0,
-        "larger noise queries are cut into several messages",
+        "larger noise queries are cut into several messages; larger weights travel and are averaged in shards of this"
+        " size, by way of the disk",
         affects="execution",
-        acts_with={"strategy": ("dfd",)},
+        acts_with={"strategy": ("dfd", *STREAMED)},
     )
     node_timeout: PositiveFloat = key(120.0, "seconds to wait for num-clients silos to connect", affects="execution")
     reply_timeout: PositiveFloat = key(

@@ -71,6 +71,9 @@ REPLICATED_UPDATES = (
     *SUMMED_UPDATES,
     *("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"),
 )
+STREAMED = tuple(name for name in REPLICATED_UPDATES if name != "feddiffuse")
+"""Of them, those whose rule takes the same layers of every silo, so that large weights can travel and be combined in
+shards."""
 REPLICATED = (*REPLICATED_UPDATES, "dfd")
 """Strategies of which several aggregators can each compute a round, with the same bits everywhere."""
 

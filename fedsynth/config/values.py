@@ -124,6 +124,16 @@ class RunValues(BaseModel):
         return self.replicas.aggregators != "server"
 
     @property
+    def num_aggregators(self) -> int:
+        """Nodes that hold no images and aggregate."""
+        return self.replicas.num_aggregators if self.replicas.aggregators == "nodes" else 0
+
+    @property
+    def num_nodes(self) -> int:
+        """Flower nodes of the run: silos, and aggregators that are none."""
+        return self.run.num_clients + self.num_aggregators
+
+    @property
     def own_steps(self) -> int:
         """Optimiser steps of a silo's own model."""
         return self.privacy.dp_steps if self.private else self.training.own_steps

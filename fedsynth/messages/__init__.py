@@ -5,6 +5,7 @@
 | :mod:`~fedsynth.messages.describe` | nothing | format and class names of its images |
 | :mod:`~fedsynth.messages.prepare` | image format, seconds to train | image and label counts, training progress |
 | :mod:`~fedsynth.messages.train` | weights, all or some parts | weights of the parts asked for |
+| :mod:`~fedsynth.messages.shards` | large weights, shard after shard | the same |
 | :mod:`~fedsynth.messages.epsilon` | samples, labels, timesteps | noise predictions |
 | :mod:`~fedsynth.messages.masked` | the same for a secure sum; then two questions that finish it | masked predictions |
 | :mod:`~fedsynth.messages.gradient` | weights, for a secure sum | gradients with noise, masked |
@@ -44,6 +45,14 @@ from fedsynth.messages.masked_train import MaskedTrainRequest
 from fedsynth.messages.prepare import PrepareAnswer, PrepareRequest
 from fedsynth.messages.sample import SampleAnswer, SampleRequest
 from fedsynth.messages.select import SelectAnswer, SelectRequest
+from fedsynth.messages.shards import (
+    GetShardAnswer,
+    GetShardRequest,
+    PutShardAnswer,
+    PutShardRequest,
+    TrainShardsAnswer,
+    TrainShardsRequest,
+)
 from fedsynth.messages.statistics import StatisticsAnswer, StatisticsRequest
 from fedsynth.messages.synthesise import SynthesiseAnswer, SynthesiseRequest
 from fedsynth.messages.train import TrainAnswer, TrainRequest
@@ -53,6 +62,9 @@ REQUESTS: tuple[type[Request[Answer]], ...] = (
     DescribeRequest,
     PrepareRequest,
     TrainRequest,
+    PutShardRequest,
+    TrainShardsRequest,
+    GetShardRequest,
     EpsilonRequest,
     MaskedRequest,
     GradientRequest,
@@ -86,6 +98,8 @@ __all__ = [
     "EpsilonRequest",
     "EvaluateAnswer",
     "EvaluateRequest",
+    "GetShardAnswer",
+    "GetShardRequest",
     "GradientRequest",
     "MaskedAnswer",
     "MaskedRequest",
@@ -93,6 +107,8 @@ __all__ = [
     "MessageError",
     "PrepareAnswer",
     "PrepareRequest",
+    "PutShardAnswer",
+    "PutShardRequest",
     "Request",
     "RevealAnswer",
     "RevealRequest",
@@ -108,6 +124,8 @@ __all__ = [
     "SynthesiseRequest",
     "TrainAnswer",
     "TrainRequest",
+    "TrainShardsAnswer",
+    "TrainShardsRequest",
     "UploadAnswer",
     "UploadRequest",
     "sender_of",

@@ -26,6 +26,7 @@ from fedsynth.messages.transport import Arrays
 from fedsynth.spec import ImageSpec
 
 DIFFUSION, CLASSIFIER = "diffusion", "classifier"
+RUN_TOKEN = text(r"[A-Za-z0-9_-]{1,64}")
 IMAGES = ("first", "labelled", "pseudo", "synthetic", "fixmatch", "all")
 """What a silo of few labels trains on: its labelled images, but for ``first`` those that count its confusions; with
 ``pseudo`` its pseudo-labelled ones besides, with ``synthetic`` those it synthesised, with ``fixmatch`` its unlabelled
@@ -51,21 +52,18 @@ class TrainAnswer(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingRound:
-    """What a silo is to do in a round of averaging, however it answers.
+class TrainingSteps:
+    """What a silo is to do in a round of averaging, however it gets the weights.
 
     Attributes:
-        arrays: the exchanged weights; tensors of the network that are not among them are the silo's own and stay on
-            its disk.
         spec: format and classes of the run.
         server_round: 1 for the first.
         steps: optimiser steps of this round.
         first_step: steps of train-steps that belong to earlier rounds, by which the learning rate has fallen.
         proximal_mu: weight of FedProx's term.
-        has_trained: whether the silo took part in an earlier round, so that it must have kept such tensors.
+        has_trained: whether the silo took part in an earlier round, so that it must have kept tensors of its own.
     """
 
-    arrays: Arrays = array_record()
     spec: ImageSpec = image_spec()
     server_round: int = setting(whole(1, MAX_STEPS))
     steps: int = setting(whole(0, MAX_STEPS))
@@ -73,9 +71,25 @@ class TrainingRound:
     proximal_mu: float = setting(real(0, MAX_LOSS), 0.0)
     has_trained: bool = setting(flag, False)
 
-    def training_round(self) -> dict[str, Any]:
+    def training_steps(self) -> dict[str, Any]:
         """Return these attributes by name, for a question of another kind about the same round."""
-        return {info.name: getattr(self, info.name) for info in fields(TrainingRound)}
+        return {info.name: getattr(self, info.name) for info in fields(TrainingSteps)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRound(TrainingSteps):
+    """The same with the weights, however it answers.
+
+    Attributes:
+        arrays: the exchanged weights; tensors of the network that are not among them are the silo's own and stay on
+            its disk.
+    """
+
+    arrays: Arrays = array_record()
+
+    def training_round(self) -> dict[str, Any]:
+        """Return steps and weights by name, as :meth:`training_steps`."""
+        return {**self.training_steps(), "arrays": self.arrays}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +107,7 @@ class TrainRequest(TrainingRound, Request[TrainAnswer]):
 
     kind: ClassVar[str] = "train"
 
-    run_token: str | None = setting(text(r"[A-Za-z0-9_-]{1,64}"), None)
+    run_token: str | None = setting(RUN_TOKEN, None)
     report_parts: tuple[str, ...] | None = setting(several(text(r"[a-z]{1,32}"), 10), None)
     keys: str | None = setting(KEYS, None)
     certificates: tuple[str, ...] = setting(several(ENVELOPE), ())

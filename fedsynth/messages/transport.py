@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.common.constant import SType
+from safetensors import SafetensorError, safe_open
 
 from fedsynth.messages import npy, packing
 
@@ -36,13 +38,53 @@ with warnings.catch_warnings():
     torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 
+class StoredArray(Array):
+    """An array in a safetensors file: what is looked at lies on the file, and in memory as long as somebody looks.
+
+    Args:
+        path: of the file.
+        name: of the array there.
+        tensor: what it holds, for type and shape.
+    """
+
+    def __init__(self, path: Path, name: str, tensor: torch.Tensor) -> None:
+        self.dtype, self.shape, self.stype = str(tensor.numpy().dtype), tuple(tensor.shape), SType.NUMPY
+        self._place = path, name
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """Read it, as it travels."""
+        return npy.dumps(np.asarray(self.tensor().numpy(), order="C"))
+
+    def tensor(self) -> torch.Tensor:
+        """Return it; it must not be written to.
+
+        Raises:
+            ValueError: the file is gone or damaged.
+        """
+        path, name = self._place
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"'{name}' cannot be read from '{path.name}': {error}") from error
+
+
 def encode(tensor: torch.Tensor, wire_dtype: str | None = None) -> Array:
     """Turn a tensor into a Flower array; floating-point values travel as ``wire_dtype`` (None: as they are)."""
-    if wire_dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(getattr(torch, wire_dtype))
+    tensor = as_sent(tensor, wire_dtype)
     values = np.asarray(tensor.detach().cpu().numpy(), order="C")
     # Array(values) would do, but holds two more copies on the way.
     return Array(dtype=str(values.dtype), shape=tuple(tensor.shape), stype=SType.NUMPY, data=npy.dumps(values))
+
+
+def as_sent(tensor: torch.Tensor, wire_dtype: str | None) -> torch.Tensor:
+    """Return a tensor in the precision in which it travels, as :func:`encode`."""
+    if wire_dtype is None or not tensor.is_floating_point():
+        return tensor
+    dtype: torch.dtype = getattr(torch, wire_dtype)
+    return tensor.to(dtype)
 
 
 def pack(name: str, record: ArrayRecord) -> dict[str, ConfigRecord]:
@@ -108,6 +150,8 @@ def peek(array: Array) -> torch.Tensor:
     Raises:
         ValueError: the bytes are not the array they claim to be.
     """
+    if isinstance(array, StoredArray):
+        return array.tensor()
     try:
         if array.stype != SType.NUMPY:
             raise TypeError(f"serialised as '{array.stype:.40}', not as '{SType.NUMPY}'")
@@ -127,6 +171,14 @@ def decode(array: Array) -> torch.Tensor:
     """
     seen = peek(array)
     return seen.float() if seen.dtype == torch.float16 else seen.clone()
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return a record of these very arrays: Flower's constructor copies them, and reads those that lie in files."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor], wire_dtype: str | None = None) -> ArrayRecord:

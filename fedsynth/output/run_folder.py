@@ -53,6 +53,7 @@ class RunFolder:
         self.models = path / "models"
         self.checkpoints = path / "checkpoints"
         self.audit = path / "audit"
+        self.spool = path / "spool"
         self.report = path / "report.html"
         self.figures = path / "figures"
         self.tracker = path / "tracker.json"
@@ -249,10 +250,15 @@ class RunFolder:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
     def remove_torn_files(self) -> None:
-        """Remove what killed processes had not finished writing."""
+        """Remove what killed processes had not finished writing, and what goes with a process."""
+        self.remove_spool()
         for pattern in (".*.part", "*/.*.part"):
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def remove_spool(self) -> None:
+        """Remove what was on disk only for lack of memory."""
+        shutil.rmtree(self.spool, ignore_errors=True)
 
     def clear_torn_start(self) -> None:
         """Remove the folder of a run that ended before it wrote its configuration: there is nothing to go on with.

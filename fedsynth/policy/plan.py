@@ -223,14 +223,18 @@ def _few_labels(settings: AveragingSettings) -> _FewLabels:
 
 def _in_rounds(config: RunConfig) -> list[MessageKind]:
     if config.replicated:
-        return ["train", "aggregate"]
+        return ["train", *_aggregating(config)]
     return ["masked-train" if config.cooperation.secure_aggregation else "train"]
 
 
 def _in_cooperation(config: RunConfig) -> list[MessageKind]:
     if config.replicated:
-        return ["epsilon", "aggregate"]
+        return ["epsilon", *_aggregating(config)]
     return ["masked" if config.cooperation.secure_aggregation else "epsilon"]
+
+
+def _aggregating(config: RunConfig) -> list[MessageKind]:
+    return [] if config.num_aggregators else ["aggregate"]
 
 
 def _noise_queries(config: RunConfig, settings: DfDSettings, classes: int, numbers: int, held: int) -> tuple[int, int]:

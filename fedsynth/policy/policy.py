@@ -47,6 +47,10 @@ MessageKind = Literal[
 ]
 
 
+AGGREGATOR_ANSWERS: tuple[MessageKind, ...] = ("describe", "aggregate")
+"""All that a node answers that holds no images."""
+
+
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 

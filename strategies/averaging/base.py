@@ -5,31 +5,36 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 from uuid import uuid4
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
+from fedsynth.averaging import Layers
 from fedsynth.averaging.participants import num_participants, participants
 from fedsynth.averaging.rules import updates_needed
 from fedsynth.config import AUTO, RunConfig
 from fedsynth.config.methods import AveragingSettings
 from fedsynth.diffusion import initial_unet, part_of
+from fedsynth.disk import check_free_space
 from fedsynth.errors import RunError
-from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, transport
+from fedsynth.message_size import StreamNeeds, refuse_too_large, streamed_shards, weights_bytes
+from fedsynth.messages import MessageError, TrainAnswer, TrainRequest, TrainShardsAnswer, TrainShardsRequest, transport
 from fedsynth.spec import ImageSpec
+from fedsynth.units import human_bytes
 from strategies.averaging.aggregation import Shapes, check_combined, check_model, shapes
+from strategies.averaging.streamed import WeightStream
 from strategies.averaging.summed import SUMS_ONLY, mean_update, sum_weights
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, ask
 from strategies.conversation.exchange import Exchange
-from strategies.conversation.replicas import CERTIFIED, Replication, SignedUpdate
+from strategies.conversation.replicas import CERTIFIED, WHOM, Replication, SignedUpdate
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.global_model import draw_from_model, preview_of_model
 
@@ -64,6 +69,7 @@ class AveragingStrategy(SynthesisStrategy):
         self._run_token = uuid4().hex
         self._members: tuple[str, ...] = ()
         self._replication: Replication | None = None
+        self._stream: WeightStream | None = None
 
     @abstractmethod
     def combine(self, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
@@ -81,6 +87,15 @@ class AveragingStrategy(SynthesisStrategy):
 
     def select(self, updates: list[Update]) -> list[Update]:
         """Return the answers that :meth:`combine` gets, by default all; their records must stay whole."""
+        return updates
+
+    def select_streamed(self, updates: list[Update], parts: Iterable[Sequence[Layers]]) -> list[Update]:
+        """As :meth:`select`, where weights travel in shards.
+
+        Args:
+            updates: without their weights.
+            parts: those, shard by shard: layers of every update, in their order; read where they are needed.
+        """
         return updates
 
     def refine(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
@@ -102,9 +117,44 @@ class AveragingStrategy(SynthesisStrategy):
             )
             self._members = tuple(sorted(member.name for member in task.census))
         if task.config.replicated:
-            logger.warning("aggregators = 'silos': every silo sees the single updates of all others")
-            self._replication = Replication(exchange, task.census, task.config, task.spec, self._run_token, task.audit)
-        return transport.encode_tensors(initial_unet(task.config, task.spec).state_dict())
+            self._replication = Replication(
+                exchange, task.census, task.config, task.spec, self._run_token, task.audit, task.aggregators
+            )
+            logger.warning("%s sees the single updates of all silos", self._replication.who)
+        return self.start_from(
+            task, transport.encode_tensors(initial_unet(task.config, task.spec).state_dict()), exchange
+        )
+
+    def start_from(self, task: Task, arrays: ArrayRecord, exchange: Exchange) -> ArrayRecord:
+        """Return the weights of the first round, on disk where they travel in shards.
+
+        Raises:
+            UserError: there is no room for them on the server's disk, or they are too large to travel whole.
+        """
+        self._task, self._config = task, task.config
+        self._stream = self._weight_stream({name: array.shape for name, array in arrays.items()}, exchange)
+        return self.on_disk(arrays)
+
+    def on_disk(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Move the weights that rounds begin with to disk, where they travel in shards."""
+        return arrays if self._stream is None else self._stream.on_disk(0, arrays)
+
+    def _weight_stream(self, shapes: Mapping[str, tuple[int, ...]], exchange: Exchange) -> WeightStream | None:
+        """Return how weights travel in shards; None: they do not."""
+        task = self._task
+        assert task is not None
+        if task.spool is None or not (shards := streamed_shards(task.config, shapes)):
+            refuse_too_large(task.config, shapes)
+            return None
+        needs = StreamNeeds.of(task.config, shapes, self.num_participants(len(task.census)))
+        check_free_space(task.spool, needs.server_disk)
+        logger.info(
+            "weights of %s travel in %d shards, above max-message-mb = %g; silos' answers are averaged from disk",
+            human_bytes(weights_bytes(task.config, shapes)),
+            len(shards),
+            task.config.exchange.max_message_mb,
+        )
+        return WeightStream(task, task.spool, self._run_token, shards, exchange)
 
     def questions(self, server_round: int, arrays: ArrayRecord) -> list[Question[TrainAnswer]]:
         """Return what to ask: the silos of this round get the weights and a number of optimiser steps."""
@@ -129,12 +179,15 @@ class AveragingStrategy(SynthesisStrategy):
 
     def check_answer(self, silo: int, answer: TrainAnswer) -> None:
         """Refuse a weight that cannot be had for the asking, and a model that does not fit."""
-        most = self._config.exchange.max_silo_images
-        if not 1 <= answer.num_examples <= most:
-            raise MessageError(
-                f"num-examples = {answer.num_examples}: must be a whole number from 1 to max-silo-images = {most}"
-            )
+        self._check_number(answer.num_examples)
         check_model(answer.arrays, self.expected_shapes(silo))
+
+    def _check_number(self, num_examples: int) -> None:
+        most = self._config.exchange.max_silo_images
+        if not 1 <= num_examples <= most:
+            raise MessageError(
+                f"num-examples = {num_examples}: must be a whole number from 1 to max-silo-images = {most}"
+            )
 
     def expected_shapes(self, silo: int) -> Shapes:
         """Return the layers that a silo's answer must hold, by default all of the global model's."""
@@ -152,13 +205,18 @@ class AveragingStrategy(SynthesisStrategy):
         if not answered:
             return None, None
         updates = self.select(answered)
+        metrics = self._measured(server_round, updates, answered)
+        return self._advanced(server_round, updates, metrics), metrics
+
+    def _measured(self, server_round: int, updates: Sequence[Update], answered: Sequence[Update]) -> MetricRecord:
+        """Note who takes part, and return what is known of a round before its answers are combined."""
         self.took_part(update.name for update in updates)
         metrics = mean_metrics(updates)
         # Those that are not chosen have worked, too.
         metrics["client-seconds"] = sum(update.seconds for update in answered)
         if "loss" in metrics:
             self._losses.append((server_round, float(cast(float, metrics["loss"]))))
-        return self._advanced(server_round, updates, metrics), metrics
+        return metrics
 
     def run_round(self, server_round: int, arrays: ArrayRecord, exchange: Exchange) -> tuple[ArrayRecord, MetricRecord]:
         """Ask the silos, or have their updates summed in secret, and combine what comes of it.
@@ -168,6 +226,8 @@ class AveragingStrategy(SynthesisStrategy):
         """
         if self._replication is not None:
             return self._replicated_round(server_round, arrays, exchange, self._replication)
+        if self._stream is not None:
+            return self._streamed_round(server_round, arrays, exchange, self._stream)
         if not self._config.cooperation.secure_aggregation:
             return super().run_round(server_round, arrays, exchange)
         (_, question), *_ = self.questions(server_round, arrays)
@@ -192,6 +252,55 @@ class AveragingStrategy(SynthesisStrategy):
         update = Update(0, ", ".join(mean.survivors), mean.arrays, examples)
         metrics = MetricRecord({"num-examples": examples, "silos": len(mean.survivors), "client-seconds": mean.seconds})
         return self._advanced(server_round, [update], metrics), metrics
+
+    def _streamed_round(
+        self, server_round: int, arrays: ArrayRecord, exchange: Exchange, stream: WeightStream
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Give the silos the weights in shards, have them train, fetch theirs, and combine those shard by shard."""
+        self._arrays, self._shapes = arrays, shapes(arrays)
+        asked = self._participants(server_round)
+        needed = self.replies_needed(len(asked))
+        with stream.spooled(), exchange.reply_log.as_one():
+            given, digests = stream.give(server_round, arrays, asked, needed, self.timeout)
+            nothing = ArrayRecord()
+            questions: list[Question[TrainShardsAnswer]] = [
+                (k, TrainShardsRequest.of(self.train_request(server_round, nothing, k), self._run_token, digests))
+                for k in given
+            ]
+
+            def check(silo: int, answer: TrainShardsAnswer) -> None:
+                self._check_number(answer.num_examples)
+
+            told = ask(exchange, questions, self.census, needed=needed, timeout=self.timeout, check=check)
+            trained = dict(self.timed(told))
+            fetched = stream.fetch(server_round, trained, self._shapes, needed, self.timeout)
+            answered = [
+                Update(
+                    silo=silo,
+                    name=self.census.members[silo].name,
+                    record=nothing,
+                    num_examples=trained[silo].num_examples,
+                    loss=trained[silo].loss,
+                    seconds=given[silo] + trained[silo].seconds + fetched[silo],
+                )
+                for silo in sorted(fetched)
+            ]
+            updates = self.select_streamed(answered, stream.parts([update.silo for update in answered]))
+            metrics = self._measured(server_round, updates, answered)
+            moved: dict[str, Array] = {}
+            for shard, names in enumerate(stream.shards):
+                self._arrays = transport.record_of({name: arrays[name] for name in names})
+                # Of their own memory: whoever combines them may empty them.
+                of_shard = [
+                    replace(update, record=transport.encode_tensors(stream.layers(update.silo, shard)))
+                    for update in updates
+                ]
+                combined = self._in_precision_sent(self.combine(server_round, of_shard))
+                self._settle(server_round, combined)
+                moved |= stream.on_disk(server_round, combined)
+        self._arrays = None
+        stream.forget(server_round - 1)
+        return self.refine(server_round, transport.record_of(moved), metrics), metrics
 
     def _replicated_round(
         self, server_round: int, arrays: ArrayRecord, exchange: Exchange, replication: Replication
@@ -247,6 +356,15 @@ class AveragingStrategy(SynthesisStrategy):
         """Return the weights after a round; may add to ``metrics``."""
         combined = self._in_precision_sent(self.combine(server_round, updates))
         arrays = self.refine(server_round, combined, metrics)
+        self._settle(server_round, arrays)
+        return arrays
+
+    def _settle(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Check combined layers, and take them into the average over rounds.
+
+        Raises:
+            RunError: they are not finite or absurd.
+        """
         try:
             check_combined(arrays)
         except ValueError as error:
@@ -256,7 +374,6 @@ class AveragingStrategy(SynthesisStrategy):
             ) from error
         if self.settings.sample_from == "ema":
             self._follow(transport.decode_tensors(arrays))
-        return arrays
 
     def _update(self, silo: int, answer: TrainAnswer) -> Update:
         # The census says who was asked: an answer may claim another name.
@@ -265,16 +382,21 @@ class AveragingStrategy(SynthesisStrategy):
 
     def preview(self, task: Task, arrays: ArrayRecord, rows: torch.Tensor) -> NDArray[np.uint8]:
         """Return what the model draws after the round."""
-        return preview_of_model(task, transport.decode_tensors(arrays), rows)
+        return preview_of_model(task, transport.peek_tensors(arrays), rows)
 
     def finish(self, task: Task, arrays: ArrayRecord) -> Outcome:
         """Sample the global model."""
         weights = self._average if self.settings.sample_from == "ema" else None
-        outcome = draw_from_model(task, weights or transport.decode_tensors(arrays))
+        outcome = draw_from_model(task, weights or transport.peek_tensors(arrays))
         outcome.curves["mean over silos, by round"] = self._losses
         certified = self._replication.certified() if self._replication is not None else {}
-        notes = (CERTIFIED,) if certified else self.notes_on_sums()
+        notes = (self._certified_by,) if certified else self.notes_on_sums()
         return replace(outcome, notes=(*outcome.notes, *notes), certified=certified)
+
+    @property
+    def _certified_by(self) -> str:
+        chosen = self._config.replicas.aggregators
+        return CERTIFIED.format(aggregators=chosen, whom=WHOM[chosen])
 
     def notes_on_sums(self) -> tuple[str, ...]:
         """Return what a reader must know where updates were summed in secret."""
@@ -286,6 +408,8 @@ class AveragingStrategy(SynthesisStrategy):
         summed = {"run-token": self._run_token, "members": list(self._members)}
         if self._replication is not None:
             return {**state, "run-token": self._run_token, "replicas": self._replication.state_dict()}
+        if self._stream is not None:
+            return {**state, "run-token": self._run_token}
         return {**state, **summed} if self._config.cooperation.secure_aggregation else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -294,6 +418,8 @@ class AveragingStrategy(SynthesisStrategy):
         self._losses = [(int(number), float(loss)) for number, loss in state["losses"]]
         self._run_token = state.get("run-token", self._run_token)
         self._members = tuple(state.get("members", self._members))
+        if self._stream is not None:
+            self._stream.run_token = self._run_token
         if self._replication is not None:
             self._replication.load_state_dict(state["replicas"], self._run_token)
 
@@ -331,14 +457,16 @@ class AveragingStrategy(SynthesisStrategy):
         return arrays
 
     def _follow(self, current: dict[str, torch.Tensor]) -> None:
-        """Update the average over rounds."""
-        if self._average is None:
-            self._average = current
-            return
-        for name, value in self._average.items():
+        """Update the average over rounds of some layers, or all."""
+        average = self._average = {} if self._average is None else self._average
+        for name, new in current.items():
+            if name not in average:
+                average[name] = new
+                continue
+            value = average[name]
             if value.is_floating_point():
                 # Not lerp_: whether that rounds its product depends on the CPU.
                 decay = self.settings.server_ema_decay
-                value.mul_(decay).add_((1 - decay) * current[name])
+                value.mul_(decay).add_((1 - decay) * new)
             else:
-                value.copy_(current[name])
+                value.copy_(new)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord
 
-from fedsynth.averaging import mean_around_median
+from fedsynth.averaging import Layers, mean_around_median
 from fedsynth.averaging.krum import (
     BULYAN_PER_MALICIOUS,
     KRUM_PER_MALICIOUS,
     bulyan_select,
     krum_select,
-    squared_distances,
+    squared_distances_by_parts,
 )
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import KrumSettings, MultiKrumSettings
@@ -68,13 +68,20 @@ class KrumFamily(AveragingStrategy):
         Raises:
             RunError: too few usable answers.
         """
+        return self.select_streamed(updates, ([transport.peek_tensors(one.record) for one in updates] for _ in "1"))
+
+    def select_streamed(self, updates: list[Update], parts: Iterable[Sequence[Layers]]) -> list[Update]:
+        """As :meth:`select`; distances add up over the shards.
+
+        Raises:
+            RunError: as :meth:`select`.
+        """
         if len(updates) < self.models_needed():
             raise RunError(
                 f"{len(updates)} usable answers: {self._rule()}; lower num-malicious-nodes, or ask more silos; the log"
                 " says why others were left out"
             )
-        distances = squared_distances([transport.peek_tensors(update.record) for update in updates])
-        chosen = [updates[k] for k in sorted(self.choose(distances))]
+        chosen = [updates[k] for k in sorted(self.choose(squared_distances_by_parts(parts, len(updates))))]
         logger.info("chosen: %s", ", ".join(update.name for update in chosen))
         return chosen
 

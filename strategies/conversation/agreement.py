@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 
 from fedsynth.config import RunConfig
 from fedsynth.errors import RunError, did_you_mean
-from fedsynth.messages import DescribeAnswer, DescribeRequest
+from fedsynth.messages import DescribeAnswer, DescribeRequest, MessageError
 from fedsynth.policy import SiloPolicy
+from fedsynth.roles import SILO
 from fedsynth.silo_names import SiloNames
 from fedsynth.spec import ImageSpec, look_alikes
 from strategies.conversation.ask import ask
@@ -22,7 +23,7 @@ _WITH_CLASSES = "have the silo rename or remove the folder, or list it in class-
 
 
 def agree(
-    exchange: Exchange, config: RunConfig, known: Collection[str] | None = None
+    exchange: Exchange, config: RunConfig, known: Collection[str] | None = None, others: Collection[int] = ()
 ) -> tuple[dict[int, str], ImageSpec, dict[str, SiloPolicy]]:
     """Ask every connected silo what its images look like and what it allows, and settle what they share.
 
@@ -30,6 +31,7 @@ def agree(
         exchange: the silos; at least ``num-clients`` are connected.
         config: the run's.
         known: silos of the run that continues; None for a new one.
+        others: node ids that are no silos.
 
     Returns:
         Names of the silos that take part by node id, the format that their images are brought into, and what every one
@@ -39,7 +41,7 @@ def agree(
         RunError: too few silos, two of one name, or formats or classes that do not fit together; says whose.
     """
     registered = exchange.get_nodes()
-    nodes = Census.unknown(registered)
+    nodes = Census.unknown(registered.keys() - set(others))
     questions = [(k, DescribeRequest()) for k in range(len(nodes))]
     found: dict[str, int] = {}
     specs: dict[str, ImageSpec] = {}
@@ -48,6 +50,8 @@ def agree(
     names = NameBook(registered, SiloNames.of_this_link())
 
     def check(silo: int, answer: DescribeAnswer) -> None:
+        if answer.role != SILO:
+            raise MessageError("it aggregates, and this run's aggregators are others")
         names.check(nodes.members[silo].node_id, answer.sender.name)
         policies[silo] = SiloPolicy.from_public(answer.policy)
 

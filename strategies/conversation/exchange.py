@@ -80,8 +80,13 @@ class Exchange:
         """Return what the SuperLink knows of the connected silos, registered names and public keys, by node id."""
         return {node.node_id: node for node in self._grid.get_nodes()}
 
-    def wait_for_nodes(self, count: int, timeout: float) -> list[int]:
+    def wait_for_nodes(self, count: int, timeout: float, stated: str = "num-clients") -> list[int]:
         """Wait until ``count`` silos are connected and return their node ids, sorted.
+
+        Args:
+            count: how many.
+            timeout: seconds.
+            stated: where the number comes from.
 
         Raises:
             RunError: fewer than ``count`` after ``timeout`` seconds.
@@ -90,7 +95,7 @@ class Exchange:
         while len(nodes := self.get_node_ids()) < count:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{len(nodes)} of num-clients = {count} silos connected within node-timeout = {timeout:g} s:"
+                    f"{len(nodes)} of {stated} = {count} silos connected within node-timeout = {timeout:g} s:"
                     " start the missing SuperNodes, or set num-supernodes and num-clients to the same number"
                 )
             time.sleep(LONGEST_POLL)

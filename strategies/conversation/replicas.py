@@ -21,7 +21,7 @@ from fedsynth.messages.aggregate import joined
 from fedsynth.messages.transport import Arrays
 from fedsynth.output.audit_files import KEYS
 from fedsynth.privacy.sums import PublicKeys
-from fedsynth.privacy.sums.key_files import read_known, write_known
+from fedsynth.privacy.sums.key_files import read_parties, write_known
 from fedsynth.privacy.sums.key_text import keys_hash, keys_text
 from fedsynth.replicas.certificates import MOST_VOID_ROUNDS, Ballot, Chain, Parties
 from fedsynth.replicas.content_ids import content_id
@@ -39,10 +39,13 @@ from strategies.conversation.waiting import round_timeout
 logger = logging.getLogger("fedsynth")
 
 CERTIFIED = (
-    "aggregators = 'silos': every round was combined by all silos, and their equal signed statements certify it; every"
-    " silo could read the single updates of all others; the images were drawn by the server, from the certified model"
+    "aggregators = '{aggregators}': every round was combined by all {whom}, and their equal signed statements certify"
+    " it; every one of them could read the single updates of all silos; the images were drawn by the server, from the"
+    " certified model"
 )
 """What the reader of the dataset is told."""
+WHOM = {"silos": "silos", "nodes": "aggregators"}
+"""Who aggregates, by ``aggregators``."""
 
 LEAST_GRACE = 2.0
 """Seconds that a round waits at least for the other aggregators once a quorum agrees; at most as long again."""
@@ -77,11 +80,12 @@ class Replication:
 
     Args:
         exchange: the way to the silos.
-        census: the silos, which all aggregate.
+        census: the silos.
         config: the run's.
         spec: format and classes of its images.
         run_token: names the run, the same when it is resumed.
         audit: folder of the log; None: nothing is written.
+        aggregators: nodes that aggregate; None: the silos do.
 
     Raises:
         RunError: a silo has no keys.
@@ -96,13 +100,16 @@ class Replication:
         spec: ImageSpec,
         run_token: str,
         audit: Path | None = None,
+        aggregators: Census | None = None,
     ) -> None:
         self._exchange, self._census, self._config, self._spec = exchange, census, config, spec
+        self._aggregators = aggregators or census
         refuse_keyless(census)
-        known = _known_keys(census, config)
-        self._keys = keys_text(known)
-        public = {name: keys.signatures for name, keys in known.items()}
-        self.parties = Parties(run_token, keys_hash(self._keys), public, public, config.replicas.replica_quorum)
+        known, beside = _known_keys(census, aggregators, config)
+        self._keys = keys_text(known, beside)
+        silos, others = ({name: keys.signatures for name, keys in part.items()} for part in (known, beside))
+        rule = config.replicas.replica_quorum
+        self.parties = Parties(run_token, keys_hash(self._keys), silos, others or silos, rule)
         self.chain = Chain()
         self._certificates: list[tuple[int, str]] = []
         self._heard: dict[str, int] = {}
@@ -113,7 +120,13 @@ class Replication:
         replicas = config.replicas
         self._noted = NotedHeads(ledger_of(replicas)) if replicas.ledger_url else None
         if audit is not None and not (audit / KEYS).exists():
-            write_known(audit / KEYS, known)
+            write_known(audit / KEYS, known, beside)
+
+    @property
+    def who(self) -> str:
+        """Who aggregates, for a line of the log."""
+        chosen = self._config.replicas.aggregators
+        return f"aggregators = '{chosen}': every one of the {WHOM[chosen]}"
 
     @property
     def carried(self) -> dict[str, torch.Tensor]:
@@ -243,7 +256,7 @@ class Replication:
 
     def _vote(self, ballot: Ballot, request: AggregateRequest, owner: str) -> dict[tuple[str, str], _Sent]:
         """Ask all aggregators; return the weights that the owner sent and its state, by their content ids."""
-        index = {member.name: k for k, member in enumerate(self._census)}
+        index = {member.name: k for k, member in enumerate(self._aggregators)}
         questions: list[Question[AggregateAnswer]] = [
             (
                 index[name],
@@ -256,8 +269,8 @@ class Replication:
         def until() -> float:
             return agreed + max(LEAST_GRACE, agreed - begun)
 
-        def check(silo: int, answer: AggregateAnswer) -> None:
-            name = self._census.members[silo].name
+        def check(aggregator: int, answer: AggregateAnswer) -> None:
+            name = self._aggregators.members[aggregator].name
             try:
                 ballot.add(name, answer.statement)
             except UserError as error:
@@ -270,7 +283,7 @@ class Replication:
         sent: dict[tuple[str, str], _Sent] = {}
         timeout = round_timeout(self._config.exchange, self._slowest)
         for _, answer in ask(
-            self._exchange, questions, self._census, needed=0, timeout=timeout, check=check, until=until
+            self._exchange, questions, self._aggregators, needed=0, timeout=timeout, check=check, until=until
         ):
             if (found := _sent(answer)) is not None:
                 sent[_ids(*found)] = found
@@ -282,12 +295,13 @@ class Replication:
     def _fetch(self, ballot: Ballot, request: AggregateRequest, order: Sequence[str]) -> _Sent:
         """Return the certified weights and state from the next of those who signed them."""
         assert ballot.result is not None
-        index = {member.name: k for k, member in enumerate(self._census)}
+        index = {member.name: k for k, member in enumerate(self._aggregators)}
         for name in (name for name in order if name in ballot.signers):
             logger.warning("round %d: the owner did not send the weights; asking %s", request.server_round, name)
             question = replace(request, certificates=self._unheard(name), send_arrays=True)
             timeout = round_timeout(self._config.exchange, self._slowest)
-            for _, answer in ask(self._exchange, [(index[name], question)], self._census, needed=0, timeout=timeout):
+            asked = [(index[name], question)]
+            for _, answer in ask(self._exchange, asked, self._aggregators, needed=0, timeout=timeout):
                 found = _sent(answer)
                 if found is not None and _ids(*found) == (ballot.result.result, ballot.result.state):
                     return found
@@ -337,26 +351,36 @@ class Replication:
             self._log.add(event, **content)
 
 
-def _known_keys(census: Census, config: RunConfig) -> dict[str, PublicKeys]:
-    """Return the silos' keys: from the key file, which each of them has; of simulated silos, as they say them.
+def _known_keys(
+    census: Census, aggregators: Census | None, config: RunConfig
+) -> tuple[dict[str, PublicKeys], dict[str, PublicKeys]]:
+    """Return the keys of silos and of aggregators: from the key file, which each has; of simulated ones, as they say.
 
     Raises:
-        UserError: the file is not that of these silos.
+        UserError: the file is not that of these parties.
     """
-    said = {member.name: PublicKeys.from_text(str(member.sum_keys)) for member in census}
+    said, beside = (
+        {member.name: PublicKeys.from_text(str(member.sum_keys)) for member in part}
+        for part in (census, aggregators or ())
+    )
     if not config.replicas.key_file:
-        return said
-    known = read_known(Path(config.replicas.key_file).expanduser())
-    if differing := sorted(name for name in known.keys() | said.keys() if known.get(name) != said.get(name)):
+        return said, beside
+    silos, others = read_parties(Path(config.replicas.key_file).expanduser())
+    known, told = {**silos, **(others if beside else {})}, {**said, **beside}
+    differing = {name for name in known.keys() | told.keys() if known.get(name) != told.get(name)}
+    differing |= silos.keys() ^ said.keys()
+    if differing:
+        whose, all_of_them = ("silos", "silos alone") if aggregators is None else ("parties", "parties alone")
         raise UserError(
-            f"key-file = '{config.replicas.key_file}': not the keys of this run's silos ({', '.join(differing)}): have"
-            " 'fedsynth link keys' make a file of these silos alone, and give it to all of them"
+            f"key-file = '{config.replicas.key_file}': not the keys of this run's {whose}"
+            f" ({', '.join(sorted(differing))}): have 'fedsynth link keys' make a file of these {all_of_them}, and give"
+            " it to all of them"
         )
-    if list(known) != list(said):
+    if list(known) != list(told):
         raise UserError(
             f"key-file = '{config.replicas.key_file}': not sorted by name, as 'fedsynth link keys' writes it"
         )
-    return known
+    return said, beside
 
 
 def _sent(answer: AggregateAnswer) -> _Sent | None:

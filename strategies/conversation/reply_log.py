@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,16 +58,28 @@ class ReplyLog:
     _current: dict[int, Entry] = field(default_factory=dict)
     _message: str = ""
     _start: float = 0.0
+    _one: bool = False
 
     def name(self, node_id: int) -> str:
         """Return the name of the silo at a node."""
         return self.names.get(node_id, f"node-{node_id}")
 
     def ask(self, message: str) -> None:
-        """Begin an exchange."""
+        """Begin an exchange, or go on with one of :meth:`as_one`."""
         self._message = message
+        if self._one and self._current:
+            return
         self._start = time.monotonic()
         self._current = {}
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """Count what is asked in the block as one exchange: with the seconds of all of it, and the loss, if any."""
+        self._current, self._one = {}, True
+        try:
+            yield
+        finally:
+            self._one = False
 
     def heard(self, node_id: int, reply: Message) -> None:
         """Note an answer, errors included."""
@@ -76,6 +88,8 @@ class ReplyLog:
         loss = None
         with contextlib.suppress(MessageError):
             loss = LOSS("loss", metrics.get("loss")) if isinstance(metrics, MetricRecord) else None
+        if self._one and loss is None and node_id in self._current:
+            loss = self._current[node_id].loss
         self._note(
             node_id,
             seconds=round(time.monotonic() - self._start, 3),

@@ -28,9 +28,9 @@ from strategies.conversation.exchange import Exchange
 from strategies.conversation.replicas import Replication, SignedUpdate
 
 CERTIFIED_SET = (
-    "aggregators = 'silos': the noise predictions of every round were composed by all silos, and their equal signed"
-    " statements certify what came of it; every silo could read the predictions and the images by class of all others;"
-    " the last move to images was the server's, and the audit makes it anew"
+    "aggregators = '{aggregators}': the noise predictions of every round were composed by all {whom}, and their equal"
+    " signed statements certify what came of it; every one of them could read the predictions and the images by class"
+    " of all silos; the last move to images was the server's, and the audit makes it anew"
 )
 """What the reader of the dataset is told."""
 

@@ -30,7 +30,7 @@ from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum, replies_needed
 from strategies.conversation.census import Census
 from strategies.conversation.exchange import Exchange
-from strategies.conversation.replicas import Replication
+from strategies.conversation.replicas import WHOM, Replication
 from strategies.conversation.secure_sum import SecureSum, refuse_keyless
 from strategies.cooperation.advice import ADVICE
 from strategies.cooperation.calibration import steps_key, trusted_prior
@@ -134,8 +134,10 @@ class DfD(SynthesisStrategy):
 
     def _prepare_replicated(self, task: Task, exchange: Exchange) -> ArrayRecord:
         """Draw x_T, and have the silos train their models, for rounds that they compose themselves."""
-        logger.warning("aggregators = 'silos': every silo sees the single noise predictions of all others")
-        self._replication = Replication(exchange, task.census, task.config, task.spec, self._run_token, task.audit)
+        self._replication = Replication(
+            exchange, task.census, task.config, task.spec, self._run_token, task.audit, task.aggregators
+        )
+        logger.warning("%s sees the single noise predictions of all silos", self._replication.who)
         self._certified = CertifiedSet(task, self._replication, train_local_models(exchange, task, self.quorum))
         self.num_rounds = self._certified.levels_left
         samples = draw_initial_noise(task.config.run.seed, len(task.labels), codec_of(task.config, task.spec).shape)
@@ -329,7 +331,8 @@ class DfD(SynthesisStrategy):
             return Outcome(images, labels, curves=curves, notes=notes)
         if task.audit is not None:
             self._certified.write_last_level(task.audit)
-        notes = (*notes, CERTIFIED_SET)
+        chosen = task.config.replicas.aggregators
+        notes = (*notes, CERTIFIED_SET.format(aggregators=chosen, whom=WHOM[chosen]))
         return Outcome(images, labels, curves=curves, notes=notes, certified=self._replication.certified())
 
     def _notes_on_sums(self, task: Task) -> Iterator[str]:

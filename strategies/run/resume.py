@@ -71,12 +71,14 @@ def _as_if_uninterrupted(config: RunConfig, folder: RunFolder) -> RunConfig:
 def continue_from(
     checkpoint: Checkpoint, strategy: SynthesisStrategy, task: Task, exchange: Exchange
 ) -> tuple[ArrayRecord, Costs]:
-    """Put strategy and costs where the checkpoint has them."""
+    """Put strategy and costs where the checkpoint has them, and empty its arrays into the record that is returned."""
     strategy.resume(task, exchange, checkpoint.strategy)
     costs = Costs.restored(checkpoint.costs)
     # What resuming itself sent comes on top.
     exchange.traffic = Traffic(costs.bytes_down + exchange.traffic.down, costs.bytes_up + exchange.traffic.up)
-    return transport.encode_tensors(checkpoint.arrays), costs
+    # Those of the checkpoint would stay in memory as long as it does.
+    arrays = {name: transport.encode(checkpoint.arrays.pop(name)) for name in list(checkpoint.arrays)}
+    return strategy.on_disk(transport.record_of(arrays)), costs
 
 
 def checkpoint_writer(

@@ -47,7 +47,14 @@ def test_dry_run_says_what_every_silo_is_asked_and_starts_nothing(
     assert "  optimiser steps     400\n  network parameters  635 553\n  image size          8\n" in said
     assert "weights of an answer" not in said
     assert main(["run", "--dry-run", "--num-clients", "3", "--strategy", "fedavg"]) == 0
-    assert re.search(r"  weights of an answer 2\.5\d MB\n", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"  weights of an answer 2\.5\d MB\n", said)
+    assert "shards" not in said
+    assert main(["run", "--dry-run", "--num-clients", "3", "--strategy", "fedavg", "--max-message-mb", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n +in about [34] shards each way, as they are above max-message-mb\n", said)
+    assert "  disk of the silo    2.54 MB in a round\n" in said
+    assert "  bytes of a round    15.3 MB, of all silos and both ways\n" in said
     assert (flower.commands, list(project.iterdir())) == ([], [])
 
 

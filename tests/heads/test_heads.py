@@ -22,7 +22,7 @@ def test_a_ledger_that_cannot_be_one_is_refused_before_anybody_is_asked() -> Non
         ({"ledger-contract": "0xa1"}, "ledger-contract = '0xa1': must be an address"),
         ({"ledger-contract": ""}, "set both, or none; 'fedsynth link ledger' deploys a contract"),
         ({"ledger-url": ""}, "set both, or none"),
-        ({"aggregators": "server"}, "ledger-url = 'http://127.0.0.1:8545': acts with aggregators = 'silos' only"),
+        ({"aggregators": "server"}, "ledger-url = 'http://127.0.0.1:8545': acts with aggregators = 'silos' or 'nodes'"),
     ):
         given: dict[str, Scalar] = {"strategy": "fedavg", "aggregators": "silos", **NODE, **changes}
         with pytest.raises(UserError) as error:

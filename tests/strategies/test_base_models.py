@@ -25,6 +25,7 @@ from fedsynth.data import load_federation
 from fedsynth.diffusion import codec_of, draw_initial_noise, make_scheduler, settle_base_model
 from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.errors import RunError, UserError
+from fedsynth.message_size import streamed_shards
 from fedsynth.messages import PrepareRequest, transport
 from fedsynth.output import RunFolder, read_dataset
 from fedsynth.seeding import make_generator
@@ -78,6 +79,23 @@ def test_averaged_weights_open_in_plain_diffusers_and_draw_the_run_s_images(base
     assert said["settings"]["base-model"] == base.name
     assert any(f"Training started from a base model (SHA-256 {digest})" in caveat for caveat in said["caveats"])
     assert str(base) not in json.dumps(said) + (model / "model_index.json").read_text()
+
+
+def test_large_weights_of_a_base_travel_in_shards_and_make_the_same_model(base: Path, tmp_path: Path) -> None:
+    def run(name: str, **given: Any) -> RunFolder:
+        small: dict[str, Any] = {"num_samples": 10, "samples_per_client": 30, "train_steps": 2, "learning_rate": 1e-3}
+        settings = tiny_settings(tmp_path / name, strategy="fedavg", base_model=str(base), **small, **given)
+        return run_tiny(settings, report=False)
+
+    whole, sharded = run("whole"), run("sharded", max_message_mb=0.02)
+    assert "shards, above max-message-mb = 0.02" in sharded.log.read_text()
+    one, other = (load_file(r.models / "global/unet/diffusion_pytorch_model.safetensors") for r in (whole, sharded))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(layer, other[name]) for name, layer in one.items())
+    assert images_of(sharded) == images_of(whole)
+    # Adapters are small, and their factors belong together.
+    settings = {"base-model": str(base), "strategy": "fedavg", "max-message-mb": 1e-6}
+    assert streamed_shards(RunConfig.from_run_config({**settings, "train": "lora"}), {"a": (9,)}) == []
 
 
 def test_silos_compose_the_noise_of_their_fine_tuned_copies(base: Path, tmp_path: Path) -> None:

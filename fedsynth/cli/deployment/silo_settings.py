@@ -16,6 +16,7 @@ from fedsynth.errors import UserError, did_you_mean
 from fedsynth.files import atomic_file
 from fedsynth.flower_version import FLOWER_VERSION
 from fedsynth.policy import POLICY_FILE
+from fedsynth.roles import AGGREGATOR, SILO
 from fedsynth.text import check_silo_name
 
 SETTINGS_FILE = "silo.toml"
@@ -24,6 +25,7 @@ AUTHORITY_FILE = "ca.crt"
 _TEXTS = {
     "superlink": ("HOST:PORT", "address that the operator sent"),
     "silo-name": ("NAME", "name that the key is registered under (default: the folder of the images)"),
+    "role": ("ROLE", f"{SILO}, or {AGGREGATOR}: a node that holds no images, and aggregates (default: {SILO})"),
     "group-column": ("COLUMN", "column of metadata.csv, .jsonl or .parquet there that no hold-out splits"),
 }
 _PATHS = {
@@ -38,7 +40,8 @@ _PATHS = {
 }
 _WARM = "warm"
 _NAMES = (*_TEXTS, *_PATHS, _WARM)
-_NEEDED = ("superlink", "data-path")
+_NEEDED = {SILO: ("superlink", "data-path"), AGGREGATOR: ("superlink", "silo-name")}
+_OF_IMAGES = ("data-path", "model-path", "group-column")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +68,23 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         check_address(found["superlink"], "superlink")
     if "silo-name" in found:
         check_silo_name(found["silo-name"])
+    if "role" in found:
+        check_role(found["role"])
     for name in _PATHS.keys() & found.keys():
         found[name] = str(found[name].expanduser().absolute())
     if "data-path" in found:
         check_images(Path(found["data-path"]))
     return found
+
+
+def check_role(role: str) -> None:
+    """Refuse what is neither a silo nor an aggregator.
+
+    Raises:
+        UserError: it is that.
+    """
+    if role not in (SILO, AGGREGATOR):
+        raise UserError(f"role = '{role}': must be '{SILO}' or '{AGGREGATOR}'")
 
 
 def check_images(path: Path) -> None:
@@ -152,13 +167,18 @@ def complete(folder: Path, options: argparse.Namespace) -> None:
         UserError: one is missing that has no default. Also as :func:`read`.
     """
     recall(folder, options)
-    for name in _NEEDED:
+    options.role = options.role or SILO
+    check_role(options.role)
+    if options.role == AGGREGATOR and (idle := next((name for name in _OF_IMAGES if _of(options, name)), "")):
+        raise UserError(f"{idle} with role = '{AGGREGATOR}': an aggregator holds no images; leave it out")
+    for name in _NEEDED[options.role]:
         if _of(options, name) is None:
             raise UserError(
                 f"{name} is not known: give --{name} here, or to 'fedsynth silo init', which keeps it in"
                 f" '{folder / SETTINGS_FILE}'"
             )
-    check_images(options.data_path)
+    if options.role == SILO:
+        check_images(options.data_path)
     options.root_certificates = options.root_certificates or folder / AUTHORITY_FILE
     options.silo_name, options.group_column = options.silo_name or "", options.group_column or ""
     options.warm = bool(options.warm)

@@ -16,7 +16,7 @@ from fedsynth.text import printable, silo_name_problem
 SECRET_FILE, PUBLIC_FILE = "sums.key", "sums.pub"
 """In a silo's folder: its own keys."""
 KNOWN_FILE = "silo-keys.json"
-"""Public keys of all silos, the same file at every one of them."""
+"""Public keys of all silos, and of nodes that aggregate, the same file at every one of them."""
 FORMAT = 1
 
 
@@ -66,7 +66,16 @@ def read_public(path: Path) -> PublicKeys:
 
 
 def read_known(path: Path) -> dict[str, PublicKeys]:
-    """Read :data:`KNOWN_FILE`.
+    """Read the silos' keys in :data:`KNOWN_FILE`.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    return read_parties(path)[0]
+
+
+def read_parties(path: Path) -> tuple[dict[str, PublicKeys], dict[str, PublicKeys]]:
+    """Read the keys in :data:`KNOWN_FILE`: the silos', and those of aggregators that are none.
 
     Raises:
         UserError: it cannot be read, or is none.
@@ -75,28 +84,42 @@ def read_known(path: Path) -> dict[str, PublicKeys]:
         content = json.loads(read_text(path))
         if content["format"] != FORMAT:
             raise UserError(f"'{path}' has format {content['format']!r}, this fedsynth reads {FORMAT}")
-        known = {str(name): PublicKeys.from_text(text) for name, text in content["silos"].items()}
+        silos, aggregators = (
+            {str(name): PublicKeys.from_text(text) for name, text in section.items()}
+            for section in (content["silos"], content.get("aggregators", {}))
+        )
     except OSError as error:
         raise UserError(f"'{path}': {error.strerror}; 'fedsynth link keys' makes it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is not what 'fedsynth link keys' writes: {printable(error, 200)}") from None
-    if problem := next(filter(None, map(silo_name_problem, known)), ""):
+    if problem := next(filter(None, map(silo_name_problem, [*silos, *aggregators])), ""):
         raise UserError(f"'{path}': {problem}")
-    return known
+    return silos, aggregators
 
 
-def write_known(path: Path, known: Mapping[str, PublicKeys]) -> None:
+def write_known(
+    path: Path, known: Mapping[str, PublicKeys], aggregators: Mapping[str, PublicKeys] | None = None
+) -> None:
     """Write :data:`KNOWN_FILE`, in the order given: that in which a server counts its silos.
 
+    Args:
+        path: of the file.
+        known: the silos' keys.
+        aggregators: those of nodes that aggregate and are no silos.
+
     Raises:
-        UserError: two names have one key.
+        UserError: two parties have one name or one key.
         OSError: it cannot be written.
     """
     names: dict[PublicKeys, str] = {}
-    for name, keys in known.items():
+    for name, keys in (*known.items(), *(aggregators or {}).items()):
         if (other := names.setdefault(keys, name)) != name:
             raise UserError(f"'{other}' and '{name}' have the same keys: each silo has its own")
-    write_json(path, {"format": FORMAT, "silos": {name: keys.text for name, keys in known.items()}})
+    if both := known.keys() & (aggregators or {}).keys():
+        raise UserError(f"'{min(both)}' is a silo and an aggregator: they need two names, and two keys")
+    sections = {"silos": known, **({"aggregators": aggregators} if aggregators else {})}
+    texts = {word: {name: keys.text for name, keys in section.items()} for word, section in sections.items()}
+    write_json(path, {"format": FORMAT, **texts})
 
 
 def known_others(path: Path, name: str, own: PublicKeys) -> dict[str, PublicKeys]:
