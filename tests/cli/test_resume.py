@@ -71,6 +71,7 @@ CHANGES = """
 def test_every_free_key_can_be_given(flower: FakeFlower, earlier: RunFolder, project: Path) -> None:
     of_other_runs = {"data-root", "download", "reference-root", "generator-steps", "max-message-mb"}
     of_other_runs |= {"autoencoder", "init-from", "base-model", "key-file", "tracker", "ray-address"}
+    of_other_runs |= {"ledger-url", "ledger-contract", "ledger-key-file"}
     free = {name for name, key in KEYS.items() if key.may_change}
     words = CHANGES.split()
     given = {word.removeprefix("--") for word in words if word.startswith("--")}

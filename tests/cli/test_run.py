@@ -143,7 +143,8 @@ def test_help_describes_every_key_those_of_the_chosen_strategy_first(
     assert text.index("--num-rounds VALUE") < general
     assert text.index("--dfd-rounds VALUE") > others
     joined = " ".join(text.split())
-    assert "rounds that train-steps are spread over; 'auto' or a whole number >= 1 (default: auto, here 20)" in joined
+    assert "rounds that train-steps are spread over; " in joined
+    assert "; 'auto' or a whole number >= 1 (default: auto, here 20)" in joined
     assert "--prediction auto|epsilon|v|x0 what the network predicts" in joined
     assert "or the image (default: auto, here x0; epsilon with recipe = paper)" in joined
     assert "at its highest; 'auto' or a number > 0 (default: auto, here 0.0015; 0.0002 with recipe = paper)" in joined

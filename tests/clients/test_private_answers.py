@@ -204,7 +204,7 @@ def test_a_real_silo_describes_its_format_which_is_said_not_to_be_covered(tmp_pa
     settings = real_settings(tmp_path, **{**PRIVATE, "strategy": "pooled"})
     node = Node(settings, simulated(tmp_path).spec, data_path=str(images), silo_name="north")
     described = numbers_in(node, DescribeRequest()) - JUSTIFIED.keys()
-    assert described == {"classes", "image-size", "image-channels", "policy"}
+    assert described == {"classes", "image-size", "image-channels", "policy", "role"}
     page = (Path(__file__).parents[2] / "docs" / "private.md").read_text(encoding="utf-8")
     assert "| its name, class names, image size, grey or colour | not covered |" in page
 
