@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.ndimage import uniform_filter
 
-from experiments.benchmarks.common import markdown_table
+from experiments.benchmarks.common import markdown_table, origin
 from fedsynth.data import LabelledImages, load_dataset
 from fedsynth.data.apportion import apportion
 from fedsynth.data.labelled_images import stratified_split
@@ -135,6 +135,7 @@ def main() -> None:
     means = {name: {m: fmean(rows[name][m] for rows in repeats) for m in WORSE} for name in EXPECTED}
     control = means[CONTROL]
     size = repeats[0][CONTROL]["n"]
+    print(origin() + "\n")
     print(f"{size} images in each set, means over {len(SEEDS)} splits. Bold: worse than the control by at least")
     print(", ".join(f"{measure} {change:+g}" for measure, change in WORSE.items()) + ".\n")
     print(markdown_table([_cells(name, row, flagged(row, control)) for name, row in means.items()]) + "\n")

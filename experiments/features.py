@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from experiments.benchmarks.common import markdown_table
+from experiments.benchmarks.common import markdown_table, origin
 from fedsynth.data import LabelledImages, load_dataset
 from fedsynth.data.labelled_images import stratified_split
 from fedsynth.evaluation.fidelity import measure
@@ -115,7 +115,7 @@ def main() -> None:
     print(f"Linear probe, {len(train)} training images, {len(train.classes)} classes:\n")
     accuracies = {name: probe(side[0], train.labels, side[1], test.labels) for name, side in sides.items()}
     print(markdown_table([{"features": name, "accuracy": f"{share:.3f}"} for name, share in accuracies.items()]))
-    print(f"\n{time.process_time() - start:.0f} CPU seconds")
+    print(f"\n{origin()}; {time.process_time() - start:.0f} CPU seconds")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from flwr.app import MetricRecord
 
-from experiments.benchmarks.common import markdown_table
+from experiments.benchmarks.common import markdown_table, origin
 from fedsynth.api.in_process_run import begin_run
 from fedsynth.config import Scalar
 from fedsynth.messages import transport
@@ -98,7 +98,7 @@ def main() -> None:
         for window in options.windows:
             cells = run_all_rounds({**shared, **SAMPLERS[name], "parallel-levels": window}).row(sequential.samples)
             rows.append({"sampler": name, "window": str(window), **cells})
-    print(markdown_table(rows))
+    print(f"{origin()}\n\n{markdown_table(rows)}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 from torch import nn
 
-from experiments.benchmarks.common import markdown_table
+from experiments.benchmarks.common import markdown_table, origin
 from fedsynth.config import RECIPES
 from fedsynth.diffusion import TrainingState
 from fedsynth.privacy import Mechanism, dp_training, epsilon, noise_multiplier_for
@@ -283,7 +283,7 @@ def main() -> None:
             rows.append(dict(zip(COLUMNS, row, strict=True)))
     seconds = time.process_time() - start
     print(f"{options.trainings} trainings each with and without the canary, confidence {CONFIDENCE}, {seconds:.0f} s\n")
-    print(markdown_table(rows))
+    print(f"{origin()}\n\n{markdown_table(rows)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cooperation, early_stopping, fedddpm, generator, regimes
+from experiments.benchmarks.common import origin
 from experiments.repeated_runs import mean_and_range, results_of, table_row
 from fedsynth.cli.options import scalar
 from fedsynth.cli.sweeps import run_process
@@ -162,3 +164,15 @@ def test_a_generators_row_stands_below_its_training_sets() -> None:
     assert [row["ratio of distances"] for row in (released, drawn)] == ["-", "1.500 (1.500 … 1.500)"]
     (alone,) = generator.rows_of("fedavg", [results])
     assert alone.keys() == released.keys()
+
+
+def test_a_table_says_how_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Path(__file__).parents[1] / "experiments" / "benchmarks" / "rounds.py"
+    monkeypatch.setattr(sys, "argv", [str(study), "--output", "my folder"])
+    command, rest = origin().splitlines()
+    assert command == "- Command: `python -m experiments.benchmarks.rounds --output 'my folder'`"
+    assert re.fullmatch(
+        r"- Commit: [^;]+; machine: \d+ CPU cores, load average \d+\.\d at the end; duration: [\d a-z]+;"
+        r" date: \d{4}-\d\d-\d\d",
+        rest,
+    )

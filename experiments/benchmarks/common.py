@@ -5,9 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,11 +21,14 @@ import torch
 
 from fedsynth.files import atomic_file, write_json
 from fedsynth.output.table_formats import markdown_lines
+from fedsynth.progress import duration
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PACKAGES = ("flwr", "ray", "torch", "diffusers", "numpy")
+_ROOT = Path(__file__).parents[2]
+_BEGUN = time.monotonic()
 
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,6 +47,30 @@ def machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def origin() -> str:
+    """Return what a published table says of itself: command, commit, machine, duration and date, as two list items.
+
+    The duration is that of this process so far: of runs that it found and did not make again, their own is not in it.
+    """
+    program = sys.argv[0]
+    if Path(program).is_relative_to(_ROOT):
+        program = f"-m {Path(program).relative_to(_ROOT).with_suffix('')}".replace(os.sep, ".")
+    command = shlex.join(["python", *program.split(), *sys.argv[1:]])
+    return (
+        f"- Command: `{command}`\n"
+        f"- Commit: {_commit()}; machine: {os.cpu_count()} CPU cores, load average {os.getloadavg()[0]:.1f} at the end;"
+        f" duration: {duration(time.monotonic() - _BEGUN)}; date: {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def _commit() -> str:
+    words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty= with changes", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none, no clone"
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -60,7 +92,7 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
 def publish(
     name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, str]], details: Any, folder: Path | None
 ) -> None:
-    """Print facts and table, and write them to ``<folder>/<name>.md`` and, with the details, ``<folder>/<name>.json``.
+    """Print origin, facts and table, and write them to ``<folder>/<name>.md``, with the details to ``<name>.json``.
 
     Args:
         name: of the benchmark.
@@ -70,7 +102,7 @@ def publish(
         folder: None: only print.
     """
     measured_on = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"# {name}\n\n{measured_on}\n\n{markdown_table(rows)}\n"
+    text = f"# {name}\n\n{origin()}\n\n{measured_on}\n\n{markdown_table(rows)}\n"
     print(text, flush=True)
     if folder is None:
         return

@@ -72,13 +72,15 @@ def wait_for_nodes(number: int, environment: dict[str, str]) -> None:
     raise TimeoutError(f"no {number} nodes")
 
 
-def run(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    tiny = {"num-clients": 3, "partition": "iid", "samples-per-client": 60, "block-out-channels": "8,8"}
-    tiny |= {"dfd-rounds": 4, "train-steps": 6, "num-samples": 30, "evaluate": False, "screening": False}
-    options = [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in tiny.items()]
+TINY = {"num-clients": 3, "partition": "iid", "samples-per-client": 60, "block-out-channels": "8,8"}
+TINY |= {"dfd-rounds": 4, "train-steps": 6, "num-samples": 30, "evaluate": False, "screening": False}
+
+
+def fedsynth(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    options = [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in TINY.items()]
     own = {**environment, "FLWR_HOME": str(folder / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
     return subprocess.run(
-        [sys.executable, "-m", "fedsynth.cli", "run", *options, "--run-name", "run", *words],
+        [sys.executable, "-m", "fedsynth.cli", *words, *options],
         cwd=folder,
         env=own,
         capture_output=True,
@@ -90,17 +92,34 @@ def run(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Co
 
 def test_silos_work_on_every_node_of_a_cluster_which_stays(cluster: dict[str, str], tmp_path: Path) -> None:
     address = cluster.pop("RAY_ADDRESS")
+    run = "run", "--run-name", "run"
     strangers = {**cluster, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    refused = run(tmp_path, strangers, "--ray-address", address)
+    refused = fedsynth(tmp_path, strangers, *run, "--ray-address", address)
     assert refused.returncode == 2
     assert f"ray-address = '{address}': " in refused.stderr
     assert not (tmp_path / "runs" / "run").exists()
-    done = run(tmp_path, cluster, "--ray-address", address)
+    done = fedsynth(tmp_path, cluster, *run, "--ray-address", address)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Ray cluster {address}: 2 machines, 2 CPUs, 0 GPUs" in done.stdout
     folder = RunFolder(tmp_path / "runs" / "run")
     assert folder.read_results()
     assert {row["seconds"] >= 0 for row in folder.read_metrics()} == {True}
+    found = nodes({**cluster, "RAY_ADDRESS": address})
+    assert len(found["alive"]) == 2
+    assert sorted(found["alive"]) == found["used"]
+
+
+def test_a_sweep_sends_its_runs_there_one_after_the_other(cluster: dict[str, str], tmp_path: Path) -> None:
+    address = cluster.pop("RAY_ADDRESS")
+    methods = ("dfd", "pooled")
+    rows = "".join(f'[[method]]\nname = "{name}"\nstrategy = "{name}"\n' for name in methods)
+    (tmp_path / "two.toml").write_text(f"seeds = [0]\n{rows}", encoding="utf-8")
+    done = fedsynth(tmp_path, cluster, "sweep", "two.toml", "--ray-address", address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in methods:
+        folder = RunFolder(tmp_path / "runs" / "two" / f"{name}-0")
+        assert folder.read_results()
+        assert f"Ray cluster {address}: 2 machines" in folder.log.read_text(encoding="utf-8") + done.stdout
     found = nodes({**cluster, "RAY_ADDRESS": address})
     assert len(found["alive"]) == 2
     assert sorted(found["alive"]) == found["used"]
