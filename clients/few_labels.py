@@ -151,7 +151,7 @@ def _refuse_what_nobody_lacks(request: SynthesiseRequest, silo: SiloContext) -> 
 
 def _drawn_images(request: SynthesiseRequest, labels: torch.Tensor, silo: SiloContext) -> torch.Tensor:
     if _settings(silo).own_models or request.weights is None:
-        raise UserError("there is no federated model to draw from: diffusion-strategy must be 'fedavg'")
+        raise UserError("there is no federated model to draw from: diffusion-strategy must be a rule of averaging")
     config, spec = silo.config, request.spec
     codec = codec_of(config, spec)
     received = transport.decode_tensors(request.weights)

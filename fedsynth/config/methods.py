@@ -73,6 +73,10 @@ def inherited(settings: type[Section], name: str, default: Any) -> Any:
     return info
 
 
+COMMON_MODEL = ("fedavg", "fedmedian", "fedtrimmedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox")
+"""Values of ``diffusion-strategy`` with which all silos train one diffusion model."""
+
+
 class RoundsSettings(StrategySettings):
     """One global model, trained in rounds."""
 
@@ -80,12 +84,12 @@ class RoundsSettings(StrategySettings):
         20,
         "rounds that train-steps are spread over; with diffusion-strategy = dfd timesteps visited, one round each",
         may_change="without dp-epsilon",
-        acts_with={"diffusion-strategy": ("fedavg", "dfd")},
+        acts_with={"diffusion-strategy": (*COMMON_MODEL, "dfd")},
     )
     sample_from: Literal["raw", "ema"] = key(
         "raw",
         "weights to sample from: the last, or their moving average",
-        acts_with={"diffusion-strategy": ("fedavg",)},
+        acts_with={"diffusion-strategy": COMMON_MODEL},
     )
 
 
@@ -204,10 +208,21 @@ class DDSASettings(AveragingSettings):
 
     labels_everywhere: ClassVar[bool] = False
 
-    diffusion_strategy: Literal["fedavg", "dfd", "pooled"] = key(
+    diffusion_strategy: Literal[
         "fedavg",
-        "what draws images: fedavg: a model that all silos train together; dfd: the silos' own models, together;"
-        " pooled: each image one of them (both our choice)",
+        "fedmedian",
+        "fedtrimmedavg",
+        "fedavgm",
+        "fedadagrad",
+        "fedadam",
+        "fedyogi",
+        "fedprox",
+        "dfd",
+        "pooled",
+    ] = key(
+        "fedavg",
+        "what draws images, with its defaults: a model that all silos train together, by a rule of averaging; dfd: the"
+        " silos' own models, together; pooled: each image one of them (both our choice)",
     )
 
     # The paper's network, steps and rates could not be found: the defaults are our choice.
@@ -272,7 +287,7 @@ class DDSASettings(AveragingSettings):
     @property
     def own_models(self) -> bool:
         """Whether silos train diffusion models of their own, whose weights they keep."""
-        return self.diffusion_strategy != "fedavg"
+        return self.diffusion_strategy not in COMMON_MODEL
 
     def cooperation(self) -> DfDSettings:
         """Return the settings of cooperative inference with ``diffusion-strategy = "dfd"``: dfd's, by the sampler."""

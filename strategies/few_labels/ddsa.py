@@ -43,7 +43,11 @@ from fedsynth.messages.train import CLASSIFIER
 from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
 from strategies.averaging.aggregation import check_combined, check_model, shapes, weighted_mean
+from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedavg import FedAvg
+from strategies.averaging.fedprox import FedProx
+from strategies.averaging.robust import FedMedian, FedTrimmedAvg
+from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum
@@ -56,16 +60,27 @@ from strategies.global_model import draw_from_model
 logger = logging.getLogger("fedsynth")
 
 Tensors = dict[str, torch.Tensor]
+RULES: dict[str, type[AveragingStrategy]] = {
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedprox": FedProx,
+}
+"""Value of ``diffusion-strategy`` -> how the diffusion model is averaged, beside FedAvg."""
 
 
 class DDSA(SynthesisStrategy):
     """Classifier, pseudo-labels, diffusion model, synthesis of what a silo lacks, classifier anew.
 
-    Both models are averaged as FedAvg does, silos weighing by the images that they train on; with
-    ``diffusion-strategy`` dfd or pooled silos keep diffusion models of their own, see
-    :class:`~strategies.few_labels.own_models.OwnModels`. A silo without labels
-    trains no classifier and counts no confusions; it is asked for pseudo-labels and, if it has some, trains the
-    diffusion model. A class that nobody labels is named, gets no pseudo-labels, and is left out of the dataset.
+    Both models are averaged as FedAvg does, silos weighing by the images that they train on, or the diffusion model as
+    ``diffusion-strategy`` says; with dfd or pooled silos keep diffusion models of their own, see
+    :class:`~strategies.few_labels.own_models.OwnModels`. A silo without labels trains no classifier, but for those that
+    learn from pseudo-labels or from every true label, and counts no confusions; it is asked for pseudo-labels and, if
+    it has some, trains the diffusion model. A class that nobody labels is named, gets no pseudo-labels, and is left out
+    of the dataset.
     """
 
     how = (
@@ -83,7 +98,7 @@ class DDSA(SynthesisStrategy):
         self._phases = phases_of(self.settings)
         self.num_rounds = sum(phase.rounds for phase in self._phases)
         averaging = {name: getattr(self.settings, name) for name in AveragingSettings.model_fields}
-        self._diffusion = FedAvg(**averaging)
+        self._diffusion: AveragingStrategy = RULES.get(self.settings.diffusion_strategy, FedAvg)(**averaging)
         self._first_unet = ArrayRecord()
         self._config = RunConfig()
         self._spec = ImageSpec(1, 8, ("unknown",))
@@ -303,8 +318,7 @@ class DDSA(SynthesisStrategy):
         total = self.settings.classifier_steps
         first = total * (number - 1) // phase.rounds
         steps = total * number // phase.rounds - first
-        able = self._labelling
-        settings = self.settings
+        able, settings = self._able(phase), self.settings
         count = num_participants(len(able), settings.fraction_train, settings.min_train_nodes)
         chosen = [able[drawn] for drawn in participants(self._config.run.seed, number, len(able), count)]
         return [
@@ -323,6 +337,16 @@ class DDSA(SynthesisStrategy):
             )
             for silo in chosen
         ]
+
+    def _able(self, phase: Phase) -> list[int]:
+        """Return the silos that have images for a classifier."""
+        able = set(self._labelling)
+        if phase.name == "pseudo":
+            able |= {k for k, kept in enumerate(self._found.kept) if sum(kept)}
+        if phase.name == "all" and self._task is not None and self._task.federation is not None:
+            # The simulation alone has it, and knows who holds images.
+            able |= {k for k, part in enumerate(self._task.federation.parts) if len(part)}
+        return sorted(able)
 
     def _classifier_images(self, phase: Phase, silo: int) -> str:
         """Return what a silo is to train on: what it did not make, it does not train on."""
@@ -398,7 +422,7 @@ class DDSA(SynthesisStrategy):
                     unknown |= answer.correct is None
                     found.correct[k] = list(answer.correct or nothing[k])
                     if not any(answer.predicted):
-                        logger.warning("%s has no unlabelled images", self.census.members[k].name)
+                        logger.warning("%s tells of no unlabelled images", self.census.members[k].name)
                 case SynthesiseAnswer():
                     found.made[k] = list(answer.made)
         if unknown:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from few_label_runs import FEW, TINY, begin
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from interrupted_runs import assert_equal_runs, killed_when_saving, resumed, run, settings, whole_run
 from one_silo import policy_file
 from real_silos import real_settings, run_real, write_digits, write_few_labels
 from safetensors.torch import load_file
 
+from fedsynth.api.in_process_run import begin_run
 from fedsynth.config.methods import DDSASettings
 from fedsynth.errors import RunError, UserError
 from fedsynth.few_labels.quota import missing_quota
+from fedsynth.messages import transport
 from fedsynth.output import RunFolder
+from strategies.averaging.robust import FedMedian
+from strategies.averaging.updates import Update
 from strategies.few_labels.schedule import phases_of, place
+from strategies.run.rounds import Round
 
 
 def backwards(replies: list[Message]) -> list[Message]:
@@ -79,10 +86,12 @@ def test_silos_without_labels_or_without_other_images_and_classes_without_labels
         return {"labelled": [known[0][:0], known[1], known[2]], "parts": [*federation.parts[:2], known[2]]}
 
     caplog.set_level(logging.INFO, "fedsynth")
-    started, outcome = begin(tmp_path, {**TINY, "pseudo_selection": "all", "holdout_fraction": 0.0}, labelled)
+    rounds: list[Round] = []
+    given = {**TINY, "pseudo_selection": "all", "holdout_fraction": 0.0, "compare_classifiers": "labelled,pseudo,all"}
+    started, outcome = begin(tmp_path, given, labelled, rounds.append)
     assert "silo-0 has no labels: it trains no classifier, and synthesises nothing" in caplog.text
     assert "class '3' is labelled by nobody: it is left out" in caplog.text
-    assert "silo-2 has no unlabelled images" in caplog.text
+    assert "silo-2 tells of no unlabelled images" in caplog.text
     assert outcome.notes == ("no images of class 3: nobody labels it",)
     assert len(outcome.labels) == 18
     assert 3 not in outcome.labels
@@ -90,9 +99,34 @@ def test_silos_without_labels_or_without_other_images_and_classes_without_labels
     assert (pseudo["3"]["kept"], pseudo["3"]["as precise as asked"]) == (0, "nobody labels it")
     assert (silos["silo-0"]["labelled"], silos["silo-0"]["synthesised"]) == (0, 0)
     assert silos["silo-2"]["unlabelled"] == 0
-    # The silo without labels does train the diffusion model, on its pseudo-labels.
+    # The silo without labels does train the diffusion model, on its pseudo-labels, and what learns from them or all.
     assert silos["silo-0"]["pseudo-labelled"] > 0
+    assert [each.metrics["silos"] for each in rounds if each.number != 4] == [2, 3, 3, 2, 2, 3, 3]
+    labels, kept = (sum(row[name] for row in silos.values()) for name in ("labelled", "pseudo-labelled"))
+    images = sum(map(len, started.task.federation.parts))
+    assert [each.metrics["num-examples"] for each in rounds[-3:]] == [labels, labels + kept, images]
     assert started.strategy.state_dict()["found"]["made"][0] == [0] * 10
+
+
+def test_the_diffusion_model_is_averaged_as_is_asked(tmp_path: Path) -> None:
+    answered: list[list[dict[str, torch.Tensor]]] = []
+    combine = FedMedian.combine
+
+    def watched(rule: FedMedian, server_round: int, updates: Sequence[Update]) -> ArrayRecord:
+        answered.append([transport.decode_tensors(update.record) for update in updates])
+        return combine(rule, server_round, updates)
+
+    rounds: list[Round] = []
+    given = {**TINY, "diffusion_strategy": "fedmedian", "num_rounds": 2, "train_steps": 4, "pseudo_selection": "none"}
+    with mock.patch.object(FedMedian, "combine", watched):
+        begin(tmp_path / "median", given, None, rounds.append)
+    assert [len(updates) for updates in answered] == [3, 3]
+    for each, updates in zip(rounds, answered, strict=False):
+        for name, weights in transport.decode_tensors(each.arrays).items():
+            assert torch.equal(weights, torch.stack([update[name] for update in updates]).median(0).values)
+    flat = {key.replace("_", "-"): value for key, value in given.items()}
+    proximal = begin_run({**flat, "diffusion-strategy": "fedprox", "state-dir": str(tmp_path / "proximal")})
+    assert [request.proximal_mu for _, request in proximal.strategy.questions(1, proximal.arrays)] == [0.01] * 3
 
 
 def test_without_pseudo_labels_a_run_is_labels_and_synthesis_alone(tmp_path: Path) -> None:
@@ -119,7 +153,7 @@ def test_real_silos_without_labels_without_other_images_and_with_noise(
     folder = run_real(flat, silos, north={"policy-path": policy_file(tmp_path / "policy", count_noise=0.5)})
     assert "north: images: 36 files in 3 classes; no class: 20 unlabelled files" in caplog.text
     assert "east has no labels: it trains no classifier, and synthesises nothing" in caplog.text
-    assert "south has no unlabelled images" in caplog.text
+    assert "south tells of no unlabelled images" in caplog.text
     results = json.loads((folder.path / "results.json").read_text())
     assert results["synthesised-images"] == sum(missing_quota(told_by(folder)).flatten().tolist()) > 0
     # Nobody at real silos knows the true labels, and the server has no test images.

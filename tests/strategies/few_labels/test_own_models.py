@@ -178,8 +178,8 @@ def test_real_silos_train_on_pseudo_labels_and_are_given_what_they_lack(diffusio
 def test_what_does_not_go_together_is_refused_by_name() -> None:
     ours = {"strategy": "ddsa", "diffusion-strategy": "pooled"}
     refused = {
-        ("num-rounds", 5): "num-rounds = 5: acts with diffusion-strategy = 'fedavg' or 'dfd' only",
-        ("sample-from", "ema"): "sample-from = 'ema': acts with diffusion-strategy = 'fedavg' only",
+        ("num-rounds", 5): "num-rounds = 5: acts with diffusion-strategy = 'fedavg', 'fedmedian',",
+        ("sample-from", "ema"): "sample-from = 'ema': acts with diffusion-strategy = 'fedavg', 'fedmedian',",
         ("screening", False): "screening = False: acts with diffusion-strategy = 'dfd' only",
         ("secure-aggregation", True): "secure-aggregation = True: acts with strategy = 'dfd', 'fedavg'",
         ("aggregators", "silos"): "aggregators = 'silos': acts with strategy = 'fedavg'",
