@@ -55,8 +55,8 @@ def precision_thresholds(matrix: torch.Tensor, precision: float) -> Thresholds:
 
     P_j(τ) = (Σ_{b≥τ} M[j, j, b] + 1/C) / (Σ_{b≥τ} Σ_i M[i, j, b] + 1) is the precision of the predictions of class j
     from bin τ on, drawn towards chance where there are few. The threshold is the smallest τ with P_j(τ) ≥
-    ``precision``; where none has it, the τ of the highest P_j, of several the largest: where no prediction was counted,
-    nothing speaks for taking it.
+    ``precision``; where none has it, the smallest τ of the highest P_j, and where no prediction of the class was
+    counted, so that nothing speaks for any, the last bin's.
 
     Args:
         matrix: the silos' confusion matrices, added up, int64 (C, C, B); with noise counts can be negative.
@@ -68,8 +68,8 @@ def precision_thresholds(matrix: torch.Tensor, precision: float) -> Thresholds:
     predicted = torch.maximum(tails.sum(0).double(), correct)
     found = (correct + 1 / classes) / (predicted + 1)
     reached = found >= precision
-    highest = bins - 1 - found.flip(1).argmax(1)
-    tau = torch.where(reached.any(1), reached.int().argmax(1), highest)
+    tau = torch.where(reached.any(1), reached.int().argmax(1), found.argmax(1))
+    tau[~reached.any(1) & (predicted[:, 0] == 0)] = bins - 1
     return Thresholds(bin_edges(bins)[tau], reached.any(1))
 
 

@@ -31,18 +31,18 @@ def test_thresholds_of_a_matrix_made_by_hand() -> None:
     matrix[1, 0] = torch.tensor([3, 3, 1, 0])
     matrix[0, 1] = torch.tensor([0, 5, 0, 0])
     # Class 0: P(3) = 10.5/11 = .954, P(2) = 14.5/16 = .906, P(1) = 16.5/21 = .786, P(0) = 16.5/24 = .688.
-    # Class 1 is never right: P(3) = P(2) = .5/1, P(1) = P(0) = .5/6; of two that are equal the larger is taken.
+    # Class 1 is never right: P(3) = P(2) = .5/1, P(1) = P(0) = .5/6.
     found = precision_thresholds(matrix, 0.9)
-    assert found.confidence.tolist() == [0.5, 0.75]
+    assert found.confidence.tolist() == [0.5, 0.5]
     assert found.reached.tolist() == [True, False]
-    assert precision_thresholds(matrix, 0.95).confidence.tolist() == [0.75, 0.75]
-    assert precision_thresholds(matrix, 0.78).confidence.tolist() == [0.25, 0.75]
+    assert precision_thresholds(matrix, 0.95).confidence.tolist() == [0.75, 0.5]
+    assert precision_thresholds(matrix, 0.78).confidence.tolist() == [0.25, 0.5]
     assert precision_thresholds(matrix, 0.5).reached.tolist() == [True, True]
 
 
 def test_a_perfect_classifier_needs_no_confidence_once_it_is_known_well_enough() -> None:
-    # Where it is not, what is like what was counted is taken; of a class that was never predicted the surest alone.
-    for count, reached, least in ((4, True, 0.0), (3, False, 0.35), (0, False, 0.95)):
+    # Of a class that was never predicted the surest predictions alone are taken.
+    for count, reached, least in ((4, True, 0.0), (3, False, 0.0), (0, False, 0.95)):
         matrix = torch.zeros((10, 10, 20), dtype=torch.int64)
         matrix[range(10), range(10), 7] = count
         # (n + 1/10) / (n + 1) >= .8 from n = 3.5 on.
