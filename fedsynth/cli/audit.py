@@ -57,10 +57,9 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     report = audited(folder, options.keys)
     if options.head and options.head not in report.certificates.seen.values():
         report.complain("the head noted earlier is in no certificate: rounds were cut off, or all was made anew")
-    if options.recompute:
-        recomputed(folder, report)
-    noted = [] if ledger is None else [check_heads(report, ledger)]
-    for line in [*_lines(folder, report), *noted]:
+    noted = [recomputed(folder, report)] if options.recompute else []
+    noted += [] if ledger is None else [check_heads(report, ledger)]
+    for line in [*_lines(folder, report), *filter(None, noted)]:
         print(printable(line, 2000))
     return int(report.num_problems > 0)
 
@@ -80,6 +79,8 @@ def _lines(folder: RunFolder, report: RunAudit) -> Iterator[str]:
             yield f"round  {number}: VOID, {said.why_void or 'no certificate'}"
         for name, why in said.dissent.items():
             yield f"         dissent: {name} {why}"
+        for name in sorted(said.twice):
+            yield f"         twice: {name} signed two different updates"
     yield from report.broken_lines()
     if not report.num_problems:
         certified = "last level" if report.rule == "dfd" else "final model"

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedsynth.chain import read_chain
-from fedsynth.cli.audited_set import check_last_level, recompute_set
+from fedsynth.cli.audited_set import check_last_level, differing, recompute_set, rounded
 from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, draw_initial_noise, initial_unet, make_scheduler, noise_predictor, sample
 from fedsynth.errors import UserError
 from fedsynth.output import RunFolder, SyntheticDataset, read_dataset
 from fedsynth.output.audit_files import KEYS, LOG, altered_files
-from fedsynth.privacy.sums.key_files import read_parties
+from fedsynth.privacy.sums.key_files import known_bytes, read_parties
 from fedsynth.privacy.sums.key_text import keys_hash, keys_text
-from fedsynth.replicas.audit import RunAudit
+from fedsynth.replicas.audit import ROUNDS, RunAudit
 from fedsynth.replicas.certificates import Parties
 from fedsynth.replicas.content_ids import content_id
 from fedsynth.seeding import make_generator
@@ -56,35 +57,42 @@ def audited(folder: RunFolder, keys: Path) -> RunAudit:
         check_last_level(folder, report)
     else:
         _check_model(folder, report)
+        if missing := report.missing_rounds():
+            report.complain(f"{missing} of the {ROUNDS} = {report.parameters[ROUNDS]} rounds are not in the log")
     _check_card(folder, report)
     return report
 
 
-def recomputed(folder: RunFolder, report: RunAudit) -> None:
+def recomputed(folder: RunFolder, report: RunAudit) -> str:
     """Compute anew what follows from the seed and what is certified: the first weights or noise, and the dataset.
 
-    The bits of a drawing are those of the machine that drew: another processor or version of torch can move a pixel.
+    The bits of a drawing are those of the machine that drew: another processor or version of torch can move a pixel by
+    a grey level, which is no fault.
+
+    Returns:
+        How many images differ by no more than that, in words.
     """
     try:
         config, dataset = folder.read_config(), read_dataset(folder.synthetic)
     except UserError as error:
         report.complain(str(error))
-        return
+        return ""
     size, channels = dataset.images.shape[1], dataset.images.shape[3]
     spec = ImageSpec(channels, size, dataset.classes)
     if report.rule == COMPOSING:
-        recompute_set(folder, report, spec, dataset)
-        return
+        return recompute_set(folder, report, spec, dataset)
     first = initial_unet(config, spec)
     if report.first_base and content_id(first.state_dict()) != report.first_base:
-        report.complain("round 1 did not start from the weights that follow from the run's seed and settings")
-    if (differing := _differing_images(folder, config, spec, dataset)) is None:
-        report.complain(f"{MODEL} cannot be read, so that no image can be drawn from it")
-    elif differing:
         report.complain(
-            f"{differing} of {len(dataset.images)} images are not those that the final model draws here; on another"
-            " processor or torch a few may differ by a grey level"
+            "round 1 did not start from the weights that follow from the run's seed and settings as this machine draws"
+            " them; on another processor or torch their last bits may differ"
         )
+    if (drawn := _drawn_images(folder, config, spec, dataset)) is None:
+        report.complain(f"{MODEL} cannot be read, so that no image can be drawn from it")
+        return ""
+    if count := differing(drawn, dataset, most=1):
+        report.complain(f"{count} of {len(drawn)} images are not those that the final model draws")
+    return rounded(drawn, dataset)
 
 
 def _parties(folder: RunFolder, keys: Path) -> Parties:
@@ -113,11 +121,12 @@ def _check_keys(folder: RunFolder, keys: Path, report: RunAudit) -> None:
     """Compare the keys that lie in the run folder, by which nothing is judged, with those of the audit."""
     name = f"{folder.audit.name}/{KEYS}"
     try:
-        differs = read_parties(folder.audit / KEYS) != read_parties(keys)
-    except UserError:
+        own = read_parties(folder.audit / KEYS)
+        differs = own != read_parties(keys) or (folder.audit / KEYS).read_bytes() != known_bytes(*own)
+    except (OSError, UserError):
         differs = True
     if differs:
-        report.complain(f"{name} is not the key file that this audit goes by")
+        report.complain(f"{name} is not the key file that this audit goes by, as it was written")
 
 
 def _check_model(folder: RunFolder, report: RunAudit) -> None:
@@ -147,8 +156,10 @@ def _weights(folder: RunFolder) -> dict[str, torch.Tensor] | None:
         return None
 
 
-def _differing_images(folder: RunFolder, config: RunConfig, spec: ImageSpec, dataset: SyntheticDataset) -> int | None:
-    """Return how many images the final model draws otherwise, by the steps of :func:`strategies.global_model`."""
+def _drawn_images(
+    folder: RunFolder, config: RunConfig, spec: ImageSpec, dataset: SyntheticDataset
+) -> NDArray[np.uint8] | None:
+    """Return what the final model draws, by the steps of :func:`strategies.global_model`; None: there is none."""
     weights = _weights(folder)
     if weights is None:
         return None
@@ -159,5 +170,4 @@ def _differing_images(folder: RunFolder, config: RunConfig, spec: ImageSpec, dat
     scheduler = make_scheduler(config.recipe, steps, sampler, codec.bound)
     predict = noise_predictor(unet, config.recipe, codec.bound)
     generator = make_generator(config.run.seed, "sampling")
-    drawn = codec.decode(sample(predict, scheduler, noise, torch.from_numpy(dataset.labels), generator))
-    return int(np.any(drawn != dataset.images, axis=(1, 2, 3)).sum())
+    return codec.decode(sample(predict, scheduler, noise, torch.from_numpy(dataset.labels), generator))

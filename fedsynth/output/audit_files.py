@@ -11,23 +11,32 @@ KEYS = "keys.json"
 FILES = "files.json"
 LAST_LEVEL = "last-level.safetensors"
 """What the last round of certified cooperative inference made, from which the images follow."""
-_GROWING = ("log.txt", "status.json")
-"""Files that change until the process ends; they are no evidence."""
+NO_EVIDENCE = ("log.txt", "status.json", "tensorboard", "wandb")
+"""Files and folders of a run that change until its process ends, and nothing is read from."""
+_OF_AUDIT = (LOG, KEYS, FILES, f".{LOG}.lock")
+"""Files of the audit that the list is no word on: they are checked in other ways."""
 
 
 def list_files(run: Path, audit: Path) -> str:
     """Write the SHA-256 of every file of a finished run to ``audit/files.json``; return that of the list itself."""
-    found = {
-        path.relative_to(run).as_posix(): file_digest(path)
-        for path in sorted(run.rglob("*"))
-        if path.is_file() and path.name not in _GROWING and (audit not in path.parents or path.name == LAST_LEVEL)
-    }
-    write_json(audit / FILES, found)
+    write_json(audit / FILES, {name: file_digest(path) for name, path in _evidence(run, audit).items()})
     return file_digest(audit / FILES)
 
 
+def _evidence(run: Path, audit: Path) -> dict[str, Path]:
+    """Return all that lies in a run's folder, by name, but for what is no evidence, and for folders."""
+    named = ((path.relative_to(run), path) for path in sorted(run.rglob("*")))
+    return {
+        name.as_posix(): path
+        for name, path in named
+        if name.parts[0] not in NO_EVIDENCE
+        and not (path.parent == audit and path.name in _OF_AUDIT)
+        and (path.is_symlink() or not path.is_dir())
+    }
+
+
 def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
-    """Return what is wrong with the files of a run.
+    """Return what is wrong with the files of a run: altered, gone, or of nobody knows whom.
 
     Args:
         run: its folder.
@@ -48,4 +57,5 @@ def altered_files(run: Path, audit: Path, digest: str) -> list[str]:
                 problems.append(f"{name} is altered")
         except OSError as error:
             problems.append(f"{name} is gone, or cannot be read: {error.strerror}")
-    return problems
+    added = sorted(_evidence(run, audit).keys() - listed.keys())
+    return problems + [f"{name} is not of this run: it came later" for name in added]

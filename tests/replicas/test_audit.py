@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from replicas_by_hand import Hands, an_id
@@ -12,7 +12,7 @@ from replicas_by_hand import Hands, an_id
 from fedsynth.chain import START, chained, read_chain
 from fedsynth.replicas.audit import RunAudit
 from fedsynth.replicas.certificates import Chain
-from fedsynth.replicas.statements import Update
+from fedsynth.replicas.statements import Terms, Update
 
 ROUNDS, VOID = 20, 7
 HANDS = Hands(m=8)
@@ -37,6 +37,15 @@ def entries(files: str = an_id("files")) -> Iterator[dict[str, Any]]:
     yield {"event": "published", "files": files, "head": chain.head}
 
 
+def written(entries: Iterable[dict[str, Any]]) -> list[bytes]:
+    """Entries as lines of a chain."""
+    last, lines = START, []
+    for entry in entries:
+        line, last = chained(entry, last)
+        lines.append(line)
+    return lines
+
+
 def audited(log: bytes) -> RunAudit:
     report = RunAudit(parties=replace(HANDS.parties, run=""))
     read_chain(io.BytesIO(log), report, report.take)
@@ -44,10 +53,7 @@ def audited(log: bytes) -> RunAudit:
 
 
 def test_twenty_rounds_hold_and_what_is_altered_is_said_with_its_line() -> None:
-    last, lines = START, []
-    for entry in entries():
-        line, last = chained(entry, last)
-        lines.append(line)
+    lines = written(entries())
     report = audited(b"".join(lines))
     assert report.problems == []
     assert (report.certificates.round, len(report.certificates.seen)) == (ROUNDS, ROUNDS - 1)
@@ -60,3 +66,111 @@ def test_twenty_rounds_hold_and_what_is_altered_is_said_with_its_line() -> None:
         altered[len(altered) // 2] ^= 1
         report = audited(b"".join([*lines[:k], bytes(altered), *lines[k + 1 :]]))
         assert f"line {k + 1} is altered" in "\n".join(report.broken_lines())
+
+
+@dataclass
+class Told:
+    """Entries of a log, and the chain that they make."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
+
+    def updates(self, number: int, base: str) -> Terms:
+        terms = HANDS.terms(number, self.chain.head, base)
+        for line in HANDS.roster():
+            envelope = HANDS.signed(line.silo, Update(terms, line))
+            self.entries.append({"event": "update", "round": number, "silo": line.silo, "envelope": envelope})
+        return terms
+
+    def certificate(self, number: int, signers: int | None = None, result: str = "", rounds: int = 2) -> str:
+        """Add a round; return the hash of its certificate."""
+        terms = self.updates(number, f"after {number - 1}")
+        statement = replace(HANDS.aggregate(terms, result or f"after {number}"), parameters={"num-rounds": rounds})
+        envelope = HANDS.certified(statement, signers)
+        self.entries.append({"event": "certificate", "round": number, "envelope": envelope})
+        self.chain.follow(envelope, HANDS.parties)
+        return self.chain.head
+
+    def resumed(self, number: int, head: str) -> None:
+        self.entries.append({"event": "resumed", "round": number, "head": head})
+        found = self.chain
+        self.chain = Chain(number, head, an_id(f"after {number}"), found.state, {number: head} if number else {})
+
+    def problems(self) -> str:
+        return "\n".join(self.report().problems)
+
+    def report(self) -> RunAudit:
+        return audited(b"".join(written(self.entries)))
+
+
+def test_a_round_that_is_done_again_after_a_crash_must_end_as_before() -> None:
+    told = Told()
+    first = told.certificate(1)
+    told.certificate(2)
+    before = list(told.entries)
+    told.resumed(1, first)
+    told.certificate(2, signers=HANDS.m)
+    told.resumed(2, told.chain.head)
+    assert told.problems() == ""
+    assert told.report().rounds[2].signers == tuple(sorted(HANDS.secrets))
+    forked = Told(before, Chain())
+    forked.resumed(1, first)
+    forked.certificate(2, result="something else")
+    assert "round 2 has two certificates: a fork" in forked.problems()
+    lied = Told(list(before), told.chain)
+    lied.resumed(1, an_id("head"))
+    assert "resumed after round 1 with another head than the chain's" in lied.problems()
+
+
+def test_a_run_that_goes_on_may_have_more_rounds_and_nothing_else_that_is_new() -> None:
+    told = Told()
+    told.certificate(1)
+    told.certificate(2)
+    sudden = Told(list(told.entries), replace(told.chain))
+    sudden.certificate(3, rounds=3)
+    assert "round 3 has another rule or other settings than the first" in sudden.problems()
+    fewer = Told(list(told.entries), replace(told.chain))
+    fewer.resumed(2, told.chain.head)
+    fewer.certificate(3, rounds=1)
+    assert "round 3 has another rule or other settings than the first" in fewer.problems()
+    told.resumed(2, told.chain.head)
+    told.certificate(3, rounds=4)
+    report = told.report()
+    assert (report.problems, report.parameters, report.missing_rounds()) == ([], {"num-rounds": 4}, 1)
+
+
+def test_dissent_that_is_none_is_said_to_be_none() -> None:
+    other = Hands(m=1, secrets={"silo-3": HANDS.secrets["silo-3"]})
+    base = Told()
+    base.updates(1, "after 0")
+    terms = HANDS.terms(1, base.chain.head, "after 0")
+    certificate = HANDS.certified(HANDS.aggregate(terms, "after 1"))
+    certified = {"event": "certificate", "round": 1, "envelope": certificate}
+    cases = {
+        "": ("silo-3", HANDS.aggregate(terms, "false")),
+        "'stranger' is no aggregator of the key file": ("stranger", HANDS.aggregate(terms, "false")),
+        "dissent of round 1 is of round 2": ("silo-3", HANDS.aggregate(replace(terms, round=2), "false")),
+        "dissent of round 1 is of another run": ("silo-3", HANDS.aggregate(replace(terms, run="run-2"), "false")),
+        "dissent of round 1 says what the certificate does": ("silo-3", HANDS.aggregate(terms, "after 1")),
+    }
+    for said, (name, statement) in cases.items():
+        envelope = other.signed("silo-3", statement)
+        dissent = {"event": "dissent", "round": 1, "aggregator": name, "envelope": envelope}
+        for order in ([dissent, certified], [certified, dissent]):
+            problems = Told([*base.entries, *order]).problems()
+            # Where the run is known already, its name is compared first.
+            known = order[0] is certified and statement.terms.run == "run-2"
+            assert ("a statement of another run" if known else said) in problems
+            assert bool(problems) == bool(said), problems
+    refused = {"event": "refused", "round": 1, "aggregator": "silo-3", "why": "no base64"}
+    report = Told([*base.entries, refused, certified]).report()
+    assert report.rounds[1].dissent == {"silo-3": "by the server's word sent no statement that holds: no base64"}
+
+
+def test_a_silo_that_signed_two_updates_is_named() -> None:
+    told = Told()
+    terms = told.updates(1, "after 0")
+    line = HANDS.roster()[1]._replace(update=an_id("other"))
+    told.entries.insert(0, {"event": "update", "round": 1, "envelope": HANDS.signed("silo-1", Update(terms, line))})
+    report = told.report()
+    assert (report.problems, report.rounds[1].twice) == ([], {"silo-1"})

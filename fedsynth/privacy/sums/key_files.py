@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedsynth.errors import UserError
-from fedsynth.files import atomic_file, read_text, write_json
+from fedsynth.files import atomic_file, json_text, read_text, write_json
 from fedsynth.privacy.sums.keys import PublicKeys, SecretKeys
 from fedsynth.privacy.sums.terms import SumError
 from fedsynth.text import printable, silo_name_problem
@@ -117,9 +118,18 @@ def write_known(
             raise UserError(f"'{other}' and '{name}' have the same keys: each silo has its own")
     if both := known.keys() & (aggregators or {}).keys():
         raise UserError(f"'{min(both)}' is a silo and an aggregator: they need two names, and two keys")
+    write_json(path, _content(known, aggregators))
+
+
+def known_bytes(known: Mapping[str, PublicKeys], aggregators: Mapping[str, PublicKeys] | None = None) -> bytes:
+    """Return what :func:`write_known` writes."""
+    return f"{json_text(_content(known, aggregators), indent=2)}\n".encode()
+
+
+def _content(known: Mapping[str, PublicKeys], aggregators: Mapping[str, PublicKeys] | None) -> dict[str, Any]:
     sections = {"silos": known, **({"aggregators": aggregators} if aggregators else {})}
     texts = {word: {name: keys.text for name, keys in section.items()} for word, section in sections.items()}
-    write_json(path, {"format": FORMAT, **texts})
+    return {"format": FORMAT, **texts}
 
 
 def known_others(path: Path, name: str, own: PublicKeys) -> dict[str, PublicKeys]:
