@@ -81,6 +81,9 @@ def refuse_kind(kind: str, silo: SiloContext) -> None:
         policy.refuse("answers", f"'{kind}' is not answered here")
     if kind != "describe" and "any" not in policy.strategies and strategy not in policy.strategies:
         policy.refuse("strategies", f"the run's strategy is '{strategy}'")
+    aggregators = silo.config.replicas.aggregators
+    if kind != "describe" and aggregators not in policy.aggregators:
+        policy.refuse("aggregators", f"the run has aggregators = '{aggregators}'")
 
 
 @contextmanager

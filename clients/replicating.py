@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ from fedsynth.spec import ImageSpec
 REPLICAS = "replicas"
 """Folder in the state folder, one file a run. Whoever removes it may sign two statements on one round."""
 _ROUNDS_KEPT = 5
+LAST_BITS = 1e-5
+"""How far a first weight may be from what another CPU draws, absolutely and per unit of its size (our choice).
+
+Drawn numbers have other last bits there, some 1e-6."""
 
 
 @dataclass
@@ -135,20 +140,21 @@ class Replica:
         """Rounds that have a certificate."""
         return len(self._memory.chain.seen)
 
-    def terms(self, server_round: int, base: str, first: Callable[[], str] | None = None) -> Terms:
+    def terms(self, server_round: int, base: str, is_first: Callable[[], bool] | None = None) -> Terms:
         """Return what every statement of a round says.
 
         Args:
             server_round: of the question.
             base: content id of what the round starts from.
-            first: returns what that must be before the first certificate; None: no id says it.
+            is_first: says whether that is what the run begins with, before the first certificate; None: that is checked
+                elsewhere.
 
         Raises:
             StatementError: the round or the weights do not follow from the last certificate.
         """
         chain = self._memory.chain
         chain.check_next(server_round, base)
-        if not chain.result and first is not None and base != first():
+        if not chain.result and is_first is not None and not is_first():
             raise StatementError(
                 f"round {server_round}: the weights are not those that this run begins with: install the same fedsynth"
                 " and torch at all parties"
@@ -249,11 +255,18 @@ def replica_of(request: TrainRequest, silo: SiloContext) -> tuple[Replica, Terms
         raise UserError(f"{given}: the question brings no keys and certificates; update the server")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
     base = content_id(transport.peek_tensors(request.arrays))
-    return replica, replica.terms(request.server_round, base, lambda: _first_weights(silo, request.spec))
+    is_first = partial(_are_first_weights, request.arrays, request.spec, silo)
+    return replica, replica.terms(request.server_round, base, is_first)
 
 
-def _first_weights(silo: SiloContext, spec: ImageSpec) -> str:
-    return content_id(initial_unet(silo.config, spec).state_dict())
+def _are_first_weights(arrays: Arrays, spec: ImageSpec, silo: SiloContext) -> bool:
+    """Whether weights are those that a run begins with, up to the last bits, which another CPU draws otherwise."""
+    expected, found = initial_unet(silo.config, spec).state_dict(), transport.peek_tensors(arrays)
+    return found.keys() == expected.keys() and all(
+        shape_and_dtype(values) == shape_and_dtype(expected[name])
+        and torch.allclose(values, expected[name], rtol=LAST_BITS, atol=LAST_BITS)
+        for name, values in found.items()
+    )
 
 
 def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
@@ -267,7 +280,9 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
     if not config.replicated or rule is None:
         raise UserError(f"the run's strategy '{config.run.strategy}' is not aggregated at silos")
     replica = Replica(silo, request.run_token, request.keys, request.certificates)
-    terms = replica.terms(request.server_round, request.base, lambda: _first_weights(silo, request.spec))
+    # Which weights these are, their id says; checked_base compares it.
+    is_first = partial(_are_first_weights, request.base_arrays or Arrays(), request.spec, silo)
+    terms = replica.terms(request.server_round, request.base, is_first)
     roster, models = [], []
     for envelope, arrays in zip(request.statements, request.each_update(), strict=True):
         line, model = checked_update(envelope, arrays, terms, replica.parties, config.exchange.max_silo_images)
@@ -275,7 +290,8 @@ def aggregate(request: AggregateRequest, silo: SiloContext) -> AggregateAnswer:
         models.append(model)
     drawn = _drawn(request.server_round, silo, list(replica.parties.silos))
     check_roster([line.silo for line in roster], request.server_round, silo, list(drawn))
-    base = checked_base(request) if config.run.strategy in FROM_BASE else models[0]
+    begins = not replica.certified_rounds
+    base = checked_base(request) if begins or config.run.strategy in FROM_BASE else models[0]
     _check_layers(models, roster, base, drawn)
     state = replica.checked_state(transport.peek_tensors(request.state or Arrays()))
     combined, carried = rule(Updates(models, [line.images for line in roster], base, state), config.settings)

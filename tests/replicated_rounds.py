@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,19 @@ AGGREGATE, TRAIN = AggregateRequest.kind, TrainRequest.kind
 
 
 class Grid(HookedGrid):
-    """Besides, changes answers, and withholds what is named in ``silent``."""
+    """Besides, changes answers, withholds those of ``silent``, and gives those of ``slow`` when no other is there."""
 
     silent: set[tuple[str, int]]
+    slow: set[tuple[str, int]]
+    late: dict[str, Message]
     change: Callable[[str, int, Message], Message]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = list(message_ids)
+        if not self._answers.keys() & set(ids):
+            self._answers |= self.late
+            self.late.clear()
+        return super().pull_messages(ids)
 
     def _answer(self, message: Message) -> str:
         number = super()._answer(message)
@@ -41,6 +50,8 @@ class Grid(HookedGrid):
             self._answers[number] = self.change(kind, silo, answer)
         if (kind, silo) in self.silent:
             del self._answers[number]
+        if (kind, silo) in self.slow:
+            self.late[number] = self._answers.pop(number)
         return number
 
 
@@ -66,7 +77,7 @@ class Replicated:
 
         def make(given: dict[str, Scalar], number: int) -> Grid:
             self.grid = Grid(given, number, lambda *asked: self.on_question(*asked))
-            self.grid.silent = set()
+            self.grid.silent, self.grid.slow, self.grid.late = set(), set(), {}
             self.grid.change = lambda *answered: self.on_answer(*answered)
             return self.grid
 

@@ -21,7 +21,7 @@ from fedsynth.config.methods import (
 from fedsynth.config.types import OWN_MODELS
 from fedsynth.message_size import NETWORK_BATCH, rows_in
 from fedsynth.plugins import is_plugin
-from fedsynth.policy.policy import MessageKind, SiloPolicy
+from fedsynth.policy.policy import Aggregators, MessageKind, SiloPolicy
 from fedsynth.spec import ImageSpec
 
 CALIBRATION_QUERIES = 4
@@ -55,6 +55,7 @@ class Plan:
         adapter_parameters: numbers that are trained in adapters beside them; 0: they are trained themselves.
         largest_image_size: side of the run's images in pixels.
         strategy: name of the strategy.
+        aggregators: who combines what the silos send.
         plugins: what the run wants imported at the silo.
         trains: whether images are trained on.
         least_training_images: images drawn in its shortest training; 0: it trains nothing.
@@ -68,6 +69,7 @@ class Plan:
 
     answers: tuple[MessageKind, ...]
     strategy: str
+    aggregators: Aggregators = "server"
     optional: tuple[MessageKind, ...] = ()
     noise_queries: int = 0
     samples_per_query: int = 0
@@ -166,6 +168,7 @@ def plan_of(
     return Plan(
         answers=tuple(answers),
         strategy=name,
+        aggregators=config.replicas.aggregators,
         optional=tuple(optional),
         noise_queries=queries,
         samples_per_query=samples,
@@ -273,9 +276,15 @@ def refusals(policy: SiloPolicy, plan: Plan) -> list[Refusal]:
     return list(_refusals(policy, plan))
 
 
-def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
+def _refused_by_name(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
     if "any" not in policy.strategies and plan.strategy not in policy.strategies:
         yield Refusal(policy.line("strategies"), f"the run's strategy is '{plan.strategy}'")
+    if plan.aggregators not in policy.aggregators:
+        yield Refusal(policy.line("aggregators"), f"the run has aggregators = '{plan.aggregators}'")
+
+
+def _refusals(policy: SiloPolicy, plan: Plan) -> Iterator[Refusal]:
+    yield from _refused_by_name(policy, plan)
     absent: dict[str, list[str]] = {}
     for kind in (*plan.answers, *plan.optional):
         if kind not in policy.answers:

@@ -60,6 +60,7 @@ ProgramHash = Annotated[
     str, Field(pattern=r"^[0-9a-f]{64}$", description="the 64 digits that 'fedsynth silo program' prints")
 ]
 ExtractorName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$", description="names of networks")]
+Aggregators = Literal["server", "silos", "nodes"]
 Contact = Annotated[str, Field(max_length=200)]
 
 _GROUPS = {
@@ -107,6 +108,12 @@ class SiloPolicy(Section):
     )
     strategies: Annotated[tuple[Literal["any"] | StrategyName | PluginName, ...], *_LIST] = key(
         ("any",), "strategies that may ask, as the server names them; the lines below bind them all"
+    )
+    aggregators: Annotated[tuple[Aggregators, ...], *_LIST] = key(
+        ("server", "silos", "nodes"),
+        "who may combine what this silo sends in a run, whatever its strategy. silos, nodes: what a round makes counts"
+        " where a quorum of them has signed the same, with keys of this silo's own file; without server every run"
+        " without certificates is refused",
     )
     plugins: Annotated[tuple[PluginName, ...], *_LIST] = key(
         (), "code of this machine, as module:name, that a message may have imported, such as a sampler"

@@ -198,7 +198,8 @@ class Replication:
             keys=self._keys,
             statements=tuple(update.statement for update in updates),
             updates=joined([update.arrays for update in updates]),
-            base_arrays=base if asked or self._config.run.strategy in FROM_BASE else None,
+            # Whoever has seen no certificate compares the first weights with its own.
+            base_arrays=base if asked or not self.chain.round or self._config.run.strategy in FROM_BASE else None,
             asked=asked,
             state=self._state or None,
         )

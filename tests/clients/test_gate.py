@@ -102,6 +102,10 @@ def test_describe_tells_the_policy_and_what_is_left_of_it(clinic: Clinic) -> Non
     )
     told = SiloPolicy.from_public(node.ask(DescribeRequest()).policy)
     assert (told.noise_queries_in_all, told.noise_queries_per_run, told.programs) == (5, 4, ())
+    node = clinic(aggregators=("silos", "nodes"))
+    assert node.refusal(PrepareRequest(spec=SPEC)).endswith(
+        """line 'aggregators = ["silos", "nodes"]': the run has aggregators = 'server'"""
+    )
     node = clinic(noise_queries_in_all=5)
     node.prepare()
     node.ask(epsilon_request())

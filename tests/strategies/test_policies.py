@@ -95,6 +95,7 @@ def test_every_line_that_forbids_is_named_at_once(silos: dict[str, Path], tmp_pa
     settings = real_settings(tmp_path, num_clients=3, strategy="dfd", num_samples=32)
     lines: dict[str, Any] = {
         "strategies": ("fedavg",),
+        "aggregators": ("silos", "nodes"),
         "noise_queries_per_run": 3,
         "samples_per_query": 5,
         "optimiser_steps_per_run": 5,

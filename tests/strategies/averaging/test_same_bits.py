@@ -9,13 +9,18 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 import torch
 from hand_made_models import play
 
+from clients.replicating import LAST_BITS
 from fedsynth.averaging.krum import krum_scores, squared_distances
+from fedsynth.config import RunConfig
+from fedsynth.diffusion import initial_unet
 from fedsynth.mixture import compose
 from fedsynth.mixture.constant_weights import constant_weights
 from fedsynth.replicas.content_ids import content_id
+from fedsynth.spec import ImageSpec
 from strategies import STRATEGIES
 
 STRATEGY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -44,9 +49,20 @@ def test_two_other_kinds_of_cpu_give_the_bits_of_this_one() -> None:
         )
         for cpu, told in CPUS.items()
     }
-    expected = hashes()
+    expected, weights = hashes(), first_weights()
     found = {cpu: json.loads(process.communicate()[0]) for cpu, process in processes.items()}
+    first = {cpu: said.pop("first weights") for cpu, said in found.items()}
     assert found == dict.fromkeys(CPUS, expected)
+    # Drawn numbers are not: parties of a replicated run compare them as numbers.
+    for drawn in first.values():
+        assert drawn == pytest.approx(weights, rel=LAST_BITS / 2, abs=LAST_BITS / 2)
+
+
+def first_weights() -> list[float]:
+    """Of a layer of every run's first network."""
+    config = RunConfig.from_run_config({"block-out-channels": "8,8", "layers-per-block": 1})
+    state = initial_unet(config, ImageSpec(1, 8, ("a", "b"))).state_dict()
+    return [float(value) for name in sorted(state)[:4] for value in state[name].flatten()]
 
 
 def hashes() -> dict[str, str]:
@@ -81,4 +97,4 @@ def digest(*tensors: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(hashes()))
+    print(json.dumps({**hashes(), "first weights": first_weights()}))
