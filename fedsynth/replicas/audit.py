@@ -8,12 +8,12 @@ list of the run's files).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedsynth.chain import ChainReport
-from fedsynth.replicas.certificates import Chain, Parties, check_run
+from fedsynth.replicas.certificates import MOST_VOID_ROUNDS, Chain, Parties, check_run
 from fedsynth.replicas.envelopes import StatementError
 from fedsynth.replicas.quorum import Rule
 from fedsynth.replicas.statements import Aggregate, Contribution, Terms, Update
@@ -21,6 +21,7 @@ from fedsynth.text import printable
 
 ROUNDS = "num-rounds"
 """Parameter of a rule that names its rounds."""
+_WITHOUT_QUORUM = "signed a result when the round was tried without a quorum"
 
 
 @dataclass
@@ -34,7 +35,7 @@ class RoundAudit:
         dissent: aggregators that signed something else, or sent no statement, with the reason.
         why_void: in words.
         result: content id of the weights after it.
-        twice: silos that signed two different updates of it.
+        twice: silos that signed two different updates of it, in one run.
     """
 
     number: int
@@ -70,7 +71,8 @@ class RunAudit(ChainReport):
     _updates: dict[tuple[int, str], tuple[Terms, Contribution]] = field(default_factory=dict)
     _envelopes: dict[int, str] = field(default_factory=dict)
     _certified: dict[int, Aggregate] = field(default_factory=dict)
-    _dissent: dict[tuple[int, str], Aggregate] = field(default_factory=dict)
+    _open: list[tuple[str, Aggregate]] = field(default_factory=list)
+    _left: list[tuple[str, Aggregate]] = field(default_factory=list)
     _resumed: bool = False
 
     def take(self, entry: Mapping[str, Any]) -> None:
@@ -92,20 +94,29 @@ class RunAudit(ChainReport):
                 self._objection(entry)
             case "void":
                 self._round(entry).why_void = printable(entry["why"], 200)
+                self._leave([one for one in self._open if one[1].terms.round == int(entry["round"])])
             case "resumed":
                 self._go_back(int(entry["round"]), str(entry["head"]))
             case "published":
                 self.files = str(entry["files"])
                 if entry["head"] != self.certificates.head:
                     raise StatementError("the run was published with another head than the chain's")
+                if left := sorted(self._certified.keys() - self.certificates.seen.keys()):
+                    raise StatementError(f"round {left[0]} was certified, and the run went on without it: a fork")
+                for name, other in self._open:
+                    self.complain(f"dissent of {name} in round {other.terms.round}, of which the log says nothing else")
             case event:
                 raise StatementError(f"unknown event '{printable(event, 20)}'")
 
     def _update(self, entry: Mapping[str, Any]) -> None:
         update = Update.read(entry["envelope"], self.parties.silos)
         place, said = (update.terms.round, update.line.silo), (update.terms, update.line)
-        if self._updates.get(place, said) != said:
-            self._round(entry).twice.add(update.line.silo)
+        if self.parties.run:
+            check_run(update.terms.run, update.terms.keys, self.parties)
+        if (known := self._updates.get(place, said)) != said:
+            if (known[0].run, known[0].keys) != (update.terms.run, update.terms.keys):
+                raise StatementError(f"updates of {update.line.silo} for two runs or key files")
+            self._round({"round": update.terms.round}).twice.add(update.line.silo)
         self._updates[place] = said
 
     def _objection(self, entry: Mapping[str, Any]) -> None:
@@ -132,9 +143,7 @@ class RunAudit(ChainReport):
         said.signers, said.result, said.why_void = signed.signers, found.result, ""
         if (known := self._certified.setdefault(terms.round, found)) != found:
             raise StatementError(f"round {terms.round} has two certificates: a fork")
-        for (number, name), other in self._dissent.items():
-            if number == terms.round:
-                self._compare(name, other, known)
+        self._judge_open(known)
         self._check_settings(found)
         for line in found.roster:
             if self._updates.get((terms.round, line.silo)) != (terms, line):
@@ -157,14 +166,40 @@ class RunAudit(ChainReport):
             raise StatementError(f"round {found.terms.round} has another rule or other settings than the first")
 
     def _dissents(self, number: int, name: str, found: Aggregate) -> None:
-        """Take a statement that is to say something else than the certificate of its round, which may come later."""
+        """Take a statement that is to say something else than the certificate of its round, which comes later."""
         if found.terms.round != number:
             raise StatementError(f"what is to be {name}'s dissent of round {number} is of round {found.terms.round}")
         if self.parties.run:
             check_run(found.terms.run, found.terms.keys, self.parties)
-        self._dissent[number, name] = found
-        if (certified := self._certified.get(number)) is not None:
-            self._compare(name, found, certified)
+        if number in self.certificates.seen:
+            self._compare(name, found, self._certified[number])
+        else:
+            self._open.append((name, found))
+
+    def _judge_open(self, certified: Aggregate) -> None:
+        """Compare what is to be dissent with the certificate of its round, and what was left with the run alone.
+
+        Each that does not hold is said: none hides the next, nor what is wrong with the certificate.
+        """
+        number = certified.terms.round
+        judged = [one for one in self._open if one[1].terms.round == number]
+        left, self._left = self._left, []
+        self._open = [one for one in self._open if one not in judged]
+        for name, other in [*left, *judged]:
+            try:
+                check_run(other.terms.run, other.terms.keys, self.parties)
+                if (name, other) in judged:
+                    self._compare(name, other, certified)
+            except StatementError as error:
+                self.complain(f"dissent of {name} in round {other.terms.round}: {error}")
+
+    def _leave(self, statements: Iterable[tuple[str, Aggregate]]) -> None:
+        """Take statements as those of a round that got no quorum: tried again, it may be certified as they say."""
+        for one in statements:
+            name, found = one
+            self.rounds[found.terms.round].dissent[name] = _WITHOUT_QUORUM
+            self._left.append(one)
+            self._open.remove(one)
 
     @staticmethod
     def _compare(name: str, found: Aggregate, certified: Aggregate) -> None:
@@ -184,13 +219,20 @@ class RunAudit(ChainReport):
             self.certificates.follow(envelope, self.parties)
             self._envelopes[number] = envelope
         self._resumed = True
+        self._leave(list(self._open))
         if head != self.certificates.head:
             raise StatementError(f"the run was resumed after round {last} with another head than the chain's")
 
     def missing_rounds(self) -> int:
-        """Return how many of the rounds that the certificates name have neither a certificate nor are void."""
-        told = sum(bool(said.signers or said.why_void) for said in self.rounds.values())
-        return max(0, int(self.parameters.get(ROUNDS, 0)) - told)
+        """Return how many of the rounds that the certificates name have no certificate and cannot be void.
+
+        Nobody signs that a round was void: more of them at the end than may follow each other count as missing.
+        """
+        rounds, last = int(self.parameters.get(ROUNDS, 0)), self.certificates.round
+        told = {number for number, said in self.rounds.items() if said.signers or said.why_void}
+        if rounds - last > MOST_VOID_ROUNDS:
+            told = {number for number in told if number <= last}
+        return rounds - sum(1 <= number <= rounds for number in told)
 
     def _round(self, entry: Mapping[str, Any]) -> RoundAudit:
         number = int(entry["round"])

@@ -245,3 +245,21 @@ def test_images_that_no_certified_prediction_moves_to_are_found_though_all_hashe
     rewritten(run, lambda e: {**e, "files": listed} if e["event"] == "published" else e)
     assert audit(run) == 1
     assert "1 of 6 images are not those that the last certified prediction moves to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_drawing_may_be_a_grey_level_off_as_on_another_processor_and_no_more(
+    run: RunFolder, levels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted(run.synthetic.glob("*/*.png"))[0]
+    with Image.open(path) as shown:
+        pixels = np.array(shown)
+    pixels.flat[0] = int(pixels.flat[0]) + (levels if pixels.flat[0] < 128 else -levels)
+    Image.fromarray(pixels).save(path)
+    listed = list_files(run.path, run.audit)
+    rewritten(run, lambda e: {**e, "files": listed} if e["event"] == "published" else e)
+    assert audit(run) == 0
+    assert audit(run, "--recompute") == levels - 1
+    out = capsys.readouterr().out
+    assert ("1 of 6 images are not those that the final model draws" in out) == (levels == 2)
+    assert f"drawn  anew: {2 - levels} of 6 images differ by a grey level" in out

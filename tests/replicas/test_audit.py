@@ -82,9 +82,11 @@ class Told:
             self.entries.append({"event": "update", "round": number, "silo": line.silo, "envelope": envelope})
         return terms
 
-    def certificate(self, number: int, signers: int | None = None, result: str = "", rounds: int = 2) -> str:
-        """Add a round; return the hash of its certificate."""
-        terms = self.updates(number, f"after {number - 1}")
+    def certificate(
+        self, number: int, signers: int | None = None, result: str = "", rounds: int = 2, after: int | None = None
+    ) -> str:
+        """Add a round that goes on from round ``after``; return the hash of its certificate."""
+        terms = self.updates(number, f"after {number - 1 if after is None else after}")
         statement = replace(HANDS.aggregate(terms, result or f"after {number}"), parameters={"num-rounds": rounds})
         envelope = HANDS.certified(statement, signers)
         self.entries.append({"event": "certificate", "round": number, "envelope": envelope})
@@ -117,6 +119,12 @@ def test_a_round_that_is_done_again_after_a_crash_must_end_as_before() -> None:
     forked.resumed(1, first)
     forked.certificate(2, result="something else")
     assert "round 2 has two certificates: a fork" in forked.problems()
+    left = Told(list(before), Chain())
+    left.resumed(1, first)
+    left.entries.append({"event": "void", "round": 2, "why": "equal statements: none"})
+    left.certificate(3, after=1)
+    left.entries.append({"event": "published", "files": an_id("files"), "head": left.chain.head})
+    assert "round 2 was certified, and the run went on without it: a fork" in left.problems()
     lied = Told(list(before), told.chain)
     lied.resumed(1, an_id("head"))
     assert "resumed after round 1 with another head than the chain's" in lied.problems()
@@ -150,7 +158,11 @@ def test_dissent_that_is_none_is_said_to_be_none() -> None:
         "": ("silo-3", HANDS.aggregate(terms, "false")),
         "'stranger' is no aggregator of the key file": ("stranger", HANDS.aggregate(terms, "false")),
         "dissent of round 1 is of round 2": ("silo-3", HANDS.aggregate(replace(terms, round=2), "false")),
-        "dissent of round 1 is of another run": ("silo-3", HANDS.aggregate(replace(terms, run="run-2"), "false")),
+        "a statement of another run": ("silo-3", HANDS.aggregate(replace(terms, run="run-2"), "false")),
+        "is of another run, key file or base": (
+            "silo-3",
+            HANDS.aggregate(replace(terms, base=an_id("other")), "false"),
+        ),
         "dissent of round 1 says what the certificate does": ("silo-3", HANDS.aggregate(terms, "after 1")),
     }
     for said, (name, statement) in cases.items():
@@ -158,9 +170,7 @@ def test_dissent_that_is_none_is_said_to_be_none() -> None:
         dissent = {"event": "dissent", "round": 1, "aggregator": name, "envelope": envelope}
         for order in ([dissent, certified], [certified, dissent]):
             problems = Told([*base.entries, *order]).problems()
-            # Where the run is known already, its name is compared first.
-            known = order[0] is certified and statement.terms.run == "run-2"
-            assert ("a statement of another run" if known else said) in problems
+            assert said in problems
             assert bool(problems) == bool(said), problems
     refused = {"event": "refused", "round": 1, "aggregator": "silo-3", "why": "no base64"}
     report = Told([*base.entries, refused, certified]).report()
@@ -174,3 +184,33 @@ def test_a_silo_that_signed_two_updates_is_named() -> None:
     told.entries.insert(0, {"event": "update", "round": 1, "envelope": HANDS.signed("silo-1", Update(terms, line))})
     report = told.report()
     assert (report.problems, report.rounds[1].twice) == ([], {"silo-1"})
+    told.entries[0]["envelope"] = HANDS.signed("silo-1", Update(replace(terms, run="run-2"), line))
+    report = told.report()
+    assert "updates of silo-1 for two runs" in "".join(report.problems)
+    assert report.rounds == {}
+
+
+def test_what_was_signed_when_a_round_had_no_quorum_may_be_certified_when_it_is_tried_again() -> None:
+    for ends in ("void", "killed"):
+        told = Told()
+        terms = told.updates(1, "after 0")
+        for name in ("silo-3", "silo-4"):
+            envelope = HANDS.signed(name, HANDS.aggregate(terms, "after 1"))
+            told.entries.append({"event": "dissent", "round": 1, "aggregator": name, "envelope": envelope})
+        if ends == "void":
+            told.entries.append({"event": "void", "round": 1, "why": "equal statements: 2"})
+        told.resumed(0, told.chain.head)
+        told.certificate(1)
+        report = told.report()
+        assert report.problems == []
+        assert report.rounds[1].signers
+        assert set(report.rounds[1].dissent.values()) == {"signed a result when the round was tried without a quorum"}
+
+
+def test_rounds_cut_off_are_missed_though_lines_of_void_rounds_stand_in_their_place() -> None:
+    void = {"event": "void", "why": "equal statements: none"}
+    for rounds, voids, missing in ((2, [2], 0), (3, [2, 3], 2), (2, [77], 1), (4, [2], 3)):
+        told = Told()
+        told.certificate(1, rounds=rounds)
+        told.entries += [{**void, "round": number} for number in voids]
+        assert told.report().missing_rounds() == missing, (rounds, voids)
