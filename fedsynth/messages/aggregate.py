@@ -52,7 +52,8 @@ class AggregateRequest(Request[AggregateAnswer]):
         certificates: of the rounds since the last that the silo has heard of, oldest first.
         statements: of the silos whose updates these are, in the order in which they are combined.
         updates: their weights, see :func:`joined`.
-        base_arrays: the weights that the updates started from, for rules that need them.
+        base_arrays: the weights that the updates started from, for rules that need them, and before the first
+            certificate.
         state: what the rule carried on from the last certified round, if there is any.
         asked: samples and labels that the silos were asked about, where their answers are noise predictions.
         send_arrays: whether the answer is to hold the weights, too.
