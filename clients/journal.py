@@ -15,7 +15,7 @@ from flwr.app import Context, Message
 from clients.audit_log import AuditLog
 from clients.context import is_real, shown_name, state_folder
 from fedsynth.audit import Outcome
-from fedsynth.errors import UserError
+from fedsynth.errors import FilesError, UserError
 from fedsynth.logs import log_to_stderr
 from fedsynth.messages import transport
 from fedsynth.messages.envelope import config_of
@@ -92,7 +92,9 @@ def record_refusal(message: Message, context: Context, error: UserError) -> None
 
 def _line(message: Message, context: Context, entry: Entry, error: BaseException | None = None) -> dict[str, Any]:
     """Return what the audit says of a message; what is not known is left out."""
-    outcome: Outcome = "answered" if error is None else "refused" if isinstance(error, UserError) else "failed"
+    # Files that cannot be read refuse nothing: whoever looks after them should look.
+    refused = isinstance(error, UserError) and not isinstance(error, FilesError)
+    outcome: Outcome = "answered" if error is None else "refused" if refused else "failed"
     line: dict[str, Any] = {
         "time": _now(),
         # Numbers of 64 bits lose digits in some readers of JSON.

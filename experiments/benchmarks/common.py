@@ -68,7 +68,7 @@ def origin() -> str:
 def _commit() -> str:
     words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty= with changes", "--exclude=*"]
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(words, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "none, no clone"
 

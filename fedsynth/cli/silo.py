@@ -242,6 +242,8 @@ def node_config(folder: Path, options: argparse.Namespace, policy: Path | None) 
         check_writable(state / "models")
     except UserError as error:
         raise UserError(f"state-path: {error}") from error
+    if options.role != AGGREGATOR:
+        _check_every_image(_absolute(options.data_path), state)
     given = {**holds, "silo-name": name, "state-path": str(state)}
     if policy is not None:
         given["policy-path"] = str(policy)
@@ -274,6 +276,12 @@ def _look_at_images(data: Path, policy: Path | None, options: argparse.Namespace
         groups = len({*listing.groups.values()})
         logger.info("%s: %d images in %d groups ('%s')", data, len(listing.groups), groups, options.group_column)
     _warn_of_few_images(data, policy, options)
+
+
+def _check_every_image(data: Path, state: Path) -> None:
+    from fedsynth.data import ImageCache, warn_of_damaged_images
+
+    warn_of_damaged_images(data, ImageCache(state / "checked"))
 
 
 def _sum_keys(folder: Path, name: str) -> dict[str, str]:

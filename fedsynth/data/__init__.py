@@ -14,6 +14,7 @@ from fedsynth.data.image_folder import (
     image_folder_spec,
     load_image_folder,
     read_image_folder,
+    warn_of_damaged_images,
 )
 from fedsynth.data.labelled_images import LabelledImages, held_out_counts, largest_held_out_share
 from fedsynth.data.origins import Origins, split_test
@@ -55,4 +56,5 @@ __all__ = [
     "split_holdout",
     "split_test",
     "visible_folders",
+    "warn_of_damaged_images",
 ]

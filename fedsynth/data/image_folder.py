@@ -18,7 +18,7 @@ from fedsynth.data.folder_layout import find_folds, named
 from fedsynth.data.folder_listing import UNLABELLED, FolderListing
 from fedsynth.data.folder_origins import add_groups, list_with_origins, origins_in_folders
 from fedsynth.data.image_cache import ImageCache
-from fedsynth.data.image_files import Header, header_problem, read_header
+from fedsynth.data.image_files import Header, header_problem, read_header, read_picture, reason_of
 from fedsynth.data.kept_facts import kept_facts
 from fedsynth.data.labelled_images import Folds, LabelledImages
 from fedsynth.data.origins import Origins, split_test
@@ -196,6 +196,42 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
         )
     size, channels = format_of(headers.values(), image_size, None)
     return ImageSpec(channels, size, tuple(listing.files))
+
+
+def warn_of_damaged_images(path: str | Path, cache: ImageCache | None = None) -> None:
+    """Decode every image of a folder whose header can be read, and name in the log those that are damaged.
+
+    What :func:`image_folder_spec` names is not named again.
+
+    Args:
+        path: as of :func:`read_image_folder`.
+        cache: keeps that there are none, of large sets, so that the next process need not look.
+
+    Raises:
+        UserError: as :func:`image_folder_spec`.
+    """
+    root = Path(path).expanduser()
+    listing = _listed(root)
+    paths = [*listing.paths, *(listing.unlabelled or ())]
+    bad: dict[str, str] = {}
+
+    def look() -> tuple[float, ...]:
+        for file in followed(paths, "checking images:", logger.info):
+            try:
+                read_picture(file, _LARGEST_NATIVE_SIZE, False)
+            except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error and more
+                if read_header(file) is not None:
+                    bad[str(file.relative_to(root))] = reason_of(error)
+        return (len(bad),)
+
+    if kept_facts(look, cache, len(paths), paths, "damaged images")[0] and not bad:
+        look()
+    if bad:
+        first, reason = next(iter(bad.items()))
+        logger.warning(
+            "%s: %d images are damaged (%s; %s: %s): a run refuses them, unless skip-bad-images=true",
+            *(root, len(bad), visible(named([*bad])), visible(first), reason),
+        )
 
 
 def load_image_folder(

@@ -75,6 +75,16 @@ def test_every_message_of_a_real_silo_is_an_entry(tmp_path: Path, image_folder: 
     assert totals.refused.total() == 3
 
 
+def test_damaged_images_are_a_failure_and_no_refusal(tmp_path: Path, image_folder: Path) -> None:
+    torn = next(image_folder.rglob("*.png"))
+    torn.write_bytes(torn.read_bytes()[:-30])
+    kept = {"silo_name": "clinic", "state_path": str(tmp_path / "kept")}
+    node = Node(settings_of(tmp_path), SPEC, data_path=str(image_folder), **kept)
+    assert "1 images cannot be read: the silo's log says which" in node.refusal(PrepareRequest(spec=SPEC))
+    (entry,) = entries(tmp_path / "kept" / "clinic" / "audit.jsonl")
+    assert (entry["outcome"], "cannot be read" in entry["why"]) == ("failed", True)
+
+
 def test_a_simulated_silo_keeps_no_audit(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     Node(settings, SPEC, partition_id=1).send(PrepareRequest(spec=SPEC))

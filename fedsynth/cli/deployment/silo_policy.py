@@ -106,10 +106,11 @@ def _images(data: Path | None, config: RunConfig, held_out: float) -> tuple[Imag
     """Return format and classes of a silo's images, and how many it trains on at least; None of both without images."""
     if data is None:
         return None, None
-    from fedsynth.data import image_folder_spec
+    from fedsynth.data import image_folder_spec, warn_of_damaged_images
 
     size, root = config.data.image_size, data.expanduser()
     spec = image_folder_spec(root, None if size == AUTO else size)
+    warn_of_damaged_images(root)
     return spec, training_images(root, held_out)
 
 

@@ -41,7 +41,9 @@ class PublicKeys:
             SumError: it is not that.
         """
         if not isinstance(text, str) or not _HEX.fullmatch(text):
-            raise SumError("a silo's public keys are 128 hexadecimal digits")
+            raise SumError(
+                "a silo's public keys are 128 hexadecimal digits, as its sums.pub holds them (silo.pub is another key)"
+            )
         return cls(*(bytes.fromhex(half) for half in (text[:64], text[64:])))
 
     @property
