@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import PAGES, blocks_of
 
 from fedsynth.config import RunConfig
 from fedsynth.config.keys import kebab
@@ -144,3 +145,18 @@ def test_questions_are_cut_by_what_networks_see() -> None:
     pixels, latents = plan_of(config, spec), plan_of(config, spec, sample_shape=(32, 8, 8))
     # 2 MB are 40 images of 49 kB, or 243 samples of 8 kB.
     assert (pixels.samples_per_query, latents.samples_per_query) == (40, 243)
+
+
+def test_policies_on_the_pages_can_be_read(tmp_path: Path) -> None:
+    found = [
+        block.text
+        for page in PAGES
+        for block in blocks_of(page)
+        if block.language == "toml" and "answers = " in block.text
+    ]
+    assert len(found) >= 3
+    file = tmp_path / "silo-policy.toml"
+    for text in found:
+        file.write_text(text.replace("<64 digits>", "0" * 64), encoding="utf-8")
+        assert set(tomllib.loads(file.read_text())) <= {kebab(name) for name in SiloPolicy.model_fields}
+        read_policy(file)
