@@ -60,7 +60,7 @@ def strategy_class(name: str) -> type[SynthesisStrategy]:
         return STRATEGIES[name]
     chosen = load_plugin("strategy", name)
     if not (isinstance(chosen, type) and issubclass(chosen, SynthesisStrategy)):
-        raise UserError(f"strategy = '{name}': must be a class derived from strategies.base.SynthesisStrategy")
+        raise UserError(f"strategy = '{name}': must be a class derived from fedsynth.strategies.SynthesisStrategy")
     if not isinstance(getattr(chosen, "how", None), str):
         raise UserError(f"strategy = '{name}': needs 'how', half a sentence that says what the silos did")
     for key in chosen.defaults(RunConfig()):

@@ -124,7 +124,7 @@ def test_stripes_are_what_their_names_say() -> None:
     [
         ("strategy", "clipped_maen:ClippedMean", "cannot import 'clipped_maen' (No module named 'clipped_maen')"),
         ("strategy", "clipped_mean:ClipedMean", "has no 'ClipedMean': did you mean 'ClippedMean'?"),
-        ("strategy", "stripes:load", "must be a class derived from strategies.base.SynthesisStrategy"),
+        ("strategy", "stripes:load", "must be a class derived from fedsynth.strategies.SynthesisStrategy"),
         ("strategy", "clipped_mean:AveragingStrategy", "needs 'how', half a sentence that says what the silos did"),
         ("sampler", "half_nose:scheduler", "PYTHONPATH"),
         ("strategy", "clipped mean:ClippedMean", "unknown strategy 'clipped mean:ClippedMean' (known: "),

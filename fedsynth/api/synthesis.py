@@ -70,6 +70,7 @@ def synthesise(
         RunError: too few silos gave a usable answer.
     """
     make_sides_importable()
+    _check_types(settings, silos)
     given = {} if settings is None or isinstance(settings, str | Path) else flat(settings)
     file = Path(settings).expanduser() if isinstance(settings, str | Path) else None
     usual: dict[str, Scalar] = {} if silos is None else {"dataset": REAL_SILOS, "num-clients": len(silos)}
@@ -92,6 +93,16 @@ def synthesise(
             grid = InProcessGrid(answer, config.to_run_config(), config.num_nodes, node_configs=nodes)
             folder = run_synthesis(grid, config)
     return Run(folder.path)
+
+
+def _check_types(settings: object, silos: object) -> None:
+    if not (settings is None or isinstance(settings, str | Path | RunConfig | Mapping)):
+        raise UserError(
+            f"settings: an object of {type(settings).__name__}: give a TOML file, a RunConfig or a mapping of keys"
+        )
+    if silos is not None and not (isinstance(silos, Mapping) and silos):
+        got = "none is named" if isinstance(silos, Mapping) else f"an object of {type(silos).__name__}"
+        raise UserError(f"silos: {got}: give a mapping of names to the folders of their images")
 
 
 def _node_configs(

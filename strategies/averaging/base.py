@@ -450,7 +450,16 @@ class AveragingStrategy(SynthesisStrategy):
         return participants(self._config.run.seed, server_round, len(silos), self.num_participants(len(silos)))
 
     def _in_precision_sent(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Undo what answers in double precision would make of the model, and of everybody's traffic."""
+        """Undo what answers in double precision would make of the model, and of everybody's traffic.
+
+        Raises:
+            RunError: what :meth:`combine` returned is no such model.
+        """
+        if self._arrays is not None and not (isinstance(arrays, ArrayRecord) and arrays.keys() == self._arrays.keys()):
+            raise RunError(
+                f"{type(self).__name__}.combine: must return an ArrayRecord with the layers of self.sent, got"
+                f" {type(arrays).__name__}"
+            )
         for name, sent in (self._arrays or {}).items():
             if arrays[name].dtype != sent.dtype:
                 arrays[name] = transport.encode(transport.peek(arrays[name]), sent.dtype)

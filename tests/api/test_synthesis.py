@@ -94,6 +94,11 @@ def _nested() -> type:
     ("silos", "keywords", "said"),
     [
         ({"a": {"data_path": "x", "model": "y"}}, {}, "unknown word of silo 'a' 'model': did you mean 'model_path'"),
+        (["a"], {}, "silos: an object of list: give a mapping of names to the folders"),
+        ({}, {}, "silos: none is named: give a mapping"),
+        (None, {"settings": 5}, "settings: an object of int: give a TOML file"),
+        (None, {"strategy": object()}, "strategy: an object of object: give .* or the class or function itself"),
+        (None, {"seed": [object()]}, "seed: an object of object: give a number"),
         ({"a": {"model_path": "x"}}, {}, "silo 'a' has no data_path"),
         ({"a": "x"}, {"dataset": "digits"}, "dataset = 'digits': with silos the images are theirs"),
         ({"a": "x"}, {"num_clients": 2}, "num-clients = 2: there are 1 silos"),
