@@ -117,9 +117,9 @@ def test_a_sweep_sends_its_runs_there_one_after_the_other(cluster: dict[str, str
     done = fedsynth(tmp_path, cluster, "sweep", "two.toml", "--ray-address", address)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in methods:
-        folder = RunFolder(tmp_path / "runs" / "two" / f"{name}-0")
-        assert folder.read_results()
-        assert f"Ray cluster {address}: 2 machines" in folder.log.read_text(encoding="utf-8") + done.stdout
+        assert RunFolder(tmp_path / "runs" / "two" / f"{name}-0").read_results()
+        said = (tmp_path / "runs" / "two" / "logs" / f"{name}-0.txt").read_text(encoding="utf-8")
+        assert f"Ray cluster {address}: 2 machines, 2 CPUs, 0 GPUs" in said
     found = nodes({**cluster, "RAY_ADDRESS": address})
     assert len(found["alive"]) == 2
     assert sorted(found["alive"]) == found["used"]
