@@ -8,23 +8,26 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from flwr.app import ArrayRecord
+from hand_made_models import play
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.cli.tables.run_groups import config_hash
 from fedsynth.config import AUTO, RECIPES, Recipe, RunConfig
 from fedsynth.data import load_dataset
 from fedsynth.diffusion import make_scheduler, noise_schedule, sample
-from fedsynth.errors import UserError
+from fedsynth.errors import RunError, UserError
 from fedsynth.messages import transport
 from fedsynth.output import default_name
 from strategies import build_strategy, strategy_class
 from strategies.averaging.base import AveragingStrategy
+from strategies.averaging.robust import FedMedian
 from strategies.averaging.updates import Update
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -180,3 +183,14 @@ def test_names_of_folders_have_no_colon_and_one_s_own_data_is_known_by_its_root(
         config_hash(RunConfig.from_run_config({"dataset": DATASET, "data-root": root})) for root in ("/a", "/b", "/a")
     ]
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+@pytest.mark.parametrize("returned", [{}, ArrayRecord(), None], ids=["dict", "layers missing", "nothing"])
+def test_what_combine_must_return_is_said(returned: Any) -> None:
+    class Wrong(FedMedian):
+        def combine(self, server_round: int, updates: Any) -> Any:
+            return returned
+
+    weights = {"weight": torch.ones(3)}
+    with pytest.raises(RunError, match=r"Wrong\.combine: must return an ArrayRecord with all layers of self\.sent"):
+        play(Wrong(), 1, weights, [weights, weights], [1, 1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,8 @@ def inherited(settings: type[Section], name: str, default: Any) -> Any:
     return info
 
 
-COMMON_MODEL = ("fedavg", "fedmedian", "fedtrimmedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox")
+CommonModel = Literal["fedavg", "fedmedian", "fedtrimmedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox"]
+COMMON_MODEL = get_args(CommonModel)
 """Values of ``diffusion-strategy`` with which all silos train one diffusion model."""
 
 
@@ -208,18 +209,7 @@ class DDSASettings(AveragingSettings):
 
     labels_everywhere: ClassVar[bool] = False
 
-    diffusion_strategy: Literal[
-        "fedavg",
-        "fedmedian",
-        "fedtrimmedavg",
-        "fedavgm",
-        "fedadagrad",
-        "fedadam",
-        "fedyogi",
-        "fedprox",
-        "dfd",
-        "pooled",
-    ] = key(
+    diffusion_strategy: Literal[CommonModel, "dfd", "pooled"] = key(
         "fedavg",
         "what draws images, with its defaults: a model that all silos train together, by a rule of averaging; dfd: the"
         " silos' own models, together; pooled: each image one of them (both our choice)",

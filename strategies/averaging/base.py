@@ -457,8 +457,8 @@ class AveragingStrategy(SynthesisStrategy):
         """
         if self._arrays is not None and not (isinstance(arrays, ArrayRecord) and arrays.keys() == self._arrays.keys()):
             raise RunError(
-                f"{type(self).__name__}.combine: must return an ArrayRecord with the layers of self.sent, got"
-                f" {type(arrays).__name__}"
+                f"{type(self).__name__}.combine: must return an ArrayRecord with all layers of self.sent and no others;"
+                f" it returned an object of {type(arrays).__name__}"
             )
         for name, sent in (self._arrays or {}).items():
             if arrays[name].dtype != sent.dtype:
