@@ -23,16 +23,12 @@ from fedsynth.averaging.participants import num_participants, participants
 from fedsynth.config import RunConfig
 from fedsynth.config.methods import AveragingSettings, DDSASettings
 from fedsynth.errors import RunError
-from fedsynth.evaluation.networks.domain_classifier import initial_classifier, predict_labels
 from fedsynth.few_labels.quota import QUOTAS
-from fedsynth.few_labels.selection import CONFIDENCE, NEVER, precision_thresholds
 from fedsynth.messages import (
-    ConfusionAnswer,
     ConfusionRequest,
     MessageError,
     SelectAnswer,
     SelectRequest,
-    SynthesiseAnswer,
     SynthesiseRequest,
     TrainAnswer,
     TrainRequest,
@@ -40,19 +36,19 @@ from fedsynth.messages import (
 )
 from fedsynth.messages.confusion import MAX_CELLS
 from fedsynth.messages.train import CLASSIFIER
-from fedsynth.seeding import derive_seed
 from fedsynth.spec import ImageSpec
-from strategies.averaging.aggregation import check_combined, check_model, shapes, weighted_mean
+from strategies.averaging.aggregation import check_model, shapes
 from strategies.averaging.base import AveragingStrategy
 from strategies.averaging.fedavg import FedAvg
 from strategies.averaging.fedprox import FedProx
 from strategies.averaging.robust import FedMedian, FedTrimmedAvg
 from strategies.averaging.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from strategies.averaging.updates import Update, mean_metrics
 from strategies.base import Outcome, SynthesisStrategy, Task
 from strategies.conversation.ask import Question, Quorum
 from strategies.conversation.exchange import Exchange
+from strategies.few_labels import classifier
 from strategies.few_labels.findings import Findings
+from strategies.few_labels.labelling import note_answers, set_thresholds
 from strategies.few_labels.own_models import DATASET, OwnModels, hand_out
 from strategies.few_labels.schedule import FINAL, Phase, phases_of, place
 from strategies.global_model import draw_from_model
@@ -230,9 +226,9 @@ class DDSA(SynthesisStrategy):
         if phase.kind == "diffusion":
             arrays, metrics = self._diffusion.aggregate(number, answers)
         elif phase.kind == "classifier":
-            arrays, metrics = self._average(server_round, answers)
+            arrays, metrics = classifier.average(server_round, answers, self._sent, self._names)
         else:
-            arrays, metrics = self._sent, self._count(phase, answers)
+            arrays, metrics = self._sent, self._counted(phase, answers)
         if arrays is None or metrics is None:
             return None, None
         return (self._after(phase, arrays, metrics) if number == phase.rounds else arrays), metrics
@@ -301,6 +297,10 @@ class DDSA(SynthesisStrategy):
     def _say(self, phase: Phase, server_round: int) -> None:
         self.expect_other_work()
         logger.info("phase '%s': %d rounds from round %d on", phase.name, phase.rounds, server_round)
+
+    @property
+    def _names(self) -> list[str]:
+        return [member.name for member in self.census.members]
 
     @property
     def _labelling(self) -> list[int]:
@@ -374,82 +374,13 @@ class DDSA(SynthesisStrategy):
             if any(quota)
         ]
 
-    def _average(
-        self, server_round: int, answers: Iterator[tuple[int, TrainAnswer]]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        updates = sorted(
-            (
-                Update(k, self.census.members[k].name, one.arrays, one.num_examples, one.loss, one.seconds)
-                for k, one in answers
-            ),
-            key=lambda update: update.silo,
-        )
-        if not updates:
-            return None, None
-        metrics = mean_metrics(updates)
-        metrics["client-seconds"] = sum(update.seconds for update in updates)
-        sent = {name: array.dtype for name, array in self._sent.items()}
-        arrays = weighted_mean([update.record for update in updates], [update.num_examples for update in updates])
-        for name, dtype in sent.items():
-            if arrays[name].dtype != dtype:
-                arrays[name] = transport.encode(transport.peek(arrays[name]), dtype)
-        try:
-            check_combined(arrays)
-        except ValueError as error:
-            raise RunError(
-                f"round {server_round}: the combined classifier is none any more: {error}; nothing of this round was"
-                " saved. Lower classifier-learning-rate"
-            ) from error
-        return arrays, metrics
-
-    def _count(self, phase: Phase, answers: Iterator[tuple[int, Any]]) -> MetricRecord:
-        """Note what the silos counted in a phase that changes no weights; sums do not depend on who answers first."""
-        classes, found, silos, seconds = len(self._spec.classes), self._found, 0, 0.0
-        nothing = [[0] * classes for _ in self.census.members]
-        matrix = torch.zeros((classes, classes, self.settings.pseudo_bins), dtype=torch.int64)
-        if phase.kind == "selection":
-            found.predicted, found.kept, found.correct = ([list(row) for row in nothing] for _ in range(3))
-        elif phase.kind == "synthesis":
-            found.made = nothing
-        unknown = False
-        for k, answer in answers:
-            silos, seconds = silos + 1, seconds + answer.seconds
-            match answer:
-                case ConfusionAnswer():
-                    matrix += answer.matrix
-                case SelectAnswer():
-                    found.predicted[k], found.kept[k] = list(answer.predicted), list(answer.kept)
-                    unknown |= answer.correct is None
-                    found.correct[k] = list(answer.correct or nothing[k])
-                    if not any(answer.predicted):
-                        logger.warning("%s tells of no unlabelled images", self.census.members[k].name)
-                case SynthesiseAnswer():
-                    found.made[k] = list(answer.made)
-        if unknown:
-            found.correct = []
+    def _counted(self, phase: Phase, answers: Iterator[tuple[int, Any]]) -> MetricRecord:
+        """Note what the silos counted in a phase that changes no weights; confusions decide on pseudo-labels."""
+        classes, bins = self._spec.classes, self.settings.pseudo_bins
+        counted = note_answers(self._found, phase.kind, answers, self._names, len(classes), bins)
         if phase.kind == "confusion":
-            self._set_thresholds(matrix)
-        return MetricRecord({"silos": silos, "client-seconds": seconds})
-
-    def _set_thresholds(self, matrix: torch.Tensor | None) -> None:
-        """Decide what becomes a pseudo-label: by the silos' confusions, or by the rule that needs none."""
-        classes = self._spec.classes
-        if matrix is None:
-            least = CONFIDENCE if self.settings.pseudo_selection == "confidence" else 0.0
-            confidence, reached = torch.full((len(classes),), least), torch.ones(len(classes), dtype=torch.bool)
-        else:
-            confidence, reached = precision_thresholds(matrix, self.settings.pseudo_precision)
-        # What nobody labels, no classifier has learnt.
-        confidence[self.census.label_counts.sum(0) == 0] = NEVER
-        self._found.thresholds, self._found.reached = confidence.tolist(), reached.tolist()
-        short = [name for name, good, at in zip(classes, reached, confidence, strict=True) if not good and at < NEVER]
-        if short:
-            logger.warning(
-                "pseudo-labels of class %s are not known to be as precise as pseudo-precision = %g: those of the"
-                " highest precision are taken",
-                ", ".join(short),
-                self.settings.pseudo_precision,
-            )
+            set_thresholds(self._found, self.settings, classes, self.census.label_counts, counted.matrix)
+        return MetricRecord({"silos": counted.silos, "client-seconds": counted.seconds})
 
     def _after(self, phase: Phase, arrays: ArrayRecord, metrics: MetricRecord) -> ArrayRecord:
         """Close a phase, and return what the next one starts from."""
@@ -475,11 +406,9 @@ class DDSA(SynthesisStrategy):
     def _start_of(self, phase: Phase, arrays: ArrayRecord) -> ArrayRecord:
         match phase.kind:
             case "classifier":
-                seed = derive_seed(self._config.run.seed, "classifier")
-                model = initial_classifier(self._spec.channels, self._spec.size, len(self._spec.classes), seed)
-                return transport.encode_tensors(model.state_dict())
+                return classifier.first_weights(self._config.run.seed, self._spec)
             case "selection" if not self._found.thresholds:
-                self._set_thresholds(None)
+                set_thresholds(self._found, self.settings, self._spec.classes, self.census.label_counts)
             case "diffusion":
                 return self._first_unet
             case "synthesis" if not self.settings.own_models:
@@ -491,9 +420,6 @@ class DDSA(SynthesisStrategy):
         folds = self._task.real_folds if self._task else None
         if folds is None:
             return
-        model = initial_classifier(self._spec.channels, self._spec.size, len(self._spec.classes), 0).eval()
-        model.load_state_dict(weights)
-        test = folds[1]
-        accuracy = float((predict_labels(model, test.images) == test.labels).mean())
+        accuracy = classifier.right_answers(weights, self._spec, folds[1])
         self._found.accuracy[phase.name] = metrics["accuracy"] = accuracy
         logger.info("classifier '%s': %.1f %% of the test images", phase.name, 100 * accuracy)

@@ -47,7 +47,7 @@ def test_dp_sum_is_said_with_both_its_guarantees(capsys: pytest.CaptureFixture[s
     assert guaranteed in " ".join(said.split())
     assert main(["privacy-plan", *given, "--dp-colluders", "4"]) == 2
     assert "dp-colluders = 4: must be 0 to 3 with 10 silos" in capsys.readouterr().err
-    assert main(["privacy-plan", *given[:2], "--epsilon", "10"]) == 0
+    assert main(["privacy-plan", *given[:2], "--epsilon", "10", *given[-4:]]) == 0
     said = capsys.readouterr().out
     assert "each adds a share" not in said
     assert "3 silos, from which on one model of all" in said
@@ -84,7 +84,8 @@ def test_what_was_measured_and_the_advice_agree(capsys: pytest.CaptureFixture[st
     assert all(max(by_way, key=by_way.__getitem__) == "dp-sum" for by_way in DIGITS.values())
     assert max(TWO_CLASSES, key=TWO_CLASSES.__getitem__) == "dfd"
     for images in ("144", "1500"):
-        assert main(["privacy-plan", "--records", images, "--silos", "10", "--epsilon", "5"]) == 0
+        quick = ["--dp-sampling-rate", "1", "--dp-steps", "1"]
+        assert main(["privacy-plan", "--records", images, "--silos", "10", "--epsilon", "5", *quick]) == 0
         said = capsys.readouterr().out
         assert "all classes at each, ε = 3,\nthree seeds" in said
         assert "0.64  dp-sum\n    0.41  dfd\n" in said

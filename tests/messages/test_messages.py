@@ -299,8 +299,8 @@ def test_bad_values_are_refused_by_the_name_of_their_field(name: str) -> None:
 @pytest.mark.parametrize("side", ["request", "answer"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_damaged_messages_raise_one_kind_of_error(name: str, side: str) -> None:
-    usable = survivors_of(name, side, 1_000)  # 20,000 in tests/long
-    assert 0 < usable < 1_000
+    usable = survivors_of(name, side, 300)  # 20,000 in tests/long
+    assert 0 < usable < 300
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
