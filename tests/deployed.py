@@ -227,7 +227,7 @@ class Deployment:
         psutil.wait_procs(left, timeout=30)
 
     def _listens(self) -> bool:
-        return "Uvicorn running" in self.log("link")
+        return "ready: silos connect to " in self.log("link")
 
     def _environment(self) -> dict[str, str]:
         paths = {"PYTHONPATH": str(ROOT), "FLWR_HOME": str(self.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}

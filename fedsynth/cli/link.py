@@ -11,6 +11,8 @@ import argparse
 import re
 import shlex
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 from fedsynth.cli.deployment.certificates import (
@@ -23,7 +25,15 @@ from fedsynth.cli.deployment.certificates import (
     make_server_certificate,
 )
 from fedsynth.cli.deployment.front import check_front_folder, front_command, write_front
-from fedsynth.cli.deployment.link_folder import CONNECTION, LinkFolder, LinkSettings, check_node_value, connection_to
+from fedsynth.cli.deployment.health import problem
+from fedsynth.cli.deployment.link_folder import (
+    CONNECTION,
+    Connection,
+    LinkFolder,
+    LinkSettings,
+    check_node_value,
+    connection_to,
+)
 from fedsynth.cli.deployment.processes import environment_of, run_in_foreground, show
 from fedsynth.cli.options import refuse_rest
 from fedsynth.config.keys import parse
@@ -39,6 +49,8 @@ DEFAULT_PORT = 9092
 MOST_PORT = 65535
 LEDGER_PATIENCE = 120.0
 """Seconds to wait for the block that holds a contract."""
+READY_LIMIT = 60.0
+"""Seconds in which a SuperLink that starts is asked whether it answers."""
 NO_FRONT = "none"
 LOOPBACK = "127.0.0.1"
 
@@ -305,7 +317,22 @@ def _start(folder: LinkFolder, options: argparse.Namespace) -> int:
     command = superlink_command(folder, options.bind, port)
     show(command, folder.home)
     environment = {**environment_of(folder.home), VARIABLE: str(folder.silo_names.path)}
-    return 0 if options.dry_run else run_in_foreground(command, environment, folder.path)
+    if options.dry_run:
+        return 0
+    threading.Thread(
+        target=_say_when_ready, args=(connection_to(str(folder.path), None), settings), daemon=True
+    ).start()
+    return run_in_foreground(command, environment, folder.path)
+
+
+def _say_when_ready(connection: Connection, settings: LinkSettings) -> None:
+    """Print one line once the SuperLink answers; Flower's own lines do not say what is next."""
+    deadline = time.monotonic() + READY_LIMIT
+    while problem(connection):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.2)
+    print(f"ready: silos connect to {settings.address}; Ctrl-C ends the link", flush=True)
 
 
 def _port_behind_front(folder: LinkFolder, settings: LinkSettings, bind: str) -> int:

@@ -199,13 +199,13 @@ def image_folder_spec(path: str | Path, image_size: int | None = None) -> ImageS
 
 
 def warn_of_damaged_images(path: str | Path, cache: ImageCache | None = None) -> None:
-    """Decode every image of a folder whose header can be read, and name in the log those that are damaged.
+    """Decode every image of a folder whose header can be read, and name in the log those whose rest cannot.
 
     What :func:`image_folder_spec` names is not named again.
 
     Args:
         path: as of :func:`read_image_folder`.
-        cache: keeps that there are none, of large sets, so that the next process need not look.
+        cache: keeps that there are none of them, of large sets, so that the next process need not look.
 
     Raises:
         UserError: as :func:`image_folder_spec`.
@@ -229,7 +229,7 @@ def warn_of_damaged_images(path: str | Path, cache: ImageCache | None = None) ->
     if bad:
         first, reason = next(iter(bad.items()))
         logger.warning(
-            "%s: %d images are damaged (%s; %s: %s): a run refuses them, unless skip-bad-images=true",
+            "%s: %d images cannot be read (%s; %s: %s): a run refuses them, unless skip-bad-images=true",
             *(root, len(bad), visible(named([*bad])), visible(first), reason),
         )
 

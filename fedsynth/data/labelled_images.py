@@ -41,6 +41,9 @@ class LabelledImages:
     silos: Names | None = None
     groups: Names | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(images={self.images.shape}, classes={list(self.classes)})"
+
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}")

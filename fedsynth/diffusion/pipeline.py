@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -113,11 +115,11 @@ class LabelledImagePipelineOutput(BaseOutput):
     """Result of a call.
 
     Attributes:
-        images: PIL images.
+        images: PIL images, or float32 (N, H, W, C) from 0 to 1, as was asked.
         labels: class index of each image (N,).
     """
 
-    images: list[Image.Image]
+    images: list[Image.Image] | NDArray[np.float32]
     labels: torch.Tensor
 
 
@@ -154,6 +156,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         batch_size: int = 256,
         autoencoder: str | Path = "",
+        output_type: str = "pil",
     ) -> LabelledImagePipelineOutput:
         """Draw one image per label.
 
@@ -163,11 +166,15 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             num_inference_steps: noise levels visited.
             batch_size: images evaluated at a time.
             autoencoder: folder of the autoencoder, for a model of latents.
+            output_type: of the images, as everywhere in diffusers: ``pil``, or ``np`` for float32 (N, H, W, C) from 0
+                to 1.
 
         Raises:
-            UserError: a name that is not among the model's classes, an index out of range, or not the autoencoder that
-                the model was trained with.
+            UserError: another output type, a name that is not among the model's classes, an index out of range, or not
+                the autoencoder that the model was trained with.
         """
+        if output_type not in ("pil", "np"):
+            raise UserError(f"output_type = '{output_type}': must be 'pil' or 'np'")
         codec = self._codec(autoencoder)
         indices = torch.tensor([self._index(label) for label in labels])
         config = self.unet.config
@@ -179,6 +186,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         predict = network_output(self.unet, batch_size)
         pixels = codec.decode(sample(predict, self.scheduler, noise, indices, generator))
+        if output_type == "np":
+            return LabelledImagePipelineOutput(images=np.divide(pixels, 255, dtype=np.float32), labels=indices)
         images = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
         return LabelledImagePipelineOutput(images=images, labels=indices)
 

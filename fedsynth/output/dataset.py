@@ -61,6 +61,9 @@ class SyntheticDataset:
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance must be JSON-ready: {error}") from error
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(images={self.images.shape}, classes={list(self.classes)})"
+
     def counts(self) -> NDArray[np.int64]:
         """Return the number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)

@@ -135,6 +135,7 @@ def test_start_tells_the_run_s_program_where_names_are_remembered(
 ) -> None:
     given: list[dict[str, str]] = []
     monkeypatch.setattr("fedsynth.cli.link.run_in_foreground", lambda command, env, folder: given.append(env) or 0)
+    monkeypatch.setattr("fedsynth.cli.link.READY_LIMIT", 0.0)
     assert main(["link", "start"]) == 0
     assert given[0]["FEDSYNTH_SILO_NAMES"] == str(link.path / "silo-names.json")
 

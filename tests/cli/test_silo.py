@@ -147,12 +147,12 @@ def test_damaged_images_are_told_at_the_start(
     words: list[str], project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(words) == 0
-    assert "images are damaged" not in caplog.text
+    assert "cannot be read" not in caplog.text
     torn = next((project / "images" / "0").glob("*.png"))
     # Its header is whole: only its pixels tell.
     torn.write_bytes(torn.read_bytes()[:-30])
     assert main(words) == 0
-    assert f"1 images are damaged (0/{torn.name}; 0/{torn.name}: " in caplog.text
+    assert f"1 images cannot be read (0/{torn.name}; 0/{torn.name}: " in caplog.text
     assert "a run refuses them, unless skip-bad-images=true" in caplog.text
 
 

@@ -70,6 +70,15 @@ def test_grey_and_colour_images(pipeline: ClassConditionalDDPMPipeline) -> None:
     assert (found.images[0].mode, found.images[0].size) == ("RGB", (8, 8))
 
 
+def test_arrays_are_the_pictures(pipeline: ClassConditionalDDPMPipeline) -> None:
+    arrays = pipeline([0, 2], generator(), 2, output_type="np").images
+    pictures = [np.asarray(image) for image in pipeline([0, 2], generator(), 2).images]
+    assert (arrays.dtype, arrays.shape) == (np.float32, (2, 8, 8, 1))
+    np.testing.assert_allclose(arrays[..., 0], np.stack(pictures) / 255, atol=1e-6)
+    with pytest.raises(UserError, match="output_type = 'latent': must be 'pil' or 'np'"):
+        pipeline([0], output_type="latent")
+
+
 def test_without_a_generator_images_differ_and_the_global_state_stays(pipeline: ClassConditionalDDPMPipeline) -> None:
     before = torch.get_rng_state()
     one, two = (np.asarray(pipeline([0], num_inference_steps=2).images[0]) for _ in range(2))

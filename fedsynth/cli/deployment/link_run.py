@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsynth.cli.deployment.flower_output import LINE_START
 from fedsynth.cli.deployment.link_folder import CONNECTION, Connection
 from fedsynth.cli.deployment.machine import LOOPBACK
 from fedsynth.cli.deployment.processes import environment_of, show
@@ -95,9 +96,14 @@ class _RunLog:
         self.run_id = self.folder = ""
 
     def follow(self) -> None:
+        """Print what is said; after our own error, no traceback of it."""
+        failed = False
         for line in self._process.stdout or ():
             self._read(line)
-            print(line, end="", flush=True)
+            ours = LINE_START.match(line)
+            failed |= bool(ours and line[ours.end() :].startswith("error: "))
+            if ours or not failed:
+                print(line, end="", flush=True)
 
     def wait_for_id(self) -> None:
         """Read on until the run has an id: Flower may have started it already."""

@@ -98,6 +98,24 @@ def test_a_run_says_where_the_server_has_its_folder_once_it_has_ended(tmp_path: 
     assert run_on_link([sys.executable, "-c", failed], connection) == ""
 
 
+FAILS = """\
+print('INFO : Starting')
+print('fedsynth 10:00:00 error: 1 usable answers, 2 needed: silo-1')
+print('Traceback (most recent call last):')
+print('  File "app.py", line 1, in main')
+print('fedsynth.errors.RunError: 1 usable answers, 2 needed: silo-1')
+"""
+
+
+def test_an_expected_failure_is_shown_without_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = Connection("link.example.org:9092", tmp_path / "ca.crt", tmp_path / "home")
+    assert run_on_link([sys.executable, "-c", FAILS], connection) == ""
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert shown == ["INFO : Starting", "fedsynth 10:00:00 error: 1 usable answers, 2 needed: silo-1"]
+    assert run_on_link([sys.executable, "-c", FAILS.replace("error: ", "")], connection) == ""
+    assert "Traceback (most recent call last):" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("host", "fetched"), [("link.example.org", "link.example.org"), ("127.0.0.1", "HOST")])
 def test_a_folder_that_lies_elsewhere_is_no_failure_and_can_be_fetched(
     host: str, fetched: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
