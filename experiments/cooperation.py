@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.repeated_runs import one_row, publish_methods
+from experiments.repeated_runs import add_recipe, one_row, publish_methods
 
 QUICK = {
-    "recipe": "paper",
     "train-steps": "900",
     "classifiers": "logistic-regression,cnn",
     "membership-inference": "false",
 }
-"""The recipe that the table in docs/results/digits.md was measured with. One measure of utility with a seed and one
-without: the means are over the runs' seeds."""
+"""One measure of utility with a seed and one without: the means are over the runs' seeds."""
 COLUMNS = {
     "rounds": "rounds",
     "frechet-distance": "Fréchet distance ↓",
@@ -68,10 +66,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS, *MORE, *PAPER])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/cooperation"))
+    add_recipe(parser)
     options = parser.parse_args()
-    methods = {name: {**QUICK, **(METHODS | MORE | PAPER)[name]} for name in options.methods}
+    shared = {**QUICK, "recipe": options.recipe}
+    methods = {name: {**shared, **(METHODS | MORE | PAPER)[name]} for name in options.methods}
 
-    publish_methods("cooperation", methods, options.seeds, options.output_dir, one_row(COLUMNS), first_seed_only=PAPER)
+    publish_methods("cooperation", methods, options.seeds, options.output_dir / options.recipe, one_row(COLUMNS), PAPER)
 
 
 if __name__ == "__main__":

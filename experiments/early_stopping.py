@@ -9,10 +9,9 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from experiments.repeated_runs import one_row, publish_methods
+from experiments.repeated_runs import add_recipe, one_row, publish_methods
 
 ALONE = {
-    "recipe": "paper",
     **{"strategy": "pooled", "num-clients": "1", "partition": "iid", "train-steps": "2000"},
     **{"sampler": "dpmsolver++", "sampling-steps": "12"},
 }
@@ -34,17 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/early-stopping"))
+    add_recipe(parser)
     options = parser.parse_args()
     methods = {
         f"{images} images, early-stop={early_stop}": {
             **ALONE,
+            "recipe": options.recipe,
             "samples-per-client": str(images),
             "early-stop": early_stop,
         }
         for images, early_stop in product(IMAGES, ("false", "true"))
     }
 
-    publish_methods("early-stopping", methods, options.seeds, options.output_dir, one_row(COLUMNS))
+    publish_methods("early-stopping", methods, options.seeds, options.output_dir / options.recipe, one_row(COLUMNS))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.repeated_runs import one_row, publish_methods
+from experiments.repeated_runs import add_recipe, one_row, publish_methods
 
 MNIST = {
     **{"dataset": "mnist", "image-size": "16", "samples-per-client": "300", "model": "small"},
-    "recipe": "paper",
     **{"block-out-channels": "16,32,32", "train-steps": "900", "sampler": "ddpm", "sampling-steps": "25"},
 }
 HALF = {"train-steps": "450", "local-steps": "450", "early-stop": "false"}
@@ -42,10 +41,12 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, help="folder that holds MNIST in torchvision's layout")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/fedddpm"))
+    add_recipe(parser)
     options = parser.parse_args()
-    methods = {name: {**MNIST, **given, "data-root": options.data_root} for name, given in METHODS.items()}
+    shared = {**MNIST, "recipe": options.recipe, "data-root": options.data_root}
+    methods = {name: {**shared, **given} for name, given in METHODS.items()}
 
-    publish_methods("fedddpm", methods, options.seeds, options.output_dir, one_row(COLUMNS))
+    publish_methods("fedddpm", methods, options.seeds, options.output_dir / options.recipe, one_row(COLUMNS))
 
 
 if __name__ == "__main__":

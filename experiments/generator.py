@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cooperation import QUICK
-from experiments.repeated_runs import mean_and_range, publish_methods, table_row
+from experiments.repeated_runs import add_recipe, mean_and_range, publish_methods, table_row
 
 METHODS = {
     "dfd-1000": {"strategy": "dfd", "generator-steps": "2000"},
@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/generator"))
+    add_recipe(parser)
     options = parser.parse_args()
-    methods = {name: {**QUICK, **METHODS[name]} for name in options.methods}
-    publish_methods("generator", methods, options.seeds, options.output_dir, rows_of)
+    methods = {name: {**QUICK, "recipe": options.recipe, **METHODS[name]} for name in options.methods}
+    publish_methods("generator", methods, options.seeds, options.output_dir / options.recipe, rows_of)
 
 
 def rows_of(name: str, results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:

@@ -30,10 +30,8 @@ from strategies.base import Task
 
 HOSTILE = (2, 7)
 SETTINGS: dict[str, Scalar] = {
-    "recipe": "paper",
     "block-out-channels": "16,16",
     "device": "cpu",
-    "learning-rate": 1e-3,
     "num-clients": 10,
     "num-rounds": 8,
     "partition": "iid",
@@ -138,13 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=None, help="where to write the table as well")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", default="default", choices=["default", "paper"], help="of training")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, str]] = []
     details: dict[str, Any] = {}
     for partition in ("iid", "dirichlet"):
         for strategy in STRATEGIES:
-            settings = {**SETTINGS, "partition": partition, "seed": options.seed}
+            settings = {**SETTINGS, "recipe": options.recipe, "partition": partition, "seed": options.seed}
             losses = {attack: federated_loss(strategy, attack, settings) for attack in ATTACKS}
             details[f"{strategy}, {partition}"] = losses
             rows.append({"silos": partition, "strategy": strategy, **_row(losses)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,11 @@ from fedsynth.output import RunFolder
 
 RowsOf = Callable[[str, list[dict[str, Any]]], Iterable[dict[str, str]]]
 """A method's name and the results of its runs -> its rows of a table."""
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add ``--recipe``: with which recipe a study trains; each has a folder of its own below ``--output-dir``."""
+    parser.add_argument("--recipe", default="default", choices=["default", "paper"], help="of training")
 
 
 def results_of(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
