@@ -19,7 +19,6 @@ from flwr.serverapp import Grid, ServerApp
 from fedsynth.config import AUTO, REAL_SILOS, RunConfig, Scalar, published_settings
 from fedsynth.data import Federation, load_federation
 from fedsynth.diffusion import codec_of, settle_base_model, start_of
-from fedsynth.diffusion.public_start import PublicStart
 from fedsynth.disk import is_forbidden
 from fedsynth.errors import RunError, UserError
 from fedsynth.files import nonfinite_as_null
@@ -211,8 +210,8 @@ def _meet_silos(
     codec, start = codec_of(config, spec).digest, start_of(config)
     if start is not None:
         logger.info("networks start from a %s, SHA-256 %s", start.noun, start.digest)
-    if isinstance(start, PublicStart):
-        logger.info("classes that it knows: %s", ", ".join(start.known(spec.classes)) or "none")
+    if start is not None and (known := start.known(spec.classes)) is not None:
+        logger.info("classes that it knows: %s", ", ".join(known) or "none")
     most, digest = config.exchange.max_silo_images, start.digest if start else None
     least = int(config.settings.labels_everywhere)
     census = take_census(exchange, nodes, spec, most, names, codec, digest, least)

@@ -17,6 +17,7 @@ MEETING_PLACES = (
     "fedsynth.evaluation.suite",
     "fedsynth.output.report",
     "fedsynth.diffusion.codec",
+    "fedsynth.diffusion.base_families",
     "fedsynth.diffusion.base_model",
     "fedsynth.privacy.dp_training",
     "fedsynth.few_labels.classifier",

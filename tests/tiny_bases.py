@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from tiny_autoencoders import kl_of
 
 from fedsynth.latent.conditions import TABLE, write_conditions
@@ -46,4 +47,35 @@ def write_base(folder: Path, seed: int = 0, classes: Sequence[str] = CLASSES, **
     kl_of(0).save_pretrained(folder / "vae")
     DDPMScheduler(**{**SCHEDULE, **schedule}).save_pretrained(folder / "scheduler")
     write_conditions(folder / TABLE, embeddings_of(classes))
+    return folder
+
+
+LABELS = {0: "tench, Tinca tinca", 1: "Seven, 7", 2: "goldfish"}
+
+
+def transformer_of(seed: int = 0, **settings: object) -> DiTTransformer2DModel:
+    """Two latent channels in patches of 2×2, three classes; it predicts a variance, too."""
+    torch.manual_seed(seed)
+    shape: dict[str, object] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 2,
+        "out_channels": 4,
+        "num_layers": 2,
+        "sample_size": 8,
+        "num_embeds_ada_norm": len(LABELS),
+        "norm_num_groups": 2,
+    }
+    return DiTTransformer2DModel(**{**shape, **settings}).eval()
+
+
+def write_labelled_base(
+    folder: Path, seed: int = 0, labels: Mapping[int, str] | None = None, **schedule: object
+) -> Path:
+    """The same with classes in place of prompts, as ``DiTPipeline`` writes it."""
+    transformer_of(seed).save_pretrained(folder / "transformer")
+    kl_of(0).save_pretrained(folder / "vae")
+    DDPMScheduler(**schedule).save_pretrained(folder / "scheduler")
+    index = {"_class_name": "DiTPipeline", "id2label": LABELS if labels is None else labels}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder

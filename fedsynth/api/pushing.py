@@ -102,9 +102,8 @@ def planned_uploads(
     if models:
         folder = run.model_folder
         files = _files(folder, {path for path in _paths(folder) if _MODEL_FILES.fullmatch(path)} | {FOLDER_FILE})
-        uploads.append(
-            Upload(repo_id, "model", folder, files, model_card(dataset.classes, dataset.provenance, repo_id))
-        )
+        card = model_card(dataset.classes, dataset.provenance, repo_id, (folder / "transformer").is_dir())
+        uploads.append(Upload(repo_id, "model", folder, files, card))
     return uploads
 
 

@@ -67,8 +67,8 @@ class Model(Section):
     )
     base_model: str = key(
         "",
-        "folder of a Stable Diffusion 1.x or 2.x pipeline that is fine-tuned, equal at every silo; a real silo has its"
-        " own --base-model",
+        "folder of a Stable Diffusion 1.x or 2.x pipeline, or of a DiT, that is fine-tuned, equal at every silo; a real"
+        " silo has its own --base-model",
         path=True,
         may_change=True,
     )
@@ -79,7 +79,7 @@ class Model(Section):
     )
     train: Literal["unet", "lora"] = key(
         "unet",
-        "what is trained of the base-model, kept and sent: all of its U-Net, or low-rank adapters beside its weights",
+        "what is trained of the base-model, kept and sent: all of its network, or low-rank adapters beside its weights",
         acts_with=_BASE,
     )
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = key(8, "r, rank of an adapter", acts_with=_WITH_ADAPTERS)

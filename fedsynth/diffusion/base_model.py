@@ -1,120 +1,24 @@
-"""The base model that a run's networks start from (``base-model``): a folder of diffusers with prompts in place of
-classes.
+"""The base model that a run's networks start from (``base-model``): a folder of diffusers.
 
-Its U-Net is trained; autoencoder and text encoder are used as they are. Nothing of it travels: every silo has a copy of
-its own, and compares digests before anything is trained.
+Its network is trained; autoencoder and text encoder are used as they are. Nothing of it travels: every silo has a copy
+of its own, and compares digests before anything is trained.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-
-from fedsynth.adapter_shapes import Shape
 from fedsynth.config import AUTO, RunConfig, Scalar
-from fedsynth.diffusion.adapters import AdaptedUNet, Adapters
-from fedsynth.diffusion.codec import Codec
-from fedsynth.diffusion.denoiser import PromptedUNet
+from fedsynth.diffusion.base_families import FAMILIES, KEY, BaseModel, part_of
 from fedsynth.diffusion.recipe import BETA_SCHEDULES, DIFFUSERS_PREDICTION
 from fedsynth.errors import UserError
-from fedsynth.latent.conditions import NOTHING, digest_of_text, prompts_of, read_conditions
-from fedsynth.latent.folder import WEIGHTS_FILE, ModelFolder
+from fedsynth.latent.folder import CONFIG_FILE, WEIGHTS_FILE, ModelFolder
 from fedsynth.sealed import sha256_of
 from fedsynth.weight_files import digest_of_weights, shapes_of
 
-KEY = "base-model"
 SCHEDULER_FILE = "scheduler_config.json"
-KIND = "UNet2DConditionModel"
-_NOT_BUILT = {
-    "class_embed_type": "classes besides prompts",
-    "num_class_embeds": "classes besides prompts",
-    "addition_embed_type": "pooled embeddings, as Stable Diffusion XL has them,",
-    "encoder_hid_dim_type": "embeddings of images",
-}
-"""Settings of a U-Net that must be None -> what it then would take."""
-
-
-@dataclass(frozen=True, eq=False)
-class BaseModel:
-    """A base model's folder, looked through.
-
-    Attributes:
-        folder: where it is.
-        digest: SHA-256 of all that is frozen or started from, but for the autoencoder, which the codec's names; 64
-            hexadecimal digits.
-        shapes: of the tensors of its U-Net, by state dict name.
-    """
-
-    key: ClassVar[str] = KEY
-    noun: ClassVar[str] = "base model"
-
-    folder: ModelFolder
-    digest: str
-    shapes: Mapping[str, Shape] = field(repr=False)
-    _settings: dict[str, Any] = field(repr=False)
-
-    @property
-    def num_weights(self) -> int:
-        """Numbers in its U-Net."""
-        return sum(map(math.prod, self.shapes.values()))
-
-    def prompts(self, template: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the prompt of every class, as :func:`fedsynth.latent.conditions.prompts_of`."""
-        return prompts_of(self.folder, template, classes)
-
-    def network(
-        self, template: str, codec: Codec, adapters: Adapters | None = None, with_nothing: bool = False
-    ) -> PromptedUNet:
-        """Return the U-Net with the prompts of a run's classes, on the CPU, in single precision.
-
-        Args:
-            template: ``prompt`` of the run.
-            codec: the run's.
-            adapters: that it is given; None: its weights themselves are trained.
-            with_nothing: whether it can be asked by an empty prompt.
-
-        Raises:
-            UserError: it is no network of such latents, or its prompts cannot be had.
-        """
-        from diffusers import UNet2DConditionModel  # a second that other runs do without
-
-        unet_folder = _unet_folder(self.folder)
-        self._check_grid(codec)
-        prompts = self.prompts(template, codec.spec.classes)
-        conditions = _conditions(self, (*prompts, NOTHING) if with_nothing else prompts).clone()
-        conditions, nothing = (conditions[:-1], conditions[-1]) if with_nothing else (conditions, None)
-        width = self._settings.get("cross_attention_dim", 1280)
-        if width != conditions.shape[-1]:
-            raise unet_folder.error(
-                f"its U-Net attends to {width!s:.60} numbers, and a prompt has {conditions.shape[-1]}:"
-                f" {unet_folder.again}"
-            )
-        unet, _ = unet_folder.build(UNet2DConditionModel, self._settings, unet_folder.weights(), ())
-        if adapters is not None:
-            return AdaptedUNet(unet.float(), conditions, adapters, self.digest, nothing)
-        return PromptedUNet(unet.float(), conditions, nothing)
-
-    def _check_grid(self, codec: Codec) -> None:
-        channels = self._settings.get("in_channels", 4), self._settings.get("out_channels", 4)
-        if channels != (codec.grid.channels,) * 2:
-            raise self.folder.error(
-                f"its U-Net takes {channels[0]} channels and answers {channels[1]}, and latents have"
-                f" {codec.grid.channels}: give a text-to-image model"
-            )
-        halved = 2 ** (len(self._settings.get("block_out_channels", (0,) * 4)) - 1)
-        if codec.grid.size % halved:
-            step = halved * codec.factor
-            near = max(1, round(codec.spec.size / step)) * step
-            raise UserError(
-                f"image-size = {codec.spec.size}: must be a multiple of {step} for this base model: set image-size ="
-                f" {near}"
-            )
 
 
 def base_model(config: RunConfig) -> BaseModel | None:
@@ -133,7 +37,8 @@ def read_base_model(folder: Path) -> BaseModel:
 
     Args:
         folder: as Stable Diffusion 1.x and 2.x have it: ``unet``, ``vae``, ``scheduler``, ``text_encoder`` and
-            ``tokenizer``, or ``conditions.safetensors`` in place of the last two.
+            ``tokenizer``, or ``conditions.safetensors`` in place of the last two; or as DiT has it: ``transformer``,
+            ``vae`` and ``scheduler``.
 
     Raises:
         UserError: it cannot be used; names the folder, and says what to do.
@@ -171,16 +76,6 @@ def _folder(path: Path) -> ModelFolder:
     return folder
 
 
-def _unet_folder(folder: ModelFolder) -> ModelFolder:
-    found = ModelFolder(folder.folder / "unet", folder.given, "the base model")
-    if not (found.folder / "config.json").is_file():
-        raise folder.error(
-            f"holds no U-Net (unet/config.json; found {folder.found()}): give the folder of a Stable Diffusion 1.x or"
-            " 2.x pipeline; other families are not built yet"
-        )
-    return found
-
-
 def _schedule(folder: ModelFolder) -> dict[str, Scalar]:
     """Return by configuration key what the scheduler of a base model says."""
     place = ModelFolder(folder.folder / "scheduler", folder.given, "the base model")
@@ -212,24 +107,31 @@ def _schedule(folder: ModelFolder) -> dict[str, Scalar]:
 @lru_cache(maxsize=2)
 def _read(path: Path, stamp: tuple[Any, ...]) -> BaseModel:
     folder = _folder(path)
-    unet = _unet_folder(folder)
-    settings = {name: value for name, value in unet.settings().items() if not name.startswith("_")}
-    kind = unet.settings().get("_class_name", KIND)
-    if kind != KIND:
-        raise folder.error(f"its network is a {kind!s:.60}: give one with a {KIND}; other families are not built yet")
-    for name, takes in _NOT_BUILT.items():
-        if settings.get(name) is not None:
-            raise folder.error(f"{name} = {settings[name]!r:.60}: a U-Net that takes {takes} is not built yet")
-    weights = unet.weights_file(WEIGHTS_FILE)
+    family, place = _family(folder)
+    settings = {name: value for name, value in place.settings().items() if not name.startswith("_")}
+    weights = place.weights_file(WEIGHTS_FILE)
     try:
-        parts = [digest_of_weights(weights), repr(sorted(settings.items())), digest_of_text(folder)]
+        parts = [digest_of_weights(weights), repr(sorted(settings.items())), family.facts(folder, settings)]
         shapes = shapes_of(weights)
     except ValueError as error:
         raise error if isinstance(error, UserError) else folder.error(f"{error}: {folder.again}") from error
     parts.append(repr(sorted(_schedule(folder).items())))
-    return BaseModel(folder, sha256_of([part.encode() for part in parts]), shapes, settings)
+    return family(folder, sha256_of([part.encode() for part in parts]), shapes, settings)
 
 
-@lru_cache(maxsize=4)
-def _conditions(base: BaseModel, prompts: tuple[str, ...]) -> torch.Tensor:
-    return read_conditions(base.folder, prompts)
+def _family(folder: ModelFolder) -> tuple[type[BaseModel], ModelFolder]:
+    """Return of which family a base model is, and the folder of its network."""
+    for family in FAMILIES:
+        place = part_of(folder, family.part)
+        if (place.folder / CONFIG_FILE).is_file():
+            kind = place.settings().get("_class_name", family.kind)
+            if kind == family.kind:
+                return family, place
+            raise folder.error(
+                f"its network is a {kind!s:.60}: give one with a"
+                f" {' or a '.join(one.kind for one in FAMILIES)}; other families are not built yet"
+            )
+    raise folder.error(
+        f"holds no network ({' or '.join(f'{one.part}/{CONFIG_FILE}' for one in FAMILIES)}; found {folder.found()}):"
+        " give the folder of a Stable Diffusion 1.x or 2.x pipeline, or of a DiT; other families are not built yet"
+    )

@@ -35,8 +35,9 @@ def initial_unet(config: RunConfig, spec: ImageSpec) -> Denoiser:
     """
     codec = codec_of(config, spec)
     if (base := base_model(config)) is not None:
+        base.check_train(config.model.train)
         asks_nothing = config.sampling.guidance > 1 or config.training.label_dropout > 0
-        network = base.network(config.model.prompt, codec, adapters_of(config), asks_nothing)
+        network = base.network(config.model.prompt, codec, adapters_of(config), asks_nothing, config.run.seed)
         network.guidance = config.sampling.guidance
         network.guided_from_base = config.sampling.guidance_source == "base"
         return network
@@ -78,7 +79,7 @@ def _initial_unet(config: RunConfig, codec: Codec) -> UNet2DModel:
 def count_parameters(config: RunConfig, spec: ImageSpec) -> int:
     """Return the number of weights of a run's U-Net, without room for any of them."""
     if (base := base_model(config)) is not None:
-        return base.num_weights
+        return sum(map(math.prod, base.shapes_for(len(spec.classes)).values()))
     codec = codec_of(config, spec)  # an autoencoder has weights to be read
     with torch.device("meta"):
         return sum(weights.numel() for weights in _initial_unet(config, codec).parameters())
@@ -98,7 +99,7 @@ def exchanged_shapes(config: RunConfig, spec: ImageSpec) -> dict[str, Shape]:
         with torch.device("meta"):
             return {name: tuple(values.shape) for name, values in _initial_unet(config, codec).state_dict().items()}
     if (adapters := chosen_adapters(config)) is None:
-        return dict(base.shapes)
+        return base.shapes_for(len(spec.classes))
     return factor_shapes(adapted_layers(base.shapes, adapters.targets), adapters.rank, adapters.frozen_a)
 
 

@@ -47,7 +47,8 @@ def part_of(parameter_name: str) -> str:
 
 
 def select_parts(state_dict: Mapping[str, torch.Tensor], parts: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a ``UNet2DModel`` state dict that belong to ``parts``, in their order there.
+    """Return the tensors of a ``UNet2DModel`` state dict that belong to ``parts``, in their order there; all parts are
+    all tensors, also of another network.
 
     Raises:
         ValueError: an unknown part or parameter.
@@ -55,6 +56,8 @@ def select_parts(state_dict: Mapping[str, torch.Tensor], parts: Iterable[str]) -
     wanted = set(parts)
     for part in sorted(wanted.difference(PARTS)):
         raise unknown_choice("part", part, PARTS)
+    if wanted.issuperset(PARTS):
+        return dict(state_dict)
     return {name: tensor for name, tensor in state_dict.items() if part_of(name) in wanted}
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fedsynth.diffusion.adapters import AdaptedUNet, write_adapters
+from fedsynth.diffusion.base_families import LabelledBase
 from fedsynth.diffusion.codec import Codec, saved_codec
-from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
+from fedsynth.diffusion.denoiser import Denoiser, LabelledTransformer, PromptedUNet
 from fedsynth.diffusion.sampling import network_output, sample
 from fedsynth.errors import UserError
 from fedsynth.sealed import Seal
@@ -25,7 +26,7 @@ from fedsynth.spec import ImageSpec
 from fedsynth.weight_files import read_weights
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 
 CONDITIONS_FILE = "conditions.safetensors"
 
@@ -45,7 +46,8 @@ def save_model(
 ) -> None:
     """Write a trained network and what it was trained for as a folder of diffusers, without a seal.
 
-    Of a base model these are its U-Net and scheduler, and the embeddings of its prompts: with the base's other parts
+    Of a base model of classes these are its transformer and scheduler; of one of prompts its U-Net and scheduler, and
+    the embeddings of the prompts: with the base's other parts
     ``diffusers.StableDiffusionPipeline.from_pretrained(base, unet=...)`` draws from them. Of adapters also a file that
     its ``load_lora_weights`` takes.
 
@@ -65,6 +67,8 @@ def save_model(
     elif isinstance(network, PromptedUNet):
         FineTunedPipeline(network.unet, scheduler, classes, **codec.saved).save_pretrained(folder)
         save_file({"conditions": network.conditions.cpu().contiguous()}, folder / CONDITIONS_FILE)
+    elif isinstance(network, LabelledTransformer):
+        FineTunedTransformerPipeline(network.transformer, scheduler, classes, **codec.saved).save_pretrained(folder)
     else:
         ClassConditionalDDPMPipeline(network, scheduler, tuple(classes), **codec.saved).save_pretrained(folder)
 
@@ -76,6 +80,10 @@ def load_saved_network(folder: Path) -> Denoiser:
         OSError, ValueError: it is damaged.
     """
     options = {"use_safetensors": True, "low_cpu_mem_usage": False}
+    if (folder / LabelledBase.part).is_dir():
+        from diffusers import DiTTransformer2DModel  # a second that other runs do without
+
+        return LabelledTransformer(DiTTransformer2DModel.from_pretrained(folder / LabelledBase.part, **options))
     if not (folder / CONDITIONS_FILE).is_file():
         return UNet2DModel.from_pretrained(folder / "unet", **options)
     from diffusers import UNet2DConditionModel  # a second that other runs do without
@@ -107,6 +115,27 @@ class FineTunedPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(classes=list(classes), codec=codec, image_channels=image_channels)
+
+
+class FineTunedTransformerPipeline(DiffusionPipeline):
+    """The same of a base model of classes.
+
+    Args:
+        transformer: the base's with other weights, whose tables hold the run's classes and one row for none.
+        scheduler, classes, codec, image_channels: as of :class:`FineTunedPipeline`.
+    """
+
+    def __init__(
+        self,
+        transformer: DiTTransformer2DModel,
+        scheduler: SchedulerMixin,
+        classes: Sequence[str] = (),
+        codec: str = "",
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(classes=list(classes), codec=codec, image_channels=image_channels)
 
 

@@ -20,7 +20,8 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import Recipe, RunConfig
-from fedsynth.diffusion.base_model import BaseModel, base_model
+from fedsynth.diffusion.base_families import BaseModel
+from fedsynth.diffusion.base_model import base_model
 from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.model_files import CLASSES_FILE, INDEX_FILE, ModelFiles
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION

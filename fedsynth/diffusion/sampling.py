@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fedsynth.config import Recipe
-from fedsynth.diffusion.denoiser import Denoiser, PromptedUNet
+from fedsynth.diffusion.denoiser import Denoiser, GuidedDenoiser
 from fedsynth.diffusion.noise_levels import to_noise
 from fedsynth.diffusion.recipe import DIFFUSERS_PREDICTION
 from fedsynth.diffusion.samplers import make_scheduler
@@ -64,7 +64,7 @@ def network_output(unet: Denoiser, batch_size: int = NETWORK_BATCH) -> PredictNo
     """Return what a network says of (x_t, t, y), evaluated in batches on its device; inputs and outputs on the CPU."""
     device = next(unet.parameters()).device
     unet.eval()
-    said = unet.guided if isinstance(unet, PromptedUNet) else partial(_said, unet)
+    said = unet.guided if isinstance(unet, GuidedDenoiser) else partial(_said, unet)
 
     @torch.inference_mode()
     def predict(x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ MAX_ENTRIES = 16
 """Entries of a list among the settings: as many resolutions as a network can have."""
 MAX_LAYERS = 32
 MAX_NUMBER = 10**6
-_LAYERS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks", "transformer_layers_per_block")
+_LAYERS = ("layers_per_block", "num_layers", "num_encoder_blocks", "num_decoder_blocks", "transformer_layers_per_block")
 
 
 class ModelFolder:

@@ -36,13 +36,28 @@ _ADAPTERS = """pipeline = StableDiffusionPipeline.from_pretrained("{base}", safe
 pipeline.load_lora_weights("{repo_id}")"""
 
 
-def model_card(classes: Sequence[str], provenance: Mapping[str, Any], repo_id: str) -> str:
+_LABELLED = """diffusers opens its parts; `DiTPipeline` has another number of classes built in:
+
+```python
+from diffusers import DiTTransformer2DModel
+
+transformer = DiTTransformer2DModel.from_pretrained("{repo_id}", subfolder="transformer")
+```
+
+It works in the latents of the base model's autoencoder (`vae` of `{base}`). Classes are in the order above; one more
+row stands for none."""
+
+
+def model_card(
+    classes: Sequence[str], provenance: Mapping[str, Any], repo_id: str, is_transformer: bool = False
+) -> str:
     """Write the card as Markdown with the YAML header of the Hugging Face hub.
 
     Args:
         classes: Class names, (C,).
         provenance: See :class:`fedsynth.output.SyntheticDataset`; of the set that the run made.
         repo_id: Where the model will be, ``name/model``.
+        is_transformer: Whether its network is a transformer with a table of classes.
     """
     data = ModelCardData(
         license=str(provenance.get("license", UNKNOWN)),
@@ -64,17 +79,19 @@ def model_card(classes: Sequence[str], provenance: Mapping[str, Any], repo_id: s
         "## Limits",
         "\n".join(f"- {inline(sentence)}" for sentence in (*limits, *provenance.get("caveats", ()))),
         "## Using it",
-        _reading(classes[0], provenance.get("settings", {}), repo_id),
+        _reading(classes[0], provenance.get("settings", {}), repo_id, is_transformer),
         "## Citing",
         citing_section(provenance),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _reading(name: str, settings: Mapping[str, Any], repo_id: str) -> str:
+def _reading(name: str, settings: Mapping[str, Any], repo_id: str, is_transformer: bool) -> str:
     """Return how a model is opened, by fedsynth or by the pipeline of its base model."""
     if "base-model" not in settings:
         return _READING.format(repo_id=repo_id, name=_plain(name))
+    if is_transformer:
+        return _LABELLED.format(repo_id=repo_id, base=_plain(str(settings["base-model"])))
     base, prompt = _plain(str(settings["base-model"])), _plain(str(settings.get("prompt", "")).replace("{class}", name))
     adapted = settings.get("train") == "lora"
     opened = (_ADAPTERS if adapted else _MERGED).format(repo_id=repo_id, base=base)

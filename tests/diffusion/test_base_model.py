@@ -130,7 +130,7 @@ def _half(folder: Path) -> None:
 
 
 def _other_network(folder: Path) -> None:
-    change(folder / "unet/config.json", _class_name="DiTTransformer2DModel")
+    change(folder / "unet/config.json", _class_name="PixArtTransformer2DModel")
 
 
 def _pooled(folder: Path) -> None:
@@ -176,9 +176,12 @@ def _no_autoencoder(folder: Path) -> None:
             "'diffusion_pytorch_model.fp16.safetensors' is a variant: rename it to"
             " 'diffusion_pytorch_model.safetensors'",
         ),
-        (_other_network, "its network is a DiTTransformer2DModel: give one with a UNet2DConditionModel"),
+        (
+            _other_network,
+            "its network is a PixArtTransformer2DModel: give one with a UNet2DConditionModel or a DiT",
+        ),
         (_pooled, "takes pooled embeddings, as Stable Diffusion XL has them, is not built yet"),
-        (_inpainting, "its U-Net takes 5 channels and answers 2, and latents have 2"),
+        (_inpainting, "its network takes 5 channels and answers 2, and latents have 2"),
         (_flow, "flow matching, trained betas and rescaled ones are not built yet"),
         (_few_prompts, "'prompts.json' has no prompt of class '1'"),
         (_small_table, "has no embeddings of prompt 'a photo of 5'"),

@@ -11,13 +11,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from acting_settings import acting
+from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from flwr.app import Message
 from one_silo import Node, policy_file, sample_request, settings_of
 from real_silos import real_settings, run_real, write_digits, write_silos
 from safetensors.torch import load_file
 from tiny_autoencoders import kl_of
-from tiny_bases import CLASSES, embeddings_of, unet_of, write_base
+from tiny_bases import CLASSES, embeddings_of, transformer_of, unet_of, write_base, write_labelled_base
 from tiny_runs import images_of, run_tiny, tiny_settings
 
 from fedsynth.config import RunConfig
@@ -27,7 +28,7 @@ from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.errors import RunError, UserError
 from fedsynth.message_size import streamed_shards
 from fedsynth.messages import PrepareRequest, transport
-from fedsynth.output import RunFolder, read_dataset
+from fedsynth.output import RunFolder, model_card, read_dataset
 from fedsynth.seeding import make_generator
 from fedsynth.spec import ImageSpec
 from strategies import build_strategy
@@ -101,6 +102,30 @@ def test_large_weights_of_a_base_travel_in_shards_and_make_the_same_model(base: 
 def test_silos_compose_the_noise_of_their_fine_tuned_copies(base: Path, tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, strategy="dfd", base_model=str(base), copy_check=False, early_stop=False)
     assert len(set(images_of(run_tiny(settings, report=False)).values())) == 30
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "dfd", "pooled", "local", "centralised"])
+def test_a_base_of_classes_is_fine_tuned_by_every_strategy_and_opens_in_diffusers(
+    strategy: str, tmp_path: Path
+) -> None:
+    base = write_labelled_base(tmp_path / "base")
+    short: dict[str, Any] = {"num_samples": 10, "copy_check": False, "early_stop": False, "learning_rate": 1e-3}
+    given = acting(short, {"strategy": strategy, "base_model": str(base)})
+    folder = run_tiny(tiny_settings(tmp_path, **given), report=False)
+    log = folder.log.read_text()
+    assert "networks start from a base model" in log
+    assert "classes that it knows: 7\n" in log
+    if strategy != "local":
+        assert len(set(images_of(folder).values())) == 10
+    if strategy in ("fedavg", "centralised"):
+        model = DiTTransformer2DModel.from_pretrained(folder.models / "global" / "transformer")
+        before = transformer_of(0).state_dict()
+        moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        assert any("to_q" in name for name in moved)
+        card = model_card(CLASSES, {"settings": {"base-model": "dit"}}, str(folder.models / "global"), True)
+        scope: dict[str, Any] = {}
+        exec(card.split("```python\n")[1].split("```")[0], scope)
+        assert scope["transformer"].config["num_embeds_ada_norm"] == 10
 
 
 def node_of(folder: Path, base: Path | str, node_config: dict[str, Any] | None = None, **changes: Any) -> Node:
