@@ -76,9 +76,8 @@ def test_the_digits_sweep_is_thirteen_methods_and_two_ways_to_weigh_with_one_sam
     assert set(samplers.values()) == {"sde-dpmsolver++"}
 
 
-@pytest.mark.parametrize("name", ["disjoint-8-small", "weeds-small"])
-def test_disjoint_silos_are_eight_of_which_four_train(name: str) -> None:
-    for run in read_sweep(FILES[0].with_name(f"{name}.toml")).runs:
+def test_disjoint_silos_are_eight_of_which_four_train() -> None:
+    for run in read_sweep(FILES[0].with_name("disjoint-8-small.toml")).runs:
         strategy, config = build_strategy(run.config)
         assert strategy.num_participants(config.run.num_clients) == 4
     federation = load_federation(config)
@@ -94,7 +93,8 @@ def test_weeds_are_fine_tuned_by_six_rules_alike_and_in_small_the_same_way() -> 
         *("fedavg", "fedmedian", "fedavgm", "fedyogi", "krum", "multikrum")
     ]
     for run in (*large, *small):
-        config = build_strategy(run.config)[1]
+        strategy, config = build_strategy(run.config)
+        assert strategy.num_participants(config.run.num_clients) == 4
         averaged = {"lora-aggregation": "freeze-a"} if config.model.train == "lora" else {}
         assert {key: config.to_run_config()[key] for key in averaged} == averaged
         assert (config.run.num_clients, config.data.partition, config.sampling.labels) == (8, "disjoint", "balanced")
