@@ -1,10 +1,9 @@
 """A base model small enough for a CPU, of the same parts as Stable Diffusion 1.5: ``python -m experiments.tiny_base``.
 
-Its weights are random: it shows that everything works, and no picture. With ``--data-root`` autoencoder and U-Net are
-trained at 32×32 on two public sets that no silo holds: CIFAR-10's photographs in that folder, and scikit-learn's
-digits, enlarged; a second folder, ``OUT-untrained``, has the same autoencoder and a U-Net of random weights, to tell
-what the U-Net's training is worth. The text encoder stays random, as it only has to tell prompts apart. Needs ``pip
-install 'fedsynth[base]'``.
+Its weights are random: it shows that everything works, and no picture. With ``--data-root`` autoencoder, U-Net and text
+encoder are trained at 32×32 on two public sets that no silo holds: CIFAR-10's photographs in that folder, and
+scikit-learn's digits, enlarged; a second folder, ``OUT-untrained``, has the same autoencoder beside random weights, to
+tell what their training is worth. Needs ``pip install 'fedsynth[base]'``.
 """
 
 from __future__ import annotations
@@ -158,30 +157,34 @@ def train_unet(
     steps: int,
     generator: torch.Generator,
 ) -> float:
-    """Train ε by prompt, a tenth with none, keep the mean of the weights, and return the last mean loss."""
+    """Train ε by prompt, a tenth with none, keep the mean of the weights, and return the last mean loss.
+
+    The text encoder is trained with it (as in Rombach et al. 2022): by random embeddings a network this small learns no
+    class.
+    """
     autoencoder, unet, scheduler = pipeline.vae, pipeline.unet, pipeline.scheduler
     latents = encoded(autoencoder, images) * autoencoder.config.scaling_factor
     known = sorted({*prompts, ""})
-    with torch.no_grad():
-        tokens = pipeline.tokenizer(known, padding="max_length", max_length=TOKENS, return_tensors="pt")
-        table = pipeline.text_encoder(tokens.input_ids)[0]
+    tokens = pipeline.tokenizer(known, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     rows, nothing = torch.tensor([known.index(prompt) for prompt in prompts]), known.index("")
-    optimiser, average, losses = torch.optim.AdamW(unet.parameters(), 1e-3), EMAModel(unet.parameters(), 0.995), []
+    trained = [*unet.parameters(), *pipeline.text_encoder.parameters()]
+    optimiser, average, losses = torch.optim.AdamW(trained, 1e-3), EMAModel(trained, 0.995), list[float]()
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, max(steps, 2))
     for _ in followed(range(steps), "U-Net:", print):
         chosen = torch.randint(len(latents), (BATCH,), generator=generator)
         labels = torch.where(torch.rand(BATCH, generator=generator) < 0.1, nothing, rows[chosen])
         noise = torch.randn(latents[chosen].shape, generator=generator)
         t = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
-        predicted = unet(scheduler.add_noise(latents[chosen], noise, t), t, table[labels]).sample
+        embeddings = pipeline.text_encoder(tokens)[0][labels]
+        predicted = unet(scheduler.add_noise(latents[chosen], noise, t), t, embeddings).sample
         loss = mse_loss(predicted, noise)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        average.step(unet.parameters())
+        average.step(trained)
         losses.append(float(loss))
-    average.copy_to(unet.parameters())
+    average.copy_to(trained)
     return fmean(losses[-100:])
 
 
@@ -200,10 +203,10 @@ def main() -> None:
     said: dict[str, Any] = {"base-model": str(options.out)}
     if options.data_root is not None:
         images, prompts = public_images(options.data_root)
-        generator = torch.Generator().manual_seed(options.seed)
-        said["autoencoder-error"] = train_autoencoder(pipeline.vae, images, options.autoencoder_steps, generator)
+        generators = [torch.Generator().manual_seed(options.seed + stage) for stage in range(2)]
+        said["autoencoder-error"] = train_autoencoder(pipeline.vae, images, options.autoencoder_steps, generators[0])
         pipeline.save_pretrained(options.out.with_name(f"{options.out.name}-untrained"))
-        said["unet-loss"] = train_unet(pipeline, images, prompts, options.steps, generator)
+        said["unet-loss"] = train_unet(pipeline, images, prompts, options.steps, generators[1])
     pipeline.save_pretrained(options.out)
     print(json.dumps(said))
 

@@ -18,8 +18,8 @@ from fedsynth.cli.stopping import StoppedError
 from fedsynth.text import printable
 
 ID_LIMIT, STOP_LIMIT = 60.0, 90.0
-"""Seconds in which Flower must say which run it has started, and in which it must stop one: on a busy machine its command
-alone takes many of them to start."""
+"""Seconds in which Flower must say which run it has started, and in which it must stop one: on a busy machine its
+command alone takes many of them to start."""
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _REPORT = re.compile(r"fedsynth \d\d:\d\d:\d\d report  (/.+)/report\.html\s*$")
