@@ -217,7 +217,7 @@ def _meet_silos(
     census = take_census(exchange, nodes, spec, most, names, codec, digest, least)
     log.names = {member.node_id: member.name for member in census} | others
     for member in census:
-        logger.info("%s: %d images, per class %s", member.name, member.num_examples, member.label_counts)
+        logger.info("%s: %d images to train on, per class %s", member.name, member.num_examples, member.label_counts)
     if policies is not None and {"epsilon", "sample"} & {*plan_of(config, spec).answers}:
         leave_out_rare_classes(policies, census, spec)
     labels = draw_labels(config, census)

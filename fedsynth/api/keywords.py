@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ def _scalar(key: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value)) if all(isinstance(one, Real | str) for one in value) else object()
-    if isinstance(value, Real | str):
+    if isinstance(value, bool | str):
         return value
+    if isinstance(value, Real):  # of NumPy, too
+        return int(value) if isinstance(value, Integral) else float(value)
     wanted = " or the class or function itself" if key in PLUGINS else ""
     raise UserError(f"{key}: an object of {type(value).__name__}: give a number, a text, true or false{wanted}")
 

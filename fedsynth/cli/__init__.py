@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from fedsynth import __version__
 from fedsynth.cli.stopping import SIGNALLED, StoppedError, stopped_by_signals
 from fedsynth.cli.streams import ending_with_its_reader, replace_what_cannot_be_shown
-from fedsynth.errors import RunError, UserError
+from fedsynth.errors import RunError, UserError, unknown_choice
 from fedsynth.logs import LONGEST_LINE, log_of_command
 from fedsynth.text import printable
 
@@ -57,6 +57,8 @@ def _run(words: Sequence[str]) -> int:
             subparser.set_defaults(words=words)
             _module(name).add_arguments(subparser)
     try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise unknown_choice("command", words[0], COMMANDS)
         options, rest = parser.parse_known_args(_with_plain_flags(words) if set(words) & set(COMMANDS) else words)
         with stopped_by_signals():
             return int(_module(options.command).execute(options, rest))

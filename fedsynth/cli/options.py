@@ -117,7 +117,7 @@ def refuse_rest(command: str, rest: Sequence[str], known: Collection[str] = ()) 
         UserError: names the first.
     """
     for word in rest:
-        hint = did_you_mean(word.split("=")[0].lstrip("-"), known)
+        hint = did_you_mean(word.split("=")[0], [f"--{name}" for name in known])
         raise UserError(f"unknown option '{word}'{hint}; 'fedsynth {command} --help' lists all")
 
 

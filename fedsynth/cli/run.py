@@ -46,6 +46,7 @@ from fedsynth.errors import RunError, UserError
 from fedsynth.files import atomic_file
 from fedsynth.locks import locked
 from fedsynth.output import RunFolder, default_name
+from fedsynth.plugins import is_plugin
 from fedsynth.spec import ImageSpec
 from fedsynth.tracking import check_tracker
 
@@ -75,15 +76,13 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
     config = _configuration(options)
     check_tracker(config.run.tracker)
     connection = _connection(options, config)
-    # A sweep has checked its runs, whose ServerApp checks again: here torch alone would take seconds of each.
-    spec = check_data(config) if connection is None and (options.dry_run or MARK not in os.environ) else None
+    home = flower_home()
+    spec = _checked(config, home, options.dry_run) if connection is None else None
     if options.dry_run:
         if connection is not None:
             print(f"program SHA-256 {program_digest()}\n  of {program_version()}")
         return _show_plan(config, spec)
-    home = flower_home()
     if connection is None:
-        refuse_if_busy(home)
         prepare_machine(home)
     resumed = Path(config.run.resume) if config.run.resume else None
     folder = RunFolder(resumed) if resumed else RunFolder.create(Path(config.run.output_dir), config.run.run_name)
@@ -112,6 +111,16 @@ def execute(options: argparse.Namespace, rest: list[str]) -> int:
         raise RunError(f"the run ended without results{failure(None if connection else output, folder.log)}")
     print(f"\nrun folder {folder.path}\nreport     {folder.report}")
     return 0
+
+
+def _checked(config: RunConfig, home: Path, dry_run: bool) -> ImageSpec | None:
+    """Check that a simulation can begin; return format and classes of its images.
+
+    None where a sweep has looked at them, and the ServerApp will: here torch alone would take seconds of each run.
+    """
+    if not dry_run:
+        refuse_if_busy(home)
+    return check_data(config) if dry_run or MARK not in os.environ else None
 
 
 def _link_options(options: argparse.Namespace) -> str:
@@ -162,7 +171,10 @@ def _show_plan(config: RunConfig, spec: ImageSpec | None) -> int:
 def refuse_if_busy(home: Path) -> None:
     """Raise UserError while a SuperLink of this ``FLWR_HOME`` is running."""
     if superlinks(home):
-        raise UserError(f"a local SuperLink of {home} is running: wait for its run, or end it with 'fedsynth stop'")
+        raise UserError(
+            f"a local SuperLink of {home} is running: wait for its run; or end it with 'fedsynth stop', and go on with"
+            " 'fedsynth run --resume' later"
+        )
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -170,6 +182,12 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     flat = config.to_run_config()
     changes: dict[str, Scalar] = {key: _absolute(str(flat[key])) for key in flat if KEYS[key].facts.path and flat[key]}
     return RunConfig.from_run_config({**flat, **changes})
+
+
+def _fixed_besides(known: RunConfig) -> tuple[str, ...]:
+    """Return the keys that a run may not change when it continues, as its own models were trained before the rounds."""
+    in_rounds = is_plugin(known.run.strategy) or hasattr(known.settings, "num_rounds")
+    return () if in_rounds else ("num-rounds", "train-steps")
 
 
 def _last_change(path: Path) -> int | None:
@@ -197,7 +215,7 @@ def configuration(
     """
     earlier, chosen = _run_to_resume(setting, chosen), {key: chosen[key] for key in chosen if key != "resume"}
     if earlier:
-        earlier.refuse_changes(chosen)
+        earlier.refuse_changes(chosen, _fixed_besides(earlier.read_config()))
     given = {**usual, **(_continued(earlier, chosen) if earlier else read_setting(setting)), **chosen}
     config = with_absolute_paths(RunConfig.from_run_config(given))
     if "num-clients" not in given:

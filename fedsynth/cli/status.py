@@ -130,5 +130,8 @@ def _ago(moment: str, now: datetime) -> str:
 def _newest(root: Path) -> RunFolder:
     runs = [path.parent for path in root.glob("*/status.json")]
     if not runs:
-        raise UserError(f"no run in '{root.absolute()}': give the folder of a run")
+        raise UserError(
+            f"no run in '{root.absolute()}': give the folder of a run; one that was just started has none before its"
+            " line 'run folder'"
+        )
     return RunFolder.open(max(runs, key=lambda path: (path / "status.json").stat().st_mtime_ns))

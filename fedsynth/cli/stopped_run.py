@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import shlex
 import socket
+import sys
 import time
 from datetime import datetime
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 from fedsynth.cli.deployment.processes import is_alive
@@ -58,7 +61,13 @@ def note_stop(folder: RunFolder, before: dict[str, Any], signal: str, options: s
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with contextlib.suppress(OSError, UserError):
             folder.write_status({**status, "state": STOPPED, "signal": signal, "resume": resume, "updated": now})
-    return f"{_reached(folder)}; go on with '{resume}'"
+    return f"{_reached(folder)}; go on with '{_as_started(resume)}'"
+
+
+def _as_started(command: str) -> str:
+    """Return a command of ours as a shell finds it: by the path that it was started by, if its name is not found."""
+    name, started = "fedsynth", Path(sys.argv[0])
+    return command if which(name) or started.name != name else shlex.quote(str(started)) + command.removeprefix(name)
 
 
 def _reached(folder: RunFolder) -> str:

@@ -177,6 +177,11 @@ def _refuse_single_answers(config: RunValues) -> None:
 def _refuse_what_is_not_replicated(config: RunValues) -> None:
     """Refuse what no certificate would speak of."""
     given = f"aggregators = '{config.replicas.aggregators}'"
+    if is_plugin(config.run.strategy):
+        raise UserError(
+            f"strategy = '{config.run.strategy}' with {given}: aggregators compute the built-in rules alone;"
+            " choose one of these, or set aggregators = 'server'"
+        )
     if config.cooperation.secure_aggregation:
         raise UserError(
             f"secure-aggregation = true with {given}: aggregators check every single update; set one of the two"

@@ -36,7 +36,9 @@ class Run(Section):
     """What is run, where it writes and how it is repeated."""
 
     strategy: StrategyName | PluginName = key("dfd", "how the silos cooperate")
-    seed: Count = key(0, "everything random follows from it", commands=MODEL_COMMANDS)
+    seed: Count = key(
+        0, "everything random follows from it, but for what private training keeps secret", commands=MODEL_COMMANDS
+    )
     num_clients: Positive = key(
         10, "number of silos; partition=natural: as many as there are", incomparable=SILOS_DIFFER
     )

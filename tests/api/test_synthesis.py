@@ -68,6 +68,12 @@ def test_lines_go_where_logging_says(caplog: pytest.LogCaptureFixture, tmp_path:
     assert "error: " in caplog.text
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = flat({"num_clients": np.int64(3), "alpha": np.float32(0.5), "evaluate": False})
+    assert found == {"num-clients": 3, "alpha": 0.5, "evaluate": False}
+    assert [type(value) for value in found.values()] == [int, float, bool]
+
+
 def test_keywords_go_before_a_file_and_speak_python(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('strategy = "fedavg"\nnum-clients = 7\n')
     with pytest.raises(UserError, match=r"min-replies = 9: must be <= num-clients = 8"):

@@ -19,7 +19,7 @@ from fedsynth.cli.sweeps.sweep_manifest import Entry, write_manifest
 from fedsynth.errors import RunError, UserError
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["ru"]])
+@pytest.mark.parametrize("words", [["--help"], []])
 def test_help_lists_every_command_and_others_are_an_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -30,6 +30,11 @@ def test_help_lists_every_command_and_others_are_an_error(words: list[str], caps
     else:
         assert stopped.value.code == 2
         assert "usage: fedsynth" in printed.err
+
+
+def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rum", "--seed", "1"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'rum': did you mean 'run'? (known: run, ")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,16 @@ def test_more_rounds_bring_steps_in_proportion(
     assert flower.settings["train-steps"] == steps
 
 
+def test_models_of_silos_that_are_trained_already_are_trained_no_longer(
+    flower: FakeFlower, earlier: RunFolder, refused: Callable[..., str]
+) -> None:
+    settings = RunConfig.from_run_config({"strategy": "dfd", "state-dir": str(config_of(earlier)["state-dir"])})
+    earlier.write_config({"config": settings.to_run_config(), "resolved": []})
+    said = refused("run", "--resume", "runs/first", "--train-steps", "50")
+    assert "train-steps = 50: the run to resume has 400, and it may change only with a strategy that has" in said
+    assert flower.commands == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -106,7 +116,7 @@ def test_more_rounds_bring_steps_in_proportion(
         ("--resume runs/first --num-rounds four", "num-rounds = 'four': must be"),
         ("--resume runs/first --num-rounds 0", "num-rounds = 0: must be"),
         ("--resume runs/first --num-rounds true", "num-rounds = True: must be"),
-        ("--resume runs/first --sede 1", "unknown option '--sede': did you mean 'seed'?"),
+        ("--resume runs/first --sede 1", "unknown option '--sede': did you mean '--seed'?"),
         ("--resume runs/first --run-name new", "run-name = 'new': a run continues in its own folder; leave out --run"),
         ("--resume runs/first --output-dir out", "output-dir = 'out': a run continues in its own folder; leave out"),
         ("--resume runs/frist", "runs/frist' is no run folder (it holds no config.json): give the folder of a run"),

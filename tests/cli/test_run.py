@@ -157,9 +157,9 @@ def test_help_describes_every_key_those_of_the_chosen_strategy_first(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--stratgy dfd", "unknown option '--stratgy': did you mean 'strategy'?"),
+        ("--stratgy dfd", "unknown option '--stratgy': did you mean '--strategy'?"),
         ("--strat dfd", "unknown option '--strat'"),
-        ("--seeds=3", "unknown option '--seeds=3': did you mean 'seed'?"),
+        ("--seeds=3", "unknown option '--seeds=3': did you mean '--seed'?"),
         ("--xyzzy", "unknown option '--xyzzy'; 'fedsynth run --help' lists all"),
         ("a.toml b.toml", "unknown option 'b.toml'"),
         ("--seed three", "seed = 'three': must be"),

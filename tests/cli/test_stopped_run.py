@@ -34,11 +34,14 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])
-def test_a_stopped_run_says_by_what_and_how_to_go_on(state: str, folder: RunFolder) -> None:
+def test_a_stopped_run_says_by_what_and_how_to_go_on(
+    state: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its server may have called it failed, when it saw its workers die."""
     folder.append_metrics({"round": 1})
     folder.append_metrics({"round": 2})
     folder.write_status({**RUNNING, "state": state, "error": "ActorDiedError"})
+    monkeypatch.setattr("fedsynth.cli.stopped_run.which", lambda name: "/usr/bin/fedsynth")
     said = note_stop(folder, {**RUNNING, "round": 1}, "SIGTERM", " --superlink link")
     resume = f"fedsynth run --resume '{folder.path}' --superlink link"
     assert said == f"the run stands after round 2; go on with '{resume}'"
@@ -47,6 +50,14 @@ def test_a_stopped_run_says_by_what_and_how_to_go_on(state: str, folder: RunFold
     noted = "fedsynth run --resume 'a run' --superlink link"
     expected = {**RUNNING, "state": "stopped", "signal": "SIGTERM", "resume": noted}
     assert status == {key: value for key, value in expected.items() if key != "updated"}
+
+
+def test_it_goes_on_with_the_program_that_was_started(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_status(RUNNING)
+    monkeypatch.setattr("fedsynth.cli.stopped_run.which", lambda name: None)
+    monkeypatch.setattr("sys.argv", [".venv/bin/fedsynth", "run"])
+    assert f"go on with '.venv/bin/fedsynth run --resume '{folder.path}''" in note_stop(folder, {}, "SIGTERM")
+    assert read_state(folder)["resume"] == "fedsynth run --resume 'a run'"
 
 
 def test_before_the_first_round_ends_it_starts_there_again(folder: RunFolder) -> None:

@@ -243,7 +243,7 @@ def test_who_ends_the_sweep_ends_its_run_with_all_its_processes(
 def test_nothing_starts_before_options_and_the_data_of_all_runs_are_sound(
     place: Path, refused: Callable[..., str]
 ) -> None:
-    assert "unknown option '--dry-rum': did you mean 'dry-run'?" in refused("sweep", "s.toml", "--dry-rum")
+    assert "unknown option '--dry-rum': did you mean '--dry-run'?" in refused("sweep", "s.toml", "--dry-rum")
     (place / "s.toml").write_text(TEXT + 'dataset = "mnist"\ndata-root = "nowhere"\n')
     assert "averaging, seed 0: MNIST is missing or damaged" in refused("sweep", "s.toml")
 

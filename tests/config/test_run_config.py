@@ -306,3 +306,9 @@ class TestRecipe:
 
 def test_version_is_the_projects() -> None:
     assert __version__ == PROJECT["project"]["version"]
+
+
+def test_aggregators_compute_no_plug_in() -> None:
+    given = {"strategy": "mine:Own", "aggregators": "silos", "num-clients": 4}
+    with pytest.raises(UserError, match="strategy = 'mine:Own' with aggregators = 'silos': aggregators compute the"):
+        RunConfig.from_run_config(given)

@@ -136,7 +136,7 @@ def test_partition_is_written_as_the_silos_see_it(done: Run) -> None:
         silo = federation.silo(k, config)
         assert client["label-counts"] == (silo.train.label_counts() + silo.holdout.label_counts()).tolist()
         trained_on = silo.train.label_counts().tolist()
-        assert f"silo-{k}: {sum(trained_on)} images, per class {trained_on}" in folder.log.read_text()
+        assert f"silo-{k}: {sum(trained_on)} images to train on, per class {trained_on}" in folder.log.read_text()
 
 
 def test_report_and_log_tell_of_the_run(done: Run) -> None:
