@@ -6,7 +6,7 @@ FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled once here: where Python may not write its caches, every process would compile torch and diffusers again.
-UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
+UV := $(BIN)/uv pip install $(if $(CI),--quiet) --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 # Processes that share the unit tests, and the deployments, which mostly wait.
 WORKERS ?= 2
 DEPLOYMENTS ?= 3

@@ -71,6 +71,10 @@ def _chosen(rows: Sequence[SweepRow], label: str | None) -> SweepRow | None:
 def _text(rows: Sequence[SweepRow], against: SweepRow | None, kind: str) -> str:
     if kind == "csv":
         return as_csv(rows, against)
+    begun = [row for row in rows if row.begun or row is against] or rows
+    waiting = ", ".join(row.label for row in rows if row not in begun)
+    rows = begun
     warnings = comparability_warnings([row.group for row in rows if row.group.runs])
-    notes = [*table_notes(rows), *warnings]
+    left_out = [f"no run of these rows has been started: {waiting}"] if waiting else []
+    notes = [*table_notes(rows), *left_out, *warnings]
     return (latex if kind == "latex" else markdown)(paper_tables(rows, against), notes)

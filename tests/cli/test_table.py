@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_missing_and_failed_runs_are_said_in_their_row(tmp_path: Path, capsys: p
         " run"
     )
     assert averaging[FD] == "-"
+
+
+def test_rows_that_nobody_has_started_are_one_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "s"
+    entries = make_sweep(root, VALUES)
+    for seed in (0, 1, 2):
+        shutil.rmtree(root / f"averaging-{seed}")
+    rewrite(root, [*entries[:3], *(replace(entry, status="waiting") for entry in entries[3:])])
+    printed = printed_table(capsys, root)
+    assert "no run of these rows has been started: averaging" in printed
+    assert not any(line.startswith("| averaging") for line in printed.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ MEMORISATION = [
 ]
 PRIVACY = [
     Measure("privacy-epsilon"),
+    Measure("copied-share", bases=("memorisation-space",)),
     Measure("epsilon-membership-auc"),
     Measure("epsilon-membership-auc-highest"),
     Measure("released-membership-auc", bases=("memorisation-space",)),

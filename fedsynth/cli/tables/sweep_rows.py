@@ -22,11 +22,13 @@ class SweepRow:
         group: Its runs that have results; perhaps none.
         planned: Number of runs it should have.
         gaps: Of each run that it lacks, which and why.
+        begun: Whether any of its runs has been started.
     """
 
     group: RunGroup
     planned: int
     gaps: tuple[str, ...]
+    begun: bool = True
 
     @property
     def label(self) -> str:
@@ -78,7 +80,7 @@ def paired_differences(row: SweepRow, against: SweepRow, measure: Measure) -> tu
 
 
 def _row(label: str, members: Sequence[Entry], folder: Path) -> SweepRow:
-    runs, gaps = [], []
+    runs, gaps, begun = [], [], False
     for entry in members:
         path = folder / entry.folder
         run = read_runs([path])[0] if (path / "config.json").is_file() else None
@@ -86,7 +88,9 @@ def _row(label: str, members: Sequence[Entry], folder: Path) -> SweepRow:
             runs.append(run)
         else:
             gaps.append(f"seed {entry.seed} {_why_missing(entry, run)}")
-    return SweepRow(RunGroup(label, tuple(sorted(runs, key=lambda run: run.seed))), len(members), tuple(gaps))
+            begun |= run is not None or entry.status in ("failed", "finished")
+    group = RunGroup(label, tuple(sorted(runs, key=lambda run: run.seed)))
+    return SweepRow(group, len(members), tuple(gaps), begun or bool(runs))
 
 
 def _why_missing(entry: Entry, run: Run | None) -> str:

@@ -20,11 +20,19 @@ from fedsynth.units import show
 
 INCEPTION = "inception-v3-compat"
 _CLASSIFIERS = {"logistic-regression": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet"}
-_SHORT = {"precision": "P", "recall": "R", "density": "D", "coverage": "C", "inception-score": "IS"}
+_SHORT = {
+    "kernel-distance": "KD",
+    "precision": "P",
+    "recall": "R",
+    "density": "D",
+    "coverage": "C",
+    "inception-score": "IS",
+}
 _ARROWS = {"higher": " ↑", "lower": " ↓"}
-_LIKENESS = ("frechet-distance", "precision", "recall", "density", "coverage")
+_LIKENESS = ("frechet-distance", "kernel-distance", "precision", "recall", "density", "coverage")
 _TOLD = {
     "privacy-epsilon": "ε",
+    "copied-share": "near-copies",
     "epsilon-membership-auc": "AUC, models",
     "epsilon-membership-auc-highest": "AUC, model that shows most",
     "released-membership-auc": "AUC, images",
