@@ -41,7 +41,7 @@ def test_prompts_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
     expected, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
     assert torch.equal(found, expected)
     assert not torch.allclose(found[0], found[1])
-    with pytest.raises(UserError, match=r"prompt 'x{80}' has \d+ tokens, at most 77: give a shorter one"):
+    with pytest.raises(UserError, match=r"prompt 'x{80}' has \d+ tokens, at most 24: give a shorter one"):
         encode_prompts(folder_of(tmp_path), ["x" * 80])
     before = digest_of_text(folder_of(tmp_path))
     build(seed=1).text_encoder.save_pretrained(tmp_path / "text_encoder")
