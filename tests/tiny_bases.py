@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from tiny_autoencoders import kl_of
 
+from fedsynth.config import RunConfig
 from fedsynth.latent.conditions import TABLE, write_conditions
 
 TOKENS, WIDTH = 3, 8
 CLASSES = tuple("0123456789")
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+
+
+def config_of(folder: Path | str, **changes: Any) -> RunConfig:
+    """A run with a base model, in which silos keep what they train; changes in snake case."""
+    given = {name.replace("_", "-"): value for name, value in changes.items()}
+    return RunConfig.from_run_config({"base-model": str(folder), "strategy": "pooled", **given})
 
 
 def unet_of(seed: int = 0, **settings: object) -> UNet2DConditionModel:

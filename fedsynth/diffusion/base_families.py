@@ -18,13 +18,13 @@ from fedsynth.diffusion.codec import Codec
 from fedsynth.diffusion.denoiser import LabelledTransformer, PromptedUNet
 from fedsynth.errors import UserError
 from fedsynth.latent.conditions import NOTHING, PROMPTS, digest_of_text, prompts_of, read_conditions
-from fedsynth.latent.folder import ModelFolder
+from fedsynth.latent.folder import MAX_NUMBER, ModelFolder
 from fedsynth.seeding import make_generator
 
 KEY = "base-model"
 INDEX_FILE = "model_index.json"
-MAX_SIDE = 1024
-"""Of the latents that a transformer was made for."""
+_WHOLE = {"sample_size": (32, 1024), "patch_size": (2, 64), "num_embeds_ada_norm": (1000, MAX_NUMBER)}
+"""Settings of a transformer -> what they are where nothing is said, and at most."""
 FRESH = 0.02
 """Standard deviation of the embeddings of classes as DiT draws them (Peebles & Xie 2023, arXiv 2212.09748)."""
 _TABLE = ".class_embedder.embedding_table.weight"
@@ -197,11 +197,10 @@ class LabelledBase(BaseModel):
     @classmethod
     def facts(cls, folder: ModelFolder, settings: Mapping[str, Any]) -> str:
         """Return the names of its classes, and what calls the run's by them."""
-        side, classes = settings.get("sample_size", 32), settings.get("num_embeds_ada_norm", 1000)
-        if not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
-            raise folder.error(f"sample_size = {side!r:.60}: must be a whole number from 1 to {MAX_SIDE}")
-        if not (isinstance(classes, int) and classes >= 1):
-            raise folder.error(f"num_embeds_ada_norm = {classes!r:.60}: must be the number of its classes")
+        for name, (usual, most) in _WHOLE.items():
+            value = settings.get(name, usual)
+            if not (isinstance(value, int) and 1 <= value <= most):
+                raise folder.error(f"{name} = {value!r:.60}: must be a whole number from 1 to {most}")
         return repr((sorted(labels_of(folder).items()), _own_names(folder)))
 
     def shapes_for(self, classes: int) -> dict[str, Shape]:

@@ -68,7 +68,9 @@ def save_model(
         FineTunedPipeline(network.unet, scheduler, classes, **codec.saved).save_pretrained(folder)
         save_file({"conditions": network.conditions.cpu().contiguous()}, folder / CONDITIONS_FILE)
     elif isinstance(network, LabelledTransformer):
-        FineTunedTransformerPipeline(network.transformer, scheduler, classes, **codec.saved).save_pretrained(folder)
+        FineTunedPipeline(None, scheduler, classes, **codec.saved, transformer=network.transformer).save_pretrained(
+            folder
+        )
     else:
         ClassConditionalDDPMPipeline(network, scheduler, tuple(classes), **codec.saved).save_pretrained(folder)
 
@@ -96,14 +98,16 @@ class FineTunedPipeline(DiffusionPipeline):
     """What a run trained of a base model; it holds no autoencoder, and draws nothing.
 
     Args:
-        unet: the base's U-Net with other weights; None: what was trained are adapters beside it.
+        unet: the base's U-Net with other weights; None: what was trained are adapters beside it, or a transformer.
         scheduler: noise schedule and prediction.
         classes: class names, in label order.
         codec: digest of autoencoder and scale, as :attr:`fedsynth.diffusion.codec.Codec.digest`.
         image_channels: of the images.
+        transformer: that of a base model of classes with other weights, whose tables hold the run's classes and one row
+            for none.
     """
 
-    _optional_components: ClassVar[list[str]] = ["unet"]
+    _optional_components: ClassVar[list[str]] = ["unet", "transformer"]
 
     def __init__(
         self,
@@ -112,30 +116,10 @@ class FineTunedPipeline(DiffusionPipeline):
         classes: Sequence[str] = (),
         codec: str = "",
         image_channels: int = 3,
+        transformer: DiTTransformer2DModel | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(classes=list(classes), codec=codec, image_channels=image_channels)
-
-
-class FineTunedTransformerPipeline(DiffusionPipeline):
-    """The same of a base model of classes.
-
-    Args:
-        transformer: the base's with other weights, whose tables hold the run's classes and one row for none.
-        scheduler, classes, codec, image_channels: as of :class:`FineTunedPipeline`.
-    """
-
-    def __init__(
-        self,
-        transformer: DiTTransformer2DModel,
-        scheduler: SchedulerMixin,
-        classes: Sequence[str] = (),
-        codec: str = "",
-        image_channels: int = 3,
-    ) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, transformer=transformer)
         self.register_to_config(classes=list(classes), codec=codec, image_channels=image_channels)
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from tiny_bases import CLASSES, SCHEDULE, embeddings_of, unet_of, write_base
+from tiny_bases import CLASSES, SCHEDULE, config_of, embeddings_of, unet_of, write_base
 
-from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, count_parameters, initial_unet, make_scheduler, settle_base_model
 from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.diffusion.denoiser import PromptedUNet
@@ -33,11 +32,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(base: Path, tmp_path: Path) -> Path:
     return shutil.copytree(base, tmp_path / "copy")
-
-
-def config_of(folder: Path | str, **changes: Any) -> RunConfig:
-    given = {name.replace("_", "-"): value for name, value in changes.items()}
-    return RunConfig.from_run_config({"base-model": str(folder), "strategy": "pooled", **given})
 
 
 def change(path: Path, **settings: object) -> None:

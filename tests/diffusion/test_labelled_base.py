@@ -12,9 +12,8 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
-from tiny_bases import CLASSES, transformer_of, write_labelled_base
+from tiny_bases import CLASSES, config_of, transformer_of, write_labelled_base
 
-from fedsynth.config import RunConfig
 from fedsynth.diffusion import codec_of, count_parameters, initial_unet, settle_base_model
 from fedsynth.diffusion.base_model import read_base_model
 from fedsynth.diffusion.denoiser import LabelledTransformer
@@ -37,11 +36,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(base: Path, tmp_path: Path) -> Path:
     return shutil.copytree(base, tmp_path / "copy")
-
-
-def config_of(folder: Path, **changes: Any) -> RunConfig:
-    given = {name.replace("_", "-"): value for name, value in changes.items()}
-    return RunConfig.from_run_config({"base-model": str(folder), "strategy": "pooled", **given})
 
 
 def network_of(folder: Path, spec: ImageSpec = SPEC, **changes: Any) -> LabelledTransformer:
@@ -156,6 +150,11 @@ def _huge(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": 10**6}))
 
 
+def _patchless(folder: Path) -> None:
+    path = folder / "transformer/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": 0}))
+
+
 def _pickled(folder: Path) -> None:
     path = folder / "transformer/diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
@@ -168,6 +167,7 @@ def _pickled(folder: Path) -> None:
         (_short_table, "a table of classes has shape (3, 16), not a row for each of its classes and one for none"),
         (_other_channels, "its network takes 2 channels and answers 3, and latents have 2"),
         (_huge, "sample_size = 1000000: must be a whole number from 1 to 1024"),
+        (_patchless, "patch_size = 0: must be a whole number from 1 to 64"),
         (_pickled, "pickled weights are not read, as they can run code"),
     ],
 )
